@@ -1,0 +1,72 @@
+# Every target works as the first command after a clone: what it needs is installed into .venv, once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
+SUBJECT ?= car-one
+
+# The caller's VIRTUAL_ENV or PYTHONPATH must not leak other packages into ours.
+unexport PYTHONPATH VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check fix bench clean
+
+help: ## Show what can be made
+	@echo "Usage: make TARGET"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED) ## Create .venv and install everything into it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@python=""; \
+	for candidate in $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	    if command -v $$candidate >/dev/null 2>&1 && \
+	        $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        python=$$candidate; break; \
+	    fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "Python 3.11 or newer is needed and none was found; install it, or say where it is: make PYTHON=/path/to/python3" >&2; \
+	    exit 2; \
+	fi; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    echo "[1/3] Creating $(VENV) with $$($$python --version)"; \
+	    $$python -m venv --clear $(VENV) || { \
+	        echo "Could not create $(VENV); on Debian and Ubuntu, 'apt install python3-venv' brings what is missing" >&2; \
+	        exit 2; \
+	    }; \
+	else \
+	    echo "[1/3] Using $(VENV), which is there already"; \
+	fi
+	@# torch goes first and by the constraints file, so that the build that is found here is the one all others get.
+	@echo "[2/3] Installing torch (the largest download)"
+	@$(PIP) torch
+	@echo "[3/3] Installing Ray, DeepSpeed, diffusers, MLflow and this project (some minutes the first time)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+	@echo "Installed."
+
+demo: $(INSTALLED) ## Fine-tune the built-in miniature on one of its subjects; pictures go to output/demo/
+	$(BIN)/dreambooth run --set subject.name=$(SUBJECT) \
+	    --set cluster.num_workers=2 --set zero.stage=2 --set storage.run=output/demo
+
+test: $(INSTALLED) ## Run the unit tests, then the integration tests
+	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/integration
+
+check: $(INSTALLED) ## Lint, check the format, check the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(INSTALLED) ## Repair what ruff can repair, and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## Measure loop efficiency, prior speed-up and start-up; figures go to output/bench/main.json
+	$(BIN)/python tests/bench/main.py
+
+clean: ## Remove caches and build products, but neither .venv nor output
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find dreambooth pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Orchestration of the method: the only importer of Ray, DeepSpeed and MLflow."""
