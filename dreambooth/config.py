@@ -1,0 +1,294 @@
+"""Everything a run is told, as frozen models, and all validation of it.
+
+Defaults are for Stable Diffusion; `MINIATURE` holds what differs for the built-in base model. A configuration comes from
+YAML with dotted overrides (`load_config`), and whatever is wrong with it is an `InputError` before any work starts.
+"""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+
+from dreambooth.errors import InputError
+from dreambooth.subject import Frozen, PromptTemplates, Subject, Words
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+def _check_resolution(resolution: int) -> int:
+    if resolution < 16 or resolution % 8:
+        raise ValueError(f"expected a multiple of 8, at least 16, got {resolution}")
+    return resolution
+
+
+Resolution = Annotated[int, AfterValidator(_check_resolution)]
+
+
+class ImagesConfig(Frozen):
+    """How instance images become squares of pixels."""
+
+    resolution: Resolution | None = Field(None, description="side in pixels; None: what the base model was trained at")
+    crop: Literal["center", "random"] = "center"
+    crops_per_image: Positive = Field(8, description="how many random crops of an image are encoded; center has one")
+    flip: bool = Field(False, description="also train on mirrored images; wrong for subjects with a left and a right")
+    max_pixels: Positive = Field(50_000_000, description="larger images are refused before they are decoded")
+
+
+class PriorConfig(Frozen):
+    """The class images of prior preservation (paper, section 3.2)."""
+
+    prior_loss_weight: float = Field(1.0, ge=0, description="the paper's lambda; 0 turns prior preservation off")
+    num_class_images: Positive = 200
+    num_inference_steps: Positive = 25
+    guidance_scale: float = Field(7.5, ge=1)
+    batch_size: Positive = Field(8, description="images sampled together; part of the set's key")
+    num_actors: Positive | None = Field(None, description="parallel samplers; None: as many as the cluster has room for")
+    seed: NotNegative = 0
+
+    @property
+    def enabled(self) -> bool:
+        """Whether class images take part at all."""
+        return self.prior_loss_weight > 0
+
+
+class TrainConfig(Frozen):
+    """The fine-tuning of denoiser and text encoder."""
+
+    max_train_steps: Positive = 1000
+    micro_batch_size: Positive = Field(1, description="instance/class pairs per worker and micro step")
+    gradient_accumulation_steps: Positive = 1
+    train_text_encoder: bool = True
+    learning_rate: Rate = Field(5e-6, description="of the denoiser")
+    text_encoder_learning_rate: Rate | None = Field(None, description="None: the same as learning_rate")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    lr_warmup_steps: NotNegative = 0
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    mixed_precision: Literal["auto", "bf16", "no"] = Field("auto", description="auto: bf16 on GPUs that have it")
+    gradient_checkpointing: bool = False
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="None: no moving average; else it is what is exported")
+    min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting (arXiv 2303.09556); 5 is usual")
+    noise_offset: float = Field(0.0, ge=0, description="standard deviation of a per-channel shift of the noise")
+    seed: NotNegative = 0
+    log_every: Positive = 1
+    checkpoint_every: Positive = 200
+    validate_every: Positive | None = Field(None, description="steps between validation samples; None: only at the end")
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> Self:
+        if self.lr_warmup_steps >= self.max_train_steps and self.lr_warmup_steps > 0:
+            raise ValueError(
+                f"lr_warmup_steps is {self.lr_warmup_steps}, but there are only {self.max_train_steps} max_train_steps"
+            )
+        return self
+
+    @property
+    def learning_rates(self) -> tuple[float, float]:
+        """Learning rates of (denoiser, text encoder)."""
+        text_encoder = self.text_encoder_learning_rate
+        return self.learning_rate, self.learning_rate if text_encoder is None else text_encoder
+
+
+class ZeroConfig(Frozen):
+    """DeepSpeed's ZeRO (arXiv 1910.02054)."""
+
+    stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = Field(False, description="keep optimizer states in host memory")
+
+
+class ClusterConfig(Frozen):
+    """Which Ray cluster, and how much of it one subject takes."""
+
+    address: str | None = Field(None, description="None: start Ray here; 'auto' or an address: join that cluster")
+    num_workers: Positive = 1
+    use_gpu: bool | Literal["auto"] = "auto"
+    cpus_per_worker: Positive = 1
+    max_failures: NotNegative = Field(2, description="how often a worker group is started again after a failure")
+
+
+class StorageConfig(Frozen):
+    """Where results go: a local path or any address that fsspec knows."""
+
+    root: str = "output"
+    run: str | None = Field(None, description="folder of this run; None: <root>/<subject name>")
+    prior: str | None = Field(None, description="folder of the shared class-image sets; None: <root>/prior")
+
+
+class TrackingConfig(Frozen):
+    """MLflow."""
+
+    uri: str | None = Field(None, description="tracking address; None: sqlite:///mlflow.db in the working folder")
+    experiment: str = "dreambooth"
+    register_model: bool = True
+    registered_model_name: str | None = Field(None, description="None: dreambooth-<subject name>")
+
+
+class EvaluationConfig(Frozen):
+    """The samples a person looks at, and the similarities measured on them."""
+
+    prompts: tuple[Words, ...] = Field(
+        (
+            "a photo of [V] {class_noun}",
+            "a photo of [V] {class_noun} on the beach",
+            "a photo of [V] {class_noun} in the snow",
+            "a photo of [V] {class_noun} in the jungle",
+            "a photo of [V] {class_noun} on a cobblestone street",
+        ),
+        min_length=1,
+        description="[V] stands for the identifier, {class_noun} for the class noun",
+    )
+    images_per_prompt: Positive = 4
+    num_inference_steps: Positive = 25
+    guidance_scale: float = Field(7.5, ge=1)
+    seed: NotNegative = 1
+    image_encoder: str | None = Field(
+        None, description="ViT for similarities; None: the miniature's for the miniature, else facebook/dino-vits16"
+    )
+
+
+class DreamBoothConfig(Frozen):
+    """One subject, end to end."""
+
+    subject: Subject
+    base_model: Words = Field("miniature", description="'miniature', a diffusers directory (any address), or a hub id")
+    revision: str | None = Field(None, description="of a hub id")
+    engine: Literal["auto", "torch", "deepspeed"] = "auto"
+    prompts: PromptTemplates = PromptTemplates()
+    images: ImagesConfig = ImagesConfig()
+    prior: PriorConfig = PriorConfig()
+    train: TrainConfig = TrainConfig()
+    zero: ZeroConfig = ZeroConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    storage: StorageConfig = StorageConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def run_uri(self) -> str:
+        """Where everything of this run is written."""
+        return self.storage.run or f"{self.storage.root.rstrip('/')}/{self.subject.name}"
+
+    @property
+    def prior_uri(self) -> str:
+        """Where class-image sets are shared."""
+        return self.storage.prior or f"{self.storage.root.rstrip('/')}/prior"
+
+    @property
+    def model_name(self) -> str:
+        """Name in the model registry."""
+        return self.tracking.registered_model_name or f"dreambooth-{self.subject.name}"
+
+
+MINIATURE: dict[str, Any] = {
+    "prior": {"num_class_images": 50, "num_inference_steps": 20, "guidance_scale": 4.0},
+    "train": {"max_train_steps": 200, "learning_rate": 1e-4, "checkpoint_every": 100},
+    "evaluation": {
+        "prompts": [
+            "a photo of [V] {class_noun}",
+            "a photo of [V] {class_noun} on the beach",
+            "a photo of [V] {class_noun} in the snow",
+            "a photo of [V] {class_noun} in the forest",
+            "a photo of [V] {class_noun} on the grass",
+        ],
+        "num_inference_steps": 20,
+        "guidance_scale": 4.0,
+    },
+}
+"""What differs from the defaults for `base_model: miniature`; a user's own settings go over it."""
+
+
+def config_hash(*parts: BaseModel | str) -> str:
+    """First 16 hex digits of the sha256 of settings, in canonical JSON: the same settings, the same name."""
+    plain = [part if isinstance(part, str) else part.model_dump(mode="json") for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) -> DreamBoothConfig:
+    """Read a configuration from YAML (or a mapping) and dotted overrides such as `train.max_train_steps=400`.
+
+    Raises InputError for a file that can't be read, an unknown setting (with the nearest known one) or a wrong value.
+    """
+    settings = _read_yaml(source) if isinstance(source, Path) else source
+    for override in overrides:
+        settings = _merge(settings, parse_override(override))
+    if settings.get("base_model", "miniature") == "miniature":
+        settings = _merge(MINIATURE, settings)
+    try:
+        return DreamBoothConfig.model_validate(settings)
+    except ValidationError as error:
+        raise InputError(explain(error, DreamBoothConfig)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"can't read the configuration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} should hold settings such as 'base_model: miniature', got {type(settings).__name__}")
+    return settings
+
+
+def parse_override(override: str) -> dict[str, Any]:
+    """Turn 'a.b=c' into {'a': {'b': c}}, the value read as YAML."""
+    path, separator, text = override.partition("=")
+    if not separator or not all(path.strip().split(".")):
+        raise InputError(f"--set takes a.b=value, such as train.max_train_steps=400; got {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    for key in reversed(path.strip().split(".")):
+        value = {key: value}
+    return dict(value)
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """One line a fault: where it is, what was expected, what was got, and for an unknown setting the nearest one."""
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = _settings(root)
+            close = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
+            if not close:
+                leaf = where.rsplit(".", 1)[-1]
+                close = [name for name in known if name.rsplit(".", 1)[-1] == leaf][:1]
+            hint = f"; did you mean {close[0]}?" if close else "; 'dreambooth settings' lists all"
+            lines.append(f"unknown setting {where}{hint}")
+        elif fault["type"] == "missing":
+            lines.append(f"{where} is missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            got = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
+            lines.append(f"{where}: {message[0].lower()}{message[1:]}{got}" if where else message)
+    return "\n".join(lines)
+
+
+def _settings(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in model.model_fields.items():
+        dotted = f"{prefix}{field.alias or name}"
+        names.append(dotted)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _settings(field.annotation, f"{dotted}.")
+    return names

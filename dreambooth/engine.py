@@ -1,0 +1,160 @@
+"""The Engine protocol, and TorchEngine, the reference.
+
+An engine owns backward and step: dividing by the accumulation steps, averaging over ranks, clipping, the learning rate,
+the moving average, and saving all of that. The loop owns everything else.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from dreambooth.batches import Batch
+from dreambooth.config import TrainConfig
+from dreambooth.ema import Ema
+from dreambooth.losses import Losses
+from dreambooth.model import DreamBoothModel
+from dreambooth.optimizer import build_lr_scheduler, build_optimizer
+
+
+class Engine(Protocol):
+    """What `fit` needs of whatever trains the model."""
+
+    rank: int
+    world_size: int
+
+    def __call__(self, batch: Batch) -> Losses:
+        """Losses of this rank's batch."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of `loss`, divided by the accumulation steps."""
+
+    def step(self) -> None:
+        """At the accumulation boundary: average over ranks, clip, update, schedule. Between: nothing."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over all ranks."""
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient before clipping."""
+
+    @property
+    def learning_rates(self) -> Sequence[float]:
+        """Of the denoiser and, where it is trained, the text encoder."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What is exported, whole, fp32 and on the CPU, on rank 0; empty elsewhere. Every rank has to call it."""
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's part of a checkpoint. Every rank has to call it."""
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote on as many ranks."""
+
+
+class TorchEngine:
+    """Plain PyTorch: AdamW on fp32 parameters, gradients averaged over ranks at the accumulation boundary."""
+
+    def __init__(self, model: DreamBoothModel, config: TrainConfig, device: str = "cpu") -> None:
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.device = device
+        self.model = model.to(device)
+        self.config = config
+        self.optimizer = build_optimizer(model, config)
+        self.lr_scheduler = build_lr_scheduler(self.optimizer, config)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.ema = None if config.ema_decay is None else Ema(self.parameters, config.ema_decay)
+        self._micro_steps = 0
+        self._grad_norm = torch.zeros(())
+
+    def __call__(self, batch: Batch) -> Losses:
+        """Losses of this rank's batch."""
+        losses: Losses = self.model(*(part.to(self.device, non_blocking=True) for part in batch))
+        return losses
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of `loss`, divided by the accumulation steps."""
+        (loss / self.config.gradient_accumulation_steps).backward()
+        self._micro_steps += 1
+
+    def step(self) -> None:
+        """Update at the accumulation boundary."""
+        if self._micro_steps % self.config.gradient_accumulation_steps:
+            return
+        if self.world_size > 1:
+            self._average_gradients()
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+
+    def _average_gradients(self) -> None:
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(averaged.view_as(gradient))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over all ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values / self.world_size
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient before clipping."""
+        return float(self._grad_norm)
+
+    @property
+    def learning_rates(self) -> Sequence[float]:
+        """Of the denoiser and, where it is trained, the text encoder."""
+        return [float(rate) for rate in self.lr_scheduler.get_last_lr()]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trained parameters, or their moving average."""
+        if self.rank:
+            return {}
+        with self._exported():
+            return {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self.model.named_parameters()}
+
+    @contextmanager
+    def _exported(self) -> Iterator[None]:
+        with nullcontext() if self.ema is None else self.ema.applied():
+            yield
+
+    def save(self, directory: Path) -> None:
+        """Write parameters, optimizer and schedule; ranks hold the same, so rank 0 writes for all."""
+        if self.rank:
+            return
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "lr_scheduler": self.lr_scheduler.state_dict(),
+                "micro_steps": self._micro_steps,
+                "ema_steps": self.ema.steps if self.ema else 0,
+            },
+            directory / "engine.pt",
+        )
+        if self.ema is not None:
+            self.ema.save(directory / "ema.safetensors")
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote."""
+        state = torch.load(directory / "engine.pt", map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self._micro_steps = state["micro_steps"]
+        if self.ema is not None:
+            self.ema.load(directory / "ema.safetensors", state["ema_steps"])

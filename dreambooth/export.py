@@ -1,0 +1,78 @@
+"""Fine-tuned weights become a diffusers directory, and are proven to be in it."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+COMPONENTS = {"denoiser": "unet", "text_encoder": "text_encoder"}
+"""Where the parts of `DreamBoothModel` live in a pipeline directory."""
+
+_WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
+
+
+def export_pipeline(base: Path, state: Mapping[str, Tensor], target: Path, *, dtype: torch.dtype) -> None:
+    """Write a diffusers directory: the base's files, with the trained components' weights put in, as `dtype`.
+
+    `state` is an engine's state_dict. Raises ValueError when its names are not exactly those of the base's weights: a
+    component that is trained is trained in all its layers.
+    """
+    trained = _by_component(base, state)
+    shutil.copytree(base, target, ignore=_ignore_weights_of(trained), dirs_exist_ok=True)
+    for component, tensors in trained.items():
+        on_disk = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+        (target / component).mkdir(parents=True, exist_ok=True)
+        save_file(on_disk, target / component / _WEIGHTS[component], {"format": "pt"})
+
+
+def verify_export(directory: Path, base: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
+    """Read a published directory and compare it with the trained weights, tensor by tensor.
+
+    Raises ValueError naming the first tensor that is missing or differs.
+    """
+    for component, tensors in _by_component(base, state).items():
+        stored = load_file(directory / component / _WEIGHTS[component])
+        for name, tensor in tensors.items():
+            if name not in stored:
+                raise ValueError(f"{directory / component} lacks {name}, which was trained")
+            if not torch.equal(stored[name], tensor.to(dtype)):
+                raise ValueError(f"{name} in {directory / component} is not what was trained")
+
+
+def _by_component(base: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Split a state_dict by component, under the names that the base's own files use."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        owner, _, rest = name.partition(".")
+        parts.setdefault(COMPONENTS[owner], {})[rest] = tensor
+    return {component: _named_as_in(base / component, tensors) for component, tensors in parts.items()}
+
+
+def _named_as_in(directory: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers 5 dropped the prefix `text_model.` that Stable Diffusion's files, and older releases, use."""
+    expected: set[str] = set()
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as stored:
+            expected |= set(stored.keys())
+    # A buffer in old files and a parameter nowhere.
+    expected = {name for name in expected if not name.endswith("position_ids")}
+    named = {f"text_model.{name}" if f"text_model.{name}" in expected else name: t for name, t in tensors.items()}
+    differing = sorted(expected ^ set(named))
+    if differing:
+        raise ValueError(
+            f"what was trained and the weights in {directory} differ in {len(differing)} names, first {differing[0]}"
+        )
+    return named
+
+
+def _ignore_weights_of(components: Mapping[str, object]) -> Callable[[str, list[str]], set[str]]:
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        if Path(folder).name not in components:
+            return set()
+        return {name for name in names if Path(name).suffix in (".safetensors", ".bin") or name.endswith(".index.json")}
+
+    return ignore

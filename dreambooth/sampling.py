@@ -1,0 +1,66 @@
+"""Load a pipeline and sample from it: class images, validation samples and evaluation all come through here.
+
+One generator per image seed, so an image does not depend on how the work was split between processes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from dreambooth.quiet import quiet
+
+SAMPLER = "dpm-solver++"
+"""Name of the sampler that `load_pipeline` sets (arXiv 2211.01095), part of a class-image set's key."""
+
+
+def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """Load a diffusers directory for sampling with DPM-Solver++, without progress bars and without a safety checker."""
+    quiet()
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        directory, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, local_files_only=True
+    )
+    return prepare_pipeline(pipeline.to(device))
+
+
+def prepare_pipeline(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """Give a pipeline the sampler and the silence that every image here is made with."""
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sample(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int = 8,
+) -> list[Image.Image]:
+    """Sample one image per (prompt, seed) pair, in order.
+
+    Raises ValueError when there are not as many seeds as prompts.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
+    images: list[Image.Image] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = slice(start, start + batch_size)
+        # Noise comes from CPU generators on every device: the same seed is the same picture on a laptop and a GPU.
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]]
+        output = pipeline(
+            list(prompts[batch]),
+            generator=generators,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+        )
+        images += output.images
+    return images

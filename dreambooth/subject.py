@@ -1,0 +1,122 @@
+"""A subject: what is personalized, and the two prompts made from it.
+
+    >>> subject = Subject(name="rex", class_noun="dog", identifier="sks", instance_images=("rex",))
+    >>> PromptTemplates().instance_prompt(subject)
+    'a photo of sks dog'
+    >>> PromptTemplates().class_prompt(subject)
+    'a photo of a dog'
+"""
+
+import re
+import unicodedata
+from string import Formatter
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+IDENTIFIER_PLACEHOLDER = "[V]"
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class Frozen(BaseModel):
+    """Base of every setting: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"a subject name becomes part of paths and model names, so it takes 1 to 63 of a-z, 0-9 and '-', "
+            f"with no '-' at either end; got {name!r}"
+        )
+    return name
+
+
+def _check_words(words: str) -> str:
+    """Refuse what can't stand in a prompt: nothing at all, or control and other invisible characters."""
+    hidden = [f"U+{ord(char):04X}" for char in words if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn")]
+    if hidden:
+        raise ValueError(f"expected visible characters, got the control character {hidden[0]} in {words!r}")
+    if not words.strip():
+        raise ValueError("expected at least one visible character, got an empty text")
+    return " ".join(words.split())
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _check_addresses(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    if not addresses or any(not address.strip() for address in addresses):
+        raise ValueError("expected a folder, a glob or a list of image addresses, got an empty one")
+    return addresses
+
+
+Words = Annotated[str, AfterValidator(_check_words)]
+
+
+class Subject(Frozen):
+    """Three to five photographs of one thing, and what that thing is.
+
+    `identifier` None means that a rare token is chosen (`dreambooth.identifier`). `instance_images` is a folder, a glob
+    or a list of images, local or at any address that fsspec knows.
+    """
+
+    name: Annotated[str, AfterValidator(_check_name)]
+    class_noun: Words
+    identifier: Words | None = None
+    instance_images: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_check_addresses)]
+
+    @model_validator(mode="after")
+    def _identifier_is_not_the_class_noun(self) -> "Subject":
+        if self.identifier is not None and self.identifier.casefold() == self.class_noun.casefold():
+            raise ValueError(
+                f"identifier and class_noun are both {self.class_noun!r}; the identifier has to be another, rare word "
+                f"(leave it out and one is chosen)"
+            )
+        return self
+
+
+def _check_template(template: str) -> str:
+    known = {"identifier", "class_noun", "article"}
+    try:
+        fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+    except ValueError as error:
+        raise ValueError(f"not a prompt template: {error} in {template!r}") from None
+    if fields - known:
+        raise ValueError(f"{template!r} holds {sorted(fields - known)}; a template knows {sorted(known)}")
+    return _check_words(template)
+
+
+Template = Annotated[str, AfterValidator(_check_template)]
+
+
+class PromptTemplates(Frozen):
+    """The instance and the class prompt (paper, section 3.1 and 3.2), as templates.
+
+    Fields of a template: {identifier}, {class_noun}, {article} ("a" or "an", as the class noun needs).
+    """
+
+    instance: Template = "a photo of {identifier} {class_noun}"
+    class_: Template = Field("a photo of {article} {class_noun}", alias="class")
+
+    def instance_prompt(self, subject: Subject) -> str:
+        """The instance prompt; raises ValueError while the subject has no identifier yet."""
+        if subject.identifier is None:
+            raise ValueError(f"subject {subject.name!r} has no identifier yet")
+        return self._fill(self.instance, subject)
+
+    def class_prompt(self, subject: Subject) -> str:
+        """The class prompt: what the prior-preservation images show."""
+        return self._fill(self.class_, subject)
+
+    @staticmethod
+    def _fill(template: str, subject: Subject) -> str:
+        article = "an" if subject.class_noun[0].lower() in "aeiou" else "a"
+        return template.format(identifier=subject.identifier, class_noun=subject.class_noun, article=article)
+
+
+def fill_identifier(prompt: str, identifier: str) -> str:
+    """Put a subject's identifier where a prompt says `[V]`."""
+    return prompt.replace(IDENTIFIER_PLACEHOLDER, identifier)
