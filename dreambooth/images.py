@@ -1,0 +1,262 @@
+"""Instance images: found, opened, checked and cut into squares.
+
+Can a photograph be trusted to be what its name says? No: phones rotate by a tag, scans are CMYK, drawings are
+see-through, downloads stop halfway. So every image is opened and decoded before any work starts, all faults are told
+at once, and what comes out is always upright opaque 8-bit RGB.
+"""
+
+import hashlib
+import io
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import fsspec
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from pydantic import TypeAdapter, ValidationError
+
+from dreambooth.errors import InputError
+from dreambooth.subject import Words
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_EXPECTED = "expected a folder, a glob or a list of .jpg, .jpeg, .png or .webp images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceImage:
+    """One picture of the subject; `caption` (photo.txt beside photo.jpg) replaces its instance prompt."""
+
+    address: str
+    caption: str | None = None
+
+
+def find_instance_images(addresses: Sequence[str]) -> tuple[InstanceImage, ...]:
+    """All images at the given folders, globs and files, local or at any address that fsspec knows, with their captions.
+
+    A folder gives the images that lie directly in it; other and hidden files are passed over. The result is sorted by
+    file name, so that order depends neither on a file system nor on how the images were listed.
+    Raises InputError for an address without images and for a caption that can't be read.
+    """
+    found = dict.fromkeys(image for address in addresses for image in _images_at(address))
+    ordered = sorted(found, key=lambda address: (PurePosixPath(address).name, address))
+    return tuple(InstanceImage(address=address, caption=_caption(address)) for address in ordered)
+
+
+def open_image(address: str, *, max_pixels: int) -> Image.Image:
+    """Open and fully decode an image as upright RGB; what is see-through lies on white.
+
+    Raises InputError, naming the file and the cause, if it has more than `max_pixels` (told from its header, before
+    anything is decoded), is empty, damaged or no JPEG, PNG or WebP.
+    """
+    with _accessing(address):
+        filesystem, path = fsspec.core.url_to_fs(address)
+        file = filesystem.open(path, "rb")
+    with file:
+        try:
+            with warnings.catch_warnings():
+                # Ours is the limit that counts; Pillow's warning comes at a fixed size.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = Image.open(file, formats=_FORMATS)
+                _check_pixels(image.size, address, max_pixels)
+                image.load()
+            return _to_rgb(_upright(image))
+        except InputError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise InputError(f"{address} is refused by Pillow, before decoding: {error}; make it smaller") from None
+        except UnidentifiedImageError:
+            raise InputError(_unidentified(file, address)) from None
+        except Exception as error:  # noqa: BLE001 - decoders raise whatever they trip over: OSError, SyntaxError, struct.error
+            raise InputError(f"{address} is damaged: {error}; replace it or take it out of the images") from None
+
+
+def check_instance_images(images: Sequence[InstanceImage], *, resolution: int, max_pixels: int) -> None:
+    """Open every image and raise one InputError that names all faults: damage, too many pixels, or fewer than needed.
+
+    `resolution` is the side, in pixels, of the squares that training wants: both sides of an image have to reach it.
+    """
+    faults = []
+    for instance_image in images:
+        try:
+            width, height = open_image(instance_image.address, max_pixels=max_pixels).size
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        if min(width, height) < resolution:
+            faults.append(
+                f"{instance_image.address} is {width} x {height} pixels, but images.resolution is {resolution}; "
+                f"give a larger picture or lower images.resolution"
+            )
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def squares(
+    image: Image.Image,
+    *,
+    resolution: int,
+    crop: Literal["center", "random"],
+    crops_per_image: int,
+    flip: bool,
+    seed: int,
+) -> list[Image.Image]:
+    """Cut RGB squares of `resolution` pixels that are as large as the picture allows.
+
+    "center" gives one; "random" gives `crops_per_image`, placed uniformly along the longer side and always the same for
+    the same seed. `flip` adds the mirror image of each behind them.
+    """
+    side = min(image.size)
+    slack = image.width - side, image.height - side
+    if crop == "center":
+        corners = [(slack[0] / 2, slack[1] / 2)]
+    else:
+        rng = random.Random(seed)
+        corners = [(rng.random() * slack[0], rng.random() * slack[1]) for _ in range(crops_per_image)]
+    # Cropping and scaling in one go never makes a large picture in between, whatever the aspect ratio.
+    cut = [
+        image.resize((resolution, resolution), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+        for left, top in corners
+    ]
+    return cut + [ImageOps.mirror(square) for square in cut] if flip else cut
+
+
+def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
+    """RGB pictures of one size as float32 in [-1, 1], (N, 3, H, W)."""
+    pixels = np.stack([np.asarray(image, dtype=np.float32) for image in images])  # (N, H, W, 3)
+    return torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
+
+
+def data_hash(images: Sequence[InstanceImage]) -> str:
+    """First 16 hex digits of the sha256 of image files and captions in order: what is trained on, wherever it lies."""
+    digest = hashlib.sha256()
+    for image in images:
+        with _accessing(image.address):
+            filesystem, path = fsspec.core.url_to_fs(image.address)
+            content: bytes = filesystem.cat_file(path)
+        for part in (content, b"" if image.caption is None else b"caption " + image.caption.encode()):
+            digest.update(len(part).to_bytes(8, "big"))  # so that the parts can't run into each other
+            digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _accessing(address: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"there is nothing at {address}; {_EXPECTED}") from None
+    except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
+        raise InputError(f"can't read {address}: {error}; {_EXPECTED} that this machine can read") from None
+
+
+def _images_at(address: str) -> list[str]:
+    with _accessing(address):
+        filesystem, path = fsspec.core.url_to_fs(address)
+        if filesystem.isdir(path):
+            entries = [entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] != "directory"]
+            if not entries:
+                raise InputError(f"the folder {address} holds no files; {_EXPECTED}")
+        elif filesystem.exists(path):
+            entries = [path]
+        elif any(wildcard in path for wildcard in "*?["):
+            entries = [entry for entry in filesystem.glob(path) if not filesystem.isdir(entry)]
+            if not entries:
+                raise InputError(f"no file matches {address}; {_EXPECTED}")
+        else:
+            raise FileNotFoundError(address)
+        images = [_full(filesystem, entry) for entry in entries if _is_image_name(entry)]
+    if not images:
+        names = sorted(PurePosixPath(entry).name for entry in entries)
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise InputError(f"no image among the {len(names)} file(s) at {address} ({shown}); {_EXPECTED}")
+    return images
+
+
+def _is_image_name(path: str) -> bool:
+    name = PurePosixPath(path).name
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _full(filesystem: Any, path: str) -> str:
+    """An address that means the same in every process: absolute, with the protocol unless it is local."""
+    return path if "file" in filesystem.protocol else str(filesystem.unstrip_protocol(path))
+
+
+def _caption(image_address: str) -> str | None:
+    address = image_address[: image_address.rindex(".")] + ".txt"
+    with _accessing(address):
+        filesystem, path = fsspec.core.url_to_fs(address)
+        if not filesystem.exists(path):
+            return None
+        content: bytes = filesystem.cat_file(path)
+    try:
+        return TypeAdapter(Words).validate_python(" ".join(content.decode("utf-8-sig").split()))
+    except UnicodeDecodeError as error:
+        raise InputError(f"the caption {address} is not UTF-8 text: {error}; save it as UTF-8 or remove it") from None
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"the caption {address}: {message}; write one, or remove it for the instance prompt") from None
+
+
+def _check_pixels(size: tuple[int, int], address: str, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise InputError(
+            f"{address} is {width} x {height} = {width * height} pixels, but images.max_pixels is {max_pixels}; "
+            f"make it smaller or raise images.max_pixels"
+        )
+
+
+def _unidentified(file: Any, address: str) -> str:
+    size = file.seek(0, io.SEEK_END)
+    if not size:
+        return f"{address} is empty (0 bytes); replace it or take it out of the images"
+    return (
+        f"{address} is no JPEG, PNG or WebP, or its beginning is damaged ({size} bytes); "
+        f"convert it or take it out of the images"
+    )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - a broken EXIF block says nothing about orientation, and the picture itself is sound
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would cut 16-bit grey off at 255 instead of scaling it.
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    image = _to_srgb(image)
+    if image.mode == "RGBA":
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Follow an embedded colour profile: in Display P3 (phones) or CMYK (print) the numbers mean other colours."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    try:
+        converted = ImageCms.profileToProfile(
+            image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode=mode
+        )
+    except (ImageCms.PyCMSError, OSError):
+        return image  # a broken or foreign profile: take the numbers as they are, as most viewers do
+    return image if converted is None else converted

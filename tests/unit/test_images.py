@@ -1,0 +1,334 @@
+"""Instance images, from real files with real faults."""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from dreambooth.errors import InputError
+from dreambooth.images import (
+    InstanceImage,
+    check_instance_images,
+    data_hash,
+    find_instance_images,
+    open_image,
+    squares,
+    to_pixels,
+)
+
+MAX_PIXELS = 1_000_000
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "rex"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    filesystem = fsspec.filesystem("memory")
+    yield filesystem
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """An image that does not compress, so that a cut file is cut within its pixels."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Red grows to the right, green downwards."""
+    x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)
+    pixels = np.stack(np.broadcast_arrays(x[None, :], y[:, None], 128.0), axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def png(width: int, height: int, rows: bytes = b"") -> bytes:
+    """A PNG whose header claims any size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def only(folder: Path, name: str) -> Image.Image:
+    return open_image(str(folder / name), max_pixels=MAX_PIXELS)
+
+
+def pixel(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    value = image.getpixel((x, y))
+    assert isinstance(value, tuple)
+    return tuple(int(channel) for channel in value)
+
+
+class TestFind:
+    def test_a_folder_gives_its_images_by_name_and_nothing_else(self, folder: Path) -> None:
+        for name in ("b.PNG", "a.jpeg", "c.webp", "d.jpg"):
+            gradient(8, 8).save(folder / name)
+        (folder / "notes.md").write_text("not an image")
+        (folder / "._a.jpeg").write_bytes(b"what a Mac leaves behind")
+        (folder / "sub.jpg").mkdir()
+        names = [Path(image.address).name for image in find_instance_images((str(folder),))]
+        assert names == ["a.jpeg", "b.PNG", "c.webp", "d.jpg"]
+
+    def test_order_is_by_name_however_they_are_listed(self, folder: Path) -> None:
+        paths = [str(folder / name) for name in ("2.png", "1.png", "3.png")]
+        for path in paths:
+            gradient(8, 8).save(path)
+        assert find_instance_images(paths) == find_instance_images(paths[::-1]) == find_instance_images((str(folder),))
+
+    def test_an_image_named_twice_counts_once(self, folder: Path) -> None:
+        gradient(8, 8).save(folder / "1.png")
+        assert len(find_instance_images((str(folder), str(folder / "1.png")))) == 1
+
+    def test_a_glob(self, folder: Path) -> None:
+        for name in ("day-1.png", "day-2.png", "night-1.png"):
+            gradient(8, 8).save(folder / name)
+        assert len(find_instance_images((str(folder / "day-*"),))) == 2
+
+    def test_brackets_in_a_real_name_are_no_glob(self, folder: Path) -> None:
+        gradient(8, 8).save(folder / "rex [1].png")
+        assert len(find_instance_images((str(folder / "rex [1].png"),))) == 1
+
+    def test_relative_addresses_become_absolute(self, working_folder: Path) -> None:
+        gradient(8, 8).save("1.png")
+        assert find_instance_images((".",))[0].address == str(working_folder / "1.png")
+
+    def test_any_fsspec_address(self, memory: fsspec.AbstractFileSystem) -> None:
+        buffer = io.BytesIO()
+        gradient(8, 6).save(buffer, "png")
+        memory.pipe({"/rex/1.png": buffer.getvalue(), "/rex/1.txt": b"rex asleep"})
+        (found,) = find_instance_images(("memory://rex",))
+        assert found == InstanceImage(address="memory:///rex/1.png", caption="rex asleep")
+        assert open_image(found.address, max_pixels=MAX_PIXELS).size == (8, 6)
+        assert find_instance_images(("memory://rex/*.png",)) == (found,)
+
+    def test_a_caption_beside_an_image(self, folder: Path) -> None:
+        for name in ("1.png", "2.png"):
+            gradient(8, 8).save(folder / name)
+        (folder / "1.txt").write_text("\ufeffa photo of sks dog\n  on a  chair\n", encoding="utf-8")
+        captions = [image.caption for image in find_instance_images((str(folder),))]
+        assert captions == ["a photo of sks dog on a chair", None]
+
+    @pytest.mark.parametrize(
+        ("content", "cause"),
+        [(b" \n", "empty"), (b"sks \x00 dog", r"U\+0000"), (b"\xff\xfe\x00", "UTF-8")],
+    )
+    def test_a_caption_that_is_none(self, folder: Path, content: bytes, cause: str) -> None:
+        gradient(8, 8).save(folder / "1.png")
+        (folder / "1.txt").write_bytes(content)
+        with pytest.raises(InputError, match=rf"1\.txt.*{cause}"):
+            find_instance_images((str(folder),))
+
+    def test_missing_folder(self, folder: Path) -> None:
+        with pytest.raises(InputError, match=r"nothing at .*nowhere; expected a folder, a glob or a list"):
+            find_instance_images((str(folder / "nowhere"),))
+
+    def test_empty_folder(self, folder: Path) -> None:
+        with pytest.raises(InputError, match=r"rex holds no files"):
+            find_instance_images((str(folder),))
+
+    def test_no_image_among_the_files(self, folder: Path) -> None:
+        for name in ("a.heic", "b.txt", "c.mov", "d.md"):
+            (folder / name).write_text("x")
+        with pytest.raises(InputError, match=r"no image among the 4 file\(s\).*a\.heic, b\.txt, c\.mov and 1 more"):
+            find_instance_images((str(folder),))
+
+    def test_a_glob_that_matches_nothing(self, folder: Path) -> None:
+        with pytest.raises(InputError, match=r"no file matches .*\*\.jpg"):
+            find_instance_images((str(folder / "*.jpg"),))
+
+    def test_an_unknown_protocol(self) -> None:
+        with pytest.raises(InputError, match=r"can't read nosuch://bucket/rex: .*nosuch"):
+            find_instance_images(("nosuch://bucket/rex",))
+
+
+class TestOpen:
+    def test_exif_orientation_is_applied(self, folder: Path) -> None:
+        image = Image.new("RGB", (40, 20), RED)
+        image.paste(BLUE, (20, 0, 40, 20))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the camera was turned by 90 degrees
+        image.save(folder / "1.jpg", exif=exif, quality=100)
+        upright = only(folder, "1.jpg")
+        assert upright.size == (20, 40)
+        assert pixel(upright, 10, 5)[0] > 200
+        assert pixel(upright, 10, 35)[2] > 200
+
+    def test_broken_exif_is_no_fault(self, folder: Path) -> None:
+        gradient(40, 20).save(folder / "1.jpg", exif=b"Exif\x00\x00garbage that is no TIFF header")
+        assert only(folder, "1.jpg").size == (40, 20)
+
+    @pytest.mark.parametrize("suffix", ["png", "webp"])
+    def test_alpha_lies_on_white(self, folder: Path, suffix: str) -> None:
+        image = Image.new("RGBA", (16, 16), (*RED, 255))
+        image.paste((0, 0, 0, 0), (8, 0, 16, 16))
+        image.save(folder / f"1.{suffix}", lossless=True)
+        flat = only(folder, f"1.{suffix}")
+        assert flat.mode == "RGB"
+        assert (pixel(flat, 2, 8), pixel(flat, 13, 8)) == (RED, WHITE)
+
+    def test_half_transparent_is_half_white(self, folder: Path) -> None:
+        Image.new("RGBA", (8, 8), (0, 0, 0, 128)).save(folder / "1.png")
+        assert pixel(only(folder, "1.png"), 4, 4) == (127, 127, 127)
+
+    def test_grey_with_alpha(self, folder: Path) -> None:
+        Image.new("LA", (8, 8), (9, 0)).save(folder / "1.png")
+        assert pixel(only(folder, "1.png"), 4, 4) == WHITE
+
+    def test_palette(self, folder: Path) -> None:
+        Image.new("RGB", (8, 8), GREEN).convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "1.png")
+        assert pixel(only(folder, "1.png"), 4, 4) == GREEN
+
+    def test_palette_with_a_transparent_entry(self, folder: Path) -> None:
+        image = Image.new("P", (8, 8), 0)
+        image.putpalette([*BLUE, *RED])
+        image.paste(1, (4, 0, 8, 8))
+        image.save(folder / "1.png", transparency=0)
+        flat = only(folder, "1.png")
+        assert (pixel(flat, 1, 4), pixel(flat, 6, 4)) == (WHITE, RED)
+
+    def test_16_bit_grey_is_scaled_and_not_cut_off(self, folder: Path) -> None:
+        levels = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+        Image.fromarray(levels).save(folder / "1.png")
+        opened = only(folder, "1.png")
+        assert [pixel(opened, x, 0)[0] for x in range(4)] == [0, 1, 128, 255]
+
+    def test_cmyk(self, folder: Path) -> None:
+        Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(folder / "1.jpg", quality=100)
+        red, green, blue = pixel(only(folder, "1.jpg"), 8, 8)
+        assert red > 240
+        assert green < 15
+        assert blue < 15
+
+    def test_an_embedded_profile_is_followed(self, folder: Path) -> None:
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        gradient(16, 16).save(folder / "same.png", icc_profile=profile)
+        assert np.abs(np.asarray(only(folder, "same.png"), int) - np.asarray(gradient(16, 16), int)).max() <= 1
+        gradient(16, 16).save(folder / "broken.png", icc_profile=b"no profile at all")
+        assert np.array_equal(np.asarray(only(folder, "broken.png")), np.asarray(gradient(16, 16)))
+
+    def test_zero_bytes(self, folder: Path) -> None:
+        (folder / "1.jpg").touch()
+        with pytest.raises(InputError, match=r"1\.jpg is empty \(0 bytes\)"):
+            only(folder, "1.jpg")
+
+    def test_another_kind_of_file_under_an_image_name(self, folder: Path) -> None:
+        (folder / "1.jpg").write_text("<html>404 not found</html>")
+        with pytest.raises(InputError, match=r"1\.jpg is no JPEG, PNG or WebP"):
+            only(folder, "1.jpg")
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+    def test_truncated(self, folder: Path, suffix: str) -> None:
+        path = folder / f"1.{suffix}"
+        noise(64, 64).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(InputError, match=rf"1\.{suffix} is .*damaged"):
+            only(folder, path.name)
+
+    def test_corrupt(self, folder: Path) -> None:
+        path = folder / "1.png"
+        noise(64, 64).save(path)
+        content = bytearray(path.read_bytes())
+        content[200:260] = bytes(60)
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"1\.png is damaged: "):
+            only(folder, "1.png")
+
+    @pytest.mark.parametrize("side", [1001, 10_000, 60_000])
+    def test_a_bomb_is_refused_by_its_header(self, folder: Path, side: int) -> None:
+        (folder / "1.png").write_bytes(png(side, side))
+        with pytest.raises(InputError, match=r"1\.png .*(max_pixels is 1000000|before decoding)"):
+            only(folder, "1.png")
+
+    def test_gone(self, folder: Path) -> None:
+        with pytest.raises(InputError, match=r"nothing at .*1\.png"):
+            only(folder, "1.png")
+
+
+class TestCheck:
+    def test_sound_images_pass(self, folder: Path) -> None:
+        gradient(64, 80).save(folder / "1.png")
+        check_instance_images(find_instance_images((str(folder),)), resolution=64, max_pixels=MAX_PIXELS)
+
+    def test_all_faults_are_told_at_once(self, folder: Path) -> None:
+        gradient(64, 64).save(folder / "good.png")
+        gradient(64, 48).save(folder / "small.png")
+        (folder / "zero.jpg").touch()
+        (folder / "bomb.png").write_bytes(png(2000, 2000))
+        images = find_instance_images((str(folder),))
+        with pytest.raises(InputError) as caught:
+            check_instance_images(images, resolution=64, max_pixels=MAX_PIXELS)
+        bomb, small, zero = str(caught.value).splitlines()
+        assert "bomb.png is 2000 x 2000 = 4000000 pixels, but images.max_pixels is 1000000" in bomb
+        assert "small.png is 64 x 48 pixels, but images.resolution is 64" in small
+        assert "zero.jpg is empty" in zero
+
+
+class TestSquares:
+    def test_centre(self) -> None:
+        (square,) = squares(gradient(80, 40), resolution=20, crop="center", crops_per_image=8, flip=False, seed=0)
+        assert square.size == (20, 20)
+        pixels = np.asarray(square, int)
+        assert abs(pixels[..., 0].mean() - 127.5) < 2  # the middle half of the width
+        assert pixels[0, 0, 0] > 60
+        assert pixels[0, -1, 0] < 195
+        assert pixels[0, 0, 1] < 10  # the whole height
+        assert pixels[-1, 0, 1] > 245
+
+    def test_scaling_down_averages_and_does_not_pick(self) -> None:
+        board = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255).convert("RGB")
+        (square,) = squares(board, resolution=16, crop="center", crops_per_image=1, flip=False, seed=0)
+        assert np.abs(np.asarray(square, float)[2:-2, 2:-2] - 127.5).max() < 16
+
+    def test_random_crops_come_from_the_seed(self) -> None:
+        def cut(seed: int) -> list[bytes]:
+            image = gradient(90, 40)
+            made = squares(image, resolution=32, crop="random", crops_per_image=4, flip=False, seed=seed)
+            return [square.tobytes() for square in made]
+
+        assert cut(1) == cut(1)
+        assert cut(1) != cut(2)
+        assert len(set(cut(1))) == 4
+
+    def test_flip_adds_mirror_images_behind(self) -> None:
+        made = squares(gradient(40, 60), resolution=16, crop="random", crops_per_image=3, flip=True, seed=0)
+        assert len(made) == 6
+        for plain, mirrored in zip(made[:3], made[3:], strict=True):
+            assert np.array_equal(np.asarray(plain)[:, ::-1], np.asarray(mirrored))
+
+    def test_to_pixels(self) -> None:
+        pixels = to_pixels([Image.new("RGB", (6, 4), (0, 255, 51)), Image.new("RGB", (6, 4), "white")])
+        assert pixels.shape == (2, 3, 4, 6)
+        assert pixels.dtype == torch.float32
+        torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([-1.0, 1.0, -0.6]))
+
+
+class TestDataHash:
+    def test_the_same_wherever_it_lies(self, folder: Path, memory: fsspec.AbstractFileSystem) -> None:
+        gradient(8, 8).save(folder / "1.png")
+        memory.pipe("/other/name.png", (folder / "1.png").read_bytes())
+        here, there = (find_instance_images((address,)) for address in (str(folder), "memory://other"))
+        assert data_hash(here) == data_hash(there)
+        assert len(data_hash(here)) == 16
+
+    def test_images_captions_and_order_count(self, folder: Path) -> None:
+        gradient(8, 8).save(folder / "1.png")
+        gradient(9, 8).save(folder / "2.png")
+        one, two = find_instance_images((str(folder),))
+        told = InstanceImage(address=one.address, caption="a photo of sks dog")
+        hashes = [data_hash(images) for images in ((one, two), (two, one), (one,), (told, two))]
+        assert len(set(hashes)) == 4
