@@ -1,0 +1,144 @@
+"""Which MLflow, and a quiet connection to it.
+
+MLflow's own client waits for minutes on a server that is away, logs every migration of a new database, prints links and
+sends usage figures. Here a connection is proved within seconds, and nothing is printed or sent.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+# Read by MLflow when it is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_DISABLE_AGENT_HINT", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+import mlflow
+from mlflow import MlflowClient
+
+from dreambooth.errors import InputError
+
+SQLITE = "sqlite:///"
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+
+
+def resolve_tracking_uri(uri: str | None) -> str:
+    """The tracking address: the one given, else MLFLOW_TRACKING_URI, else `mlflow.db` in the working folder.
+
+    A path of SQLite becomes absolute, since other processes work in other folders.
+    Raises InputError for a folder, which MLflow no longer writes to.
+    """
+    uri = (uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db").strip()
+    if uri.startswith(SQLITE):
+        path, _, query = uri.removeprefix(SQLITE).partition("?")
+        return f"{SQLITE}{Path(path).expanduser().absolute()}{'?' if query else ''}{query}"
+    if uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks")):
+        raise InputError(
+            f"tracking.uri is {uri!r}, a folder; expected a database such as {SQLITE}mlflow.db or a server such as "
+            f"http://127.0.0.1:5000"
+        )
+    return uri.rstrip("/")
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of a resolved tracking address, for its runs and its registered models."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with quietly():
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Within, no warning of MLflow or its dependencies is shown: they are for its developers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def default_tracking(uri: str) -> Iterator[None]:
+    """Within, `models:/…` addresses mean this tracking address; MLflow keeps it in a global and in the environment."""
+    before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        _restore({"MLFLOW_TRACKING_URI": variable})
+
+
+def check_connection(uri: str) -> MlflowClient:
+    """Prove within seconds that a resolved tracking address answers; raises InputError that says what is wrong."""
+    shown = without_password(uri)
+    parts = urlsplit(uri)
+    if uri.startswith(SQLITE):
+        _check_folder(uri)
+    elif parts.hostname:
+        _check_port(parts.hostname, parts.port or _default_port(parts.scheme), shown)
+    before = {name: os.environ.get(name) for name in _QUICK}
+    os.environ.update(_QUICK)
+    try:
+        client = connect(uri)
+        with quietly():
+            client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow's, SQLAlchemy's, the database driver's, requests'
+        raise InputError(f"no MLflow tracking at {shown}: {_explain(error)}") from error
+    finally:
+        _restore(before)
+    return client
+
+
+def without_password(uri: str) -> str:
+    """An address as it may be shown."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+
+
+def _default_port(scheme: str) -> int:
+    return _DATABASE_PORTS.get(scheme.partition("+")[0], 443 if scheme == "https" else 80)
+
+
+def _check_port(host: str, port: int, shown: str) -> None:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError as error:
+        raise InputError(
+            f"no MLflow tracking at {shown}: nothing answers at {host}:{port} ({error}); start the server, correct "
+            f"tracking.uri, or leave it out to use a local database"
+        ) from error
+
+
+def _check_folder(uri: str) -> None:
+    path = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    if not path.parent.is_dir():
+        raise InputError(f"no MLflow tracking at {uri}: there is no folder {path.parent}; create it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"no MLflow tracking at {uri}: {path} can't be written; name another file in tracking.uri")
+
+
+def _explain(error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if re.search(r"\b40[13]\b", first):
+        return f"it refuses the credentials; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD ({first})"
+    if "not a database" in first:
+        return "the file isn't an SQLite database; name another one in tracking.uri"
+    if "Can't locate revision" in first or "out-of-date database schema" in first:
+        return "another version of MLflow made this database; run 'mlflow db upgrade', or name another one"
+    return f"{type(error).__name__}: {first}"
+
+
+def _restore(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,180 @@
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from dreambooth.config import TrackingConfig
+from dreambooth.errors import InputError
+from pipelines.mlflow_client import connect
+from pipelines.tracking import RESUME_TAG, check_tracking, track
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+    """One database for all tests here: making its tables takes seconds."""
+    return TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def client(config: TrackingConfig) -> MlflowClient:
+    return connect(check_tracking(config))
+
+
+def test_a_run_keeps_curves_pictures_settings_and_files(
+    config: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    picture = tmp_path / "sheet.png"
+    Image.new("RGB", (96, 64), "teal").save(picture)
+    params = {"train": {"learning_rate": 1e-4, "ema_decay": None}, "note": "x" * 7000}
+    with track(config, run_name="rex", params=params, tags={"subject": "rex"}) as run:
+        for step in range(600):
+            run.log_metrics({"loss": 1 / (step + 1), "learning_rate": 1e-4}, step=step)
+        run.log_image(Image.new("RGB", (64, 64)), "samples: beach", step=200)
+        run.log_image(picture, "samples/sheet", step=200)
+        run.log_artifact(picture, "pictures")
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "rex"
+    assert stored.data.tags["subject"] == "rex"
+    assert stored.data.params["train.learning_rate"] == "0.0001"
+    assert stored.data.params["train.ema_decay"] == "None"
+    assert stored.data.params["note"] == "x" * 5999 + "…"
+    history = client.get_metric_history(run.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(step, 1 / (step + 1)) for step in range(600)]
+    images = [item.path for item in client.list_artifacts(run.run_id, "images") if item.path.endswith(".png")]
+    assert sorted(path.split("+")[0] for path in images) == ["images/samples_ beach", "images/samples~sheet"]
+    assert [item.path for item in client.list_artifacts(run.run_id, "pictures")] == ["pictures/sheet.png"]
+    whole = json.loads(Path(client.download_artifacts(run.run_id, "params.json")).read_text())
+    assert whole["note"] == "x" * 7000
+
+
+def test_artifacts_lie_beside_the_database(config: TrackingConfig, client: MlflowClient, working_folder: Path) -> None:
+    with track(config, run_name="rex") as run:
+        run.log_artifact(_text_file(working_folder))
+    assert config.uri is not None
+    root = Path(config.uri.removeprefix("sqlite:///")).parent
+    assert len(list((root / "mlruns" / "dreambooth" / run.run_id).rglob("note.txt"))) == 1
+    assert [path.name for path in working_folder.iterdir()] == ["note.txt"]
+
+
+def test_how_to_look_at_a_run_is_said(config: TrackingConfig) -> None:
+    with track(config, run_name="rex") as run:
+        assert run.url is None
+        assert run.hint == f"mlflow ui --backend-store-uri {config.uri}"
+
+
+def test_an_unfinished_run_is_taken_up_again(config: TrackingConfig, client: MlflowClient) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):  # noqa: PT012, SIM117
+        with track(config, run_name="rex", params={"steps": 200}, resume_key="rex-1234") as first:
+            first.log_metrics({"loss": 0.5}, step=1)
+            raise RuntimeError("out of memory")
+    assert client.get_run(first.run_id).info.status == "FAILED"
+    with track(config, run_name="rex", params={"steps": 200, "more": 1}, resume_key="rex-1234") as second:
+        assert client.get_run(second.run_id).info.status == "RUNNING"
+        second.log_metrics({"loss": 0.4}, step=2)
+    assert second.run_id == first.run_id
+    stored = client.get_run(second.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params == {"steps": "200", "more": "1"}
+    assert stored.data.tags[RESUME_TAG] == "rex-1234"
+    assert len(client.get_metric_history(second.run_id, "loss")) == 2
+    with track(config, run_name="rex", resume_key="rex-1234") as third:
+        assert third.run_id != first.run_id
+    with track(config, run_name="rex", resume_key="rex-5678") as other:
+        assert other.run_id not in (first.run_id, third.run_id)
+
+
+def test_an_interrupted_run_is_marked_killed(config: TrackingConfig, client: MlflowClient) -> None:
+    with pytest.raises(KeyboardInterrupt), track(config, run_name="rex", resume_key="stopped") as run:
+        raise KeyboardInterrupt
+    assert client.get_run(run.run_id).info.status == "KILLED"
+    with track(config, run_name="rex", resume_key="stopped") as again:
+        assert again.run_id == run.run_id
+
+
+def test_nothing_is_printed_and_the_default_is_the_working_folder(working_folder: Path) -> None:
+    script = (
+        "from dreambooth.config import TrackingConfig\n"
+        "from pipelines.tracking import check_tracking, track\n"
+        "config = TrackingConfig()\n"
+        f"assert check_tracking(config) == 'sqlite:///{working_folder}/mlflow.db'\n"
+        "with track(config, run_name='rex', params={'a': 1}) as run:\n"
+        "    run.log_metrics({'loss': 1.0}, step=0)\n"
+    )
+    checkout = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=_environment(checkout), capture_output=True, text=True, check=True
+    )
+    assert result.stdout == ""
+    assert result.stderr == ""
+    assert (working_folder / "mlflow.db").is_file()
+
+
+def test_what_cannot_be_tracked_to_is_refused(tmp_path: Path, config: TrackingConfig, client: MlflowClient) -> None:
+    for uri, message in {
+        "./mlruns": "a folder; expected a database",
+        f"file://{tmp_path}": "a folder; expected a database",
+        f"sqlite:///{tmp_path}/absent/mlflow.db": "there is no folder",
+        "http://127.0.0.1:9": "nothing answers at 127.0.0.1:9",
+        "postgresql://me:secret@127.0.0.1:9/mlflow": r"://me:\*\*\*@127.0.0.1:9/mlflow: nothing answers",
+        "nosuch://host": "no MLflow tracking at nosuch://host",
+    }.items():
+        begin = time.monotonic()
+        with pytest.raises(InputError, match=message):
+            check_tracking(TrackingConfig(uri=uri))
+        assert time.monotonic() - begin < 10
+    (tmp_path / "notes.db").write_text("not a database at all" * 100)
+    with pytest.raises(InputError, match="isn't an SQLite database"):
+        check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path}/notes.db"))
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(InputError, match="'gone' was deleted"):
+        check_tracking(TrackingConfig(uri=config.uri, experiment="gone"))
+
+
+@pytest.fixture
+def answering(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that gives every request the same answer."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(request.param)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answering", "message"), [(401, "refuses the credentials"), (503, "503")], indirect=["answering"]
+)
+def test_a_server_that_refuses_is_noticed_at_once(answering: str, message: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=message):
+        check_tracking(TrackingConfig(uri=answering))
+    assert time.monotonic() - begin < 10
+
+
+def _text_file(folder: Path) -> Path:
+    path = folder / "note.txt"
+    path.write_text("a note")
+    return path
+
+
+def _environment(checkout: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(checkout), "PYTHONWARNINGS": "default"}
