@@ -1,0 +1,216 @@
+"""Settings: what is read, what is filled in, and what is refused with which words."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dreambooth.config import DreamBoothConfig, TrainConfig, config_hash, load_config, parse_override
+from dreambooth.errors import InputError
+
+SUBJECT = {"name": "rex", "class_noun": "dog", "instance_images": "photos/rex"}
+
+
+def load(*overrides: str, **settings: Any) -> DreamBoothConfig:
+    return load_config({"subject": SUBJECT, **settings}, overrides)
+
+
+def fault(*overrides: str, **settings: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        load(*overrides, **settings)
+    return str(caught.value)
+
+
+class TestReading:
+    def test_yaml_with_overrides_on_top(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.yaml"
+        path.write_text("subject: {name: rex, class_noun: dog, instance_images: photos}\ntrain: {seed: 3}\n")
+        config = load_config(path, ("train.max_train_steps=400", "zero.stage=3"))
+        assert (config.train.seed, config.train.max_train_steps, config.zero.stage) == (3, 400, 3)
+
+    @pytest.mark.parametrize(
+        ("override", "parsed"),
+        [
+            ("a.b.c=1", {"a": {"b": {"c": 1}}}),
+            ("a=1e-4", {"a": "1e-4"}),
+            ("a=", {"a": None}),
+            ("a=x=y", {"a": "x=y"}),
+            ("a=http://host:5000", {"a": "http://host:5000"}),
+            ("a=[1, 2]", {"a": [1, 2]}),
+            ("a=[V] dog", {"a": "[V] dog"}),
+            (" a.b =true", {"a": {"b": True}}),
+        ],
+    )
+    def test_overrides_are_yaml(self, override: str, parsed: dict[str, Any]) -> None:
+        assert parse_override(override) == parsed
+
+    def test_a_rate_in_scientific_notation(self) -> None:
+        # YAML 1.1 reads 1e-4 as text for want of a point.
+        assert load("train.learning_rate=1e-4").train.learning_rate == 1e-4
+
+    @pytest.mark.parametrize("override", ["seed", "=3", "train.=3", ".seed=3", "train..seed=3"])
+    def test_overrides_that_are_none(self, override: str) -> None:
+        assert "--set takes a.b=value" in fault(override)
+
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"can't read the configuration .*run\.yaml: No such file"):
+            load_config(tmp_path / "run.yaml")
+
+    @pytest.mark.parametrize("content", [b"a: [1", b"\xff\xfe\x00", b"a: b: c", b"a:\n\t- b"])
+    def test_not_yaml(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "run.yaml").write_bytes(content)
+        with pytest.raises(InputError, match=r"run\.yaml is not valid YAML"):
+            load_config(tmp_path / "run.yaml")
+
+    @pytest.mark.parametrize(("content", "kind"), [("", "NoneType"), ("- a", "list"), ("rex", "str")])
+    def test_yaml_without_settings(self, tmp_path: Path, content: str, kind: str) -> None:
+        (tmp_path / "run.yaml").write_text(content)
+        with pytest.raises(InputError, match=rf"should hold settings .* got {kind}"):
+            load_config(tmp_path / "run.yaml")
+
+
+class TestFillingIn:
+    def test_the_miniature_has_defaults_of_its_own(self) -> None:
+        assert load().train.max_train_steps == 200
+        assert load(base_model="some/model").train.max_train_steps == 1000
+
+    def test_and_what_the_user_says_goes_over_them(self) -> None:
+        config = load("train.max_train_steps=7", prior={"num_class_images": 9})
+        assert (config.train.max_train_steps, config.prior.num_class_images) == (7, 9)
+        assert config.train.learning_rate == 1e-4  # still the miniature's
+
+    def test_the_text_encoder_learns_at_the_denoisers_rate(self) -> None:
+        assert TrainConfig(learning_rate=2e-6).learning_rates == (2e-6, 2e-6)
+        assert TrainConfig(learning_rate=2e-6, text_encoder_learning_rate=1e-6).learning_rates == (2e-6, 1e-6)
+
+    def test_addresses_and_names(self) -> None:
+        config = load()
+        assert (config.run_uri, config.prior_uri) == ("output/rex", "output/prior")
+        assert config.model_name == "dreambooth-rex"
+        elsewhere = load("storage.root=s3://bucket/", "storage.run=s3://other/rex", "tracking.registered_model_name=r")
+        assert (elsewhere.run_uri, elsewhere.prior_uri) == ("s3://other/rex", "s3://bucket/prior")
+        assert elsewhere.model_name == "r"
+
+    def test_a_weight_of_zero_turns_the_prior_off(self) -> None:
+        assert load().prior.enabled
+        assert not load("prior.prior_loss_weight=0").prior.enabled
+
+    def test_immutable(self) -> None:
+        with pytest.raises(ValidationError, match="frozen"):
+            load().train.seed = 1  # type: ignore[misc]
+
+    def test_a_round_trip_changes_nothing(self) -> None:
+        config = load("train.seed=5", prompts={"class": "one {class_noun}"})
+        assert load_config(config.model_dump(mode="json")) == config
+        assert load_config(config.model_dump(mode="json", by_alias=True)) == config
+
+
+class TestRefusing:
+    @pytest.mark.parametrize(
+        ("override", "nearest"),
+        [
+            ("train.learningrate=1", "train.learning_rate"),
+            ("train.max_steps=1", "train.max_train_steps"),
+            ("prior.prior_weight=1", "prior.prior_loss_weight"),
+            ("basemodel=x", "base_model"),
+            ("subject.class_name=dog", "subject.class_noun"),
+            ("max_train_steps=1", "train.max_train_steps"),
+            ("zero.stages=2", "zero.stage"),
+        ],
+    )
+    def test_an_unknown_setting_and_the_nearest_known_one(self, override: str, nearest: str) -> None:
+        assert fault(override) == f"unknown setting {override.partition('=')[0]}; did you mean {nearest}?"
+
+    def test_an_unknown_setting_like_no_other(self) -> None:
+        assert fault("zzzzqqqq=1").startswith("unknown setting zzzzqqqq; ")
+
+    @pytest.mark.parametrize(
+        ("override", "where"),
+        [
+            ("train.max_train_steps=many", "train.max_train_steps"),
+            ("train.max_train_steps=1.5", "train.max_train_steps"),
+            ("train.learning_rate=[1]", "train.learning_rate"),
+            ("train.train_text_encoder=perhaps", "train.train_text_encoder"),
+            ("train=5", "train"),
+            ("subject=rex", "subject"),
+            ("engine=tensorflow", "engine"),
+            ("zero.stage=4", "zero.stage"),
+            ("images.crop=left", "images.crop"),
+            ("base_model=5", "base_model"),
+        ],
+    )
+    def test_a_wrong_type_or_choice(self, override: str, where: str) -> None:
+        message = fault(override)
+        assert message.startswith(f"{where}: ")
+        assert "got " in message
+
+    @pytest.mark.parametrize("value", [0, -1])
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            "train.max_train_steps",
+            "train.micro_batch_size",
+            "train.gradient_accumulation_steps",
+            "train.checkpoint_every",
+            "prior.batch_size",
+            "prior.num_class_images",
+            "prior.num_actors",
+            "cluster.num_workers",
+            "evaluation.images_per_prompt",
+            "images.max_pixels",
+        ],
+    )
+    def test_counts_that_are_zero_or_negative(self, setting: str, value: int) -> None:
+        message = fault(f"{setting}={value}")
+        assert message == f"{setting}: input should be greater than or equal to 1, got {value}"
+
+    @pytest.mark.parametrize("rate", ["0", "-1e-4", "2", ".nan"])
+    def test_learning_rates_out_of_range(self, rate: str) -> None:
+        assert fault(f"train.learning_rate={rate}").startswith("train.learning_rate: input should be ")
+
+    @pytest.mark.parametrize("resolution", [0, -64, 8, 63, 100])
+    def test_resolutions_the_autoencoder_cannot_halve(self, resolution: int) -> None:
+        assert f"multiple of 8, at least 16, got {resolution}" in fault(f"images.resolution={resolution}")
+
+    def test_a_warm_up_longer_than_the_training(self) -> None:
+        message = fault("train.lr_warmup_steps=200")
+        assert "lr_warmup_steps is 200, but there are only 200 max_train_steps" in message
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"name": "Rex 1"}, "subject.name: a subject name becomes part of paths"),
+            ({"class_noun": ""}, "subject.class_noun: expected at least one visible character"),
+            (
+                {"class_noun": "d\x00g"},
+                "subject.class_noun: expected visible characters, got the control character U+0000",
+            ),
+            ({"identifier": "\u200b"}, "subject.identifier: expected visible characters"),
+            ({"identifier": "dog"}, "subject: identifier and class_noun are both 'dog'"),
+            ({"instance_images": []}, "subject.instance_images: expected a folder, a glob or a list"),
+        ],
+    )
+    def test_subjects(self, changes: dict[str, Any], message: str) -> None:
+        assert fault(subject={**SUBJECT, **changes}).startswith(message)
+
+    def test_no_subject_at_all(self) -> None:
+        with pytest.raises(InputError, match=r"^subject is missing$"):
+            load_config({})
+
+    def test_all_faults_are_told_at_once(self) -> None:
+        lines = fault("train.seed=-1", "cluster.num_workers=0", "colour=red").splitlines()
+        assert len(lines) == 3
+
+
+class TestHash:
+    def test_the_same_settings_have_the_same_name(self) -> None:
+        assert config_hash(load("train.seed=1").train) == config_hash(load(train={"seed": 1}).train)
+        assert len(config_hash(load())) == 16
+
+    def test_any_change_gives_another(self) -> None:
+        hashes = {config_hash(load(change)) for change in ("train.seed=0", "train.seed=1", "base_model=x")}
+        assert len(hashes) == 3
+
+    def test_parts_do_not_run_into_each_other(self) -> None:
+        assert config_hash("ab", "c") != config_hash("a", "bc")
