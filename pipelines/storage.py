@@ -145,9 +145,15 @@ def publish(directory: Path, parent_uri: str, *, metadata: Mapping[str, Any]) ->
         if (size := fs.info(target)["size"]) != record.size:
             raise OSError(errno.EIO, f"{name} has {record.size} bytes, but {size} arrived at {uri}")
         files[name] = record
-    content = {"format": _FORMAT, "files": {name: dataclasses.asdict(record) for name, record in files.items()}}
-    write_json(join(uri, MANIFEST_NAME), content | {"metadata": metadata})
-    return Manifest(uri=uri, files=files, metadata=metadata)
+    return write_manifest(Manifest(uri=uri, files=files, metadata=metadata))
+
+
+def write_manifest(manifest: Manifest) -> Manifest:
+    """Make a set of files trusted: to be called when all of them are written."""
+    files = {name: dataclasses.asdict(record) for name, record in manifest.files.items()}
+    content = {"format": _FORMAT, "files": files, "metadata": manifest.metadata}
+    write_json(join(manifest.uri, MANIFEST_NAME), content)
+    return manifest
 
 
 def published(parent_uri: str) -> Manifest | None:

@@ -1,0 +1,183 @@
+"""A fine-tuned model in MLflow's registry: `models:/NAME@latest`.
+
+The weights are uploaded straight from where they lie: MLflow's own `log_model` would first copy them to a temporary
+folder, gigabytes for Stable Diffusion. The alias `latest` is kept by MLflow itself: it always means the highest version
+(the name is reserved, and nothing else can be given it).
+"""
+
+import dataclasses
+import importlib.metadata
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from dreambooth.errors import InputError
+from pipelines.mlflow_client import connect, default_tracking, quietly
+from pipelines.storage import MANIFEST_NAME
+
+# Only after mlflow_client has told MLflow to be silent.
+import pandas as pd  # isort: skip
+from mlflow import MlflowClient, pyfunc  # isort: skip
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus  # isort: skip
+from mlflow.exceptions import MlflowException  # isort: skip
+from mlflow.models import ModelSignature  # isort: skip
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema  # isort: skip
+
+RESULT_TAG = "dreambooth.result_key"
+_REQUIREMENTS = ("torch", "diffusers", "transformers", "safetensors", "pillow")
+_WEIGHTS = Path("artifacts", "pipeline")  # where MLflow puts an artifact named "pipeline"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegisteredVersion:
+    """A version of a registered model; `uri` is `models:/NAME/VERSION`."""
+
+    name: str
+    version: int
+    uri: str
+    model_id: str
+
+
+def check_model_name(name: str) -> None:
+    """Raise InputError for a name that MLflow's registry or its addresses can't hold."""
+    if not name.strip() or re.search(r"[/:@]", name):
+        raise InputError(f"tracking.registered_model_name is {name!r}; expected a name without '/', ':' and '@'")
+
+
+def register(
+    *,
+    run_id: str,
+    tracking_uri: str,
+    model_directory: Path,
+    name: str,
+    tags: Mapping[str, object],
+    identifier: str,
+    class_noun: str,
+    result_key: str,
+    num_inference_steps: int,
+    guidance_scale: float,
+) -> RegisteredVersion:
+    """Register a diffusers directory as the next version of a model; the same `result_key` twice is one version.
+
+    `num_inference_steps` and `guidance_scale` become the served model's defaults. `tags` go onto the version, with the
+    identifier and the class noun.
+    """
+    client = connect(tracking_uri)
+    # A database's registry looks a logged model up at the default address, whatever the client's own is.
+    with quietly(), default_tracking(tracking_uri):
+        known = _find(client, name, result_key)
+        if known is not None:
+            return known
+        all_tags = {key: str(value) for key, value in tags.items()}
+        all_tags |= {"identifier": identifier, "class_noun": class_noun, RESULT_TAG: result_key}
+        with tempfile.TemporaryDirectory() as folder:
+            package = Path(folder, "model")
+            _write_package(
+                package,
+                model_directory,
+                prompt=f"a photo of [V] {class_noun}",
+                identifier=identifier,
+                signature=_signature(num_inference_steps, guidance_scale),
+            )
+            model_id = _upload(client, package, run_id, re.sub(r"[^\w-]", "-", name), all_tags)
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        made = client.create_model_version(
+            name, source=f"models:/{model_id}", run_id=run_id, tags=all_tags, model_id=model_id
+        )
+    return _version(name, made.version, model_id)
+
+
+def _find(client: MlflowClient, name: str, result_key: str) -> RegisteredVersion | None:
+    found = [
+        version
+        for version in client.search_model_versions(f"name = '{name}'")
+        if version.tags.get(RESULT_TAG) == result_key and version.status == "READY"
+    ]
+    if not found:
+        return None
+    newest = max(found, key=lambda version: int(version.version))
+    # A search doesn't fill in model_id; the source is models:/MODEL_ID.
+    return _version(name, newest.version, str(newest.source).rpartition("/")[2])
+
+
+def _version(name: str, version: int | str, model_id: str) -> RegisteredVersion:
+    return RegisteredVersion(name=name, version=int(version), uri=f"models:/{name}/{version}", model_id=model_id)
+
+
+def _signature(num_inference_steps: int, guidance_scale: float) -> ModelSignature:
+    params = [
+        ParamSpec("seed", "long", 0),
+        ParamSpec("num_inference_steps", "long", num_inference_steps),
+        ParamSpec("guidance_scale", "double", float(guidance_scale)),
+        ParamSpec("height", "long", 0),
+        ParamSpec("width", "long", 0),
+    ]
+    return ModelSignature(
+        inputs=Schema([ColSpec("string", "prompt")]),
+        outputs=Schema([ColSpec("string", "image")]),
+        params=ParamSchema(params),
+    )
+
+
+def _write_package(
+    package: Path, model_directory: Path, *, prompt: str, identifier: str, signature: ModelSignature
+) -> None:
+    """Let MLflow write all of a model but its weights, then put links to those in their place."""
+    with tempfile.TemporaryDirectory() as folder:
+        stand_in = Path(folder, "pipeline")
+        stand_in.mkdir()
+        (stand_in / "model_index.json").write_bytes((model_directory / "model_index.json").read_bytes())
+        pyfunc.save_model(
+            package,
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"pipeline": str(stand_in)},
+            model_config={"identifier": identifier},
+            signature=signature,
+            input_example=(pd.DataFrame({"prompt": [prompt]}), {"seed": 1}),
+            pip_requirements=[f"{package}=={_public_version(package)}" for package in _REQUIREMENTS],
+        )
+    for path in model_directory.rglob("*"):
+        target = package / _WEIGHTS / path.relative_to(model_directory)
+        if path.is_file() and path.relative_to(model_directory) != Path(MANIFEST_NAME) and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path.resolve())
+
+
+def _public_version(package: str) -> str:
+    # Without a local part such as +cpu, which package indexes don't have.
+    return importlib.metadata.version(package).partition("+")[0]
+
+
+def _upload(client: MlflowClient, package: Path, run_id: str, name: str, tags: dict[str, str]) -> str:
+    """Upload a model and compare what arrived; returns its id."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)
+    try:
+        client.log_model_artifacts(model.model_id, str(package))
+        _check_arrival(client, model.model_id, package)
+    except BaseException:
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+        raise
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
+    return str(model.model_id)
+
+
+def _check_arrival(client: MlflowClient, model_id: str, package: Path) -> None:
+    arrived: dict[str, int | None] = {}
+    folders: list[str | None] = [None]
+    while folders:
+        for item in client.list_logged_model_artifacts(model_id, folders.pop()):
+            if item.is_dir:
+                folders.append(item.path)
+            else:
+                arrived[item.path] = item.file_size
+    for path in package.rglob("*"):
+        name = path.relative_to(package).as_posix()
+        if path.is_file() and arrived.get(name) != path.stat().st_size:
+            raise OSError(f"{name} has {path.stat().st_size} bytes, but MLflow holds {arrived.get(name)} of them")

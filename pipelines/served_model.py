@@ -1,0 +1,76 @@
+"""The model that MLflow serves: a prompt in, a picture out.
+
+MLflow copies this file into every registered model and runs the copy ("models from code": nothing is pickled). So it
+stands alone: it imports nothing of this project, and a model registered today loads where another version of the
+project is installed, or none. That costs a dozen lines that `dreambooth.sampling` has too; a test holds the two to the
+same pictures.
+"""
+
+import base64
+import importlib.util
+import io
+from typing import Any
+
+import pandas as pd
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+IMAGES_AT_ONCE = 8
+PLACEHOLDER = "[V]"  # stands for the model's own identifier
+
+
+class DreamBoothModel(PythonModel):
+    """A fine-tuned text-to-image pipeline."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the weights onto the GPU if there is one."""
+        cuda = torch.cuda.is_available()
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            context.artifacts["pipeline"],
+            torch_dtype=torch.float16 if cuda else torch.float32,
+            safety_checker=None,
+            requires_safety_checker=False,
+            local_files_only=True,
+            low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
+        ).to("cuda" if cuda else "cpu")
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+        pipeline.set_progress_bar_config(disable=True)
+        self.pipeline = pipeline
+        self.identifier: str = context.model_config["identifier"]
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Sample one picture per row of the column `prompt`; returns them as base64 PNG in the column `image`.
+
+        Parameters are seed (row i takes seed + i), num_inference_steps, guidance_scale, and height and width in pixels
+        (0: the model's own). Row i of n and the same prompt alone with seed + i give the same picture.
+        """
+        params = params or {}
+        prompts = [str(prompt).replace(PLACEHOLDER, self.identifier) for prompt in model_input["prompt"]]
+        images = []
+        for start in range(0, len(prompts), IMAGES_AT_ONCE):
+            batch = prompts[start : start + IMAGES_AT_ONCE]
+            # Noise from CPU generators: the same seed is the same picture on a laptop and on a GPU.
+            first = int(params["seed"]) + start
+            generators = [torch.Generator("cpu").manual_seed(first + row) for row in range(len(batch))]
+            images += self.pipeline(
+                batch,
+                generator=generators,
+                num_inference_steps=int(params["num_inference_steps"]),
+                guidance_scale=float(params["guidance_scale"]),
+                height=int(params["height"]) or None,
+                width=int(params["width"]) or None,
+            ).images
+        return pd.DataFrame({"image": [_base64_png(image) for image in images]})
+
+
+def _base64_png(image: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+set_model(DreamBoothModel())

@@ -1,0 +1,210 @@
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image, ImageChops
+
+from dreambooth.config import TrackingConfig
+from dreambooth.errors import InputError
+from dreambooth.miniature import PIPELINE_DIR
+from dreambooth.sampling import load_pipeline, sample
+from pipelines import storage
+from pipelines.generate import generate
+from pipelines.mlflow_client import connect
+from pipelines.registry import RegisteredVersion, check_model_name, register
+from pipelines.tracking import check_tracking, track
+
+CHECKOUT = Path(__file__).parents[2]
+STEPS = 2
+PROMPT = "a photo of [V] dog on the beach"
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"))
+
+
+@pytest.fixture(scope="module")
+def client(tracking_uri: str) -> MlflowClient:
+    return connect(tracking_uri)
+
+
+def _register(tracking_uri: str, *, name: str = "dreambooth-rex", result_key: str) -> RegisteredVersion:
+    with track(TrackingConfig(uri=tracking_uri), run_name="rex") as run:
+        return register(
+            run_id=run.run_id,
+            tracking_uri=tracking_uri,
+            model_directory=PIPELINE_DIR,
+            name=name,
+            tags={"base_model": "miniature", "git_commit": "abc123", "max_train_steps": 200},
+            identifier="zqx",
+            class_noun="dog",
+            result_key=result_key,
+            num_inference_steps=STEPS,
+            guidance_scale=4.0,
+        )
+
+
+@pytest.fixture(scope="module")
+def registered(tracking_uri: str) -> RegisteredVersion:
+    return _register(tracking_uri, result_key="first")
+
+
+def _differ(one: Image.Image, other: Image.Image) -> bool:
+    return ImageChops.difference(one.convert("RGB"), other.convert("RGB")).getbbox() is not None
+
+
+def _picture(path: str) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def test_a_version_carries_its_history(registered: RegisteredVersion, client: MlflowClient) -> None:
+    assert registered.uri == "models:/dreambooth-rex/1"
+    version = client.get_model_version_by_alias("dreambooth-rex", "latest")
+    assert int(version.version) == registered.version
+    assert version.tags == {
+        "base_model": "miniature",
+        "git_commit": "abc123",
+        "max_train_steps": "200",
+        "identifier": "zqx",
+        "class_noun": "dog",
+        "dreambooth.result_key": "first",
+    }
+    assert client.get_logged_model(registered.model_id).status == "READY"
+    assert version.run_id is not None
+    outputs = client.get_run(version.run_id).outputs
+    assert outputs is not None
+    assert [model.model_id for model in outputs.model_outputs] == [registered.model_id]
+
+
+def test_the_same_result_is_one_version(tracking_uri: str, client: MlflowClient) -> None:
+    first = _register(tracking_uri, name="dreambooth-twice", result_key="a")
+    assert _register(tracking_uri, name="dreambooth-twice", result_key="a") == first
+    second = _register(tracking_uri, name="dreambooth-twice", result_key="b")
+    assert (first.version, second.version) == (1, 2)
+    assert int(client.get_model_version_by_alias("dreambooth-twice", "latest").version) == 2
+
+
+def test_the_weights_are_files_and_nothing_is_a_pickle(registered: RegisteredVersion, client: MlflowClient) -> None:
+    root = Path(client.get_logged_model(registered.model_id).artifact_location.removeprefix("file://"))
+    files = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    weights = files["artifacts/pipeline/unet/diffusion_pytorch_model.safetensors"]
+    assert not weights.is_symlink()
+    assert weights.read_bytes() == (PIPELINE_DIR / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".bin", ".pt"))]
+    requirements = files["requirements.txt"].read_text().splitlines()
+    pinned = {line.partition("==")[0]: line.partition("==")[2] for line in requirements}
+    assert {"torch", "diffusers", "transformers", "safetensors", "pillow", "mlflow"} <= set(pinned)
+    assert all(version and "+" not in version for version in pinned.values())
+    assert not {"ray", "deepspeed"} & set(pinned)
+
+
+SERVE = """
+import json, sys, warnings
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ray", "deepspeed", "dreambooth", "pipelines"):
+            raise ImportError(f"{name} is imported")
+sys.meta_path.insert(0, Blocked())
+warnings.simplefilter("ignore")
+import mlflow, pandas
+model = mlflow.pyfunc.load_model("models:/dreambooth-rex@latest")
+prompts = pandas.DataFrame({"prompt": [sys.argv[1]] * 2})
+images = model.predict(prompts, params={"seed": 7})
+assert not {"ray", "deepspeed", "dreambooth", "pipelines"} & set(sys.modules)
+example = model.predict(model.input_example)
+params = {spec.name: spec.default for spec in model.metadata.signature.params}
+print(json.dumps({"images": list(images["image"]), "params": params, "example": len(example)}))
+"""
+
+
+def test_it_loads_where_there_is_no_ray_no_deepspeed_and_no_pickle(
+    registered: RegisteredVersion, tracking_uri: str, working_folder: Path
+) -> None:
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": tracking_uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "PYTHONPATH": "",
+    }
+    command = [sys.executable, "-c", SERVE, PROMPT]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout.splitlines()[-1])
+    assert answer["params"] == {
+        "seed": 0,
+        "num_inference_steps": STEPS,
+        "guidance_scale": 4.0,
+        "height": 0,
+        "width": 0,
+    }
+    assert answer["example"] == 1
+    served = [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["images"]]
+    pipeline = load_pipeline(PIPELINE_DIR, device="cpu", dtype=torch.float32)
+    prompt = PROMPT.replace("[V]", "zqx")
+    expected = sample(pipeline, [prompt] * 2, [7, 8], num_inference_steps=STEPS, guidance_scale=4.0)
+    assert not any(_differ(one, other) for one, other in zip(served, expected, strict=True))
+    assert _differ(*served)
+
+
+def test_generate_writes_pictures_of_a_registered_model(
+    registered: RegisteredVersion, tracking_uri: str, tmp_path: Path
+) -> None:
+    result = generate(
+        "models:/dreambooth-rex@latest", PROMPT, num=2, seed=5, output=str(tmp_path), tracking_uri=tracking_uri
+    )
+    assert result.paths == (str(tmp_path / "5.png"), str(tmp_path / "6.png"))
+    assert _picture(result.paths[0]).size == (64, 64)
+    assert _differ(_picture(result.paths[0]), _picture(result.paths[1]))
+    assert _picture(result.contact_sheet).width > 2 * 128
+    # A directory with the same weights gives the same pictures.
+    plain = generate(
+        str(PIPELINE_DIR),
+        PROMPT.replace("[V]", "zqx"),
+        num=2,
+        seed=5,
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+        output=str(tmp_path / "plain"),
+    )
+    assert not _differ(_picture(result.paths[1]), _picture(plain.paths[1]))
+
+
+def test_generate_takes_a_publication_from_any_store(tmp_path: Path) -> None:
+    metadata = {"identifier": "zqx", "num_inference_steps": STEPS, "guidance_scale": 4.0}
+    storage.publish(PIPELINE_DIR, "memory://rex/model", metadata=metadata)
+    result = generate("memory://rex/model", PROMPT, num=1, seed=5, output="memory://rex/pictures")
+    assert storage.read_bytes(result.paths[0]).startswith(b"\x89PNG")
+
+
+def test_generate_says_what_is_not_there(registered: RegisteredVersion, tracking_uri: str, tmp_path: Path) -> None:
+    for model, message in {
+        "models:/dreambooth-rox@latest": "no registered model 'dreambooth-rox'.*did you mean 'dreambooth-rex'",
+        "models:/dreambooth-rex@champion": "no alias 'champion'; it has latest",
+        "models:/dreambooth-rex/7": "no version 7; it has 1",
+        "models:/": "expected models:/NAME@ALIAS",
+        str(tmp_path): "no model at",
+        "memory://absent": "no model at",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            generate(model, PROMPT, output=str(tmp_path), tracking_uri=tracking_uri)
+    with pytest.raises(InputError, match="doesn't say what its identifier is"):
+        generate(str(PIPELINE_DIR), PROMPT, output=str(tmp_path))
+    for wrong in ({"num": 0}, {"seed": -1}, {"num_inference_steps": 0}, {"guidance_scale": 0.5}, {"height": 60}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} is .*; expected"):
+            generate(str(PIPELINE_DIR), "a dog", output=str(tmp_path), **wrong)  # type: ignore[arg-type]
+
+
+def test_names_that_the_registry_cannot_hold() -> None:
+    check_model_name("dreambooth-rex")
+    for name in ("", "a/b", "a:b", "a@b"):
+        with pytest.raises(InputError, match="expected a name without"):
+            check_model_name(name)
