@@ -4,6 +4,7 @@ A base is named by the sha256 over its files, so class images and models say exa
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -34,11 +35,10 @@ class BaseModel:
     @cached_property
     def resolution(self) -> int:
         """Side in pixels of the images it was trained on."""
-        import json
-
         unet = json.loads((self.directory / "unet" / "config.json").read_text())
         vae = json.loads((self.directory / "vae" / "config.json").read_text())
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+        downsamplings = len(vae["block_out_channels"]) - 1
+        return int(unet["sample_size"]) << downsamplings
 
     @cached_property
     def parameter_counts(self) -> dict[str, int]:
@@ -92,8 +92,9 @@ def _from_hub(address: str, revision: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"base_model {address!r}{f' at {revision!r}' if revision else ''} is neither a folder here nor to be had from "
-            f"the hub ({type(error).__name__}: {reason}); check the name and the network, or download it and give its folder"
+            f"base_model {address!r}{f' at {revision!r}' if revision else ''} is neither a folder "
+            f"here nor to be had from the hub ({type(error).__name__}: {reason}); check the name and the network, or "
+            f"download it and give its folder"
         ) from None
 
 
@@ -134,7 +135,9 @@ def _download(address: str) -> Path:
 
 
 def _pipeline_files(directory: Path) -> list[Path]:
-    files = [path for path in directory.rglob("*") if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")]
+    files = [
+        path for path in directory.rglob("*") if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")
+    ]
     return sorted(path for path in files if path.relative_to(directory).parts[0] not in _WEIGHTS_OF_OTHERS)
 
 

@@ -1,7 +1,8 @@
 """Everything a run is told, as frozen models, and all validation of it.
 
-Defaults are for Stable Diffusion; `MINIATURE` holds what differs for the built-in base model. A configuration comes from
-YAML with dotted overrides (`load_config`), and whatever is wrong with it is an `InputError` before any work starts.
+Defaults are for Stable Diffusion; `MINIATURE` holds what differs for the built-in base model. A configuration comes
+from YAML with dotted overrides (`load_config`), and whatever is wrong with it is an `InputError` before any work
+starts.
 """
 
 import difflib
@@ -11,13 +12,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from dreambooth.errors import InputError
 from dreambooth.subject import Frozen, PromptTemplates, Subject, Words
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+
+def _refuse_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a whole number, got {value}")
+    return value
+
+
+Positive = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+NotNegative = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -48,7 +56,9 @@ class PriorConfig(Frozen):
     num_inference_steps: Positive = 25
     guidance_scale: float = Field(7.5, ge=1)
     batch_size: Positive = Field(8, description="images sampled together; part of the set's key")
-    num_actors: Positive | None = Field(None, description="parallel samplers; None: as many as the cluster has room for")
+    num_actors: Positive | None = Field(
+        None, description="parallel samplers; None: as many as the cluster has room for"
+    )
     seed: NotNegative = 0
 
     @property
@@ -75,7 +85,9 @@ class TrainConfig(Frozen):
     max_grad_norm: float = Field(1.0, gt=0)
     mixed_precision: Literal["auto", "bf16", "no"] = Field("auto", description="auto: bf16 on GPUs that have it")
     gradient_checkpointing: bool = False
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="None: no moving average; else it is what is exported")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="None: no moving average; else it is what is exported"
+    )
     min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting (arXiv 2303.09556); 5 is usual")
     noise_offset: float = Field(0.0, ge=0, description="standard deviation of a per-channel shift of the noise")
     seed: NotNegative = 0
@@ -121,6 +133,7 @@ class StorageConfig(Frozen):
     root: str = "output"
     run: str | None = Field(None, description="folder of this run; None: <root>/<subject name>")
     prior: str | None = Field(None, description="folder of the shared class-image sets; None: <root>/prior")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="of a published model's weights")
 
 
 class TrackingConfig(Frozen):
@@ -217,18 +230,19 @@ def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) 
 
     Raises InputError for a file that can't be read, an unknown setting (with the nearest known one) or a wrong value.
     """
-    settings = _read_yaml(source) if isinstance(source, Path) else source
+    settings = read_yaml(source) if isinstance(source, Path) else source
     for override in overrides:
-        settings = _merge(settings, parse_override(override))
+        settings = merge(settings, parse_override(override))
     if settings.get("base_model", "miniature") == "miniature":
-        settings = _merge(MINIATURE, settings)
+        settings = merge(MINIATURE, settings)
     try:
         return DreamBoothConfig.model_validate(settings)
     except ValidationError as error:
         raise InputError(explain(error, DreamBoothConfig)) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file; InputError when it can't be read or holds none."""
     try:
         settings = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -254,11 +268,12 @@ def parse_override(override: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `under`, level by level."""
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
 
 
@@ -268,7 +283,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            known = _settings(root)
+            known = [name for name, _, _ in list_settings(root)]
             close = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
             if not close:
                 leaf = where.rsplit(".", 1)[-1]
@@ -284,11 +299,14 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     return "\n".join(lines)
 
 
-def _settings(model: type[BaseModel], prefix: str = "") -> list[str]:
-    names = []
+def list_settings(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
+    """All settings as (dotted name, default, description); "required" where there is no default."""
+    rows = []
     for name, field in model.model_fields.items():
         dotted = f"{prefix}{field.alias or name}"
-        names.append(dotted)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _settings(field.annotation, f"{dotted}.")
-    return names
+            rows += list_settings(field.annotation, f"{dotted}.")
+        else:
+            default = "required" if field.is_required() else str(field.default)
+            rows.append((dotted, default, field.description or ""))
+    return rows

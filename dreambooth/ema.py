@@ -47,7 +47,9 @@ class Ema:
 
     def save(self, path: Path) -> None:
         """Write this rank's averages as safetensors."""
-        save_file({f"{i}": average.contiguous() for i, average in enumerate(self.averages)}, path, {"steps": str(self.steps)})
+        save_file(
+            {f"{i}": average.contiguous() for i, average in enumerate(self.averages)}, path, {"steps": str(self.steps)}
+        )
 
     def load(self, path: Path, steps: int) -> None:
         """Read what `save` wrote, after `steps` updates."""

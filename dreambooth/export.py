@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -41,6 +42,18 @@ def verify_export(directory: Path, base: Path, state: Mapping[str, Tensor], *, d
                 raise ValueError(f"{directory / component} lacks {name}, which was trained")
             if not torch.equal(stored[name], tensor.to(dtype)):
                 raise ValueError(f"{name} in {directory / component} is not what was trained")
+
+
+def load_trained(base: Path, state: Mapping[str, Tensor], *, device: str, dtype: torch.dtype) -> Any:
+    """A pipeline to sample from with the trained weights put in, without a detour over a disk."""
+    from dreambooth.sampling import load_pipeline
+
+    pipeline = load_pipeline(base, device=device, dtype=dtype)
+    for owner, component in COMPONENTS.items():
+        trained = {name.partition(".")[2]: tensor for name, tensor in state.items() if name.startswith(f"{owner}.")}
+        if trained:
+            getattr(pipeline, component).load_state_dict(trained)
+    return pipeline
 
 
 def _by_component(base: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

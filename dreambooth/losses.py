@@ -4,8 +4,8 @@ The paper writes, with x the instance half and x_pr the class half:
 
     E[ w_t ||x̂(a_t x + s_t ε, c) - x||² + lambda w_t' ||x̂(a_t' x_pr + s_t' ε', c_pr) - x_pr||² ]
 
-`prior_loss_weight` is its lambda. Latent diffusion predicts noise or velocity instead of x, which is the same loss under
-another weight w_t. Noise is an argument everywhere, so tests can be exact.
+`prior_loss_weight` is its lambda. Latent diffusion predicts noise or velocity instead of x, which is the same loss
+under another weight w_t. Noise is an argument everywhere, so tests can be exact.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class NoiseSchedule:
             raise InputError(
                 f"the base model's scheduler has prediction_type {prediction_type!r}; supported: epsilon, v_prediction"
             )
-        return cls(alphas_cumprod=alphas_cumprod.float(), prediction_type=prediction_type)  # type: ignore[arg-type]
+        return cls(alphas_cumprod=alphas_cumprod.float(), prediction_type=prediction_type)
 
     def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(sqrt(alpha_bar), sqrt(1 - alpha_bar)) at timesteps (N,), each shaped (N, 1, ...) to multiply `like`."""
@@ -78,8 +78,8 @@ def prior_preservation_loss(
     """Mean squared error of the instance half plus `prior_loss_weight` times that of the class half.
 
     model_pred and target are (2B, C, H, W), instance half first; with `prior_loss_weight` 0 there is no class half and
-    they are (B, C, H, W). `weight` (2B,) multiplies each image's error: every image keeps the weight of its own timestep.
-    Computed in fp32, whatever the model ran in.
+    they are (B, C, H, W). `weight` (2B,) multiplies each image's error: every image keeps the weight of its own
+    timestep. Computed in fp32, whatever the model ran in.
 
     Raises ValueError for shapes that differ, or an odd number of images where there should be pairs.
     """

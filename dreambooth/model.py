@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dreambooth.config import DreamBoothConfig
 from dreambooth.families import Family, family_of
 from dreambooth.losses import Losses, NoiseSchedule, prior_preservation_loss
+from dreambooth.quiet import hide_progress_bars
 
 
 class DreamBoothModel(nn.Module):
@@ -42,7 +43,9 @@ class DreamBoothModel(nn.Module):
         """Losses of a `Batch`: instance half first, class half second, both through one pass."""
         noisy_latents = self.schedule.noisy_latents(latents, noise, timesteps)
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.autocast):
-            encoder_hidden_states = text if self.text_encoder is None else self.family.encode_text(self.text_encoder, text)
+            encoder_hidden_states = (
+                text if self.text_encoder is None else self.family.encode_text(self.text_encoder, text)
+            )
             model_pred = self.family.denoise(self.denoiser, noisy_latents, timesteps, encoder_hidden_states)
         weight = None if self.min_snr_gamma is None else self.schedule.min_snr_weight(timesteps, self.min_snr_gamma)
         return prior_preservation_loss(
@@ -61,6 +64,7 @@ def load_schedule(directory: Path) -> NoiseSchedule:
 
 def load_model(directory: Path, config: DreamBoothConfig, *, autocast: bool = False) -> DreamBoothModel:
     """Load what a run trains from a diffusers directory: the denoiser, and the text encoder unless it stays frozen."""
+    hide_progress_bars()
     family = family_of(directory)
     denoiser = family.load_denoiser(directory)
     text_encoder = family.load_text_encoder(directory) if config.train.train_text_encoder else None

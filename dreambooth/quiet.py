@@ -1,7 +1,7 @@
 """Keep from users what libraries say to their own developers.
 
-Called before diffusers and transformers are imported: the notices about a missing torchvision and the like come at
-import, and a user can do nothing about them.
+To be called before diffusers and transformers are imported: their notices about a missing torchvision and the like come
+at import, and a user can do nothing about them.
 """
 
 import logging
@@ -10,7 +10,7 @@ import warnings
 
 
 def quiet() -> None:
-    """Silence progress bars and notices of diffusers, transformers and torch that a user can do nothing about."""
+    """Silence notices of diffusers, transformers and torch that a user can do nothing about. Imports none of them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -20,10 +20,12 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("diffusers", "transformers", "torch", "huggingface_hub"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
+
+
+def hide_progress_bars() -> None:
+    """Hide the bars that diffusers and transformers show while they load weights from a local disk."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -10,7 +10,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from dreambooth.quiet import quiet
+from dreambooth.quiet import hide_progress_bars, quiet
 
 SAMPLER = "dpm-solver++"
 """Name of the sampler that `load_pipeline` sets (arXiv 2211.01095), part of a class-image set's key."""
@@ -19,6 +19,7 @@ SAMPLER = "dpm-solver++"
 def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     """Load a diffusers directory for sampling with DPM-Solver++, without progress bars and without a safety checker."""
     quiet()
+    hide_progress_bars()
     pipeline = StableDiffusionPipeline.from_pretrained(
         directory, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, local_files_only=True
     )

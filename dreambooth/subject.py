@@ -1,10 +1,10 @@
 """A subject: what is personalized, and the two prompts made from it.
 
-    >>> subject = Subject(name="rex", class_noun="dog", identifier="sks", instance_images=("rex",))
-    >>> PromptTemplates().instance_prompt(subject)
-    'a photo of sks dog'
-    >>> PromptTemplates().class_prompt(subject)
-    'a photo of a dog'
+>>> subject = Subject(name="rex", class_noun="dog", identifier="sks", instance_images=("rex",))
+>>> PromptTemplates().instance_prompt(subject)
+'a photo of sks dog'
+>>> PromptTemplates().class_prompt(subject)
+'a photo of a dog'
 """
 
 import re
@@ -21,7 +21,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 class Frozen(BaseModel):
     """Base of every setting: immutable, and an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 def _check_name(name: str) -> str:
@@ -81,9 +81,12 @@ class Subject(Frozen):
 def _check_template(template: str) -> str:
     known = {"identifier", "class_noun", "article"}
     try:
-        fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+        parsed = list(Formatter().parse(template))
     except ValueError as error:
         raise ValueError(f"not a prompt template: {error} in {template!r}") from None
+    fields = {field for _, field, _, _ in parsed if field is not None}
+    if any(spec or conversion for _, _, spec, conversion in parsed):
+        raise ValueError(f"{template!r}: expected plain fields such as {{class_noun}}, without ':' and '!'")
     if fields - known:
         raise ValueError(f"{template!r} holds {sorted(fields - known)}; a template knows {sorted(known)}")
     return _check_words(template)
@@ -92,13 +95,21 @@ def _check_template(template: str) -> str:
 Template = Annotated[str, AfterValidator(_check_template)]
 
 
+def _check_names_identifier(template: str) -> str:
+    if "{identifier}" not in template:
+        raise ValueError(
+            f"expected {{identifier}} in the instance template, or nothing is bound to it; got {template!r}"
+        )
+    return template
+
+
 class PromptTemplates(Frozen):
     """The instance and the class prompt (paper, section 3.1 and 3.2), as templates.
 
     Fields of a template: {identifier}, {class_noun}, {article} ("a" or "an", as the class noun needs).
     """
 
-    instance: Template = "a photo of {identifier} {class_noun}"
+    instance: Annotated[Template, AfterValidator(_check_names_identifier)] = "a photo of {identifier} {class_noun}"
     class_: Template = Field("a photo of {article} {class_noun}", alias="class")
 
     def instance_prompt(self, subject: Subject) -> str:

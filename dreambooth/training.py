@@ -17,9 +17,9 @@ class StepMetrics:
     """One optimizer step: losses are means over the global batch, `step` counts from 1."""
 
     step: int
-    total: float
-    instance: float
-    prior: float
+    loss: float
+    instance_loss: float
+    prior_loss: float
     learning_rate: float
     text_encoder_learning_rate: float
     grad_norm: float
@@ -71,9 +71,9 @@ def fit(
             now = time.perf_counter()
             metrics = StepMetrics(
                 step=step + 1,
-                total=total,
-                instance=instance,
-                prior=prior,
+                loss=total,
+                instance_loss=instance,
+                prior_loss=prior,
                 learning_rate=learning_rates[0],
                 text_encoder_learning_rate=learning_rates[1] if len(learning_rates) > 1 else 0.0,
                 grad_norm=engine.grad_norm,

@@ -6,13 +6,13 @@ with a class that fulfils `Family` and list it in `FAMILIES`.
 
 import json
 from pathlib import Path
-from typing import Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol
 
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import StableDiffusion
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Family(Protocol):
@@ -21,21 +21,21 @@ class Family(Protocol):
     pipeline_class: str
     components: tuple[str, ...]
 
-    def load_denoiser(self, directory: Path) -> nn.Module:
+    def load_denoiser(self, directory: Path) -> "nn.Module":
         """The denoiser, in fp32."""
 
-    def load_text_encoder(self, directory: Path) -> nn.Module:
+    def load_text_encoder(self, directory: Path) -> "nn.Module":
         """The text encoder, in fp32."""
 
-    def tokenize(self, directory: Path, prompts: list[str]) -> Tensor:
+    def tokenize(self, directory: Path, prompts: list[str]) -> "Tensor":
         """Token ids (N, L) of the prompts, padded and truncated as the base model was trained."""
 
-    def encode_text(self, text_encoder: nn.Module, input_ids: Tensor) -> Tensor:
+    def encode_text(self, text_encoder: "nn.Module", input_ids: "Tensor") -> "Tensor":
         """encoder_hidden_states (N, L, D) of token ids (N, L)."""
 
     def denoise(
-        self, denoiser: nn.Module, noisy_latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor
-    ) -> Tensor:
+        self, denoiser: "nn.Module", noisy_latents: "Tensor", timesteps: "Tensor", encoder_hidden_states: "Tensor"
+    ) -> "Tensor":
         """model_pred (N, C, H, W)."""
 
 
@@ -62,11 +62,3 @@ def family_of(directory: Path) -> Family:
             return family
     supported = ", ".join(family.pipeline_class for family in FAMILIES)
     raise InputError(f"{directory} holds a {name}, which is not supported; supported: {supported}")
-
-
-def trainable_parameters(module: nn.Module) -> int:
-    """How many parameters of a module would be trained."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-__all__ = ["FAMILIES", "Family", "StableDiffusion", "family_of", "torch", "trainable_parameters"]

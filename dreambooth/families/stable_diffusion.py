@@ -2,34 +2,40 @@
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import CLIPTokenizer
 
 
 class StableDiffusion:
     """UNet2DConditionModel on the last hidden state of a CLIPTextModel."""
 
     pipeline_class = "StableDiffusionPipeline"
-    components = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    components: tuple[str, ...] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
-    def load_denoiser(self, directory: Path) -> nn.Module:
+    def load_denoiser(self, directory: Path) -> "nn.Module":
         """The UNet, in fp32."""
+        import torch
+        from diffusers import UNet2DConditionModel
+
         unet: nn.Module = UNet2DConditionModel.from_pretrained(
             directory, subfolder="unet", torch_dtype=torch.float32, local_files_only=True
         )
         return unet
 
-    def load_text_encoder(self, directory: Path) -> nn.Module:
+    def load_text_encoder(self, directory: Path) -> "nn.Module":
         """The CLIP text encoder, in fp32."""
+        import torch
+        from transformers import CLIPTextModel
+
         text_encoder: nn.Module = CLIPTextModel.from_pretrained(
             directory, subfolder="text_encoder", dtype=torch.float32, local_files_only=True
         )
         return text_encoder
 
-    def tokenize(self, directory: Path, prompts: list[str]) -> Tensor:
+    def tokenize(self, directory: Path, prompts: list[str]) -> "Tensor":
         """Token ids (N, L), padded to the tokenizer's own length."""
         tokenizer = load_tokenizer(directory)
         ids: Tensor = tokenizer(
@@ -37,20 +43,22 @@ class StableDiffusion:
         ).input_ids
         return ids
 
-    def encode_text(self, text_encoder: nn.Module, input_ids: Tensor) -> Tensor:
+    def encode_text(self, text_encoder: "nn.Module", input_ids: "Tensor") -> "Tensor":
         """Last hidden state (N, L, D), as StableDiffusionPipeline uses it."""
         encoder_hidden_states: Tensor = text_encoder(input_ids).last_hidden_state
         return encoder_hidden_states
 
     def denoise(
-        self, denoiser: nn.Module, noisy_latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor
-    ) -> Tensor:
+        self, denoiser: "nn.Module", noisy_latents: "Tensor", timesteps: "Tensor", encoder_hidden_states: "Tensor"
+    ) -> "Tensor":
         """model_pred (N, C, H, W): noise or velocity, as the base's scheduler says."""
         model_pred: Tensor = denoiser(noisy_latents, timesteps, encoder_hidden_states, return_dict=False)[0]
         return model_pred
 
 
 @cache
-def load_tokenizer(directory: Path) -> CLIPTokenizer:
+def load_tokenizer(directory: Path) -> "CLIPTokenizer":
     """The tokenizer of a pipeline directory."""
+    from transformers import CLIPTokenizer
+
     return CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer", local_files_only=True)

@@ -1,0 +1,69 @@
+"""From photographs and class images to what the loop trains on: latents and text, with the VAE and (when frozen) the
+text encoder freed afterwards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dreambooth.batches import ImageSet, TrainingData
+from dreambooth.config import DreamBoothConfig
+from dreambooth.families import Family, family_of
+from dreambooth.images import InstanceImage, open_image, squares, to_pixels
+from dreambooth.latents import encode_latents, load_vae
+
+
+def prepare_data(
+    directory: Path,
+    config: DreamBoothConfig,
+    images: Sequence[InstanceImage],
+    class_images: Sequence[Image.Image],
+    *,
+    num_train_timesteps: int,
+    device: str = "cpu",
+) -> TrainingData:
+    """Encode instance images and class images with the base model in `directory`.
+
+    `config.images.resolution` and the subject's identifier have to be decided. No class images means no prior
+    preservation.
+    """
+    if config.images.resolution is None:
+        raise ValueError("images.resolution is not decided yet")
+    settings = config.images
+    cut = [
+        squares(
+            open_image(image.address, max_pixels=settings.max_pixels),
+            resolution=config.images.resolution,
+            crop=settings.crop,
+            crops_per_image=settings.crops_per_image,
+            flip=settings.flip,
+            seed=config.train.seed + index,
+        )
+        for index, image in enumerate(images)
+    ]
+    instance_prompt = config.prompts.instance_prompt(config.subject)
+    prompts = [instance_prompt if image.caption is None else image.caption for image in images]
+    texts = _texts(directory, [*prompts, config.prompts.class_prompt(config.subject)], config, device)
+    vae = load_vae(directory, device)
+    instance = encode_latents(vae, to_pixels([square for squares_of_one in cut for square in squares_of_one]))
+    class_ = encode_latents(vae, to_pixels(class_images)) if class_images else None
+    return TrainingData(
+        instance=ImageSet(latents=instance, text=texts[:-1], crops=len(cut[0])),
+        class_=None if class_ is None else ImageSet(latents=class_, text=texts[-1:]),
+        seed=config.train.seed,
+        num_train_timesteps=num_train_timesteps,
+        noise_offset=config.train.noise_offset,
+    )
+
+
+def _texts(directory: Path, prompts: list[str], config: DreamBoothConfig, device: str) -> Tensor:
+    """input_ids (N, L), or with a frozen text encoder encoder_hidden_states (N, L, D), computed once."""
+    family: Family = family_of(directory)
+    input_ids = family.tokenize(directory, prompts)
+    if config.train.train_text_encoder:
+        return input_ids
+    text_encoder = family.load_text_encoder(directory).to(device).eval()
+    with torch.no_grad():
+        return family.encode_text(text_encoder, input_ids.to(device)).cpu()

@@ -1,0 +1,197 @@
+"""The command line. Thin: it turns flags into settings and prints; heavy imports happen inside the commands."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+
+from dreambooth import __version__
+from dreambooth.errors import InputError
+from dreambooth.quiet import quiet
+
+if TYPE_CHECKING:
+    from dreambooth.config import DreamBoothConfig
+
+INPUT_ERROR, FAILURE = 2, 1
+
+
+class _Commands(click.Group):
+    """Turns an InputError into its message and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command, with the libraries it imports told to be silent."""
+        quiet()
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.secho(f"error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
+            ctx.exit(INPUT_ERROR)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """Fine-tune text-to-image models on your subjects: DreamBooth on Ray, DeepSpeed and MLflow."""
+
+
+_SET = click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
+)
+
+
+@main.command()
+@click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--images", help="Folder, glob or address of the instance images.")
+@click.option("--class-noun", help="What the subject is: dog, backpack, ...")
+@click.option("--name", help="Name of the subject; the images' folder name if left out.")
+@click.option("--identifier", help="The rare token; chosen if left out.")
+@click.option("--base-model", help="miniature, a diffusers directory at any address, or a hub id.")
+@click.option("--steps", type=int, help="train.max_train_steps")
+@click.option("--workers", type=int, help="cluster.num_workers")
+@click.option("--zero-stage", type=int, help="zero.stage")
+@click.option("--output", help="storage.run: the folder of this run.")
+@_SET
+@click.option("--dry-run", is_flag=True, help="Check everything, print the configuration and the plan, and stop.")
+@click.option("--quiet", "silent", is_flag=True, help="Print only warnings and the result.")
+def run(
+    config: Path | None, overrides: tuple[str, ...], dry_run: bool, silent: bool, **flags: str | int | None
+) -> None:
+    """Personalize one subject: class images, fine-tuning, evaluation, registration.
+
+    CONFIG is a YAML file; flags go over it, --set goes over flags. Running the same command again does only what is
+    missing: an interrupted run goes on from its last checkpoint.
+    """
+    settings = _settings(config, flags, overrides)
+    from pipelines.console import RunConsole
+
+    if dry_run:
+        _dry_run(settings, RunConsole(quiet=silent))
+        return
+    from dreambooth.training import Diverged
+    from pipelines.personalize import personalize
+    from pipelines.summary import describe_result
+
+    console = RunConsole(quiet=silent)
+    try:
+        result = personalize(settings, console)
+    except (Diverged, RuntimeError) as error:
+        click.secho(f"failed: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
+        sys.exit(FAILURE)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        sys.exit(130)
+    for what, value in describe_result(result):
+        click.echo(f"{what:>14}  {value}")
+
+
+def _settings(
+    config: Path | None, flags: dict[str, str | int | None], overrides: tuple[str, ...]
+) -> "DreamBoothConfig":
+    from dreambooth.config import load_config, merge, read_yaml
+
+    settings = read_yaml(config) if config is not None else {}
+    places = {
+        "images": "subject.instance_images",
+        "class_noun": "subject.class_noun",
+        "name": "subject.name",
+        "identifier": "subject.identifier",
+        "base_model": "base_model",
+        "steps": "train.max_train_steps",
+        "workers": "cluster.num_workers",
+        "zero_stage": "zero.stage",
+        "output": "storage.run",
+    }
+    for flag, place in places.items():
+        value: Any = flags[flag]
+        if value is not None:
+            for key in reversed(place.split(".")):
+                value = {key: value}
+            settings = merge(settings, value)
+    subject = settings.get("subject")
+    images = subject.get("instance_images") if isinstance(subject, dict) else None
+    if isinstance(images, str) and "name" not in settings["subject"]:
+        settings = merge(settings, {"subject": {"name": _name_from(images)}})
+    return load_config(settings, overrides)
+
+
+def _name_from(images: str) -> str:
+    """A subject name from the images' folder: `photos/My Dog/` gives my-dog."""
+    import re
+
+    folder = images.rstrip("/").rsplit("/", 2 if "*" in images else 1)
+    stem = folder[-2] if "*" in images and len(folder) > 1 else folder[-1]
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:63].strip("-")
+
+
+def _dry_run(config: "DreamBoothConfig", console: Any) -> None:
+    from pipelines.cluster import ray_cluster
+    from pipelines.evaluate_stage import image_encoder
+    from pipelines.personalize import checked_plan
+    from pipelines.plan import describe_plan
+
+    if config.cluster.address is None:
+        plan = checked_plan(config)
+    else:
+        with ray_cluster(config.cluster) as resources:
+            plan = checked_plan(config, resources)
+    if plan.config.evaluation.image_encoder is not None:
+        image_encoder(plan.config)
+    click.echo(yaml.safe_dump(plan.config.model_dump(mode="json", by_alias=True), sort_keys=False, width=110), nl=False)
+    for warning in plan.warnings:
+        console.warn(warning)
+    console.table(describe_plan(plan))
+
+
+@main.command()
+@click.argument("prompt")
+@click.option("--model", required=True, help="models:/NAME@latest, models:/NAME/3, a published prefix or a folder.")
+@click.option("--num", default=4, show_default=True, type=click.IntRange(min=1), help="How many images.")
+@click.option(
+    "--seed", default=0, show_default=True, type=int, help="Of the first image; the next have the next seeds."
+)
+@click.option(
+    "--steps", "num_inference_steps", type=click.IntRange(min=1), help="Sampling steps; the model's own default."
+)
+@click.option("--guidance", "guidance_scale", type=click.FloatRange(min=1), help="The model's own default.")
+@click.option("--height", type=click.IntRange(min=8))
+@click.option("--width", type=click.IntRange(min=8))
+@click.option("--output", default="generated", show_default=True, help="Folder or address of the images.")
+@click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
+def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) -> None:
+    """Sample images of a personalized model. In PROMPT, [V] stands for the model's own identifier."""
+    from pipelines.generate import generate as generate_images
+
+    result = generate_images(model, prompt, tracking_uri=tracking_uri, **options)
+    for path in [*result.paths, result.contact_sheet]:
+        click.echo(path)
+
+
+@main.command()
+@click.option("--base-model", default="miniature", show_default=True)
+@click.option("--revision")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--check", metavar="WORD", help="Say into which tokens this identifier splits and how common they are.")
+def identifiers(base_model: str, revision: str | None, limit: int, check: str | None) -> None:
+    """List rare tokens of a base model's tokenizer that can be identifiers, rarest first, and why."""
+    from dreambooth.base_model import resolve_base_model
+    from dreambooth.families.stable_diffusion import load_tokenizer
+    from dreambooth.identifier import candidates, describe
+
+    tokenizer = load_tokenizer(resolve_base_model(base_model, revision).directory)
+    if check is not None:
+        description = describe(tokenizer, check)
+        click.echo(description.warning or f"{check!r} is a rare identifier")
+        return
+    for candidate in candidates(tokenizer, limit=limit):
+        click.echo(f"{candidate.text:<8} {candidate.why}")
+
+
+@main.command()
+def settings() -> None:
+    """List all settings with their defaults and what they mean."""
+    from dreambooth.config import DreamBoothConfig, list_settings
+
+    for name, default, description in list_settings(DreamBoothConfig):
+        click.echo(f"{name:<38} {default:<12} {description}".rstrip())

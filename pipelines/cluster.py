@@ -1,0 +1,95 @@
+"""Ray, started here or joined elsewhere, and what it has room for."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.config import ClusterConfig
+from dreambooth.errors import InputError
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_AUTH_MODE": "token",
+    "PYTHONWARNINGS": "ignore",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+_OBJECT_STORE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a cluster has in all."""
+
+    cpus: int
+    gpus: int
+
+    def check(self, config: ClusterConfig) -> None:
+        """Raise InputError when the workers of one subject don't fit, instead of waiting for ever."""
+        cpus = config.num_workers * config.cpus_per_worker
+        gpus = config.num_workers if self.use_gpu(config) else 0
+        if cpus > self.cpus or gpus > self.gpus:
+            raise InputError(
+                f"cluster.num_workers is {config.num_workers}, which takes {cpus} CPUs and {gpus} GPUs, but the "
+                f"cluster has {self.cpus} CPUs and {self.gpus} GPUs; ask for fewer workers or a larger cluster"
+            )
+
+    def use_gpu(self, config: ClusterConfig) -> bool:
+        """Whether a worker gets a GPU."""
+        return self.gpus > 0 if config.use_gpu == "auto" else config.use_gpu
+
+
+def local_resources() -> Resources:
+    """What this machine would give to a Ray started here."""
+    import torch
+
+    return Resources(cpus=len(os.sched_getaffinity(0)), gpus=torch.cuda.device_count())
+
+
+@contextmanager
+def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
+    """Start Ray here, or join the cluster at `config.address`, for as long as the context lasts.
+
+    A Ray that the caller has started already is used as it is. Raises InputError when there is none at the address.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        _connect(config)
+    try:
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Resources(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)))
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _connect(config: ClusterConfig) -> None:
+    import logging
+
+    import ray
+
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": {name: value for name, value in _QUIET.items() if name != "RAY_AUTH_MODE"}},
+    }
+    if config.address is None:
+        here = local_resources()
+        ray.init(
+            address="local", num_cpus=here.cpus, num_gpus=here.gpus, object_store_memory=_OBJECT_STORE_BYTES, **common
+        )
+        return
+    try:
+        ray.init(address=config.address, **common)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"there is no Ray cluster to join at cluster.address {config.address!r}: {str(error).splitlines()[0]}; leave "
+            f"it out to start Ray here"
+        ) from None

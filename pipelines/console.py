@@ -1,0 +1,73 @@
+"""What a person sees while a run works: bars on a terminal, now and then a plain line elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_LINE_SECONDS = 10.0
+
+Update = Callable[[int, int, str], None]
+
+
+class RunConsole:
+    """Prints to stderr, so that stdout carries results alone; `quiet` prints nothing but warnings."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._quiet = quiet
+        self._began = time.monotonic()
+
+    def table(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Two columns: what, and how much."""
+        if self._quiet:
+            return
+        grid = Table.grid(padding=(0, 2))
+        for what, value in rows:
+            grid.add_row(Text(what, style="bold"), Text(value))
+        self._console.print(grid)
+
+    def line(self, text: str) -> None:
+        """One plain line, with the seconds since the start."""
+        if not self._quiet:
+            self._console.print(Text(f"[{time.monotonic() - self._began:5.0f} s] {text}"), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A warning that says what to do."""
+        self._console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+    @contextmanager
+    def bar(self, title: str) -> Iterator[Update]:
+        """Within, `update(done, total, note)` moves a bar with the time left; without a terminal, prints lines."""
+        if self._quiet:
+            yield lambda done, total, note: None
+            return
+        if not self._console.is_terminal:
+            yield self._lines(title)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task(title, total=None, note="")
+            yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+
+    def _lines(self, title: str) -> Update:
+        printed = 0.0
+
+        def update(done: int, total: int, note: str) -> None:
+            nonlocal printed
+            now = time.monotonic()
+            if done == total or now - printed >= PLAIN_LINE_SECONDS:
+                printed = now
+                self.line(f"{title}: {done}/{total} {note}".rstrip())
+
+        return update

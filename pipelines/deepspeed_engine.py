@@ -1,0 +1,163 @@
+"""DeepSpeed behind the Engine protocol: a pure function to its configuration, and DeepSpeedEngine.
+
+The same model, optimizer, learning-rate schedule and loop as with TorchEngine; what ZeRO adds is where weights,
+gradients and optimizer states live.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from dreambooth.batches import Batch
+from dreambooth.config import TrainConfig, ZeroConfig
+from dreambooth.ema import Ema
+from dreambooth.losses import Losses
+from dreambooth.model import DreamBoothModel
+from dreambooth.optimizer import build_lr_scheduler, build_optimizer
+
+_TAG = "zero"
+
+
+def deepspeed_config(train: TrainConfig, zero: ZeroConfig) -> dict[str, Any]:
+    """What DeepSpeed is told. Masters are fp32; the model itself autocasts to bf16, alike in every engine and stage."""
+    zero_optimization: dict[str, Any] = {"stage": zero.stage}
+    if zero.stage > 0:
+        zero_optimization |= {"contiguous_gradients": True, "overlap_comm": torch.cuda.is_available()}
+    if zero.offload_optimizer:
+        zero_optimization["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": zero_optimization,
+        # Its own Adam is compiled on first use; torch's needs no compiler.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "wall_clock_breakdown": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed quietly and without its just-in-time compiler.
+
+    On a CPU it would compile a shared-memory collective at start, which takes half a minute, fails without a C++
+    compiler and hangs on the lock of a build that was killed; gloo serves as well.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+    import deepspeed.ops
+
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return deepspeed
+
+
+class DeepSpeedEngine:
+    """ZeRO stages 0 to 3, with the optimizer on the device or in host memory. Needs a process group."""
+
+    def __init__(self, model: DreamBoothModel, train: TrainConfig, zero: ZeroConfig, device: str) -> None:
+        deepspeed = import_deepspeed()
+        if not deepspeed.comm.is_initialized():
+            deepspeed.init_distributed("nccl" if device.startswith("cuda") else "gloo", auto_mpi_discovery=False)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.device = device
+        self.config = train
+        self.stage = zero.stage
+        optimizer = build_optimizer(model, train)
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=build_lr_scheduler(optimizer, train),
+            config=deepspeed_config(train, zero),
+        )
+        self._grad_norm = 0.0
+        self.ema = None if train.ema_decay is None else Ema(self._masters(), train.ema_decay)
+
+    def _masters(self) -> list[Tensor]:
+        """The fp32 tensors that this rank's optimizer updates: whole parameters, or its partitions of them."""
+        optimizer = self._engine.optimizer
+        if self.stage == 0:
+            return list(self._engine.module.parameters())
+        return list(
+            optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
+        )
+
+    def __call__(self, batch: Batch) -> Losses:
+        """Losses of this rank's batch."""
+        losses: Losses = self._engine(*(part.to(self.device, non_blocking=True) for part in batch))
+        return losses
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient; DeepSpeed divides by the accumulation steps."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Update at the accumulation boundary."""
+        boundary = self._engine.is_gradient_accumulation_boundary()
+        if boundary and self.stage == 0:
+            # Without ZeRO it keeps no norm; the gradients are averaged over ranks by now.
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        self._engine.step()
+        if boundary and self.stage > 0:
+            self._grad_norm = float(self._engine.get_global_grad_norm())
+        if boundary and self.ema is not None:
+            self.ema.update()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over all ranks."""
+        dist.all_reduce(values)
+        return values / self.world_size
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient before clipping."""
+        return self._grad_norm
+
+    @property
+    def learning_rates(self) -> Sequence[float]:
+        """Of the denoiser and, where it is trained, the text encoder."""
+        return [float(rate) for rate in self._engine.lr_scheduler.get_last_lr()]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Gather the fp32 masters, or their moving average, parameter by parameter, on rank 0."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        state = {}
+        with nullcontext() if self.ema is None else self.ema.applied():
+            for name, parameter in self._engine.module.named_parameters():
+                whole = parameter.detach() if self.stage == 0 else safe_get_full_fp32_param(parameter)
+                if self.rank == 0:
+                    state[name] = whole.to("cpu", torch.float32, copy=True)
+        return state
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's shards."""
+        client_state = {"ema_steps": self.ema.steps if self.ema else 0}
+        self._engine.save_checkpoint(str(directory), tag=_TAG, client_state=client_state)
+        if self.ema is not None:
+            self.ema.save(directory / f"ema-{self.rank}.safetensors")
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote; the number of ranks has to be the same."""
+        path, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        if path is None:
+            raise FileNotFoundError(f"there is no DeepSpeed checkpoint {_TAG!r} in {directory}")
+        if self.ema is not None:
+            self.ema.load(directory / f"ema-{self.rank}.safetensors", client_state["ema_steps"])
+
+    def close(self) -> None:
+        """Free the engine, so that the worker can take the next subject."""
+        self._engine.destroy()

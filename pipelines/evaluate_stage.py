@@ -1,0 +1,173 @@
+"""Samples of the fine-tuned model beside the base model's, and how much they look like the subject."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.config import DreamBoothConfig
+from dreambooth.errors import InputError
+from dreambooth.images import open_image, squares
+from dreambooth.subject import fill_identifier
+from pipelines.plan import Plan
+from pipelines.prior_stage import SamplerPool
+from pipelines.samplers import SampleRequest, Source
+from pipelines.storage import Manifest
+
+_IMAGES_PER_REQUEST = 4
+DEFAULT_ENCODER = "facebook/dino-vits16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """Mean cosine similarities to the instance images, by the image encoder's embeddings (paper, section 4.2: DINO).
+
+    identifier: samples of the prompts with the identifier, after; class_before and class_after: samples of the class
+    prompt; instance: the instance images among themselves.
+    """
+
+    identifier: float
+    class_before: float
+    class_after: float
+    instance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """PNG pictures by prompt, before and after, seed by seed, and the similarities (None without an image encoder)."""
+
+    instance: tuple[bytes, ...]
+    before: dict[str, list[bytes]]
+    after: dict[str, list[bytes]]
+    class_prompt: str
+    similarity: Similarity | None
+
+
+def image_encoder(config: DreamBoothConfig) -> str:
+    """The address of the image encoder that a configuration means; InputError when it can't be had."""
+    chosen = config.evaluation.image_encoder
+    if chosen is None and config.base_model == "miniature":
+        from dreambooth.miniature import VIT_DIR
+
+        return str(VIT_DIR)
+    from dreambooth.evaluation.encoders import find_image_encoder
+
+    try:
+        return str(find_image_encoder(chosen or DEFAULT_ENCODER))
+    except InputError as error:
+        raise InputError(f"evaluation.image_encoder: {error}") from None
+
+
+def prompts_of(config: DreamBoothConfig) -> list[str]:
+    """The evaluation prompts of a subject, identifier and class noun put in."""
+    subject = config.subject
+    return [
+        fill_identifier(prompt, str(subject.identifier)).replace("{class_noun}", subject.class_noun)
+        for prompt in config.evaluation.prompts
+    ]
+
+
+def evaluate(
+    plan: Plan,
+    model: Manifest,
+    pool: SamplerPool,
+    encoder: str | None,
+    on_progress: Callable[[int, int], None] = lambda made, total: None,
+) -> Evaluation:
+    """Sample before and after, prompt by prompt, on parallel actors; `on_progress(made, total)` counts images."""
+    import ray
+
+    config = plan.config
+    class_prompt = config.prompts.class_prompt(config.subject)
+    base = Source(address=config.base_model, revision=config.revision)
+    tuned = Source(address=model.uri, published=True)
+    requests = [
+        (source, request)
+        for source in (base, tuned)
+        for prompt, count in [*((p, 1) for p in prompts_of(config)), (class_prompt, 2)]
+        for request in _requests(config, prompt, count * config.evaluation.images_per_prompt)
+    ]
+    actors = pool.start(len(requests))
+    try:
+        pictures = _sample(actors, requests, on_progress)
+        before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, tuned)
+        instance = tuple(_instance_pictures(plan))
+        similarity = None
+        if encoder is not None:
+            sets = {
+                "instance": list(instance),
+                "identifier": [image for prompt in prompts_of(config) for image in after[prompt]],
+                "class_before": before[class_prompt],
+                "class_after": after[class_prompt],
+            }
+            similarity = _similarity(ray.get(actors[0].similarities.remote(encoder, sets)))
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    return Evaluation(instance=instance, before=before, after=after, class_prompt=class_prompt, similarity=similarity)
+
+
+def _requests(config: DreamBoothConfig, prompt: str, count: int) -> list[SampleRequest]:
+    """The same seeds for every prompt and model: pictures side by side differ by what is compared alone."""
+    seeds = range(config.evaluation.seed, config.evaluation.seed + count)
+    return [
+        SampleRequest(
+            prompts=(prompt,) * len(chunk),
+            seeds=tuple(chunk),
+            num_inference_steps=config.evaluation.num_inference_steps,
+            guidance_scale=config.evaluation.guidance_scale,
+            resolution=int(config.images.resolution or 0),
+        )
+        for start in range(0, count, _IMAGES_PER_REQUEST)
+        for chunk in [seeds[start : start + _IMAGES_PER_REQUEST]]
+    ]
+
+
+def _sample(
+    actors: list[Any], requests: list[tuple[Source, SampleRequest]], on_progress: Callable[[int, int], None]
+) -> list[list[bytes]]:
+    from ray.util import ActorPool
+
+    total, made = sum(len(request.seeds) for _, request in requests), 0
+    on_progress(made, total)
+    pictures = []
+    for images in ActorPool(actors).map(lambda actor, item: actor.samples.remote(*item), requests):
+        pictures.append(images)
+        made += len(images)
+        on_progress(made, total)
+    return pictures
+
+
+def _by_prompt(
+    requests: list[tuple[Source, SampleRequest]], pictures: list[list[bytes]], source: Source
+) -> dict[str, list[bytes]]:
+    found: dict[str, list[bytes]] = {}
+    for (of, request), images in zip(requests, pictures, strict=True):
+        if of == source:
+            found.setdefault(request.prompts[0], []).extend(images)
+    return found
+
+
+def _instance_pictures(plan: Plan) -> list[bytes]:
+    settings = plan.config.images
+    pictures = []
+    for image in plan.images:
+        opened = open_image(image.address, max_pixels=settings.max_pixels)
+        resolution = int(settings.resolution or 0)
+        square = squares(opened, resolution=resolution, crop="center", crops_per_image=1, flip=False, seed=0)[0]
+        buffer = io.BytesIO()
+        square.save(buffer, "PNG")
+        pictures.append(buffer.getvalue())
+    return pictures
+
+
+def _similarity(embeddings: dict[str, Any]) -> Similarity:
+    from dreambooth.evaluation.similarity import mean_pairwise_similarity, mean_self_similarity
+
+    instance = embeddings["instance"]
+    return Similarity(
+        identifier=mean_pairwise_similarity(embeddings["identifier"], instance),
+        class_before=mean_pairwise_similarity(embeddings["class_before"], instance),
+        class_after=mean_pairwise_similarity(embeddings["class_after"], instance),
+        instance=mean_self_similarity(instance) if len(instance) > 1 else 1.0,
+    )

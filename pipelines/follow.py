@@ -1,0 +1,59 @@
+"""What the driver does with what workers tell: a bar for the person, curves and pictures for MLflow."""
+
+import io
+import time
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from PIL import Image
+
+from dreambooth.config import DreamBoothConfig
+from pipelines.console import RunConsole, Update
+from pipelines.events import Message
+from pipelines.tracking import TrackedRun
+
+
+class Follower:
+    """Follows one subject's training. `milestones` maps a phase (and "first_step") to the time it was reached."""
+
+    def __init__(self, run: TrackedRun, console: RunConsole, config: DreamBoothConfig) -> None:
+        self.milestones: dict[str, float] = {}
+        self._run = run
+        self._console = console
+        self._steps = config.train.max_train_steps
+        self._stack = ExitStack()
+        self._update: Update = lambda done, total, note: None
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        self._update = self._stack.enter_context(self._console.bar("training"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        self._stack.close()
+
+    def handle(self, message: Message) -> None:
+        """Take one message of a worker."""
+        if message["kind"] == "step":
+            self._step(message["metrics"])
+        elif message["kind"] == "phase":
+            self.milestones.setdefault(message["phase"], message["time"])
+            if message.get("start"):
+                self._console.line(f"going on from the checkpoint of step {message['start']}")
+        elif message["kind"] == "samples":
+            self._samples(message["step"], message["images"])
+
+    def _step(self, metrics: dict[str, Any]) -> None:
+        self.milestones.setdefault("first_step", time.time())
+        step = int(metrics["step"])
+        note = f"loss {metrics['loss']:.3f}  {metrics['images_per_second']:.1f} images/s"
+        self._update(step, self._steps, note)
+        self._run.log_metrics({name: value for name, value in metrics.items() if name != "step"}, step)
+
+    def _samples(self, step: int, images: list[bytes]) -> None:
+        for index, image in enumerate(images):
+            self._run.log_image(Image.open(io.BytesIO(image)), f"validation/{index}", step)

@@ -1,0 +1,194 @@
+"""Everything is looked at before anything starts: the plan of one run, and what a person reads of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.base_model import BaseModel, resolve_base_model
+from dreambooth.config import DreamBoothConfig, config_hash
+from dreambooth.errors import InputError
+from dreambooth.identifier import choose_identifier, describe
+from dreambooth.images import InstanceImage, check_instance_images, data_hash, find_instance_images
+from dreambooth.prior import PriorPlan, prior_plan
+from pipelines.cluster import Resources, local_resources
+from pipelines.storage import absolute, check_writable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A configuration with every open choice made, and what was found out on the way.
+
+    `key` names the result: the hash of all that decides the trained weights. The same key is the same result.
+    """
+
+    config: DreamBoothConfig
+    base: BaseModel
+    images: tuple[InstanceImage, ...]
+    data_hash: str
+    prior: PriorPlan | None
+    engine: str
+    use_gpu: bool
+    key: str
+    warnings: tuple[str, ...]
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many parameters are fine-tuned."""
+        counts = self.base.parameter_counts
+        return counts["unet"] + (counts["text_encoder"] if self.config.train.train_text_encoder else 0)
+
+    @property
+    def model_state_bytes(self) -> int:
+        """Weights, gradients, masters, Adam moments and moving average of one worker, activations not counted.
+
+        fp32 throughout; ZeRO divides over workers as in its paper (arXiv 1910.02054, section 3.1).
+        """
+        stage = self.config.zero.stage if self.engine == "deepspeed" else 0
+        workers = self.config.cluster.num_workers
+        optimizer = 8 + (4 if stage else 0) + (4 if self.config.train.ema_decay else 0)
+        weights, gradients = 4 / (workers if stage == 3 else 1), 4 / (workers if stage >= 2 else 1)
+        on_device = 0 if self.config.zero.offload_optimizer else optimizer / (workers if stage else 1)
+        return int(self.trained_parameters * (weights + gradients + on_device))
+
+
+def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
+    """Check everything a run needs and decide what is left open; InputError for whatever is wrong.
+
+    `resources` None means those of this machine.
+    """
+    from dreambooth.families.stable_diffusion import load_tokenizer
+
+    resources = resources or local_resources()
+    resources.check(config.cluster)
+    use_gpu = resources.use_gpu(config.cluster)
+    config = _absolute(config)
+    base = resolve_base_model(config.base_model, config.revision)
+    images = find_instance_images(config.subject.instance_images)
+    resolution = config.images.resolution or base.resolution
+    check_instance_images(images, resolution=resolution, max_pixels=config.images.max_pixels)
+    tokenizer = load_tokenizer(base.directory)
+    warnings = []
+    if config.subject.identifier is None:
+        identifier = choose_identifier(tokenizer, subject_name=config.subject.name)
+    else:
+        identifier = config.subject.identifier
+        if (warning := describe(tokenizer, identifier).warning) is not None:
+            warnings.append(warning)
+    config = config.model_copy(
+        update={
+            "subject": config.subject.model_copy(update={"identifier": identifier}),
+            "images": config.images.model_copy(update={"resolution": resolution}),
+        }
+    )
+    if not 3 <= len(images) <= 10:
+        warnings.append(f"{len(images)} instance images; the method is made for three to five of one subject")
+    prior = _prior(config, base, use_gpu)
+    engine = _engine(config)
+    images_hash = data_hash(images)
+    return Plan(
+        config=config,
+        base=base,
+        images=images,
+        data_hash=images_hash,
+        prior=prior,
+        engine=engine,
+        use_gpu=use_gpu,
+        key=_key(config, base, images_hash, prior, engine),
+        warnings=tuple(warnings),
+    )
+
+
+def check_destinations(plan: Plan) -> None:
+    """Prove that results can be written where they are to go; InputError when not."""
+    from pipelines.tracking import check_tracking
+
+    exported = sum(plan.base.parameter_counts.values()) * 4
+    check_writable(plan.config.run_uri, need_bytes=exported + 12 * plan.trained_parameters)
+    if plan.prior is not None:
+        check_writable(plan.config.prior_uri)
+    check_tracking(plan.config.tracking)
+
+
+def _absolute(config: DreamBoothConfig) -> DreamBoothConfig:
+    """Local addresses made absolute: Ray's workers run in folders of their own."""
+    storage = config.storage.model_copy(
+        update={
+            "run": absolute(config.run_uri),
+            "prior": absolute(config.prior_uri),
+            "root": absolute(config.storage.root),
+        }
+    )
+    images = tuple(absolute(address) for address in config.subject.instance_images)
+    subject = config.subject.model_copy(update={"instance_images": images})
+    return config.model_copy(update={"storage": storage, "subject": subject})
+
+
+def _prior(config: DreamBoothConfig, base: BaseModel, use_gpu: bool) -> PriorPlan | None:
+    if not config.prior.enabled:
+        return None
+    import torch
+
+    return prior_plan(
+        config.prior,
+        base_hash=base.hash,
+        class_prompt=config.prompts.class_prompt(config.subject),
+        resolution=config.images.resolution or base.resolution,
+        dtype=torch.float16 if use_gpu else torch.float32,
+    )
+
+
+def _engine(config: DreamBoothConfig) -> str:
+    """DeepSpeed where it is needed; for a single worker plain PyTorch, which is faster (`make bench`)."""
+    if config.engine == "torch" and config.zero.offload_optimizer:
+        raise InputError("zero.offload_optimizer needs DeepSpeed, but engine is 'torch'; leave engine at 'auto'")
+    if config.engine != "auto":
+        return config.engine
+    return "deepspeed" if config.cluster.num_workers > 1 or config.zero.offload_optimizer else "torch"
+
+
+def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, engine: str) -> str:
+    """What decides the weights, and the layout of checkpoints: workers and stage are in it for the latter."""
+    train = config.train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
+    parts: list[Any] = [base.hash, images_hash, config.prompts, config.images, train, engine]
+    parts += [config.subject.identifier, config.subject.class_noun, str(config.cluster.num_workers)]
+    parts += [config.zero] if engine == "deepspeed" else []
+    parts += [prior.key, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
+    return config_hash(*parts)
+
+
+def describe_plan(plan: Plan) -> list[tuple[str, str]]:
+    """The plan as (what, value) rows."""
+    config, train = plan.config, plan.config.train
+    workers, zero = config.cluster.num_workers, config.zero
+    pairs = train.micro_batch_size * train.gradient_accumulation_steps * workers
+    engine = f"DeepSpeed ZeRO-{zero.stage}{', optimizer in host memory' if zero.offload_optimizer else ''}"
+    counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in plan.base.parameter_counts.items())
+    trained = "denoiser and text encoder" if train.train_text_encoder else "denoiser"
+    rows = [
+        ("subject", f"{config.subject.name}: {len(plan.images)} images of a {config.subject.class_noun}"),
+        ("instance prompt", config.prompts.instance_prompt(config.subject)),
+        ("base model", f"{config.base_model} ({counts}), hash {plan.base.hash}"),
+        ("trained", f"{trained}, {plan.trained_parameters / 1e6:.2f} M parameters, at {config.images.resolution} px"),
+        ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
+        ("workers", f"{workers} x {'1 GPU' if plan.use_gpu else f'{config.cluster.cpus_per_worker} CPU'}"),
+        ("engine", engine if plan.engine == "deepspeed" else "PyTorch"),
+        (
+            "memory per worker",
+            f"{_size(plan.model_state_bytes)} of weights, gradients and optimizer; activations on top",
+        ),
+    ]
+    if plan.prior is not None:
+        rows.append(("class images", _class_images(plan, plan.prior)))
+    name = f", registered as {config.model_name}" if config.tracking.register_model else ""
+    return [*rows, ("writes to", f"{config.run_uri}{name}"), ("result key", plan.key)]
+
+
+def _class_images(plan: Plan, prior: PriorPlan) -> str:
+    from pipelines.prior_stage import images_present
+
+    missing = len(prior.missing(images_present(plan.config.prior_uri, prior)))
+    there = "all there" if not missing else f"{missing} to make"
+    return f"{prior.count} of {prior.class_prompt!r}: {there} (set {prior.key})"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,109 @@
+"""The class images of prior preservation, made by parallel Ray actors, once per class, shared by subjects.
+
+A set lies at <prior>/<key>; images are written one by one, and the manifest, which readers trust, last. So a set that
+broke off is topped up, a set that is asked to grow is topped up, and a whole one costs a look at its manifest.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dreambooth.prior import PriorPlan, image_name
+from pipelines.samplers import ImageSampler, Source
+from pipelines.storage import FileRecord, Manifest, filesystem, join, read_bytes, read_manifest, write_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSet:
+    """A whole set of class images."""
+
+    key: str
+    uri: str
+    class_prompt: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerPool:
+    """How many sampling actors, and what each takes."""
+
+    actors: int
+    use_gpu: bool
+
+    def start(self, wanted: int) -> list[Any]:
+        """Start the actors, but no more than there is work for."""
+        import ray
+
+        # A task runs again when its node is lost; what it makes depends on nothing but its arguments.
+        options = {"num_cpus": 1, "num_gpus": 1 if self.use_gpu else 0, "max_restarts": 2, "max_task_retries": 2}
+        actor = ray.remote(ImageSampler).options(**options)
+        return [actor.remote(use_gpu=self.use_gpu) for _ in range(max(1, min(self.actors, wanted)))]
+
+
+def images_present(parent_uri: str, plan: PriorPlan) -> set[str]:
+    """Names of the class images that are there, whether a manifest speaks of them yet or not."""
+    fs, path = filesystem(join(parent_uri, plan.key))
+    try:
+        return {name.rsplit("/", 1)[-1] for name in fs.ls(path, detail=False) if name.endswith(".png")}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def make_class_images(
+    plan: PriorPlan,
+    source: Source,
+    parent_uri: str,
+    pool: SamplerPool,
+    on_progress: Callable[[int, int], None] = lambda made, total: None,
+) -> PriorSet:
+    """Make what is missing of a set and give it its manifest; `on_progress(made, missing)` after every block."""
+    uri = join(parent_uri, plan.key)
+    present = images_present(parent_uri, plan)
+    missing = set(plan.missing(present))
+    if missing:
+        _generate(plan, source, uri, plan.blocks(present), missing, pool, on_progress)
+    if missing or len(_trusted(uri)) < plan.count:
+        _seal(plan, uri)
+    return PriorSet(key=plan.key, uri=uri, class_prompt=plan.class_prompt, count=plan.count)
+
+
+def _generate(
+    plan: PriorPlan,
+    source: Source,
+    uri: str,
+    blocks: list[range],
+    missing: set[int],
+    pool: SamplerPool,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    import ray
+    from ray.util import ActorPool
+
+    actors = pool.start(len(blocks))
+    made = 0
+    on_progress(made, len(missing))
+    try:
+        work = [(block, sorted(missing.intersection(block))) for block in blocks]
+        results = ActorPool(actors).map_unordered(
+            lambda actor, item: actor.class_images.remote(source, plan, item[0], item[1], uri), work
+        )
+        for indices in results:
+            made += len(indices)
+            on_progress(made, len(missing))
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _seal(plan: PriorPlan, uri: str) -> None:
+    files = {}
+    for index in range(plan.count):
+        content = read_bytes(join(uri, image_name(index)))
+        files[image_name(index)] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    write_manifest(Manifest(uri=uri, files=_trusted(uri) | files, metadata=asdict(plan)))
+
+
+def _trusted(uri: str) -> dict[str, FileRecord]:
+    fs, path = filesystem(join(uri, "manifest.json"))
+    return dict(read_manifest(uri).files) if fs.exists(path) else {}

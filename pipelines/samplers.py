@@ -1,0 +1,107 @@
+"""The Ray actor that makes pictures: it loads a pipeline once and samples from it as often as it is asked."""
+
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth.base_model import resolve_base_model
+from pipelines.storage import fetch, join, local_directory, read_manifest, write_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which pipeline: a base model (address and revision), or the prefix of a model published here."""
+
+    address: str
+    revision: str | None = None
+    published: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """Pictures wanted: one per (prompt, seed)."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    num_inference_steps: int
+    guidance_scale: float
+    resolution: int
+
+
+class ImageSampler:
+    """Samples from one pipeline at a time.
+
+    `use_gpu` moves it to this actor's GPU, in half precision; on a CPU it runs in fp32 on `num_threads`.
+    """
+
+    def __init__(self, *, use_gpu: bool, num_threads: int = 1) -> None:
+        import torch
+
+        from dreambooth.quiet import quiet
+
+        quiet()
+        torch.set_num_threads(num_threads)
+        self._device = "cuda" if use_gpu else "cpu"
+        self._dtype = torch.float16 if use_gpu else torch.float32
+        self._loaded: tuple[Source, Any] | None = None
+
+    def _pipeline(self, source: Source) -> Any:
+        """The pipeline of a source; the last one stays loaded."""
+        from dreambooth.sampling import load_pipeline
+
+        if self._loaded is None or self._loaded[0] != source:
+            self._loaded = None
+            self._loaded = source, load_pipeline(_directory(source), device=self._device, dtype=self._dtype)
+        return self._loaded[1]
+
+    def class_images(self, source: Source, plan: Any, block: range, wanted: Sequence[int], uri: str) -> list[int]:
+        """Make a block of class images and write those wanted; returns their indices."""
+        from dreambooth.prior import generate_block, image_name
+
+        images = dict(zip(block, generate_block(self._pipeline(source), plan, block), strict=True))
+        for index in wanted:
+            write_bytes(join(uri, image_name(index)), _png(images[index]))
+        return list(wanted)
+
+    def samples(self, source: Source, request: SampleRequest) -> list[bytes]:
+        """Pictures as PNG, in order."""
+        from dreambooth.sampling import sample
+
+        images = sample(
+            self._pipeline(source),
+            request.prompts,
+            request.seeds,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            height=request.resolution,
+            width=request.resolution,
+        )
+        return [_png(image) for image in images]
+
+    def similarities(self, encoder: str, sets: dict[str, list[bytes]]) -> dict[str, Any]:
+        """Embeddings (N, D) of sets of pictures, by the image encoder at a directory or hub id."""
+        from dreambooth.evaluation.encoders import load_image_encoder
+        from PIL import Image
+
+        encode = load_image_encoder(encoder, device=self._device).encode
+        return {
+            name: encode([Image.open(io.BytesIO(image)).convert("RGB") for image in images])
+            for name, images in sets.items()
+        }
+
+
+def _directory(source: Source) -> Path:
+    """Where a pipeline lies on this machine."""
+    if not source.published:
+        return resolve_base_model(source.address, source.revision).directory
+    manifest = read_manifest(source.address)
+    return local_directory(manifest) or fetch(manifest, Path(tempfile.mkdtemp(prefix="dreambooth-model-")))
+
+
+def _png(image: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

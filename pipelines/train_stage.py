@@ -1,0 +1,116 @@
+"""One subject's fine-tuning as a Ray Train run: the driver's side.
+
+The run is named by the plan's key, so the same command after a crash of the driver finds its checkpoints, and a
+finished one finds its published model and trains nothing.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.training import Diverged
+from pipelines.plan import Plan
+from pipelines.prior_stage import PriorSet
+from pipelines.storage import Manifest, filesystem, join, published, pyarrow_filesystem, read_json
+from pipelines.train_worker import TrainTask, train_worker
+
+CHECKPOINTS_KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A published, verified model and how it came about: one mapping of metrics a step, bytes of memory by rank."""
+
+    model: Manifest
+    history: tuple[Mapping[str, float], ...]
+    peak_memory_bytes: tuple[int, ...]
+    steps_per_second: float
+    resumed_from: int
+
+
+def find_result(plan: Plan) -> TrainResult | None:
+    """The result of an earlier run of the same plan, or None."""
+    manifest = published(join(plan.config.run_uri, "model"))
+    if manifest is None or manifest.metadata.get("key") != plan.key:
+        return None
+    record = read_json(join(plan.config.run_uri, "training", f"{plan.key}.json"))
+    return TrainResult(
+        model=manifest,
+        history=tuple(record["history"]),
+        peak_memory_bytes=tuple(record["peak_memory_bytes"]),
+        steps_per_second=record["steps_per_second"],
+        resumed_from=record["resumed_from"],
+    )
+
+
+def train(plan: Plan, prior_set: PriorSet | None, events: Any) -> TrainResult:
+    """Fine-tune, export, publish and verify; goes on from the last checkpoint of an interrupted run.
+
+    Raises Diverged when the loss stops being a number, RuntimeError when the workers failed more often than allowed.
+    """
+    if (result := find_result(plan)) is not None:
+        return result
+    _fit(plan, prior_set, events)
+    result = find_result(plan)
+    if result is None:
+        raise RuntimeError(f"training ended, but there is no model at {join(plan.config.run_uri, 'model')}")
+    _remove_checkpoints(plan)
+    return result
+
+
+def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> None:
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    cluster = plan.config.cluster
+    storage_filesystem, storage_path = pyarrow_filesystem(join(plan.config.run_uri, "checkpoints"))
+    task = TrainTask(
+        config=plan.config,
+        images=plan.images,
+        prior_set=prior_set,
+        engine=plan.engine,
+        key=plan.key,
+        data_hash=plan.data_hash,
+        base_hash=plan.base.hash,
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task, "events": events},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=plan.use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {}),
+        ),
+        # mypy sees the RunConfig of Ray Train V1, the interpreter V2's.
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]
+            name=run_name(plan),
+            storage_path=storage_path,
+            storage_filesystem=storage_filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        text = str(error)
+        if Diverged.__name__ in text:
+            reason = next(line for line in text.splitlines() if Diverged.__name__ in line)
+            raise Diverged(reason.split(": ", 1)[-1]) from None
+        raise RuntimeError(f"training {plan.config.subject.name} failed: {text.strip()}") from None
+
+
+def run_name(plan: Plan) -> str:
+    """Name of the Ray Train run."""
+    return f"{plan.config.subject.name}-{plan.key}"
+
+
+def _remove_checkpoints(plan: Plan) -> None:
+    """The model is published and verified: its checkpoints, three times its size, have done their work."""
+    fs, path = filesystem(join(plan.config.run_uri, "checkpoints", run_name(plan)))
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
