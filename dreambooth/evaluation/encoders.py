@@ -1,0 +1,164 @@
+"""Images to embeddings, by a ViT from a folder or the hub.
+
+Images are prepared with Pillow and numpy as the encoder's preprocessor_config.json says, so torchvision isn't needed.
+One exception: the published file of DINO (facebook/dino-vits16) squeezes images to 224 x 224, while the DreamBooth paper
+used DINO's own evaluation transform, the shorter side to 256 and the middle 224 x 224 cut out (see issue 3 of
+github.com/google/dreambooth), and so does this.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dreambooth.errors import InputError
+from dreambooth.quiet import quiet
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_IMAGES_AT_ONCE = 32
+
+
+class ImageEncoder(Protocol):
+    """Anything that turns images into embeddings."""
+
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embeddings of images: (N, D), float32, of unit norm, on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """From an image to pixel values: resize, cut out the middle, normalize."""
+
+    resize: int | tuple[int, int]  # the shorter side, or (height, width) exactly
+    crop: int | None
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Pixel values of one image: (3, H, W), float32."""
+        image = image.convert("RGB")
+        if isinstance(self.resize, int):
+            scale = self.resize / min(image.size)
+            # The shorter side exactly, the longer one cut off to whole pixels, as torchvision does it.
+            width, height = (self.resize if side == min(image.size) else int(side * scale) for side in image.size)
+        else:
+            height, width = self.resize
+        if image.size != (width, height):
+            image = image.resize((width, height), self.resample)
+        if self.crop is not None:
+            left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+            image = image.crop((left, top, left + self.crop, top + self.crop))
+        pixels = np.asarray(image, dtype=np.float32) / 255
+        normalized = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
+
+
+DINO_TRANSFORM = Transform(resize=256, crop=224)
+"""The paper's, for facebook/dino-vits16."""
+
+
+def read_transform(directory: Path) -> Transform:
+    """The transform of a folder with a preprocessor_config.json; without one, DINO's.
+
+    Raises InputError for a file that says no size.
+    """
+    path = directory / "preprocessor_config.json"
+    if not path.is_file():
+        return DINO_TRANSFORM
+    settings = json.loads(path.read_text())
+    size, mean, std = settings.get("size"), tuple(settings["image_mean"]), tuple(settings["image_std"])
+    crop = settings.get("crop_size") if settings.get("do_center_crop", "crop_size" in settings) else None
+    if crop is None and size in (224, {"height": 224, "width": 224}) and (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
+        return DINO_TRANSFORM
+    return Transform(
+        resize=_resize(size, path),
+        crop=crop["height"] if isinstance(crop, dict) else crop,
+        resample=Image.Resampling(settings.get("resample", Image.Resampling.BICUBIC)),
+        mean=mean,
+        std=std,
+    )
+
+
+def _resize(size: Any, path: Path) -> int | tuple[int, int]:
+    match size:
+        case int():
+            return size, size
+        case {"shortest_edge": int(side)}:
+            return side
+        case {"height": int(height), "width": int(width)}:
+            return height, width
+    raise InputError(f"{path}: expected a size in pixels, got {size!r}")
+
+
+class ViTEncoder:
+    """A transformers ViTModel; the embedding is the class token's, after the last layer's norm."""
+
+    def __init__(self, directory: Path, *, device: str) -> None:
+        """Load the model and its transform."""
+        quiet()
+        from transformers import ViTModel
+
+        self._transform = read_transform(directory)
+        model = ViTModel.from_pretrained(directory, add_pooling_layer=False, local_files_only=True, dtype=torch.float32)
+        self._model = model.to(device).eval()
+        self._device = device
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embeddings of images: (N, D), float32, of unit norm, on the CPU; raises ValueError for no images."""
+        if not images:
+            raise ValueError("expected at least one image to encode, got none")
+        embeddings = []
+        for start in range(0, len(images), _IMAGES_AT_ONCE):
+            pixels = torch.stack([self._transform(image) for image in images[start : start + _IMAGES_AT_ONCE]])
+            hidden = self._model(pixels.to(self._device)).last_hidden_state  # (B, 1 + patches, D)
+            embeddings.append(hidden[:, 0].float().cpu())
+        return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)
+
+
+def load_image_encoder(directory_or_hub_id: str | Path, *, device: str = "cpu") -> ImageEncoder:
+    """Load an image encoder from a folder, or a hub id, which is downloaded once.
+
+    Raises InputError when it isn't there or isn't a ViT.
+    """
+    return ViTEncoder(find_image_encoder(directory_or_hub_id), device=device)
+
+
+def find_image_encoder(directory_or_hub_id: str | Path) -> Path:
+    """The folder of an image encoder, downloading it if it is a hub id; raises InputError when it can't be had."""
+    directory = Path(directory_or_hub_id).expanduser()
+    if not directory.is_dir():
+        directory = _from_hub(str(directory_or_hub_id))
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError(f"no image encoder in {directory}: there is no config.json")
+    kind = json.loads(path.read_text()).get("model_type")
+    if kind != "vit":
+        raise InputError(f"the image encoder in {directory} is of the type {kind!r}; expected 'vit'")
+    return directory
+
+
+def _from_hub(hub_id: str) -> Path:
+    if "://" in hub_id or hub_id.startswith((".", "/", "~")) or hub_id.count("/") != 1:
+        raise InputError(f"no image encoder at {hub_id!r}; expected a folder, or a hub id such as facebook/dino-vits16")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        directory = Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+        if not list(directory.glob("*.safetensors")):  # older repositories; loaded with weights_only
+            directory = Path(snapshot_download(hub_id, allow_patterns=["*.json", "pytorch_model.bin"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"the image encoder {hub_id!r} is neither a folder here nor to be had from the hub "
+            f"({type(error).__name__}); check the name and the network, or download it elsewhere and give its folder"
+        ) from None
+    return directory
