@@ -90,6 +90,6 @@ def _connect(config: ClusterConfig) -> None:
         ray.init(address=config.address, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"there is no Ray cluster to join at cluster.address {config.address!r}: {str(error).splitlines()[0]}; leave "
-            f"it out to start Ray here"
+            f"there is no Ray cluster to join at cluster.address {config.address!r}: {str(error).splitlines()[0]}; "
+            f"leave it out to start Ray here"
         ) from None
