@@ -1,9 +1,9 @@
 """Images to embeddings, by a ViT from a folder or the hub.
 
 Images are prepared with Pillow and numpy as the encoder's preprocessor_config.json says, so torchvision isn't needed.
-One exception: the published file of DINO (facebook/dino-vits16) squeezes images to 224 x 224, while the DreamBooth paper
-used DINO's own evaluation transform, the shorter side to 256 and the middle 224 x 224 cut out (see issue 3 of
-github.com/google/dreambooth), and so does this.
+One exception: the published file of DINO (facebook/dino-vits16) squeezes images to 224 x 224, which does not give the
+DreamBooth paper's figures. DINO's own evaluation transform does: the shorter side to 256, and the middle 224 x 224 cut
+out (github.com/google/dreambooth, issue 3).
 """
 
 import json
@@ -46,9 +46,8 @@ class Transform:
         """Pixel values of one image: (3, H, W), float32."""
         image = image.convert("RGB")
         if isinstance(self.resize, int):
-            scale = self.resize / min(image.size)
-            # The shorter side exactly, the longer one cut off to whole pixels, as torchvision does it.
-            width, height = (self.resize if side == min(image.size) else int(side * scale) for side in image.size)
+            # The longer side is cut off to whole pixels, as torchvision does it.
+            width, height = (self.resize * side // min(image.size) for side in image.size)
         else:
             height, width = self.resize
         if image.size != (width, height):

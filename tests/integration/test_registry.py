@@ -109,9 +109,10 @@ def test_the_weights_are_files_and_nothing_is_a_pickle(registered: RegisteredVer
 
 SERVE = """
 import json, sys, warnings
+blocked = {"ray", "deepspeed", "dreambooth", "pipelines"}
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "deepspeed", "dreambooth", "pipelines"):
+        if name.partition(".")[0] in blocked:
             raise ImportError(f"{name} is imported")
 sys.meta_path.insert(0, Blocked())
 warnings.simplefilter("ignore")
@@ -119,9 +120,14 @@ import mlflow, pandas
 model = mlflow.pyfunc.load_model("models:/dreambooth-rex@latest")
 prompts = pandas.DataFrame({"prompt": [sys.argv[1]] * 2})
 images = model.predict(prompts, params={"seed": 7})
-assert not {"ray", "deepspeed", "dreambooth", "pipelines"} & set(sys.modules)
 example = model.predict(model.input_example)
 params = {spec.name: spec.default for spec in model.metadata.signature.params}
+assert not blocked & set(sys.modules)
+
+blocked = {"ray", "deepspeed"}
+from pipelines.generate import generate
+generate("models:/dreambooth-rex@latest", sys.argv[1], num=1, output="pictures")
+assert not blocked & set(sys.modules)
 print(json.dumps({"images": list(images["image"]), "params": params, "example": len(example)}))
 """
 
@@ -133,11 +139,12 @@ def test_it_loads_where_there_is_no_ray_no_deepspeed_and_no_pickle(
         **os.environ,
         "MLFLOW_TRACKING_URI": tracking_uri,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "PYTHONPATH": "",
+        "PYTHONPATH": str(CHECKOUT),
     }
     command = [sys.executable, "-c", SERVE, PROMPT]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    assert (working_folder / "pictures" / "0.png").is_file()
     answer = json.loads(result.stdout.splitlines()[-1])
     assert answer["params"] == {
         "seed": 0,
