@@ -1,0 +1,32 @@
+"""The miniature: the built-in base model, small enough to come with the package, and the subjects to try it with.
+
+weights/pipeline    a Stable Diffusion directory for 64 x 64 images
+weights/vit         a ViTModel that tells subjects apart (where a larger project uses DINO)
+weights/clip        a CLIPModel with its tokenizer
+subjects/NAME       five instance images of a made-up subject, and its class noun in subject.yaml
+"""
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+WEIGHTS_DIR = _HERE / "weights"
+PIPELINE_DIR = WEIGHTS_DIR / "pipeline"
+VIT_DIR = WEIGHTS_DIR / "vit"
+CLIP_DIR = WEIGHTS_DIR / "clip"
+SUBJECTS_DIR = _HERE / "subjects"
+
+
+def subject_names() -> tuple[str, ...]:
+    """The shipped subjects, sorted by name."""
+    return tuple(sorted(path.parent.name for path in SUBJECTS_DIR.glob("*/subject.yaml")))
+
+
+def subject_dir(name: str) -> Path:
+    """The folder of a shipped subject: 00.png to 04.png and subject.yaml.
+
+    Raises:
+        KeyError: if no shipped subject has that name.
+    """
+    if name not in subject_names():
+        raise KeyError(f"no shipped subject is called {name!r}; there are {', '.join(subject_names())}")
+    return SUBJECTS_DIR / name

@@ -1,0 +1,137 @@
+"""Train the miniature, all of it, from nothing but the program that draws its world.
+
+    python -m dreambooth.miniature.pretrain --output output/miniature --photographs DIR
+
+The autoencoder goes first, and beside it, on the other core, the CLIP and then the ViT; then the denoiser and the text
+encoder on all cores. Every stage ends at its number of steps or its minutes, whichever comes first, and the same
+command goes on where a stopped one was. At the end the weights lie in OUTPUT/weights in the layout that is shipped,
+measured.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch.multiprocessing.spawn import spawn
+from transformers import CLIPModel, ViTModel
+
+from dreambooth.miniature import train_clip, train_unet, train_vae, train_vit
+from dreambooth.miniature.assemble import assemble_encoder, assemble_pipeline, write_subjects
+from dreambooth.miniature.photographs import load_photographs
+from dreambooth.miniature.quality import measure
+from dreambooth.miniature.stage import Stage
+
+STAGES = (train_vae.STAGE, train_clip.STAGE, train_vit.STAGE, train_unet.STAGE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """What a pretraining is told."""
+
+    output: Path
+    device: str
+    photographs: Path
+    minutes: float | None
+    """For the two that follow each other, autoencoder and denoiser, together; None: as the stages say."""
+
+    @property
+    def states(self) -> Path:
+        """Where the stages keep what they need to go on."""
+        return self.output / "states"
+
+    def stage(self, stage: Stage) -> Stage:
+        """A stage with its share of the minutes."""
+        whole = train_vae.STAGE.minutes + train_unet.STAGE.minutes
+        return stage if self.minutes is None else replace(stage, minutes=stage.minutes * self.minutes / whole)
+
+
+def main() -> None:
+    """Read the command line, say the plan, train what is missing, assemble and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="states, finished parts and, at the end, weights go there"
+    )
+    parser.add_argument(
+        "--photographs", type=Path, required=True, help="folder of one folder of .jpg photographs per subject"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--minutes", type=float, help="for all of it; every stage gets its share")
+    pretraining = Pretraining(**vars(parser.parse_args()))
+    processes = min(2, os.cpu_count() or 1) if pretraining.device == "cpu" else 1
+    print(f"plan: {pretraining.device}, {processes} process(es), results in {pretraining.output / 'weights'}")
+    for stage in map(pretraining.stage, STAGES):
+        print(
+            f"  {stage.name:5s} {stage.steps} steps or {stage.minutes:.0f} minutes, learning rate {stage.learning_rate}"
+        )
+    began = time.monotonic()
+
+    if processes > 1:
+        spawn(_train_side, (pretraining,), nprocs=2)
+    else:
+        for stages in SIDES:
+            _train_all(stages, pretraining)
+    vae = AutoencoderKL.from_pretrained(pretraining.states / "vae")
+    clip = CLIPModel.from_pretrained(pretraining.states / "clip", dtype=torch.float32)
+    vit = ViTModel.from_pretrained(pretraining.states / "vit", add_pooling_layer=False, dtype=torch.float32)
+    unet, text_encoder = train_unet.train_unet(
+        pretraining.states,
+        vae=vae,
+        clip=clip,
+        device=torch.device(pretraining.device),
+        processes=processes,
+        stage=pretraining.stage(train_unet.STAGE),
+        preview=pretraining.output / "preview",
+    )
+    weights = pretraining.output / "weights"
+    assemble_pipeline(weights / "pipeline", vae=vae, unet=unet, text_encoder=text_encoder)
+    assemble_encoder(weights / "clip", clip)
+    assemble_encoder(weights / "vit", vit)
+    write_subjects(pretraining.output / "subjects")
+    print(f"trained in {(time.monotonic() - began) / 60:.0f} minutes; measuring")
+    figures = asdict(measure(weights, pretraining.photographs))
+    (weights / "quality.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+def _vae(pretraining: Pretraining) -> AutoencoderKL:
+    photographs = load_photographs(pretraining.photographs)
+    stage = pretraining.stage(train_vae.STAGE)
+    return train_vae.train_vae(pretraining.states, photographs, device=torch.device(pretraining.device), stage=stage)
+
+
+def _clip(pretraining: Pretraining) -> CLIPModel:
+    stage = pretraining.stage(train_clip.STAGE)
+    return train_clip.train_clip(pretraining.states, device=torch.device(pretraining.device), stage=stage)
+
+
+def _vit(pretraining: Pretraining) -> ViTModel:
+    photographs = load_photographs(pretraining.photographs)
+    stage = pretraining.stage(train_vit.STAGE)
+    return train_vit.train_vit(pretraining.states, photographs, device=torch.device(pretraining.device), stage=stage)
+
+
+Train = Callable[[Pretraining], AutoencoderKL | CLIPModel | ViTModel]
+SIDES: tuple[dict[str, Train], ...] = ({"vae": _vae}, {"clip": _clip, "vit": _vit})
+
+
+def _train_side(rank: int, pretraining: Pretraining) -> None:
+    torch.set_num_threads(1)
+    _train_all(SIDES[rank], pretraining)
+
+
+def _train_all(stages: dict[str, Train], pretraining: Pretraining) -> None:
+    for name, train in stages.items():
+        if not (pretraining.states / name).exists():
+            part = pretraining.states / f".{name}.part"
+            train(pretraining).cpu().save_pretrained(part)
+            part.rename(pretraining.states / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The miniature's autoencoder: 64 x 64 RGB to 4 x 16 x 16 latents and back, learned from scenes and photographs."""
+
+import random
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from dreambooth.miniature.drawing import draw
+from dreambooth.miniature.photographs import Photographs, to_pixels
+from dreambooth.miniature.stage import Stage, fit
+from dreambooth.miniature.world import sample_scene
+
+STAGE = Stage(name="vae", steps=8000, minutes=42, learning_rate=2e-3, weight_decay=0.0, ema_decay=0.998)
+BATCH_SIZE = 16
+
+
+def build_vae() -> AutoencoderKL:
+    """An untrained autoencoder of 0.65 M parameters."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=64,
+    )
+
+
+def train_vae(folder: Path, photographs: Photographs, *, device: torch.device, stage: Stage = STAGE) -> AutoencoderKL:
+    """Train the autoencoder, resumably in `folder`, and set its scaling factor from the latents of fresh scenes."""
+    vae = build_vae().to(device)
+
+    def loss_at(step: int, progress: float) -> Tensor:
+        rng = random.Random(f"vae {step}")
+        crops = 6 if progress < 0.3 else 3  # photographs teach the most while the latents take shape
+        images = [photographs.crop(rng) for _ in range(crops)] + [
+            draw(sample_scene(rng)) for _ in range(BATCH_SIZE - crops)
+        ]
+        pixels = torch.from_numpy(to_pixels(images)).to(device)  # (B, 3, 64, 64)
+        with torch.autocast(device.type, torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            # Sampling from the first step on would drown the little that the latents say then.
+            latents = posterior.mode() if step < 400 else posterior.sample()
+            reconstruction: Tensor = vae.decode(latents).sample.float()
+        error = reconstruction - pixels
+        divergence: Tensor = (
+            0.5 * (posterior.mean.float() ** 2 + posterior.logvar.float().exp() - 1 - posterior.logvar.float()).mean()
+        )
+        # Once the latents have found their scale, details are worth more than a little regularity.
+        weight = 1e-3 if progress < 0.5 else 3e-4
+        square = 1.0 if progress < 0.67 else 3.0
+        return error.abs().mean() + square * (error**2).mean() + 0.5 * _edges(error) + weight * divergence
+
+    fit(stage, vae, loss_at, folder)
+    set_scaling_factor(vae, device)
+    return vae
+
+
+def _edges(error: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring errors: lines come out sharp."""
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+@torch.no_grad()
+def set_scaling_factor(vae: nn.Module, device: torch.device) -> None:
+    """Make scaling_factor the inverse of the latents' standard deviation over fresh scenes."""
+    rng = random.Random("scaling factor")
+    pixels = torch.from_numpy(to_pixels([draw(sample_scene(rng)) for _ in range(512)])).to(device)
+    latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pixels.split(64)])  # type: ignore[operator]
+    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))  # type: ignore[operator]
+    means = ", ".join(f"{mean:.2f}" for mean in latents.mean((0, 2, 3)))
+    print(f"latents: mean {latents.mean():.3f} (by channel {means}), standard deviation {latents.std():.3f}")
