@@ -1,4 +1,7 @@
-"""What holds for every test: few threads, no network, a folder of its own to work in."""
+"""What holds for every test: few threads, no network, a folder of its own to work in.
+
+And what many tests share: a base model so small that a training step takes milliseconds, and a subject's images.
+"""
 
 import os
 
@@ -47,4 +50,80 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion directory of random weights, always the same, for 64 x 64 images. Not to be written to."""
+    import torch
+
+    from dreambooth.quiet import hide_progress_bars, quiet
+
+    quiet()
+    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from dreambooth.families.stable_diffusion import load_tokenizer
+    from dreambooth.miniature import PIPELINE_DIR
+
+    hide_progress_bars()
+    directory = tmp_path_factory.mktemp("base") / "tiny"
+    tokenizer = load_tokenizer(PIPELINE_DIR)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=2,
+            cross_attention_dim=16,
+            norm_num_groups=4,
+        )
+        vae = AutoencoderKL(
+            sample_size=64,
+            block_out_channels=(4, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            norm_num_groups=4,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=tokenizer.model_max_length,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    StableDiffusionPipeline(
+        unet=unet,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def instance_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pictures of noise, 80 x 72, 00.png to 04.png, always the same. Not to be written to."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("subject") / "red-dog"
+    folder.mkdir()
+    for index in range(5):
+        pixels = np.random.default_rng(index).integers(0, 256, (72, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
     return folder
