@@ -195,3 +195,7 @@ def settings() -> None:
 
     for name, default, description in list_settings(DreamBoothConfig):
         click.echo(f"{name:<38} {default:<12} {description}".rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from dreambooth.images import open_image, squares
 from dreambooth.subject import fill_identifier
 from pipelines.plan import Plan
 from pipelines.prior_stage import SamplerPool
-from pipelines.samplers import SampleRequest, Source
+from pipelines.samplers import SampleRequest, Source, find_encoder
 from pipelines.storage import Manifest
 
 _IMAGES_PER_REQUEST = 4
@@ -45,17 +45,13 @@ class Evaluation:
 
 def image_encoder(config: DreamBoothConfig) -> str:
     """The address of the image encoder that a configuration means; InputError when it can't be had."""
-    chosen = config.evaluation.image_encoder
-    if chosen is None and config.base_model == "miniature":
-        from dreambooth.miniature import VIT_DIR
-
-        return str(VIT_DIR)
-    from dreambooth.evaluation.encoders import find_image_encoder
-
+    default = "miniature" if config.base_model == "miniature" else DEFAULT_ENCODER
+    chosen = config.evaluation.image_encoder or default
     try:
-        return str(find_image_encoder(chosen or DEFAULT_ENCODER))
+        find_encoder(chosen)
     except InputError as error:
         raise InputError(f"evaluation.image_encoder: {error}") from None
+    return chosen
 
 
 def prompts_of(config: DreamBoothConfig) -> list[str]:

@@ -91,12 +91,13 @@ def _from_registry(
     model: str, tracking_uri: str | None, prompt: str, seeds: Sequence[int], settings: Settings
 ) -> list[Image.Image]:
     """Sample from a registered model, by MLflow alone."""
-    from dreambooth.quiet import quiet
+    from dreambooth.quiet import hide_progress_bars, quiet
     from pipelines.mlflow_client import check_connection, default_tracking, quietly, resolve_tracking_uri
 
     uri = resolve_tracking_uri(tracking_uri)
     client = check_connection(uri)
     quiet()
+    hide_progress_bars()
 
     import mlflow.pyfunc
     import pandas as pd

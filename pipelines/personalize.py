@@ -3,14 +3,12 @@
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
+from pipelines.clock import Clock
 from pipelines.cluster import Resources, ray_cluster
 from pipelines.console import RunConsole
 from pipelines.evaluate_stage import evaluate, image_encoder
@@ -21,23 +19,9 @@ from pipelines.prior_stage import PriorSet, SamplerPool, make_class_images
 from pipelines.registry import RegisteredVersion, check_model_name, register
 from pipelines.samplers import Source
 from pipelines.storage import fetch, local_directory
-from pipelines.summary import PersonalizeResult, write_summary
+from pipelines.summary import PersonalizeResult, finished_result, write_summary
 from pipelines.tracking import TrackedRun, track
 from pipelines.train_stage import TrainResult, train
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clock:
-    """Wall seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time within as this stage's."""
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - began, 2)
 
 
 def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> PersonalizeResult:
@@ -49,12 +33,16 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
     with clock.stage("check"):
         if config.cluster.address is None:
             plan = checked_plan(config)
+            if (finished := finished_result(plan)) is not None:
+                return finished
     with clock.stage("ray"):
         cluster = ray_cluster(config.cluster)
         resources = cluster.__enter__()
     try:
         if config.cluster.address is not None:
             plan = checked_plan(config, resources)
+            if (finished := finished_result(plan)) is not None:
+                return finished
         encoder = _encoder(plan, console)
         for warning in plan.warnings:
             console.warn(warning)
@@ -97,7 +85,7 @@ def _stages(
         evaluation = evaluate(plan, trained.model, pool, encoder, lambda made, total: update(made, total, "images"))
     with clock.stage("register"):
         version = _register(plan, trained, prior_set, run) if config.tracking.register_model else None
-    return write_summary(plan, trained, evaluation, version, run, clock.seconds, follower.milestones)
+    return write_summary(plan, trained, evaluation, version, run, clock.seconds, clock.startup(follower.milestones))
 
 
 def _encoder(plan: Plan, console: RunConsole) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dreambooth.errors import InputError
+from dreambooth.quiet import quiet
 from pipelines.mlflow_client import connect, default_tracking, quietly
 from pipelines.storage import MANIFEST_NAME
 
@@ -64,6 +65,7 @@ def register(
     identifier and the class noun.
     """
     client = connect(tracking_uri)
+    quiet()
     # A database's registry looks a logged model up at the default address, whatever the client's own is.
     with quietly(), default_tracking(tracking_uri):
         known = _find(client, name, result_key)

@@ -83,14 +83,26 @@ class ImageSampler:
 
     def similarities(self, encoder: str, sets: dict[str, list[bytes]]) -> dict[str, Any]:
         """Embeddings (N, D) of sets of pictures, by the image encoder at a directory or hub id."""
-        from dreambooth.evaluation.encoders import load_image_encoder
         from PIL import Image
 
-        encode = load_image_encoder(encoder, device=self._device).encode
+        from dreambooth.evaluation.encoders import load_image_encoder
+
+        encode = load_image_encoder(find_encoder(encoder), device=self._device).encode
         return {
             name: encode([Image.open(io.BytesIO(image)).convert("RGB") for image in images])
             for name, images in sets.items()
         }
+
+
+def find_encoder(address: str) -> Path:
+    """Where an image encoder lies on this machine: `miniature`, a folder or a hub id; InputError when it doesn't."""
+    if address == "miniature":
+        from dreambooth.miniature import VIT_DIR
+
+        return VIT_DIR
+    from dreambooth.evaluation.encoders import find_image_encoder
+
+    return find_image_encoder(address)
 
 
 def _directory(source: Source) -> Path:

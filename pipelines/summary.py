@@ -9,27 +9,39 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.evaluate_stage import Evaluation, Similarity, prompts_of
+from dreambooth.config import config_hash
+from pipelines.evaluate_stage import Evaluation, prompts_of
 from pipelines.plan import Plan
 from pipelines.registry import RegisteredVersion
 from pipelines.report import Row, contact_sheet, loss_curve
-from pipelines.storage import join, write_bytes, write_json
+from pipelines.storage import exists, join, read_json, write_bytes, write_json
 from pipelines.tracking import TrackedRun
 from pipelines.train_stage import TrainResult
 
 
 @dataclass(frozen=True, kw_only=True)
 class PersonalizeResult:
-    """What one run ends with; `summary` is what summary.json holds."""
+    """What one run ends with: where it lies, and what its summary.json holds."""
 
     run_uri: str
-    model_uri: str
-    registered: RegisteredVersion | None
-    contact_sheet: str
-    loss_curve: str
-    similarity: Similarity | None
-    mlflow: str
     summary: dict[str, Any]
+
+
+def finished_result(plan: Plan) -> PersonalizeResult | None:
+    """The result of an earlier run that did all that this plan asks for, or None."""
+    uri = plan.config.run_uri
+    if not exists(join(uri, "summary.json")):
+        return None
+    summary = read_json(join(uri, "summary.json"))
+    wanted = plan.config.model_name if plan.config.tracking.register_model else None
+    if summary.get("request") != _request(plan) or summary.get("registered_model") != wanted:
+        return None
+    return PersonalizeResult(run_uri=uri, summary=summary)
+
+
+def _request(plan: Plan) -> str:
+    """Everything that a finished run's outputs depend on."""
+    return config_hash(plan.key, plan.config.evaluation, plan.config.tracking, plan.config.storage)
 
 
 def write_summary(
@@ -39,7 +51,7 @@ def write_summary(
     version: RegisteredVersion | None,
     run: TrackedRun,
     seconds: dict[str, float],
-    milestones: dict[str, float],
+    startup: dict[str, float] | None,
 ) -> PersonalizeResult:
     """Write contact sheet, loss curve, samples and summary.json to the run's folder, and the pictures to MLflow."""
     uri = plan.config.run_uri
@@ -64,7 +76,7 @@ def write_summary(
         "model_uri": trained.model.uri,
         "contact_sheet": join(uri, "contact_sheet.png"),
         "loss_curve": join(uri, "loss_curve.png"),
-        "mlflow": {"tracking_uri": run.hint, "run_id": run.run_id},
+        "mlflow": {"look": run.hint, "run_id": run.run_id},
         "engine": plan.engine,
         "zero_stage": plan.config.zero.stage if plan.engine == "deepspeed" else None,
         "workers": plan.config.cluster.num_workers,
@@ -74,40 +86,37 @@ def write_summary(
         "peak_memory_bytes": list(trained.peak_memory_bytes),
         "resumed_from": trained.resumed_from,
         "wall_seconds": seconds | {"total": round(sum(seconds.values()), 2)},
-        "milestones": milestones,
+        "startup_seconds": startup,
         "similarity": asdict(evaluation.similarity) if evaluation.similarity else None,
         "key": plan.key,
+        "request": _request(plan),
     }
     write_json(join(uri, "summary.json"), summary)
-    return PersonalizeResult(
-        run_uri=uri,
-        model_uri=trained.model.uri,
-        registered=version,
-        contact_sheet=join(uri, "contact_sheet.png"),
-        loss_curve=join(uri, "loss_curve.png"),
-        similarity=evaluation.similarity,
-        mlflow=run.hint,
-        summary=json.loads(json.dumps(summary)),
-    )
+    return PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)))
 
 
 def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
     """The result as (what, value) rows: every path, and what to do next."""
-    rows = [("contact sheet", result.contact_sheet), ("loss curve", result.loss_curve), ("model", result.model_uri)]
-    if result.similarity is not None:
-        similarity = result.similarity
+    summary = result.summary
+    rows = [
+        ("contact sheet", summary["contact_sheet"]),
+        ("loss curve", summary["loss_curve"]),
+        ("model", summary["model_uri"]),
+    ]
+    if (similarity := summary["similarity"]) is not None:
         rows.append(
             (
                 "similarity",
-                f"{similarity.identifier:.2f} with the identifier, {similarity.instance:.2f} among the photographs; "
-                f"class prompt {similarity.class_before:.2f} before, {similarity.class_after:.2f} after",
+                f"{similarity['identifier']:.2f} with the identifier, {similarity['instance']:.2f} among the "
+                f"photographs; class prompt {similarity['class_before']:.2f} before, "
+                f"{similarity['class_after']:.2f} after",
             )
         )
-    if result.registered is not None:
-        prompt = f"a [V] {result.summary['class_noun']} on the beach"
-        rows.append(("registered", f"{result.registered.name}, version {result.registered.version}"))
-        rows.append(("generate", f'dreambooth generate --model models:/{result.registered.name}@latest "{prompt}"'))
-    return [*rows, ("summary", f"{result.run_uri}/summary.json"), ("MLflow", result.mlflow)]
+    if (name := summary["registered_model"]) is not None:
+        prompt = f"a [V] {summary['class_noun']} on the beach"
+        rows.append(("registered", f"{name}, version {summary['version']}"))
+        rows.append(("generate", f'dreambooth generate --model models:/{name}@latest "{prompt}"'))
+    return [*rows, ("summary", f"{result.run_uri}/summary.json"), ("MLflow", summary["mlflow"]["look"])]
 
 
 def _title(plan: Plan) -> str:

@@ -1,0 +1,114 @@
+"""Ray Train with DeepSpeed on two workers, killed in the middle: what comes out is what would have come out."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from pipelines.cluster import Resources
+from pipelines.events import event_queue
+from pipelines.plan import Plan, make_plan
+from pipelines.prior_stage import PriorSet, SamplerPool, make_class_images
+from pipelines.samplers import Source
+from pipelines.storage import join, published, read_json
+from pipelines.train_stage import TrainResult, train
+
+STEPS, EVERY = 240, 60
+FOUR_CPUS = Resources(cpus=4, gpus=0)
+
+
+def losses(result: TrainResult) -> list[tuple[float, float, float]]:
+    return [(step["step"], step["loss"], step["grad_norm"]) for step in result.history]
+
+
+def interruptible(make_config: Any, output: Path) -> Any:
+    return make_config(
+        cluster__num_workers=2,
+        zero__stage=2,
+        train__max_train_steps=STEPS,
+        train__checkpoint_every=EVERY,
+        train__ema_decay=0.9,
+        storage__run=output / "run",
+        storage__prior=output / "prior",
+        tracking__uri=f"sqlite:///{output}/mlflow.db",
+    )
+
+
+def run(plan: Plan, handle: Any) -> TrainResult:
+    source = Source(address=plan.config.base_model)
+    assert plan.prior is not None
+    prior_set: PriorSet = make_class_images(
+        plan.prior, source, plan.config.prior_uri, SamplerPool(actors=2, use_gpu=False)
+    )
+    with event_queue(handle) as events:
+        return train(plan, prior_set, events)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, TrainResult]:
+    """The result of a run that nothing happened to, kept by the first test for the second."""
+    return {}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_worker_changes_nothing(
+    make_config: Any, tmp_path: Path, uninterrupted: dict[str, TrainResult]
+) -> None:
+    plan = make_plan(interruptible(make_config, tmp_path / "calm"), FOUR_CPUS)
+    calm = uninterrupted["result"] = run(plan, lambda message: None)
+    assert [step["step"] for step in calm.history] == list(range(1, STEPS + 1))
+    assert len(calm.peak_memory_bytes) == 2
+    assert min(calm.peak_memory_bytes) > 100 << 20
+    assert not Path(join(plan.config.run_uri, "checkpoints", f"coral-car-{plan.key}")).exists()
+
+    killed = []
+
+    def kill_one_rank(message: dict[str, Any]) -> None:
+        if message["kind"] == "step" and message["metrics"]["step"] >= STEPS - 30 and not killed:
+            workers = [process for process in psutil.process_iter() if "RayTrainWorker" in " ".join(process.cmdline())]
+            killed.append(workers[-1].pid)
+            os.kill(workers[-1].pid, signal.SIGKILL)
+
+    struck_plan = make_plan(interruptible(make_config, tmp_path / "struck"), FOUR_CPUS)
+    assert struck_plan.key == plan.key
+    struck = run(struck_plan, kill_one_rank)
+    assert killed
+    assert struck.resumed_from in range(EVERY, STEPS, EVERY)
+    assert losses(struck) == losses(calm)
+    assert {name: record.sha256 for name, record in struck.model.files.items()} == {
+        name: record.sha256 for name, record in calm.model.files.items()
+    }
+
+
+def test_a_killed_driver_goes_on_with_the_same_command(
+    make_config: Any, tmp_path: Path, uninterrupted: dict[str, TrainResult]
+) -> None:
+    config = interruptible(make_config, tmp_path / "driver")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
+    command = [sys.executable, "-m", "pipelines.cli", "run", str(path), "--quiet"]
+    checkpoints = Path(config.run_uri, "checkpoints")
+
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as driver:
+        deadline = time.monotonic() + 300
+        while not list(checkpoints.glob(f"*/step-{2 * EVERY:08d}-*")):
+            assert driver.poll() is None, "the driver ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        driver.kill()
+    assert published(join(config.run_uri, "model")) is None
+
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=400)
+    summary = read_json(join(config.run_uri, "summary.json"))
+    assert summary["resumed_from"] in range(EVERY, STEPS, EVERY)
+    record = read_json(join(config.run_uri, "training", f"{summary['key']}.json"))
+    assert [(step["step"], step["loss"], step["grad_norm"]) for step in record["history"]] == losses(
+        uninterrupted["result"]
+    )
