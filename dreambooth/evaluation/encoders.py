@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.errors import InputError
-from dreambooth.quiet import quiet
+from dreambooth.quiet import hide_progress_bars, quiet
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -103,6 +103,7 @@ class ViTEncoder:
     def __init__(self, directory: Path, *, device: str) -> None:
         """Load the model and its transform."""
         quiet()
+        hide_progress_bars()
         from transformers import ViTModel
 
         self._transform = read_transform(directory)

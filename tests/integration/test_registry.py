@@ -125,8 +125,11 @@ params = {spec.name: spec.default for spec in model.metadata.signature.params}
 assert not blocked & set(sys.modules)
 
 blocked = {"ray", "deepspeed"}
-from pipelines.generate import generate
-generate("models:/dreambooth-rex@latest", sys.argv[1], num=1, output="pictures")
+import contextlib, io
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    from pipelines.generate import generate
+    generate("models:/dreambooth-rex@latest", sys.argv[1], num=1, output="pictures")
+assert said.getvalue() == "", said.getvalue()
 assert not blocked & set(sys.modules)
 print(json.dumps({"images": list(images["image"]), "params": params, "example": len(example)}))
 """
