@@ -1,6 +1,7 @@
 """Ray, started here or joined elsewhere, and what it has room for."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_AUTH_MODE": "token",
     "PYTHONWARNINGS": "ignore",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
@@ -55,6 +55,9 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
 
     A Ray that the caller has started already is used as it is. Raises InputError when there is none at the address.
     """
+    if "ray" not in sys.modules:
+        # Ray reads it once, when it is imported; a later change would set this process apart from the ones it starts.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -78,7 +81,7 @@ def _connect(config: ClusterConfig) -> None:
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": {name: value for name, value in _QUIET.items() if name != "RAY_AUTH_MODE"}},
+        "runtime_env": {"env_vars": _QUIET},
     }
     if config.address is None:
         here = local_resources()

@@ -1,0 +1,201 @@
+"""What does the pipeline cost over the bare work? `make bench` measures it and writes output/bench/main.json.
+
+- loop_efficiency: steps per second of `fit` with TorchEngine over those of a bare loop (same model, batch and
+  optimizer; no data loading, logging or checkpoints). The two take turns in one process, since machines are noisy.
+- prior_speedup: class images per second of the prior stage with two actors over those of plain diffusers in one process
+  with two threads. Starting actors is not counted, nor is loading the pipeline, on either side.
+- startup_seconds: from `dreambooth run` to the end of the first training step, by what it goes into.
+- single_worker: steps per second of the two engines with one worker, which is what `engine: auto` rests on.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth.base_model import resolve_base_model
+from dreambooth.batches import ImageSet, TrainingData
+from dreambooth.config import DreamBoothConfig, load_config
+from dreambooth.engine import Engine, TorchEngine
+from dreambooth.latents import LatentCache
+from dreambooth.miniature import PIPELINE_DIR, subject_dir
+from dreambooth.model import load_model
+from dreambooth.optimizer import build_optimizer
+from dreambooth.prior import generate_block, prior_plan
+from dreambooth.quiet import quiet
+from dreambooth.sampling import load_pipeline
+from dreambooth.training import fit
+
+OUTPUT = Path("output/bench/main.json")
+ROUNDS, STEPS = 7, 20
+CLASS_IMAGES = 96
+
+
+def config(**overrides: Any) -> DreamBoothConfig:
+    subject = {
+        "name": "bench",
+        "class_noun": "car",
+        "identifier": "tfz",
+        "instance_images": str(subject_dir("coral-car")),
+    }
+    return load_config({"subject": subject}, tuple(f"{name}={value}" for name, value in overrides.items()))
+
+
+def training_data(settings: DreamBoothConfig) -> TrainingData:
+    model = load_model(PIPELINE_DIR, settings)
+    latents = LatentCache(mean=torch.randn(50, 4, 16, 16), std=torch.full((50, 4, 16, 16), 0.1))
+    texts = model.family.tokenize(PIPELINE_DIR, ["a photo of tfz car", "a photo of a car"])
+    instance, class_ = (ImageSet(latents=latents, text=text[None]) for text in texts)
+    return TrainingData(instance=instance, class_=class_, seed=0, num_train_timesteps=1000)
+
+
+def bare_loop(settings: DreamBoothConfig, data: TrainingData, steps: int) -> Any:
+    model = load_model(PIPELINE_DIR, settings)
+    optimizer = build_optimizer(model, settings.train)
+    batch = data.batch(range(1))
+
+    def run() -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            losses = model(*batch)
+            losses.total.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.train.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return steps / (time.perf_counter() - began)
+
+    return run
+
+
+def fitted(settings: DreamBoothConfig, data: TrainingData, engine: Engine) -> Any:
+    def run() -> float:
+        began = time.perf_counter()
+        fit(engine, data, settings.train)
+        return settings.train.max_train_steps / (time.perf_counter() - began)
+
+    return run
+
+
+def take_turns(*runs: Any) -> list[list[float]]:
+    """Steps per second of each, round by round; the first round only warms up."""
+    for run in runs:
+        run()
+    return [list(rates) for rates in zip(*([run() for run in runs] for _ in range(ROUNDS)), strict=True)]
+
+
+def loop_efficiency() -> dict[str, float]:
+    torch.set_num_threads(2)
+    settings = config(**{"train.max_train_steps": STEPS, "train.log_every": 1})
+    data = training_data(settings)
+    engine = TorchEngine(load_model(PIPELINE_DIR, settings), settings.train)
+    bare, ours = take_turns(bare_loop(settings, data, STEPS), fitted(settings, data, engine))
+    return {
+        "loop_efficiency": round(statistics.median(o / b for o, b in zip(ours, bare, strict=True)), 3),
+        "bare_steps_per_second": round(statistics.median(bare), 2),
+        "fit_steps_per_second": round(statistics.median(ours), 2),
+    }
+
+
+def single_worker() -> dict[str, float]:
+    from pipelines.deepspeed_engine import DeepSpeedEngine
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    settings = config(**{"train.max_train_steps": STEPS})
+    data = training_data(settings)
+    plain = TorchEngine(load_model(PIPELINE_DIR, settings), settings.train)
+    zero = DeepSpeedEngine(load_model(PIPELINE_DIR, settings), settings.train, settings.zero, "cpu")
+    torch_rates, zero_rates = take_turns(fitted(settings, data, plain), fitted(settings, data, zero))
+    return {"torch": round(statistics.median(torch_rates), 2), "deepspeed": round(statistics.median(zero_rates), 2)}
+
+
+def prior_speedup() -> dict[str, float]:
+    import ray
+
+    from dreambooth.config import ClusterConfig
+    from pipelines.cluster import ray_cluster
+    from pipelines.prior_stage import SamplerPool, make_class_images
+    from pipelines.samplers import Source
+
+    settings = config(**{"prior.num_class_images": CLASS_IMAGES})
+    plan = prior_plan(
+        settings.prior,
+        base_hash=resolve_base_model("miniature").hash,
+        class_prompt="a photo of a car",
+        resolution=64,
+        dtype=torch.float32,
+    )
+    torch.set_num_threads(2)
+    pipeline = load_pipeline(PIPELINE_DIR, device="cpu", dtype=torch.float32)
+    generate_block(pipeline, plan, range(plan.batch_size))
+    stage, plain = [], []
+    with ray_cluster(ClusterConfig()):
+        for _ in range(3):
+            blocks = plan.blocks()[:4]
+            began = time.perf_counter()
+            for block in blocks:
+                generate_block(pipeline, plan, block)
+            plain.append(len(blocks) * plan.batch_size / (time.perf_counter() - began))
+            marks: list[tuple[float, int]] = []
+            with tempfile.TemporaryDirectory() as folder:
+                make_class_images(
+                    plan,
+                    Source(address="miniature"),
+                    folder,
+                    SamplerPool(actors=2, use_gpu=False),
+                    lambda made, total, marks=marks: marks.append((time.perf_counter(), made)),  # type: ignore[misc]
+                )
+            # From the second block on both actors are loaded and busy.
+            (start, before), (end, made) = marks[2], marks[-1]
+            stage.append((made - before) / (end - start))
+        assert ray.is_initialized()
+    return {
+        "prior_speedup": round(statistics.median(s / p for s, p in zip(stage, plain, strict=True)), 2),
+        "prior_images_per_second": round(statistics.median(stage), 2),
+        "diffusers_images_per_second": round(statistics.median(plain), 2),
+    }
+
+
+def startup_seconds() -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = ["train.max_train_steps=2", "evaluation.images_per_prompt=1", "evaluation.num_inference_steps=1"]
+        command = [str(Path(sys.executable).with_name("dreambooth")), "run", "--images", str(subject_dir("coral-car"))]
+        command += ["--class-noun", "car", "--workers", "2", "--output", f"{folder}/run", "--quiet"]
+        command += ["--set", f"storage.prior={folder}/prior", "--set", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+        for override in overrides:
+            command += ["--set", override]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        startup: dict[str, float] = json.loads(Path(folder, "run", "summary.json").read_text())["startup_seconds"]
+    return startup
+
+
+def main() -> None:
+    quiet()
+    figures: dict[str, Any] = {
+        "machine": {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine()}
+    }
+    for name, measure in (
+        ("loop", loop_efficiency),
+        ("single_worker", single_worker),
+        ("prior", prior_speedup),
+        ("startup_seconds", startup_seconds),
+    ):
+        print(f"measuring {name} …", file=sys.stderr, flush=True)
+        measured = measure()
+        figures |= {name: measured} if name in ("single_worker", "startup_seconds") else measured
+        print(json.dumps(measured), file=sys.stderr, flush=True)
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"wrote {OUTPUT}")
+
+
+if __name__ == "__main__":
+    main()
