@@ -13,7 +13,6 @@ from PIL import Image, ImageChops
 
 from dreambooth.config import TrackingConfig
 from dreambooth.errors import InputError
-from dreambooth.miniature import PIPELINE_DIR
 from dreambooth.sampling import load_pipeline, sample
 from pipelines import storage
 from pipelines.generate import generate
@@ -36,12 +35,14 @@ def client(tracking_uri: str) -> MlflowClient:
     return connect(tracking_uri)
 
 
-def _register(tracking_uri: str, *, name: str = "dreambooth-rex", result_key: str) -> RegisteredVersion:
+def _register(
+    tracking_uri: str, directory: Path, *, name: str = "dreambooth-rex", result_key: str
+) -> RegisteredVersion:
     with track(TrackingConfig(uri=tracking_uri), run_name="rex") as run:
         return register(
             run_id=run.run_id,
             tracking_uri=tracking_uri,
-            model_directory=PIPELINE_DIR,
+            model_directory=directory,
             name=name,
             tags={"base_model": "miniature", "git_commit": "abc123", "max_train_steps": 200},
             identifier="zqx",
@@ -53,8 +54,8 @@ def _register(tracking_uri: str, *, name: str = "dreambooth-rex", result_key: st
 
 
 @pytest.fixture(scope="module")
-def registered(tracking_uri: str) -> RegisteredVersion:
-    return _register(tracking_uri, result_key="first")
+def registered(tracking_uri: str, tiny_pipeline: Path) -> RegisteredVersion:
+    return _register(tracking_uri, tiny_pipeline, result_key="first")
 
 
 def _differ(one: Image.Image, other: Image.Image) -> bool:
@@ -85,20 +86,22 @@ def test_a_version_carries_its_history(registered: RegisteredVersion, client: Ml
     assert [model.model_id for model in outputs.model_outputs] == [registered.model_id]
 
 
-def test_the_same_result_is_one_version(tracking_uri: str, client: MlflowClient) -> None:
-    first = _register(tracking_uri, name="dreambooth-twice", result_key="a")
-    assert _register(tracking_uri, name="dreambooth-twice", result_key="a") == first
-    second = _register(tracking_uri, name="dreambooth-twice", result_key="b")
+def test_the_same_result_is_one_version(tracking_uri: str, client: MlflowClient, tiny_pipeline: Path) -> None:
+    first = _register(tracking_uri, tiny_pipeline, name="dreambooth-twice", result_key="a")
+    assert _register(tracking_uri, tiny_pipeline, name="dreambooth-twice", result_key="a") == first
+    second = _register(tracking_uri, tiny_pipeline, name="dreambooth-twice", result_key="b")
     assert (first.version, second.version) == (1, 2)
     assert int(client.get_model_version_by_alias("dreambooth-twice", "latest").version) == 2
 
 
-def test_the_weights_are_files_and_nothing_is_a_pickle(registered: RegisteredVersion, client: MlflowClient) -> None:
+def test_the_weights_are_files_and_nothing_is_a_pickle(
+    registered: RegisteredVersion, client: MlflowClient, tiny_pipeline: Path
+) -> None:
     root = Path(client.get_logged_model(registered.model_id).artifact_location.removeprefix("file://"))
     files = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
     weights = files["artifacts/pipeline/unet/diffusion_pytorch_model.safetensors"]
     assert not weights.is_symlink()
-    assert weights.read_bytes() == (PIPELINE_DIR / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+    assert weights.read_bytes() == (tiny_pipeline / "unet/diffusion_pytorch_model.safetensors").read_bytes()
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".bin", ".pt"))]
     requirements = files["requirements.txt"].read_text().splitlines()
     pinned = {line.partition("==")[0]: line.partition("==")[2] for line in requirements}
@@ -136,7 +139,7 @@ print(json.dumps({"images": list(images["image"]), "params": params, "example": 
 
 
 def test_it_loads_where_there_is_no_ray_no_deepspeed_and_no_pickle(
-    registered: RegisteredVersion, tracking_uri: str, working_folder: Path
+    registered: RegisteredVersion, tracking_uri: str, working_folder: Path, tiny_pipeline: Path
 ) -> None:
     environment = {
         **os.environ,
@@ -158,7 +161,7 @@ def test_it_loads_where_there_is_no_ray_no_deepspeed_and_no_pickle(
     }
     assert answer["example"] == 1
     served = [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["images"]]
-    pipeline = load_pipeline(PIPELINE_DIR, device="cpu", dtype=torch.float32)
+    pipeline = load_pipeline(tiny_pipeline, device="cpu", dtype=torch.float32)
     prompt = PROMPT.replace("[V]", "zqx")
     expected = sample(pipeline, [prompt] * 2, [7, 8], num_inference_steps=STEPS, guidance_scale=4.0)
     assert not any(_differ(one, other) for one, other in zip(served, expected, strict=True))
@@ -166,7 +169,7 @@ def test_it_loads_where_there_is_no_ray_no_deepspeed_and_no_pickle(
 
 
 def test_generate_writes_pictures_of_a_registered_model(
-    registered: RegisteredVersion, tracking_uri: str, tmp_path: Path
+    registered: RegisteredVersion, tracking_uri: str, tmp_path: Path, tiny_pipeline: Path
 ) -> None:
     result = generate(
         "models:/dreambooth-rex@latest", PROMPT, num=2, seed=5, output=str(tmp_path), tracking_uri=tracking_uri
@@ -177,7 +180,7 @@ def test_generate_writes_pictures_of_a_registered_model(
     assert _picture(result.contact_sheet).width > 2 * 128
     # A directory with the same weights gives the same pictures.
     plain = generate(
-        str(PIPELINE_DIR),
+        str(tiny_pipeline),
         PROMPT.replace("[V]", "zqx"),
         num=2,
         seed=5,
@@ -188,14 +191,16 @@ def test_generate_writes_pictures_of_a_registered_model(
     assert not _differ(_picture(result.paths[1]), _picture(plain.paths[1]))
 
 
-def test_generate_takes_a_publication_from_any_store(tmp_path: Path) -> None:
+def test_generate_takes_a_publication_from_any_store(tiny_pipeline: Path) -> None:
     metadata = {"identifier": "zqx", "num_inference_steps": STEPS, "guidance_scale": 4.0}
-    storage.publish(PIPELINE_DIR, "memory://rex/model", metadata=metadata)
+    storage.publish(tiny_pipeline, "memory://rex/model", metadata=metadata)
     result = generate("memory://rex/model", PROMPT, num=1, seed=5, output="memory://rex/pictures")
     assert storage.read_bytes(result.paths[0]).startswith(b"\x89PNG")
 
 
-def test_generate_says_what_is_not_there(registered: RegisteredVersion, tracking_uri: str, tmp_path: Path) -> None:
+def test_generate_says_what_is_not_there(
+    registered: RegisteredVersion, tracking_uri: str, tmp_path: Path, tiny_pipeline: Path
+) -> None:
     for model, message in {
         "models:/dreambooth-rox@latest": "no registered model 'dreambooth-rox'.*did you mean 'dreambooth-rex'",
         "models:/dreambooth-rex@champion": "no alias 'champion'; it has latest",
@@ -207,10 +212,10 @@ def test_generate_says_what_is_not_there(registered: RegisteredVersion, tracking
         with pytest.raises(InputError, match=message):
             generate(model, PROMPT, output=str(tmp_path), tracking_uri=tracking_uri)
     with pytest.raises(InputError, match="doesn't say what its identifier is"):
-        generate(str(PIPELINE_DIR), PROMPT, output=str(tmp_path))
+        generate(str(tiny_pipeline), PROMPT, output=str(tmp_path))
     for wrong in ({"num": 0}, {"seed": -1}, {"num_inference_steps": 0}, {"guidance_scale": 0.5}, {"height": 60}):
         with pytest.raises(InputError, match=f"{next(iter(wrong))} is .*; expected"):
-            generate(str(PIPELINE_DIR), "a dog", output=str(tmp_path), **wrong)  # type: ignore[arg-type]
+            generate(str(tiny_pipeline), "a dog", output=str(tmp_path), **wrong)  # type: ignore[arg-type]
 
 
 def test_names_that_the_registry_cannot_hold() -> None:
