@@ -71,7 +71,7 @@ def load_model(directory: Path, config: DreamBoothConfig, *, autocast: bool = Fa
     if config.train.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         if text_encoder is not None:
-            text_encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+            text_encoder.activation_checkpointing_enable()  # type: ignore[operator]
     model = DreamBoothModel(
         family=family,
         denoiser=denoiser,
