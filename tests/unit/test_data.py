@@ -1,0 +1,97 @@
+"""From photographs to what the loop trains on."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from dreambooth.batches import TrainingData
+from dreambooth.config import DreamBoothConfig, load_config
+from dreambooth.data import prepare_data
+from dreambooth.families.stable_diffusion import load_tokenizer
+from dreambooth.images import find_instance_images, to_pixels
+from dreambooth.latents import encode_latents, load_vae
+
+
+@pytest.fixture
+def config(tiny_pipeline: Path, instance_folder: Path) -> Any:
+    def make(*overrides: str, images: Path = instance_folder) -> DreamBoothConfig:
+        subject = {"name": "rex", "class_noun": "dog", "identifier": "tfz", "instance_images": str(images)}
+        plain = {"base_model": str(tiny_pipeline), "subject": subject, "images": {"resolution": 64}}
+        return load_config(plain, overrides)
+
+    return make
+
+
+def prepare(base: Path, config: DreamBoothConfig, class_images: int = 2) -> TrainingData:
+    classes = [Image.new("RGB", (64, 64), (index * 60, 0, 0)) for index in range(class_images)]
+    images = find_instance_images(config.subject.instance_images)
+    return prepare_data(base, config, images, classes, num_train_timesteps=1000)
+
+
+def words(base: Path, ids: torch.Tensor) -> str:
+    return str(load_tokenizer(base).decode(ids, skip_special_tokens=True)).strip()
+
+
+def test_instance_and_class_half(tiny_pipeline: Path, config: Any) -> None:
+    data = prepare(tiny_pipeline, config("train.noise_offset=0.25", "train.seed=9"))
+    assert data.class_ is not None
+    assert (len(data.instance), len(data.class_)) == (5, 2)
+    assert [words(tiny_pipeline, ids) for ids in data.instance.text] == ["a photo of tfz dog"] * 5
+    assert [words(tiny_pipeline, ids) for ids in data.class_.text] == ["a photo of a dog"]
+    assert (data.seed, data.num_train_timesteps, data.noise_offset) == (9, 1000, 0.25)
+    batch = data.batch(range(3))
+    assert words(tiny_pipeline, batch.text[0]) == "a photo of tfz dog"
+    assert words(tiny_pipeline, batch.text[5]) == "a photo of a dog"
+
+
+def test_the_pixels_are_those_of_the_images_in_their_order(
+    tiny_pipeline: Path, config: Any, instance_folder: Path
+) -> None:
+    data = prepare(tiny_pipeline, config())
+    for index in (0, 4):
+        with Image.open(instance_folder / f"{index:02d}.png") as image:
+            square = image.resize((64, 64), Image.Resampling.LANCZOS, (4, 0, 76, 72))
+        expected = encode_latents(load_vae(tiny_pipeline, "cpu"), to_pixels([square]))
+        torch.testing.assert_close(data.instance.latents.mean[index], expected.mean[0])
+
+
+def test_random_crops_and_mirror_images(tiny_pipeline: Path, config: Any, instance_folder: Path) -> None:
+    data = prepare(tiny_pipeline, config("images.crop=random", "images.crops_per_image=3", "images.flip=true"))
+    assert (data.instance.crops, len(data.instance), len(data.instance.latents)) == (6, 5, 30)
+    flipped = prepare(tiny_pipeline, config("images.flip=true"))
+    with Image.open(instance_folder / "03.png") as image:
+        square = image.resize((64, 64), Image.Resampling.LANCZOS, (4, 0, 76, 72))
+    expected = encode_latents(load_vae(tiny_pipeline, "cpu"), to_pixels([square, ImageOps.mirror(square)]))
+    torch.testing.assert_close(flipped.instance.latents.mean[6:8], expected.mean)
+
+
+def test_a_caption_replaces_its_images_instance_prompt(
+    tiny_pipeline: Path, config: Any, instance_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(instance_folder, tmp_path / "captioned"))
+    (folder / "02.txt").write_text("a photo of tfz dog in the snow\n")
+    data = prepare(tiny_pipeline, config(images=folder))
+    texts = [words(tiny_pipeline, ids) for ids in data.instance.text]
+    assert texts == ["a photo of tfz dog"] * 2 + ["a photo of tfz dog in the snow"] + ["a photo of tfz dog"] * 2
+
+
+def test_without_class_images_there_is_no_class_half(tiny_pipeline: Path, config: Any) -> None:
+    assert prepare(tiny_pipeline, config(), class_images=0).class_ is None
+
+
+def test_a_frozen_text_encoder_is_asked_once_and_before(tiny_pipeline: Path, config: Any) -> None:
+    data = prepare(tiny_pipeline, config("train.train_text_encoder=false"))
+    assert data.class_ is not None
+    assert data.instance.text.shape == (5, 24, 16)
+    assert data.class_.text.shape == (1, 24, 16)
+    assert not data.instance.text.requires_grad
+    assert not torch.equal(data.instance.text[0], data.class_.text[0])
+
+
+def test_a_resolution_that_is_not_decided(tiny_pipeline: Path, config: Any) -> None:
+    with pytest.raises(ValueError, match="not decided"):
+        prepare(tiny_pipeline, config("images.resolution=null"))

@@ -1,0 +1,140 @@
+"""The prior-preservation loss: against numbers worked out by hand, and against diffusers."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+from torch import Tensor, nn
+
+from dreambooth.errors import InputError
+from dreambooth.losses import NoiseSchedule, prior_preservation_loss
+from dreambooth.model import DreamBoothModel
+
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+def scheduler(prediction_type: str = "epsilon", **changes: Any) -> DDPMScheduler:
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", **changes}
+    return DDPMScheduler(prediction_type=prediction_type, **settings)
+
+
+def schedule(prediction_type: str = "epsilon", **changes: Any) -> NoiseSchedule:
+    theirs = scheduler(prediction_type, **changes)
+    return NoiseSchedule.from_scheduler(theirs.alphas_cumprod, theirs.config)
+
+
+def images(*values: list[float]) -> Tensor:
+    """One image of (1, 1, n) for each row of values."""
+    return torch.tensor(values)[:, None, None, :]
+
+
+class TestByHand:
+    pred = images([1.0, 3.0], [0.0, 2.0], [4.0, 0.0], [2.0, 2.0])
+    target = images([0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0])
+    # Errors per image: 5, 2 | 4.5, 4
+
+    def test_two_halves(self) -> None:
+        losses = prior_preservation_loss(self.pred, self.target, prior_loss_weight=0.5)
+        assert [float(loss) for loss in losses] == [3.5 + 0.5 * 4.25, 3.5, 4.25]
+
+    def test_every_image_has_its_own_weight(self) -> None:
+        weight = torch.tensor([1.0, 0.5, 2.0, 0.25])
+        losses = prior_preservation_loss(self.pred, self.target, prior_loss_weight=2.0, weight=weight)
+        assert [float(loss) for loss in losses] == [3.0 + 2 * 5.0, 3.0, 5.0]
+
+    def test_without_prior_preservation_all_images_are_instance_images(self) -> None:
+        losses = prior_preservation_loss(self.pred[:3], self.target[:3], prior_loss_weight=0)
+        assert [float(loss) for loss in losses] == [pytest.approx(11.5 / 3), pytest.approx(11.5 / 3), 0]
+
+    def test_the_gradient_reaches_both_halves(self) -> None:
+        pred = self.pred.clone().requires_grad_()
+        prior_preservation_loss(pred, self.target, prior_loss_weight=0.5).total.backward()
+        # d/dx of a mean over 2 images of 2 values: 2 (x - target) / 4, and half of that in the class half.
+        assert torch.equal(
+            pred.grad, (self.pred - self.target) / 2 * torch.tensor([1, 1, 0.5, 0.5])[:, None, None, None]
+        )
+
+    def test_in_fp32_whatever_the_model_ran_in(self) -> None:
+        pred, target = torch.full((2, 1, 64, 64), 1.0078125), torch.ones(2, 1, 64, 64)
+        losses = prior_preservation_loss(pred.bfloat16(), target, prior_loss_weight=1)
+        assert losses.total.dtype is torch.float32
+        assert float(losses.instance) == 0.0078125**2
+
+    def test_pairs_are_needed(self) -> None:
+        with pytest.raises(ValueError, match="expected instance/class pairs, got 3 images"):
+            prior_preservation_loss(self.pred[:3], self.target[:3], prior_loss_weight=1)
+
+    def test_shapes_that_differ(self) -> None:
+        with pytest.raises(ValueError, match=r"model_pred is \(4, 1, 1, 2\), but target is \(3, 1, 1, 2\)"):
+            prior_preservation_loss(self.pred, self.target[:3], prior_loss_weight=1)
+
+
+class TestAgainstDiffusers:
+    timesteps = torch.tensor([0, 1, 10, 250, 500, 998, 999])
+
+    @pytest.mark.parametrize("prediction_type", PREDICTIONS)
+    def test_noisy_latents_and_target(self, prediction_type: str) -> None:
+        latents, noise = torch.randn(2, 7, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        ours, theirs = schedule(prediction_type), scheduler(prediction_type)
+        noisy = theirs.add_noise(latents, noise, self.timesteps)
+        torch.testing.assert_close(ours.noisy_latents(latents, noise, self.timesteps), noisy, rtol=1e-6, atol=1e-6)
+        target = theirs.get_velocity(latents, noise, self.timesteps) if prediction_type == "v_prediction" else noise
+        torch.testing.assert_close(ours.target(latents, noise, self.timesteps), target, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("gamma", [1.0, 5.0])
+    @pytest.mark.parametrize("prediction_type", PREDICTIONS)
+    def test_min_snr_weights(self, prediction_type: str, gamma: float) -> None:
+        timesteps = torch.arange(1000)
+        snr = compute_snr(scheduler(prediction_type), timesteps)
+        expected = snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+        weight = schedule(prediction_type).min_snr_weight(timesteps, gamma)
+        torch.testing.assert_close(weight, expected, rtol=1e-4, atol=0)
+
+    def test_no_signal_is_no_division_by_zero_for_velocity(self) -> None:
+        weight = schedule("v_prediction", rescale_betas_zero_snr=True).min_snr_weight(torch.tensor([998, 999]), 5.0)
+        assert weight.isfinite().all()
+        assert weight[1] < weight[0]
+
+    def test_a_model_that_predicts_neither_noise_nor_velocity(self) -> None:
+        with pytest.raises(InputError, match=r"prediction_type 'sample'; supported: epsilon, v_prediction"):
+            schedule("sample")
+
+
+class Echo:
+    """A family whose denoiser answers its own parameter times the noisy latents."""
+
+    def encode_text(self, text_encoder: nn.Module, input_ids: Tensor) -> Tensor:
+        raise AssertionError("there is no text encoder")
+
+    def denoise(self, denoiser: nn.Module, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        result: Tensor = denoiser(noisy_latents)
+        return result
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_the_model_gives_each_image_the_weight_of_its_own_timestep(prediction_type: str) -> None:
+    """Instance and class half have other timesteps: weights made from one half, or from a mix-up, show."""
+    rng = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 4, 4, 8, 8, generator=rng)
+    timesteps = torch.tensor([900, 20, 3, 600])
+    theirs, ours = scheduler(prediction_type), schedule(prediction_type)
+    model = DreamBoothModel(
+        family=Echo(),  # type: ignore[arg-type]
+        denoiser=nn.Identity(),
+        text_encoder=None,
+        schedule=ours,
+        prior_loss_weight=0.7,
+        min_snr_gamma=5.0,
+    )
+    losses = model(latents, noise, timesteps, torch.zeros(4, 1, 1))
+
+    noisy = theirs.add_noise(latents, noise, timesteps)
+    target = theirs.get_velocity(latents, noise, timesteps) if prediction_type == "v_prediction" else noise
+    snr = compute_snr(theirs, timesteps)
+    weight = snr.clamp(max=5.0) / (snr + (prediction_type == "v_prediction"))
+    errors = [float(weight[i]) * float((noisy[i] - target[i]).square().mean()) for i in range(4)]
+    assert float(losses.instance) == pytest.approx((errors[0] + errors[1]) / 2, rel=1e-4)
+    assert float(losses.prior) == pytest.approx((errors[2] + errors[3]) / 2, rel=1e-4)
+    assert float(losses.total) == pytest.approx(float(losses.instance) + 0.7 * float(losses.prior), rel=1e-6)
