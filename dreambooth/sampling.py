@@ -21,7 +21,7 @@ def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> Stable
     quiet()
     hide_progress_bars()
     pipeline = StableDiffusionPipeline.from_pretrained(
-        directory, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, local_files_only=True
+        directory, dtype=dtype, safety_checker=None, requires_safety_checker=False, local_files_only=True
     )
     return prepare_pipeline(pipeline.to(device))
 

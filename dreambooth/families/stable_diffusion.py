@@ -21,7 +21,7 @@ class StableDiffusion:
         from diffusers import UNet2DConditionModel
 
         unet: nn.Module = UNet2DConditionModel.from_pretrained(
-            directory, subfolder="unet", torch_dtype=torch.float32, local_files_only=True
+            directory, subfolder="unet", dtype=torch.float32, local_files_only=True
         )
         return unet
 
