@@ -97,9 +97,7 @@ Template = Annotated[str, AfterValidator(_check_template)]
 
 def _check_names_identifier(template: str) -> str:
     if "{identifier}" not in template:
-        raise ValueError(
-            f"expected {{identifier}} in the instance template, got {template!r}"
-        )
+        raise ValueError(f"expected {{identifier}} in the instance template, got {template!r}")
     return template
 
 
