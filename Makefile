@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
-SUBJECT ?= car-one
+SUBJECT ?= coral-car
 
 # The caller's VIRTUAL_ENV or PYTHONPATH must not leak other packages into ours.
 unexport PYTHONPATH VIRTUAL_ENV
@@ -48,8 +48,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installed."
 
 demo: $(INSTALLED) ## Fine-tune the built-in miniature on one of its subjects; pictures go to output/demo/
-	$(BIN)/dreambooth run --set subject.name=$(SUBJECT) \
-	    --set cluster.num_workers=2 --set zero.stage=2 --set storage.run=output/demo
+	$(BIN)/dreambooth run --images dreambooth/miniature/subjects/$(SUBJECT) --workers 2 --zero-stage 2 --output output/demo
 
 test: $(INSTALLED) ## Run the unit tests, then the integration tests
 	$(BIN)/python -m pytest tests/unit

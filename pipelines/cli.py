@@ -111,9 +111,17 @@ def _settings(
             settings = merge(settings, value)
     subject = settings.get("subject")
     images = subject.get("instance_images") if isinstance(subject, dict) else None
-    if isinstance(images, str) and "name" not in settings["subject"]:
-        settings = merge(settings, {"subject": {"name": _name_from(images)}})
+    if isinstance(images, str):
+        settings = merge({"subject": {"name": _name_from(images)} | _subject_file(images)}, settings)
     return load_config(settings, overrides)
+
+
+def _subject_file(images: str) -> dict[str, Any]:
+    """What a subject.yaml among the instance images says of the subject (name, class_noun, identifier)."""
+    from dreambooth.config import read_yaml
+
+    path = Path(images, "subject.yaml")
+    return read_yaml(path) if path.is_file() else {}
 
 
 def _name_from(images: str) -> str:

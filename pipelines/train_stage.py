@@ -12,8 +12,8 @@ from typing import Any
 from dreambooth.training import Diverged
 from pipelines.plan import Plan
 from pipelines.prior_stage import PriorSet
-from pipelines.storage import Manifest, filesystem, join, published, pyarrow_filesystem, read_json
-from pipelines.train_worker import TrainTask, train_worker
+from pipelines.storage import Manifest, exists, filesystem, join, published, pyarrow_filesystem, read_json
+from pipelines.train_worker import TrainTask, diverged_uri, train_worker
 
 CHECKPOINTS_KEPT = 2
 
@@ -53,6 +53,9 @@ def train(plan: Plan, prior_set: PriorSet | None, events: Any) -> TrainResult:
         return result
     _fit(plan, prior_set, events)
     result = find_result(plan)
+    if exists(reason := diverged_uri(plan.config, plan.key)):
+        _remove_checkpoints(plan)
+        raise Diverged(_take(reason))
     if result is None:
         raise RuntimeError(f"training ended, but there is no model at {join(plan.config.run_uri, 'model')}")
     _remove_checkpoints(plan)
@@ -97,11 +100,15 @@ def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> None:
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        text = str(error)
-        if Diverged.__name__ in text:
-            reason = next(line for line in text.splitlines() if Diverged.__name__ in line)
-            raise Diverged(reason.split(": ", 1)[-1]) from None
-        raise RuntimeError(f"training {plan.config.subject.name} failed: {text.strip()}") from None
+        raise RuntimeError(f"training {plan.config.subject.name} failed: {str(error).strip()}") from None
+
+
+def _take(uri: str) -> str:
+    """Read a message and remove it: it is news once."""
+    message = str(read_json(uri))
+    fs, path = filesystem(uri)
+    fs.rm_file(path)
+    return message
 
 
 def run_name(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import DreamBoothConfig
 from dreambooth.images import InstanceImage
 from dreambooth.subject import fill_identifier
-from dreambooth.training import StepMetrics
+from dreambooth.training import Diverged, StepMetrics
 from pipelines.prior_stage import PriorSet
 from pipelines.storage import fetch, filesystem, join, local_directory, publish, read_manifest, write_json
 
@@ -62,7 +62,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     if device == "cpu":
         torch.set_num_threads(config.cluster.cpus_per_worker)
     rank = ray.train.get_context().get_world_rank()
-    tell = events.put if rank == 0 else lambda message: None
+    # Telling never waits for the driver; messages of one rank arrive in order.
+    tell = events.actor.put_nowait.remote if rank == 0 else lambda message: None
     tell({"kind": "phase", "phase": "loading", "time": time.time()})
 
     base = resolve_base_model(config.base_model, config.revision)
@@ -91,7 +92,13 @@ def train_worker(loop_config: dict[str, Any]) -> None:
                 tell({"kind": "samples", "step": step, "images": _validation_samples(base, state, config, device)})
 
     began = time.perf_counter()
-    fit(engine, data, config.train, start=progress.step, on_step=on_step)
+    try:
+        fit(engine, data, config.train, start=progress.step, on_step=on_step)
+    except Diverged as error:
+        # Every rank sees the same mean loss and ends here; starting the workers again would only repeat it.
+        if rank == 0:
+            write_json(diverged_uri(config, task.key), str(error))
+        return
     seconds = time.perf_counter() - began
     tell({"kind": "phase", "phase": "exporting", "time": time.time()})
     peaks = _gather(_peak_memory(device))
@@ -105,6 +112,11 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         }
         write_json(join(config.run_uri, "training", f"{task.key}.json"), record)
         _export(base, state, task)
+
+
+def diverged_uri(config: DreamBoothConfig, key: str) -> str:
+    """Where a run whose loss stopped being a number says so."""
+    return join(config.run_uri, "training", f"{key}.diverged.json")
 
 
 def _autocast(config: DreamBoothConfig, device: str) -> bool:
@@ -214,6 +226,8 @@ def _export(base: BaseModel, state: dict[str, Any], task: TrainTask) -> None:
             "base_hash": task.base_hash,
             "data_hash": task.data_hash,
             "prior_set": task.prior_set.key if task.prior_set else None,
+            "num_inference_steps": config.evaluation.num_inference_steps,
+            "guidance_scale": config.evaluation.guidance_scale,
         }
         manifest = publish(Path(folder, "model"), join(config.run_uri, "model"), metadata=metadata)
         try:

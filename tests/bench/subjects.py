@@ -1,0 +1,63 @@
+"""Does it work on every subject? Personalizes each as `make demo` does, and prints a table of similarities.
+
+    python tests/bench/subjects.py                            # all subjects of the miniature
+    python tests/bench/subjects.py photos/rex:dog photos/mug:cup --set train.max_train_steps=400
+
+Pictures go to output/bench/<subject>/, figures to output/bench/subjects.json (or --json).
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dreambooth.config import load_config
+from dreambooth.miniature import subject_dir, subject_names
+from dreambooth.quiet import quiet
+from pipelines.cluster import ray_cluster
+from pipelines.console import RunConsole
+from pipelines.personalize import personalize
+
+COLUMNS = ("instance", "identifier", "class_before", "class_after")
+
+
+def subject_of(argument: str) -> dict[str, Any]:
+    folder, _, class_noun = argument.partition(":")
+    file = Path(folder, "subject.yaml")
+    subject = yaml.safe_load(file.read_text()) if file.is_file() else {"name": Path(folder).name.replace("_", "-")}
+    return subject | {"instance_images": folder} | ({"class_noun": class_noun} if class_noun else {})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subjects", nargs="*", default=[str(subject_dir(name)) for name in subject_names()])
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--json", type=Path, default=Path("output/bench/subjects.json"))
+    options = parser.parse_args()
+    quiet()
+    common = {"cluster": {"num_workers": 2}, "zero": {"stage": 2}, "storage": {"root": "output/bench"}}
+    configs = [
+        load_config({"subject": subject_of(argument)} | common, tuple(options.overrides))
+        for argument in options.subjects
+    ]
+    rows: dict[str, dict[str, float]] = {}
+    with ray_cluster(configs[0].cluster):
+        for config in configs:
+            result = personalize(config, RunConsole(quiet=True))
+            rows[config.subject.name] = result.summary["similarity"]
+            print(config.subject.name, result.summary["similarity"], result.summary["wall_seconds"], flush=True)
+    rows["mean"] = {column: statistics.mean(row[column] for row in rows.values()) for column in COLUMNS}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    print("| subject | instance images | with the identifier | class before | class after | gain |")
+    print("|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        cells = [*(row[column] for column in COLUMNS), row["identifier"] - row["class_before"]]
+        print(f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The main job as a user runs it: one command on the miniature, then pictures from the registry."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from dreambooth.miniature import subject_dir
+from pipelines.storage import read_manifest
+
+COMMAND = [str(Path(sys.executable).with_name("dreambooth"))]
+SETTINGS = [
+    "train.max_train_steps=4",
+    "train.validate_every=2",
+    "prior.num_class_images=4",
+    "prior.num_inference_steps=2",
+    "evaluation.images_per_prompt=1",
+    "evaluation.num_inference_steps=2",
+]
+
+
+def dreambooth(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        check=check,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str], list[str]]:
+    """The folder of a finished run, what it printed, and its arguments."""
+    folder = tmp_path_factory.mktemp("personalize")
+    arguments = ["run", "--images", str(subject_dir("coral-car")), "--workers", "2", "--zero-stage", "2"]
+    arguments += ["--output", str(folder / "run")]
+    for setting in [*SETTINGS, f"storage.prior={folder}/prior", f"tracking.uri=sqlite:///{folder}/mlflow.db"]:
+        arguments += ["--set", setting]
+    return folder, dreambooth(*arguments), arguments
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "run" / "summary.json").read_text())
+    return summary
+
+
+def test_a_run_leaves_pictures_a_model_and_a_summary(finished: Any) -> None:
+    folder, printed, _ = finished
+    summary = summary_of(folder)
+    assert summary["registered_model"] == "dreambooth-coral-car"
+    assert summary["version"] == 1
+    assert summary["class_images"] == 4
+    assert set(summary["similarity"]) == {"identifier", "class_before", "class_after", "instance"}
+    assert len(summary["peak_memory_bytes"]) == 2
+    assert set(summary["wall_seconds"]) == {"check", "ray", "class_images", "train", "evaluate", "register", "total"}
+    assert summary["startup_seconds"]["total"] > summary["startup_seconds"]["loading"] > 0
+    for picture in ("contact_sheet", "loss_curve"):
+        assert min(Image.open(summary[picture]).size) > 300
+    for expected in ("contact_sheet.png", "dreambooth generate --model", "mlflow ui", "summary.json"):
+        assert expected in printed.stdout
+    for noise in ("Warning", "warning", "Traceback", "torchvision"):
+        assert noise not in printed.stderr + printed.stdout
+    manifest = read_manifest(summary["model_uri"])
+    assert not [name for name in manifest.files if name.endswith((".pt", ".bin", ".pkl", ".ckpt"))]
+
+
+def test_mlflow_has_curves_pictures_and_a_tagged_version(finished: Any) -> None:
+    folder, _, _ = finished
+    summary = summary_of(folder)
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    run = client.get_run(summary["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    for metric in ("loss", "instance_loss", "prior_loss", "learning_rate", "grad_norm", "images_per_second"):
+        assert [point.step for point in client.get_metric_history(run.info.run_id, metric)] == [1, 2, 3, 4]
+    assert run.data.metrics["similarity/identifier"] == summary["similarity"]["identifier"]
+    images = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")}
+    for key in ("contact_sheet", "loss_curve", "validation"):
+        assert any(key in image for image in images)
+    version = client.get_model_version("dreambooth-coral-car", "1")
+    assert version.tags["identifier"] == summary["identifier"]
+    assert version.tags["class_noun"] == "car"
+    assert version.tags["base_model"] == "miniature"
+    assert version.tags["configuration_hash"] == summary["key"]
+    assert {"base_hash", "data_hash", "prior_set", "git_commit"} <= set(version.tags)
+
+
+def test_the_same_command_again_does_nothing(finished: Any) -> None:
+    folder, _, arguments = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+    again = dreambooth(*arguments)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
+    assert "version 1" in again.stdout
+
+
+def test_generate_needs_neither_ray_nor_deepspeed(finished: Any, tmp_path: Path) -> None:
+    folder, _, _ = finished
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in ("ray", "deepspeed"):
+        (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is blocked')\n")
+    arguments = ["generate", "--model", "models:/dreambooth-coral-car@latest", "a [V] car on the beach"]
+    arguments += ["--num", "2", "--seed", "1", "--steps", "2", "--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
+    first = dreambooth(*arguments, "--output", str(tmp_path / "a"), PYTHONPATH=str(blocked))
+    dreambooth(*arguments, "--output", str(tmp_path / "b"), PYTHONPATH=str(blocked))
+    for name in ("1.png", "2.png"):
+        assert Image.open(tmp_path / "a" / name).size == (64, 64)
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert (tmp_path / "a" / "contact_sheet.png").is_file()
+    assert str(tmp_path / "a" / "1.png") in first.stdout
+
+
+def test_a_loss_that_is_no_number_is_a_clear_failure(tmp_path: Path) -> None:
+    arguments = ["run", "--images", str(subject_dir("coral-car")), "--output", str(tmp_path / "run"), "--quiet"]
+    for setting in ("train.learning_rate=1", "train.max_grad_norm=1e9", "train.max_train_steps=60"):
+        arguments += ["--set", setting]
+    for setting in ("prior.prior_loss_weight=0", f"tracking.uri=sqlite:///{tmp_path}/m.db"):
+        arguments += ["--set", setting]
+    failed = dreambooth(*arguments, check=False)
+    assert failed.returncode == 1
+    assert "the loss is" in failed.stderr
+    assert "lower train.learning_rate (it is 1.0)" in failed.stderr
