@@ -199,10 +199,14 @@ def identifiers(base_model: str, revision: str | None, limit: int, check: str | 
 @main.command()
 def settings() -> None:
     """List all settings with their defaults and what they mean."""
-    from dreambooth.config import DreamBoothConfig, list_settings
+    from dreambooth.config import MINIATURE, DreamBoothConfig, list_settings
 
     for name, default, description in list_settings(DreamBoothConfig):
         click.echo(f"{name:<38} {default:<12} {description}".rstrip())
+    click.echo("\nWith base_model miniature these are the defaults instead:\n")
+    for group, values in MINIATURE.items():
+        for name, value in values.items():
+            click.echo(f"{group + '.' + name:<38} {value}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class Resources:
 
     cpus: int
     gpus: int
+    nodes: int = 1
 
     def check(self, config: ClusterConfig) -> None:
         """Raise InputError when the workers of one subject don't fit, instead of waiting for ever."""
@@ -67,7 +68,8 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
         _connect(config)
     try:
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Resources(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)))
+        nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+        yield Resources(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)), nodes=nodes)
     finally:
         if started:
             ray.shutdown()

@@ -10,7 +10,7 @@ from dreambooth.identifier import choose_identifier, describe
 from dreambooth.images import InstanceImage, check_instance_images, data_hash, find_instance_images
 from dreambooth.prior import PriorPlan, prior_plan
 from pipelines.cluster import Resources, local_resources
-from pipelines.storage import absolute, check_writable
+from pipelines.storage import absolute, check_writable, is_local
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,11 @@ def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> P
     )
     if not 3 <= len(images) <= 10:
         warnings.append(f"{len(images)} instance images; the method is made for three to five of one subject")
+    if resources.nodes > 1 and is_local(config.run_uri):
+        warnings.append(
+            f"{config.run_uri} is a local path, and the cluster has {resources.nodes} nodes: unless all of them "
+            f"share it, set storage.root to an address such as s3://bucket/results"
+        )
     prior = _prior(config, base, use_gpu)
     engine = _engine(config)
     images_hash = data_hash(images)
