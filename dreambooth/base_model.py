@@ -5,18 +5,35 @@ A base is named by the sha256 over its files, so class images and models say exa
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
 from dreambooth.errors import InputError
 
 _WEIGHTS_OF_OTHERS = ("safety_checker", "feature_extractor", "image_encoder")
+_WEIGHTS = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
+_SETTINGS = (
+    *(f"{part}/config.json" for part in _WEIGHTS),
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+)
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "LastModified",
+    "updated",
+    "mtime",
+    "created",
+)  # whatever a store tells of a file's content
+_PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +60,19 @@ class BaseModel:
     @cached_property
     def parameter_counts(self) -> dict[str, int]:
         """Parameters by component, read from the headers of the safetensors files."""
-        return {part: _count_parameters(self.directory / part) for part in ("unet", "text_encoder", "vae")}
+        return {part: _count_parameters(self.directory, part) for part in _WEIGHTS}
 
 
 def resolve_base_model(address: str, revision: str | None = None) -> BaseModel:
-    """Find a base model and check that it is a pipeline of a supported family.
+    """Find a base model and check that it is a whole pipeline of a supported family.
 
-    Raises InputError when it isn't there, can't be had, or isn't supported.
+    Raises InputError when it isn't there, can't be had, isn't supported, or is a copy that broke off.
     """
     from dreambooth.families import family_of
 
     directory = _find(address, revision)
     family_of(directory)
+    _check_whole(directory)
     return BaseModel(address=address, revision=revision, directory=directory)
 
 
@@ -63,9 +81,9 @@ def _find(address: str, revision: str | None) -> Path:
         from dreambooth.miniature import PIPELINE_DIR
 
         return PIPELINE_DIR
-    if "://" in address:
-        return _download(address)
-    path = Path(address).expanduser()
+    if "://" in address and not address.startswith("file://"):
+        return _download(address.rstrip("/"))
+    path = Path(address.removeprefix("file://")).expanduser()
     if path.is_dir():
         return path.resolve()
     if address.startswith((".", "/", "~")) or address.count("/") != 1:
@@ -108,13 +126,12 @@ def _download(address: str) -> Path:
     try:
         filesystem, path = fsspec.url_to_fs(address)
         listing = {name: info for name, info in filesystem.find(path, detail=True).items() if info["type"] == "file"}
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
         raise InputError(f"base_model {address!r} can't be read: {type(error).__name__}: {error}") from None
     if not listing:
         raise InputError(f"base_model {address!r}: there is nothing at that address")
-    stamp = hashlib.sha256(
-        repr([address, sorted((name, info["size"], str(info.get("ETag"))) for name, info in listing.items())]).encode()
-    ).hexdigest()[:16]
+    files = [(name, info["size"], *(str(info.get(key)) for key in _VERSIONS)) for name, info in listing.items()]
+    stamp = hashlib.sha256(repr([address, sorted(files)]).encode()).hexdigest()[:16]
     target = cache_directory() / "bases" / stamp
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,11 +144,52 @@ def _download(address: str) -> Path:
             partial.rename(target)
         except FileExistsError:  # another process was faster
             shutil.rmtree(partial)
-        except OSError:
+        except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)
             if not target.is_dir():
-                raise
+                raise InputError(f"base_model {address!r} can't be copied to {target.parent}: {error!r}") from error
     return target
+
+
+def _check_whole(directory: Path) -> None:
+    """Find now what a copy that broke off lacks, not when workers load it."""
+    settings = {name: _read_json(directory / name) for name in _SETTINGS}
+    vocabularies = [directory / "tokenizer" / name for name in ("tokenizer.json", "vocab.json")]
+    if not any(_read_json(path) for path in vocabularies if path.is_file()):
+        raise InputError(f"there is neither {vocabularies[0]} nor {vocabularies[1].name}; is the copy complete?")
+    prediction = settings["scheduler/scheduler_config.json"].get("prediction_type", "epsilon")
+    if prediction not in _PREDICTIONS:
+        raise InputError(
+            f"the base model's scheduler has prediction_type {prediction!r}; supported: {', '.join(_PREDICTIONS)}"
+        )
+    for part in _WEIGHTS:
+        _count_parameters(directory, part)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError:
+        raise InputError(f"there is no {path}; is the copy complete?") from None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}; copy it again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: expected settings, got {type(content).__name__}; copy it again")
+    return content
+
+
+def _weight_files(directory: Path, part: str) -> list[Path]:
+    """The files that `from_pretrained` reads: one, or those of an index."""
+    whole = directory / part / f"{_WEIGHTS[part]}.safetensors"
+    if whole.is_file():
+        return [whole]
+    index = whole.with_name(f"{whole.name}.index.json")
+    if not index.is_file():
+        raise InputError(
+            f"there is no {whole}; is the copy complete? A pipeline in another format becomes one with "
+            f"StableDiffusionPipeline.from_pretrained(…).save_pretrained(…)"
+        )
+    return [whole.with_name(name) for name in sorted(set(_read_json(index)["weight_map"].values()))]
 
 
 def _pipeline_files(directory: Path) -> list[Path]:
@@ -150,15 +208,16 @@ def _hash_directory(directory: Path) -> str:
     return total.hexdigest()[:16]
 
 
-def _count_parameters(directory: Path) -> int:
-    from safetensors import safe_open
+def _count_parameters(directory: Path, part: str) -> int:
+    from safetensors import SafetensorError, safe_open
 
     count = 0
-    for path in directory.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                size = 1
-                for side in tensors.get_slice(name).get_shape():
-                    size *= side
-                count += size
+    for path in _weight_files(directory, part):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except FileNotFoundError:
+            raise InputError(f"there is no {path}; is the copy complete?") from None
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged: {error}; copy it again") from None
     return count
