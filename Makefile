@@ -5,31 +5,37 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
 SUBJECT ?= coral-car
+S3_FOLDER := output/s3
 
 # The caller's VIRTUAL_ENV or PYTHONPATH must not leak other packages into ours.
 unexport PYTHONPATH VIRTUAL_ENV
 
+# Shell: sets $python to a Python that is new enough, or says that there is none.
+define find_python
+python=""; \
+for candidate in $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14 python; do \
+    if command -v $$candidate >/dev/null 2>&1 && \
+        $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+        python=$$candidate; break; \
+    fi; \
+done; \
+if [ -z "$$python" ]; then \
+    echo "Python 3.11 or newer is needed and none was found; install it, or say where it is: make PYTHON=/path/to/python3" >&2; \
+    exit 2; \
+fi;
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench clean
+.PHONY: help install demo test check fix bench s3 s3-stop clean
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 install: $(INSTALLED) ## Create .venv and install everything into it
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@python=""; \
-	for candidate in $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14 python; do \
-	    if command -v $$candidate >/dev/null 2>&1 && \
-	        $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	        python=$$candidate; break; \
-	    fi; \
-	done; \
-	if [ -z "$$python" ]; then \
-	    echo "Python 3.11 or newer is needed and none was found; install it, or say where it is: make PYTHON=/path/to/python3" >&2; \
-	    exit 2; \
-	fi; \
+	@$(find_python) \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	    echo "[1/3] Creating $(VENV) with $$($$python --version)"; \
 	    $$python -m venv --clear $(VENV) || { \
@@ -65,6 +71,16 @@ fix: $(INSTALLED) ## Repair what ruff can repair, and format
 
 bench: $(INSTALLED) ## Measure loop efficiency, prior speed-up and start-up; figures go to output/bench/main.json
 	$(BIN)/python tests/bench/main.py
+
+s3: ## Start an S3 store on this machine (OpenStack Swift), with its data in output/s3/, and say how to use it
+	@$(find_python) $$python infra/s3/swift.py start --folder $(S3_FOLDER)
+	@echo
+	@echo "To use it in this shell:  . $(S3_FOLDER)/credentials.env"
+	@echo "Then, for example:        $(BIN)/dreambooth run --images ... --set storage.root=s3://dreambooth/results"
+	@echo "To stop it:               make s3-stop"
+
+s3-stop: ## Stop that store; its data stay
+	@$(find_python) $$python infra/s3/swift.py stop --folder $(S3_FOLDER)
 
 clean: ## Remove caches and build products, but neither .venv nor output
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
