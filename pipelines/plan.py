@@ -1,6 +1,7 @@
 """Everything is looked at before anything starts: the plan of one run, and what a person reads of it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dreambooth.base_model import BaseModel, resolve_base_model
@@ -124,7 +125,18 @@ def _absolute(config: DreamBoothConfig) -> DreamBoothConfig:
     )
     images = tuple(absolute(address) for address in config.subject.instance_images)
     subject = config.subject.model_copy(update={"instance_images": images})
-    return config.model_copy(update={"storage": storage, "subject": subject})
+    changes: dict[str, Any] = {"storage": storage, "subject": subject}
+    if config.base_model != "miniature":
+        changes["base_model"] = _absolute_folder(config.base_model)
+    if (encoder := config.evaluation.image_encoder) is not None:
+        changes["evaluation"] = config.evaluation.model_copy(update={"image_encoder": _absolute_folder(encoder)})
+    return config.model_copy(update=changes)
+
+
+def _absolute_folder(address: str) -> str:
+    """A folder's absolute path; what is none (a hub id, a remote address) is left as it is."""
+    folder = Path(address).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else address
 
 
 def _prior(config: DreamBoothConfig, base: BaseModel, use_gpu: bool) -> PriorPlan | None:
@@ -145,6 +157,10 @@ def _engine(config: DreamBoothConfig) -> str:
     """DeepSpeed where it is needed; for a single worker plain PyTorch, which is faster (`make bench`)."""
     if config.engine == "torch" and config.zero.offload_optimizer:
         raise InputError("zero.offload_optimizer needs DeepSpeed, but engine is 'torch'; leave engine at 'auto'")
+    if config.zero.offload_optimizer and config.zero.stage == 0:
+        raise InputError(
+            "zero.offload_optimizer needs zero.stage 1, 2 or 3, got 0, which keeps every state on the device"
+        )
     if config.engine != "auto":
         return config.engine
     return "deepspeed" if config.cluster.num_workers > 1 or config.zero.offload_optimizer else "torch"
