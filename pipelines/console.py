@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 PLAIN_LINE_SECONDS = 10.0
@@ -23,13 +22,12 @@ class RunConsole:
         self._began = time.monotonic()
 
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Two columns: what, and how much."""
+        """Two columns: what, and how much; a value is never cut in two, so that a path can be copied."""
         if self._quiet:
             return
-        grid = Table.grid(padding=(0, 2))
+        width = max(len(what) for what, _ in rows)
         for what, value in rows:
-            grid.add_row(Text(what, style="bold"), Text(value))
-        self._console.print(grid)
+            self._console.print(Text.assemble((f"{what:<{width}}", "bold"), "  ", value), soft_wrap=True)
 
     def line(self, text: str) -> None:
         """One plain line, with the seconds since the start."""
