@@ -127,3 +127,12 @@ def instance_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.random.default_rng(index).integers(0, 256, (72, 80, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:02d}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of an empty MLflow database: to make one takes seconds. Not to be written to."""
+    from dreambooth.config import TrackingConfig
+    from pipelines.tracking import check_tracking
+
+    return check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"))

@@ -1,0 +1,168 @@
+"""One of two processes that train a tiny model with every engine in turn; started by test_engines.py.
+
+    RANK=0 WORLD_SIZE=2 ... python two_ranks.py BASE_MODEL OUTPUT
+
+Rank 0 writes OUTPUT/<case>.pt: the curve and the exported weights of an uninterrupted run, and of long ones the same
+once more after going on from a checkpoint.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from dreambooth.batches import ImageSet, TrainingData
+from dreambooth.config import DreamBoothConfig, ZeroConfig, load_config
+from dreambooth.engine import Engine, TorchEngine
+from dreambooth.families import family_of
+from dreambooth.latents import LatentCache
+from dreambooth.model import load_model
+from dreambooth.quiet import quiet
+from dreambooth.training import StepMetrics, fit
+
+STEPS, CHECKPOINT = 50, 40
+"""Of the long runs, and where their checkpoint lies."""
+FEW_STEPS = 6
+"""Of the runs with accumulation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One engine, and whether it trains long or a few steps with accumulation. `stage` None means TorchEngine."""
+
+    stage: int | None
+    accumulates: bool = False
+    offload: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its file."""
+        engine = "torch" if self.stage is None else f"zero{self.stage}{'-offload' if self.offload else ''}"
+        return f"{engine}-accumulation" if self.accumulates else engine
+
+
+STAGES: tuple[int | None, ...] = (None, 0, 1, 2, 3)
+CASES = [Case(stage=stage, accumulates=accumulates) for accumulates in (False, True) for stage in STAGES]
+CASES += [Case(stage=stage, accumulates=True, offload=True) for stage in (1, 2, 3)]
+
+
+def configuration(base: Path, *, accumulation: int, accumulates: bool) -> DreamBoothConfig:
+    """The settings of a long run, with a moving average, or of a short one with accumulation, without."""
+    steps = FEW_STEPS if accumulates else STEPS
+    train = {
+        "max_train_steps": steps,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": 1e-3,
+        "text_encoder_learning_rate": 1e-4,
+        "lr_scheduler": "linear" if accumulates else "constant",
+        "lr_warmup_steps": 4,
+        "max_grad_norm": 0.25,
+        "min_snr_gamma": 5.0,
+        "ema_decay": None if accumulates else 0.95,
+    }
+    subject = {"name": "rex", "class_noun": "dog", "identifier": "tfz", "instance_images": "photos"}
+    return load_config({"base_model": str(base), "subject": subject, "train": train})
+
+
+def training_data(base: Path) -> TrainingData:
+    """Random latents with the prompts of a subject and its class."""
+    rng = torch.Generator().manual_seed(0)
+    ids = family_of(base).tokenize(base, ["a photo of tfz dog", "a photo of a dog"])
+
+    def images(count: int, text: torch.Tensor) -> ImageSet:
+        mean, std = torch.randn(count, 4, 16, 16, generator=rng), torch.rand(count, 4, 16, 16, generator=rng) * 0.1
+        return ImageSet(latents=LatentCache(mean=mean, std=std), text=text)
+
+    return TrainingData(instance=images(5, ids[:1]), class_=images(8, ids[1:]), seed=3, num_train_timesteps=1000)
+
+
+def curve_of(
+    engine: Engine,
+    data: TrainingData,
+    config: DreamBoothConfig,
+    *,
+    start: int = 0,
+    after: Callable[[int], None] = lambda step: None,
+) -> list[dict[str, float]]:
+    """Train, and give the metrics of every step but those of speed."""
+    curve: list[dict[str, float]] = []
+
+    def on_step(step: int, metrics: StepMetrics | None) -> None:
+        assert metrics is not None
+        curve.append({name: value for name, value in metrics.as_dict().items() if name != "images_per_second"})
+        after(step)
+
+    fit(engine, data, config.train, start=start, on_step=on_step)
+    return curve
+
+
+def _engine(base: Path, config: DreamBoothConfig, case: Case) -> Any:
+    model = load_model(base, config)
+    if case.stage is None:
+        return TorchEngine(model, config.train)
+    from pipelines import deepspeed_engine
+
+    zero = ZeroConfig(stage=case.stage, offload_optimizer=case.offload)
+    if not case.accumulates:
+        # By default ZeRO-3 leaves parameters of up to 100,000 values whole, and here that is all of them.
+        plain = deepspeed_engine.deepspeed_config
+
+        def partitioned(*args: Any) -> dict[str, Any]:
+            config = plain(*args)
+            config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+            return config
+
+        deepspeed_engine.deepspeed_config = partitioned
+        try:
+            return deepspeed_engine.DeepSpeedEngine(model, config.train, zero, "cpu")
+        finally:
+            deepspeed_engine.deepspeed_config = plain
+    return deepspeed_engine.DeepSpeedEngine(model, config.train, zero, "cpu")
+
+
+def _run(base: Path, output: Path, case: Case) -> None:
+    config = configuration(base, accumulation=2 if case.accumulates else 1, accumulates=case.accumulates)
+    data = training_data(base)
+    checkpoint = output / f"{case.name}-checkpoint"
+    checkpoint.mkdir(exist_ok=True)
+    engine = _engine(base, config, case)
+    try:
+        curve = curve_of(
+            engine, data, config, after=lambda step: engine.save(checkpoint) if step == CHECKPOINT else None
+        )
+        state = engine.state_dict()
+        result = {"curve": curve, "state": state, "again": engine.state_dict(), "kept_by_others": 0}
+        counts = [0, 0]
+        dist.all_gather_object(counts, len(state))
+        result["kept_by_others"] = sum(counts[1:])
+    finally:
+        _close(engine)
+    if not case.accumulates:
+        dist.barrier()
+        resumed = _engine(base, config, case)
+        try:
+            resumed.load(checkpoint)
+            result["resumed_curve"] = curve_of(resumed, data, config, start=CHECKPOINT)
+            result["resumed_state"] = resumed.state_dict()
+        finally:
+            _close(resumed)
+    if engine.rank == 0:
+        torch.save(result, output / f"{case.name}.pt")
+
+
+def _close(engine: Any) -> None:
+    if not isinstance(engine, TorchEngine):
+        engine.close()
+
+
+if __name__ == "__main__":
+    quiet()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for each in CASES:
+        _run(Path(sys.argv[1]), Path(sys.argv[2]), each)
+    dist.destroy_process_group()

@@ -1,0 +1,181 @@
+"""The command line: quick to answer, thin, and a dry run that leaves no trace of work."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from dreambooth.config import DreamBoothConfig, list_settings, load_config
+from pipelines.cli import main
+
+
+@pytest.fixture
+def dry_run(tiny_pipeline: Path, tmp_path: Path, mlflow_database: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`dreambooth run ... --dry-run` on a machine of eight CPUs."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_database)
+
+    def invoke(*arguments: str | Path, base: str | Path = tiny_pipeline) -> Result:
+        output = ("--set", f"storage.root={tmp_path / 'output'}", "--base-model", str(base))
+        result = CliRunner().invoke(main, ["run", *output, *map(str, arguments), "--dry-run"])
+        assert result.exit_code == 0, result.output
+        return result
+
+    return invoke
+
+
+def config_in(result: Result) -> DreamBoothConfig:
+    """What was printed is a configuration in itself."""
+    return load_config(yaml.safe_load(result.stdout))
+
+
+class TestStart:
+    @pytest.mark.parametrize("command", [[], ["run"], ["generate"], ["identifiers"], ["settings"]])
+    def test_help_takes_less_than_a_second_in_a_fresh_process(self, command: list[str]) -> None:
+        import resource
+
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        code = "from pipelines.cli import main; main(prog_name='dreambooth')"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=True
+        )
+        seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+        assert done.stdout.startswith("Usage: dreambooth")
+        assert done.stderr == ""
+        assert seconds < 1  # of computing, whatever else the machine does; a machine at rest takes a fifth of it
+
+    def test_the_version(self) -> None:
+        from dreambooth import __version__
+
+        assert __version__ in CliRunner().invoke(main, ["--version"]).output
+
+    def test_an_unknown_command(self) -> None:
+        assert CliRunner().invoke(main, ["fly"]).exit_code == 2
+
+
+class TestDryRun:
+    def test_it_prints_the_configuration_and_the_plan(
+        self, dry_run: Callable[..., Result], instance_folder: Path, tiny_pipeline: Path
+    ) -> None:
+        result = dry_run("--images", instance_folder, "--class-noun", "dog", "--workers", "2", "--zero-stage", "3")
+        config = config_in(result)
+        assert config.subject.name == "red-dog"
+        assert config.subject.identifier is not None
+        assert (config.cluster.num_workers, config.zero.stage, config.images.resolution) == (2, 3, 64)
+        for words in (
+            "red-dog: 5 images of a dog",
+            f"a photo of {config.subject.identifier} dog",
+            str(tiny_pipeline),
+            "DeepSpeed ZeRO-3",
+            "200 of 'a photo of a dog': 200 to make",
+            "1000 of 2 instance/class pairs",
+            "output/red-dog",
+        ):
+            assert words in result.stderr, words
+
+    def test_it_writes_no_output(
+        self, dry_run: Callable[..., Result], instance_folder: Path, tmp_path: Path, working_folder: Path
+    ) -> None:
+        import ray
+
+        dry_run("--images", instance_folder, "--class-noun", "dog", "--workers", "2")
+        assert [path for path in (tmp_path / "output").rglob("*") if path.is_file()] == []
+        assert list(working_folder.iterdir()) == []
+        assert not ray.is_initialized()
+
+    def test_what_it_prints_is_the_same_run_again(
+        self, dry_run: Callable[..., Result], instance_folder: Path, working_folder: Path
+    ) -> None:
+        first = dry_run("--images", instance_folder, "--class-noun", "dog", "--steps", "7")
+        (working_folder / "again.yaml").write_text(first.stdout)
+        assert dry_run("again.yaml").stdout == first.stdout
+
+    def test_quiet(self, dry_run: Callable[..., Result], instance_folder: Path) -> None:
+        assert dry_run("--images", instance_folder, "--class-noun", "dog", "--quiet").stderr == ""
+
+    def test_warnings_are_shown_even_then(self, dry_run: Callable[..., Result], instance_folder: Path) -> None:
+        result = dry_run("--images", instance_folder / "00.png", "--name", "rex", "--class-noun", "dog", "--quiet")
+        assert result.stderr.startswith("warning: 1 instance images")
+
+
+class TestSettings:
+    def test_flags_go_over_the_file_and_set_over_flags(
+        self, dry_run: Callable[..., Result], instance_folder: Path, working_folder: Path
+    ) -> None:
+        (working_folder / "run.yaml").write_text(
+            f"subject: {{name: rex, class_noun: dog, instance_images: {instance_folder}}}\n"
+            "train: {max_train_steps: 5, learning_rate: 0.001, seed: 3}\n"
+        )
+        arguments = ("--steps", "6", "--class-noun", "cat", "--set", "train.max_train_steps=7", "--identifier", "tfz")
+        config = config_in(dry_run("run.yaml", *arguments))
+        assert (config.train.max_train_steps, config.train.learning_rate, config.train.seed) == (7, 0.001, 3)
+        assert (config.subject.name, config.subject.class_noun, config.subject.identifier) == ("rex", "cat", "tfz")
+
+    @pytest.mark.parametrize(
+        ("folder", "pattern", "name"),
+        [
+            ("My Dog", "", "my-dog"),
+            ("rex", "/", "rex"),
+            ("Rex_2024", "/*.png", "rex-2024"),
+            ("--rex--", "", "rex"),
+            ("a" * 80, "", "a" * 63),
+        ],
+    )
+    def test_the_name_comes_from_the_folder(
+        self,
+        dry_run: Callable[..., Result],
+        instance_folder: Path,
+        working_folder: Path,
+        folder: str,
+        pattern: str,
+        name: str,
+    ) -> None:
+        (working_folder / folder).symlink_to(instance_folder)
+        config = config_in(dry_run("--images", f"{working_folder}/{folder}{pattern}", "--class-noun", "dog"))
+        assert config.subject.name == name
+
+    def test_a_subjects_own_file_says_what_it_is(self, dry_run: Callable[..., Result]) -> None:
+        from dreambooth.miniature import subject_dir
+
+        config = config_in(dry_run("--images", subject_dir("coral-car")))
+        assert (config.subject.name, config.subject.class_noun) == ("coral-car", "car")
+        config = config_in(dry_run("--images", subject_dir("coral-car"), "--name", "rex", "--class-noun", "dog"))
+        assert (config.subject.name, config.subject.class_noun) == ("rex", "dog")
+
+    def test_all_are_listed(self) -> None:
+        result = CliRunner().invoke(main, ["settings"])
+        assert result.exit_code == 0
+        listed = {line.split()[0] for line in result.stdout.splitlines() if line.strip()}
+        assert {name for name, _, _ in list_settings(DreamBoothConfig)} <= listed
+        assert "train.text_encoder_learning_rate" in listed
+        assert "prompts.class" in listed
+
+
+class TestIdentifiers:
+    def invoke(self, *arguments: str | Path) -> list[str]:
+        result = CliRunner().invoke(main, ["identifiers", *map(str, arguments)])
+        assert result.exit_code == 0, result.output
+        return result.stdout.splitlines()
+
+    def test_rare_tokens_with_the_reason(self, tiny_pipeline: Path) -> None:
+        lines = self.invoke("--base-model", tiny_pipeline, "--limit", "7")
+        assert len(lines) == 7
+        words = [line.split()[0] for line in lines]
+        assert len(set(words)) == 7
+        assert all(2 <= len(word) <= 3 for word in words)
+        assert all("one token, among the rarest" in line for line in lines)
+
+    def test_of_the_miniature_if_nothing_is_said(self) -> None:
+        assert len(self.invoke()) == 20
+
+    def test_one_of_ones_own(self, tiny_pipeline: Path) -> None:
+        rare = self.invoke("--base-model", tiny_pipeline, "--limit", "1")[0].split()[0]
+        assert self.invoke("--base-model", tiny_pipeline, "--check", rare) == [f"{rare!r} is a rare identifier"]
+        (line,) = self.invoke("--base-model", tiny_pipeline, "--check", "beach")
+        assert "the base model already knows a use for" in line

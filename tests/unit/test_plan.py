@@ -1,0 +1,287 @@
+"""The plan of a run: what decides its result, what is chosen where a choice is open, and what it will take."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dreambooth.config import load_config
+from dreambooth.errors import InputError
+from dreambooth.identifier import choose_identifier
+from pipelines.cluster import Resources
+from pipelines.plan import Plan, check_destinations, describe_plan, make_plan
+
+MachinePlan = Callable[..., Plan]
+
+
+@pytest.fixture
+def plan(tiny_pipeline: Path, instance_folder: Path, tmp_path: Path, mlflow_database: str) -> MachinePlan:
+    def make(
+        *overrides: str,
+        images: Path = instance_folder,
+        base: str | Path = tiny_pipeline,
+        resources: Resources = Resources(cpus=8, gpus=0),  # noqa: B008 - frozen
+    ) -> Plan:
+        settings = {
+            "base_model": str(base),
+            "subject": {"name": "rex", "class_noun": "dog", "identifier": "tfz", "instance_images": str(images)},
+            "prior": {"num_class_images": 8},
+            "train": {"max_train_steps": 10},
+            "storage": {"root": str(tmp_path / "output")},
+            "tracking": {"uri": mlflow_database},
+        }
+        return make_plan(load_config(settings, overrides), resources)
+
+    return make
+
+
+class TestKey:
+    """The same key is the same result, so it has to change with whatever decides the weights, and with nothing else."""
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "train.max_train_steps=11",
+            "train.learning_rate=1e-4",
+            "train.seed=1",
+            "train.train_text_encoder=false",
+            "train.ema_decay=0.9",
+            "train.micro_batch_size=2",
+            "subject.identifier=rjs",
+            "subject.class_noun=cat",
+            "prompts.instance='a picture of {identifier} {class_noun}'",
+            "images.resolution=32",
+            "images.flip=true",
+            "prior.prior_loss_weight=0.5",
+            "prior.prior_loss_weight=0",
+            "prior.num_class_images=9",
+            "prior.seed=1",
+            "engine=deepspeed",
+            "cluster.num_workers=2",
+        ],
+    )
+    def test_it_changes_with(self, plan: MachinePlan, override: str) -> None:
+        assert plan(override).key != plan().key
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "train.log_every=7",
+            "train.checkpoint_every=3",
+            "train.validate_every=5",
+            "subject.name=rover",
+            "storage.root=elsewhere",
+            "storage.run=elsewhere/run",
+            "tracking.experiment=other",
+            "evaluation.images_per_prompt=1",
+            "cluster.max_failures=0",
+            "cluster.cpus_per_worker=2",
+            "prior.num_actors=2",
+            "zero.stage=3",  # means nothing to the engine that a single worker gets
+        ],
+    )
+    def test_it_does_not_change_with(self, plan: MachinePlan, override: str) -> None:
+        assert plan(override).key == plan().key
+
+    def test_the_stage_counts_where_there_is_one(self, plan: MachinePlan) -> None:
+        keys = {plan("cluster.num_workers=2", f"zero.stage={stage}").key for stage in range(4)}
+        assert len(keys) == 4
+
+    def test_images_and_captions_count_and_where_they_lie_does_not(
+        self, plan: MachinePlan, instance_folder: Path, tmp_path: Path
+    ) -> None:
+        copy = Path(shutil.copytree(instance_folder, tmp_path / "copy"))
+        assert plan(images=copy).key == plan().key
+        (copy / "00.txt").write_text("tfz dog in the snow")
+        captioned = plan(images=copy).key
+        shutil.copy(copy / "01.png", copy / "00.png")
+        assert len({plan().key, captioned, plan(images=copy).key}) == 3
+
+    def test_the_base_models_content_counts(self, plan: MachinePlan, tiny_pipeline: Path, tmp_path: Path) -> None:
+        copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))
+        assert plan(base=copy).key == plan().key
+        weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+        assert plan(base=copy).key != plan().key
+
+    def test_what_is_chosen_is_as_good_as_what_is_given(self, plan: MachinePlan) -> None:
+        chosen = plan("subject.identifier=null", "images.resolution=null")
+        identifier = chosen.config.subject.identifier
+        assert plan(f"subject.identifier={identifier}", "images.resolution=64").key == chosen.key
+
+
+class TestChoices:
+    @pytest.mark.parametrize(
+        ("overrides", "engine"),
+        [
+            ((), "torch"),
+            (("cluster.num_workers=2",), "deepspeed"),
+            (("zero.offload_optimizer=true",), "deepspeed"),
+            (("engine=torch", "cluster.num_workers=2"), "torch"),
+            (("engine=deepspeed",), "deepspeed"),
+        ],
+    )
+    def test_the_engine(self, plan: MachinePlan, overrides: tuple[str, ...], engine: str) -> None:
+        assert plan(*overrides).engine == engine
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (("engine=torch", "zero.offload_optimizer=true"), "needs DeepSpeed, but engine is 'torch'"),
+            (("zero.stage=0", "zero.offload_optimizer=true"), r"needs zero.stage 1, 2 or 3, got 0"),
+        ],
+    )
+    def test_offload_where_there_is_none(self, plan: MachinePlan, overrides: tuple[str, ...], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            plan(*overrides)
+
+    def test_an_identifier_and_the_resolution(self, plan: MachinePlan, tiny_pipeline: Path) -> None:
+        from dreambooth.families.stable_diffusion import load_tokenizer
+
+        chosen = plan("subject.identifier=null").config
+        tokenizer = load_tokenizer(tiny_pipeline)
+        assert chosen.subject.identifier == choose_identifier(tokenizer, subject_name="rex")
+        assert chosen.images.resolution == 64
+
+    def test_a_common_identifier_is_warned_of(self, plan: MachinePlan) -> None:
+        assert plan().warnings == ()
+        (warning,) = plan("subject.identifier=beach").warnings
+        assert "the identifier 'beach' is" in warning
+
+    def test_a_single_photograph_is_warned_of(self, plan: MachinePlan, instance_folder: Path) -> None:
+        (warning,) = plan(images=instance_folder / "00.png").warnings
+        assert warning.startswith("1 instance images; the method is made for three to five")
+
+    def test_gpus(self, plan: MachinePlan) -> None:
+        machine = Resources(cpus=8, gpus=1)
+        assert plan(resources=machine).use_gpu
+        assert not plan("cluster.use_gpu=false", resources=machine).use_gpu
+        assert not plan().use_gpu
+        assert plan(resources=machine).prior != plan().prior  # sampled in half precision
+
+    def test_local_addresses_become_absolute(
+        self, plan: MachinePlan, tiny_pipeline: Path, working_folder: Path, instance_folder: Path
+    ) -> None:
+        """Workers run in folders of their own."""
+        (working_folder / "tiny").symlink_to(tiny_pipeline)
+        (working_folder / "photos").symlink_to(instance_folder)
+        (working_folder / "vit").mkdir()
+        config = plan("storage.root=out", "evaluation.image_encoder=vit", base="tiny", images=Path("photos")).config
+        assert config.base_model == str(working_folder / "tiny")
+        assert config.subject.instance_images == (str(working_folder / "photos"),)
+        assert (config.run_uri, config.prior_uri) == (f"{working_folder}/out/rex", f"{working_folder}/out/prior")
+        assert config.evaluation.image_encoder == str(working_folder / "vit")
+
+    @pytest.mark.parametrize("address", ["s3://bucket/results", "memory://results"])
+    def test_remote_ones_stay(self, plan: MachinePlan, address: str) -> None:
+        config = plan(f"storage.root={address}").config
+        assert (config.run_uri, config.prior_uri) == (f"{address}/rex", f"{address}/prior")
+
+    def test_workers_that_do_not_fit(self, plan: MachinePlan) -> None:
+        with pytest.raises(InputError, match="num_workers is 9, which takes 9 CPUs and 0 GPUs, but the cluster has 8"):
+            plan("cluster.num_workers=9")
+        with pytest.raises(InputError, match="num_workers is 4, which takes 12 CPUs"):
+            plan("cluster.num_workers=4", "cluster.cpus_per_worker=3")
+        with pytest.raises(InputError, match="and 2 GPUs, but the cluster has 8 CPUs and 1 GPUs"):
+            plan("cluster.num_workers=2", resources=Resources(cpus=8, gpus=1))
+        with pytest.raises(InputError, match="and 1 GPUs, but the cluster has 8 CPUs and 0 GPUs"):
+            plan("cluster.use_gpu=true")
+
+
+class TestMemory:
+    """ZeRO's paper (arXiv 1910.02054, section 3.1) for N workers and P parameters, with 4 bytes each instead of 2:
+
+    weights and gradients 4 P each, and K P of optimizer states, here two Adam moments and fp32 masters (none of those
+    at stage 0, where the weights themselves serve). Stage 1 divides K by N, stage 2 gradients too, stage 3 weights too.
+    """
+
+    @pytest.mark.parametrize("workers", [2, 4, 8])
+    @pytest.mark.parametrize(
+        ("stage", "whole", "shared"), [(0, 4 + 4 + 8, 0), (1, 4 + 4, 12), (2, 4, 4 + 12), (3, 0, 4 + 4 + 12)]
+    )
+    def test_stages(self, plan: MachinePlan, workers: int, stage: int, whole: int, shared: int) -> None:
+        made = plan(f"cluster.num_workers={workers}", f"zero.stage={stage}")
+        assert made.model_state_bytes == pytest.approx(made.trained_parameters * (whole + shared / workers), abs=1)
+
+    def test_a_single_worker_with_pytorch(self, plan: MachinePlan) -> None:
+        assert plan("zero.stage=3").model_state_bytes == 16 * plan().trained_parameters
+
+    def test_the_moving_average_is_divided_like_the_masters(self, plan: MachinePlan) -> None:
+        made = plan("cluster.num_workers=4", "zero.stage=2", "train.ema_decay=0.9")
+        assert made.model_state_bytes == pytest.approx(made.trained_parameters * (4 + 20 / 4), abs=1)
+
+    @pytest.mark.parametrize(("stage", "bytes_each"), [(1, 4 + 4), (2, 4 + 4 / 4), (3, 4 / 4 + 4 / 4)])
+    def test_offload_takes_the_optimizer_away(self, plan: MachinePlan, stage: int, bytes_each: float) -> None:
+        made = plan("cluster.num_workers=4", f"zero.stage={stage}", "zero.offload_optimizer=true")
+        assert made.model_state_bytes == pytest.approx(made.trained_parameters * bytes_each, abs=1)
+
+    def test_what_is_trained(self, plan: MachinePlan) -> None:
+        counts = plan().base.parameter_counts
+        assert plan().trained_parameters == counts["unet"] + counts["text_encoder"]
+        assert plan("train.train_text_encoder=false").trained_parameters == counts["unet"]
+
+
+class TestDestinations:
+    def test_they_pass_and_nothing_is_left_in_them(self, plan: MachinePlan, tmp_path: Path) -> None:
+        check_destinations(plan())
+        assert [path for path in (tmp_path / "output").rglob("*") if path.is_file()] == []
+
+    @pytest.mark.parametrize("place", ["run", "prior"])
+    def test_a_folder_that_cannot_be(self, plan: MachinePlan, tmp_path: Path, place: str) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match=f"can't write to '{tmp_path}/file/here': a part of the path is a file"):
+            check_destinations(plan(f"storage.{place}={tmp_path}/file/here"))
+
+    def test_without_prior_preservation_its_folder_is_not_looked_at(self, plan: MachinePlan, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        check_destinations(plan(f"storage.prior={tmp_path}/file/here", "prior.prior_loss_weight=0"))
+
+    def test_a_tracking_server_that_is_away(self, plan: MachinePlan) -> None:
+        with pytest.raises(InputError, match=r"no MLflow tracking at http://127\.0\.0\.1:9"):
+            check_destinations(plan("tracking.uri=http://127.0.0.1:9"))
+
+    def test_the_space_that_a_run_takes(self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = plan()
+        needed = 4 * sum(made.base.parameter_counts.values()) + 12 * made.trained_parameters
+        usage = shutil.disk_usage("/")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+        with pytest.raises(InputError, match="GB free, and"):
+            check_destinations(made)
+
+
+class TestDescription:
+    def rows(self, plan: Plan) -> dict[str, str]:
+        return dict(describe_plan(plan))
+
+    def test_all_that_a_person_wants_to_know(self, plan: MachinePlan, tmp_path: Path) -> None:
+        made = plan("cluster.num_workers=2", "train.micro_batch_size=3", "train.gradient_accumulation_steps=2")
+        rows = self.rows(made)
+        assert rows["instance prompt"] == "a photo of tfz dog"
+        assert rows["steps"] == "10 of 12 instance/class pairs"
+        assert rows["workers"] == "2 x 1 CPU"
+        assert rows["engine"] == "DeepSpeed ZeRO-2"
+        assert rows["class images"].startswith("8 of 'a photo of a dog': 8 to make")
+        assert rows["writes to"] == f"{tmp_path}/output/rex, registered as dreambooth-rex"
+        assert rows["result key"] == made.key
+        assert "unet 0.06 M" in rows["base model"]
+        assert made.base.hash in rows["base model"]
+        assert rows["memory per worker"].startswith("1 MiB")
+
+    def test_class_images_that_are_there_already(self, plan: MachinePlan, tmp_path: Path) -> None:
+        made = plan()
+        assert made.prior is not None
+        folder = tmp_path / "output" / "prior" / made.prior.key
+        folder.mkdir(parents=True)
+        for index in range(3):
+            (folder / f"{index:06d}.png").touch()
+        assert "5 to make" in self.rows(made)["class images"]
+        for index in range(3, 8):
+            (folder / f"{index:06d}.png").touch()
+        assert "all there" in self.rows(made)["class images"]
+
+    def test_without_prior_preservation(self, plan: MachinePlan) -> None:
+        rows = self.rows(plan("prior.prior_loss_weight=0"))
+        assert "class images" not in rows
+        assert rows["steps"] == "10 of 1 instance images"
+        assert rows["engine"] == "PyTorch"
