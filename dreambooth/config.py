@@ -269,34 +269,47 @@ def parse_override(override: str) -> dict[str, Any]:
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `under`, level by level."""
+    """`over` on top of `under`, level by level; InputError where settings would go over a plain value."""
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
+        if isinstance(value, dict) and not isinstance(below, dict | None):
+            raise InputError(f"{key}: expected settings such as {key}.{next(iter(value), '…')}, got {below!r}")
         merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """One line a fault: where it is, what was expected, what was got, and for an unknown setting the nearest one."""
-    lines = []
+    lines, known = [], [name for name, _, _ in list_settings(root)]
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            known = [name for name, _, _ in list_settings(root)]
-            close = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
-            if not close:
-                leaf = where.rsplit(".", 1)[-1]
-                close = [name for name in known if name.rsplit(".", 1)[-1] == leaf][:1]
-            hint = f"; did you mean {close[0]}?" if close else "; 'dreambooth settings' lists all"
+            nearest = _nearest(where, known)
+            hint = f"; did you mean {nearest}?" if nearest else "; 'dreambooth settings' lists all"
             lines.append(f"unknown setting {where}{hint}")
         elif fault["type"] == "missing":
             lines.append(f"{where} is missing")
+        elif fault["type"] == "model_type":
+            example = next((name for name in known if name.startswith(f"{where}.")), "base_model")
+            lines.append(f"{where}: expected settings such as {example}, got {fault['input']!r}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             got = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
             lines.append(f"{where}: {message[0].lower()}{message[1:]}{got}" if where else message)
     return "\n".join(lines)
+
+
+def _nearest(unknown: str, known: list[str]) -> str | None:
+    """The setting, or group of settings, spelled most alike; a word in common counts more than letters."""
+
+    def likeness(name: str) -> float:
+        words, others = (set(each.rsplit(".", 1)[-1].split("_")) for each in (unknown, name))
+        return difflib.SequenceMatcher(None, unknown, name).ratio() + 0.3 * bool(words & others)
+
+    groups = dict.fromkeys(name.split(".")[0] for name in known)
+    best = max([*known, *groups], key=likeness)
+    return best if likeness(best) >= 0.5 else None
 
 
 def list_settings(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
