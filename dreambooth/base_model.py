@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ import fsspec
 
 from dreambooth.errors import InputError
 
-_WEIGHTS_OF_OTHERS = ("safety_checker", "feature_extractor", "image_encoder")
+_COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+_SUFFIXES = (".json", ".txt", ".safetensors")
+_VARIANT = re.compile(r"\.(fp16|bf16|non_ema)\b|non_ema")
 _WEIGHTS = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
 _SETTINGS = (
     *(f"{part}/config.json" for part in _WEIGHTS),
@@ -96,18 +99,18 @@ def _find(address: str, revision: str | None) -> Path:
 
 def _from_hub(address: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(
             snapshot_download(
                 address,
                 revision=revision,
-                allow_patterns=["*.json", "*.txt", "*.safetensors"],
-                ignore_patterns=[f"{part}/*" for part in _WEIGHTS_OF_OTHERS] + ["*.fp16.*", "*non_ema*"],
+                allow_patterns=["model_index.json", *(f"{part}/*{end}" for part in _COMPONENTS for end in _SUFFIXES)],
+                ignore_patterns=["*.fp16.*", "*.bf16.*", "*non_ema*"],
             )
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"base_model {address!r}{f' at {revision!r}' if revision else ''} is neither a folder "
@@ -192,16 +195,18 @@ def _weight_files(directory: Path, part: str) -> list[Path]:
     return [whole.with_name(name) for name in sorted(set(_read_json(index)["weight_map"].values()))]
 
 
-def _pipeline_files(directory: Path) -> list[Path]:
-    files = [
-        path for path in directory.rglob("*") if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")
-    ]
-    return sorted(path for path in files if path.relative_to(directory).parts[0] not in _WEIGHTS_OF_OTHERS)
+def pipeline_files(directory: Path) -> list[Path]:
+    """The files that make a pipeline: its index, and settings, vocabularies and weights of the components it needs.
+
+    Repositories hold more: single-file checkpoints, half-precision variants, a safety checker, their history.
+    """
+    files = [path for part in _COMPONENTS for path in (directory / part).rglob("*") if path.suffix in _SUFFIXES]
+    return sorted([directory / "model_index.json", *(path for path in files if not _VARIANT.search(path.name))])
 
 
 def _hash_directory(directory: Path) -> str:
     total = hashlib.sha256()
-    for path in _pipeline_files(directory):
+    for path in pipeline_files(directory):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(directory).as_posix()} {digest}\n".encode())

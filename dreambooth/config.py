@@ -15,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from dreambooth.errors import InputError
-from dreambooth.subject import Frozen, PromptTemplates, Subject, Words
+from dreambooth.subject import Frozen, PromptTemplates, Subject, Words, fill_identifier
 
 
 def _refuse_bool(value: object) -> object:
@@ -166,6 +166,19 @@ class EvaluationConfig(Frozen):
     image_encoder: str | None = Field(
         None, description="ViT for similarities; None: the miniature's for the miniature, else facebook/dino-vits16"
     )
+
+    @model_validator(mode="after")
+    def _prompts_differ(self) -> Self:
+        if len(set(self.prompts)) < len(self.prompts):
+            raise ValueError(f"expected prompts that differ, got {list(self.prompts)}")
+        return self
+
+    def prompts_of(self, subject: Subject) -> list[str]:
+        """The prompts with a subject's identifier and class noun put in."""
+        return [
+            fill_identifier(prompt, str(subject.identifier)).replace("{class_noun}", subject.class_noun)
+            for prompt in self.prompts
+        ]
 
 
 class DreamBoothConfig(Frozen):

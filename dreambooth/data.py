@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
@@ -12,7 +13,10 @@ from dreambooth.batches import ImageSet, TrainingData
 from dreambooth.config import DreamBoothConfig
 from dreambooth.families import Family, family_of
 from dreambooth.images import InstanceImage, open_image, squares, to_pixels
-from dreambooth.latents import encode_latents, load_vae
+from dreambooth.latents import LatentCache, encode_latents, load_vae
+from dreambooth.subject import fill_identifier
+
+_IMAGES_AT_ONCE = 8
 
 
 def prepare_data(
@@ -44,11 +48,14 @@ def prepare_data(
         for index, image in enumerate(images)
     ]
     instance_prompt = config.prompts.instance_prompt(config.subject)
-    prompts = [instance_prompt if image.caption is None else image.caption for image in images]
+    identifier = str(config.subject.identifier)
+    prompts = [
+        instance_prompt if image.caption is None else fill_identifier(image.caption, identifier) for image in images
+    ]
     texts = _texts(directory, [*prompts, config.prompts.class_prompt(config.subject)], config, device)
     vae = load_vae(directory, device)
-    instance = encode_latents(vae, to_pixels([square for squares_of_one in cut for square in squares_of_one]))
-    class_ = encode_latents(vae, to_pixels(class_images)) if class_images else None
+    instance = _encode(vae, [square for squares_of_one in cut for square in squares_of_one])
+    class_ = _encode(vae, class_images) if class_images else None
     return TrainingData(
         instance=ImageSet(latents=instance, text=texts[:-1], crops=len(cut[0])),
         class_=None if class_ is None else ImageSet(latents=class_, text=texts[-1:]),
@@ -56,6 +63,15 @@ def prepare_data(
         num_train_timesteps=num_train_timesteps,
         noise_offset=config.train.noise_offset,
     )
+
+
+def _encode(vae: AutoencoderKL, images: Sequence[Image.Image]) -> LatentCache:
+    """Encode pictures a few at a time: a thousand of them as floating-point pixels would fill gigabytes."""
+    parts = [
+        encode_latents(vae, to_pixels(images[start : start + _IMAGES_AT_ONCE]))
+        for start in range(0, len(images), _IMAGES_AT_ONCE)
+    ]
+    return LatentCache(mean=torch.cat([part.mean for part in parts]), std=torch.cat([part.std for part in parts]))
 
 
 def _texts(directory: Path, prompts: list[str], config: DreamBoothConfig, device: str) -> Tensor:

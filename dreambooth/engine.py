@@ -4,8 +4,8 @@ An engine owns backward and step: dividing by the accumulation steps, averaging 
 the moving average, and saving all of that. The loop owns everything else.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -124,13 +124,8 @@ class TorchEngine:
         """The trained parameters, or their moving average."""
         if self.rank:
             return {}
-        with self._exported():
-            return {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self.model.named_parameters()}
-
-    @contextmanager
-    def _exported(self) -> Iterator[None]:
         with nullcontext() if self.ema is None else self.ema.applied():
-            yield
+            return {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self.model.named_parameters()}
 
     def save(self, directory: Path) -> None:
         """Write parameters, optimizer and schedule; ranks hold the same, so rank 0 writes for all."""

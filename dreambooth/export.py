@@ -1,7 +1,8 @@
 """Fine-tuned weights become a diffusers directory, and are proven to be in it."""
 
+import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from dreambooth.base_model import pipeline_files
 
 COMPONENTS = {"denoiser": "unet", "text_encoder": "text_encoder"}
 """Where the parts of `DreamBoothModel` live in a pipeline directory."""
@@ -23,7 +26,13 @@ def export_pipeline(base: Path, state: Mapping[str, Tensor], target: Path, *, dt
     component that is trained is trained in all its layers.
     """
     trained = _by_component(base, state)
-    shutil.copytree(base, target, ignore=_ignore_weights_of(trained), dirs_exist_ok=True)
+    for source in pipeline_files(base):
+        name = source.relative_to(base)
+        if name.parts[0] in trained and (source.suffix == ".safetensors" or name.name.endswith(".index.json")):
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target / name)
+    _leave_out_what_is_missing(target)
     for component, tensors in trained.items():
         on_disk = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
         (target / component).mkdir(parents=True, exist_ok=True)
@@ -82,10 +91,11 @@ def _named_as_in(directory: Path, tensors: dict[str, Tensor]) -> dict[str, Tenso
     return named
 
 
-def _ignore_weights_of(components: Mapping[str, object]) -> Callable[[str, list[str]], set[str]]:
-    def ignore(folder: str, names: list[str]) -> set[str]:
-        if Path(folder).name not in components:
-            return set()
-        return {name for name in names if Path(name).suffix in (".safetensors", ".bin") or name.endswith(".index.json")}
-
-    return ignore
+def _leave_out_what_is_missing(directory: Path) -> None:
+    """Name no component that isn't exported (a safety checker) in model_index.json, or diffusers would look for it."""
+    path = directory / "model_index.json"
+    index = json.loads(path.read_text())
+    for name, value in index.items():
+        if isinstance(value, list) and not (directory / name).is_dir():
+            index[name] = [None, None]
+    path.write_text(json.dumps(index | {"requires_safety_checker": False}, indent=2) + "\n")

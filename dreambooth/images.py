@@ -133,6 +133,13 @@ def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
 
 
+def png_bytes(image: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def data_hash(images: Sequence[InstanceImage]) -> str:
     """First 16 hex digits of the sha256 of image files and captions in order: what is trained on, wherever it lies."""
     digest = hashlib.sha256()

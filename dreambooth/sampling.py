@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
+from torch import Tensor
 
 from dreambooth.quiet import hide_progress_bars, quiet
 
@@ -17,13 +18,18 @@ SAMPLER = "dpm-solver++"
 
 
 def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """Load a diffusers directory for sampling with DPM-Solver++, without progress bars and without a safety checker."""
+    """Load a diffusers directory for sampling with DPM-Solver++, without progress bars and without a safety checker.
+
+    The VAE stays in fp32 whatever `dtype` is: some overflow in fp16, which gives black pictures.
+    """
     quiet()
     hide_progress_bars()
     pipeline = StableDiffusionPipeline.from_pretrained(
         directory, dtype=dtype, safety_checker=None, requires_safety_checker=False, local_files_only=True
     )
-    return prepare_pipeline(pipeline.to(device))
+    pipeline = prepare_pipeline(pipeline.to(device))
+    pipeline.vae.to(torch.float32)
+    return pipeline
 
 
 def prepare_pipeline(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
@@ -46,7 +52,7 @@ def sample(
 ) -> list[Image.Image]:
     """Sample one image per (prompt, seed) pair, in order.
 
-    Raises ValueError when there are not as many seeds as prompts.
+    Raises ValueError when there are not as many seeds as prompts, RuntimeError for a picture that is no number.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
@@ -55,13 +61,24 @@ def sample(
         batch = slice(start, start + batch_size)
         # Noise comes from CPU generators on every device: the same seed is the same picture on a laptop and a GPU.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]]
-        output = pipeline(
+        latents = pipeline(
             list(prompts[batch]),
             generator=generators,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             height=height,
             width=width,
-        )
-        images += output.images
+            output_type="latent",
+        ).images
+        images += _decode(pipeline, latents)
+    return images
+
+
+@torch.no_grad()
+def _decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> list[Image.Image]:
+    vae = pipeline.vae
+    pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample  # (N, 3, H, W) in [-1, 1]
+    if not torch.isfinite(pixels).all():
+        raise RuntimeError("the pictures are not numbers: the weights are damaged, or overflow in half precision")
+    images: list[Image.Image] = pipeline.image_processor.postprocess(pixels)
     return images

@@ -80,9 +80,11 @@ def fit(
                 images_per_second=images_per_step * (step + 1 - logged) / (now - began),
             )
             began, logged = now, step + 1
-            if not math.isfinite(total):
+            if not math.isfinite(total) or not math.isfinite(metrics.grad_norm):
+                # ZeRO passes over a step whose gradient is not finite, without a word, and would for ever.
                 raise Diverged(
-                    f"the loss is {total} at step {step + 1}; lower train.learning_rate (it is {config.learning_rate}) "
+                    f"the loss is {total} and its gradient's norm {metrics.grad_norm} at step {step + 1}; lower "
+                    f"train.learning_rate (it is {config.learning_rate}) "
                     f"or train.max_grad_norm (it is {config.max_grad_norm})"
                 )
         on_step(step + 1, metrics)

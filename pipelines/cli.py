@@ -69,14 +69,13 @@ def run(
     if dry_run:
         _dry_run(settings, RunConsole(quiet=silent))
         return
-    from dreambooth.training import Diverged
     from pipelines.personalize import personalize
     from pipelines.summary import describe_result
 
     console = RunConsole(quiet=silent)
     try:
         result = personalize(settings, console)
-    except (Diverged, RuntimeError) as error:
+    except RuntimeError as error:
         click.secho(f"failed: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
         sys.exit(FAILURE)
     except KeyboardInterrupt:
@@ -137,7 +136,7 @@ def _dry_run(config: "DreamBoothConfig", console: Any) -> None:
     from pipelines.cluster import ray_cluster
     from pipelines.evaluate_stage import image_encoder
     from pipelines.personalize import checked_plan
-    from pipelines.plan import describe_plan
+    from pipelines.plan import describe_plan, printable_settings
 
     if config.cluster.address is None:
         plan = checked_plan(config)
@@ -146,7 +145,7 @@ def _dry_run(config: "DreamBoothConfig", console: Any) -> None:
             plan = checked_plan(config, resources)
     if plan.config.evaluation.image_encoder is not None:
         image_encoder(plan.config)
-    click.echo(yaml.safe_dump(plan.config.model_dump(mode="json", by_alias=True), sort_keys=False, width=110), nl=False)
+    click.echo(yaml.safe_dump(printable_settings(plan.config), sort_keys=False, width=110), nl=False)
     for warning in plan.warnings:
         console.warn(warning)
     console.table(describe_plan(plan))
@@ -194,6 +193,43 @@ def identifiers(base_model: str, revision: str | None, limit: int, check: str | 
         return
     for candidate in candidates(tokenizer, limit=limit):
         click.echo(f"{candidate.text:<8} {candidate.why}")
+
+
+@main.command()
+@click.argument("address", default="output")
+@click.option("--older-than", default=24.0, show_default=True, type=click.FloatRange(min=0), help="Hours.")
+@click.option("--dry-run", is_flag=True, help="Only list.")
+def gc(address: str, older_than: float, dry_run: bool) -> None:
+    """Remove what uploads left behind below ADDRESS that never ended: prefixes without a manifest."""
+    import datetime
+
+    from pipelines.garbage import find_leftovers, remove_leftovers
+
+    leftovers = find_leftovers(address, older_than=datetime.timedelta(hours=older_than))
+    for leftover in leftovers:
+        click.echo(f"{leftover.size / 2**20:8.1f} MiB  begun {leftover.begun:%Y-%m-%d %H:%M}  {leftover.uri}")
+    if not dry_run:
+        remove_leftovers(address, leftovers)
+    click.echo(f"{len(leftovers)} leftover{'s' * (len(leftovers) != 1)} {'found' if dry_run else 'removed'}")
+
+
+@main.command()
+@click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
+def models(tracking_uri: str | None) -> None:
+    """List the registered models: subject, class noun, identifier, version, similarities."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.registry import list_models
+
+    table = Table("model", "subject", "class noun", "[V]", "version", "aliases", "similarity", "class after", box=None)
+    for model in list_models(tracking_uri):
+        figures = ("-" if figure is None else f"{figure:.2f}" for figure in (model.similarity, model.class_after))
+        aliases = ", ".join(model.aliases) or "-"
+        table.add_row(
+            model.name, model.subject, model.class_noun, model.identifier, str(model.version), aliases, *figures
+        )
+    Console().print(table if table.row_count else "no model is registered here yet; 'dreambooth run' makes one")
 
 
 @main.command()

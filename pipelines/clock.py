@@ -31,15 +31,15 @@ class Clock:
 
         if "first_step" not in milestones:
             return None
-        marks = {
-            "imports": psutil.Process().create_time(),
-            "check": self.began["check"],
-            "ray": self.began["ray"],
-            "class_images": self.began["class_images"],
-            "worker_start": self.began["train"],
-            "loading": milestones["loading"],
-            "first_step": milestones["training"],
+        created = psutil.Process().create_time()
+        parts = {
+            "imports": min(self.began.values()) - created,
+            "check": self.seconds["check"],
+            "ray": self.seconds["ray"],
+            "class_images": self.seconds["class_images"],
+            "worker_start": milestones["loading"] - self.began["train"],
+            "loading": milestones["training"] - milestones["loading"],
+            "first_step": milestones["first_step"] - milestones["training"],
+            "total": milestones["first_step"] - created,
         }
-        ends = [*list(marks.values())[1:], milestones["first_step"]]
-        parts = {name: round(end - start, 2) for (name, start), end in zip(marks.items(), ends, strict=True)}
-        return parts | {"total": round(ends[-1] - marks["imports"], 2)}
+        return {name: round(seconds, 2) for name, seconds in parts.items()}

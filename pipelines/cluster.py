@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dreambooth.config import ClusterConfig
@@ -22,11 +23,12 @@ _OBJECT_STORE_BYTES = 512 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a cluster has in all."""
+    """What a cluster has in all, and the CPUs of its largest node (None: it has one node)."""
 
     cpus: int
     gpus: int
     nodes: int = 1
+    largest_node_cpus: int | None = None
 
     def check(self, config: ClusterConfig) -> None:
         """Raise InputError when the workers of one subject don't fit, instead of waiting for ever."""
@@ -36,6 +38,11 @@ class Resources:
             raise InputError(
                 f"cluster.num_workers is {config.num_workers}, which takes {cpus} CPUs and {gpus} GPUs, but the "
                 f"cluster has {self.cpus} CPUs and {self.gpus} GPUs; ask for fewer workers or a larger cluster"
+            )
+        if self.largest_node_cpus is not None and config.cpus_per_worker > self.largest_node_cpus:
+            raise InputError(
+                f"cluster.cpus_per_worker is {config.cpus_per_worker}, but the largest node has "
+                f"{self.largest_node_cpus} CPUs; a worker can't be spread over nodes, so ask for fewer"
             )
 
     def use_gpu(self, config: ClusterConfig) -> bool:
@@ -47,7 +54,17 @@ def local_resources() -> Resources:
     """What this machine would give to a Ray started here."""
     import torch
 
-    return Resources(cpus=len(os.sched_getaffinity(0)), gpus=torch.cuda.device_count())
+    return Resources(cpus=_usable_cpus(), gpus=torch.cuda.device_count())
+
+
+def _usable_cpus() -> int:
+    """CPUs this process may use: by affinity, and by the quota of a container (cgroup v2)."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cpus, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        return cpus
 
 
 @contextmanager
@@ -56,7 +73,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
 
     A Ray that the caller has started already is used as it is. Raises InputError when there is none at the address.
     """
-    if "ray" not in sys.modules:
+    if config.address is None and "ray" not in sys.modules:
         # Ray reads it once, when it is imported; a later change would set this process apart from the ones it starts.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in _QUIET.items():
@@ -68,8 +85,13 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
         _connect(config)
     try:
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
-        yield Resources(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)), nodes=nodes)
+        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        yield Resources(
+            cpus=int(total.get("CPU", 0)),
+            gpus=int(total.get("GPU", 0)),
+            nodes=len(nodes),
+            largest_node_cpus=int(max(nodes)),
+        )
     finally:
         if started:
             ray.shutdown()

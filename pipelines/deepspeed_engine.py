@@ -25,13 +25,13 @@ from dreambooth.optimizer import build_lr_scheduler, build_optimizer
 _TAG = "zero"
 
 
-def deepspeed_config(train: TrainConfig, zero: ZeroConfig) -> dict[str, Any]:
+def deepspeed_config(train: TrainConfig, zero: ZeroConfig, *, cuda: bool = False) -> dict[str, Any]:
     """What DeepSpeed is told. Masters are fp32; the model itself autocasts to bf16, alike in every engine and stage."""
     zero_optimization: dict[str, Any] = {"stage": zero.stage}
     if zero.stage > 0:
-        zero_optimization |= {"contiguous_gradients": True, "overlap_comm": torch.cuda.is_available()}
+        zero_optimization |= {"contiguous_gradients": True, "overlap_comm": cuda}
     if zero.offload_optimizer:
-        zero_optimization["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero_optimization["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
     return {
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
@@ -45,19 +45,20 @@ def deepspeed_config(train: TrainConfig, zero: ZeroConfig) -> dict[str, Any]:
     }
 
 
-def import_deepspeed() -> Any:
+def import_deepspeed(*, cuda: bool) -> Any:
     """Import DeepSpeed quietly and without its just-in-time compiler.
 
     On a CPU it would compile a shared-memory collective at start, which takes half a minute, fails without a C++
     compiler and hangs on the lock of a build that was killed; gloo serves as well.
     """
-    if not torch.cuda.is_available():
+    if not cuda:
+        # It would take a GPU that is there, even one that this worker was not given.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
     import deepspeed.ops
 
-    if not torch.cuda.is_available():
+    if not cuda:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -68,9 +69,10 @@ class DeepSpeedEngine:
     """ZeRO stages 0 to 3, with the optimizer on the device or in host memory. Needs a process group."""
 
     def __init__(self, model: DreamBoothModel, train: TrainConfig, zero: ZeroConfig, device: str) -> None:
-        deepspeed = import_deepspeed()
+        cuda = device.startswith("cuda")
+        deepspeed = import_deepspeed(cuda=cuda)
         if not deepspeed.comm.is_initialized():
-            deepspeed.init_distributed("nccl" if device.startswith("cuda") else "gloo", auto_mpi_discovery=False)
+            deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = device
         self.config = train
@@ -80,7 +82,7 @@ class DeepSpeedEngine:
             model=model,
             optimizer=optimizer,
             lr_scheduler=build_lr_scheduler(optimizer, train),
-            config=deepspeed_config(train, zero),
+            config=deepspeed_config(train, zero, cuda=cuda),
         )
         self._grad_norm = 0.0
         self.ema = None if train.ema_decay is None else Ema(self._masters(), train.ema_decay)

@@ -1,16 +1,15 @@
-"""Samples of the fine-tuned model beside the base model's, and how much they look like the subject."""
+"""Samples of the fine-fine_tuned model beside the base model's, and how much they look like the subject."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
-from dreambooth.images import open_image, squares
-from dreambooth.subject import fill_identifier
+from dreambooth.images import open_image, png_bytes, squares
 from pipelines.plan import Plan
-from pipelines.prior_stage import SamplerPool
+from pipelines.sampler_pool import RunningSamplers, SamplerPool
 from pipelines.samplers import SampleRequest, Source, find_encoder
 from pipelines.storage import Manifest
 
@@ -54,15 +53,6 @@ def image_encoder(config: DreamBoothConfig) -> str:
     return chosen
 
 
-def prompts_of(config: DreamBoothConfig) -> list[str]:
-    """The evaluation prompts of a subject, identifier and class noun put in."""
-    subject = config.subject
-    return [
-        fill_identifier(prompt, str(subject.identifier)).replace("{class_noun}", subject.class_noun)
-        for prompt in config.evaluation.prompts
-    ]
-
-
 def evaluate(
     plan: Plan,
     model: Manifest,
@@ -71,35 +61,31 @@ def evaluate(
     on_progress: Callable[[int, int], None] = lambda made, total: None,
 ) -> Evaluation:
     """Sample before and after, prompt by prompt, on parallel actors; `on_progress(made, total)` counts images."""
-    import ray
-
     config = plan.config
     class_prompt = config.prompts.class_prompt(config.subject)
-    base = Source(address=config.base_model, revision=config.revision)
-    tuned = Source(address=model.uri, published=True)
+    prompts = config.evaluation.prompts_of(config.subject)
+    base = Source(address=config.base_model, revision=config.revision, base_hash=plan.base.hash)
+    fine_tuned = Source(address=model.uri, published=True)
     requests = [
         (source, request)
-        for source in (base, tuned)
-        for prompt, count in [*((p, 1) for p in prompts_of(config)), (class_prompt, 2)]
+        for source in (base, fine_tuned)
+        for prompt, count in [*((p, 1) for p in prompts), (class_prompt, 2)]
         for request in _requests(config, prompt, count * config.evaluation.images_per_prompt)
     ]
-    actors = pool.start(len(requests))
-    try:
-        pictures = _sample(actors, requests, on_progress)
-        before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, tuned)
+    with pool.started(len(requests)) as samplers:
+        pictures = _sample(samplers, requests, on_progress)
+        before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, fine_tuned)
         instance = tuple(_instance_pictures(plan))
         similarity = None
         if encoder is not None:
             sets = {
                 "instance": list(instance),
-                "identifier": [image for prompt in prompts_of(config) for image in after[prompt]],
+                "identifier": [image for prompt in prompts for image in after[prompt]],
                 "class_before": before[class_prompt],
                 "class_after": after[class_prompt],
             }
-            similarity = _similarity(ray.get(actors[0].similarities.remote(encoder, sets)))
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+            [(_, embeddings)] = samplers.run([lambda actor: actor.embeddings.remote(encoder, sets)])
+            similarity = _similarity(embeddings)
     return Evaluation(instance=instance, before=before, after=after, class_prompt=class_prompt, similarity=similarity)
 
 
@@ -120,18 +106,22 @@ def _requests(config: DreamBoothConfig, prompt: str, count: int) -> list[SampleR
 
 
 def _sample(
-    actors: list[Any], requests: list[tuple[Source, SampleRequest]], on_progress: Callable[[int, int], None]
+    samplers: RunningSamplers,
+    requests: list[tuple[Source, SampleRequest]],
+    on_progress: Callable[[int, int], None],
 ) -> list[list[bytes]]:
-    from ray.util import ActorPool
-
     total, made = sum(len(request.seeds) for _, request in requests), 0
     on_progress(made, total)
-    pictures = []
-    for images in ActorPool(actors).map(lambda actor, item: actor.samples.remote(*item), requests):
-        pictures.append(images)
+    pictures: list[list[bytes]] = [[] for _ in requests]
+    for place, images in samplers.run([partial(_start, *request) for request in requests]):
+        pictures[place] = images
         made += len(images)
         on_progress(made, total)
     return pictures
+
+
+def _start(source: Source, request: SampleRequest, actor: Any) -> Any:
+    return actor.samples.remote(source, request)
 
 
 def _by_prompt(
@@ -151,9 +141,7 @@ def _instance_pictures(plan: Plan) -> list[bytes]:
         opened = open_image(image.address, max_pixels=settings.max_pixels)
         resolution = int(settings.resolution or 0)
         square = squares(opened, resolution=resolution, crop="center", crops_per_image=1, flip=False, seed=0)[0]
-        buffer = io.BytesIO()
-        square.save(buffer, "PNG")
-        pictures.append(buffer.getvalue())
+        pictures.append(png_bytes(square))
     return pictures
 
 

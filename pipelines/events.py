@@ -14,28 +14,27 @@ Message = dict[str, Any]
 
 
 @contextmanager
-def event_queue(handle: Callable[[Message], None]) -> Iterator[Any]:
+def event_queue(handle: Callable[[Message], None], on_error: Callable[[Exception], None]) -> Iterator[Any]:
     """A queue for workers; every message put on it is passed to `handle`, in order, from one thread.
 
-    An exception of `handle` is raised when the context ends; the messages after it are dropped.
+    What `handle` raises goes to `on_error`, and the next message is handled: training does not stop, and is not judged,
+    by who listens.
     """
     from ray.util.queue import Queue
 
     queue = Queue(actor_options={"num_cpus": 0})
     done = threading.Event()
-    failures: list[BaseException] = []
 
     def drain() -> None:
-        for message in queue.get_nowait_batch(queue.qsize()):
-            if not failures:
-                handle(message)
+        try:
+            for message in queue.get_nowait_batch(queue.qsize()):
+                _attempt(handle, message, on_error)
+        except Exception as error:  # noqa: BLE001 - the queue's node is gone, say
+            on_error(error)
 
     def pump() -> None:
         while not done.wait(POLL_SECONDS):
-            try:
-                drain()
-            except Exception as error:  # noqa: BLE001 - told at the end of the context, see above
-                failures.append(error)
+            drain()
 
     thread = threading.Thread(target=pump, name="events", daemon=True)
     thread.start()
@@ -44,8 +43,12 @@ def event_queue(handle: Callable[[Message], None]) -> Iterator[Any]:
     finally:
         done.set()
         thread.join()
-        if not failures:
-            drain()
+        drain()
         queue.shutdown()
-    if failures:
-        raise failures[0]
+
+
+def _attempt(handle: Callable[[Message], None], message: Message, on_error: Callable[[Exception], None]) -> None:
+    try:
+        handle(message)
+    except Exception as error:  # noqa: BLE001 - whatever a listener trips over
+        on_error(error)

@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,7 @@ class Follower:
         self._run = run
         self._console = console
         self._steps = config.train.max_train_steps
+        self._warned = False
         self._stack = ExitStack()
         self._update: Update = lambda done, total, note: None
 
@@ -47,12 +49,31 @@ class Follower:
         elif message["kind"] == "samples":
             self._samples(message["step"], message["images"])
 
+    def warn(self, error: Exception) -> None:
+        """Say once that something could not be followed; what is missing is made up for by `complete`."""
+        if not self._warned:
+            self._console.warn(
+                f"training goes on, but its curves can't be written now: {type(error).__name__}: {error}"
+            )
+        self._warned = True
+
+    def complete(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Give MLflow the steps that it lacks: those of a driver that died, or that found no server."""
+        known = self._run.logged_steps("loss")
+        for metrics in history:
+            if int(metrics["step"]) not in known:
+                self._log(metrics)
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        values = {name: value for name, value in metrics.items() if name != "step"}
+        self._run.log_metrics(values, int(metrics["step"]))
+
     def _step(self, metrics: dict[str, Any]) -> None:
         self.milestones.setdefault("first_step", time.time())
         step = int(metrics["step"])
         note = f"loss {metrics['loss']:.3f}  {metrics['images_per_second']:.1f} images/s"
         self._update(step, self._steps, note)
-        self._run.log_metrics({name: value for name, value in metrics.items() if name != "step"}, step)
+        self._log(metrics)
 
     def _samples(self, step: int, images: list[bytes]) -> None:
         for index, image in enumerate(images):

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from dreambooth.errors import InputError
+from dreambooth.images import png_bytes
 from dreambooth.subject import IDENTIFIER_PLACEHOLDER, fill_identifier
 from pipelines import storage
 from pipelines.report import Row, contact_sheet
@@ -64,9 +65,9 @@ def generate(
         images = _from_directory(model, prompt, seeds, given)
     paths = [storage.join(output, f"{one}.png") for one in seeds]
     for path, image in zip(paths, images, strict=True):
-        storage.write_bytes(path, _png(image))
+        storage.write_bytes(path, png_bytes(image))
     sheet = storage.join(output, "contact_sheet.png")
-    storage.write_bytes(sheet, _png(contact_sheet([Row(title=prompt, images=images)], title=model)))
+    storage.write_bytes(sheet, png_bytes(contact_sheet([Row(title=prompt, images=images)], title=model)))
     return GenerateResult(paths=tuple(paths), contact_sheet=sheet)
 
 
@@ -178,9 +179,3 @@ def _find(model: str) -> storage.Manifest:
         f"there is no model at {model!r}; expected a published model, a diffusers directory (one with a "
         f"model_index.json), or models:/NAME@ALIAS"
     )
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

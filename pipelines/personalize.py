@@ -3,6 +3,7 @@
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from pipelines.console import RunConsole
 from pipelines.evaluate_stage import evaluate, image_encoder
 from pipelines.events import event_queue
 from pipelines.follow import Follower
-from pipelines.plan import Plan, check_destinations, describe_plan, make_plan
-from pipelines.prior_stage import PriorSet, SamplerPool, make_class_images
+from pipelines.plan import Plan, check_destinations, describe_plan, make_plan, printable_settings
+from pipelines.prior_stage import PriorSet, make_class_images
 from pipelines.registry import RegisteredVersion, check_model_name, register
+from pipelines.sampler_pool import SamplerPool
 from pipelines.samplers import Source
 from pipelines.storage import fetch, local_directory
 from pipelines.summary import PersonalizeResult, finished_result, write_summary
@@ -30,33 +32,28 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
     Raises InputError before any work starts when something given is wrong.
     """
     console, clock = console or RunConsole(), Clock()
-    with clock.stage("check"):
-        if config.cluster.address is None:
-            plan = checked_plan(config)
-            if (finished := finished_result(plan)) is not None:
-                return finished
-    with clock.stage("ray"):
-        cluster = ray_cluster(config.cluster)
-        resources = cluster.__enter__()
-    try:
+    with ExitStack() as stack:
+        resources = None
         if config.cluster.address is not None:
+            with clock.stage("ray"):
+                resources = stack.enter_context(ray_cluster(config.cluster))
+        with clock.stage("check"):
             plan = checked_plan(config, resources)
-            if (finished := finished_result(plan)) is not None:
-                return finished
+        if (finished := finished_result(plan)) is not None:
+            console.line(f"nothing to do: {plan.config.run_uri} holds the result of this configuration")
+            return finished
         encoder = _encoder(plan, console)
         for warning in plan.warnings:
             console.warn(warning)
         console.table(describe_plan(plan))
-        with track(
-            plan.config.tracking,
-            run_name=plan.config.subject.name,
-            params=plan.config.model_dump(mode="json"),
-            tags=_tags(plan),
-            resume_key=plan.key,
-        ) as run:
-            return _stages(plan, resources, encoder, run, console, clock)
-    finally:
-        cluster.__exit__(None, None, None)
+        if resources is None:
+            with clock.stage("ray"):
+                resources = stack.enter_context(ray_cluster(config.cluster))
+        params, name = printable_settings(plan.config), plan.config.subject.name
+        run = stack.enter_context(
+            track(plan.config.tracking, run_name=name, params=params, tags=_tags(plan), resume_key=plan.key)
+        )
+        return _stages(plan, resources, encoder, run, console, clock)
 
 
 def checked_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
@@ -78,8 +75,9 @@ def _stages(
         prior_set = _class_images(plan, pool, console)
     with clock.stage("train"):
         follower = Follower(run, console, config)
-        with follower, event_queue(follower.handle) as events:
+        with follower, event_queue(follower.handle, follower.warn) as events:
             trained = train(plan, prior_set, events)
+        follower.complete(trained.history)
     console.line(f"published and verified: {trained.model.uri}")
     with clock.stage("evaluate"), console.bar("evaluation samples") as update:
         evaluation = evaluate(plan, trained.model, pool, encoder, lambda made, total: update(made, total, "images"))
@@ -101,7 +99,7 @@ def _encoder(plan: Plan, console: RunConsole) -> str | None:
 def _class_images(plan: Plan, pool: SamplerPool, console: RunConsole) -> PriorSet | None:
     if plan.prior is None:
         return None
-    source = Source(address=plan.config.base_model, revision=plan.config.revision)
+    source = Source(address=plan.config.base_model, revision=plan.config.revision, base_hash=plan.base.hash)
     began = time.perf_counter()
     with console.bar("class images") as update:
 
@@ -122,7 +120,7 @@ def _register(plan: Plan, trained: TrainResult, prior_set: PriorSet | None, run:
             tags=_tags(plan) | {"prior_set": prior_set.key if prior_set else "none", "published": trained.model.uri},
             identifier=str(config.subject.identifier),
             class_noun=config.subject.class_noun,
-            result_key=plan.key,
+            result_key=plan.model_key,
             num_inference_steps=config.evaluation.num_inference_steps,
             guidance_scale=config.evaluation.guidance_scale,
         )

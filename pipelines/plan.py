@@ -32,6 +32,12 @@ class Plan:
     warnings: tuple[str, ...]
 
     @property
+    def model_key(self) -> str:
+        """Names the registered model: the weights, and the sampling settings it is served with."""
+        evaluation = self.config.evaluation
+        return config_hash(self.key, str(evaluation.num_inference_steps), str(evaluation.guidance_scale))
+
+    @property
     def trained_parameters(self) -> int:
         """How many parameters are fine-tuned."""
         counts = self.base.parameter_counts
@@ -60,6 +66,7 @@ def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> P
 
     resources = resources or local_resources()
     resources.check(config.cluster)
+    _check_actors(config, resources)
     use_gpu = resources.use_gpu(config.cluster)
     config = _absolute(config)
     base = resolve_base_model(config.base_model, config.revision)
@@ -82,14 +89,15 @@ def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> P
     )
     if not 3 <= len(images) <= 10:
         warnings.append(f"{len(images)} instance images; the method is made for three to five of one subject")
-    if resources.nodes > 1 and is_local(config.run_uri):
+    if resources.nodes > 1 and (local := _local_addresses(config)):
         warnings.append(
-            f"{config.run_uri} is a local path, and the cluster has {resources.nodes} nodes: unless all of them "
-            f"share it, set storage.root to an address such as s3://bucket/results"
+            f"the cluster has {resources.nodes} nodes, and these are local paths: {', '.join(local)}; unless all nodes "
+            f"share them, use an address such as s3://bucket/folder"
         )
     prior = _prior(config, base, use_gpu)
     engine = _engine(config)
     images_hash = data_hash(images)
+    place = f"{engine} on {'cuda' if use_gpu else 'cpu'}"
     return Plan(
         config=config,
         base=base,
@@ -98,7 +106,7 @@ def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> P
         prior=prior,
         engine=engine,
         use_gpu=use_gpu,
-        key=_key(config, base, images_hash, prior, engine),
+        key=_key(config, base, images_hash, prior, f"{place} {config.zero if engine == 'deepspeed' else ''}"),
         warnings=tuple(warnings),
     )
 
@@ -108,10 +116,30 @@ def check_destinations(plan: Plan) -> None:
     from pipelines.tracking import check_tracking
 
     exported = sum(plan.base.parameter_counts.values()) * 4
-    check_writable(plan.config.run_uri, need_bytes=exported + 12 * plan.trained_parameters)
+    # Weights and two Adam moments in fp32, with EMA a fourth; two checkpoints are kept while a third is written.
+    checkpoint = (16 if plan.config.train.ema_decay else 12) * plan.trained_parameters
+    check_writable(plan.config.run_uri, need_bytes=exported + 3 * checkpoint)
     if plan.prior is not None:
         check_writable(plan.config.prior_uri)
     check_tracking(plan.config.tracking)
+
+
+def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
+    wanted = config.prior.num_actors
+    room = resources.gpus if resources.use_gpu(config.cluster) else resources.cpus
+    if wanted is not None and wanted > room:
+        raise InputError(
+            f"prior.num_actors is {wanted}, but the cluster has room for {room}, one per "
+            f"{'GPU' if resources.use_gpu(config.cluster) else 'CPU'}; ask for fewer, or leave it out"
+        )
+
+
+def _local_addresses(config: DreamBoothConfig) -> list[str]:
+    """What a cluster of several nodes can't see unless they share a disk."""
+    addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
+    if Path(config.base_model).is_dir():
+        addresses.append(config.base_model)
+    return [address for address in addresses if is_local(address)]
 
 
 def _absolute(config: DreamBoothConfig) -> DreamBoothConfig:
@@ -166,14 +194,26 @@ def _engine(config: DreamBoothConfig) -> str:
     return "deepspeed" if config.cluster.num_workers > 1 or config.zero.offload_optimizer else "torch"
 
 
-def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, engine: str) -> str:
-    """What decides the weights, and the layout of checkpoints: workers and stage are in it for the latter."""
+def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, place: str) -> str:
+    """What decides the published weights and the layout of checkpoints; what decides neither is left out."""
     train = config.train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
-    parts: list[Any] = [base.hash, images_hash, config.prompts, config.images, train, engine]
-    parts += [config.subject.identifier, config.subject.class_noun, str(config.cluster.num_workers)]
-    parts += [config.zero] if engine == "deepspeed" else []
+    crops = config.images.crops_per_image if config.images.crop == "random" else 1
+    images = config.images.model_copy(update={"max_pixels": 1, "crops_per_image": crops})
+    prompts = [config.prompts.instance_prompt(config.subject), str(config.subject.identifier)]
+    parts: list[Any] = [base.hash, images_hash, *prompts, images, train, config.storage.dtype, place]
+    parts += [str(config.cluster.num_workers)]
     parts += [prior.key, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
     return config_hash(*parts)
+
+
+def printable_settings(config: DreamBoothConfig) -> dict[str, Any]:
+    """All settings as plain values, for people and for MLflow; passwords in addresses left out."""
+    from pipelines.mlflow_client import without_password
+
+    settings = config.model_dump(mode="json", by_alias=True)
+    if config.tracking.uri is not None:
+        settings["tracking"]["uri"] = without_password(config.tracking.uri)
+    return settings
 
 
 def describe_plan(plan: Plan) -> list[tuple[str, str]]:

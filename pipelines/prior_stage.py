@@ -7,10 +7,12 @@ broke off is topped up, a set that is asked to grow is topped up, and a whole on
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from dreambooth.prior import PriorPlan, image_name
-from pipelines.samplers import ImageSampler, Source
+from pipelines.sampler_pool import SamplerPool
+from pipelines.samplers import Source
 from pipelines.storage import FileRecord, Manifest, filesystem, join, read_bytes, read_manifest, write_manifest
 
 
@@ -22,23 +24,6 @@ class PriorSet:
     uri: str
     class_prompt: str
     count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerPool:
-    """How many sampling actors, and what each takes."""
-
-    actors: int
-    use_gpu: bool
-
-    def start(self, wanted: int) -> list[Any]:
-        """Start the actors, but no more than there is work for."""
-        import ray
-
-        # A task runs again when its node is lost; what it makes depends on nothing but its arguments.
-        options = {"num_cpus": 1, "num_gpus": 1 if self.use_gpu else 0, "max_restarts": 2, "max_task_retries": 2}
-        actor = ray.remote(ImageSampler).options(**options)
-        return [actor.remote(use_gpu=self.use_gpu) for _ in range(max(1, min(self.actors, wanted)))]
 
 
 def images_present(parent_uri: str, plan: PriorPlan) -> set[str]:
@@ -77,23 +62,17 @@ def _generate(
     pool: SamplerPool,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    import ray
-    from ray.util import ActorPool
-
-    actors = pool.start(len(blocks))
     made = 0
     on_progress(made, len(missing))
-    try:
-        work = [(block, sorted(missing.intersection(block))) for block in blocks]
-        results = ActorPool(actors).map_unordered(
-            lambda actor, item: actor.class_images.remote(source, plan, item[0], item[1], uri), work
-        )
-        for indices in results:
+    calls = [partial(_make_block, source, plan, block, sorted(missing.intersection(block)), uri) for block in blocks]
+    with pool.started(len(blocks)) as samplers:
+        for _, indices in samplers.run(calls):
             made += len(indices)
             on_progress(made, len(missing))
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+
+
+def _make_block(source: Source, plan: PriorPlan, block: range, wanted: list[int], uri: str, actor: Any) -> Any:
+    return actor.class_images.remote(source, plan, block, wanted, uri)
 
 
 def _seal(plan: PriorPlan, uri: str) -> None:

@@ -9,18 +9,19 @@ import dataclasses
 import importlib.metadata
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dreambooth.errors import InputError
 from dreambooth.quiet import quiet
-from pipelines.mlflow_client import connect, default_tracking, quietly
+from pipelines.mlflow_client import check_connection, connect, default_tracking, quietly, resolve_tracking_uri
 from pipelines.storage import MANIFEST_NAME
 
 # Only after mlflow_client has told MLflow to be silent.
 import pandas as pd  # isort: skip
 from mlflow import MlflowClient, pyfunc  # isort: skip
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus  # isort: skip
+from mlflow.entities.model_registry import ModelVersion  # isort: skip
 from mlflow.exceptions import MlflowException  # isort: skip
 from mlflow.models import ModelSignature  # isort: skip
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema  # isort: skip
@@ -42,8 +43,10 @@ class RegisteredVersion:
 
 def check_model_name(name: str) -> None:
     """Raise InputError for a name that MLflow's registry or its addresses can't hold."""
-    if not name.strip() or re.search(r"[/:@]", name):
-        raise InputError(f"tracking.registered_model_name is {name!r}; expected a name without '/', ':' and '@'")
+    if not name.strip() or re.search(r"[/:@'\"]", name):
+        raise InputError(
+            f"tracking.registered_model_name is {name!r}; expected a name without '/', ':', '@' and quotes"
+        )
 
 
 def register(
@@ -92,6 +95,63 @@ def register(
             name, source=f"models:/{model_id}", run_id=run_id, tags=all_tags, model_id=model_id
         )
     return _version(name, made.version, model_id)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListedModel:
+    """The latest version of a registered model, and what its run measured (None where it didn't)."""
+
+    name: str
+    subject: str
+    class_noun: str
+    identifier: str
+    version: int
+    aliases: tuple[str, ...]
+    similarity: float | None
+    class_after: float | None
+
+
+def list_models(tracking_uri: str | None) -> tuple[ListedModel, ...]:
+    """The latest version of every model that this project registered, by name."""
+    client = check_connection(resolve_tracking_uri(tracking_uri))
+    newest: dict[str, ModelVersion] = {}
+    with quietly():
+        for version in _all_versions(client):
+            known = newest.get(version.name)
+            if RESULT_TAG in version.tags and (known is None or int(version.version) > int(known.version)):
+                newest[version.name] = version
+        return tuple(_listed(client, newest[name]) for name in sorted(newest))
+
+
+def find_version(tracking_uri: str | None, name: str, result_key: str) -> RegisteredVersion | None:
+    """The version that a result was registered as, or None."""
+    client = connect(resolve_tracking_uri(tracking_uri))
+    with quietly():
+        return _find(client, name, result_key)
+
+
+def _all_versions(client: MlflowClient) -> Iterator[ModelVersion]:
+    token = None
+    while True:
+        page = client.search_model_versions(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _listed(client: MlflowClient, version: ModelVersion) -> ListedModel:
+    metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+    return ListedModel(
+        name=version.name,
+        subject=version.tags.get("subject", "-"),
+        class_noun=version.tags.get("class_noun", "-"),
+        identifier=version.tags.get("identifier", "-"),
+        version=int(version.version),
+        aliases=tuple(client.get_registered_model(version.name).aliases),
+        similarity=metrics.get("similarity/identifier"),
+        class_after=metrics.get("similarity/class_after"),
+    )
 
 
 def _find(client: MlflowClient, name: str, result_key: str) -> RegisteredVersion | None:

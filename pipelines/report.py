@@ -111,7 +111,11 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> Image.Image:
         return drawn.convert("RGB")
 
 
-_LOSSES = {"total": ("total", "#1f77b4"), "instance": ("instance", "#2ca02c"), "prior": ("prior", "#d1701f")}
+_LOSSES = {
+    "loss": ("total", "#1f77b4"),
+    "instance_loss": ("instance", "#2ca02c"),
+    "prior_loss": ("prior", "#d1701f"),
+}
 _RATES = {
     "learning_rate": ("denoiser", "#1f77b4"),
     "text_encoder_learning_rate": ("text encoder", "#8a5fb4"),

@@ -2,7 +2,8 @@
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from pipelines.storage import fetch, join, local_directory, read_manifest, write
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Which pipeline: a base model (address and revision), or the prefix of a model published here."""
+    """Which pipeline: a base model (address, revision and hash), or the prefix of a model published here."""
 
     address: str
     revision: str | None = None
+    base_hash: str | None = None
     published: bool = False
 
 
@@ -48,26 +50,22 @@ class ImageSampler:
         self._dtype = torch.float16 if use_gpu else torch.float32
         self._loaded: tuple[Source, Any] | None = None
 
-    def _pipeline(self, source: Source) -> Any:
-        """The pipeline of a source; the last one stays loaded."""
-        from dreambooth.sampling import load_pipeline
-
-        if self._loaded is None or self._loaded[0] != source:
-            self._loaded = None
-            self._loaded = source, load_pipeline(_directory(source), device=self._device, dtype=self._dtype)
-        return self._loaded[1]
+    def ready(self) -> None:
+        """Answer: the actor is up."""
 
     def class_images(self, source: Source, plan: Any, block: range, wanted: Sequence[int], uri: str) -> list[int]:
         """Make a block of class images and write those wanted; returns their indices."""
+        from dreambooth.images import png_bytes
         from dreambooth.prior import generate_block, image_name
 
         images = dict(zip(block, generate_block(self._pipeline(source), plan, block), strict=True))
         for index in wanted:
-            write_bytes(join(uri, image_name(index)), _png(images[index]))
+            write_bytes(join(uri, image_name(index)), png_bytes(images[index]))
         return list(wanted)
 
     def samples(self, source: Source, request: SampleRequest) -> list[bytes]:
         """Pictures as PNG, in order."""
+        from dreambooth.images import png_bytes
         from dreambooth.sampling import sample
 
         images = sample(
@@ -79,10 +77,10 @@ class ImageSampler:
             height=request.resolution,
             width=request.resolution,
         )
-        return [_png(image) for image in images]
+        return [png_bytes(image) for image in images]
 
-    def similarities(self, encoder: str, sets: dict[str, list[bytes]]) -> dict[str, Any]:
-        """Embeddings (N, D) of sets of pictures, by the image encoder at a directory or hub id."""
+    def embeddings(self, encoder: str, sets: dict[str, list[bytes]]) -> dict[str, Any]:
+        """Embeddings (N, D) of sets of pictures, by the image encoder at an address (see `find_encoder`)."""
         from PIL import Image
 
         from dreambooth.evaluation.encoders import load_image_encoder
@@ -92,6 +90,16 @@ class ImageSampler:
             name: encode([Image.open(io.BytesIO(image)).convert("RGB") for image in images])
             for name, images in sets.items()
         }
+
+    def _pipeline(self, source: Source) -> Any:
+        """The pipeline of a source; the last one stays loaded."""
+        from dreambooth.sampling import load_pipeline
+
+        if self._loaded is None or self._loaded[0] != source:
+            self._loaded = None
+            with _directory(source) as directory:
+                self._loaded = source, load_pipeline(directory, device=self._device, dtype=self._dtype)
+        return self._loaded[1]
 
 
 def find_encoder(address: str) -> Path:
@@ -105,15 +113,17 @@ def find_encoder(address: str) -> Path:
     return find_image_encoder(address)
 
 
-def _directory(source: Source) -> Path:
-    """Where a pipeline lies on this machine."""
-    if not source.published:
-        return resolve_base_model(source.address, source.revision).directory
-    manifest = read_manifest(source.address)
-    return local_directory(manifest) or fetch(manifest, Path(tempfile.mkdtemp(prefix="dreambooth-model-")))
-
-
-def _png(image: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+@contextmanager
+def _directory(source: Source) -> Iterator[Path]:
+    """Where a pipeline lies on this machine, for as long as it takes to load it."""
+    if source.published:
+        manifest = read_manifest(source.address)
+        with tempfile.TemporaryDirectory(prefix="dreambooth-model-") as folder:
+            yield local_directory(manifest) or fetch(manifest, Path(folder))
+        return
+    base = resolve_base_model(source.address, source.revision)
+    if source.base_hash not in (None, base.hash):
+        raise RuntimeError(
+            f"{source.address} has hash {base.hash} here, and {source.base_hash} at the driver; use one copy"
+        )
+    yield base.directory

@@ -37,6 +37,7 @@ class DreamBoothModel(PythonModel):
         ).to("cuda" if cuda else "cpu")
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.vae.to(torch.float32)
         self.pipeline = pipeline
         self.identifier: str = context.model_config["identifier"]
 
@@ -56,15 +57,25 @@ class DreamBoothModel(PythonModel):
             # Noise from CPU generators: the same seed is the same picture on a laptop and on a GPU.
             first = int(params["seed"]) + start
             generators = [torch.Generator("cpu").manual_seed(first + row) for row in range(len(batch))]
-            images += self.pipeline(
+            latents = self.pipeline(
                 batch,
                 generator=generators,
                 num_inference_steps=int(params["num_inference_steps"]),
                 guidance_scale=float(params["guidance_scale"]),
                 height=int(params["height"]) or None,
                 width=int(params["width"]) or None,
+                output_type="latent",
             ).images
+            images += self._decode(latents)
         return pd.DataFrame({"image": [_base64_png(image) for image in images]})
+
+    @torch.no_grad()
+    def _decode(self, latents: torch.Tensor) -> list[Any]:
+        """Pictures of latents, by the VAE in fp32: some overflow in fp16."""
+        vae = self.pipeline.vae
+        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+        images: list[Any] = self.pipeline.image_processor.postprocess(pixels)
+        return images
 
 
 def _base64_png(image: Any) -> str:

@@ -18,7 +18,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -122,10 +122,18 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def publish(directory: Path, parent_uri: str, *, metadata: Mapping[str, Any]) -> Manifest:
+def publish(
+    directory: Path,
+    parent_uri: str,
+    *,
+    metadata: Mapping[str, Any],
+    verify: Callable[[Manifest], None] = lambda manifest: None,
+) -> Manifest:
     """Upload all files below a directory under a fresh prefix of `parent_uri`, the manifest last.
 
-    Raises ValueError for a directory without files, with a file named manifest.json, or metadata that isn't JSON.
+    `verify` is called with the manifest before it is written, when all files have arrived; what it raises leaves a
+    prefix that no reader looks at. Raises ValueError for a directory without files, with a file named manifest.json, or
+    metadata that isn't JSON.
     """
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     if not names:
@@ -145,7 +153,9 @@ def publish(directory: Path, parent_uri: str, *, metadata: Mapping[str, Any]) ->
         if (size := fs.info(target)["size"]) != record.size:
             raise OSError(errno.EIO, f"{name} has {record.size} bytes, but {size} arrived at {uri}")
         files[name] = record
-    return write_manifest(Manifest(uri=uri, files=files, metadata=metadata))
+    manifest = Manifest(uri=uri, files=files, metadata=metadata)
+    verify(manifest)
+    return write_manifest(manifest)
 
 
 def write_manifest(manifest: Manifest) -> Manifest:
@@ -168,6 +178,11 @@ def published(parent_uri: str) -> Manifest | None:
         if exists(join(uri, MANIFEST_NAME)):
             return read_manifest(uri)
     return None
+
+
+def is_prefix(name: str) -> bool:
+    """Whether a folder's name is one that `publish` gives."""
+    return _PREFIX.fullmatch(name) is not None
 
 
 def read_manifest(uri: str) -> Manifest:

@@ -10,11 +10,13 @@ from typing import Any
 from PIL import Image
 
 from dreambooth.config import config_hash
-from pipelines.evaluate_stage import Evaluation, prompts_of
+from dreambooth.images import png_bytes
+from pipelines.evaluate_stage import Evaluation
+from pipelines.mlflow_client import resolve_tracking_uri
 from pipelines.plan import Plan
-from pipelines.registry import RegisteredVersion
+from pipelines.registry import RegisteredVersion, find_version
 from pipelines.report import Row, contact_sheet, loss_curve
-from pipelines.storage import exists, join, read_json, write_bytes, write_json
+from pipelines.storage import MANIFEST_NAME, exists, join, read_json, write_bytes, write_json
 from pipelines.tracking import TrackedRun
 from pipelines.train_stage import TrainResult
 
@@ -34,14 +36,17 @@ def finished_result(plan: Plan) -> PersonalizeResult | None:
         return None
     summary = read_json(join(uri, "summary.json"))
     wanted = plan.config.model_name if plan.config.tracking.register_model else None
-    if summary.get("request") != _request(plan) or summary.get("registered_model") != wanted:
+    if summary.get("request") != _request(plan) or not exists(join(summary["model_uri"], MANIFEST_NAME)):
+        return None
+    if wanted is not None and find_version(plan.config.tracking.uri, wanted, plan.model_key) is None:
         return None
     return PersonalizeResult(run_uri=uri, summary=summary)
 
 
 def _request(plan: Plan) -> str:
     """Everything that a finished run's outputs depend on."""
-    return config_hash(plan.key, plan.config.evaluation, plan.config.tracking, plan.config.storage)
+    tracking = plan.config.tracking.model_copy(update={"uri": resolve_tracking_uri(plan.config.tracking.uri)})
+    return config_hash(plan.key, plan.config.evaluation, tracking, plan.config.storage)
 
 
 def write_summary(
@@ -60,7 +65,7 @@ def write_summary(
     curve = loss_curve(trained.history)
     pictures = {"contact_sheet.png": sheet, "loss_curve.png": curve}
     for name, picture in pictures.items():
-        write_bytes(join(uri, name), _png(picture))
+        write_bytes(join(uri, name), png_bytes(picture))
         run.log_image(picture, Path(name).stem, steps)
     for prompt, images in evaluation.after.items():
         for index, image in enumerate(images):
@@ -108,7 +113,7 @@ def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
             (
                 "similarity",
                 f"{similarity['identifier']:.2f} with the identifier, {similarity['instance']:.2f} among the "
-                f"photographs; class prompt {similarity['class_before']:.2f} before, "
+                f"instance images; class prompt {similarity['class_before']:.2f} before, "
                 f"{similarity['class_after']:.2f} after",
             )
         )
@@ -134,7 +139,7 @@ def _rows(plan: Plan, evaluation: Evaluation) -> list[Row]:
                 images=[_open(image) for image in evaluation.after[prompt][:shown]],
                 baseline=[_open(image) for image in evaluation.before[prompt][:shown]],
             )
-            for prompt in [*prompts_of(plan.config), evaluation.class_prompt]
+            for prompt in [*plan.config.evaluation.prompts_of(plan.config.subject), evaluation.class_prompt]
         ),
     ]
 
@@ -145,9 +150,3 @@ def _slug(prompt: str) -> str:
 
 def _open(image: bytes) -> Image.Image:
     return Image.open(io.BytesIO(image)).convert("RGB")
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

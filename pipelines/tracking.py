@@ -103,6 +103,12 @@ class TrackedRun:
                 del self._pending[:_FLUSH_COUNT]
             self._flushed = time.monotonic()
 
+    def logged_steps(self, metric: str) -> set[int]:
+        """The steps that a curve has points at."""
+        self.flush()
+        with quietly():
+            return {point.step for point in self._client.get_metric_history(self.run_id, metric)}
+
     def log_image(self, image: Image.Image | Path, key: str, step: int) -> None:
         """Add a picture to the row of pictures named `key`."""
         name = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", key)

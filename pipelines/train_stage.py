@@ -5,7 +5,10 @@ finished one finds its published model and trains nothing.
 """
 
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +52,13 @@ def train(plan: Plan, prior_set: PriorSet | None, events: Any) -> TrainResult:
 
     Raises Diverged when the loss stops being a number, RuntimeError when the workers failed more often than allowed.
     """
-    if (result := find_result(plan)) is not None:
-        return result
-    _fit(plan, prior_set, events)
-    result = find_result(plan)
-    if exists(reason := diverged_uri(plan.config, plan.key)):
+    reason = diverged_uri(plan.config, plan.key)
+    if (result := find_result(plan)) is None:
+        if exists(reason):
+            _take(reason)
+        _fit(plan, prior_set, events)
+        result = find_result(plan)
+    if result is None and exists(reason):
         _remove_checkpoints(plan)
         raise Diverged(_take(reason))
     if result is None:
@@ -98,9 +103,24 @@ def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with _interruptible():
+            trainer.fit()
     except TrainingFailedError as error:
         raise RuntimeError(f"training {plan.config.subject.name} failed: {str(error).strip()}") from None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train takes SIGINT for itself, ends the process with status 0 on it, and never gives it back."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
 
 
 def _take(uri: str) -> str:

@@ -1,23 +1,20 @@
 """One subject's fine-tuning as a Ray Train run: what runs on every worker."""
 
-import io
 import json
 import resource
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import DreamBoothConfig
-from dreambooth.images import InstanceImage
-from dreambooth.subject import fill_identifier
+from dreambooth.images import InstanceImage, png_bytes
 from dreambooth.training import Diverged, StepMetrics
 from pipelines.prior_stage import PriorSet
-from pipelines.storage import fetch, filesystem, join, local_directory, publish, read_manifest, write_json
+from pipelines.storage import Manifest, fetch, join, local_directory, publish, read_manifest, write_json
 
 _PROGRESS = "progress.json"
 
@@ -62,7 +59,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     if device == "cpu":
         torch.set_num_threads(config.cluster.cpus_per_worker)
     rank = ray.train.get_context().get_world_rank()
-    # Telling never waits for the driver; messages of one rank arrive in order.
+    # Telling never waits for the driver.
     tell = events.actor.put_nowait.remote if rank == 0 else lambda message: None
     tell({"kind": "phase", "phase": "loading", "time": time.time()})
 
@@ -186,11 +183,8 @@ def _validation_samples(base: BaseModel, state: dict[str, Any], config: DreamBoo
     from dreambooth.export import load_trained
     from dreambooth.sampling import sample
 
-    evaluation, identifier = config.evaluation, str(config.subject.identifier)
-    prompts = [
-        fill_identifier(prompt, identifier).replace("{class_noun}", config.subject.class_noun)
-        for prompt in evaluation.prompts
-    ]
+    evaluation = config.evaluation
+    prompts = evaluation.prompts_of(config.subject)
     pipeline = load_trained(base.directory, state, device=device, dtype=torch.float32)
     images = sample(
         pipeline,
@@ -201,14 +195,11 @@ def _validation_samples(base: BaseModel, state: dict[str, Any], config: DreamBoo
         height=config.images.resolution,
         width=config.images.resolution,
     )
-    buffers = [io.BytesIO() for _ in images]
-    for image, buffer in zip(images, buffers, strict=True):
-        image.save(buffer, "PNG")
-    return [buffer.getvalue() for buffer in buffers]
+    return [png_bytes(image) for image in images]
 
 
 def _export(base: BaseModel, state: dict[str, Any], task: TrainTask) -> None:
-    """Publish the fine-tuned pipeline, read it again, and take it back if it isn't what was trained."""
+    """Publish the fine-tuned pipeline, once it was read again and is what was trained."""
     import torch
 
     from dreambooth.export import export_pipeline, verify_export
@@ -229,15 +220,12 @@ def _export(base: BaseModel, state: dict[str, Any], task: TrainTask) -> None:
             "num_inference_steps": config.evaluation.num_inference_steps,
             "guidance_scale": config.evaluation.guidance_scale,
         }
-        manifest = publish(Path(folder, "model"), join(config.run_uri, "model"), metadata=metadata)
-        try:
+
+        def verify(manifest: Manifest) -> None:
             directory = local_directory(manifest) or fetch(manifest, Path(folder, "again"))
             verify_export(directory, base.directory, state, dtype=dtype)
-        except Exception:
-            fs, path = filesystem(join(manifest.uri, "manifest.json"))
-            with suppress(FileNotFoundError):
-                fs.rm_file(path)
-            raise
+
+        publish(Path(folder, "model"), join(config.run_uri, "model"), metadata=metadata, verify=verify)
 
 
 def _peak_memory(device: str) -> int:

@@ -150,13 +150,13 @@ def _from_hub(hub_id: str) -> Path:
     if "://" in hub_id or hub_id.startswith((".", "/", "~")) or hub_id.count("/") != 1:
         raise InputError(f"no image encoder at {hub_id!r}; expected a folder, or a hub id such as facebook/dino-vits16")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         directory = Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
         if not list(directory.glob("*.safetensors")):  # older repositories; loaded with weights_only
             directory = Path(snapshot_download(hub_id, allow_patterns=["*.json", "pytorch_model.bin"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"the image encoder {hub_id!r} is neither a folder here nor to be had from the hub "
             f"({type(error).__name__}); check the name and the network, or download it elsewhere and give its folder"

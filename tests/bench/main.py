@@ -122,7 +122,8 @@ def prior_speedup() -> dict[str, float]:
 
     from dreambooth.config import ClusterConfig
     from pipelines.cluster import ray_cluster
-    from pipelines.prior_stage import SamplerPool, make_class_images
+    from pipelines.prior_stage import make_class_images
+    from pipelines.sampler_pool import SamplerPool
     from pipelines.samplers import Source
 
     settings = config(**{"prior.num_class_images": CLASS_IMAGES})

@@ -1,5 +1,10 @@
 """One Ray for the whole session: starting it takes longer than most of what is tested on it."""
 
+import os
+import re
+import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,3 +58,57 @@ def make_config(tiny_pipeline: Path, tmp_path: Path) -> Any:
         return load_config(plain, overrides)
 
     return make
+
+
+class ObjectStore:
+    """OpenStack Swift with its S3 in front, in a folder of its own; what a test breaks on purpose, it starts again."""
+
+    bucket = "s3://dreambooth"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Start it, on the port it had before; returns when objects can be written."""
+        done = self._swift("start")
+        if done.returncode == 3:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+        exports = (line.removeprefix("export ").partition("=") for line in done.stdout.splitlines())
+        self.environment = {name: value for name, _, value in exports}
+
+    def stop(self) -> None:
+        """Stop it, as if the machine had gone; its data stay."""
+        done = self._swift("stop")
+        assert done.returncode == 0, done.stderr
+
+    def _swift(self, command: str) -> "subprocess.CompletedProcess[str]":
+        launcher = Path(__file__).parents[2] / "infra" / "s3" / "swift.py"
+        arguments = [sys.executable, str(launcher), command, "--folder", str(self.folder)]
+        return subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 store for the whole session. Its first start installs it, into .venv-s3."""
+    store = ObjectStore(tmp_path_factory.mktemp("object-store"))
+    store.start()
+    yield store
+    store.stop()
+
+
+@pytest.fixture
+def s3(object_store: ObjectStore, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An address of its own in the store, with the variables that lead there."""
+    from s3fs import S3FileSystem
+
+    for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    # An open file system keeps the address and the credentials that it was opened with.
+    S3FileSystem.clear_instance_cache()
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())
+    yield f"{object_store.bucket}/{name}-{secrets.token_hex(4)}"
+    S3FileSystem.clear_instance_cache()

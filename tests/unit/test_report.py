@@ -1,6 +1,7 @@
 import pytest
 from PIL import Image
 
+from dreambooth.training import StepMetrics
 from pipelines.report import Row, contact_sheet, loss_curve
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -70,7 +71,13 @@ def test_a_sheet_without_images_is_refused() -> None:
 
 
 def _history(steps: int, **more: float) -> list[dict[str, float]]:
-    return [{"step": step, "total": 0.2 + 0.1 / step, "learning_rate": 1e-4, **more} for step in range(1, steps + 1)]
+    """What a run leaves: the records of StepMetrics."""
+    plain = {"instance_loss": 0.1, "prior_loss": 0.1, "learning_rate": 1e-4, "text_encoder_learning_rate": 5e-5}
+    rest = {"grad_norm": 1.0, "images_per_second": 2.0}
+    return [
+        StepMetrics(step=step, loss=0.2 + 0.1 / step, **{**plain, **rest, **more}).as_dict()
+        for step in range(1, steps + 1)
+    ]
 
 
 def _has_colour(picture: Image.Image, colour: str) -> bool:
@@ -81,11 +88,11 @@ def _has_colour(picture: Image.Image, colour: str) -> bool:
 
 
 def test_a_curve_shows_what_took_part() -> None:
-    both = loss_curve(_history(50, instance=0.1, prior=0.1, text_encoder_learning_rate=5e-5))
+    both = loss_curve(_history(50))
     assert _has_colour(both, "#1f77b4")
     assert _has_colour(both, "#d1701f")
     assert _has_colour(both, "#8a5fb4")
-    alone = loss_curve(_history(50, prior=0.0, text_encoder_learning_rate=0.0))
+    alone = loss_curve(_history(50, prior_loss=0.0, text_encoder_learning_rate=0.0))
     assert _has_colour(alone, "#1f77b4")
     assert not _has_colour(alone, "#d1701f")
     assert not _has_colour(alone, "#8a5fb4")

@@ -181,7 +181,8 @@ class TestDiverged:
         with pytest.raises(Diverged) as caught:
             run.run()
         assert str(caught.value) == (
-            "the loss is nan at step 1; lower train.learning_rate (it is 0.001) or train.max_grad_norm (it is 1.0)"
+            "the loss is nan and its gradient's norm nan at step 1; "
+            "lower train.learning_rate (it is 0.001) or train.max_grad_norm (it is 1.0)"
         )
         assert run.steps == []  # nothing is logged or kept of such a step
 

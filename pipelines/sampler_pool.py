@@ -1,0 +1,60 @@
+"""Several sampling actors on the cluster, working through a list of calls."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.samplers import ImageSampler
+
+Call = Callable[[Any], Any]
+
+
+class RunningSamplers:
+    """Actors that are up or starting. Work goes to those that are up, so a full cluster delays but never blocks."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._idle: list[Any] = []
+        self._pending: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
+
+    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        """Results of the calls as they come, each with its place; a call takes an actor and starts a task on it."""
+        import ray
+
+        waiting, left = deque(enumerate(calls)), len(calls)
+        while left:
+            while waiting and self._idle:
+                index, call = waiting.popleft()
+                actor = self._idle.pop(0)
+                self._pending[call(actor)] = (actor, index)
+            [done], _ = ray.wait(list(self._pending), num_returns=1)
+            actor, place = self._pending.pop(done)
+            value = ray.get(done)
+            self._idle.append(actor)
+            if place is not None:
+                left -= 1
+                yield place, value
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerPool:
+    """How many sampling actors, and what each takes: a CPU, and with `use_gpu` a GPU."""
+
+    actors: int
+    use_gpu: bool
+
+    @contextmanager
+    def started(self, wanted: int) -> Iterator[RunningSamplers]:
+        """Start the actors, but no more than there is work for, and give back what they hold at the end."""
+        import ray
+
+        # A call runs again when its node is lost; what it makes depends on nothing but its arguments.
+        options = {"num_cpus": 1, "num_gpus": 1 if self.use_gpu else 0, "max_restarts": 2, "max_task_retries": 2}
+        actor = ray.remote(ImageSampler).options(**options)
+        actors: list[Any] = [actor.remote(use_gpu=self.use_gpu) for _ in range(max(1, min(self.actors, wanted)))]
+        try:
+            yield RunningSamplers(actors)
+        finally:
+            for one in actors:
+                ray.kill(one)
