@@ -111,8 +111,8 @@ def _engine(base: Path, config: DreamBoothConfig, case: Case) -> Any:
         # By default ZeRO-3 leaves parameters of up to 100,000 values whole, and here that is all of them.
         plain = deepspeed_engine.deepspeed_config
 
-        def partitioned(*args: Any) -> dict[str, Any]:
-            config = plain(*args)
+        def partitioned(*args: Any, **options: Any) -> dict[str, Any]:
+            config = plain(*args, **options)
             config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
             return config
 

@@ -45,6 +45,7 @@ def refused(
         raise AssertionError("work was started")
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr(pipelines.personalize, "ray_cluster", start)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_database)
 
@@ -337,9 +338,22 @@ class TestCluster:
             f"cluster.num_workers is {CPUS + 1}, which takes {CPUS + 1} CPUs and 0 GPUs, but the cluster has {CPUS}"
         )
 
-    def test_gpus_that_it_does_not_have(self, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    def test_gpus_that_it_does_not_have(self, refused: Refused) -> None:
         assert "takes 1 CPUs and 1 GPUs, but the cluster has 8 CPUs and 0" in refused("--set", "cluster.use_gpu=true")
+
+    def test_more_samplers_than_it_has_room_for(self, refused: Refused) -> None:
+        message = refused("--set", f"prior.num_actors={CPUS + 1}")
+        assert message.startswith(f"prior.num_actors is {CPUS + 1}, but the cluster has room for {CPUS}, one per CPU")
+
+
+class TestEvaluation:
+    def test_an_image_encoder_that_is_not_there(self, refused: Refused) -> None:
+        message = refused("--set", "evaluation.image_encoder=./nowhere")
+        assert message.startswith("evaluation.image_encoder: no image encoder at './nowhere'")
+
+    def test_an_image_encoder_that_is_none(self, refused: Refused, tiny_pipeline: Path) -> None:
+        message = refused("--set", f"evaluation.image_encoder={tiny_pipeline / 'text_encoder'}")
+        assert "is of the type 'clip_text_model'; expected 'vit'" in message
 
 
 class TestTracking:

@@ -73,7 +73,7 @@ def test_a_caption_replaces_its_images_instance_prompt(
     tiny_pipeline: Path, config: Any, instance_folder: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(instance_folder, tmp_path / "captioned"))
-    (folder / "02.txt").write_text("a photo of tfz dog in the snow\n")
+    (folder / "02.txt").write_text("a photo of [V] dog in the snow\n")
     data = prepare(tiny_pipeline, config(images=folder))
     texts = [words(tiny_pipeline, ids) for ids in data.instance.text]
     assert texts == ["a photo of tfz dog"] * 2 + ["a photo of tfz dog in the snow"] + ["a photo of tfz dog"] * 2

@@ -30,6 +30,13 @@ def test_offload(stage: int) -> None:
     assert zero["offload_optimizer"]["device"] == "cpu"
 
 
+def test_what_only_a_gpu_can_do() -> None:
+    zero = ZeroConfig(stage=2, offload_optimizer=True)
+    on_cpu, on_gpu = (deepspeed_config(TrainConfig(), zero, cuda=cuda)["zero_optimization"] for cuda in (False, True))
+    assert (on_cpu["overlap_comm"], on_cpu["offload_optimizer"]["pin_memory"]) == (False, False)
+    assert (on_gpu["overlap_comm"], on_gpu["offload_optimizer"]["pin_memory"]) == (True, True)
+
+
 def test_the_optimizer_is_ours_and_nothing_is_compiled() -> None:
     config = deepspeed_config(TrainConfig(), ZeroConfig(offload_optimizer=True))
     assert "optimizer" not in config

@@ -59,6 +59,8 @@ class TestKey:
             "prior.seed=1",
             "engine=deepspeed",
             "cluster.num_workers=2",
+            "storage.dtype=float32",
+            "images.crop=random",
         ],
     )
     def test_it_changes_with(self, plan: MachinePlan, override: str) -> None:
@@ -78,6 +80,8 @@ class TestKey:
             "cluster.max_failures=0",
             "cluster.cpus_per_worker=2",
             "prior.num_actors=2",
+            "images.max_pixels=1000000",
+            "images.crops_per_image=3",  # means nothing to the centre crop
             "zero.stage=3",  # means nothing to the engine that a single worker gets
         ],
     )
@@ -87,6 +91,17 @@ class TestKey:
     def test_the_stage_counts_where_there_is_one(self, plan: MachinePlan) -> None:
         keys = {plan("cluster.num_workers=2", f"zero.stage={stage}").key for stage in range(4)}
         assert len(keys) == 4
+
+    def test_the_device_counts(self, plan: MachinePlan) -> None:
+        machine = Resources(cpus=8, gpus=1)
+        assert plan(resources=machine).key != plan("cluster.use_gpu=false", resources=machine).key
+        assert plan("cluster.use_gpu=false", resources=machine).key == plan().key
+
+    def test_a_registered_models_key_holds_how_it_is_served(self, plan: MachinePlan) -> None:
+        other = plan("evaluation.guidance_scale=2.5")
+        assert other.key == plan().key
+        assert other.model_key != plan().model_key
+        assert plan("train.seed=1").model_key != plan().model_key
 
     def test_images_and_captions_count_and_where_they_lie_does_not(
         self, plan: MachinePlan, instance_folder: Path, tmp_path: Path
@@ -243,11 +258,14 @@ class TestDestinations:
 
     def test_the_space_that_a_run_takes(self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch) -> None:
         made = plan()
-        needed = 4 * sum(made.base.parameter_counts.values()) + 12 * made.trained_parameters
+        exported, checkpoint = 4 * sum(made.base.parameter_counts.values()), 12 * made.trained_parameters
+        needed = exported + 3 * checkpoint  # two are kept while a third is written
         usage = shutil.disk_usage("/")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
         with pytest.raises(InputError, match="GB free, and"):
             check_destinations(made)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+        check_destinations(made)
 
 
 class TestDescription:
