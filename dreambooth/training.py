@@ -45,7 +45,7 @@ def fit(
     """Train from step `start` to `config.max_train_steps`.
 
     `on_step(step, metrics)` is called after every optimizer step, on every rank, with metrics on every `log_every`-th
-    step and None between (metrics make the ranks wait for each other). Raises Diverged when a loss is not finite.
+    step (and before a checkpoint) and None between (metrics make the ranks wait for each other). Raises Diverged when a loss is not finite.
     """
     images_per_step = config.micro_batch_size * config.gradient_accumulation_steps * engine.world_size
     images_per_step *= 1 if data.class_ is None else 2
@@ -66,7 +66,9 @@ def fit(
             engine.step()
             sums = sums.to(losses.total.device) + torch.stack([loss.detach() for loss in losses])
         metrics = None
-        if (step + 1) % config.log_every == 0 or step + 1 == config.max_train_steps:
+        # Before a checkpoint too, so that none is written of a run that diverged.
+        wanted = (step + 1) % config.log_every == 0 or (step + 1) % config.checkpoint_every == 0
+        if wanted or step + 1 == config.max_train_steps:
             total, instance, prior = engine.mean(sums / config.gradient_accumulation_steps).tolist()
             now = time.perf_counter()
             metrics = StepMetrics(

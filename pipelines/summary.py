@@ -46,7 +46,7 @@ def finished_result(plan: Plan) -> PersonalizeResult | None:
 def _request(plan: Plan) -> str:
     """Everything that a finished run's outputs depend on."""
     tracking = plan.config.tracking.model_copy(update={"uri": resolve_tracking_uri(plan.config.tracking.uri)})
-    return config_hash(plan.key, plan.config.evaluation, tracking, plan.config.storage)
+    return config_hash(plan.key, plan.config.evaluation, tracking)
 
 
 def write_summary(

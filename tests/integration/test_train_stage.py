@@ -12,8 +12,10 @@ import psutil
 import pytest
 import yaml
 
+from dreambooth.config import DreamBoothConfig
 from pipelines.cluster import Resources
 from pipelines.events import event_queue
+from pipelines.mlflow_client import connect, quietly
 from pipelines.plan import Plan, make_plan
 from pipelines.prior_stage import PriorSet, make_class_images
 from pipelines.sampler_pool import SamplerPool
@@ -48,7 +50,7 @@ def run(plan: Plan, handle: Any) -> TrainResult:
     prior_set: PriorSet = make_class_images(
         plan.prior, source, plan.config.prior_uri, SamplerPool(actors=2, use_gpu=False)
     )
-    with event_queue(handle) as events:
+    with event_queue(handle, pytest.fail) as events:
         return train(plan, prior_set, events)
 
 
@@ -88,22 +90,19 @@ def test_a_killed_worker_changes_nothing(
     }
 
 
-def test_a_killed_driver_goes_on_with_the_same_command(
+def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(
     make_config: Any, tmp_path: Path, uninterrupted: dict[str, TrainResult]
 ) -> None:
     config = interruptible(make_config, tmp_path / "driver")
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
     command = [sys.executable, "-m", "pipelines.cli", "run", str(path), "--quiet"]
-    checkpoints = Path(config.run_uri, "checkpoints")
 
-    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as driver:
-        deadline = time.monotonic() + 300
-        while not list(checkpoints.glob(f"*/step-{2 * EVERY:08d}-*")):
-            assert driver.poll() is None, "the driver ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        driver.kill()
+    interrupted = stop_after(EVERY, signal.SIGINT, command, config)
+    assert interrupted.returncode == 130
+    assert "the same command goes on" in interrupted.stderr
+    killed = stop_after(2 * EVERY, signal.SIGKILL, command, config)
+    assert killed.returncode == -signal.SIGKILL
     assert published(join(config.run_uri, "model")) is None
 
     subprocess.run(command, cwd=tmp_path, check=True, timeout=400)
@@ -113,3 +112,22 @@ def test_a_killed_driver_goes_on_with_the_same_command(
     assert [(step["step"], step["loss"], step["grad_norm"]) for step in record["history"]] == losses(
         uninterrupted["result"]
     )
+    with quietly():
+        curve = connect(config.tracking.uri).get_metric_history(summary["mlflow"]["run_id"], "loss")
+    assert {point.step for point in curve} == set(range(1, STEPS + 1))
+
+
+def stop_after(
+    step: int, how: signal.Signals, command: list[str], config: DreamBoothConfig
+) -> subprocess.CompletedProcess[str]:
+    """Run a command until it has written the checkpoint of a step, and send it a signal."""
+    checkpoints = Path(config.run_uri, "checkpoints")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
+        deadline = time.monotonic() + 300
+        while not list(checkpoints.glob(f"*/step-{step:08d}-*")):
+            assert driver.poll() is None, driver.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        driver.send_signal(how)
+        _, stderr = driver.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, driver.returncode, stderr=stderr)

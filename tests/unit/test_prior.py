@@ -120,7 +120,6 @@ class TestSeeds:
 
 
 # diffusers' scheduler hands tensors to numpy in a way that numpy means to drop.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 class TestImages:
     def test_a_block_is_always_the_same_and_no_two_images_are(self, pipeline: Any) -> None:
         wanted = plan(resolution=32)
