@@ -24,6 +24,7 @@ from typing import Any
 
 import fsspec
 from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth.errors import InputError
@@ -34,6 +35,7 @@ _FORMAT = 1
 _PREFIX = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{8}")
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 _CHUNK = 1 << 20
+_PROBE_SECONDS = 15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,7 @@ def publish(
         record = FileRecord(size=(directory / name).stat().st_size, sha256=_sha256(directory / name))
         target = f"{root}/{name}"
         _make_parent(fs, target)
-        fs.put_file(str(directory / name), target)
+        _within(_seconds(record.size), fs, "put_file", str(directory / name), target)
         if (size := fs.info(target)["size"]) != record.size:
             raise OSError(errno.EIO, f"{name} has {record.size} bytes, but {size} arrived at {uri}")
         files[name] = record
@@ -257,7 +259,7 @@ def check_writable(uri: str, *, need_bytes: int = 0) -> None:
     probe = f"{root.rstrip('/')}/.probe-{secrets.token_hex(8)}"
     content = secrets.token_bytes(1 << 16)
     try:
-        _write(fs, probe, content)
+        _write(fs, probe, content, seconds=_PROBE_SECONDS)
         got = fs.cat_file(probe)
         fs.rm_file(probe)
     except Exception as error:  # each driver raises its own
@@ -281,10 +283,10 @@ def pyarrow_filesystem(uri: str) -> tuple[Any, str]:
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
 
 
-def _write(fs: AbstractFileSystem, path: str, content: bytes) -> None:
+def _write(fs: AbstractFileSystem, path: str, content: bytes, *, seconds: float | None = None) -> None:
     _make_parent(fs, path)
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, content)
+        _within(seconds or _seconds(len(content)), fs, "pipe_file", path, content)
         return
     partial = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(4)}.part")
     try:
@@ -292,6 +294,22 @@ def _write(fs: AbstractFileSystem, path: str, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _within(seconds: float, fs: AbstractFileSystem, method: str, *arguments: Any) -> None:
+    """Call a method that sends, and give it up with a TimeoutError after a while.
+
+    Before S3's drivers send, they ask the store whether they may, and no timeout of theirs is for the answer: a store
+    that takes the connection and then says nothing would be waited for without end.
+    """
+    if isinstance(fs, AsyncFileSystem):
+        fsspec.asyn.sync(fs.loop, getattr(fs, f"_{method}"), *arguments, timeout=seconds)
+    else:
+        getattr(fs, method)(*arguments)
+
+
+def _seconds(size: int) -> float:
+    return 600 + size / 100_000  # bytes in a second over a line that is still worth waiting for
 
 
 def _make_parent(fs: AbstractFileSystem, path: str) -> None:
