@@ -3,12 +3,13 @@
 A base is named by the sha256 over its files, so class images and models say exactly what they were made from.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import re
-import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,8 +127,10 @@ def cache_directory() -> Path:
 
 def _download(address: str) -> Path:
     """Copy a remote directory to the cache, once; a copy that broke off is never mistaken for a whole one."""
+    address = address.rstrip("/")
     try:
         filesystem, path = fsspec.url_to_fs(address)
+        filesystem.invalidate_cache()  # some remember a listing for as long as the process lives
         listing = {name: info for name, info in filesystem.find(path, detail=True).items() if info["type"] == "file"}
     except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
         raise InputError(f"base_model {address!r} can't be read: {type(error).__name__}: {error}") from None
@@ -136,21 +139,23 @@ def _download(address: str) -> Path:
     files = [(name, info["size"], *(str(info.get(key)) for key in _VERSIONS)) for name, info in listing.items()]
     stamp = hashlib.sha256(repr([address, sorted(files)]).encode()).hexdigest()[:16]
     target = cache_directory() / "bases" / stamp
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{stamp}-"))
-        try:
-            for name in listing:
-                local = partial / Path(name).relative_to(path.rstrip("/"))
-                local.parent.mkdir(parents=True, exist_ok=True)
-                filesystem.get_file(name, str(local))
-            partial.rename(target)
-        except FileExistsError:  # another process was faster
-            shutil.rmtree(partial)
-        except Exception as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if not target.is_dir():
-                raise InputError(f"base_model {address!r} can't be copied to {target.parent}: {error!r}") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # All workers of a machine ask at once: one of them fetches, and the others wait.
+    with target.with_name(f".{stamp}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{stamp}-") as partial:
+                whole = Path(partial) / "base"
+                try:
+                    for name, info in listing.items():
+                        local = whole / Path(name).relative_to(path.rstrip("/"))
+                        local.parent.mkdir(parents=True, exist_ok=True)
+                        filesystem.get_file(name, str(local))
+                        if info["size"] not in (None, size := local.stat().st_size):
+                            raise OSError(errno.EIO, f"{name} has {info['size']} bytes, but {size} arrived")
+                    whole.rename(target)
+                except Exception as error:
+                    raise InputError(f"base_model {address!r} can't be copied to {target.parent}: {error!r}") from error
     return target
 
 
