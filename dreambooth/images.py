@@ -168,6 +168,8 @@ def _accessing(address: str) -> Iterator[None]:
 def _images_at(address: str) -> list[str]:
     with _accessing(address):
         filesystem, path = fsspec.core.url_to_fs(address)
+        # Some remember a listing for as long as the process lives; pictures may have been added since.
+        filesystem.invalidate_cache()
         if filesystem.isdir(path):
             entries = [entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] != "directory"]
             if not entries:
