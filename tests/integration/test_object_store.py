@@ -1,0 +1,308 @@
+"""Storage against a store that is run in production: signatures, listings and faults as they are, nothing mocked."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from s3fs import S3FileSystem
+
+from dreambooth.base_model import resolve_base_model
+from dreambooth.errors import InputError
+from dreambooth.images import data_hash, find_instance_images, open_image
+from pipelines import storage
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A few files; the weights are large enough for an upload in parts."""
+    directory = tmp_path / "model"
+    (directory / "unet").mkdir(parents=True)
+    (directory / "model_index.json").write_text("{}")
+    (directory / "unet" / "an état (1).txt").write_text("a name with a space, a letter and brackets")
+    (directory / "unet" / "weights.safetensors").write_bytes(bytes(range(256)) * 4096)
+    return directory
+
+
+def upload(folder: Path, address: str) -> None:
+    fs, root = storage.filesystem(address)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            fs.put_file(str(path), f"{root}/{path.relative_to(folder).as_posix()}")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_publication_comes_back_whole(s3: str, model: Path, tmp_path: Path) -> None:
+    assert storage.published(f"{s3}/models") is None
+    storage.publish(model, f"{s3}/models", metadata={"identifier": "sks", "attempt": 1})
+    second = storage.publish(model, f"{s3}/models", metadata={"identifier": "sks", "attempt": 2})
+    found = storage.published(f"{s3}/models")
+    assert found == second
+    assert found is not None
+    assert found.uri.startswith(f"{s3}/models/")
+    assert storage.read_manifest(found.uri) == storage.read_manifest(f"{found.uri}/manifest.json") == second
+    assert contents(storage.fetch(found, tmp_path / "copy")) == contents(model)
+    assert storage.local_directory(found) is None
+
+
+def test_a_file_larger_than_one_part(s3: str, tmp_path: Path) -> None:
+    directory = tmp_path / "large"
+    directory.mkdir()
+    with (directory / "weights.safetensors").open("wb") as file:
+        for part in range(102):  # s3fs uploads in parts from 100 MiB on
+            file.write(bytes([part]) * (1 << 20))
+    published = storage.publish(directory, s3, metadata={})
+    copy = storage.fetch(published.uri, tmp_path / "copy")
+    assert (copy / "weights.safetensors").stat().st_size == 102 << 20
+
+
+def test_files_are_written_over_and_seen_at_once(s3: str) -> None:
+    address = storage.join(s3, "deep", "état (1)+=&?.json")
+    assert not storage.exists(address)
+    assert not storage.exists(s3)
+    for step in range(3):
+        storage.write_json(address, {"step": step})
+        assert storage.read_json(address) == {"step": step}
+    assert storage.exists(address)
+    assert storage.exists(s3)
+    assert not storage.exists(storage.join(s3, "dee"))
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(s3, "absent"))
+
+
+def test_an_upload_that_dies_midway_is_no_publication(s3: str, model: Path) -> None:
+    first = storage.publish(model, s3, metadata={"attempt": 1})
+    script = f"""
+import time
+from pathlib import Path
+from pipelines import storage
+
+hash_of = storage._sha256
+
+def stop_before_the_last(path):
+    if path.name == "weights.safetensors":
+        print("two are up", flush=True)
+        time.sleep(60)
+    return hash_of(path)
+
+storage._sha256 = stop_before_the_last
+storage.publish(Path({str(model)!r}), {s3!r}, metadata={{"attempt": 2}})
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "two are up\n"
+        process.send_signal(signal.SIGKILL)
+    fs, root = storage.filesystem(s3)
+    names = sorted(Path(path).name for path in fs.ls(root, detail=False))
+    assert len(names) == 2
+    left = sorted(path.removeprefix(f"{root}/{names[1]}/") for path in fs.find(f"{root}/{names[1]}"))
+    assert left == ["model_index.json", "unet/an état (1).txt"]
+    assert storage.published(s3) == first
+    with pytest.raises(InputError, match="isn't a publication"):
+        storage.read_manifest(f"{s3}/{names[1]}")
+
+
+def test_a_byte_changed_in_the_store_is_found(s3: str, model: Path, tmp_path: Path) -> None:
+    published = storage.publish(model, s3, metadata={})
+    address = f"{published.uri}/unet/weights.safetensors"
+    content = storage.read_bytes(address)
+    storage.write_bytes(address, content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    with pytest.raises(InputError, match=r"unet/weights\.safetensors at s3://.*: expected sha256 \w{64}, got \w{64}"):
+        storage.fetch(published, tmp_path / "copy")
+    storage.write_bytes(address, content[:1000])
+    with pytest.raises(InputError, match=r"unet/weights\.safetensors at s3://.*: expected 1048576 bytes, got 1000"):
+        storage.fetch(published, tmp_path / "copy")
+    fs, path = storage.filesystem(address)
+    fs.rm_file(path)
+    with pytest.raises(InputError, match=r"unet/weights\.safetensors is in the manifest .* missing there"):
+        storage.fetch(published, tmp_path / "copy")
+    assert not list((tmp_path / "copy").rglob("*.part"))
+    assert not list((tmp_path / "copy").rglob("weights*"))
+
+
+def test_a_writable_address_passes_and_keeps_nothing(s3: str) -> None:
+    storage.check_writable(s3)
+    assert not storage.exists(s3)
+
+
+def test_a_wrong_secret_key_is_refused(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InputError, match=r"can't write to 's3://.*': the store refuses the credentials \(Signature"):
+        storage.check_writable(s3)
+
+
+def test_an_unknown_access_key_is_refused(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dreambooth:nobody")
+    with pytest.raises(InputError, match=r"can't write to 's3://.*': the store refuses the credentials"):
+        storage.check_writable(s3)
+
+
+def test_no_credentials_at_all(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"can't write to 's3://.*': .*set AWS_ACCESS_KEY_ID and"):
+        storage.check_writable(s3)
+
+
+def test_a_bucket_that_is_missing_is_said_and_not_made(s3: str) -> None:
+    for address in ("s3://nosuchbucket/results", "s3://nosuchbucket"):
+        with pytest.raises(InputError, match=f"can't write to '{address}': there is no such bucket; create it"):
+            storage.check_writable(address)
+    assert not storage.exists("s3://nosuchbucket")
+
+
+def test_a_store_that_never_answers_is_given_up_in_seconds(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+        begin = time.monotonic()
+        with pytest.raises(InputError, match=r"can't write to 's3://.*': it can't be reached"):
+            storage.check_writable(s3)
+        assert time.monotonic() - begin < 20
+
+
+def test_a_store_that_is_away_for_a_while(object_store: Any, s3: str, model: Path, tmp_path: Path) -> None:
+    storage.publish(model, s3, metadata={"attempt": 1})
+    object_store.stop()
+    back = threading.Timer(5, object_store.start)
+    try:
+        begin = time.monotonic()
+        with pytest.raises(InputError, match=r"can't write to 's3://.*': it can't be reached .*AWS_ENDPOINT_URL"):
+            storage.check_writable(s3)
+        assert time.monotonic() - begin < 10
+    finally:
+        back.start()
+    try:
+        # The results of hours of training wait for it.
+        second = storage.publish(model, s3, metadata={"attempt": 2})
+    finally:
+        back.join()
+    assert storage.published(s3) == second
+    assert contents(storage.fetch(second, tmp_path / "copy")) == contents(model)
+
+
+def test_pyarrow_goes_through_the_same_door(s3: str) -> None:
+    storage.write_json(storage.join(s3, "state.json"), {"step": 3})
+    fs, path = storage.pyarrow_filesystem(s3)
+    with fs.open_input_stream(f"{path}/state.json") as stream:
+        assert stream.read() == storage.read_bytes(storage.join(s3, "state.json"))
+    fs.create_dir(f"{path}/run/checkpoint", recursive=True)
+    with fs.open_output_stream(f"{path}/run/checkpoint/weights") as stream:
+        stream.write(b"weights")
+    assert storage.read_bytes(storage.join(s3, "run/checkpoint/weights")) == b"weights"
+    fs.delete_dir(f"{path}/run")
+    assert not storage.exists(storage.join(s3, "run/checkpoint/weights"))
+
+
+def test_a_base_model_is_fetched_once(
+    s3: str, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(tiny_pipeline, f"{s3}/base")
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+    fetched = []
+    get_file = S3FileSystem.get_file
+
+    def get_and_note(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        fetched.append(path)
+        return get_file(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(S3FileSystem, "get_file", get_and_note)
+    with ThreadPoolExecutor(4) as pool:
+        bases = list(pool.map(resolve_base_model, [f"{s3}/base"] * 3 + [f"{s3}/base/"]))
+    assert len({base.directory for base in bases}) == 1
+    assert contents(bases[0].directory) == contents(tiny_pipeline)
+    assert len(fetched) == len(contents(tiny_pipeline)) == len(set(fetched))
+    assert bases[0].hash == resolve_base_model(str(tiny_pipeline)).hash
+    assert bases[0].resolution == 64
+
+    storage.write_bytes(f"{s3}/base/unet/config.json", storage.read_bytes(f"{s3}/base/unet/config.json") + b"\n")
+    changed = resolve_base_model(f"{s3}/base")
+    assert changed.directory != bases[0].directory
+    assert changed.hash != bases[0].hash
+
+
+def test_a_base_model_that_cannot_be_had(
+    s3: str, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match=r"base_model 's3://.*/base': there is nothing at that address"):
+        resolve_base_model(f"{s3}/base")
+    with pytest.raises(InputError, match=r"base_model 's3://nosuchbucket/base'"):
+        resolve_base_model("s3://nosuchbucket/base")
+    upload(tiny_pipeline, f"{s3}/base")
+
+    def get_a_part(self: Any, path: str, target: str, **kwargs: Any) -> None:
+        Path(target).write_bytes(self.cat_file(path)[:-1])
+
+    with monkeypatch.context() as broken:
+        S3FileSystem.clear_instance_cache()
+        broken.setattr(S3FileSystem, "get_file", get_a_part)
+        with pytest.raises(
+            InputError, match=r"base_model 's3://.*/base' can't be copied to .* has \d+ bytes, but \d+ arrived"
+        ):
+            resolve_base_model(f"{s3}/base")
+    S3FileSystem.clear_instance_cache()
+    assert contents(resolve_base_model(f"{s3}/base").directory) == contents(tiny_pipeline)
+    S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InputError, match=r"base_model 's3://.*/base' can't be read: PermissionError"):
+        resolve_base_model(f"{s3}/base")
+    S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"base_model 's3://.*/base' can't be read: .*127\.0\.0\.1:9"):
+        resolve_base_model(f"{s3}/base")
+
+
+def test_instance_images_from_the_store(s3: str, instance_folder: Path) -> None:
+    upload(instance_folder, f"{s3}/red dog")
+    storage.write_bytes(f"{s3}/red dog/notes.md", b"no image")
+    storage.write_bytes(f"{s3}/red dog/old/99.png", b"in a folder below")
+    images = find_instance_images([f"{s3}/red dog"])
+    names = [f"{index:02d}.png" for index in range(5)]
+    assert [image.address for image in images] == [f"{s3}/red dog/{name}" for name in names]
+    assert {image.caption for image in images} == {None}
+    assert find_instance_images([f"{s3}/red dog/"]) == images
+    assert find_instance_images([f"{s3}/red dog/*.png"]) == images
+    assert find_instance_images([image.address for image in reversed(images)]) == images
+    assert data_hash(images) == data_hash(find_instance_images([str(instance_folder)]))
+    opened = open_image(images[0].address, max_pixels=10_000)
+    with Image.open(instance_folder / "00.png") as original:
+        assert opened.tobytes() == original.tobytes()
+
+    # What was added since is seen.
+    storage.write_bytes(f"{s3}/red dog/00.txt", "a dog on a Česká street\n".encode())
+    upload(instance_folder, f"{s3}/red dog/more")
+    storage.write_bytes(f"{s3}/red dog/05.png", (instance_folder / "00.png").read_bytes())
+    again = find_instance_images([f"{s3}/red dog"])
+    assert [image.caption for image in again] == ["a dog on a Česká street", None, None, None, None, None]
+
+
+def test_instance_images_that_cannot_be_read(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=rf"there is nothing at {re.escape(s3)}/nothing"):
+        find_instance_images([f"{s3}/nothing"])
+    with pytest.raises(InputError, match=r"no file matches s3://.*/\*\.png"):
+        find_instance_images([f"{s3}/*.png"])
+    storage.write_bytes(f"{s3}/empty.png", b"")
+    with pytest.raises(InputError, match=r"s3://.*/empty\.png is empty"):
+        open_image(f"{s3}/empty.png", max_pixels=10_000)
+    S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InputError, match=r"can't read s3://.*/empty\.png: Forbidden"):
+        open_image(f"{s3}/empty.png", max_pixels=10_000)
+    with pytest.raises(InputError, match=r"can't read s3://"):
+        find_instance_images([s3])
