@@ -2,10 +2,10 @@
 
     python -m dreambooth.miniature.pretrain --output output/miniature --photographs DIR
 
-The autoencoder goes first, and beside it, on the other core, the CLIP and then the ViT; then the denoiser and the text
-encoder on all cores. Every stage ends at its number of steps or its minutes, whichever comes first, and the same
-command goes on where a stopped one was. At the end the weights lie in OUTPUT/weights in the layout that is shipped,
-measured.
+The autoencoder goes first and is refined; beside that, on the other core, the CLIP and then the ViT; then the
+denoiser and the text encoder on all cores. Every stage ends at its number of steps or its minutes, whichever comes
+first, and the same command goes on where a stopped one was. At the end the weights lie in OUTPUT/weights in the layout
+that is shipped, measured.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from transformers import CLIPModel, ViTModel
 
 from dreambooth.miniature import train_clip, train_unet, train_vae, train_vit
 from dreambooth.miniature.assemble import assemble_encoder, assemble_pipeline, write_subjects
-from dreambooth.miniature.photographs import load_photographs
+from dreambooth.miniature.photographs import Photographs, load_photographs
 from dreambooth.miniature.quality import measure
 from dreambooth.miniature.stage import Stage
 
-STAGES = (train_vae.STAGE, train_clip.STAGE, train_vit.STAGE, train_unet.STAGE)
+STAGES = (train_vae.STAGE, train_vae.REFINE_STAGE, train_clip.STAGE, train_vit.STAGE, train_unet.STAGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +36,22 @@ class Pretraining:
 
     output: Path
     device: str
-    photographs: Path
+    photographs: Path | None
     minutes: float | None
-    """For the two that follow each other, autoencoder and denoiser, together; None: as the stages say."""
+    """For those that follow each other, autoencoder, its refinement and denoiser, together; None: as the stages say."""
 
     @property
     def states(self) -> Path:
         """Where the stages keep what they need to go on."""
         return self.output / "states"
 
+    def load_photographs(self) -> Photographs:
+        """The photographs to train on; without a folder, none."""
+        return load_photographs(self.photographs) if self.photographs else Photographs(by_subject={})
+
     def stage(self, stage: Stage) -> Stage:
         """A stage with its share of the minutes."""
-        whole = train_vae.STAGE.minutes + train_unet.STAGE.minutes
+        whole = train_vae.STAGE.minutes + train_vae.REFINE_STAGE.minutes + train_unet.STAGE.minutes
         return stage if self.minutes is None else replace(stage, minutes=stage.minutes * self.minutes / whole)
 
 
@@ -57,9 +61,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="states, finished parts and, at the end, weights go there"
     )
-    parser.add_argument(
-        "--photographs", type=Path, required=True, help="folder of one folder of .jpg photographs per subject"
-    )
+    parser.add_argument("--photographs", type=Path, help="folder of one folder of .jpg photographs per subject")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--minutes", type=float, help="for all of it; every stage gets its share")
     pretraining = Pretraining(**vars(parser.parse_args()))
@@ -76,7 +78,7 @@ def main() -> None:
     else:
         for stages in SIDES:
             _train_all(stages, pretraining)
-    vae = AutoencoderKL.from_pretrained(pretraining.states / "vae")
+    vae = AutoencoderKL.from_pretrained(pretraining.states / "refined-vae")
     clip = CLIPModel.from_pretrained(pretraining.states / "clip", dtype=torch.float32)
     vit = ViTModel.from_pretrained(pretraining.states / "vit", add_pooling_layer=False, dtype=torch.float32)
     unet, text_encoder = train_unet.train_unet(
@@ -100,9 +102,18 @@ def main() -> None:
 
 
 def _vae(pretraining: Pretraining) -> AutoencoderKL:
-    photographs = load_photographs(pretraining.photographs)
+    photographs = pretraining.load_photographs()
     stage = pretraining.stage(train_vae.STAGE)
     return train_vae.train_vae(pretraining.states, photographs, device=torch.device(pretraining.device), stage=stage)
+
+
+def _refined(pretraining: Pretraining) -> AutoencoderKL:
+    photographs = pretraining.load_photographs()
+    vae = AutoencoderKL.from_pretrained(pretraining.states / "vae")
+    stage = pretraining.stage(train_vae.REFINE_STAGE)
+    return train_vae.refine_vae(
+        pretraining.states, vae, photographs, device=torch.device(pretraining.device), stage=stage
+    )
 
 
 def _clip(pretraining: Pretraining) -> CLIPModel:
@@ -111,13 +122,13 @@ def _clip(pretraining: Pretraining) -> CLIPModel:
 
 
 def _vit(pretraining: Pretraining) -> ViTModel:
-    photographs = load_photographs(pretraining.photographs)
+    photographs = pretraining.load_photographs()
     stage = pretraining.stage(train_vit.STAGE)
     return train_vit.train_vit(pretraining.states, photographs, device=torch.device(pretraining.device), stage=stage)
 
 
 Train = Callable[[Pretraining], AutoencoderKL | CLIPModel | ViTModel]
-SIDES: tuple[dict[str, Train], ...] = ({"vae": _vae}, {"clip": _clip, "vit": _vit})
+SIDES: tuple[dict[str, Train], ...] = ({"vae": _vae, "refined-vae": _refined}, {"clip": _clip, "vit": _vit})
 
 
 def _train_side(rank: int, pretraining: Pretraining) -> None:

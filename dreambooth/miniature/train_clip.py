@@ -17,7 +17,7 @@ from dreambooth.miniature.photographs import to_pixels
 from dreambooth.miniature.stage import Stage, fit
 from dreambooth.miniature.tokenizer import MAX_LENGTH, build_tokenizer
 
-STAGE = Stage(name="clip", steps=4000, minutes=36, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.995)
+STAGE = Stage(name="clip", steps=2624, minutes=36, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.995)
 GROUPS = 12  # of eight scenes each in a batch
 
 

@@ -1,6 +1,6 @@
 """The miniature's denoiser and text encoder, trained together on cached latents of captioned scenes.
 
-On a CPU two processes of one thread each, with averaged gradients, do half as much again as one process of two threads.
+On a CPU two processes of one thread each, with averaged gradients, do half as much again as one of two threads.
 """
 
 import random
@@ -27,8 +27,8 @@ from dreambooth.miniature.tokenizer import MAX_LENGTH, build_tokenizer
 from dreambooth.miniature.train_clip import text_config
 from dreambooth.miniature.world import Scene, sample_scene
 
-STAGE = Stage(name="unet", steps=20000, minutes=75, learning_rate=1e-3, warmup=200, ema_decay=0.999)
-SCENES = 36_000
+STAGE = Stage(name="unet", steps=3479, minutes=58, learning_rate=1e-3, warmup=200, ema_decay=0.999)
+SCENES = 16_000
 BATCH_SIZE = 48  # over all processes
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
@@ -69,16 +69,17 @@ def training_scene(index: int) -> Scene:
 
 
 @torch.no_grad()
-def cache_latents(path: Path, vae: AutoencoderKL, *, device: torch.device, count: int = SCENES) -> None:
-    """Write scaled posterior means and deviations of `count` scenes, unless there: (count, 2, 4, 16, 16) float16."""
+def cache_latents(path: Path, vae: AutoencoderKL, *, indices: range, device: torch.device) -> None:
+    """Write scaled posterior means and deviations of the scenes, unless there: (scenes, 2, 4, 16, 16) float16."""
     if path.exists():
         return
-    latents = np.empty((count, 2, 4, 16, 16), np.float16)
+    latents = np.empty((len(indices), 2, 4, 16, 16), np.float16)
     vae = vae.to(device).eval()
-    for start in tqdm(range(0, count, 64), desc="latents", dynamic_ncols=True):
-        images = [draw(training_scene(index)) for index in range(start, min(start + 64, count))]
-        posterior = vae.encode(torch.from_numpy(to_pixels(images)).to(device)).latent_dist
-        both = torch.stack([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor
+    for start in tqdm(range(0, len(indices), 64), desc="latents", dynamic_ncols=True, disable=indices.start > 0):
+        images = [draw(training_scene(index)) for index in indices[start : start + 64]]
+        with torch.autocast(device.type, torch.bfloat16):
+            posterior = vae.encode(torch.from_numpy(to_pixels(images)).to(device)).latent_dist
+        both = torch.stack([posterior.mean, posterior.std], dim=1).float() * vae.config.scaling_factor
         latents[start : start + len(images)] = both.cpu().numpy().astype(np.float16)
     part = path.with_suffix(".part.npy")
     np.save(part, latents)
@@ -110,7 +111,6 @@ def train_unet(
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train both, resumably in `folder`, in `processes` processes on a CPU; returns their averaged weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    cache_latents(folder / "latents.npy", vae, device=device)
     vae.cpu().save_pretrained(folder / "unet-vae")
     torch.save(build_text_encoder(clip).state_dict(), folder / "text-start.pt")
     with socket.socket() as probe:
@@ -135,23 +135,28 @@ def _train(rank: int, run: UnetRun) -> None:
         torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=run.world_size)
     torch.manual_seed(0)
     device = torch.device(run.device)
-    latents = np.load(run.folder / "latents.npy", mmap_mode="r")
+    path = run.folder / f"latents-{rank}-of-{run.world_size}.npy"
+    indices = range(rank, SCENES, run.world_size)  # of all scenes, this process's share
+    cache_latents(path, AutoencoderKL.from_pretrained(run.folder / "unet-vae"), indices=indices, device=device)
+    latents = np.load(path, mmap_mode="r")
     tokenizer = build_tokenizer()
     unet, text_encoder = build_unet(), build_text_encoder()
     text_encoder.load_state_dict(torch.load(run.folder / "text-start.pt", weights_only=True))
     text_encoder.set_attn_implementation("eager")
     unet.set_attn_processor(AttnProcessor())  # a quarter faster here than fused attention on a CPU
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(device)
-    alphas: Tensor = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod.to(device)
+    alphas: Tensor = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod.to(
+        device
+    )
     batch_size = BATCH_SIZE // run.world_size
 
     def loss_at(step: int, progress: float) -> Tensor:
         rng = random.Random(f"unet {step} {rank}")
         generator = torch.Generator().manual_seed(rng.getrandbits(40))
-        indices = [rng.randrange(len(latents)) for _ in range(batch_size)]
-        captions = [sample_caption(rng, training_scene(index)).text for index in indices]
+        chosen = [rng.randrange(len(latents)) for _ in range(batch_size)]
+        captions = [sample_caption(rng, training_scene(indices[place])).text for place in chosen]
         captions = ["" if rng.random() < CAPTION_DROPOUT else caption for caption in captions]
-        mean, std = torch.from_numpy(latents[indices].astype(np.float32)).unbind(1)  # (B, 4, 16, 16) each
+        mean, std = torch.from_numpy(latents[chosen].astype(np.float32)).unbind(1)  # (B, 4, 16, 16) each
         clean = (mean + std * torch.randn(mean.shape, generator=generator)).to(device)
         noise = torch.randn(mean.shape, generator=generator).to(device)
         # One timestep from each of B equal slices: as uniform as independent ones, with less variance.

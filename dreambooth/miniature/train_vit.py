@@ -19,7 +19,7 @@ from dreambooth.miniature.stage import Stage, fit
 from dreambooth.miniature.train_clip import blurred
 from dreambooth.miniature.world import CLASS_NOUNS, sample_look, sample_scene
 
-STAGE = Stage(name="vit", steps=3000, minutes=12, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.995)
+STAGE = Stage(name="vit", steps=1269, minutes=28, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.995)
 ONE_CLASS, ANY_CLASS, PHOTOGRAPHED = 24, 18, 6  # subjects of a batch, two views each
 TEMPERATURE = 0.1
 
@@ -52,7 +52,7 @@ def sample_pairs(rng: random.Random, photographs: Photographs) -> list[Image.Ima
     """Two views of each subject of a batch: all first views, then all second ones."""
     class_noun = rng.choice(CLASS_NOUNS)
     looks = [sample_look(rng, class_noun) for _ in range(ONE_CLASS)] + [sample_look(rng) for _ in range(ANY_CLASS)]
-    subjects = rng.sample(tuple(photographs.by_subject), PHOTOGRAPHED)
+    subjects = rng.sample(tuple(photographs.by_subject), min(PHOTOGRAPHED, len(photographs.by_subject)))
     views = []
     for _ in range(2):
         views += [draw(sample_scene(rng, look, photo=rng.random() < 0.9)) for look in looks]
