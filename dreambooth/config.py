@@ -215,8 +215,15 @@ class DreamBoothConfig(Frozen):
 
 
 MINIATURE: dict[str, Any] = {
-    "prior": {"num_class_images": 50, "num_inference_steps": 20, "guidance_scale": 4.0},
-    "train": {"max_train_steps": 200, "learning_rate": 1e-4, "checkpoint_every": 100},
+    "prior": {"num_class_images": 50, "num_inference_steps": 20, "guidance_scale": 4.0, "prior_loss_weight": 1.5},
+    "train": {
+        "max_train_steps": 400,
+        "learning_rate": 5e-4,
+        "text_encoder_learning_rate": 1e-3,
+        "lr_scheduler": "linear",
+        "min_snr_gamma": 5.0,
+        "checkpoint_every": 100,
+    },
     "evaluation": {
         "prompts": [
             "a photo of [V] {class_noun}",

@@ -72,13 +72,13 @@ class TestReading:
 
 class TestFillingIn:
     def test_the_miniature_has_defaults_of_its_own(self) -> None:
-        assert load().train.max_train_steps == 200
+        assert load().train.max_train_steps == 400
         assert load(base_model="some/model").train.max_train_steps == 1000
 
     def test_and_what_the_user_says_goes_over_them(self) -> None:
         config = load("train.max_train_steps=7", prior={"num_class_images": 9})
         assert (config.train.max_train_steps, config.prior.num_class_images) == (7, 9)
-        assert config.train.learning_rate == 1e-4  # still the miniature's
+        assert config.train.learning_rate == 5e-4  # still the miniature's
 
     def test_the_text_encoder_learns_at_the_denoisers_rate(self) -> None:
         assert TrainConfig(learning_rate=2e-6).learning_rates == (2e-6, 2e-6)
@@ -174,7 +174,7 @@ class TestRefusing:
         assert f"multiple of 8, at least 16, got {resolution}" in fault(f"images.resolution={resolution}")
 
     def test_a_warm_up_longer_than_the_training(self) -> None:
-        message = fault("train.lr_warmup_steps=200")
+        message = fault("train.lr_warmup_steps=400")
         assert "lr_warmup_steps is 200, but there are only 200 max_train_steps" in message
 
     @pytest.mark.parametrize(
