@@ -175,7 +175,7 @@ class TestRefusing:
 
     def test_a_warm_up_longer_than_the_training(self) -> None:
         message = fault("train.lr_warmup_steps=400")
-        assert "lr_warmup_steps is 200, but there are only 200 max_train_steps" in message
+        assert "lr_warmup_steps is 400, but there are only 400 max_train_steps" in message
 
     @pytest.mark.parametrize(
         ("changes", "message"),
