@@ -26,6 +26,7 @@ from dreambooth.miniature.assemble import assemble_encoder, assemble_pipeline, w
 from dreambooth.miniature.photographs import Photographs, load_photographs
 from dreambooth.miniature.quality import measure
 from dreambooth.miniature.stage import Stage
+from dreambooth.quiet import quiet
 
 STAGES = (train_vae.STAGE, train_vae.REFINE_STAGE, train_clip.STAGE, train_vit.STAGE, train_unet.STAGE)
 
@@ -57,6 +58,7 @@ class Pretraining:
 
 def main() -> None:
     """Read the command line, say the plan, train what is missing, assemble and measure."""
+    quiet()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output", type=Path, required=True, help="states, finished parts and, at the end, weights go there"

@@ -28,6 +28,7 @@ from dreambooth.miniature.drawing import draw
 from dreambooth.miniature.photographs import load_photographs, to_pixels
 from dreambooth.miniature.train_vit import embed
 from dreambooth.miniature.world import CLASS_NOUNS, COLOURS, PLACES, Scene, sample_look, sample_scene
+from dreambooth.quiet import quiet
 
 GRID_PROMPTS = (
     "a photo of a dog on the grass",
@@ -202,6 +203,7 @@ def grid(pipeline: StableDiffusionPipeline, *, columns: int = 6, side: int = 128
 
 def main() -> None:
     """Measure and write quality.json, or draw the grid."""
+    quiet()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=WEIGHTS_DIR, help="folder of pipeline, vit and clip")
     parser.add_argument(
