@@ -215,11 +215,11 @@ class DreamBoothConfig(Frozen):
 
 
 MINIATURE: dict[str, Any] = {
-    "prior": {"num_class_images": 50, "num_inference_steps": 20, "guidance_scale": 4.0, "prior_loss_weight": 1.5},
+    "prior": {"num_class_images": 50, "num_inference_steps": 20, "guidance_scale": 4.0},
     "train": {
-        "max_train_steps": 400,
+        "max_train_steps": 300,
         "learning_rate": 5e-4,
-        "text_encoder_learning_rate": 1e-3,
+        "text_encoder_learning_rate": 2e-4,
         "lr_scheduler": "linear",
         "min_snr_gamma": 5.0,
         "checkpoint_every": 100,
