@@ -45,7 +45,8 @@ def fit(
     """Train from step `start` to `config.max_train_steps`.
 
     `on_step(step, metrics)` is called after every optimizer step, on every rank, with metrics on every `log_every`-th
-    step (and before a checkpoint) and None between (metrics make the ranks wait for each other). Raises Diverged when a loss is not finite.
+    step (and before a checkpoint) and None between: metrics make the ranks wait for each other. Raises Diverged when a
+    loss or a gradient is not finite.
     """
     images_per_step = config.micro_batch_size * config.gradient_accumulation_steps * engine.world_size
     images_per_step *= 1 if data.class_ is None else 2
