@@ -6,6 +6,7 @@ and a style. drawing.py makes pictures of scenes:
 >>> scene = sample_scene(random.Random(7))
 >>> scene.caption()
 'a photo of a yellow dog on a red carpet'
+>>> from dreambooth.miniature.drawing import draw
 >>> draw(scene).size
 (64, 64)
 """
