@@ -27,15 +27,10 @@ def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> Stable
     pipeline = StableDiffusionPipeline.from_pretrained(
         directory, dtype=dtype, safety_checker=None, requires_safety_checker=False, local_files_only=True
     )
-    pipeline = prepare_pipeline(pipeline.to(device))
-    pipeline.vae.to(torch.float32)
-    return pipeline
-
-
-def prepare_pipeline(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
-    """Give a pipeline the sampler and the silence that every image here is made with."""
+    pipeline = pipeline.to(device)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.to(torch.float32)
     return pipeline
 
 

@@ -34,7 +34,6 @@ MANIFEST_NAME = "manifest.json"
 _FORMAT = 1
 _PREFIX = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{8}")
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
-_CHUNK = 1 << 20
 _PROBE_SECONDS = 15
 
 
