@@ -1,0 +1,31 @@
+"""What the page of a batch is made from."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from pipelines.subject_record import SubjectRecord
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubjectResult:
+    """One subject's row: its record and, where it got that far, what it ended with.
+
+    `history` holds one mapping of metrics a step (step, loss, instance_loss, prior_loss, …), `contact_sheet` a PNG.
+    """
+
+    record: SubjectRecord
+    registered: str | None = None
+    model_uri: str | None = None
+    similarity: Mapping[str, float] | None = None
+    steps_per_second: float | None = None
+    history: Sequence[Mapping[str, float]] = ()
+    contact_sheet: bytes | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchResult:
+    """A batch: `facts` are (what, value) rows such as base model, lanes, wall time."""
+
+    name: str
+    facts: Sequence[tuple[str, str]]
+    subjects: Sequence[SubjectResult]
