@@ -76,6 +76,9 @@ class TrainConfig(Frozen):
     train_text_encoder: bool = True
     learning_rate: Rate = Field(5e-6, description="of the denoiser")
     text_encoder_learning_rate: Rate | None = Field(None, description="None: the same as learning_rate")
+    identifier_learning_rate: Rate | None = Field(
+        None, description="of the identifier's own token embedding, with the text encoder; None: the text encoder's"
+    )
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     lr_warmup_steps: NotNegative = 0
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -220,6 +223,7 @@ MINIATURE: dict[str, Any] = {
         "max_train_steps": 300,
         "learning_rate": 5e-4,
         "text_encoder_learning_rate": 2e-4,
+        "identifier_learning_rate": 5e-3,
         "lr_scheduler": "linear",
         "min_snr_gamma": 5.0,
         "checkpoint_every": 100,

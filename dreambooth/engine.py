@@ -125,7 +125,8 @@ class TorchEngine:
         if self.rank:
             return {}
         with nullcontext() if self.ema is None else self.ema.applied():
-            return {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self.model.named_parameters()}
+            state = {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self.model.named_parameters()}
+        return self.model.exported(state)
 
     def save(self, directory: Path) -> None:
         """Write parameters, optimizer and schedule; ranks hold the same, so rank 0 writes for all."""

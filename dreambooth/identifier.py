@@ -140,6 +140,11 @@ def describe(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> Descripti
     return Description(tokens=tokens, ranks=ranks, is_rare=is_rare, warning=warning)
 
 
+def token_ids_in_prompts(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> tuple[int, ...]:
+    """The tokens of an identifier as it stands within a prompt."""
+    return _ids_in_prompts(tokenizer, [identifier])[0]
+
+
 def _draw(texts: Sequence[str], name: str) -> int:
     # The smallest hash of (name, text) is a uniform draw that needs no generator, and that another subject's choice
     # changes only where the two collide.

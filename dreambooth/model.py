@@ -1,6 +1,10 @@
 """Denoiser and text encoder in one module, so that one engine trains both and ZeRO shards both."""
 
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from diffusers import DDPMScheduler
@@ -8,6 +12,9 @@ from torch import Tensor, nn
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.families import Family, family_of
+from dreambooth.families.stable_diffusion import load_tokenizer
+from dreambooth.identifier import token_ids_in_prompts
+from dreambooth.identifier_embedding import IdentifierEmbedding
 from dreambooth.losses import Losses, NoiseSchedule, prior_preservation_loss
 from dreambooth.quiet import hide_progress_bars
 
@@ -15,8 +22,9 @@ from dreambooth.quiet import hide_progress_bars
 class DreamBoothModel(nn.Module):
     """All that is fine-tuned, and the loss.
 
-    `text_encoder` None means that text embeddings are given instead of token ids. Parameters stay in fp32; with
-    `autocast` the matrix products run in bf16, so an update of 5e-6 is not rounded away as it would be in bf16 weights.
+    `text_encoder` None means that text embeddings are given instead of token ids. `identifier_token_ids` get a learning
+    rate of their own (see `IdentifierEmbedding`). Parameters stay in fp32; with `autocast` the matrix products run in
+    bf16, so an update of 5e-6 is not rounded away as it would be in bf16 weights.
     """
 
     def __init__(
@@ -27,12 +35,16 @@ class DreamBoothModel(nn.Module):
         text_encoder: nn.Module | None,
         schedule: NoiseSchedule,
         prior_loss_weight: float,
+        identifier_token_ids: Sequence[int] = (),
         min_snr_gamma: float | None = None,
         autocast: bool = False,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.text_encoder = text_encoder
+        self.identifier_embedding = (
+            IdentifierEmbedding(text_encoder, identifier_token_ids) if text_encoder and identifier_token_ids else None
+        )
         self.family = family
         self.schedule = schedule
         self.prior_loss_weight = prior_loss_weight
@@ -55,6 +67,16 @@ class DreamBoothModel(nn.Module):
             weight=weight,
         )
 
+    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The trained parameters of a base model's own components, from those of this module by name."""
+        if self.identifier_embedding is None:
+            return dict(state)
+        owner, change = "text_encoder.", state["identifier_embedding.change"]
+        text_encoder = {name.removeprefix(owner): p for name, p in state.items() if name.startswith(owner)}
+        folded = self.identifier_embedding.folded(text_encoder, change)
+        others = {name: p for name, p in state.items() if name.startswith("denoiser.")}
+        return others | {f"{owner}{name}": parameter for name, parameter in folded.items()}
+
 
 def load_schedule(directory: Path) -> NoiseSchedule:
     """The noise schedule that a base model was trained with."""
@@ -62,23 +84,58 @@ def load_schedule(directory: Path) -> NoiseSchedule:
     return NoiseSchedule.from_scheduler(scheduler.alphas_cumprod, scheduler.config)
 
 
-def load_model(directory: Path, config: DreamBoothConfig, *, autocast: bool = False) -> DreamBoothModel:
-    """Load what a run trains from a diffusers directory: the denoiser, and the text encoder unless it stays frozen."""
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """What of a base model is trained."""
+
+    family: Family
+    directory: Path
+    denoiser: nn.Module
+    text_encoder: nn.Module
+    schedule: NoiseSchedule
+
+    def copied(self) -> Self:
+        """Components that can be trained while these stay as they are."""
+        return replace(self, denoiser=copy.deepcopy(self.denoiser), text_encoder=copy.deepcopy(self.text_encoder))
+
+
+def load_components(directory: Path) -> Components:
+    """Load denoiser and text encoder from a diffusers directory, in fp32."""
     hide_progress_bars()
     family = family_of(directory)
-    denoiser = family.load_denoiser(directory)
-    text_encoder = family.load_text_encoder(directory) if config.train.train_text_encoder else None
+    return Components(
+        family=family,
+        directory=directory,
+        denoiser=family.load_denoiser(directory),
+        text_encoder=family.load_text_encoder(directory),
+        schedule=load_schedule(directory),
+    )
+
+
+def build_model(components: Components, config: DreamBoothConfig, *, autocast: bool = False) -> DreamBoothModel:
+    """What one run trains, the components themselves: the denoiser, and the text encoder unless it stays frozen."""
+    denoiser = components.denoiser
+    text_encoder = components.text_encoder if config.train.train_text_encoder else None
+    token_ids: Sequence[int] = ()
+    if config.train.identifier_learning_rate is not None:
+        token_ids = token_ids_in_prompts(load_tokenizer(components.directory), str(config.subject.identifier))
     if config.train.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         if text_encoder is not None:
             text_encoder.activation_checkpointing_enable()  # type: ignore[operator]
     model = DreamBoothModel(
-        family=family,
+        family=components.family,
         denoiser=denoiser,
         text_encoder=text_encoder,
-        schedule=load_schedule(directory),
+        schedule=components.schedule,
         prior_loss_weight=config.prior.prior_loss_weight,
+        identifier_token_ids=token_ids,
         min_snr_gamma=config.train.min_snr_gamma,
         autocast=autocast,
     )
     return model.train().requires_grad_(True)
+
+
+def load_model(directory: Path, config: DreamBoothConfig, *, autocast: bool = False) -> DreamBoothModel:
+    """Load what a run trains from a diffusers directory."""
+    return build_model(load_components(directory), config, autocast=autocast)

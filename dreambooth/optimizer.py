@@ -1,6 +1,7 @@
 """The optimizer and the learning-rate schedule, the same objects for every engine."""
 
 import math
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -10,11 +11,15 @@ from dreambooth.model import DreamBoothModel
 
 
 def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with one parameter group for the denoiser and one for the text encoder, each with its learning rate."""
+    """AdamW with a parameter group each for the denoiser, the text encoder and the identifier's embedding."""
     denoiser_rate, text_encoder_rate = config.learning_rates
-    groups = [{"params": list(model.denoiser.parameters()), "lr": denoiser_rate}]
+    groups: list[dict[str, Any]] = [{"params": list(model.denoiser.parameters()), "lr": denoiser_rate}]
     if model.text_encoder is not None:
         groups.append({"params": list(model.text_encoder.parameters()), "lr": text_encoder_rate})
+    if model.identifier_embedding is not None:
+        # Decay would pull the change to zero, which is where the base model passes over the identifier.
+        rate = config.identifier_learning_rate
+        groups.append({"params": list(model.identifier_embedding.parameters()), "lr": rate, "weight_decay": 0.0})
     return torch.optim.AdamW(
         groups,
         lr=denoiser_rate,

@@ -143,7 +143,7 @@ class DeepSpeedEngine:
                 whole = parameter.detach() if self.stage == 0 else safe_get_full_fp32_param(parameter)
                 if self.rank == 0:
                     state[name] = whole.to("cpu", torch.float32, copy=True)
-        return state
+        return self._engine.module.exported(state) if self.rank == 0 else {}
 
     def save(self, directory: Path) -> None:
         """Write this rank's shards."""
