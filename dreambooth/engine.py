@@ -56,6 +56,9 @@ class Engine(Protocol):
     def load(self, directory: Path) -> None:
         """Read what `save` wrote on as many ranks."""
 
+    def close(self) -> None:
+        """Free what the engine holds, so that the process can train another model."""
+
 
 class TorchEngine:
     """Plain PyTorch: AdamW on fp32 parameters, gradients averaged over ranks at the accumulation boundary."""
@@ -154,3 +157,6 @@ class TorchEngine:
         self._micro_steps = state["micro_steps"]
         if self.ema is not None:
             self.ema.load(directory / "ema.safetensors", state["ema_steps"])
+
+    def close(self) -> None:
+        """Nothing is held beyond the object itself."""

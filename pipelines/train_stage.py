@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.training import Diverged
+from pipelines.fine_tune import TrainTask
 from pipelines.plan import Plan
 from pipelines.prior_stage import PriorSet
 from pipelines.storage import Manifest, exists, filesystem, join, published, pyarrow_filesystem, read_json
-from pipelines.train_worker import TrainTask, diverged_uri, train_worker
+from pipelines.train_worker import diverged_uri, train_worker
 
 CHECKPOINTS_KEPT = 2
 
@@ -75,15 +76,7 @@ def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> None:
 
     cluster = plan.config.cluster
     storage_filesystem, storage_path = pyarrow_filesystem(join(plan.config.run_uri, "checkpoints"))
-    task = TrainTask(
-        config=plan.config,
-        images=plan.images,
-        prior_set=prior_set,
-        engine=plan.engine,
-        key=plan.key,
-        data_hash=plan.data_hash,
-        base_hash=plan.base.hash,
-    )
+    task = train_task(plan, prior_set)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"task": task, "events": events},
@@ -107,6 +100,19 @@ def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> None:
             trainer.fit()
     except TrainingFailedError as error:
         raise RuntimeError(f"training {plan.config.subject.name} failed: {str(error).strip()}") from None
+
+
+def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
+    """What a plan's workers are told."""
+    return TrainTask(
+        config=plan.config,
+        images=plan.images,
+        prior_set=prior_set,
+        engine=plan.engine,
+        key=plan.key,
+        data_hash=plan.data_hash,
+        base_hash=plan.base.hash,
+    )
 
 
 @contextmanager

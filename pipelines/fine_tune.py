@@ -1,0 +1,253 @@
+"""Fine-tuning one subject on one worker, whoever runs it: a run of its own, or a lane that goes through many."""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from dreambooth.base_model import BaseModel
+from dreambooth.config import DreamBoothConfig
+from dreambooth.images import InstanceImage, png_bytes
+from dreambooth.training import StepMetrics
+from pipelines.events import Message
+from pipelines.prior_stage import PriorSet
+from pipelines.storage import Manifest, fetch, join, local_directory, publish, read_manifest, write_json
+
+_PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask:
+    """What a worker is told: plain data only."""
+
+    config: DreamBoothConfig
+    images: tuple[InstanceImage, ...]
+    prior_set: PriorSet | None
+    engine: str
+    key: str
+    data_hash: str
+    base_hash: str
+
+
+@dataclass(kw_only=True)
+class History:
+    """Where a run stands; kept in every checkpoint, so that a resumed run ends with the whole history."""
+
+    step: int = 0
+    metrics: list[dict[str, float]] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint's folder."""
+        Path(folder, _PROGRESS).write_text(json.dumps({"step": self.step, "metrics": self.metrics}))
+
+    @classmethod
+    def load(cls, folder: Path) -> "History":
+        """What `save` wrote."""
+        return cls(**json.loads(Path(folder, _PROGRESS).read_text()))
+
+
+class Checkpoints(Protocol):
+    """Where a worker group keeps what it needs to go on. Every rank calls both."""
+
+    def restore(self, engine: Any) -> History:
+        """Load the newest checkpoint into the engine; an empty history where there is none."""
+
+    def save(self, engine: Any, history: History) -> None:
+        """Write a checkpoint."""
+
+
+class Stopped(RuntimeError):
+    """The worker was asked to stop; a checkpoint has been written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned:
+    """What comes out: the exported parameters (on rank 0), and a record of how, for `find_result`."""
+
+    state: dict[str, Any]
+    record: dict[str, Any]
+
+
+def fine_tune(
+    task: TrainTask,
+    base: BaseModel,
+    model: Any,
+    device: str,
+    checkpoints: Checkpoints,
+    tell: Callable[[Message], None],
+    stopping: Callable[[], bool] | None = None,
+) -> FineTuned:
+    """Restore, fit, gather. `tell` takes messages on every rank, `stopping` says on rank 0 whether to stop.
+
+    Raises Diverged when the loss stops being a number, Stopped when told to stop, after a checkpoint.
+    """
+    from dreambooth.training import fit
+
+    config = task.config
+    data = _data(base, task, len(model.schedule.alphas_cumprod), device)
+    engine = _engine(model, task, device)
+    history = checkpoints.restore(engine)
+    resumed_from = history.step
+    tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from})
+
+    def on_step(step: int, metrics: StepMetrics | None) -> None:
+        history.step = step
+        if metrics is not None:
+            history.metrics.append(metrics.as_dict())
+            tell({"kind": "step", "metrics": metrics.as_dict()})
+        last = step == config.train.max_train_steps
+        stop = stopping is not None and _any_rank(engine, stopping(), device)
+        if not last and (stop or step % config.train.checkpoint_every == 0):
+            checkpoints.save(engine, history)
+            tell({"kind": "checkpoint", "step": step})
+        if stop and not last:
+            raise Stopped(f"stopped after step {step}")
+        if not last and config.train.validate_every and step % config.train.validate_every == 0:
+            state = engine.state_dict()
+            if engine.rank == 0:
+                tell({"kind": "samples", "step": step, "images": _validation_samples(base, state, config, device)})
+
+    began = time.perf_counter()
+    try:
+        fit(engine, data, config.train, start=resumed_from, on_step=on_step)
+        seconds = time.perf_counter() - began
+        peaks = _gather(_peak_memory(device))
+        state = engine.state_dict()
+    finally:
+        engine.close()
+    record = {
+        "history": history.metrics,
+        "peak_memory_bytes": peaks,
+        "steps_per_second": (config.train.max_train_steps - resumed_from) / seconds,
+        "resumed_from": resumed_from,
+    }
+    return FineTuned(state=state, record=record)
+
+
+def publish_result(base: BaseModel, tuned: FineTuned, task: TrainTask) -> Manifest:
+    """Write the record and publish the model, once it was read again and is what was trained; on rank 0."""
+    write_json(join(task.config.run_uri, "training", f"{task.key}.json"), tuned.record)
+    return _export(base, tuned.state, task)
+
+
+def autocast(config: DreamBoothConfig, device: str) -> bool:
+    """Whether matrix products run in bf16."""
+    import torch
+
+    if config.train.mixed_precision == "auto":
+        return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    return config.train.mixed_precision == "bf16"
+
+
+def _any_rank(engine: Any, stop: bool, device: str) -> bool:
+    """Whether rank 0 wants to stop, on every rank at the same step."""
+    import torch
+
+    if engine.world_size == 1:
+        return stop
+    return bool(engine.mean(torch.tensor([float(stop and engine.rank == 0)], device=device)).item() > 0)
+
+
+def _data(base: BaseModel, task: TrainTask, num_train_timesteps: int, device: str) -> Any:
+    from PIL import Image
+
+    from dreambooth.data import prepare_data
+    from dreambooth.prior import image_name
+
+    class_images = []
+    with tempfile.TemporaryDirectory(prefix="dreambooth-prior-") as folder:
+        if task.prior_set is not None:
+            manifest = read_manifest(task.prior_set.uri)
+            directory = local_directory(manifest) or fetch(manifest, Path(folder))
+            for index in range(task.prior_set.count):
+                with Image.open(directory / image_name(index)) as image:
+                    class_images.append(image.convert("RGB"))
+    return prepare_data(
+        base.directory, task.config, task.images, class_images, num_train_timesteps=num_train_timesteps, device=device
+    )
+
+
+def _engine(model: Any, task: TrainTask, device: str) -> Any:
+    if task.engine == "torch":
+        from dreambooth.engine import TorchEngine
+
+        return TorchEngine(model, task.config.train, device)
+    from pipelines.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(model, task.config.train, task.config.zero, device)
+
+
+def _validation_samples(base: BaseModel, state: dict[str, Any], config: DreamBoothConfig, device: str) -> list[bytes]:
+    """One picture per evaluation prompt from the weights as they are, as PNG."""
+    import torch
+
+    from dreambooth.export import load_trained
+    from dreambooth.sampling import sample
+
+    evaluation = config.evaluation
+    prompts = evaluation.prompts_of(config.subject)
+    pipeline = load_trained(base.directory, state, device=device, dtype=torch.float32)
+    images = sample(
+        pipeline,
+        prompts,
+        [evaluation.seed] * len(prompts),
+        num_inference_steps=evaluation.num_inference_steps,
+        guidance_scale=evaluation.guidance_scale,
+        height=config.images.resolution,
+        width=config.images.resolution,
+    )
+    return [png_bytes(image) for image in images]
+
+
+def _export(base: BaseModel, state: dict[str, Any], task: TrainTask) -> Manifest:
+    """Publish the fine-tuned pipeline, once it was read again and is what was trained."""
+    import torch
+
+    from dreambooth.export import export_pipeline, verify_export
+
+    config = task.config
+    dtype = getattr(torch, config.storage.dtype)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-export-") as folder:
+        export_pipeline(base.directory, state, Path(folder, "model"), dtype=dtype)
+        metadata = {
+            "key": task.key,
+            "subject": config.subject.name,
+            "identifier": config.subject.identifier,
+            "class_noun": config.subject.class_noun,
+            "base_model": config.base_model,
+            "base_hash": task.base_hash,
+            "data_hash": task.data_hash,
+            "prior_set": task.prior_set.key if task.prior_set else None,
+            "num_inference_steps": config.evaluation.num_inference_steps,
+            "guidance_scale": config.evaluation.guidance_scale,
+        }
+
+        def verify(manifest: Manifest) -> None:
+            directory = local_directory(manifest) or fetch(manifest, Path(folder, "again"))
+            verify_export(directory, base.directory, state, dtype=dtype)
+
+        return publish(Path(folder, "model"), join(config.run_uri, "model"), metadata=metadata, verify=verify)
+
+
+def _peak_memory(device: str) -> int:
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _gather(value: int) -> list[int]:
+    from torch import distributed as dist
+
+    if not dist.is_initialized():
+        return [value]
+    values: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
