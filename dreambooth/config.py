@@ -128,6 +128,12 @@ class ClusterConfig(Frozen):
     use_gpu: bool | Literal["auto"] = "auto"
     cpus_per_worker: Positive = 1
     max_failures: NotNegative = Field(2, description="how often a worker group is started again after a failure")
+    lanes: Positive | None = Field(
+        None, description="of a batch: worker groups that train subjects side by side; None: as many as there is room"
+    )
+    subject_retries: NotNegative = Field(
+        1, description="of a batch: how often a subject that failed is tried again before it is set aside"
+    )
 
 
 class StorageConfig(Frozen):
@@ -151,6 +157,7 @@ class TrackingConfig(Frozen):
 class EvaluationConfig(Frozen):
     """The samples a person looks at, and the similarities measured on them."""
 
+    enabled: bool = Field(True, description="false: neither samples nor similarities")
     prompts: tuple[Words, ...] = Field(
         (
             "a photo of [V] {class_noun}",
@@ -222,8 +229,8 @@ MINIATURE: dict[str, Any] = {
     "train": {
         "max_train_steps": 300,
         "learning_rate": 5e-4,
-        "text_encoder_learning_rate": 2e-4,
-        "identifier_learning_rate": 5e-3,
+        "text_encoder_learning_rate": 4e-4,
+        "identifier_learning_rate": 8e-3,
         "lr_scheduler": "linear",
         "min_snr_gamma": 5.0,
         "checkpoint_every": 100,

@@ -1,17 +1,14 @@
-"""Samples of the fine-fine_tuned model beside the base model's, and how much they look like the subject."""
+"""Samples of the fine-tuned model beside the base model's, and how much they look like the subject."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
-from dreambooth.images import open_image, png_bytes, squares
-from pipelines.plan import Plan
-from pipelines.sampler_pool import RunningSamplers, SamplerPool
+from dreambooth.images import InstanceImage, open_image, png_bytes, squares
+from pipelines.sampler_pool import Call, Samplers
 from pipelines.samplers import SampleRequest, Source, find_encoder
-from pipelines.storage import Manifest
 
 _IMAGES_PER_REQUEST = 4
 DEFAULT_ENCODER = "facebook/dino-vits16"
@@ -54,39 +51,45 @@ def image_encoder(config: DreamBoothConfig) -> str:
 
 
 def evaluate(
-    plan: Plan,
-    model: Manifest,
-    pool: SamplerPool,
+    config: DreamBoothConfig,
+    images: Sequence[InstanceImage],
+    samplers: Samplers,
+    *,
+    base: Source,
+    fine_tuned: Source,
     encoder: str | None,
     on_progress: Callable[[int, int], None] = lambda made, total: None,
 ) -> Evaluation:
-    """Sample before and after, prompt by prompt, on parallel actors; `on_progress(made, total)` counts images."""
-    config = plan.config
+    """Sample before and after, prompt by prompt; `on_progress(made, total)` counts images."""
     class_prompt = config.prompts.class_prompt(config.subject)
     prompts = config.evaluation.prompts_of(config.subject)
-    base = Source(address=config.base_model, revision=config.revision, base_hash=plan.base.hash)
-    fine_tuned = Source(address=model.uri, published=True)
-    requests = [
+    requests = sample_requests(config, base, fine_tuned)
+    pictures = _sample(samplers, requests, on_progress)
+    before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, fine_tuned)
+    instance = tuple(_instance_pictures(config, images))
+    similarity = None
+    if encoder is not None:
+        sets = {
+            "instance": list(instance),
+            "identifier": [image for prompt in prompts for image in after[prompt]],
+            "class_before": before[class_prompt],
+            "class_after": after[class_prompt],
+        }
+        [(_, embeddings)] = samplers.run([Call(method="embeddings", arguments=(encoder, sets))])
+        similarity = _similarity(embeddings)
+    return Evaluation(instance=instance, before=before, after=after, class_prompt=class_prompt, similarity=similarity)
+
+
+def sample_requests(config: DreamBoothConfig, base: Source, fine_tuned: Source) -> list[tuple[Source, SampleRequest]]:
+    """All samples that an evaluation asks for, the base model's first."""
+    class_prompt = config.prompts.class_prompt(config.subject)
+    prompts = config.evaluation.prompts_of(config.subject)
+    return [
         (source, request)
         for source in (base, fine_tuned)
         for prompt, count in [*((p, 1) for p in prompts), (class_prompt, 2)]
         for request in _requests(config, prompt, count * config.evaluation.images_per_prompt)
     ]
-    with pool.started(len(requests)) as samplers:
-        pictures = _sample(samplers, requests, on_progress)
-        before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, fine_tuned)
-        instance = tuple(_instance_pictures(plan))
-        similarity = None
-        if encoder is not None:
-            sets = {
-                "instance": list(instance),
-                "identifier": [image for prompt in prompts for image in after[prompt]],
-                "class_before": before[class_prompt],
-                "class_after": after[class_prompt],
-            }
-            [(_, embeddings)] = samplers.run([lambda actor: actor.embeddings.remote(encoder, sets)])
-            similarity = _similarity(embeddings)
-    return Evaluation(instance=instance, before=before, after=after, class_prompt=class_prompt, similarity=similarity)
 
 
 def _requests(config: DreamBoothConfig, prompt: str, count: int) -> list[SampleRequest]:
@@ -106,22 +109,18 @@ def _requests(config: DreamBoothConfig, prompt: str, count: int) -> list[SampleR
 
 
 def _sample(
-    samplers: RunningSamplers,
+    samplers: Samplers,
     requests: list[tuple[Source, SampleRequest]],
     on_progress: Callable[[int, int], None],
 ) -> list[list[bytes]]:
     total, made = sum(len(request.seeds) for _, request in requests), 0
     on_progress(made, total)
     pictures: list[list[bytes]] = [[] for _ in requests]
-    for place, images in samplers.run([partial(_start, *request) for request in requests]):
+    for place, images in samplers.run([Call(method="samples", arguments=request) for request in requests]):
         pictures[place] = images
         made += len(images)
         on_progress(made, total)
     return pictures
-
-
-def _start(source: Source, request: SampleRequest, actor: Any) -> Any:
-    return actor.samples.remote(source, request)
 
 
 def _by_prompt(
@@ -134,10 +133,10 @@ def _by_prompt(
     return found
 
 
-def _instance_pictures(plan: Plan) -> list[bytes]:
-    settings = plan.config.images
+def _instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> list[bytes]:
+    settings = config.images
     pictures = []
-    for image in plan.images:
+    for image in images:
         opened = open_image(image.address, max_pixels=settings.max_pixels)
         resolution = int(settings.resolution or 0)
         square = squares(opened, resolution=resolution, crop="center", crops_per_image=1, flip=False, seed=0)[0]

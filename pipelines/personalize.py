@@ -12,7 +12,7 @@ from dreambooth.errors import InputError
 from pipelines.clock import Clock
 from pipelines.cluster import Resources, ray_cluster
 from pipelines.console import RunConsole
-from pipelines.evaluate_stage import evaluate, image_encoder
+from pipelines.evaluate_stage import Evaluation, evaluate, image_encoder, sample_requests
 from pipelines.events import event_queue
 from pipelines.follow import Follower
 from pipelines.plan import Plan, check_destinations, describe_plan, make_plan, printable_settings
@@ -79,14 +79,21 @@ def _stages(
             trained = train(plan, prior_set, events)
         follower.complete(trained.history)
     console.line(f"published and verified: {trained.model.uri}")
-    with clock.stage("evaluate"), console.bar("evaluation samples") as update:
-        evaluation = evaluate(plan, trained.model, pool, encoder, lambda made, total: update(made, total, "images"))
+    with clock.stage("evaluate"):
+        evaluation = _evaluate(plan, trained, pool, encoder, console)
     with clock.stage("register"):
         version = _register(plan, trained, prior_set, run) if config.tracking.register_model else None
     return write_summary(plan, trained, evaluation, version, run, clock.seconds, clock.startup(follower.milestones))
 
 
+def base_source(plan: Plan) -> Source:
+    """The pipeline of a plan's base model."""
+    return Source(address=plan.config.base_model, revision=plan.config.revision, base_hash=plan.base.hash)
+
+
 def _encoder(plan: Plan, console: RunConsole) -> str | None:
+    if not plan.config.evaluation.enabled:
+        return None
     try:
         return image_encoder(plan.config)
     except InputError as error:
@@ -99,14 +106,32 @@ def _encoder(plan: Plan, console: RunConsole) -> str | None:
 def _class_images(plan: Plan, pool: SamplerPool, console: RunConsole) -> PriorSet | None:
     if plan.prior is None:
         return None
-    source = Source(address=plan.config.base_model, revision=plan.config.revision, base_hash=plan.base.hash)
     began = time.perf_counter()
     with console.bar("class images") as update:
 
         def on_progress(made: int, missing: int) -> None:
             update(made, missing, f"{made / (time.perf_counter() - began):.1f} images/s")
 
-        return make_class_images(plan.prior, source, plan.config.prior_uri, pool, on_progress)
+        return make_class_images(plan.prior, base_source(plan), plan.config.prior_uri, pool, on_progress)
+
+
+def _evaluate(
+    plan: Plan, trained: TrainResult, pool: SamplerPool, encoder: str | None, console: RunConsole
+) -> Evaluation | None:
+    if not plan.config.evaluation.enabled:
+        return None
+    base, fine_tuned = base_source(plan), Source(address=trained.model.uri, published=True)
+    wanted = len(sample_requests(plan.config, base, fine_tuned))
+    with console.bar("evaluation samples") as update, pool.started(wanted) as samplers:
+        return evaluate(
+            plan.config,
+            plan.images,
+            samplers,
+            base=base,
+            fine_tuned=fine_tuned,
+            encoder=encoder,
+            on_progress=lambda made, total: update(made, total, "images"),
+        )
 
 
 def _register(plan: Plan, trained: TrainResult, prior_set: PriorSet | None, run: TrackedRun) -> RegisteredVersion:

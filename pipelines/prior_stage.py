@@ -7,11 +7,9 @@ broke off is topped up, a set that is asked to grow is topped up, and a whole on
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
 
 from dreambooth.prior import PriorPlan, image_name
-from pipelines.sampler_pool import SamplerPool
+from pipelines.sampler_pool import Call, SamplerPool
 from pipelines.samplers import Source
 from pipelines.storage import FileRecord, Manifest, filesystem, join, read_bytes, read_manifest, write_manifest
 
@@ -48,9 +46,19 @@ def make_class_images(
     missing = set(plan.missing(present))
     if missing:
         _generate(plan, source, uri, plan.blocks(present), missing, pool, on_progress)
-    if missing or len(_trusted(uri)) < plan.count:
-        _seal(plan, uri)
-    return PriorSet(key=plan.key, uri=uri, class_prompt=plan.class_prompt, count=plan.count)
+    if missing or not is_whole(parent_uri, plan):
+        seal(parent_uri, plan)
+    return prior_set(parent_uri, plan)
+
+
+def prior_set(parent_uri: str, plan: PriorPlan) -> PriorSet:
+    """Where a plan's set lies, or will lie."""
+    return PriorSet(key=plan.key, uri=join(parent_uri, plan.key), class_prompt=plan.class_prompt, count=plan.count)
+
+
+def is_whole(parent_uri: str, plan: PriorPlan) -> bool:
+    """Whether a set's manifest speaks of all images wanted."""
+    return len(_trusted(join(parent_uri, plan.key))) >= plan.count
 
 
 def _generate(
@@ -64,19 +72,19 @@ def _generate(
 ) -> None:
     made = 0
     on_progress(made, len(missing))
-    calls = [partial(_make_block, source, plan, block, sorted(missing.intersection(block)), uri) for block in blocks]
+    calls = [
+        Call(method="class_images", arguments=(source, plan, block, sorted(missing.intersection(block)), uri))
+        for block in blocks
+    ]
     with pool.started(len(blocks)) as samplers:
         for _, indices in samplers.run(calls):
             made += len(indices)
             on_progress(made, len(missing))
 
 
-def _make_block(source: Source, plan: PriorPlan, block: range, wanted: list[int], uri: str, actor: Any) -> Any:
-    return actor.class_images.remote(source, plan, block, wanted, uri)
-
-
-def _seal(plan: PriorPlan, uri: str) -> None:
-    files = {}
+def seal(parent_uri: str, plan: PriorPlan) -> None:
+    """Give a set, all of whose images are there, its manifest."""
+    uri, files = join(parent_uri, plan.key), {}
     for index in range(plan.count):
         content = read_bytes(join(uri, image_name(index)))
         files[image_name(index)] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())

@@ -1,14 +1,27 @@
 """Several sampling actors on the cluster, working through a list of calls."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pipelines.samplers import ImageSampler
 
-Call = Callable[[Any], Any]
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A method of `ImageSampler` and what it is called with."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+
+class Samplers(Protocol):
+    """Whoever works through calls: actors on the cluster, or this process."""
+
+    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        """Results of the calls as they come, each with its place."""
 
 
 class RunningSamplers:
@@ -19,7 +32,7 @@ class RunningSamplers:
         self._pending: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
 
     def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
-        """Results of the calls as they come, each with its place; a call takes an actor and starts a task on it."""
+        """Results of the calls as they come, each with its place."""
         import ray
 
         waiting, left = deque(enumerate(calls)), len(calls)
@@ -27,7 +40,7 @@ class RunningSamplers:
             while waiting and self._idle:
                 index, call = waiting.popleft()
                 actor = self._idle.pop(0)
-                self._pending[call(actor)] = (actor, index)
+                self._pending[getattr(actor, call.method).remote(*call.arguments)] = (actor, index)
             [done], _ = ray.wait(list(self._pending), num_returns=1)
             actor, place = self._pending.pop(done)
             value = ray.get(done)

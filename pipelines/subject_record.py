@@ -1,8 +1,11 @@
 """Where one subject of a batch stands, as it is kept in storage and shown to a person."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
+
+from pipelines.storage import filesystem
 
 State = Literal["waiting", "training", "trained", "done", "failed"]
 """waiting for its class images or a lane; in a lane; published but not registered yet; registered; set aside."""
@@ -52,3 +55,15 @@ class Progress:
     steps: int
     images_per_second: float
     loss: float
+
+
+def read_records(uri: str) -> dict[str, SubjectRecord]:
+    """The records in a folder, by subject name."""
+    fs, path = filesystem(uri)
+    try:
+        files = [name for name in fs.ls(path, detail=False) if name.endswith(".json")]
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    contents = fs.cat(files) if files else {}
+    records = [SubjectRecord.from_dict(json.loads(content)) for content in contents.values()]
+    return {record.name: record for record in records}

@@ -36,14 +36,14 @@ def finished_result(plan: Plan) -> PersonalizeResult | None:
         return None
     summary = read_json(join(uri, "summary.json"))
     wanted = plan.config.model_name if plan.config.tracking.register_model else None
-    if summary.get("request") != _request(plan) or not exists(join(summary["model_uri"], MANIFEST_NAME)):
+    if summary.get("request") != request_key(plan) or not exists(join(summary["model_uri"], MANIFEST_NAME)):
         return None
     if wanted is not None and find_version(plan.config.tracking.uri, wanted, plan.model_key) is None:
         return None
     return PersonalizeResult(run_uri=uri, summary=summary)
 
 
-def _request(plan: Plan) -> str:
+def request_key(plan: Plan) -> str:
     """Everything that a finished run's outputs depend on."""
     tracking = plan.config.tracking.model_copy(update={"uri": resolve_tracking_uri(plan.config.tracking.uri)})
     return config_hash(plan.key, plan.config.evaluation, tracking)
@@ -52,7 +52,7 @@ def _request(plan: Plan) -> str:
 def write_summary(
     plan: Plan,
     trained: TrainResult,
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
     version: RegisteredVersion | None,
     run: TrackedRun,
     seconds: dict[str, float],
@@ -61,17 +61,19 @@ def write_summary(
     """Write contact sheet, loss curve, samples and summary.json to the run's folder, and the pictures to MLflow."""
     uri = plan.config.run_uri
     steps = plan.config.train.max_train_steps
-    sheet = contact_sheet(_rows(plan, evaluation), title=_title(plan))
-    curve = loss_curve(trained.history)
-    pictures = {"contact_sheet.png": sheet, "loss_curve.png": curve}
+    pictures = {"loss_curve.png": loss_curve(trained.history)}
+    similarity = None
+    if evaluation is not None:
+        pictures["contact_sheet.png"] = contact_sheet(_rows(plan, evaluation), title=_title(plan))
+        similarity = evaluation.similarity
+        for prompt, images in evaluation.after.items():
+            for index, image in enumerate(images):
+                write_bytes(join(uri, "samples", _slug(prompt), f"{plan.config.evaluation.seed + index}.png"), image)
     for name, picture in pictures.items():
         write_bytes(join(uri, name), png_bytes(picture))
         run.log_image(picture, Path(name).stem, steps)
-    for prompt, images in evaluation.after.items():
-        for index, image in enumerate(images):
-            write_bytes(join(uri, "samples", _slug(prompt), f"{plan.config.evaluation.seed + index}.png"), image)
-    if evaluation.similarity is not None:
-        run.log_metrics({f"similarity/{name}": value for name, value in asdict(evaluation.similarity).items()}, steps)
+    if similarity is not None:
+        run.log_metrics({f"similarity/{name}": value for name, value in asdict(similarity).items()}, steps)
     summary = {
         "subject": plan.config.subject.name,
         "class_noun": plan.config.subject.class_noun,
@@ -79,7 +81,7 @@ def write_summary(
         "registered_model": version.name if version else None,
         "version": version.version if version else None,
         "model_uri": trained.model.uri,
-        "contact_sheet": join(uri, "contact_sheet.png"),
+        "contact_sheet": join(uri, "contact_sheet.png") if evaluation else None,
         "loss_curve": join(uri, "loss_curve.png"),
         "mlflow": {"look": run.hint, "run_id": run.run_id},
         "engine": plan.engine,
@@ -92,9 +94,9 @@ def write_summary(
         "resumed_from": trained.resumed_from,
         "wall_seconds": seconds | {"total": round(sum(seconds.values()), 2)},
         "startup_seconds": startup,
-        "similarity": asdict(evaluation.similarity) if evaluation.similarity else None,
+        "similarity": asdict(similarity) if similarity else None,
         "key": plan.key,
-        "request": _request(plan),
+        "request": request_key(plan),
     }
     write_json(join(uri, "summary.json"), summary)
     return PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)))
@@ -103,11 +105,9 @@ def write_summary(
 def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
     """The result as (what, value) rows: every path, and what to do next."""
     summary = result.summary
-    rows = [
-        ("contact sheet", summary["contact_sheet"]),
-        ("loss curve", summary["loss_curve"]),
-        ("model", summary["model_uri"]),
-    ]
+    rows = [("loss curve", summary["loss_curve"]), ("model", summary["model_uri"])]
+    if summary["contact_sheet"] is not None:
+        rows.insert(0, ("contact sheet", summary["contact_sheet"]))
     if (similarity := summary["similarity"]) is not None:
         rows.append(
             (

@@ -1,0 +1,310 @@
+"""Which lane does what next, and what is left when everything dies?
+
+One object on the cluster hands out work to lanes; all it must remember is in storage before anybody acts on it, one
+small JSON per subject. So it can be killed and made again, by Ray in mid-run or by the same command a day later, and
+only what is missing is done. A lane without a subject that can start makes class images; a subject can start when its
+own class's set is whole.
+
+    queue.next(lane) -> TrainSubject | MakeClassImages | Wait | None
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dreambooth.prior import PriorPlan
+from pipelines.fine_tune import TrainTask
+from pipelines.prior_stage import images_present, is_whole
+from pipelines.samplers import Source
+from pipelines.storage import join, write_json
+from pipelines.subject_record import STATES, Progress, State, SubjectRecord, read_records
+
+_WAIT_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedSubject:
+    """A subject as it stands at the start, what its lane is told, and the class images that it needs."""
+
+    record: SubjectRecord
+    task: TrainTask
+    prior: PriorPlan | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSubject:
+    """Train this one."""
+
+    task: TrainTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeClassImages:
+    """Make these blocks of a set, one a worker; `wanted` holds the missing images of each."""
+
+    plan: PriorPlan
+    source: Source
+    uri: str
+    blocks: tuple[range, ...]
+    wanted: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Nothing to do now, but there may be: ask again."""
+
+    seconds: float = _WAIT_SECONDS
+
+
+Work = TrainSubject | MakeClassImages | Wait
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """How a batch stands: subjects by state, those in lanes, class images (made, to make), and what needs the driver.
+
+    `trained` are the names of subjects that wait for their registration, `failures` (name, reason) pairs of those set
+    aside, `sets_to_seal` sets of class images that lack nothing but their manifest.
+    """
+
+    counts: Mapping[State, int]
+    running: Mapping[str, Progress]
+    class_images: tuple[int, int]
+    trained: tuple[str, ...]
+    failures: tuple[tuple[str, str], ...]
+    sets_to_seal: tuple[PriorPlan, ...]
+    finished: bool
+
+
+@dataclass(kw_only=True)
+class _ClassSet:
+    plan: PriorPlan
+    source: Source
+    parent_uri: str
+    missing: set[int]
+    open: deque[range]
+    whole: bool
+    waiting: list[str] = field(default_factory=list)
+
+
+class SubjectQueue:
+    """The subjects of one batch; `uri` is its folder. Lanes are named `<driver>/<number>`.
+
+    A subject that fails, or whose worker dies, is tried again `retries` times and then set aside.
+    """
+
+    def __init__(self, uri: str, driver: str, subjects: Sequence[QueuedSubject], *, retries: int) -> None:
+        self._uri = join(uri, "subjects")
+        self._retries = retries
+        self._subjects = {subject.record.name: subject for subject in subjects}
+        self._ready: deque[str] = deque()
+        self._sets: dict[str, _ClassSet] = {}
+        self._handed: dict[str, list[tuple[str, range]]] = {}
+        self._progress: dict[str, Progress] = {}
+        self._claims: dict[str, list[str]] = {}
+        self._trained: dict[str, None] = {}
+        self._failures: dict[str, str] = {}
+        self._made = self._to_make = 0
+        self._stopping = False
+        stored = read_records(self._uri)
+        self._records: dict[str, SubjectRecord] = {}
+        for name, subject in self._subjects.items():
+            self._records[name] = _taken_up(stored.get(name), subject.record, driver)
+        self._counts = Counter(record.state for record in self._records.values())
+        for record in self._records.values():
+            self._place(record)
+
+    def next(self, lane: str, *, count: int = 1, holding: Collection[str] = (), fresh: bool = False) -> Work | None:
+        """Work for a lane of `count` workers; None: there will be no more.
+
+        `holding` names subjects of its own that the lane still publishes. `fresh` workers hold nothing: what the lane
+        had before was lost with the workers it had then.
+        """
+        for name in [name for name in self._claims.get(lane, ()) if name not in holding]:
+            self._lost(name, counts=fresh)
+        self._give_back_blocks(lane)
+        if self._stopping:
+            return None
+        if self._ready:
+            name = self._ready.popleft()
+            self._change(
+                name, state="training", lane=lane, attempts=self._records[name].attempts + 1, began=time.time()
+            )
+            self._claims.setdefault(lane, []).append(name)
+            return TrainSubject(task=self._subjects[name].task)
+        if (work := self._class_images(lane, count)) is not None:
+            return work
+        return Wait() if self._counts["waiting"] or self._counts["training"] else None
+
+    def made(self, lane: str, key: str, indices: Collection[int]) -> None:
+        """Class images of a set have been written."""
+        self._handed.pop(lane, None)
+        done = self._sets[key].missing.intersection(indices)
+        self._sets[key].missing.difference_update(done)
+        self._made += len(done)
+
+    def sealed(self, key: str) -> None:
+        """A set has its manifest: its subjects can start."""
+        class_set = self._sets[key]
+        class_set.whole = True
+        self._ready.extend(class_set.waiting)
+        class_set.waiting.clear()
+
+    def progress(self, name: str, progress: Progress) -> bool:
+        """Take how far a subject has come; says whether to stop."""
+        if self._records[name].state == "training":
+            self._progress[name] = progress
+        return self._stopping
+
+    def trained(self, name: str) -> None:
+        """A subject's model is published and its samples are stored."""
+        self._leave_lane(name)
+        self._change(name, state="trained", lane=None, ended=time.time())
+        self._trained[name] = None
+
+    def done(self, name: str) -> None:
+        """A trained subject is registered and has its summary."""
+        self._trained.pop(name, None)
+        self._change(name, state="done", reason=None, traceback=None)
+
+    def failed(self, name: str, reason: str, traceback: str | None = None) -> None:
+        """A subject failed: it goes to the end of the queue, or is set aside."""
+        self._leave_lane(name)
+        self._trained.pop(name, None)
+        failures = self._records[name].failures + 1
+        state: State = "waiting" if failures <= self._retries else "failed"
+        self._change(
+            name,
+            state=state,
+            lane=None,
+            failures=failures,
+            reason=reason,
+            traceback=traceback,
+            ended=time.time(),
+        )
+        self._place(self._records[name])
+
+    def released(self, name: str) -> None:
+        """A lane that was told to stop has left a checkpoint: the subject waits."""
+        self._lost(name, counts=False)
+
+    def lane_ended(self, lane: str) -> None:
+        """A lane is no more: what it had goes to others."""
+        for name in list(self._claims.get(lane, ())):
+            self._lost(name, counts=True)
+        self._give_back_blocks(lane)
+
+    def stop(self) -> None:
+        """Hand out nothing more, and tell lanes to stop after their step."""
+        self._stopping = True
+
+    def snapshot(self) -> Snapshot:
+        """How the batch stands."""
+        sealable = (s.plan for s in self._sets.values() if not s.missing and not s.whole)
+        return Snapshot(
+            counts={state: self._counts[state] for state in STATES},
+            running=dict(self._progress),
+            class_images=(self._made, self._to_make),
+            trained=tuple(self._trained),
+            failures=tuple(self._failures.items()),
+            sets_to_seal=tuple(sealable),
+            finished=not (self._counts["waiting"] or self._counts["training"] or self._counts["trained"]),
+        )
+
+    def records(self) -> tuple[SubjectRecord, ...]:
+        """All subjects, in the order of the batch."""
+        return tuple(self._records.values())
+
+    def _place(self, record: SubjectRecord) -> None:
+        """Put a subject where its state says it belongs."""
+        if record.state == "failed":
+            self._failures[record.name] = str(record.reason)
+        elif record.state == "trained":
+            self._trained[record.name] = None
+        elif record.state == "training":
+            self._claims.setdefault(str(record.lane), []).append(record.name)
+        elif record.state == "waiting":
+            class_set = self._class_set(self._subjects[record.name])
+            if class_set is None or class_set.whole:
+                self._ready.append(record.name)
+            else:
+                class_set.waiting.append(record.name)
+
+    def _class_set(self, subject: QueuedSubject) -> _ClassSet | None:
+        if subject.prior is None:
+            return None
+        if subject.prior.key not in self._sets:
+            self._sets[subject.prior.key] = self._find_set(subject.prior.key)
+        return self._sets[subject.prior.key]
+
+    def _find_set(self, key: str) -> _ClassSet:
+        asking = [s for s in self._subjects.values() if s.prior is not None and s.prior.key == key]
+        # Subjects may want different numbers of the same set's images: it gets as many as any wants.
+        plan, task = max(((s.prior, s.task) for s in asking if s.prior), key=lambda pair: pair[0].count)
+        parent = task.config.prior_uri
+        present = images_present(parent, plan)
+        missing = set(plan.missing(present))
+        self._to_make += len(missing)
+        return _ClassSet(
+            plan=plan,
+            source=Source(address=task.config.base_model, revision=task.config.revision, base_hash=task.base_hash),
+            parent_uri=parent,
+            missing=missing,
+            open=deque(plan.blocks(present)),
+            whole=not missing and is_whole(parent, plan),
+        )
+
+    def _class_images(self, lane: str, count: int) -> MakeClassImages | None:
+        for key, class_set in self._sets.items():
+            blocks = tuple(class_set.open.popleft() for _ in range(min(count, len(class_set.open))))
+            if blocks:
+                self._handed[lane] = [(key, block) for block in blocks]
+                return MakeClassImages(
+                    plan=class_set.plan,
+                    source=class_set.source,
+                    uri=join(class_set.parent_uri, key),
+                    blocks=blocks,
+                    wanted=tuple(tuple(sorted(class_set.missing.intersection(block))) for block in blocks),
+                )
+        return None
+
+    def _give_back_blocks(self, lane: str) -> None:
+        for key, block in self._handed.pop(lane, ()):
+            self._sets[key].open.append(block)
+
+    def _lost(self, name: str, *, counts: bool) -> None:
+        if counts:
+            self.failed(name, "its worker died: out of memory, or its node was lost")
+            return
+        self._leave_lane(name)
+        self._change(name, state="waiting", lane=None)
+        self._place(self._records[name])
+
+    def _leave_lane(self, name: str) -> None:
+        claims = self._claims.get(str(self._records[name].lane), [])
+        if name in claims:
+            claims.remove(name)
+        self._progress.pop(name, None)
+
+    def _change(self, name: str, **changes: object) -> None:
+        before = self._records[name]
+        after = before.changed(**changes)
+        write_json(join(self._uri, f"{name}.json"), after.as_dict())
+        self._counts[before.state] -= 1
+        self._counts[after.state] += 1
+        self._records[name] = after
+
+
+def _taken_up(stored: SubjectRecord | None, asked: SubjectRecord, driver: str) -> SubjectRecord:
+    """What is left of an earlier attempt: a result of the same settings counts, a claim only if its lane may live."""
+    if asked.state != "waiting":
+        return asked
+    if stored is None or stored.key != asked.key:
+        return asked
+    if stored.state == "training" and not str(stored.lane).startswith(f"{driver}/"):
+        return stored.changed(state="waiting", lane=None)
+    if stored.state == "failed":
+        # Whoever gives the command again may have cured the cause.
+        return stored.changed(state="waiting", failures=0)
+    return stored
