@@ -58,11 +58,20 @@ def load_trained(base: Path, state: Mapping[str, Tensor], *, device: str, dtype:
     from dreambooth.sampling import load_pipeline
 
     pipeline = load_pipeline(base, device=device, dtype=dtype)
+    put_weights(pipeline, state)
+    return pipeline
+
+
+def put_weights(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put an engine's state_dict into a pipeline's components; returns what was there, to be put back."""
+    before: dict[str, Tensor] = {}
     for owner, component in COMPONENTS.items():
         trained = {name.partition(".")[2]: tensor for name, tensor in state.items() if name.startswith(f"{owner}.")}
         if trained:
-            getattr(pipeline, component).load_state_dict(trained)
-    return pipeline
+            module = getattr(pipeline, component)
+            before |= {f"{owner}.{name}": weight.detach().clone() for name, weight in module.named_parameters()}
+            module.load_state_dict(trained)
+    return before
 
 
 def _by_component(base: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

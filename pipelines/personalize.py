@@ -1,26 +1,22 @@
 """One subject, end to end, on one screen: class images -> fine-tuning -> evaluation -> registry -> summary."""
 
-import subprocess
-import tempfile
 import time
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
 from pipelines.clock import Clock
 from pipelines.cluster import Resources, ray_cluster
+from pipelines.conclude import register_result, result_tags
 from pipelines.console import RunConsole
 from pipelines.evaluate_stage import Evaluation, evaluate, image_encoder, sample_requests
 from pipelines.events import event_queue
 from pipelines.follow import Follower
 from pipelines.plan import Plan, check_destinations, describe_plan, make_plan, printable_settings
 from pipelines.prior_stage import PriorSet, make_class_images
-from pipelines.registry import RegisteredVersion, check_model_name, register
+from pipelines.registry import check_model_name
 from pipelines.sampler_pool import SamplerPool
 from pipelines.samplers import Source
-from pipelines.storage import fetch, local_directory
 from pipelines.summary import PersonalizeResult, finished_result, write_summary
 from pipelines.tracking import TrackedRun, track
 from pipelines.train_stage import TrainResult, train
@@ -51,7 +47,7 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
                 resources = stack.enter_context(ray_cluster(config.cluster))
         params, name = printable_settings(plan.config), plan.config.subject.name
         run = stack.enter_context(
-            track(plan.config.tracking, run_name=name, params=params, tags=_tags(plan), resume_key=plan.key)
+            track(plan.config.tracking, run_name=name, params=params, tags=result_tags(plan), resume_key=plan.key)
         )
         return _stages(plan, resources, encoder, run, console, clock)
 
@@ -82,7 +78,7 @@ def _stages(
     with clock.stage("evaluate"):
         evaluation = _evaluate(plan, trained, pool, encoder, console)
     with clock.stage("register"):
-        version = _register(plan, trained, prior_set, run) if config.tracking.register_model else None
+        version = register_result(plan, trained, run) if config.tracking.register_model else None
     return write_summary(plan, trained, evaluation, version, run, clock.seconds, clock.startup(follower.milestones))
 
 
@@ -132,48 +128,3 @@ def _evaluate(
             encoder=encoder,
             on_progress=lambda made, total: update(made, total, "images"),
         )
-
-
-def _register(plan: Plan, trained: TrainResult, prior_set: PriorSet | None, run: TrackedRun) -> RegisteredVersion:
-    config = plan.config
-    with tempfile.TemporaryDirectory(prefix="dreambooth-model-") as folder:
-        return register(
-            run_id=run.run_id,
-            tracking_uri=run.tracking_uri,
-            model_directory=local_directory(trained.model) or fetch(trained.model, Path(folder)),
-            name=config.model_name,
-            tags=_tags(plan) | {"prior_set": prior_set.key if prior_set else "none", "published": trained.model.uri},
-            identifier=str(config.subject.identifier),
-            class_noun=config.subject.class_noun,
-            result_key=plan.model_key,
-            num_inference_steps=config.evaluation.num_inference_steps,
-            guidance_scale=config.evaluation.guidance_scale,
-        )
-
-
-def _tags(plan: Plan) -> dict[str, Any]:
-    config = plan.config
-    return {
-        "subject": config.subject.name,
-        "identifier": config.subject.identifier,
-        "class_noun": config.subject.class_noun,
-        "base_model": config.base_model,
-        "base_hash": plan.base.hash,
-        "data_hash": plan.data_hash,
-        "prior_set": plan.prior.key if plan.prior else "none",
-        "configuration_hash": plan.key,
-        "engine": plan.engine,
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str:
-    """The commit this project runs from, or "unknown" where it was installed without its history."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()

@@ -49,6 +49,8 @@ class ImageSampler:
         self._device = "cuda" if use_gpu else "cpu"
         self._dtype = torch.float16 if use_gpu else torch.float32
         self._loaded: tuple[Source, Any] | None = None
+        self._given: _Given | None = None
+        self._put_back: dict[str, Any] = {}
 
     def ready(self) -> None:
         """Answer: the actor is up."""
@@ -91,15 +93,38 @@ class ImageSampler:
             for name, images in sets.items()
         }
 
+    def give_weights(self, source: Source, base: Source, state: dict[str, Any]) -> None:
+        """From now on `source` means the base's pipeline with these trained weights, an engine's state_dict."""
+        self._given = _Given(source=source, base=base, state=state)
+
     def _pipeline(self, source: Source) -> Any:
-        """The pipeline of a source; the last one stays loaded."""
+        """The pipeline of a source; the last one stays loaded, and given weights come and go in its place."""
+        from dreambooth.export import put_weights
         from dreambooth.sampling import load_pipeline
 
-        if self._loaded is None or self._loaded[0] != source:
-            self._loaded = None
+        loaded, given = self._loaded, self._given
+        if loaded is not None and loaded[0] == source:
+            return loaded[1]
+        if given is not None and source == given.source:
+            pipeline = self._pipeline(given.base)
+            self._put_back = put_weights(pipeline, given.state)
+        elif loaded is not None and self._put_back and given is not None and source == given.base:
+            pipeline = loaded[1]
+            put_weights(pipeline, self._put_back)
+            self._put_back = {}
+        else:
+            self._loaded, self._put_back = None, {}
             with _directory(source) as directory:
-                self._loaded = source, load_pipeline(directory, device=self._device, dtype=self._dtype)
-        return self._loaded[1]
+                pipeline = load_pipeline(directory, device=self._device, dtype=self._dtype)
+        self._loaded = source, pipeline
+        return pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    source: Source
+    base: Source
+    state: dict[str, Any]
 
 
 def find_encoder(address: str) -> Path:

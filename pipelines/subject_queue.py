@@ -160,7 +160,7 @@ class SubjectQueue:
     def trained(self, name: str) -> None:
         """A subject's model is published and its samples are stored."""
         self._leave_lane(name)
-        self._change(name, state="trained", lane=None, ended=time.time())
+        self._change(name, state="trained", ended=time.time())
         self._trained[name] = None
 
     def done(self, name: str) -> None:

@@ -14,7 +14,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +37,7 @@ from mlflow import MlflowClient  # isort: skip
 from mlflow.entities import Metric, Param, Run, RunTag  # isort: skip
 
 RESUME_TAG = "dreambooth.resume_key"
+_PARENT_TAG = "mlflow.parentRunId"
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 8000
 _FLUSH_SECONDS = 2.0  # a write takes some 10 ms, and training steps can be shorter than that
@@ -123,6 +124,12 @@ class TrackedRun:
         with quietly():
             self._client.log_artifact(self.run_id, str(path), folder)
 
+    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Keep rows as a table artifact that MLflow shows."""
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        with quietly():
+            self._client.log_table(self.run_id, {c: [row.get(c) for row in rows] for c in columns}, name)
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Keep settings, nested ones under dotted names; those the run already has stay as they are.
 
@@ -163,8 +170,12 @@ def track(
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, object] | None = None,
     resume_key: str | None = None,
+    parent: str | None = None,
 ) -> Iterator[TrackedRun]:
-    """Start a run, or take up the unfinished one of the same `resume_key`; it ends FINISHED, FAILED or KILLED."""
+    """Start a run, or take up the unfinished one of the same `resume_key`; it ends FINISHED, FAILED or KILLED.
+
+    With `parent`, a run's id, it is shown nested in that run.
+    """
     uri = resolve_tracking_uri(config.uri)
     client = connect(uri)
     with quietly():
@@ -178,7 +189,7 @@ def track(
             client.update_run(run.run_id, status="RUNNING")
     try:
         run.log_params(params or {})
-        run.set_tags(tags or {})
+        run.set_tags({**(tags or {}), **({} if parent is None else {_PARENT_TAG: parent})})
         yield run
     except KeyboardInterrupt:
         run.end("KILLED")

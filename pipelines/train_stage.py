@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dreambooth.config import DreamBoothConfig
 from dreambooth.training import Diverged
 from pipelines.fine_tune import TrainTask
 from pipelines.plan import Plan
@@ -35,8 +36,8 @@ class TrainResult:
 
 def find_result(plan: Plan) -> TrainResult | None:
     """The result of an earlier run of the same plan, or None."""
-    manifest = published(join(plan.config.run_uri, "model"))
-    if manifest is None or manifest.metadata.get("key") != plan.key:
+    manifest = find_model(plan.config, plan.key)
+    if manifest is None:
         return None
     record = read_json(join(plan.config.run_uri, "training", f"{plan.key}.json"))
     return TrainResult(
@@ -46,6 +47,12 @@ def find_result(plan: Plan) -> TrainResult | None:
         steps_per_second=record["steps_per_second"],
         resumed_from=record["resumed_from"],
     )
+
+
+def find_model(config: DreamBoothConfig, key: str) -> Manifest | None:
+    """The published model of a plan's key, or None."""
+    manifest = published(join(config.run_uri, "model"))
+    return manifest if manifest is not None and manifest.metadata.get("key") == key else None
 
 
 def train(plan: Plan, prior_set: PriorSet | None, events: Any) -> TrainResult:

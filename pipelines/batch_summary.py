@@ -1,0 +1,110 @@
+"""The end of a batch: report.html and summary.json in its folder, and both with the pictures in MLflow."""
+
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipelines.batch_plan import BatchPlan, describe_batch
+from pipelines.batch_report import render_report
+from pipelines.batch_result import BatchResult, SubjectResult
+from pipelines.plan import Plan
+from pipelines.storage import exists, join, read_bytes, read_json, write_bytes, write_json
+from pipelines.subject_record import STATES, SubjectRecord
+from pipelines.tracking import TrackedRun
+
+SHOWN = 200
+"""Of how many subjects pictures and curves are shown."""
+
+
+def write_batch_summary(
+    plan: BatchPlan, records: Sequence[SubjectRecord], run: TrackedRun, *, seconds: float
+) -> dict[str, Any]:
+    """Write what a batch came to, to its folder and to its MLflow run; returns summary.json's content."""
+    plans = {subject.config.subject.name: subject for subject in plan.subjects}
+    subjects = [_subject(plans[record.name], record, shown=place < SHOWN) for place, record in enumerate(records)]
+    counts = Counter(record.state for record in records)
+    facts = [*describe_batch(plan), ("wall time", f"{seconds:.0f} s"), ("MLflow", run.hint)]
+    page = render_report(BatchResult(name=plan.name, facts=facts, subjects=subjects))
+    write_bytes(join(plan.uri, "report.html"), page.encode())
+    summary = {
+        "name": plan.name,
+        "subjects": {state: counts[state] for state in STATES} | {"total": len(records)},
+        "lanes": plan.lanes,
+        "wall_seconds": round(seconds, 2),
+        "lane_busy_share": lane_busy_share(subjects),
+        "report": join(plan.uri, "report.html"),
+        "mlflow": {"look": run.hint, "run_id": run.run_id},
+        "failures": {record.name: record.reason for record in records if record.state == "failed"},
+        "results": [_row(subject) for subject in subjects],
+    }
+    write_json(join(plan.uri, "summary.json"), summary)
+    _track(run, subjects, summary, page)
+    return summary
+
+
+def lane_busy_share(subjects: Sequence[SubjectResult]) -> float | None:
+    """Seconds in training steps over the seconds of their lanes, from a lane's first subject to its last's end."""
+    spans: dict[str, list[float]] = {}
+    busy = 0.0
+    for subject in subjects:
+        record = subject.record
+        if record.state == "done" and record.lane and record.began and record.ended and subject.steps_per_second:
+            spans.setdefault(record.lane, []).extend((record.began, record.ended))
+            busy += len(subject.history) / subject.steps_per_second
+    total = sum(max(times) - min(times) for times in spans.values())
+    return round(busy / total, 4) if total else None
+
+
+def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult:
+    uri = plan.config.run_uri
+    if record.state != "done" or not exists(join(uri, "summary.json")):
+        return SubjectResult(record=record)
+    summary = read_json(join(uri, "summary.json"))
+    name, version, sheet = summary["registered_model"], summary["version"], summary["contact_sheet"]
+    history = read_json(join(uri, "training", f"{plan.key}.json"))["history"] if shown else ()
+    return SubjectResult(
+        record=record,
+        registered=f"{name} version {version}" if name else None,
+        model_uri=summary["model_uri"],
+        similarity=summary["similarity"],
+        steps_per_second=summary["steps_per_second"],
+        history=history,
+        contact_sheet=read_bytes(sheet) if shown and sheet else None,
+    )
+
+
+def _row(subject: SubjectResult) -> dict[str, Any]:
+    """A line of the batch's table."""
+    record = subject.record
+    return {
+        "subject": record.name,
+        "class_noun": record.class_noun,
+        "identifier": record.identifier,
+        "state": record.state,
+        "attempts": record.attempts,
+        "failures": record.failures,
+        "reason": record.reason,
+        "registered": subject.registered,
+        "model_uri": subject.model_uri,
+        "steps_per_second": subject.steps_per_second,
+        **{f"similarity_{name}": value for name, value in (subject.similarity or {}).items()},
+    }
+
+
+def _track(run: TrackedRun, subjects: Sequence[SubjectResult], summary: dict[str, Any], page: str) -> None:
+    run.log_table([_row(subject) for subject in subjects], "subjects.json")
+    for subject in subjects:
+        if subject.contact_sheet is not None:
+            sheet = Image.open(io.BytesIO(subject.contact_sheet)).convert("RGB")
+            run.log_image(sheet, f"contact_sheets/{subject.record.name}", 0)
+    run.log_metrics({f"subjects/{state}": count for state, count in summary["subjects"].items()}, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in (("report.html", page), ("summary.json", json.dumps(summary, indent=2))):
+            Path(folder, name).write_text(content)
+            run.log_artifact(Path(folder, name))

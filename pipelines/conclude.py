@@ -1,0 +1,84 @@
+"""The end of one subject: its published model is registered, and what there is to see of it is written."""
+
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipelines.evaluation_store import load_evaluation
+from pipelines.plan import Plan
+from pipelines.registry import RegisteredVersion, register
+from pipelines.storage import fetch, local_directory
+from pipelines.summary import write_summary
+from pipelines.tracking import TrackedRun
+from pipelines.train_stage import TrainResult, find_result
+
+
+def conclude(plan: Plan, run: TrackedRun) -> str:
+    """Register what a lane has published, write curves, pictures and summary.json; says in a line what came out.
+
+    Doing it again is one version and the same files.
+    """
+    trained = find_result(plan)
+    if trained is None:
+        raise RuntimeError(f"there is no model of {plan.config.subject.name} at {plan.config.run_uri}")
+    run.set_tags(result_tags(plan))
+    known = run.logged_steps("loss")
+    for metrics in trained.history:
+        if int(metrics["step"]) not in known:
+            values = {name: value for name, value in metrics.items() if name != "step"}
+            run.log_metrics(values, int(metrics["step"]))
+    evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
+    version = register_result(plan, trained, run) if plan.config.tracking.register_model else None
+    steps = plan.config.train.max_train_steps - trained.resumed_from
+    write_summary(plan, trained, evaluation, version, run, {"train": round(steps / trained.steps_per_second, 2)}, None)
+    similarity = evaluation.similarity if evaluation is not None else None
+    figures = f", similarity {similarity.identifier:.2f}" if similarity is not None else ""
+    return f"{version.name} version {version.version}{figures}" if version else f"{trained.model.uri}{figures}"
+
+
+def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> RegisteredVersion:
+    """Register a published model with the tags that say what made it."""
+    config = plan.config
+    with tempfile.TemporaryDirectory(prefix="dreambooth-model-") as folder:
+        return register(
+            run_id=run.run_id,
+            tracking_uri=run.tracking_uri,
+            model_directory=local_directory(trained.model) or fetch(trained.model, Path(folder)),
+            name=config.model_name,
+            tags=result_tags(plan) | {"published": trained.model.uri},
+            identifier=str(config.subject.identifier),
+            class_noun=config.subject.class_noun,
+            result_key=plan.model_key,
+            num_inference_steps=config.evaluation.num_inference_steps,
+            guidance_scale=config.evaluation.guidance_scale,
+        )
+
+
+def result_tags(plan: Plan) -> dict[str, Any]:
+    """What a result was made of, for its run and its registered version."""
+    config = plan.config
+    return {
+        "subject": config.subject.name,
+        "identifier": config.subject.identifier,
+        "class_noun": config.subject.class_noun,
+        "base_model": config.base_model,
+        "base_hash": plan.base.hash,
+        "data_hash": plan.data_hash,
+        "prior_set": plan.prior.key if plan.prior else "none",
+        "configuration_hash": plan.key,
+        "engine": plan.engine,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str:
+    """The commit this project runs from, or "unknown" where it was installed without its history."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()

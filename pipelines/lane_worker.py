@@ -1,0 +1,264 @@
+"""A lane: warm workers that take work from the queue until there is no more.
+
+The base model is loaded once and copied in memory for every subject, so that a subject's result does not depend on
+which went before it. Samples are made here too, by weights that are here anyway; publishing goes on behind the next
+subject's training.
+"""
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.base_model import BaseModel, resolve_base_model
+from dreambooth.config import DreamBoothConfig
+from pipelines.evaluate_stage import Evaluation, evaluate
+from pipelines.evaluation_store import load_evaluation, store_evaluation
+from pipelines.events import Message
+from pipelines.fine_tune import FineTuned, Stopped, TrainTask, autocast, fine_tune, publish_result
+from pipelines.sampler_pool import Call
+from pipelines.samplers import ImageSampler, Source
+from pipelines.storage import join
+from pipelines.stored_checkpoints import StoredCheckpoints
+from pipelines.subject_queue import MakeClassImages, TrainSubject, Wait, Work
+from pipelines.subject_record import Progress
+from pipelines.train_stage import find_model
+
+_TELL_SECONDS = 0.5
+_PUBLISHING_AT_ONCE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneTask:
+    """What a lane is told: its name, the queue's handle, threads per worker, and the image encoder, if any."""
+
+    lane: str
+    queue: Any
+    num_threads: int
+    encoder: str | None
+
+
+def lane_worker(loop_config: dict[str, Any]) -> None:
+    """Work until the queue has no more."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from dreambooth.quiet import quiet
+
+    quiet()
+    task: LaneTask = loop_config["task"]
+    device = str(ray.train.torch.get_device())
+    if device == "cpu":
+        torch.set_num_threads(task.num_threads)
+    context = ray.train.get_context()
+    _Lane(task, device, context.get_world_rank(), context.get_world_size()).run()
+
+
+class _Lane:
+    def __init__(self, task: LaneTask, device: str, rank: int, world_size: int) -> None:
+        self._task, self._device, self._rank, self._world_size = task, device, rank, world_size
+        self._queue = _Caller(task.queue)
+        self._bases = _Bases()
+        self._samplers = _SamplersHere(use_gpu=device != "cpu", num_threads=task.num_threads)
+        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
+        self._publishing: dict[str, Future[None]] = {}
+
+    def run(self) -> None:
+        work = self._next(fresh=True)
+        while work is not None:
+            if isinstance(work, TrainSubject):
+                self._subject(work.task)
+            elif isinstance(work, MakeClassImages):
+                self._class_images(work)
+            else:
+                time.sleep(work.seconds)
+            work = self._next()
+        self._publisher.shutdown(wait=True)
+
+    def _next(self, *, fresh: bool = False) -> Work | None:
+        """Rank 0 asks, and all ranks get the same work."""
+        work: Work | None = None
+        if self._rank == 0:
+            self._publishing = {name: done for name, done in self._publishing.items() if not done.done()}
+            work = self._queue.call(
+                "next", self._task.lane, count=self._world_size, holding=tuple(self._publishing), fresh=fresh
+            )
+            if work is None and self._publishing:
+                work = Wait()
+        if self._world_size == 1:
+            return work
+        import ray.train.collective
+
+        same: Work | None = ray.train.collective.broadcast_from_rank_zero(work)
+        return same
+
+    def _class_images(self, work: MakeClassImages) -> None:
+        if self._rank < len(work.blocks):
+            block, wanted = work.blocks[self._rank], work.wanted[self._rank]
+            self._samplers.sampler.class_images(work.source, work.plan, block, wanted, work.uri)
+        if self._world_size > 1:
+            import ray.train.collective
+
+            ray.train.collective.barrier()
+        if self._rank == 0:
+            indices = {index for part in work.wanted for index in part}
+            self._queue.call("made", self._task.lane, work.plan.key, indices)
+
+    def _subject(self, task: TrainTask) -> None:
+        name = task.config.subject.name
+        try:
+            base = self._bases.get(task)
+            if find_model(task.config, task.key) is None:
+                self._train(task, base)
+            elif self._rank == 0:
+                self._conclude(task, None, None, self._evaluate(task, None))
+        except Stopped:
+            if self._rank == 0:
+                self._queue.call("released", name)
+        except Exception as error:
+            if self._rank == 0:
+                self._queue.call("failed", name, _reason(error), traceback.format_exc())
+            if self._world_size > 1:
+                # The other ranks wait in a collective, or will: only new workers are sure to agree.
+                raise
+
+    def _train(self, task: TrainTask, base: BaseModel) -> None:
+        from dreambooth.model import build_model
+
+        model = build_model(self._bases.components.copied(), task.config, autocast=autocast(task.config, self._device))
+        checkpoints = StoredCheckpoints(join(task.config.run_uri, "checkpoints", task.key))
+        teller = _Teller(self._queue, task.config) if self._rank == 0 else None
+        tuned = fine_tune(
+            task,
+            base,
+            model,
+            self._device,
+            checkpoints,
+            teller.tell if teller else lambda message: None,
+            teller.stopping if teller else lambda: False,
+        )
+        if self._rank == 0:
+            while len(self._publishing) >= _PUBLISHING_AT_ONCE:
+                next(iter(self._publishing.values())).result()
+                self._publishing = {name: done for name, done in self._publishing.items() if not done.done()}
+            evaluation = self._evaluate(task, tuned)
+            done = self._publisher.submit(self._conclude, task, base, tuned, evaluation)
+            self._publishing[task.config.subject.name] = done
+
+    def _evaluate(self, task: TrainTask, tuned: FineTuned | None) -> Evaluation | None:
+        config = task.config
+        if not config.evaluation.enabled:
+            return None
+        base = Source(address=config.base_model, revision=config.revision, base_hash=task.base_hash)
+        if tuned is None:
+            manifest = find_model(config, task.key)
+            assert manifest is not None
+            fine_tuned = Source(address=manifest.uri, published=True)
+        else:
+            fine_tuned = Source(address=f"trained:{task.key}")
+            self._samplers.sampler.give_weights(fine_tuned, base, tuned.state)
+        return evaluate(
+            config, task.images, self._samplers, base=base, fine_tuned=fine_tuned, encoder=self._task.encoder
+        )
+
+    def _conclude(
+        self, task: TrainTask, base: BaseModel | None, tuned: FineTuned | None, evaluation: Evaluation | None
+    ) -> None:
+        """Publish and verify, store the samples, and tell: all that the next subject need not wait for."""
+        name, config = task.config.subject.name, task.config
+        try:
+            if base is not None and tuned is not None:
+                publish_result(base, tuned, task)
+            if evaluation is not None and load_evaluation(config.run_uri, task.key) is None:
+                store_evaluation(evaluation, config.run_uri, task.key)
+            StoredCheckpoints(join(config.run_uri, "checkpoints", task.key)).remove()
+            self._queue.call("trained", name)
+        except Exception as error:  # noqa: BLE001 - whatever a store or a disk raises is this subject's failure
+            self._queue.call("failed", name, _reason(error), traceback.format_exc())
+
+
+class _Caller:
+    """Calls to the queue's actor, which is made again when its node dies."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self._actor, method).remote(*arguments, **keywords))
+
+    def start(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._actor, method).remote(*arguments)
+
+
+class _Teller:
+    """Tells the queue now and then how far a subject is, and learns whether to stop, without waiting for it."""
+
+    def __init__(self, queue: _Caller, config: DreamBoothConfig) -> None:
+        self._queue, self._config = queue, config
+        self._told = 0.0
+        self._answer: Any = None
+        self._stop = False
+
+    def tell(self, message: Message) -> None:
+        if message["kind"] != "step" or time.monotonic() - self._told < _TELL_SECONDS:
+            return
+        metrics = message["metrics"]
+        progress = Progress(
+            step=int(metrics["step"]),
+            steps=self._config.train.max_train_steps,
+            images_per_second=metrics["images_per_second"],
+            loss=metrics["loss"],
+        )
+        self._told = time.monotonic()
+        self._answer = self._queue.start("progress", self._config.subject.name, progress)
+
+    def stopping(self) -> bool:
+        import ray
+
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._stop = self._stop or bool(ray.get(self._answer))
+            self._answer = None
+        return self._stop
+
+
+class _Bases:
+    """The base model that was used last, its weights kept in memory as they were loaded."""
+
+    def __init__(self) -> None:
+        self._base: BaseModel | None = None
+        self.components: Any = None
+
+    def get(self, task: TrainTask) -> BaseModel:
+        from dreambooth.model import load_components
+
+        config = task.config
+        known = self._base
+        if known is None or (known.address, known.revision) != (config.base_model, config.revision):
+            self.components = None
+            known = self._base = resolve_base_model(config.base_model, config.revision)
+            self.components = load_components(known.directory)
+        if known.hash != task.base_hash:
+            raise RuntimeError(
+                f"the base model here has hash {known.hash}, the driver's {task.base_hash}; use one copy"
+            )
+        return known
+
+
+class _SamplersHere:
+    """Works through calls in this process."""
+
+    def __init__(self, *, use_gpu: bool, num_threads: int) -> None:
+        self.sampler = ImageSampler(use_gpu=use_gpu, num_threads=num_threads)
+
+    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        for place, call in enumerate(calls):
+            yield place, getattr(self.sampler, call.method)(*call.arguments)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

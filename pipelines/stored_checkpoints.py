@@ -1,0 +1,95 @@
+"""A subject's checkpoints in its own run folder: whichever lane takes the subject up next goes on from them."""
+
+import dataclasses
+import hashlib
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from pipelines.fine_tune import History
+from pipelines.storage import FileRecord, Manifest, fetch, filesystem, join, read_manifest, write_bytes, write_manifest
+
+CHECKPOINTS_KEPT = 2
+
+
+class StoredCheckpoints:
+    """Checkpoints `<uri>/step-<n>-<attempt>`: every rank writes its part, then rank 0 the manifest.
+
+    A checkpoint without a manifest is an attempt that died and is passed over.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def restore(self, engine: Any) -> History:
+        """Load the newest whole checkpoint; every rank has to call it."""
+        manifest = _newest(self._uri)
+        if manifest is None:
+            return History()
+        with tempfile.TemporaryDirectory(prefix="dreambooth-checkpoint-") as folder:
+            fetch(manifest, Path(folder))
+            engine.load(Path(folder))
+            return History.load(Path(folder))
+
+    def save(self, engine: Any, history: History) -> None:
+        """Write a checkpoint; every rank has to call it."""
+        [attempt] = _from_rank_zero(engine, [f"{time.time_ns():x}"])
+        uri = join(self._uri, f"step-{history.step:08d}-{attempt}")
+        with tempfile.TemporaryDirectory(prefix="dreambooth-checkpoint-") as folder:
+            engine.save(Path(folder))
+            if engine.rank == 0:
+                history.save(Path(folder))
+            written = {}
+            for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                content, name = path.read_bytes(), path.relative_to(folder).as_posix()
+                write_bytes(join(uri, name), content)
+                written[name] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        files = {name: record for part in _gathered(engine, written) for name, record in part.items()}
+        if engine.rank == 0:
+            write_manifest(Manifest(uri=uri, files=files, metadata={"step": history.step}))
+            for old in _whole(self._uri)[:-CHECKPOINTS_KEPT]:
+                _remove(join(self._uri, old))
+
+    def remove(self) -> None:
+        """Remove all: the model is published."""
+        _remove(self._uri)
+
+
+def _newest(uri: str) -> Manifest | None:
+    whole = _whole(uri)
+    return read_manifest(join(uri, whole[-1])) if whole else None
+
+
+def _whole(uri: str) -> list[str]:
+    """Names of the checkpoints that have a manifest, oldest first."""
+    fs, path = filesystem(uri)
+    try:
+        names = sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [name for name in names if fs.exists(f"{path}/{name}/manifest.json")]
+
+
+def _remove(uri: str) -> None:
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def _gathered(engine: Any, value: dict[str, FileRecord]) -> list[dict[str, FileRecord]]:
+    from torch import distributed as dist
+
+    if engine.world_size == 1:
+        return [value]
+    parts: list[Any] = [None] * engine.world_size
+    dist.all_gather_object(parts, {name: dataclasses.astuple(record) for name, record in value.items()})
+    return [{name: FileRecord(size=size, sha256=digest) for name, (size, digest) in part.items()} for part in parts]
+
+
+def _from_rank_zero(engine: Any, values: list[Any]) -> list[Any]:
+    from torch import distributed as dist
+
+    if engine.world_size > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values
