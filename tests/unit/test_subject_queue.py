@@ -1,0 +1,230 @@
+"""The queue of a batch: who gets what when, and that its state survives whoever holds it."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dreambooth.config import load_config
+from dreambooth.prior import PriorPlan, image_name
+from pipelines.fine_tune import TrainTask
+from pipelines.prior_stage import seal
+from pipelines.storage import join, read_json, write_bytes
+from pipelines.subject_queue import MakeClassImages, QueuedSubject, SubjectQueue, TrainSubject, Wait
+from pipelines.subject_record import SubjectRecord
+
+LANE, OTHER = "driver/0", "driver/1"
+
+
+@pytest.fixture
+def uri() -> Iterator[str]:
+    import fsspec
+
+    yield "memory://batch"
+    fs = fsspec.filesystem("memory")
+    if fs.exists("/batch"):
+        fs.rm("/batch", recursive=True)
+
+
+def prior(class_noun: str, count: int = 4) -> PriorPlan:
+    return PriorPlan(
+        base_hash="0" * 16,
+        class_prompt=f"a photo of a {class_noun}",
+        resolution=64,
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        batch_size=2,
+        seed=0,
+        dtype="float32",
+        count=count,
+    )
+
+
+def queued(name: str, class_noun: str | None = None, *, key: str = "k", count: int = 4) -> QueuedSubject:
+    config = load_config(
+        {
+            "subject": {"name": name, "class_noun": "dog", "identifier": "tfz", "instance_images": "x"},
+            "storage": {"root": "memory://batch"},
+        }
+    )
+    task = TrainTask(
+        config=config, images=(), prior_set=None, engine="torch", key=key, data_hash="", base_hash="0" * 16
+    )
+    record = SubjectRecord(name=name, key=key, class_noun="dog", identifier="tfz")
+    return QueuedSubject(record=record, task=task, prior=None if class_noun is None else prior(class_noun, count))
+
+
+@pytest.fixture
+def make(uri: str) -> Callable[..., SubjectQueue]:
+    def make(*subjects: QueuedSubject, driver: str = "driver", retries: int = 1) -> SubjectQueue:
+        return SubjectQueue(uri, driver, subjects, retries=retries)
+
+    return make
+
+
+def name_of(work: Any) -> str:
+    assert isinstance(work, TrainSubject), work
+    return work.task.config.subject.name
+
+
+def finish(queue: SubjectQueue, name: str) -> None:
+    queue.trained(name)
+    queue.done(name)
+
+
+def write(work: MakeClassImages) -> set[int]:
+    indices = set(itertools.chain(*work.wanted))
+    for index in indices:
+        write_bytes(join(work.uri, image_name(index)), b"png")
+    return indices
+
+
+def test_subjects_go_out_in_order_each_to_one_lane(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), queued("b"))
+    assert [name_of(queue.next(LANE)), name_of(queue.next(OTHER))] == ["a", "b"]
+    assert isinstance(queue.next("driver/2"), Wait)  # one of them may fail and come back
+    finish(queue, "a")
+    finish(queue, "b")
+    assert queue.next(LANE) is None
+    assert queue.snapshot().finished
+
+
+def test_a_lane_may_go_on_while_it_publishes(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), queued("b"))
+    assert name_of(queue.next(LANE)) == "a"
+    assert name_of(queue.next(LANE, holding=["a"])) == "b"
+    finish(queue, "a")
+    assert queue.snapshot().counts["training"] == 1
+
+
+def test_what_a_lane_lost_is_tried_again_and_then_set_aside(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), retries=1)
+    assert name_of(queue.next(LANE, fresh=True)) == "a"
+    assert name_of(queue.next(LANE, fresh=True)) == "a"  # its workers are new: the old ones died with the subject
+    assert queue.next(LANE, fresh=True) is None
+    [(name, reason)] = queue.snapshot().failures
+    assert name == "a"
+    assert "worker died" in reason
+
+
+def test_a_call_that_is_repeated_is_no_failure(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), retries=0)
+    assert name_of(queue.next(LANE, fresh=True)) == "a"
+    assert name_of(queue.next(LANE)) == "a"
+    assert queue.records()[0].failures == 0
+
+
+def test_a_failure_goes_to_the_end_and_keeps_its_reason(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("bad"), queued("good"), retries=1)
+    assert name_of(queue.next(LANE)) == "bad"
+    queue.failed("bad", "ValueError: no", "Traceback …")
+    assert name_of(queue.next(LANE)) == "good"
+    finish(queue, "good")
+    assert name_of(queue.next(LANE)) == "bad"
+    queue.failed("bad", "ValueError: no", "Traceback …")
+    assert queue.next(LANE) is None
+    record = queue.records()[0]
+    assert (record.state, record.attempts, record.failures, record.traceback) == ("failed", 2, 2, "Traceback …")
+    assert queue.snapshot().finished
+
+
+def test_a_subject_starts_when_its_own_class_is_ready(make: Callable[..., SubjectQueue], uri: str) -> None:
+    queue = make(queued("rex", "dog"), queued("mug", "cup"), queued("free"))
+    assert name_of(queue.next(LANE)) == "free"
+    first, second = queue.next(OTHER), queue.next("driver/2")
+    assert isinstance(first, MakeClassImages)
+    assert isinstance(second, MakeClassImages)
+    assert first.plan.class_prompt == second.plan.class_prompt == "a photo of a dog"
+    assert (first.blocks, second.blocks) == ((range(2),), (range(2, 4),))
+    queue.made(OTHER, first.plan.key, write(first))
+    third = queue.next(OTHER)
+    assert isinstance(third, MakeClassImages)
+    assert third.plan.class_prompt == "a photo of a cup"
+    queue.made("driver/2", second.plan.key, write(second))
+    [whole] = queue.snapshot().sets_to_seal
+    seal(join(uri, "prior"), whole)
+    queue.sealed(whole.key)
+    assert name_of(queue.next("driver/2")) == "rex"
+    assert queue.snapshot().class_images == (4, 8)
+
+
+def test_blocks_of_a_lost_lane_are_made_by_another(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("rex", "dog"))
+    assert isinstance(queue.next(LANE, count=2), MakeClassImages)
+    assert isinstance(queue.next(OTHER), Wait)
+    queue.lane_ended(LANE)
+    again = queue.next(OTHER, count=2)
+    assert isinstance(again, MakeClassImages)
+    assert set(again.blocks) == {range(2), range(2, 4)}
+
+
+def test_a_set_is_as_large_as_any_subject_wants(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("rex", "dog", count=2), queued("fido", "dog", count=6))
+    assert queue.snapshot().class_images == (0, 6)
+
+
+def test_class_images_that_are_there_are_not_made_again(make: Callable[..., SubjectQueue], uri: str) -> None:
+    plan = prior("dog")
+    for index in range(3):
+        write_bytes(join(uri, "prior", plan.key, image_name(index)), b"png")
+    work = make(queued("rex", "dog")).next(LANE, count=4)
+    assert isinstance(work, MakeClassImages)
+    assert (work.blocks, work.wanted) == ((range(2, 4),), ((3,),))
+
+
+def test_the_same_command_later_does_only_what_is_missing(make: Callable[..., SubjectQueue]) -> None:
+    subjects = [queued(name) for name in ("done", "trained", "training", "failed", "waiting")]
+    queue = make(*subjects, retries=0)
+    for name in ("done", "trained", "training", "failed"):
+        assert name_of(queue.next(f"driver/{name}")) == name
+    finish(queue, "done")
+    queue.trained("trained")
+    queue.failed("failed", "reason")
+
+    later = make(*subjects, driver="another", retries=0)
+    assert later.snapshot().counts == {"waiting": 3, "training": 0, "trained": 1, "done": 1, "failed": 0}
+    assert later.snapshot().trained == ("trained",)
+    taken = [name_of(later.next(f"another/{i}")) for i in range(3)]
+    assert taken == ["training", "failed", "waiting"]
+
+
+def test_a_queue_made_again_in_mid_run_keeps_claims(make: Callable[..., SubjectQueue]) -> None:
+    subjects = [queued("a"), queued("b")]
+    assert name_of(make(*subjects).next(LANE)) == "a"
+    again = make(*subjects)
+    assert name_of(again.next(OTHER)) == "b"
+    finish(again, "a")
+    finish(again, "b")
+    assert again.snapshot().finished
+
+
+def test_other_settings_are_another_subject(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a", key="old"))
+    queue.next(LANE)
+    finish(queue, "a")
+    assert make(queued("a", key="new")).snapshot().counts["waiting"] == 1
+
+
+def test_stopping_hands_out_nothing_and_tells_lanes(make: Callable[..., SubjectQueue]) -> None:
+    from pipelines.subject_record import Progress
+
+    queue = make(queued("a"), queued("b"))
+    assert name_of(queue.next(LANE)) == "a"
+    progress = Progress(step=1, steps=9, images_per_second=1.0, loss=0.1)
+    assert queue.progress("a", progress) is False
+    queue.stop()
+    assert queue.progress("a", progress) is True
+    queue.released("a")
+    assert queue.next(LANE) is None
+    assert queue.snapshot().counts["waiting"] == 2
+    assert queue.records()[0].failures == 0
+
+
+def test_state_is_stored_before_anybody_acts_on_it(make: Callable[..., SubjectQueue], uri: str) -> None:
+    queue = make(queued("a"))
+    queue.next(LANE)
+    stored = read_json(join(uri, "subjects", "a.json"))
+    assert (stored["state"], stored["lane"], stored["attempts"]) == ("training", LANE, 1)
+    assert SubjectRecord.from_dict(stored) == dataclasses.replace(queue.records()[0])
