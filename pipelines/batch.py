@@ -6,12 +6,11 @@ MLflow), and shows how it all stands. Whatever of it is killed, the same call go
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from pipelines.batch_console import BatchView
 from pipelines.batch_plan import BatchPlan
 from pipelines.batch_summary import write_batch_summary
 from pipelines.conclude import conclude
@@ -19,12 +18,29 @@ from pipelines.lanes import Lanes
 from pipelines.plan import printable_settings
 from pipelines.prior_stage import prior_set, seal
 from pipelines.subject_queue import QueuedSubject, Snapshot, SubjectQueue
-from pipelines.subject_record import SubjectRecord
+from pipelines.subject_record import Progress, State, SubjectRecord
 from pipelines.summary import request_key
 from pipelines.tracking import TrackedRun, track
 from pipelines.train_stage import train_task
 
 _POLL_SECONDS = 0.5
+
+
+class View(Protocol):
+    """Whoever shows how a batch stands."""
+
+    def update(
+        self,
+        counts: Mapping[State, int],
+        running: Mapping[str, Progress],
+        *,
+        class_images: tuple[int, int] | None,
+        failures: Sequence[tuple[str, str]],
+    ) -> None:
+        """Show subjects by state, those in lanes, class images (made, to make), and (name, reason) of failures."""
+
+    def line(self, text: str) -> None:
+        """Print a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +57,7 @@ class BatchOutcome:
         return int(self.summary["subjects"]["failed"])
 
 
-def run_batch(plan: BatchPlan, view: BatchView, encoder: str | None) -> BatchOutcome:
+def run_batch(plan: BatchPlan, view: View, encoder: str | None) -> BatchOutcome:
     """Train, publish and register every subject that isn't yet. Needs a Ray that is started.
 
     The first KeyboardInterrupt lets lanes finish their step and write checkpoints, the second stops at once. Raises
@@ -95,7 +111,7 @@ def queued_subjects(plan: BatchPlan) -> list[QueuedSubject]:
 class _Driving:
     """The driver's loop."""
 
-    def __init__(self, plan: BatchPlan, queue: Any, lanes: Lanes, run: TrackedRun, view: BatchView) -> None:
+    def __init__(self, plan: BatchPlan, queue: Any, lanes: Lanes, run: TrackedRun, view: View) -> None:
         self._plan, self._queue, self._lanes, self._run, self._view = plan, queue, lanes, run, view
         self._plans = {subject.config.subject.name: subject for subject in plan.subjects}
 

@@ -1,0 +1,254 @@
+"""Many subjects through warm lanes on a real Ray: what comes out, whoever was killed on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from dreambooth.config import DreamBoothConfig
+from dreambooth.miniature import subject_dir
+from pipelines.batch import BatchOutcome, run_batch
+from pipelines.batch_plan import BatchPlan, make_batch_plan
+from pipelines.cluster import Resources
+from pipelines.mlflow_client import connect, quietly
+from pipelines.plan import make_plan
+from pipelines.storage import join, published, read_json
+from pipelines.subject_record import Progress, State
+
+FOUR_CPUS = Resources(cpus=4, gpus=0)
+
+
+class Silent:
+    """Shows nothing; calls `watch` with the subjects in lanes."""
+
+    def __init__(self, watch: Callable[[Mapping[str, Progress]], None] = lambda running: None) -> None:
+        self.watch = watch
+        self.lines: list[str] = []
+
+    def update(
+        self,
+        counts: Mapping[State, int],
+        running: Mapping[str, Progress],
+        *,
+        class_images: tuple[int, int] | None,
+        failures: Sequence[tuple[str, str]],
+    ) -> None:
+        self.watch(running)
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture
+def make_batch(make_config: Any) -> Callable[..., BatchPlan]:
+    """A plan of several subjects of the miniature, on a tiny base, in a folder."""
+
+    def make(folder: Path, *subjects: str, over: Mapping[str, Any] | None = None, **settings: Any) -> BatchPlan:
+        configs = [
+            make_config(
+                **{
+                    "subject__name": name,
+                    "subject__class_noun": name.rsplit("-", 1)[-1],
+                    "subject__identifier": f"t{place}z",
+                    "subject__instance_images": subject_dir(name),
+                    "storage__root": folder,
+                    "tracking__uri": f"sqlite:///{folder}/mlflow.db",
+                    "evaluation__enabled": "false",
+                }
+                | settings
+                | (dict(over or {}).get(name, {}))
+            )
+            for place, name in enumerate(subjects)
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        return make_batch_plan("batch", [make_plan(config, FOUR_CPUS) for config in configs], FOUR_CPUS)
+
+    return make
+
+
+def weights(plan: BatchPlan) -> dict[str, dict[str, str]]:
+    """sha256 of every file of every subject's published model."""
+    found = {}
+    for subject in plan.subjects:
+        manifest = published(join(subject.config.run_uri, "model"))
+        assert manifest is not None, subject.config.subject.name
+        found[subject.config.subject.name] = {name: record.sha256 for name, record in manifest.files.items()}
+    return found
+
+
+def history(plan: BatchPlan, name: str) -> list[tuple[float, float]]:
+    [subject] = [subject for subject in plan.subjects if subject.config.subject.name == name]
+    record = read_json(join(subject.config.run_uri, "training", f"{subject.key}.json"))
+    return [(step["step"], step["loss"]) for step in record["history"]]
+
+
+def states(outcome: BatchOutcome) -> dict[str, str]:
+    return {row["subject"]: row["state"] for row in outcome.summary["results"]}
+
+
+def kill_lane_worker() -> None:
+    """As the kernel does when memory is short."""
+    workers = [process for process in psutil.process_iter() if "RayTrainWorker" in " ".join(process.cmdline())]
+    workers[-1].send_signal(signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_result_does_not_depend_on_which_subjects_went_before(
+    make_batch: Callable[..., BatchPlan], tmp_path: Path
+) -> None:
+    names = ("coral-car", "navy-dog", "lime-car")
+    forth = make_batch(tmp_path / "forth", *names, cluster__lanes=1, evaluation__enabled="true")
+    outcome = run_batch(forth, Silent(), "miniature")
+    assert set(states(outcome).values()) == {"done"}
+    assert outcome.failed == 0
+
+    back = make_batch(tmp_path / "back", *names, cluster__lanes=1)
+    back = make_batch_plan("batch", back.subjects[::-1], FOUR_CPUS)
+    run_batch(back, Silent(), None)
+    assert weights(back) == weights(forth)
+    assert all(history(back, name) == history(forth, name) for name in names)
+
+    page = Path(outcome.summary["report"]).read_text()
+    assert all(name in page for name in names)
+    for row in outcome.summary["results"]:
+        assert row["registered"] == f"dreambooth-{row['subject']} version 1"
+        assert -1 <= row["similarity_identifier"] <= 1
+    with quietly():
+        client = connect(forth.subjects[0].config.tracking.uri or "")
+        experiment = client.get_experiment_by_name("dreambooth")
+        assert experiment is not None
+        parent = outcome.summary["mlflow"]["run_id"]
+        nested = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+        assert {run.info.run_name for run in nested} == set(names)
+        assert {artifact.path for artifact in client.list_artifacts(parent)} >= {"report.html", "subjects.json"}
+
+    again = run_batch(forth, Silent(), "miniature")
+    assert [row["registered"] for row in again.summary["results"]] == [
+        row["registered"] for row in outcome.summary["results"]
+    ]
+    assert {row["attempts"] for row in again.summary["results"]} == {1}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_killed_workers_and_a_poisoned_subject_cost_nobody_else(
+    make_batch: Callable[..., BatchPlan], tmp_path: Path
+) -> None:
+    names = ("coral-car", "mint-dog", "navy-dog", "lime-car")
+    settings = {"train__max_train_steps": 120, "train__checkpoint_every": 20, "cluster__lanes": 2}
+    poison = {"mint-dog": {"train__noise_offset": 1e30}}
+    calm = make_batch(tmp_path / "calm", *names, over=poison, **settings)
+    outcome = run_batch(calm, Silent(), None)
+    assert states(outcome) == {name: "failed" if name == "mint-dog" else "done" for name in names}
+    assert outcome.failed == 1
+    assert "loss is" in outcome.summary["failures"]["mint-dog"]
+    [failed] = [row for row in outcome.summary["results"] if row["subject"] == "mint-dog"]
+    assert failed["attempts"] == 2  # tried again once, as cluster.subject_retries says
+
+    killed: list[str] = []
+
+    def kill(running: Mapping[str, Progress]) -> None:
+        for name, progress in running.items():
+            if name == "navy-dog" and progress.step >= 40 and not killed:
+                killed.append(name)
+                kill_lane_worker()
+
+    struck = make_batch(tmp_path / "struck", *names[2:], **settings)
+    calm_weights = weights(make_batch_plan("batch", [calm.subjects[2], calm.subjects[3]], FOUR_CPUS))
+    after = run_batch(struck, Silent(kill), None)
+    assert killed
+    assert set(states(after).values()) == {"done"}
+    assert weights(struck) == calm_weights
+    assert [step for step, _ in history(struck, "navy-dog")] == list(range(1, 121))
+    assert sum(row["attempts"] for row in after.summary["results"]) == 3
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_queue_can_die(make_batch: Callable[..., BatchPlan], tmp_path: Path) -> None:
+    names = ("coral-car", "navy-dog")
+    plan = make_batch(tmp_path, *names, train__max_train_steps=80, cluster__lanes=2)
+    killed = threading.Event()
+
+    def kill(running: Mapping[str, Progress]) -> None:
+        if len(running) == 2 and not killed.is_set():
+            killed.set()
+            actors = [
+                process for process in psutil.process_iter() if "ray::SubjectQueue" in " ".join(process.cmdline())
+            ]
+            assert actors
+            for actor in actors:
+                os.kill(actor.pid, signal.SIGKILL)
+
+    outcome = run_batch(plan, Silent(kill), None)
+    assert killed.is_set()
+    assert set(states(outcome).values()) == {"done"}
+    assert {row["attempts"] for row in outcome.summary["results"]} == {1}
+
+
+def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(make_config: Any, tmp_path: Path) -> None:
+    config: DreamBoothConfig = make_config()
+    names = ("coral-car", "navy-dog", "lime-car", "mint-dog")
+    common = {
+        "base_model": config.base_model,
+        "prior": config.prior.model_dump(),
+        "train": config.train.model_dump() | {"max_train_steps": 150, "checkpoint_every": 10},
+        "storage": {"root": str(tmp_path / "out")},
+        "evaluation": {"enabled": False},
+    }
+    subjects = [
+        {"name": name, "class_noun": name.rsplit("-", 1)[-1], "instance_images": str(subject_dir(name))}
+        for name in names
+    ]
+    table = tmp_path / "subjects.yaml"
+    table.write_text(yaml.safe_dump(common | {"subjects": subjects}))
+    command = [sys.executable, "-m", "pipelines.cli", "batch", str(table), "--set", "cluster.lanes=1"]
+
+    interrupted = stop_when(lambda: checkpoints(tmp_path), signal.SIGINT, command, tmp_path)
+    assert interrupted.returncode == 130
+    assert "same command goes on" in interrupted.stderr
+    assert checkpoints(tmp_path)
+    done_before = len(models(tmp_path)) + 1
+    killed = stop_when(lambda: len(models(tmp_path)) >= done_before, signal.SIGKILL, command, tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+
+    finished = subprocess.run(command, cwd=tmp_path, check=True, timeout=400, capture_output=True, text=True)
+    assert "4 done" in finished.stdout
+    [summary] = (tmp_path / "out" / "batches").glob("*/summary.json")
+    assert read_json(str(summary))["subjects"]["done"] == 4
+    assert len(models(tmp_path)) == 4
+    with quietly():
+        client = connect(f"sqlite:///{tmp_path}/mlflow.db")
+        assert {int(version.version) for version in client.search_model_versions()} == {1}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return list((folder / "out").glob("*/checkpoints/*/*/manifest.json"))
+
+
+def models(folder: Path) -> list[Path]:
+    return list((folder / "out").glob("*/model/*/manifest.json"))
+
+
+def stop_when(
+    ready: Callable[[], Any], how: signal.Signals, command: list[str], cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a command until something is so, and send it a signal."""
+    with subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as driver:
+        deadline = time.monotonic() + 300
+        while not ready():
+            assert driver.poll() is None, driver.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        driver.send_signal(how)
+        _, stderr = driver.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, driver.returncode, stderr=stderr)
