@@ -17,6 +17,18 @@ SAMPLER = "dpm-solver++"
 """Name of the sampler that `load_pipeline` sets (arXiv 2211.01095), part of a class-image set's key."""
 
 
+def sampling_dtype(device: str) -> torch.dtype:
+    """What denoiser and text encoder compute in: half precision where the device has it, else fp32.
+
+    On a CPU that is bf16 under autocast, with weights and the sampler's arithmetic in fp32: twice as fast where the CPU
+    multiplies bf16 itself, slower where it would be emulated.
+    """
+    if device.startswith("cuda"):
+        return torch.float16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
 def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     """Load a diffusers directory for sampling with DPM-Solver++, without progress bars and without a safety checker.
 
@@ -56,17 +68,23 @@ def sample(
         batch = slice(start, start + batch_size)
         # Noise comes from CPU generators on every device: the same seed is the same picture on a laptop and a GPU.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]]
-        latents = pipeline(
-            list(prompts[batch]),
-            generator=generators,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            height=height,
-            width=width,
-            output_type="latent",
-        ).images
+        with _autocast(pipeline.device):
+            latents = pipeline(
+                list(prompts[batch]),
+                generator=generators,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                height=height,
+                width=width,
+                output_type="latent",
+            ).images
         images += _decode(pipeline, latents)
     return images
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    bf16 = device.type == "cpu" and sampling_dtype("cpu") is torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 @torch.no_grad()

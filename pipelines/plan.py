@@ -170,14 +170,14 @@ def _absolute_folder(address: str) -> str:
 def _prior(config: DreamBoothConfig, base: BaseModel, use_gpu: bool) -> PriorPlan | None:
     if not config.prior.enabled:
         return None
-    import torch
+    from dreambooth.sampling import sampling_dtype
 
     return prior_plan(
         config.prior,
         base_hash=base.hash,
         class_prompt=config.prompts.class_prompt(config.subject),
         resolution=config.images.resolution or base.resolution,
-        dtype=torch.float16 if use_gpu else torch.float32,
+        dtype=sampling_dtype("cuda" if use_gpu else "cpu"),
     )
 
 

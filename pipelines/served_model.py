@@ -39,6 +39,9 @@ class DreamBoothModel(PythonModel):
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.to(torch.float32)
         self.pipeline = pipeline
+        # A CPU that multiplies bf16 itself is twice as fast with it.
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        self.bf16 = not cuda and native
         self.identifier: str = context.model_config["identifier"]
 
     def predict(
@@ -57,15 +60,16 @@ class DreamBoothModel(PythonModel):
             # Noise from CPU generators: the same seed is the same picture on a laptop and on a GPU.
             first = int(params["seed"]) + start
             generators = [torch.Generator("cpu").manual_seed(first + row) for row in range(len(batch))]
-            latents = self.pipeline(
-                batch,
-                generator=generators,
-                num_inference_steps=int(params["num_inference_steps"]),
-                guidance_scale=float(params["guidance_scale"]),
-                height=int(params["height"]) or None,
-                width=int(params["width"]) or None,
-                output_type="latent",
-            ).images
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                latents = self.pipeline(
+                    batch,
+                    generator=generators,
+                    num_inference_steps=int(params["num_inference_steps"]),
+                    guidance_scale=float(params["guidance_scale"]),
+                    height=int(params["height"]) or None,
+                    width=int(params["width"]) or None,
+                    output_type="latent",
+                ).images
             images += self._decode(latents)
         return pd.DataFrame({"image": [_base64_png(image) for image in images]})
 

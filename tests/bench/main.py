@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import StableDiffusionPipeline
 
 from dreambooth.base_model import resolve_base_model
 from dreambooth.batches import ImageSet, TrainingData
@@ -29,9 +30,9 @@ from dreambooth.latents import LatentCache
 from dreambooth.miniature import PIPELINE_DIR, subject_dir
 from dreambooth.model import load_model
 from dreambooth.optimizer import build_optimizer
-from dreambooth.prior import generate_block, prior_plan
+from dreambooth.prior import PriorPlan, image_seed, prior_plan
 from dreambooth.quiet import quiet
-from dreambooth.sampling import load_pipeline
+from dreambooth.sampling import load_pipeline, sampling_dtype
 from dreambooth.training import fit
 
 OUTPUT = Path("output/bench/main.json")
@@ -132,18 +133,18 @@ def prior_speedup() -> dict[str, float]:
         base_hash=resolve_base_model("miniature").hash,
         class_prompt="a photo of a car",
         resolution=64,
-        dtype=torch.float32,
+        dtype=sampling_dtype("cpu"),
     )
     torch.set_num_threads(2)
     pipeline = load_pipeline(PIPELINE_DIR, device="cpu", dtype=torch.float32)
-    generate_block(pipeline, plan, range(plan.batch_size))
+    _plain_block(pipeline, plan, range(plan.batch_size))
     stage, plain = [], []
     with ray_cluster(ClusterConfig()):
         for _ in range(3):
             blocks = plan.blocks()[:4]
             began = time.perf_counter()
             for block in blocks:
-                generate_block(pipeline, plan, block)
+                _plain_block(pipeline, plan, block)
             plain.append(len(blocks) * plan.batch_size / (time.perf_counter() - began))
             marks: list[tuple[float, int]] = []
             with tempfile.TemporaryDirectory() as folder:
@@ -163,6 +164,18 @@ def prior_speedup() -> dict[str, float]:
         "prior_images_per_second": round(statistics.median(stage), 2),
         "diffusers_images_per_second": round(statistics.median(plain), 2),
     }
+
+
+def _plain_block(pipeline: StableDiffusionPipeline, plan: PriorPlan, block: range) -> None:
+    """The same pictures as plain diffusers makes them: one process, fp32, the same sampler, steps and batches."""
+    pipeline(
+        [plan.class_prompt] * len(block),
+        generator=[torch.Generator().manual_seed(image_seed(plan, index)) for index in block],
+        num_inference_steps=plan.num_inference_steps,
+        guidance_scale=plan.guidance_scale,
+        height=plan.resolution,
+        width=plan.resolution,
+    )
 
 
 def startup_seconds() -> dict[str, float]:
