@@ -225,11 +225,11 @@ class DreamBoothConfig(Frozen):
 
 
 MINIATURE: dict[str, Any] = {
-    "prior": {"num_class_images": 50, "num_inference_steps": 20, "guidance_scale": 4.0},
+    "prior": {"num_class_images": 200, "num_inference_steps": 20, "guidance_scale": 4.0},
     "train": {
-        "max_train_steps": 300,
+        "max_train_steps": 400,
         "learning_rate": 5e-4,
-        "text_encoder_learning_rate": 4e-4,
+        "text_encoder_learning_rate": 6e-4,
         "identifier_learning_rate": 8e-3,
         "lr_scheduler": "linear",
         "min_snr_gamma": 5.0,
