@@ -10,6 +10,7 @@ import yaml
 from dreambooth import __version__
 from dreambooth.errors import InputError
 from dreambooth.quiet import quiet
+from pipelines.cli_batch import batch
 
 if TYPE_CHECKING:
     from dreambooth.config import DreamBoothConfig
@@ -244,6 +245,8 @@ def settings() -> None:
         for name, value in values.items():
             click.echo(f"{group + '.' + name:<38} {value}")
 
+
+main.add_command(batch)
 
 if __name__ == "__main__":
     main()

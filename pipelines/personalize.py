@@ -1,6 +1,7 @@
 """One subject, end to end, on one screen: class images -> fine-tuning -> evaluation -> registry -> summary."""
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from dreambooth.config import DreamBoothConfig
@@ -38,7 +39,7 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
         if (finished := finished_result(plan)) is not None:
             console.line(f"nothing to do: {plan.config.run_uri} holds the result of this configuration")
             return finished
-        encoder = _encoder(plan, console)
+        encoder = encoder_of(plan, console)
         for warning in plan.warnings:
             console.warn(warning)
         console.table(describe_plan(plan))
@@ -58,6 +59,15 @@ def checked_plan(config: DreamBoothConfig, resources: Resources | None = None) -
     check_model_name(plan.config.model_name)
     check_destinations(plan)
     return plan
+
+
+def check_batch_destinations(plans: Sequence[Plan]) -> None:
+    """Prove that the results of many subjects can be written, each place once; InputError when not."""
+    roots = {(plan.config.storage.root, plan.config.tracking): plan for plan in plans}
+    for plan in roots.values():
+        check_destinations(plan)
+    for plan in plans:
+        check_model_name(plan.config.model_name)
 
 
 def _stages(
@@ -87,7 +97,8 @@ def base_source(plan: Plan) -> Source:
     return Source(address=plan.config.base_model, revision=plan.config.revision, base_hash=plan.base.hash)
 
 
-def _encoder(plan: Plan, console: RunConsole) -> str | None:
+def encoder_of(plan: Plan, console: RunConsole) -> str | None:
+    """The image encoder that similarities are measured with; None, with a warning, where there is none to be had."""
     if not plan.config.evaluation.enabled:
         return None
     try:

@@ -1,0 +1,144 @@
+"""What a person sees while a batch works: a live table on a terminal, now and then a plain line elsewhere."""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.subject_record import Progress, State
+
+PLAIN_LINE_SECONDS = 10.0
+_SHOWN_LANES = 12
+_SHOWN_FAILURES = 5
+
+
+class BatchView:
+    """Prints to stderr; `quiet` prints nothing but warnings."""
+
+    def __init__(self, *, total: int, quiet: bool = False, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._total, self._quiet = total, quiet
+        self._began = time.monotonic()
+        self._printed = -PLAIN_LINE_SECONDS
+        self._settled: int | None = None
+        self._pace: tuple[float, int] | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        """Show the table, where there is a terminal."""
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last table standing."""
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+            self._live = None
+
+    def update(
+        self,
+        counts: Mapping[State, int],
+        running: Mapping[str, Progress],
+        *,
+        class_images: tuple[int, int] | None,
+        failures: Sequence[tuple[str, str]],
+    ) -> None:
+        """Show subjects by state, those in lanes, class images (made, to make), and (name, reason) of failures."""
+        settled = counts["done"] + counts["failed"]
+        left = self._left(settled)
+        if self._live is not None:
+            self._live.update(self._table(counts, running, class_images, failures, left))
+        elif not self._quiet:
+            self._plain(counts, running, class_images, settled, left)
+        self._settled = settled
+
+    def line(self, text: str) -> None:
+        """One plain line, with the seconds since the start."""
+        if not self._quiet:
+            self._console.print(Text(f"[{time.monotonic() - self._began:5.0f} s] {text}"), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A warning that says what to do."""
+        self._console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+    def _left(self, settled: int) -> float | None:
+        """Seconds left, by the pace since the first subject of this attempt was finished."""
+        now = time.monotonic()
+        if self._settled is not None and settled > self._settled and self._pace is None:
+            self._pace = now, settled
+        if self._pace is None or settled <= self._pace[1]:
+            return None
+        since, before = self._pace
+        return (now - since) / (settled - before) * (self._total - settled)
+
+    def _plain(
+        self,
+        counts: Mapping[State, int],
+        running: Mapping[str, Progress],
+        class_images: tuple[int, int] | None,
+        settled: int,
+        left: float | None,
+    ) -> None:
+        now = time.monotonic()
+        if settled == self._settled and now - self._printed < PLAIN_LINE_SECONDS:
+            return
+        self._printed = now
+        parts = [f"{counts['done']}/{self._total} done", f"{len(running)} in training"]
+        parts += [f"{counts['failed']} failed"] if counts["failed"] else []
+        parts += [f"class images {class_images[0]}/{class_images[1]}"] if class_images else []
+        parts += [f"{_speed(running):.1f} images/s"] if running else []
+        parts += [f"{_clock(left)} left"] if left is not None else []
+        self.line(", ".join(parts))
+
+    def _table(
+        self,
+        counts: Mapping[State, int],
+        running: Mapping[str, Progress],
+        class_images: tuple[int, int] | None,
+        failures: Sequence[tuple[str, str]],
+        left: float | None,
+    ) -> RenderableType:
+        head = "  ".join(f"{count} {state}" for state, count in counts.items() if count)
+        times = f"{_clock(time.monotonic() - self._began)} so far" + (f", {_clock(left)} left" if left else "")
+        parts: list[RenderableType] = [
+            Text.assemble((f"{self._total} subjects: ", "bold"), head, "   ", (times, "dim")),
+            ProgressBar(total=self._total, completed=counts["done"] + counts["failed"], width=60),
+        ]
+        if class_images is not None and class_images[0] < class_images[1]:
+            parts.append(Text(f"class images {class_images[0]}/{class_images[1]}"))
+        if running:
+            lanes = Table("subject", "step", "loss", "images/s", box=None)
+            for name, progress in list(running.items())[:_SHOWN_LANES]:
+                lanes.add_row(
+                    name,
+                    f"{progress.step}/{progress.steps}",
+                    f"{progress.loss:.3f}",
+                    f"{progress.images_per_second:.1f}",
+                )
+            more = len(running) - _SHOWN_LANES
+            lanes.add_row(
+                *(f"and {more} more" if more > 0 else "in all", "", "", f"{_speed(running):.1f}"), style="dim"
+            )
+            parts.append(lanes)
+        parts += [Text(f"failed: {name}: {reason}", style="red") for name, reason in failures[-_SHOWN_FAILURES:]]
+        return Group(*parts)
+
+
+def _speed(running: Mapping[str, Progress]) -> float:
+    return sum(progress.images_per_second for progress in running.values())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

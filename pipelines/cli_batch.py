@@ -1,0 +1,82 @@
+"""`dreambooth batch`: many subjects with one command."""
+
+import re
+import sys
+from typing import Any
+
+import click
+
+SOME_FAILED = 3
+
+
+@click.command()
+@click.argument("subjects")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
+)
+@click.option("--name", help="Name of the batch; that of SUBJECTS if left out.")
+@click.option("--dry-run", is_flag=True, help="Check all subjects, print the plan, and stop.")
+@click.option("--skip-invalid", is_flag=True, help="Go on without subjects that can't be trained.")
+@click.option("--quiet", "silent", is_flag=True, help="Print only warnings and the result.")
+def batch(
+    subjects: str, overrides: tuple[str, ...], name: str | None, dry_run: bool, skip_invalid: bool, silent: bool
+) -> None:
+    """Personalize many subjects: class images once per class, warm workers, one report.
+
+    SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. Running the same command again
+    does only what is missing. Exit code 0: all done, 3: some failed.
+    """
+    from pipelines.batch import run_batch
+    from pipelines.batch_console import BatchView
+    from pipelines.batch_plan import describe_batch, make_batch_plan
+    from pipelines.cluster import ray_cluster
+    from pipelines.console import RunConsole
+    from pipelines.personalize import check_batch_destinations, encoder_of
+    from pipelines.subject_checks import check_subjects, valid_plans
+    from pipelines.subject_list import read_batch
+
+    console = RunConsole(quiet=silent)
+    configs = read_batch(subjects, overrides)
+    with ray_cluster(configs[0].cluster) as resources:
+        checks = check_subjects(configs, resources)
+        for check in checks:
+            for error in check.errors:
+                console.warn(f"{check.name}: error: {error}")
+            for warning in check.warnings:
+                console.warn(f"{check.name}: {warning}")
+        plan = make_batch_plan(name or batch_name(subjects), valid_plans(checks, skip_invalid=skip_invalid), resources)
+        check_batch_destinations(plan.subjects)
+        console.table(describe_batch(plan))
+        if dry_run:
+            return
+        encoder = encoder_of(plan.subjects[0], console)
+        try:
+            with BatchView(total=len(plan.subjects), quiet=silent) as view:
+                outcome = run_batch(plan, view, encoder)
+        except RuntimeError as error:
+            click.secho(f"failed: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("stopped at once; the same command goes on from the last checkpoints", err=True)
+            sys.exit(130)
+        _print_outcome(outcome.summary)
+        if outcome.interrupted:
+            click.echo("stopped, checkpoints are written; the same command goes on from there", err=True)
+            sys.exit(130)
+        sys.exit(SOME_FAILED if outcome.failed else 0)
+
+
+def batch_name(subjects: str) -> str:
+    """The name of a batch, from its table's or folder's: `photos/My Dogs/` gives my-dogs."""
+    stem = re.sub(r"\.(yaml|yml|jsonl|csv)$", "", subjects.rstrip("/").rsplit("/", 1)[-1], flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:63].strip("-") or "batch"
+
+
+def _print_outcome(summary: dict[str, Any]) -> None:
+    counts = summary["subjects"]
+    states = ", ".join(f"{counts[state]} {state}" for state in counts if state != "total" and counts[state])
+    rows = [("subjects", f"{counts['total']}: {states}")]
+    rows += [("failed", f"{name}: {reason}") for name, reason in summary["failures"].items()]
+    rows += [("report", summary["report"]), ("MLflow", summary["mlflow"]["look"])]
+    for what, value in rows:
+        click.echo(f"{what:>14}  {value}")
