@@ -1,0 +1,76 @@
+"""The page of a batch: whole, escaped, and not too large."""
+
+import io
+import re
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from pipelines.batch_report import SHOWN, render_report
+from pipelines.batch_result import BatchResult, SubjectResult
+from pipelines.batch_summary import lane_busy_share
+from pipelines.subject_record import SubjectRecord
+
+
+def sheet() -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((1200, 1500), 60).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def result(name: str, **changes: object) -> SubjectResult:
+    record = SubjectRecord(
+        name=name, key="k", class_noun="dog", identifier="sks", state="done", lane="d/0", began=100.0, ended=110.0
+    )
+    history = [{"step": step, "loss": 1 / step, "instance_loss": 0.5, "prior_loss": 0.1} for step in range(1, 501)]
+    made = SubjectResult(
+        record=record, registered=f"dreambooth-{name} version 1", history=history, steps_per_second=100.0
+    )
+    return replace(made, **changes)
+
+
+def page(*subjects: SubjectResult) -> str:
+    return render_report(BatchResult(name="pets", facts=[("lanes", "2 <wide>")], subjects=subjects))
+
+
+def test_everything_from_data_is_escaped() -> None:
+    record = replace(
+        result("rex").record, class_noun="<script>x</script>", state="failed", reason="<b>", traceback="<i>\nline"
+    )
+    made = page(result("rex", record=record))
+    assert "&lt;script&gt;x&lt;/script&gt;" in made
+    assert "2 &lt;wide&gt;" in made
+    assert "<pre>&lt;i&gt;\nline</pre>" in made
+    assert made.count("<script>") == 1  # its own
+
+
+def test_it_needs_nothing_from_elsewhere() -> None:
+    made = page(result("rex", contact_sheet=sheet()))
+    sources = re.findall(r'(?:src|href)="([^"]*)"', made)
+    assert sources
+    assert all(source.startswith(("data:image/webp;base64,", "#")) for source in sources)
+    assert not re.search(r"url\(|@import|https?://", made)
+
+
+def test_it_stays_small() -> None:
+    pictured = page(result("rex", contact_sheet=sheet()))
+    assert len(pictured) < 1_000_000
+    assert all(len(points.split()) <= 200 for points in re.findall(r'points="([^"]*)"', pictured))
+    many = page(*(result(f"s-{i}") for i in range(SHOWN + 7)))
+    assert many.count("<figure>") == SHOWN
+    assert "curves of 7 more subjects" in many
+    assert many.count("<tr>") == 1 + SHOWN + 7
+
+
+def test_figures_that_are_not_there_are_dashes() -> None:
+    bare = SubjectResult(record=SubjectRecord(name="rex", key="k", class_noun="dog", identifier="sks"))
+    assert "<td class=n>–</td>" in page(bare)
+
+
+def test_the_busy_share_of_lanes() -> None:
+    first, second = result("a"), result("b")
+    second = replace(second, record=replace(second.record, began=110.0, ended=112.5))
+    # 5 seconds of steps each, in a lane that was there for 12.5.
+    assert lane_busy_share([first, second]) == pytest.approx(0.8)
+    assert lane_busy_share([]) is None

@@ -1,0 +1,60 @@
+"""What a person sees of a batch, with a terminal and without."""
+
+import io
+import itertools
+
+import pytest
+from rich.console import Console
+
+from pipelines import batch_console
+from pipelines.batch_console import BatchView
+from pipelines.subject_record import STATES, Progress, State
+
+
+def counted(**counts: int) -> dict[State, int]:
+    return {state: counts.get(state, 0) for state in STATES}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(batch_console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_lines_come_now_and_then_and_when_a_subject_is_finished(clock: list[float]) -> None:
+    out = io.StringIO()
+    running = {"rex": Progress(step=3, steps=9, images_per_second=4.0, loss=0.2)}
+    with BatchView(total=4, console=Console(file=out)) as view:
+        for second, done in enumerate([0, 0, 0, 1, 1, 2]):
+            clock[0] = float(second)
+            view.update(counted(done=done, training=1), running, class_images=(2, 8), failures=())
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 3
+    assert "0/4 done, 1 in training, class images 2/8, 4.0 images/s" in lines[0]
+    assert lines[2].endswith("0:04 left")  # one subject took two seconds, and two are left
+
+
+def test_a_terminal_shows_a_table_that_stays_small() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, height=60)
+    running = {f"subject-{i}": Progress(step=1, steps=2, images_per_second=1.0, loss=0.5) for i in range(256)}
+    failures = [(f"bad-{i}", "ValueError: no") for i in range(50)]
+    with BatchView(total=10_000, console=console) as view:
+        view.update(counted(training=256, failed=50), running, class_images=None, failures=failures)
+    shown = out.getvalue()
+    assert "10000 subjects" in shown
+    assert "and 244 more" in shown
+    assert "256.0" in shown
+    assert sum(f"bad-{i}:" in shown for i in range(50)) == 5
+    assert "bad-49" in shown
+
+
+def test_quiet_prints_warnings_alone() -> None:
+    out = io.StringIO()
+    with BatchView(total=1, quiet=True, console=Console(file=out)) as view:
+        for done in itertools.islice((0, 1), 2):
+            view.update(counted(done=done), {}, class_images=None, failures=())
+        view.line("nothing")
+        view.warn("do this")
+    assert out.getvalue() == "warning: do this\n"

@@ -1,0 +1,136 @@
+"""All subjects of a batch are checked before anything starts: what is an error, what a warning, and whose."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth.config import DreamBoothConfig, load_config
+from dreambooth.errors import InputError
+from pipelines.batch_plan import describe_batch, make_batch_plan
+from pipelines.cluster import Resources
+from pipelines.subject_checks import SubjectCheck, check_subjects, valid_plans
+
+ROOM = Resources(cpus=4, gpus=0)
+
+
+def picture(seed: int, size: tuple[int, int] = (80, 80)) -> Image.Image:
+    rough = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    return Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def subject(tmp_path: Path, tiny_pipeline: Path) -> Callable[..., DreamBoothConfig]:
+    """A subject with pictures of these seeds."""
+
+    def make(name: str, seeds: tuple[int, ...] = (1, 2, 3), *overrides: str) -> DreamBoothConfig:
+        folder = tmp_path / name
+        folder.mkdir()
+        for seed in seeds:
+            picture(100 * len(list(tmp_path.iterdir())) + seed).save(folder / f"{seed}.png")
+        plain = {
+            "base_model": str(tiny_pipeline),
+            "subject": {"name": name, "class_noun": "dog", "instance_images": str(folder)},
+            "storage": {"root": str(tmp_path / "out")},
+        }
+        return load_config(plain, overrides)
+
+    return make
+
+
+def check(*configs: DreamBoothConfig) -> tuple[SubjectCheck, ...]:
+    return check_subjects(configs, ROOM)
+
+
+def test_good_subjects_get_plans_and_identifiers_of_their_own(subject: Callable[..., DreamBoothConfig]) -> None:
+    checks = check(*(subject(f"rex-{i}") for i in range(4)))
+    assert all(not found.errors and not found.warnings for found in checks)
+    plans = valid_plans(checks, skip_invalid=False)
+    assert len({plan.config.subject.identifier for plan in plans}) == 4
+
+
+def test_identifiers_do_not_take_a_given_one(subject: Callable[..., DreamBoothConfig]) -> None:
+    chosen = check(subject("rex"))[0].plan
+    assert chosen is not None
+    given = subject("mug", (1, 2, 3), f"subject.identifier={chosen.config.subject.identifier}")
+    other = check(given, subject("fido"), load_config(chosen.config.model_dump() | {"subject": unnamed(chosen.config)}))
+    assert len({found.plan.config.subject.identifier for found in other if found.plan}) == 3
+
+
+def unnamed(config: DreamBoothConfig) -> dict[str, object]:
+    return config.subject.model_dump() | {"identifier": None}
+
+
+def test_images_that_are_too_alike(subject: Callable[..., DreamBoothConfig], tmp_path: Path) -> None:
+    config = subject("rex")
+    first = Image.open(next((tmp_path / "rex").iterdir()))
+    first.save(tmp_path / "rex" / "copy.png")
+    first.save(tmp_path / "rex" / "nearly.jpg", quality=60)
+    picture(77, (90, 80)).save(tmp_path / "rex" / "wide.png")
+    [found] = check(config)
+    said = "\n".join(found.warnings)
+    assert "are the same picture" in said
+    assert "nearly.jpg" in said
+    assert "are nearly the same picture" in said
+    assert "images of 2 sizes, from 80x80 to 90x80" in said
+    assert "wide.png" not in said.replace("images of", "")
+
+
+def test_what_is_wrong_is_told_of_its_own_subject(subject: Callable[..., DreamBoothConfig], tmp_path: Path) -> None:
+    few, broken, small, gone = subject("few", (1,)), subject("broken"), subject("small"), subject("gone")
+    (tmp_path / "broken" / "4.png").write_bytes(b"no picture")
+    picture(5, (20, 20)).save(tmp_path / "small" / "5.png")
+    for path in (tmp_path / "gone").iterdir():
+        path.unlink()
+    checks = {found.name: found for found in check(few, broken, small, gone)}
+    assert not checks["few"].errors
+    assert "three to five" in checks["few"].warnings[0]
+    assert "4.png" in checks["broken"].errors[0]
+    assert "5.png" in checks["small"].errors[0]
+    assert checks["gone"].errors
+
+    with pytest.raises(InputError, match=r"3 of 4 subjects can't be trained .*broken: .*--skip-invalid"):
+        valid_plans(tuple(checks.values()), skip_invalid=False)
+    [plan] = valid_plans(tuple(checks.values()), skip_invalid=True)
+    assert plan.config.subject.name == "few"
+    with pytest.raises(InputError, match="none of the 1 subjects"):
+        valid_plans([checks["gone"]], skip_invalid=True)
+
+
+def test_words_that_the_base_model_does_not_know_or_knows_too_well(
+    subject: Callable[..., DreamBoothConfig],
+) -> None:
+    strange = subject("strange", (1, 2, 3), "subject.class_noun=qzxwv")
+    common = subject("common", (1, 2, 3), "subject.identifier=photo")
+    found = {one.name: "\n".join(one.warnings) for one in check(strange, common)}
+    assert "no word of its own for the class noun 'qzxwv'" in found["strange"]
+    assert "already knows a use for" in found["common"]
+
+
+def test_two_subjects_with_the_same_images(subject: Callable[..., DreamBoothConfig], tmp_path: Path) -> None:
+    rex = subject("rex")
+    twin = rex.model_copy(update={"subject": rex.subject.model_copy(update={"name": "twin"})})
+    assert check(rex, twin)[1].warnings == ("its images are those of rex",)
+
+
+def test_a_batch_that_has_no_room_or_mixes_workers(subject: Callable[..., DreamBoothConfig]) -> None:
+    plans = valid_plans(check(subject("a"), subject("b", (1, 2, 3), "cluster.cpus_per_worker=2")), skip_invalid=False)
+    with pytest.raises(InputError, match="b asks for other workers than a"):
+        make_batch_plan("pets", plans, ROOM)
+    with pytest.raises(InputError, match="the cluster has 1 CPUs"):
+        make_batch_plan("pets", plans[1:], Resources(cpus=1, gpus=0))
+    greedy = valid_plans(check(subject("c", (1, 2, 3), "cluster.lanes=5")), skip_invalid=False)
+    with pytest.raises(InputError, match=r"cluster.lanes is 5, but the cluster has room for 4"):
+        make_batch_plan("pets", greedy, ROOM)
+
+
+def test_the_plan_says_how_many_lanes_and_why(subject: Callable[..., DreamBoothConfig]) -> None:
+    plans = valid_plans(check(*(subject(f"s-{i}") for i in range(6))), skip_invalid=False)
+    rows = dict(describe_batch(make_batch_plan("pets", plans, ROOM)))
+    assert rows["lanes"] == "4 (4 CPUs, and a subject takes 1)"
+    assert rows["batch"] == "pets: 6 subjects of 1 classes"
+    assert rows["class images"].startswith("1 sets, 200 images to make")
+    few = dict(describe_batch(make_batch_plan("pets", plans[:2], ROOM)))
+    assert few["lanes"] == "2 (no more than subjects)"

@@ -1,0 +1,142 @@
+"""Reading the subjects of a batch: every kind of table, and every mistake in one."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from dreambooth.errors import InputError
+from pipelines.subject_list import read_batch
+
+YAML = """
+train: {max_train_steps: 7}
+subjects:
+  - {name: rex, class_noun: dog, instance_images: photos/rex, identifier: sks}
+  - {name: mug, class_noun: cup, instance_images: [a.jpg, /b.jpg], train.learning_rate: 0.5}
+"""
+CSV = """name, class_noun, instance_images, identifier, train.max_train_steps
+rex, dog, photos/rex, sks, 7
+mug, cup, a.jpg; b.jpg,,
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[[str, str], str]:
+    def write(name: str, content: str) -> str:
+        (tmp_path / name).write_text(content)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    fs = fsspec.filesystem("memory")
+    yield fs
+    for path in fs.ls("/", detail=False):
+        fs.rm(path, recursive=True)
+
+
+def refusal(address: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        read_batch(address, overrides)
+    return str(caught.value)
+
+
+def test_yaml_with_settings_of_all_and_of_one(table: Callable[[str, str], str], tmp_path: Path) -> None:
+    rex, mug = read_batch(table("s.yaml", YAML), ["storage.root=elsewhere"])
+    assert (rex.subject.name, rex.subject.class_noun, rex.subject.identifier) == ("rex", "dog", "sks")
+    assert rex.subject.instance_images == (str(tmp_path / "photos" / "rex"),)
+    assert mug.subject.instance_images == (str(tmp_path / "a.jpg"), "/b.jpg")
+    assert (rex.train.max_train_steps, mug.train.max_train_steps) == (7, 7)
+    assert (rex.train.learning_rate, mug.train.learning_rate) == (5e-4, 0.5)
+    assert rex.run_uri == "elsewhere/rex"
+
+
+def test_csv(table: Callable[[str, str], str], tmp_path: Path) -> None:
+    rex, mug = read_batch(table("s.csv", CSV))
+    assert (rex.subject.identifier, rex.train.max_train_steps) == ("sks", 7)
+    assert mug.subject.instance_images == (str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg"))
+    assert mug.subject.identifier is None
+    assert mug.train.max_train_steps != 7
+
+
+def test_jsonl_and_overrides_over_all(table: Callable[[str, str], str]) -> None:
+    rows = [{"name": name, "class_noun": "dog", "instance_images": f"s3://b/{name}"} for name in ("rex", "fido")]
+    content = "\n".join(json.dumps(row | {"train": {"max_train_steps": 3}}) for row in rows)
+    configs = read_batch(table("s.jsonl", content), ["train.max_train_steps=9"])
+    assert [config.subject.instance_images for config in configs] == [("s3://b/rex",), ("s3://b/fido",)]
+    assert [config.train.max_train_steps for config in configs] == [9, 9]
+
+
+def test_a_folder_of_folders_at_any_address(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe_file("/photos/rex/1.png", b"")
+    memory.pipe_file("/photos/rex/subject.yaml", b"{class_noun: dog, identifier: sks}")
+    memory.pipe_file("/photos/mug/1.png", b"")
+    memory.pipe_file("/photos/mug/subject.yaml", b"{name: my-mug, class_noun: cup, train: {max_train_steps: 2}}")
+    mug, rex = read_batch("memory://photos")
+    assert (mug.subject.name, mug.train.max_train_steps) == ("my-mug", 2)
+    assert (rex.subject.name, rex.subject.identifier) == ("rex", "sks")
+    assert rex.subject.instance_images[0].startswith("memory://")
+    assert rex.subject.instance_images[0].endswith("photos/rex")
+
+
+def test_a_table_in_memory_starts_from_its_own_folder(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe_file("/tables/s.csv", b"name,class_noun,instance_images\nrex,dog,rex\n")
+    [rex] = read_batch("memory://tables/s.csv")
+    assert rex.subject.instance_images == ("memory://tables/rex",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("s.yaml", "subjects: []", "holds no subject"),
+        ("s.yaml", "subjects: {", "not valid YAML"),
+        ("s.yaml", "rex", "expected a list of subjects"),
+        (
+            "s.csv",
+            "name,instance_images\nrex,rex\n",
+            "column 'class_noun' is missing; it has name, instance_images",
+        ),
+        ("s.csv", "name,class_noun,instance_images\n", "holds no subject"),
+        ("s.csv", "name,class_noun,instance_images\nrex,dog,a,b\n", "line 2 has more cells"),
+        ("s.jsonl", '{"name": "rex"}\n{"name"\n', "line 2 is not JSON"),
+        ("s.txt", "rex", ".yaml, .jsonl or .csv"),
+    ],
+)
+def test_mistakes_in_tables(table: Callable[[str, str], str], name: str, content: str, expected: str) -> None:
+    assert expected in refusal(table(name, content))
+
+
+def rows(*subjects: str) -> str:
+    return "\n".join(f"- {{class_noun: dog, instance_images: x, {subject}}}" for subject in subjects)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (rows("name: ../up"), "../up: subject.name"),
+        (rows("name: a/b"), "a/b: subject.name"),
+        (rows("name: rex", "name: Rex"), "Rex: subject.name"),
+        (rows("name: rex", "name: rex"), "the name 'rex' is taken 2 times"),
+        (rows("name: a, identifier: sks", "name: b, identifier: SKS"), "the identifier 'sks' is taken 2 times"),
+        (rows("name: rex, train.max_trian_steps: 3"), "rex: unknown setting train.max_trian_steps; did you mean"),
+        (rows("{}").replace("{}", "identifier: sks"), "subject 1: subject.name is missing"),
+    ],
+)
+def test_mistakes_of_subjects_name_the_subject(table: Callable[[str, str], str], content: str, expected: str) -> None:
+    assert expected in refusal(table("s.yaml", content))
+
+
+def test_all_mistakes_are_told_at_once(table: Callable[[str, str], str]) -> None:
+    said = refusal(table("s.yaml", rows("name: ../up", "name: rex", "name: rex", "name: b, trian: {}")))
+    assert "../up: subject.name" in said
+    assert "taken 2 times" in said
+    assert "unknown setting trian" in said
+
+
+def test_an_address_that_is_not_there(tmp_path: Path) -> None:
+    assert "there is nothing at" in refusal(str(tmp_path / "none.yaml"))
+    assert "can't be used" in refusal("nothing://a/s.yaml")
