@@ -1,5 +1,6 @@
 """The command line. Thin: it turns flags into settings and prints; heavy imports happen inside the commands."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from dreambooth import __version__
 from dreambooth.errors import InputError
 from dreambooth.quiet import quiet
 from pipelines.cli_batch import batch
+from pipelines.cli_jobs import jobs_group, submit
 
 if TYPE_CHECKING:
     from dreambooth.config import DreamBoothConfig
@@ -22,8 +24,9 @@ class _Commands(click.Group):
     """Turns an InputError into its message and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command, with the libraries it imports told to be silent."""
+        """Run a command, with the libraries it imports told to be silent; SIGTERM stops it as Ctrl-C does."""
         quiet()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)
         except InputError as error:
@@ -246,7 +249,8 @@ def settings() -> None:
             click.echo(f"{group + '.' + name:<38} {value}")
 
 
-main.add_command(batch)
+for command in (batch, submit, jobs_group):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,160 @@
+"""Runs and batches as jobs on a Ray cluster, submitted from outside it through Ray's Jobs API.
+
+A job is named by what it does: command, arguments, and what the files among them hold. Submitting the same again finds
+the running job, or goes on with one that was stopped or failed.
+"""
+
+import asyncio
+import hashlib
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dreambooth.errors import InputError
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_TABLES = (".yaml", ".yml", ".jsonl", ".csv")
+_PACKAGES = ("dreambooth", "pipelines")
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+Fate = Literal["submitted", "submitted again", "already running", "already done"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to run: arguments of `dreambooth`, those that are local files named as they are called on the cluster."""
+
+    arguments: tuple[str, ...]
+    files: Mapping[str, Path]
+
+    @property
+    def id(self) -> str:
+        """The same for the same command and the same contents of its files."""
+        digest = hashlib.sha256("\0".join(self.arguments).encode())
+        for name, path in sorted(self.files.items()):
+            digest.update(f"\0{name}\0".encode() + path.read_bytes())
+        return f"dreambooth-{self.arguments[0]}-{digest.hexdigest()[:16]}"
+
+    @property
+    def entrypoint(self) -> str:
+        """The shell command that Ray runs in the job's working directory."""
+        return shlex.join(["python", "-m", "pipelines.cli", *self.arguments, "--set", "cluster.address=auto"])
+
+
+def make_job(command: str, arguments: Sequence[str]) -> Job:
+    """Make a job of a command and its arguments; tables and configurations among them travel with it."""
+    files: dict[str, Path] = {}
+    named = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.suffix.lower() in _TABLES and path.is_file():
+            name = f"inputs/{len(files)}/{path.name}"
+            files[name] = path
+            named.append(name)
+        else:
+            named.append(argument)
+    return Job(arguments=(command, *named), files=files)
+
+
+def environment(names: Sequence[str]) -> dict[str, str]:
+    """Variables to hand on, with their values here; InputError for one that isn't set."""
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise InputError(f"--env {missing[0]}: this variable is not set here; export it, or leave the flag out")
+    return {name: os.environ[name] for name in names}
+
+
+def submit(client: Any, job: Job, *, with_code: bool, variables: Mapping[str, str]) -> Fate:
+    """Submit a job unless it runs or is done; one that failed or was stopped goes on.
+
+    `with_code` brings this project's code along; without it the cluster's image has to have it.
+    """
+    known = {info.submission_id: str(info.status.value) for info in client.list_jobs()}.get(job.id)
+    if known == "SUCCEEDED":
+        return "already done"
+    if known is not None and known not in _ENDED:
+        return "already running"
+    if known is not None:
+        client.delete_job(job.id)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-job-") as folder:
+        _fill(Path(folder), job, with_code=with_code)
+        client.submit_job(
+            entrypoint=job.entrypoint,
+            submission_id=job.id,
+            runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1", **variables}},
+            metadata={"dreambooth": " ".join(job.arguments[:2])},
+        )
+    return "submitted" if known is None else "submitted again"
+
+
+def follow(client: Any, job_id: str, show: Callable[[str], None]) -> str:
+    """Show a job's log until it ends; returns its status."""
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(job_id):
+            show(lines)
+
+    asyncio.run(tail())
+    return status(client, job_id)
+
+
+def status(client: Any, job_id: str) -> str:
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; InputError for a job that the cluster doesn't know."""
+    known = {info.submission_id: info for info in client.list_jobs()}
+    if job_id not in known:
+        ours = [name for name in known if name and name.startswith("dreambooth-")]
+        raise InputError(f"the cluster has no job {job_id!r}; it has {', '.join(ours) or 'none of dreambooth'}")
+    return str(known[job_id].status.value)
+
+
+def connect(address: str | None) -> Any:
+    """A client of a cluster's Jobs API; InputError that says which of address and token is wrong."""
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    if not address.startswith(("http://", "https://")):
+        raise InputError(f"--address is {address!r}; expected the dashboard's, such as http://HEAD:8265")
+    if (
+        "RAY_AUTH_TOKEN" in os.environ
+        or "RAY_AUTH_TOKEN_PATH" in os.environ
+        or Path("~/.ray/auth_token").expanduser().exists()
+    ):
+        # Read by Ray when it is imported.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray.job_submission import JobSubmissionClient
+
+    with explained(address):
+        return JobSubmissionClient(address)
+
+
+@contextmanager
+def explained(address: str) -> Any:
+    """Within, what a cluster refuses is an InputError that says what to do."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        if "403" in str(error) or "invalid" in str(error).lower():
+            raise InputError(
+                f"{address} refuses the token (403): it is another cluster's; set RAY_AUTH_TOKEN"
+            ) from None
+        raise InputError(f"{address} wants a token (401): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN") from None
+    except ConnectionError:
+        raise InputError(
+            f"nothing answers at {address}; expected the dashboard's address, such as http://HEAD:8265"
+        ) from None
+
+
+def _fill(folder: Path, job: Job, *, with_code: bool) -> None:
+    """Put into a folder what the job needs, and nothing else."""
+    root = Path(__file__).parents[1]
+    for package in _PACKAGES if with_code else ():
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    for name, path in job.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)

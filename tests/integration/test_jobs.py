@@ -1,0 +1,173 @@
+"""Jobs on a real Ray cluster with token auth, submitted from outside it."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dreambooth.miniature import subject_dir
+from pipelines.storage import read_json
+
+
+class Cluster:
+    """`ray start --head` in processes of its own, on ports of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.token = secrets.token_hex(32)
+        self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        self.environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
+        ray = str(Path(sys.executable).with_name("ray"))
+        ports = ["--port", str(free_port()), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.port)]
+        ports += ["--dashboard-agent-listen-port", str(free_port()), "--num-cpus", "3"]
+        self.head = subprocess.Popen(
+            [ray, "start", "--head", "--block", *ports, "--object-store-memory", str(200 << 20)],
+            env=self.environment,
+            stdout=(folder / "head.log").open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait(self) -> None:
+        """Until the dashboard answers."""
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            assert self.head.poll() is None, (self.folder / "head.log").read_text()
+            if self.ask(self.token) == 200:
+                return
+            time.sleep(0.5)
+        raise AssertionError((self.folder / "head.log").read_text())
+
+    def ask(self, token: str | None) -> int | None:
+        """The status that a plain call to the Jobs API gets; None: nothing answers."""
+        request = urllib.request.Request(f"{self.address}/api/jobs/")
+        if token is not None:
+            request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return None
+
+    def dreambooth(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """The command line, as a user outside the cluster gives it."""
+        return subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", *arguments, "--address", self.address],
+            cwd=self.folder,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    def stop(self) -> None:
+        """Stop what was started here, and nothing else."""
+        self.head.send_signal(signal.SIGTERM)
+        try:
+            self.head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.head.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    started = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture
+def table(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    settings = {
+        "base_model": str(tiny_pipeline),
+        "prior": {"num_class_images": 2, "num_inference_steps": 1},
+        "train": {"max_train_steps": 400, "checkpoint_every": 10},
+        "evaluation": {"enabled": False},
+        "storage": {"root": str(tmp_path / "out")},
+        "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+        "subjects": [
+            {"name": name, "class_noun": "car", "instance_images": str(subject_dir(name))}
+            for name in ("coral-car", "lime-car")
+        ],
+    }
+    path = tmp_path / "cars.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_who_has_no_token_or_a_wrong_one_stays_outside(cluster: Cluster) -> None:
+    assert cluster.ask(None) == 401
+    assert cluster.ask("0" * 64) == 403
+    refused = cluster.dreambooth("jobs", "list", RAY_AUTH_TOKEN="0" * 64)
+    assert refused.returncode == 2
+    assert "refuses the token (403)" in refused.stderr
+    nameless = cluster.dreambooth("jobs", "list", RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN="")
+    assert nameless.returncode == 2
+    assert "wants a token (401)" in nameless.stderr
+
+
+def test_a_batch_is_stopped_goes_on_and_is_one_job(cluster: Cluster, table: Path, tmp_path: Path) -> None:
+    submit = ("submit", "batch", str(table), "--set", "cluster.lanes=1")
+    detached = cluster.dreambooth(*submit, "--detach")
+    assert detached.returncode == 0, detached.stderr
+    job = detached.stderr.split(":")[0].splitlines()[-1]
+    again = cluster.dreambooth(*submit, "--detach")
+    assert "already running" in again.stderr
+    deadline = time.monotonic() + 180
+    while not list((tmp_path / "out").glob("*/checkpoints/*/*/manifest.json")):
+        assert cluster.dreambooth("jobs", "status", job).stdout.strip() in ("PENDING", "RUNNING")
+        assert time.monotonic() < deadline
+    assert "stopping" in cluster.dreambooth("jobs", "stop", job).stdout
+    while cluster.dreambooth("jobs", "status", job).stdout.strip() == "RUNNING":
+        assert time.monotonic() < deadline
+    assert cluster.dreambooth("jobs", "status", job).stdout.strip() == "STOPPED"
+
+    finished = cluster.dreambooth(*submit)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert f"{job}: submitted again" in finished.stderr
+    assert "2 done" in finished.stdout
+    assert read_json(str(tmp_path / "out" / "batches" / "cars" / "summary.json"))["subjects"]["done"] == 2
+    resumed = [read_json(str(path))["resumed_from"] for path in (tmp_path / "out").glob("*/training/*.json")]
+    assert max(resumed) >= 10
+    assert "already done" in cluster.dreambooth(*submit).stderr
+    assert job in cluster.dreambooth("jobs", "list").stdout
+
+
+def test_what_is_not_there_is_named(cluster: Cluster) -> None:
+    unknown = cluster.dreambooth("jobs", "logs", "dreambooth-run-0")
+    assert unknown.returncode == 2
+    assert "no job 'dreambooth-run-0'" in unknown.stderr
+    missing = cluster.dreambooth("submit", "batch", "x.yaml", "--env", "NOT_SET_ANYWHERE")
+    assert missing.returncode == 2
+    assert "NOT_SET_ANYWHERE" in missing.stderr
+
+
+def test_an_address_where_nothing_answers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "jobs", "list", "--address", f"http://127.0.0.1:{free_port()}"]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert refused.returncode == 2
+    assert "nothing answers at http://127.0.0.1" in refused.stderr

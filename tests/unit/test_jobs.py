@@ -1,0 +1,100 @@
+"""What names a job, and what travels with it; clients that answer by rote stand in for a cluster."""
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dreambooth.errors import InputError
+from pipelines.jobs import Job, connect, environment, make_job, status, submit
+
+
+class Client:
+    """Remembers what was submitted; knows jobs as (id, status)."""
+
+    def __init__(self, **known: str) -> None:
+        self.known = known
+        self.submitted: list[dict[str, Any]] = []
+        self.deleted: list[str] = []
+        self.files: set[str] = set()
+
+    def list_jobs(self) -> list[Any]:
+        return [SimpleNamespace(submission_id=i, status=SimpleNamespace(value=s)) for i, s in self.known.items()]
+
+    def delete_job(self, job_id: str) -> None:
+        self.deleted.append(job_id)
+
+    def submit_job(self, **job: Any) -> None:
+        folder = Path(job["runtime_env"]["working_dir"])
+        self.files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        self.submitted.append(job)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "my cars.yaml"
+    path.write_text("subjects: []")
+    return path
+
+
+def job_of(table: Path) -> Job:
+    return make_job("batch", [str(table), "--set", "prompts.instance=a photo of {identifier}"])
+
+
+def test_a_job_is_named_by_what_it_does(table: Path, tmp_path: Path) -> None:
+    first = job_of(table).id
+    assert job_of(table).id == first
+    elsewhere = tmp_path / "elsewhere" / table.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(table.read_text())
+    assert job_of(elsewhere).id == first
+    table.write_text("subjects: [1]")
+    assert job_of(table).id != first
+    assert make_job("batch", ["--skip-invalid"]).id != make_job("run", ["--skip-invalid"]).id
+
+
+def test_the_command_survives_the_shell(table: Path) -> None:
+    words = shlex.split(job_of(table).entrypoint)
+    assert words[:5] == ["python", "-m", "pipelines.cli", "batch", "inputs/0/my cars.yaml"]
+    assert "prompts.instance=a photo of {identifier}" in words
+    assert words[-2:] == ["--set", "cluster.address=auto"]
+
+
+def test_only_what_is_needed_travels(table: Path) -> None:
+    client = Client()
+    assert submit(client, job_of(table), with_code=True, variables={"AWS_PROFILE": "x"}) == "submitted"
+    assert {"inputs/0/my cars.yaml", "pipelines/cli.py", "dreambooth/config.py"} <= client.files
+    assert {name.split("/")[0] for name in client.files} == {"inputs", "pipelines", "dreambooth"}
+    assert not [name for name in client.files if name.endswith(".pyc")]
+    assert client.submitted[0]["runtime_env"]["env_vars"]["AWS_PROFILE"] == "x"
+    submit(client, job_of(table), with_code=False, variables={})
+    assert client.files == {"inputs/0/my cars.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("known", "fate", "submissions"),
+    [
+        ("PENDING", "already running", 0),
+        ("RUNNING", "already running", 0),
+        ("SUCCEEDED", "already done", 0),
+        ("FAILED", "submitted again", 1),
+        ("STOPPED", "submitted again", 1),
+    ],
+)
+def test_submitting_twice_is_one_job(table: Path, known: str, fate: str, submissions: int) -> None:
+    job = job_of(table)
+    client = Client(**{job.id: known})
+    assert submit(client, job, with_code=False, variables={}) == fate
+    assert len(client.submitted) == len(client.deleted) == submissions
+
+
+def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(InputError, match="NOT_SET"):
+        environment(["NOT_SET"])
+    with pytest.raises(InputError, match="expected the dashboard's"):
+        connect("HEAD:8265")
+    with pytest.raises(InputError, match="no job 'x'; it has dreambooth-run-1"):
+        status(Client(**{"dreambooth-run-1": "RUNNING"}), "x")
