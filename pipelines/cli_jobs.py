@@ -39,6 +39,7 @@ def submit(
     fate = jobs.submit(client, job, with_code=not image_has_package, variables=values)
     click.echo(f"{job.id}: {fate}", err=True)
     if detach or fate == "already done":
+        click.echo(job.id)
         return
     _follow(client, job.id)
 

@@ -6,6 +6,7 @@ the running job, or goes on with one that was stopped or failed.
 
 import asyncio
 import hashlib
+import logging
 import os
 import shlex
 import shutil
@@ -127,6 +128,8 @@ def connect(address: str | None) -> Any:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.job_submission import JobSubmissionClient
 
+    for chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
     with explained(address):
         return JobSubmissionClient(address)
 

@@ -29,16 +29,20 @@ class Cluster:
         self.token = secrets.token_hex(32)
         self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
         self.environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
-        ray = str(Path(sys.executable).with_name("ray"))
+        here = Path(sys.executable).parent
+        # A job's `python` is the one on the path of the node that it runs on.
+        self.environment["PATH"] = f"{here}{os.pathsep}{os.environ['PATH']}"
+        ray = str(here / "ray")
         ports = ["--port", str(free_port()), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.port)]
         ports += ["--dashboard-agent-listen-port", str(free_port()), "--num-cpus", "3"]
-        self.head = subprocess.Popen(
-            [ray, "start", "--head", "--block", *ports, "--object-store-memory", str(200 << 20)],
-            env=self.environment,
-            stdout=(folder / "head.log").open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with (folder / "head.log").open("w") as log:
+            self.head = subprocess.Popen(
+                [ray, "start", "--head", "--block", *ports, "--object-store-memory", str(200 << 20)],
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def wait(self) -> None:
         """Until the dashboard answers."""
@@ -134,12 +138,14 @@ def test_a_batch_is_stopped_goes_on_and_is_one_job(cluster: Cluster, table: Path
     submit = ("submit", "batch", str(table), "--set", "cluster.lanes=1")
     detached = cluster.dreambooth(*submit, "--detach")
     assert detached.returncode == 0, detached.stderr
-    job = detached.stderr.split(":")[0].splitlines()[-1]
+    job = detached.stdout.strip()
+    assert detached.stderr == f"{job}: submitted\n"
     again = cluster.dreambooth(*submit, "--detach")
     assert "already running" in again.stderr
     deadline = time.monotonic() + 180
     while not list((tmp_path / "out").glob("*/checkpoints/*/*/manifest.json")):
-        assert cluster.dreambooth("jobs", "status", job).stdout.strip() in ("PENDING", "RUNNING")
+        running = cluster.dreambooth("jobs", "status", job).stdout.strip() in ("PENDING", "RUNNING")
+        assert running, cluster.dreambooth("jobs", "logs", job).stdout
         assert time.monotonic() < deadline
     assert "stopping" in cluster.dreambooth("jobs", "stop", job).stdout
     while cluster.dreambooth("jobs", "status", job).stdout.strip() == "RUNNING":
