@@ -36,12 +36,12 @@ def submit(
     if not any("storage.root=" in argument or "storage.run=" in argument for argument in arguments) and not job.files:
         click.echo("warning: results go to a folder on the cluster's head; set storage.root=s3://…", err=True)
     client = jobs.connect(address)
-    fate = jobs.submit(client, job, with_code=not image_has_package, variables=values)
-    click.echo(f"{job.id}: {fate}", err=True)
+    job_id, fate = jobs.submit(client, job, with_code=not image_has_package, variables=values)
+    click.echo(f"{job_id}: {fate}", err=True)
     if detach or fate == "already done":
-        click.echo(job.id)
+        click.echo(job_id)
         return
-    _follow(client, job.id)
+    _follow(client, job_id)
 
 
 @click.group(name="jobs")

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -71,27 +72,35 @@ def environment(names: Sequence[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names}
 
 
-def submit(client: Any, job: Job, *, with_code: bool, variables: Mapping[str, str]) -> Fate:
-    """Submit a job unless it runs or is done; one that failed or was stopped goes on.
+def submit(client: Any, job: Job, *, with_code: bool, variables: Mapping[str, str]) -> tuple[str, Fate]:
+    """Submit a job unless it runs or is done; one that failed or was stopped goes on. Returns the id it runs under.
 
     `with_code` brings this project's code along; without it the cluster's image has to have it.
     """
-    known = {info.submission_id: str(info.status.value) for info in client.list_jobs()}.get(job.id)
-    if known == "SUCCEEDED":
-        return "already done"
-    if known is not None and known not in _ENDED:
-        return "already running"
-    if known is not None:
-        client.delete_job(job.id)
+    attempts = _attempts(client, job.id)
+    last = attempts[-1] if attempts else None
+    if last is not None and last[1] == "SUCCEEDED":
+        return last[0], "already done"
+    if last is not None and last[1] not in _ENDED:
+        return last[0], "already running"
+    # Ray gives the name of a job that ended to no other, so every attempt has one of its own.
+    job_id = f"{job.id}-{len(attempts) + 1}"
     with tempfile.TemporaryDirectory(prefix="dreambooth-job-") as folder:
         _fill(Path(folder), job, with_code=with_code)
         client.submit_job(
             entrypoint=job.entrypoint,
-            submission_id=job.id,
+            submission_id=job_id,
             runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1", **variables}},
             metadata={"dreambooth": " ".join(job.arguments[:2])},
         )
-    return "submitted" if known is None else "submitted again"
+    return job_id, "submitted again" if attempts else "submitted"
+
+
+def _attempts(client: Any, job_id: str) -> list[tuple[str, str]]:
+    """(id, status) of a job's attempts, in their order."""
+    known = {str(info.submission_id): str(info.status.value) for info in client.list_jobs()}
+    numbers = (int(name.rpartition("-")[2]) for name in known if re.fullmatch(rf"{job_id}-\d+", name))
+    return [(f"{job_id}-{number}", known[f"{job_id}-{number}"]) for number in sorted(numbers)]
 
 
 def follow(client: Any, job_id: str, show: Callable[[str], None]) -> str:

