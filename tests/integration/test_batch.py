@@ -143,7 +143,7 @@ def test_killed_workers_and_a_poisoned_subject_cost_nobody_else(
     make_batch: Callable[..., BatchPlan], tmp_path: Path
 ) -> None:
     names = ("coral-car", "mint-dog", "navy-dog", "lime-car")
-    settings = {"train__max_train_steps": 120, "train__checkpoint_every": 20, "cluster__lanes": 2}
+    settings = {"train__max_train_steps": 60, "train__checkpoint_every": 10, "cluster__lanes": 2}
     poison = {"mint-dog": {"train__noise_offset": 1e30}}
     calm = make_batch(tmp_path / "calm", *names, over=poison, **settings)
     outcome = run_batch(calm, Silent(), None)
@@ -157,7 +157,7 @@ def test_killed_workers_and_a_poisoned_subject_cost_nobody_else(
 
     def kill(running: Mapping[str, Progress]) -> None:
         for name, progress in running.items():
-            if name == "navy-dog" and progress.step >= 40 and not killed:
+            if name == "navy-dog" and progress.step >= 20 and not killed:
                 killed.append(name)
                 kill_lane_worker()
 
@@ -167,14 +167,14 @@ def test_killed_workers_and_a_poisoned_subject_cost_nobody_else(
     assert killed
     assert set(states(after).values()) == {"done"}
     assert weights(struck) == calm_weights
-    assert [step for step, _ in history(struck, "navy-dog")] == list(range(1, 121))
+    assert [step for step, _ in history(struck, "navy-dog")] == list(range(1, 61))
     assert sum(row["attempts"] for row in after.summary["results"]) == 3
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_the_queue_can_die(make_batch: Callable[..., BatchPlan], tmp_path: Path) -> None:
     names = ("coral-car", "navy-dog")
-    plan = make_batch(tmp_path, *names, train__max_train_steps=80, cluster__lanes=2)
+    plan = make_batch(tmp_path, *names, train__max_train_steps=60, cluster__lanes=2)
     killed = threading.Event()
 
     def kill(running: Mapping[str, Progress]) -> None:
@@ -199,7 +199,7 @@ def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(make_con
     common = {
         "base_model": config.base_model,
         "prior": config.prior.model_dump(),
-        "train": config.train.model_dump() | {"max_train_steps": 150, "checkpoint_every": 10},
+        "train": config.train.model_dump() | {"max_train_steps": 80, "checkpoint_every": 10},
         "storage": {"root": str(tmp_path / "out")},
         "evaluation": {"enabled": False},
     }

@@ -1,8 +1,8 @@
 """Jobs on a real Ray cluster with token auth, submitted from outside it."""
 
+import contextlib
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -81,11 +82,11 @@ class Cluster:
 
     def stop(self) -> None:
         """Stop what was started here, and nothing else."""
-        self.head.send_signal(signal.SIGTERM)
-        try:
-            self.head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.head.pid, signal.SIGKILL)
+        started = [*psutil.Process(self.head.pid).children(recursive=True), psutil.Process(self.head.pid)]
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.head.wait(30)
 
 
 def free_port() -> int:
@@ -109,7 +110,7 @@ def table(tiny_pipeline: Path, tmp_path: Path) -> Path:
     settings = {
         "base_model": str(tiny_pipeline),
         "prior": {"num_class_images": 2, "num_inference_steps": 1},
-        "train": {"max_train_steps": 400, "checkpoint_every": 10},
+        "train": {"max_train_steps": 100, "checkpoint_every": 10},
         "evaluation": {"enabled": False},
         "storage": {"root": str(tmp_path / "out")},
         "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
