@@ -26,11 +26,11 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench s3 s3-stop clean
+.PHONY: help install demo test check fix bench bench-batch s3 s3-stop clean
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 
 install: $(INSTALLED) ## Create .venv and install everything into it
 
@@ -71,6 +71,9 @@ fix: $(INSTALLED) ## Repair what ruff can repair, and format
 
 bench: $(INSTALLED) ## Measure loop efficiency, prior speed-up and start-up; figures go to output/bench/main.json
 	$(BIN)/python tests/bench/main.py
+
+bench-batch: $(INSTALLED) ## Measure a batch against runs one by one; figures go to output/bench/batch.json
+	$(BIN)/python tests/bench/batch.py
 
 s3: ## Start an S3 store on this machine (OpenStack Swift), with its data in output/s3/, and say how to use it
 	@$(find_python) $$python infra/s3/swift.py start --folder $(S3_FOLDER)
