@@ -134,7 +134,7 @@ class _Driving:
         import ray
 
         ray.get(self._queue.stop.remote())
-        while self._lanes.tend(0):
+        while self._lanes.tend(-1):
             snapshot: Snapshot = ray.get(self._queue.snapshot.remote())
             self._show(snapshot)
             time.sleep(_POLL_SECONDS)
