@@ -72,7 +72,7 @@ class TestReading:
 
 class TestFillingIn:
     def test_the_miniature_has_defaults_of_its_own(self) -> None:
-        assert load().train.max_train_steps == 300
+        assert load().train.max_train_steps == 400
         assert load(base_model="some/model").train.max_train_steps == 1000
 
     def test_and_what_the_user_says_goes_over_them(self) -> None:
@@ -174,8 +174,8 @@ class TestRefusing:
         assert f"multiple of 8, at least 16, got {resolution}" in fault(f"images.resolution={resolution}")
 
     def test_a_warm_up_longer_than_the_training(self) -> None:
-        message = fault("train.lr_warmup_steps=300")
-        assert "lr_warmup_steps is 300, but there are only 300 max_train_steps" in message
+        message = fault("train.lr_warmup_steps=400")
+        assert "lr_warmup_steps is 400, but there are only 400 max_train_steps" in message
 
     @pytest.mark.parametrize(
         ("changes", "message"),
