@@ -1,4 +1,4 @@
-"""The one exception for what a person can put right."""
+"""The exception for what a person can put right, and the one for a training that went wrong."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""

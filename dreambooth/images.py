@@ -13,16 +13,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 import numpy as np
-import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from pydantic import TypeAdapter, ValidationError
 
 from dreambooth.errors import InputError
 from dreambooth.subject import Words
+
+if TYPE_CHECKING:
+    import torch
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FORMATS = ("JPEG", "PNG", "WEBP")
@@ -127,8 +129,10 @@ def squares(
     return cut + [ImageOps.mirror(square) for square in cut] if flip else cut
 
 
-def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
+def to_pixels(images: Sequence[Image.Image]) -> "torch.Tensor":
     """RGB pictures of one size as float32 in [-1, 1], (N, 3, H, W)."""
+    import torch
+
     pixels = np.stack([np.asarray(image, dtype=np.float32) for image in images])  # (N, H, W, 3)
     return torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
 

@@ -9,13 +9,17 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-
-import torch
-from diffusers import StableDiffusionPipeline
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from dreambooth.config import PriorConfig
-from dreambooth.sampling import SAMPLER, sample
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from PIL import Image
+
+SAMPLER = "dpm-solver++"
+"""Name of the sampler that `load_pipeline` sets (arXiv 2211.01095)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,7 @@ class PriorPlan:
 
 
 def prior_plan(
-    config: PriorConfig, *, base_hash: str, class_prompt: str, resolution: int, dtype: torch.dtype
+    config: PriorConfig, *, base_hash: str, class_prompt: str, resolution: int, dtype: "torch.dtype"
 ) -> PriorPlan:
     """The plan of a run's class images."""
     return PriorPlan(
@@ -79,8 +83,10 @@ def image_seed(plan: PriorPlan, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{plan.key}/{index}".encode()).digest()[:7], "big")
 
 
-def generate_block(pipeline: StableDiffusionPipeline, plan: PriorPlan, block: range) -> list[Image.Image]:
+def generate_block(pipeline: "StableDiffusionPipeline", plan: PriorPlan, block: range) -> "list[Image.Image]":
     """Sample all images of a block, always together, so that they don't depend on which of them were missing."""
+    from dreambooth.sampling import sample
+
     return sample(
         pipeline,
         [plan.class_prompt] * len(block),

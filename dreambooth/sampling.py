@@ -13,9 +13,6 @@ from torch import Tensor
 
 from dreambooth.quiet import hide_progress_bars, quiet
 
-SAMPLER = "dpm-solver++"
-"""Name of the sampler that `load_pipeline` sets (arXiv 2211.01095), part of a class-image set's key."""
-
 
 def sampling_dtype(device: str) -> torch.dtype:
     """What denoiser and text encoder compute in: half precision where the device has it, else fp32.

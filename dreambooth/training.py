@@ -10,6 +10,7 @@ import torch
 from dreambooth.batches import TrainingData, pairs_of
 from dreambooth.config import TrainConfig
 from dreambooth.engine import Engine
+from dreambooth.errors import Diverged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +29,6 @@ class StepMetrics:
     def as_dict(self) -> dict[str, float]:
         """For a logger."""
         return asdict(self)
-
-
-class Diverged(RuntimeError):
-    """The loss is no longer a number."""
 
 
 def fit(

@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dreambooth.base_model import BaseModel
 from dreambooth.config import DreamBoothConfig
 from dreambooth.images import InstanceImage, png_bytes
-from dreambooth.training import StepMetrics
 from pipelines.events import Message
 from pipelines.prior_stage import PriorSet
 from pipelines.storage import Manifest, fetch, join, local_directory, publish, read_manifest, write_json
+
+if TYPE_CHECKING:
+    from dreambooth.training import StepMetrics
 
 _PROGRESS = "progress.json"
 
@@ -95,7 +97,7 @@ def fine_tune(
     resumed_from = history.step
     tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from})
 
-    def on_step(step: int, metrics: StepMetrics | None) -> None:
+    def on_step(step: int, metrics: "StepMetrics | None") -> None:
         history.step = step
         if metrics is not None:
             history.metrics.append(metrics.as_dict())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.config import DreamBoothConfig
-from dreambooth.training import Diverged
+from dreambooth.errors import Diverged
 from pipelines.fine_tune import TrainTask
 from pipelines.plan import Plan
 from pipelines.prior_stage import PriorSet

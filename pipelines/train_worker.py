@@ -7,7 +7,7 @@ from typing import Any
 
 from dreambooth.base_model import resolve_base_model
 from dreambooth.config import DreamBoothConfig
-from dreambooth.training import Diverged
+from dreambooth.errors import Diverged
 from pipelines.fine_tune import History, TrainTask, autocast, fine_tune, publish_result
 from pipelines.storage import join, write_json
 

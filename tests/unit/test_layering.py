@@ -79,6 +79,14 @@ def test_the_loop_is_below_the_stages_and_the_model_below_the_loop() -> None:
         assert not names & {f"dreambooth.{name}" for name in above}, module
 
 
+@pytest.mark.parametrize("module", ["subject_queue", "lane_worker", "train_worker", "samplers"])
+def test_ray_starts_a_queue_a_lane_or_a_sampler_without_importing_torch(module: str) -> None:
+    """Ray imports these in processes that never train too: the queue's, and the controller of every worker group."""
+    program = f"import sys, pipelines.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"torch", "diffusers", "transformers", "mlflow"} & set(done.stdout.split())
+
+
 def test_every_package_is_typed_and_every_folder_a_package() -> None:
     for package in (METHOD, ROOT / "pipelines"):
         assert (package / "py.typed").exists()

@@ -14,10 +14,11 @@ from dreambooth.batches import TrainingData
 from dreambooth.config import DreamBoothConfig, load_config
 from dreambooth.data import prepare_data
 from dreambooth.engine import TorchEngine
+from dreambooth.errors import Diverged
 from dreambooth.images import find_instance_images
 from dreambooth.latents import LatentCache
 from dreambooth.model import load_model
-from dreambooth.training import Diverged, StepMetrics, fit
+from dreambooth.training import StepMetrics, fit
 
 
 class Training:
