@@ -7,7 +7,7 @@ out (github.com/google/dreambooth, issue 3).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from dreambooth.quiet import hide_progress_bars, quiet
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_IMAGES_AT_ONCE = 32
+IMAGES_AT_ONCE = 32
 
 
 class ImageEncoder(Protocol):
@@ -106,22 +106,33 @@ class ViTEncoder:
         hide_progress_bars()
         from transformers import ViTModel
 
-        self._transform = read_transform(directory)
+        self.transform = read_transform(directory)
         model = ViTModel.from_pretrained(directory, add_pooling_layer=False, local_files_only=True, dtype=torch.float32)
         self._model = model.to(device).eval()
         self._device = device
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embeddings of images: (N, D), float32, of unit norm, on the CPU; raises ValueError for no images."""
-        if not images:
-            raise ValueError("expected at least one image to encode, got none")
-        embeddings = []
-        for start in range(0, len(images), _IMAGES_AT_ONCE):
-            pixels = torch.stack([self._transform(image) for image in images[start : start + _IMAGES_AT_ONCE]])
-            hidden = self._model(pixels.to(self._device)).last_hidden_state  # (B, 1 + patches, D)
-            embeddings.append(hidden[:, 0].float().cpu())
+        """Embeddings of images: (N, D), float32, of unit norm, on the CPU; raises InputError for no images."""
+        embeddings = [self._model(pixels).last_hidden_state[:, 0].float().cpu() for pixels in self._pixels(images)]
         return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)
+
+    @torch.inference_mode()
+    def patch_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """The patches' hidden states after every layer: (N, layers, patches, D), float32, of unit norm, on the CPU."""
+        features = []
+        for pixels in self._pixels(images):
+            states = self._model(pixels, output_hidden_states=True).hidden_states[1:]  # without the input
+            features.append(torch.stack([state[:, 1:] for state in states], dim=1).float().cpu())
+        return torch.nn.functional.normalize(torch.cat(features), dim=-1)
+
+    def _pixels(self, images: Sequence[Image.Image]) -> Iterator[Tensor]:
+        """Pixel values, some images at a time, on the device."""
+        if not images:
+            raise InputError("expected at least one image to encode, got none")
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            chunk = [self.transform(image) for image in images[start : start + IMAGES_AT_ONCE]]
+            yield torch.stack(chunk).to(self._device)
 
 
 def load_image_encoder(directory_or_hub_id: str | Path, *, device: str = "cpu") -> ImageEncoder:

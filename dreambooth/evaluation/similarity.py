@@ -13,7 +13,7 @@ def mean_pairwise_similarity(samples: Tensor, images: Tensor) -> float:
     Embeddings are (N, D) and (M, D), of any norm but zero. Raises ValueError for an empty set, embeddings that hold NaN
     or infinity or have no direction, and sets of different widths.
     """
-    samples, images = _directions(samples), _directions(images)
+    samples, images = directions(samples), directions(images)
     if samples.shape[1] != images.shape[1]:
         raise ValueError(
             f"embeddings of width {samples.shape[1]} and {images.shape[1]} can't be compared; use one encoder for both"
@@ -26,14 +26,14 @@ def mean_self_similarity(images: Tensor) -> float:
 
     Raises ValueError for fewer than two embeddings, and as `mean_pairwise_similarity` does.
     """
-    images = _directions(images)
+    images = directions(images)
     if len(images) < 2:
         raise ValueError("expected at least 2 embeddings to compare with each other, got 1")
     rows, columns = torch.triu_indices(len(images), len(images), offset=1)
     return float((images @ images.T)[rows, columns].mean())
 
 
-def _directions(embeddings: Tensor) -> Tensor:
+def directions(embeddings: Tensor) -> Tensor:
     """Embeddings scaled to unit norm, in float64."""
     if embeddings.ndim != 2:
         raise ValueError(f"expected embeddings (N, D), got a tensor of shape {tuple(embeddings.shape)}")

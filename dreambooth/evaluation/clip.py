@@ -1,0 +1,59 @@
+"""Images and texts to embeddings in one space, by a CLIP from a folder: the encoder of CLIP-I and CLIP-T."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dreambooth.errors import InputError
+from dreambooth.evaluation.encoders import IMAGES_AT_ONCE, read_transform
+from dreambooth.quiet import hide_progress_bars, quiet
+
+
+class CLIPEncoder:
+    """A transformers CLIPModel with its tokenizer; texts longer than it reads (77 tokens) are cut, as in the paper."""
+
+    def __init__(self, directory: Path, *, device: str) -> None:
+        """Load model, tokenizer and transform."""
+        quiet()
+        hide_progress_bars()
+        from transformers import CLIPModel, CLIPTokenizer
+
+        self.transform = read_transform(directory)
+        model = CLIPModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
+        self._model = model.to(device).eval()
+        self._tokenizer = CLIPTokenizer.from_pretrained(directory, local_files_only=True)
+        self._length = model.config.text_config.max_position_embeddings
+        self._device = device
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embeddings of images: (N, D), float32, of unit norm, on the CPU; raises InputError for no images."""
+        if not images:
+            raise InputError("expected at least one image to encode, got none")
+        embeddings = []
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            pixels = torch.stack([self.transform(image) for image in images[start : start + IMAGES_AT_ONCE]])
+            pooled = self._model.vision_model(pixel_values=pixels.to(self._device)).pooler_output  # (B, H)
+            embeddings.append(self._model.visual_projection(pooled).float().cpu())
+        return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings of texts: (M, D), float32, of unit norm, on the CPU; raises InputError for no texts."""
+        if not texts:
+            raise InputError("expected at least one text to encode, got none")
+        tokens = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
+        )
+        embeddings = []
+        for start in range(0, len(texts), IMAGES_AT_ONCE):
+            rows = slice(start, start + IMAGES_AT_ONCE)
+            pooled = self._model.text_model(
+                input_ids=tokens.input_ids[rows].to(self._device),
+                attention_mask=tokens.attention_mask[rows].to(self._device),
+            ).pooler_output
+            embeddings.append(self._model.text_projection(pooled).float().cpu())
+        return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)

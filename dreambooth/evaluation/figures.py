@@ -1,0 +1,146 @@
+"""The figures of one subject's evaluation, what measured them, and columns of many subjects' figures.
+
+Figures of two banks never come together: `column` raises for them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dreambooth.errors import InputError
+from dreambooth.evaluation.bootstrap import Interval, bootstrap_mean
+
+FIGURE_NAMES = (
+    "dino",
+    "clip_i",
+    "clip_t",
+    "clip_t_no_identifier",
+    "clip_t_base",
+    "pres",
+    "div",
+    "real_dino",
+    "real_clip_i",
+    "context_variance",
+    "near_copies",
+    "nearest_dino",
+    "background_leak",
+)
+"""Every figure there is; what each means is told in docs/metrics.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankId:
+    """Which encoders measured: a bank's name, and the hash of its weights and transforms."""
+
+    name: str
+    hash: str
+
+    def __str__(self) -> str:
+        """Name and hash in one word."""
+        return f"{self.name}@{self.hash}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure: its bank, its interval and the values that is over (of prompts, or of images where docs say so)."""
+
+    bank: BankId
+    interval: Interval
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRow:
+    """The figures of one prompt, each a mean over its samples; None where it wasn't measured."""
+
+    prompt: str
+    application: str
+    dino: float
+    clip_i: float
+    clip_t: float
+    clip_t_no_identifier: float
+    clip_t_base: float | None
+    div: float | None
+    background_leak: float | None
+    near_copies: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestInstance:
+    """The instance image that a sample is most like, by DINO. `sample` counts all samples, prompt after prompt."""
+
+    sample: int
+    prompt: str
+    instance: int
+    similarity: float
+    near_copy: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Everything measured of one subject's model."""
+
+    bank: BankId
+    figures: Mapping[str, Figure]
+    per_prompt: tuple[PromptRow, ...]
+    nearest: tuple[NearestInstance, ...]
+    warnings: tuple[str, ...]
+    unmeasured: Mapping[str, str]  # by the figure's name: why it is missing
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON; `figures_from` reads it again."""
+        return {
+            "bank": asdict(self.bank),
+            "figures": {
+                name: {**asdict(figure.interval), "values": list(figure.values)}
+                for name, figure in self.figures.items()
+            },
+            "per_prompt": [asdict(row) for row in self.per_prompt],
+            "nearest": [asdict(pair) for pair in self.nearest],
+            "warnings": list(self.warnings),
+            "unmeasured": dict(self.unmeasured),
+        }
+
+
+def figures_from(content: Mapping[str, Any]) -> Figures:
+    """Figures as `as_dict` wrote them; keys of others, such as the subject's name, are passed over."""
+    bank = BankId(**content["bank"])
+    return Figures(
+        bank=bank,
+        figures={
+            name: Figure(
+                bank=bank,
+                interval=Interval(**{end: figure[end] for end in ("mean", "low", "high", "n")}),
+                values=tuple(figure["values"]),
+            )
+            for name, figure in content["figures"].items()
+        },
+        per_prompt=tuple(PromptRow(**row) for row in content["per_prompt"]),
+        nearest=tuple(NearestInstance(**pair) for pair in content["nearest"]),
+        warnings=tuple(content["warnings"]),
+        unmeasured=dict(content["unmeasured"]),
+    )
+
+
+def column(name: str, subjects: Sequence[Figures], *, seed: int = 0) -> Interval:
+    """One figure over several subjects, each counting alike, bootstrapped over subjects and prompts.
+
+    Raises InputError for figures of different banks, for no subjects, and where a subject lacks the figure.
+    """
+    one_bank([figures.bank for figures in subjects])
+    for position, figures in enumerate(subjects):
+        if name not in figures.figures:
+            why = figures.unmeasured.get(name, "there is no such figure")
+            raise InputError(f"subject {position} of {len(subjects)} has no figure {name!r}: {why}")
+    return bootstrap_mean([figures.figures[name].values for figures in subjects], seed=seed)
+
+
+def one_bank(banks: Sequence[BankId]) -> BankId:
+    """The bank of all of them. Raises InputError for more than one: their figures can't stand in one column."""
+    different = sorted({str(bank) for bank in banks})
+    if len(different) != 1:
+        raise InputError(
+            f"figures of one bank can stand in a column, got {' and '.join(different) or 'none'}; "
+            f"measure all of them with one bank"
+        )
+    return banks[0]

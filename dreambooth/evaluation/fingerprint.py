@@ -1,0 +1,30 @@
+"""Which encoders are these? A hash over their files and transforms, so that figures can say what measured them."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+from dreambooth.evaluation.encoders import Transform
+
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".json", ".txt")
+
+
+def fingerprint(*encoders: tuple[Path, Transform | None], definition: str) -> str:
+    """First 16 hex digits of the sha256 over the encoders' files, their transforms and how they are used.
+
+    `definition` names what no file says, such as which features are compared; change it when that changes.
+    """
+    total = hashlib.sha256(definition.encode())
+    for directory, transform in encoders:
+        for path in sorted(path for path in directory.iterdir() if path.suffix in _SUFFIXES):
+            state = path.stat()
+            total.update(f"{path.name} {_digest(path, state.st_size, state.st_mtime_ns)}\n".encode())
+        total.update(repr(transform).encode())
+    return total.hexdigest()[:16]
+
+
+@functools.cache
+def _digest(path: Path, size: int, modified: int) -> str:
+    """The file's sha256, computed once in a process for as long as size and time stay what they are."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,112 @@
+"""The figures of an evaluation, as pure functions of embeddings, distances and colours.
+
+DINO and CLIP-I are `similarity.mean_pairwise_similarity` by the bank's two image encoders (paper, section 4.1).
+Embeddings may have any norm but zero. What can't be measured raises ValueError, as there.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreambooth.errors import InputError
+from dreambooth.evaluation.similarity import directions, mean_pairwise_similarity
+
+
+def fidelity(samples: Tensor, real: Tensor) -> Tensor:
+    """Each sample's mean similarity to the real images: (N,) of (N, D) and (M, D); the mean is DINO or CLIP-I."""
+    samples, real = directions(samples), directions(real)
+    check_width(samples, real)
+    return (samples @ real.T).mean(dim=1)
+
+
+def prompt_similarity(images: Tensor, texts: Tensor) -> Tensor:
+    """Each image's cosine similarity to its own prompt: (N,) of (N, D) and (N, D), or of one prompt for all, (D,)."""
+    images, texts = directions(images), directions(texts if texts.ndim == 2 else texts[None])
+    check_width(images, texts)
+    if len(texts) not in (1, len(images)):
+        raise ValueError(f"expected a prompt for each of {len(images)} images, got {len(texts)}")
+    return (images * texts).sum(dim=1)
+
+
+def clip_t(images: Tensor, texts: Tensor) -> float:
+    """CLIP-T: mean cosine similarity of images and their own prompts (paper, section 4.1)."""
+    return float(prompt_similarity(images, texts).mean())
+
+
+def pres(class_samples: Tensor, real: Tensor) -> float:
+    """PRES: mean DINO similarity of the fine-tuned model's samples of the class prompt to the subject's real images.
+
+    Lower is better: the class did not become the subject (paper, section 4.3, "Prior Preservation Loss Ablation").
+    """
+    return mean_pairwise_similarity(class_samples, real)
+
+
+def div(distances: Tensor) -> float:
+    """DIV: mean perceptual distance over pairs i < j of samples of one prompt, (N, N); higher is more varied.
+
+    The paper's section 4.3 measures it with LPIPS. Raises ValueError for fewer than two samples.
+    """
+    if distances.ndim != 2 or distances.shape[0] != distances.shape[1]:
+        raise ValueError(f"expected distances (N, N), got a tensor of shape {tuple(distances.shape)}")
+    if len(distances) < 2:
+        raise InputError(
+            f"DIV needs at least 2 samples of a prompt, got {len(distances)}; ask for more images per prompt"
+        )
+    if not bool(torch.isfinite(distances).all()):
+        raise ValueError("a distance isn't finite; was its image, or the model that made it, broken?")
+    rows, columns = torch.triu_indices(len(distances), len(distances), offset=1)
+    return float(distances.double()[rows, columns].mean())
+
+
+def context_variance(fidelity_by_prompt: Sequence[float]) -> float:
+    """Variance over prompts of the subject's fidelity: does the subject change with its context?
+
+    One of the paper's three failures (section 4.4, "Limitations": context-appearance entanglement). Unbiased.
+    """
+    if len(fidelity_by_prompt) < 2:
+        raise InputError(f"a variance over prompts needs at least 2 prompts, got {len(fidelity_by_prompt)}")
+    return float(np.var(np.asarray(fidelity_by_prompt, dtype=np.float64), ddof=1))
+
+
+def nearest(samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Each sample's nearest real image and the cosine similarity to it: (N,) indices and (N,)."""
+    samples, real = directions(samples), directions(real)
+    check_width(samples, real)
+    similarities, indices = (samples @ real.T).max(dim=1)
+    return indices, similarities
+
+
+def background_leak(
+    pixels: Tensor, subject_mask: Tensor, subject_colour: Tensor, *, least_contrast: float = 0.1
+) -> float | None:
+    """How far the subject's colour moved towards its background's: 0, not at all, to 1, all the way.
+
+    `pixels` (3, H, W) in [0, 1], `subject_mask` (H, W) bool, `subject_colour` (3,) the mean colour of the subject in
+    the real images. The subject's mean colour in this sample, projected on the way from its true colour to the mean
+    colour of everything outside the mask; negative when it moved away (paper, section 4.4: appearance entangled with
+    context). None where the background is as good as the subject's own colour, nearer than `least_contrast`.
+    """
+    if pixels.ndim != 3 or pixels.shape[0] != 3 or subject_mask.shape != pixels.shape[1:]:
+        raise InputError(
+            f"expected pixels (3, H, W) and a mask (H, W), got {tuple(pixels.shape)} and {tuple(subject_mask.shape)}"
+        )
+    mask = subject_mask.bool()
+    if not bool(mask.any()) or bool(mask.all()):
+        raise InputError("expected a mask with both subject and background in it, got one of a single kind")
+    pixels, true_colour = pixels.double(), subject_colour.double()
+    moved = pixels[:, mask].mean(dim=1) - true_colour
+    way = pixels[:, ~mask].mean(dim=1) - true_colour
+    if float(way.norm()) < least_contrast:
+        return None
+    return float(moved @ way / (way @ way))
+
+
+def check_width(first: Tensor, second: Tensor) -> None:
+    """Raise InputError for embeddings of two encoders."""
+    if first.shape[-1] != second.shape[-1]:
+        raise InputError(
+            f"embeddings of width {first.shape[-1]} and {second.shape[-1]} can't be compared; use one encoder for both "
+            f"(embeddings stored by another bank have to be made again)"
+        )
