@@ -18,6 +18,8 @@ _QUIET = {
     "PYTHONWARNINGS": "ignore",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+# Of Ray Train: workers may take long to import what they need; and a checkpoint counts from the controller's next look.
+_TRAIN = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 _OBJECT_STORE_BYTES = 512 << 20
 
 
@@ -76,7 +78,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
     if config.address is None and "ray" not in sys.modules:
         # Ray reads it once, when it is imported; a later change would set this process apart from the ones it starts.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    for name, value in _QUIET.items():
+    for name, value in (_QUIET | _TRAIN).items():
         os.environ.setdefault(name, value)
     import ray
 

@@ -1,6 +1,5 @@
 """The lanes of a batch, seen from the driver: each is one Ray Train run of warm workers, in a thread of its own."""
 
-import os
 import secrets
 import threading
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ class Lanes:
 
     def start(self) -> None:
         """Start as many as planned."""
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
         for _ in range(self._plan.lanes):
             self._start(settled=-1)
 

@@ -4,7 +4,6 @@ The run is named by the plan's key, so the same command after a crash of the dri
 finished one finds its published model and trains nothing.
 """
 
-import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -76,7 +75,6 @@ def train(plan: Plan, prior_set: PriorSet | None, events: Any) -> TrainResult:
 
 
 def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> None:
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError

@@ -75,7 +75,8 @@ def test_a_killed_worker_changes_nothing(
 
     def kill_one_rank(message: dict[str, Any]) -> None:
         if message["kind"] == "step" and message["metrics"]["step"] >= STEPS - 30 and not killed:
-            workers = [process for process in psutil.process_iter() if "RayTrainWorker" in " ".join(process.cmdline())]
+            below = psutil.Process().children(recursive=True)
+            workers = [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
             killed.append(workers[-1].pid)
             os.kill(workers[-1].pid, signal.SIGKILL)
 
@@ -120,11 +121,17 @@ def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(
 def stop_after(
     step: int, how: signal.Signals, command: list[str], config: DreamBoothConfig
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command until it has written the checkpoint of a step, and send it a signal."""
+    """Run a command until a checkpoint of a step counts, as Ray Train says in its snapshot, and send it a signal."""
     checkpoints = Path(config.run_uri, "checkpoints")
+
+    def counts() -> bool:
+        return any(
+            f"step-{step:08d}-" in path.read_text() for path in checkpoints.glob("*/checkpoint_manager_snapshot.json")
+        )
+
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
         deadline = time.monotonic() + 300
-        while not list(checkpoints.glob(f"*/step-{step:08d}-*")):
+        while not counts():
             assert driver.poll() is None, driver.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.05)
