@@ -14,7 +14,9 @@ from dreambooth.model import load_model
 from pipelines.deepspeed_engine import DeepSpeedEngine
 
 base = Path(sys.argv[1])
-config = load_config({"subject": {"name": "x", "class_noun": "car", "identifier": "tfz", "instance_images": "x"}})
+subject = {"name": "x", "class_noun": "car", "identifier": "tfz", "instance_images": "x"}
+train = {"learning_rate": 0.0005, "text_encoder_learning_rate": 0.0002, "identifier_learning_rate": None}
+config = load_config({"subject": subject, "train": train})
 engine = DeepSpeedEngine(load_model(base, config), config.train, ZeroConfig(stage=2), "cpu")
 print(sorted(engine.learning_rates))
 """

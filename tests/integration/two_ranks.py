@@ -58,6 +58,7 @@ def configuration(base: Path, *, accumulation: int, accumulates: bool) -> DreamB
         "gradient_accumulation_steps": accumulation,
         "learning_rate": 1e-3,
         "text_encoder_learning_rate": 1e-4,
+        "identifier_learning_rate": 1e-2,
         "lr_scheduler": "linear" if accumulates else "constant",
         "lr_warmup_steps": 4,
         "max_grad_norm": 0.25,
