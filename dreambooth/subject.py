@@ -24,6 +24,15 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
+def name_from(text: str) -> str:
+    """A subject name made of any text, such as a folder's name; empty where it has neither letter nor digit.
+
+    >>> name_from("My Dog (2)")
+    'my-dog-2'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-")
+
+
 def _check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(

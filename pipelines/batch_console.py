@@ -11,11 +11,36 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.subject_checks import SubjectCheck
 from pipelines.subject_record import Progress, State
 
 PLAIN_LINE_SECONDS = 10.0
 _SHOWN_LANES = 12
 _SHOWN_FAILURES = 5
+_SHOWN_FAULTLESS = 20
+"""In a larger batch, only subjects are listed that there is something to say of."""
+
+
+def checks_table(checks: Sequence[SubjectCheck]) -> Table:
+    """What was found out about the subjects of a batch: who is ready, what stops whom, and what is only doubtful."""
+    invalid = sum(bool(check.errors) for check in checks)
+    doubtful = sum(bool(check.warnings) for check in checks)
+    title = f"{len(checks)} subjects checked: {invalid} with errors, {doubtful} with warnings"
+    table = Table("subject", "class noun", "[V]", "images", "findings", title=title, title_justify="left", box=None)
+    for check in checks:
+        if not (check.errors or check.warnings) and len(checks) > _SHOWN_FAULTLESS:
+            continue
+        subject = check.plan.config.subject if check.plan is not None else None
+        findings = [Text(f"error: {error}", style="red") for error in check.errors]
+        findings += [Text(f"warning: {warning}", style="yellow") for warning in check.warnings]
+        table.add_row(
+            Text(check.name),
+            Text(subject.class_noun if subject else "–"),
+            Text(str(subject.identifier) if subject else "–"),
+            str(len(check.plan.images)) if check.plan is not None else "–",
+            Text("\n").join(findings) if findings else Text("ready", style="green"),
+        )
+    return table
 
 
 class BatchView:

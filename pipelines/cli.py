@@ -129,11 +129,11 @@ def _subject_file(images: str) -> dict[str, Any]:
 
 def _name_from(images: str) -> str:
     """A subject name from the images' folder: `photos/My Dog/` gives my-dog."""
-    import re
+    from dreambooth.subject import name_from
 
     folder = images.rstrip("/").rsplit("/", 2 if "*" in images else 1)
     stem = folder[-2] if "*" in images and len(folder) > 1 else folder[-1]
-    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:63].strip("-")
+    return name_from(stem)
 
 
 def _dry_run(config: "DreamBoothConfig", console: Any) -> None:

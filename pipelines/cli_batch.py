@@ -2,9 +2,14 @@
 
 import re
 import sys
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from pipelines.batch_plan import BatchPlan
+    from pipelines.console import RunConsole
 
 SOME_FAILED = 3
 
@@ -26,50 +31,62 @@ def batch(
     SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. Running the same command again
     does only what is missing. Exit code 0: all done, 3: some failed.
     """
-    from pipelines.batch import run_batch
-    from pipelines.batch_console import BatchView
+    from pipelines.batch_console import checks_table
     from pipelines.batch_plan import describe_batch, make_batch_plan
-    from pipelines.cluster import ray_cluster
+    from pipelines.cluster import local_resources, ray_cluster
     from pipelines.console import RunConsole
-    from pipelines.personalize import check_batch_destinations, encoder_of
+    from pipelines.personalize import check_batch_destinations
     from pipelines.subject_checks import check_subjects, valid_plans
     from pipelines.subject_list import read_batch
 
     console = RunConsole(quiet=silent)
-    configs = read_batch(subjects, overrides)
-    with ray_cluster(configs[0].cluster) as resources:
-        checks = check_subjects(configs, resources)
-        for check in checks:
-            for error in check.errors:
-                console.warn(f"{check.name}: error: {error}")
-            for warning in check.warnings:
-                console.warn(f"{check.name}: {warning}")
+    listed = read_batch(subjects, overrides)
+    cluster = next((subject.config.cluster for subject in listed if subject.config is not None), None)
+    with ExitStack() as stack:
+        # A Ray of its own is started only when there is something to train.
+        joined = stack.enter_context(ray_cluster(cluster)) if cluster is not None and cluster.address else None
+        resources = joined or local_resources()
+        checks = check_subjects(listed, resources)
+        if not silent or any(check.errors or check.warnings for check in checks):
+            console.findings(checks_table(checks))
         plan = make_batch_plan(name or batch_name(subjects), valid_plans(checks, skip_invalid=skip_invalid), resources)
-        check_batch_destinations(plan.subjects)
+        check_batch_destinations(plan)
         console.table(describe_batch(plan))
         if dry_run:
             return
-        encoder = encoder_of(plan.subjects[0], console)
-        try:
-            with BatchView(total=len(plan.subjects), quiet=silent) as view:
-                outcome = run_batch(plan, view, encoder)
-        except RuntimeError as error:
-            click.secho(f"failed: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            click.echo("stopped at once; the same command goes on from the last checkpoints", err=True)
-            sys.exit(130)
-        _print_outcome(outcome.summary)
-        if outcome.interrupted:
-            click.echo("stopped, checkpoints are written; the same command goes on from there", err=True)
-            sys.exit(130)
-        sys.exit(SOME_FAILED if outcome.failed else 0)
+        if joined is None:
+            stack.enter_context(ray_cluster(plan.cluster))
+        _run(plan, console, silent=silent)
+
+
+def _run(plan: "BatchPlan", console: "RunConsole", *, silent: bool) -> None:
+    from pipelines.batch import run_batch
+    from pipelines.batch_console import BatchView
+    from pipelines.personalize import encoder_of
+
+    encoder = encoder_of(plan.subjects[0], console)
+    try:
+        with BatchView(total=len(plan.subjects), quiet=silent) as view:
+            outcome = run_batch(plan, view, encoder)
+    except RuntimeError as error:
+        click.secho(f"failed: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("stopped at once; the same command goes on from the last checkpoints", err=True)
+        sys.exit(130)
+    _print_outcome(outcome.summary)
+    if outcome.interrupted:
+        click.echo("stopped, checkpoints are written; the same command goes on from there", err=True)
+        sys.exit(130)
+    sys.exit(SOME_FAILED if outcome.failed else 0)
 
 
 def batch_name(subjects: str) -> str:
     """The name of a batch, from its table's or folder's: `photos/My Dogs/` gives my-dogs."""
+    from dreambooth.subject import name_from
+
     stem = re.sub(r"\.(yaml|yml|jsonl|csv)$", "", subjects.rstrip("/").rsplit("/", 1)[-1], flags=re.IGNORECASE)
-    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:63].strip("-") or "batch"
+    return name_from(stem) or "batch"
 
 
 def _print_outcome(summary: dict[str, Any]) -> None:

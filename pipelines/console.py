@@ -6,9 +6,11 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 PLAIN_LINE_SECONDS = 10.0
+_PLAIN_WIDTH = 160
 
 Update = Callable[[int, int, str], None]
 
@@ -28,6 +30,11 @@ class RunConsole:
         width = max(len(what) for what, _ in rows)
         for what, value in rows:
             self._console.print(Text.assemble((f"{what:<{width}}", "bold"), "  ", value), soft_wrap=True)
+
+    def findings(self, table: Table) -> None:
+        """A table of what is wrong, shown even when quiet; wide enough, where there is no terminal, to be read."""
+        terminal = self._console.is_terminal
+        (self._console if terminal else Console(stderr=True, highlight=False, width=_PLAIN_WIDTH)).print(table)
 
     def line(self, text: str) -> None:
         """One plain line, with the seconds since the start."""

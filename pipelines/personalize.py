@@ -1,11 +1,11 @@
 """One subject, end to end, on one screen: class images -> fine-tuning -> evaluation -> registry -> summary."""
 
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
+from pipelines.batch_plan import BatchPlan
 from pipelines.clock import Clock
 from pipelines.cluster import Resources, ray_cluster
 from pipelines.conclude import register_result, result_tags
@@ -57,16 +57,16 @@ def checked_plan(config: DreamBoothConfig, resources: Resources | None = None) -
     """The plan of a run, everything it needs looked at."""
     plan = make_plan(config, resources)
     check_model_name(plan.config.model_name)
-    check_destinations(plan)
+    check_destinations(plan, nodes=resources.nodes if resources is not None else 1)
     return plan
 
 
-def check_batch_destinations(plans: Sequence[Plan]) -> None:
+def check_batch_destinations(batch: BatchPlan) -> None:
     """Prove that the results of many subjects can be written, each place once; InputError when not."""
-    roots = {(plan.config.storage.root, plan.config.tracking): plan for plan in plans}
+    roots = {(plan.config.storage.root, plan.config.tracking): plan for plan in batch.subjects}
     for plan in roots.values():
-        check_destinations(plan)
-    for plan in plans:
+        check_destinations(plan, nodes=batch.resources.nodes)
+    for plan in batch.subjects:
         check_model_name(plan.config.model_name)
 
 

@@ -111,8 +111,8 @@ def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> P
     )
 
 
-def check_destinations(plan: Plan) -> None:
-    """Prove that results can be written where they are to go; InputError when not."""
+def check_destinations(plan: Plan, *, nodes: int = 1) -> None:
+    """Prove that results can be written where they are to go, from a cluster of `nodes`; InputError when not."""
     from pipelines.tracking import check_tracking
 
     exported = sum(plan.base.parameter_counts.values()) * 4
@@ -121,7 +121,7 @@ def check_destinations(plan: Plan) -> None:
     check_writable(plan.config.run_uri, need_bytes=exported + 3 * checkpoint)
     if plan.prior is not None:
         check_writable(plan.config.prior_uri)
-    check_tracking(plan.config.tracking)
+    check_tracking(plan.config.tracking, nodes=nodes)
 
 
 def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:

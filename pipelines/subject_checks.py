@@ -1,7 +1,7 @@
 """All subjects of a batch are looked at, side by side, before anything starts."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from dreambooth.identifier import choose_identifiers, token_ids_in_prompts
 from dreambooth.images import open_image
 from pipelines.cluster import Resources
 from pipelines.plan import Plan, make_plan
+from pipelines.subject_list import ListedSubject
 
 _AT_ONCE = 16
 _NEAR_BITS = 5
@@ -34,12 +35,19 @@ class SubjectCheck:
     warnings: tuple[str, ...]
 
 
-def check_subjects(configs: Sequence[DreamBoothConfig], resources: Resources) -> tuple[SubjectCheck, ...]:
+def check_subjects(subjects: Sequence[ListedSubject], resources: Resources) -> tuple[SubjectCheck, ...]:
     """Plans for all subjects, with identifiers that no two share."""
-    configs = _with_identifiers(configs)
+    readable = [subject.config for subject in subjects if subject.config is not None and not subject.faults]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        checks = list(pool.map(partial(_check, resources=resources), configs))
-    return tuple(_note_shared_images(checks))
+        checks = iter(list(pool.map(partial(_check, resources=resources), _with_identifiers(readable))))
+    return tuple(
+        _note_shared_images(
+            SubjectCheck(name=subject.name, plan=None, errors=subject.faults, warnings=())
+            if subject.config is None or subject.faults
+            else next(checks)
+            for subject in subjects
+        )
+    )
 
 
 def valid_plans(checks: Sequence[SubjectCheck], *, skip_invalid: bool) -> tuple[Plan, ...]:
@@ -47,9 +55,9 @@ def valid_plans(checks: Sequence[SubjectCheck], *, skip_invalid: bool) -> tuple[
     invalid = [check for check in checks if check.errors]
     plans = tuple(check.plan for check in checks if check.plan is not None)
     if invalid and not skip_invalid:
-        shown = "; ".join(f"{check.name}: {check.errors[0]}" for check in invalid[:3])
+        shown = ", ".join(check.name for check in invalid[:5])
         raise InputError(
-            f"{len(invalid)} of {len(checks)} subjects can't be trained ({shown}{'; …' if len(invalid) > 3 else ''}); "
+            f"{len(invalid)} of {len(checks)} subjects can't be trained ({shown}{', …' if len(invalid) > 5 else ''}); "
             f"put them right, or go on without them with --skip-invalid"
         )
     if not plans:
@@ -120,7 +128,7 @@ def _about_class_noun(plan: Plan) -> Iterator[str]:
         yield f"the base model has no word of its own for the class noun {noun!r}, and reads it as {parts}"
 
 
-def _note_shared_images(checks: Sequence[SubjectCheck]) -> Iterator[SubjectCheck]:
+def _note_shared_images(checks: Iterable[SubjectCheck]) -> Iterator[SubjectCheck]:
     first: dict[str, str] = {}
     for check in checks:
         if check.plan is None:

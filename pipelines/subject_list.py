@@ -12,14 +12,16 @@ identifier if it wants a certain one, and settings of its own, nested or dotted:
 import csv
 import io
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from dreambooth.config import DreamBoothConfig, load_config, merge
 from dreambooth.errors import InputError
+from dreambooth.subject import name_from
 from pipelines.storage import absolute, filesystem, is_local, join
 from pipelines.storage_faults import explain
 
@@ -29,28 +31,34 @@ _REQUIRED = ("name", "class_noun", "instance_images")
 Row = dict[str, Any]
 
 
-def read_batch(address: str, overrides: Sequence[str] = ()) -> tuple[DreamBoothConfig, ...]:
-    """The configurations of a batch's subjects; `overrides` (a.b=value) go over everything.
+@dataclass(frozen=True, kw_only=True)
+class ListedSubject:
+    """A subject as it was read; with `faults` it can't be trained, and without a configuration they say why."""
 
-    Raises InputError with all that is wrong: an address that can't be read, no subject, a missing column, an unknown
-    setting, names or identifiers that are taken twice.
+    name: str
+    config: DreamBoothConfig | None
+    faults: tuple[str, ...] = ()
+
+
+def read_batch(address: str, overrides: Sequence[str] = ()) -> tuple[ListedSubject, ...]:
+    """The subjects of a batch; `overrides` (a.b=value) go over everything.
+
+    What is wrong with one subject is among its faults: an unknown setting, a name or identifier that is taken twice, a
+    folder it would share. Raises InputError for what is wrong with all: an address that can't be read, no subject, a
+    missing column.
     """
     common, rows, place = _read(absolute(address))
     if not rows:
         raise InputError(f"{address} holds no subject; expected a row, or a folder of images, for each")
-    configs, faults = [], []
+    subjects = []
     for number, row in enumerate(rows, start=1):
-        who = str(row.get("name") or f"subject {number}")
+        name = str(row.get("name") or f"subject {number}")
         try:
-            configs.append(load_config(merge(common, _settings(row, place)), tuple(overrides)))
+            config = load_config(merge(common, _settings(row, place)), tuple(overrides))
+            subjects.append(ListedSubject(name=name, config=config))
         except InputError as error:
-            faults += [f"{who}: {line}" for line in str(error).splitlines()]
-    faults += _taken_twice("name", [config.subject.name for config in configs])
-    given = [str(config.subject.identifier) for config in configs if config.subject.identifier is not None]
-    faults += _taken_twice("identifier", given)
-    if faults:
-        raise InputError("\n".join([f"{address}:", *faults]))
-    return tuple(configs)
+            subjects.append(ListedSubject(name=name, config=None, faults=tuple(str(error).splitlines())))
+    return _without_clashes(subjects)
 
 
 def _read(address: str) -> tuple[Row, list[Row], str]:
@@ -65,7 +73,7 @@ def _read(address: str) -> tuple[Row, list[Row], str]:
         fs, path = filesystem(address)
         if fs.isdir(path):
             return {}, _from_folder(address), address
-        content = fs.cat_file(path).decode()
+        content = fs.cat_file(path).decode("utf-8-sig")  # as spreadsheets write it
     except InputError:
         raise
     except FileNotFoundError:
@@ -125,13 +133,20 @@ def _from_csv(content: str) -> tuple[Row, list[Row]]:
         if None in row:
             raise InputError(f"line {reader.line_num} has more cells than there are columns; quote cells with commas")
         cells = {column: (cell or "").strip() for column, cell in row.items()}
-        values = {
-            column: cell if column in _SUBJECT else yaml.safe_load(cell) for column, cell in cells.items() if cell
-        }
+        values = {column: _value(column, cell, reader.line_num) for column, cell in cells.items() if cell}
         if isinstance(images := values.get("instance_images"), str) and ";" in images:
             values["instance_images"] = [image.strip() for image in images.split(";") if image.strip()]
         rows.append(values)
     return {}, rows
+
+
+def _value(column: str, cell: str, line: int) -> Any:
+    if column in _SUBJECT:
+        return cell
+    try:
+        return yaml.safe_load(cell)
+    except yaml.YAMLError:
+        raise InputError(f"line {line}: {column} is {cell!r}, which is no value; quote it as YAML wants it") from None
 
 
 def _from_folder(address: str) -> list[Row]:
@@ -141,14 +156,21 @@ def _from_folder(address: str) -> list[Row]:
         name = folder.rstrip("/").rsplit("/", 1)[-1]
         if name.startswith("."):
             continue
-        row: Row = {"name": name, "instance_images": name}
+        row: Row = {"name": name_from(name) or name, "instance_images": name}
         if fs.isfile(f"{folder}/subject.yaml"):
-            said = yaml.safe_load(fs.cat_file(f"{folder}/subject.yaml"))
-            if not isinstance(said, dict):
-                raise InputError(f"{folder}/subject.yaml should hold settings such as 'class_noun: dog', got {said!r}")
-            row |= said
+            row |= _said(f"{folder}/subject.yaml", fs.cat_file(f"{folder}/subject.yaml"))
         rows.append(row)
     return rows
+
+
+def _said(path: str, content: bytes) -> Row:
+    try:
+        said = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(said, dict):
+        raise InputError(f"{path} should hold settings such as 'class_noun: dog', got {said!r}")
+    return said
 
 
 def _settings(row: Mapping[str, Any], place: str) -> Row:
@@ -173,11 +195,31 @@ def _from_place(address: str, place: str) -> str:
     return absolute(join(place, address)) if is_local(place) else join(place, address)
 
 
-def _taken_twice(what: str, values: Sequence[str]) -> list[str]:
-    """Names become folders and models, so upper and lower case make no difference."""
-    counts = Counter(value.casefold() for value in values)
-    return [
-        f"the {what} {value!r} is taken {count} times; give every subject its own"
-        for value, count in counts.items()
-        if count > 1
-    ]
+def _without_clashes(subjects: Sequence[ListedSubject]) -> tuple[ListedSubject, ...]:
+    """The subjects, with a fault each where two would share what has to be a subject's own."""
+    owners: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
+    for place, subject in enumerate(subjects):
+        for what, value in _own(subject):
+            # Names become folders and models, identifiers are lower-cased by tokenizers.
+            owners[what, value.casefold()].append((place, value))
+    faults: dict[int, str] = {}
+    for (what, _), found in owners.items():
+        for place, value in found if len(found) > 1 else ():
+            message = f"the {what} {value!r} is taken {len(found)} times (upper and lower case count as the same)"
+            faults.setdefault(place, f"{message}; give every subject its own")
+    return tuple(
+        ListedSubject(name=subject.name, config=subject.config, faults=(*subject.faults, faults[place]))
+        if place in faults
+        else subject
+        for place, subject in enumerate(subjects)
+    )
+
+
+def _own(subject: ListedSubject) -> list[tuple[str, str]]:
+    """What no two subjects of a batch may share, most telling first."""
+    config, found = subject.config, [("name", subject.name)]
+    if config is not None:
+        found += [("identifier", config.subject.identifier)] if config.subject.identifier is not None else []
+        found += [("folder", config.run_uri)]
+        found += [("registered model", config.model_name)] if config.tracking.register_model else []
+    return found

@@ -45,12 +45,19 @@ _FLUSH_COUNT = 500  # of the 1000 that MLflow takes at once
 _PARAMS_AT_ONCE = 100
 
 
-def check_tracking(config: TrackingConfig) -> str:
+def check_tracking(config: TrackingConfig, *, nodes: int = 1) -> str:
     """Resolve the tracking address and prove within seconds that it answers.
 
-    Raises InputError when it can't be reached or written, refuses the credentials, or the experiment was deleted.
+    Raises InputError when it can't be reached or written, refuses the credentials, the experiment was deleted, or a
+    cluster of several `nodes` would keep it in a file.
     """
     uri = resolve_tracking_uri(config.uri)
+    if nodes > 1 and uri.startswith(SQLITE):
+        raise InputError(
+            f"the cluster has {nodes} nodes, but MLflow would be kept in {uri}, a file on whichever of them the driver "
+            f"runs on; start 'mlflow server' where all can reach it, and set tracking.uri (or MLFLOW_TRACKING_URI) to "
+            f"its address, such as http://HEAD:5000"
+        )
     client = check_connection(uri)
     with quietly():
         experiment = client.get_experiment_by_name(config.experiment)

@@ -12,6 +12,7 @@ from dreambooth.errors import InputError
 from pipelines.batch_plan import describe_batch, make_batch_plan
 from pipelines.cluster import Resources
 from pipelines.subject_checks import SubjectCheck, check_subjects, valid_plans
+from pipelines.subject_list import ListedSubject
 
 ROOM = Resources(cpus=4, gpus=0)
 
@@ -41,7 +42,7 @@ def subject(tmp_path: Path, tiny_pipeline: Path) -> Callable[..., DreamBoothConf
 
 
 def check(*configs: DreamBoothConfig) -> tuple[SubjectCheck, ...]:
-    return check_subjects(configs, ROOM)
+    return check_subjects([ListedSubject(name=config.subject.name, config=config) for config in configs], ROOM)
 
 
 def test_good_subjects_get_plans_and_identifiers_of_their_own(subject: Callable[..., DreamBoothConfig]) -> None:
@@ -91,7 +92,7 @@ def test_what_is_wrong_is_told_of_its_own_subject(subject: Callable[..., DreamBo
     assert "5.png" in checks["small"].errors[0]
     assert checks["gone"].errors
 
-    with pytest.raises(InputError, match=r"3 of 4 subjects can't be trained .*broken: .*--skip-invalid"):
+    with pytest.raises(InputError, match=r"3 of 4 subjects can't be trained \(broken, small, gone\); .*--skip-invalid"):
         valid_plans(tuple(checks.values()), skip_invalid=False)
     [plan] = valid_plans(tuple(checks.values()), skip_invalid=True)
     assert plan.config.subject.name == "few"

@@ -7,6 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
 from pipelines.subject_list import read_batch
 
@@ -39,14 +40,24 @@ def memory() -> Iterator[fsspec.AbstractFileSystem]:
         fs.rm(path, recursive=True)
 
 
-def refusal(address: str, *overrides: str) -> str:
+def refusal(address: str) -> str:
     with pytest.raises(InputError) as caught:
-        read_batch(address, overrides)
+        read_batch(address)
     return str(caught.value)
 
 
+def configs_of(address: str, overrides: tuple[str, ...] = ()) -> list[DreamBoothConfig]:
+    subjects = read_batch(address, overrides)
+    assert not [subject.faults for subject in subjects if subject.faults]
+    return [subject.config for subject in subjects if subject.config is not None]
+
+
+def faults(address: str, *overrides: str) -> dict[str, str]:
+    return {subject.name: "\n".join(subject.faults) for subject in read_batch(address, overrides) if subject.faults}
+
+
 def test_yaml_with_settings_of_all_and_of_one(table: Callable[[str, str], str], tmp_path: Path) -> None:
-    rex, mug = read_batch(table("s.yaml", YAML), ["storage.root=elsewhere"])
+    rex, mug = configs_of(table("s.yaml", YAML), ("storage.root=elsewhere",))
     assert (rex.subject.name, rex.subject.class_noun, rex.subject.identifier) == ("rex", "dog", "sks")
     assert rex.subject.instance_images == (str(tmp_path / "photos" / "rex"),)
     assert mug.subject.instance_images == (str(tmp_path / "a.jpg"), "/b.jpg")
@@ -56,7 +67,7 @@ def test_yaml_with_settings_of_all_and_of_one(table: Callable[[str, str], str], 
 
 
 def test_csv(table: Callable[[str, str], str], tmp_path: Path) -> None:
-    rex, mug = read_batch(table("s.csv", CSV))
+    rex, mug = configs_of(table("s.csv", CSV))
     assert (rex.subject.identifier, rex.train.max_train_steps) == ("sks", 7)
     assert mug.subject.instance_images == (str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg"))
     assert mug.subject.identifier is None
@@ -66,7 +77,7 @@ def test_csv(table: Callable[[str, str], str], tmp_path: Path) -> None:
 def test_jsonl_and_overrides_over_all(table: Callable[[str, str], str]) -> None:
     rows = [{"name": name, "class_noun": "dog", "instance_images": f"s3://b/{name}"} for name in ("rex", "fido")]
     content = "\n".join(json.dumps(row | {"train": {"max_train_steps": 3}}) for row in rows)
-    configs = read_batch(table("s.jsonl", content), ["train.max_train_steps=9"])
+    configs = configs_of(table("s.jsonl", content), ("train.max_train_steps=9",))
     assert [config.subject.instance_images for config in configs] == [("s3://b/rex",), ("s3://b/fido",)]
     assert [config.train.max_train_steps for config in configs] == [9, 9]
 
@@ -76,7 +87,7 @@ def test_a_folder_of_folders_at_any_address(memory: fsspec.AbstractFileSystem) -
     memory.pipe_file("/photos/rex/subject.yaml", b"{class_noun: dog, identifier: sks}")
     memory.pipe_file("/photos/mug/1.png", b"")
     memory.pipe_file("/photos/mug/subject.yaml", b"{name: my-mug, class_noun: cup, train: {max_train_steps: 2}}")
-    mug, rex = read_batch("memory://photos")
+    mug, rex = configs_of("memory://photos")
     assert (mug.subject.name, mug.train.max_train_steps) == ("my-mug", 2)
     assert (rex.subject.name, rex.subject.identifier) == ("rex", "sks")
     assert rex.subject.instance_images[0].startswith("memory://")
@@ -85,7 +96,7 @@ def test_a_folder_of_folders_at_any_address(memory: fsspec.AbstractFileSystem) -
 
 def test_a_table_in_memory_starts_from_its_own_folder(memory: fsspec.AbstractFileSystem) -> None:
     memory.pipe_file("/tables/s.csv", b"name,class_noun,instance_images\nrex,dog,rex\n")
-    [rex] = read_batch("memory://tables/s.csv")
+    [rex] = configs_of("memory://tables/s.csv")
     assert rex.subject.instance_images == ("memory://tables/rex",)
 
 
@@ -102,7 +113,13 @@ def test_a_table_in_memory_starts_from_its_own_folder(memory: fsspec.AbstractFil
         ),
         ("s.csv", "name,class_noun,instance_images\n", "holds no subject"),
         ("s.csv", "name,class_noun,instance_images\nrex,dog,a,b\n", "line 2 has more cells"),
+        (
+            "s.csv",
+            "name,class_noun,instance_images,train.seed\nrex,dog,a,[\n",
+            "line 2: train.seed is '[', which is no value",
+        ),
         ("s.jsonl", '{"name": "rex"}\n{"name"\n', "line 2 is not JSON"),
+        ("s.jsonl", "[1]\n", "line 1: expected"),
         ("s.txt", "rex", ".yaml, .jsonl or .csv"),
     ],
 )
@@ -117,24 +134,68 @@ def rows(*subjects: str) -> str:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (rows("name: ../up"), "../up: subject.name"),
-        (rows("name: a/b"), "a/b: subject.name"),
-        (rows("name: rex", "name: Rex"), "Rex: subject.name"),
-        (rows("name: rex", "name: rex"), "the name 'rex' is taken 2 times"),
-        (rows("name: a, identifier: sks", "name: b, identifier: SKS"), "the identifier 'sks' is taken 2 times"),
-        (rows("name: rex, train.max_trian_steps: 3"), "rex: unknown setting train.max_trian_steps; did you mean"),
-        (rows("{}").replace("{}", "identifier: sks"), "subject 1: subject.name is missing"),
+        (rows("name: ../up"), {"../up": "subject.name: a subject name becomes part of paths"}),
+        (rows("name: a/b"), {"a/b": "subject.name: a subject name becomes part of paths"}),
+        (rows("name: rex", "name: rex"), {"rex": "the name 'rex' is taken 2 times"}),
+        (rows("name: rex", "name: Rex"), {"rex": "the name 'rex' is taken 2 times (upper and lower case count as the"}),
+        (
+            rows("name: a, identifier: sks", "name: b, identifier: SKS"),
+            {"a": "the identifier 'sks' is taken 2 times", "b": "the identifier 'SKS' is taken 2 times"},
+        ),
+        (rows("name: rex, train.max_trian_steps: 3"), {"rex": "unknown setting train.max_trian_steps; did you mean"}),
+        (rows("{}").replace("{}", "identifier: sks"), {"subject 1": "subject.name is missing"}),
+        (
+            rows("name: a, storage.run: same", "name: b, storage.run: same"),
+            {"a": "the folder 'same' is taken 2 times", "b": "give every subject its own"},
+        ),
+        (
+            rows("name: a, tracking.registered_model_name: pet", "name: b, tracking.registered_model_name: pet"),
+            {"a": "the registered model 'pet' is taken 2 times", "b": "give every subject its own"},
+        ),
     ],
 )
-def test_mistakes_of_subjects_name_the_subject(table: Callable[[str, str], str], content: str, expected: str) -> None:
-    assert expected in refusal(table("s.yaml", content))
+def test_mistakes_of_subjects_are_told_of_the_subject(
+    table: Callable[[str, str], str], content: str, expected: dict[str, str]
+) -> None:
+    found = faults(table("s.yaml", content))
+    assert all(message in found[name] for name, message in expected.items()), found
 
 
-def test_all_mistakes_are_told_at_once(table: Callable[[str, str], str]) -> None:
-    said = refusal(table("s.yaml", rows("name: ../up", "name: rex", "name: rex", "name: b, trian: {}")))
-    assert "../up: subject.name" in said
-    assert "taken 2 times" in said
-    assert "unknown setting trian" in said
+def test_all_mistakes_are_told_at_once_and_the_others_go_on(table: Callable[[str, str], str]) -> None:
+    address = table("s.yaml", rows("name: ../up", "name: rex", "name: rex", "name: b, trian: {}", "name: good"))
+    found = faults(address)
+    assert set(found) == {"../up", "rex", "b"}
+    assert "unknown setting trian" in found["b"]
+    assert [subject.config is not None for subject in read_batch(address) if not subject.faults] == [True]
+
+
+def test_settings_of_all_that_no_two_can_share(table: Callable[[str, str], str]) -> None:
+    found = faults(table("s.yaml", rows("name: a", "name: b")), "storage.run=one-place")
+    assert found["a"] == found["b"]
+    assert "the folder 'one-place' is taken 2 times" in found["a"]
+
+
+def test_folders_give_names_that_paths_and_models_can_hold(memory: fsspec.AbstractFileSystem) -> None:
+    for folder in ("My Dog (2)", "Rex", "rex", "ふわ"):
+        memory.pipe_file(f"/photos/{folder}/1.png", b"")
+    found = faults("memory://photos", "subject.class_noun=dog")
+    assert set(found) == {"rex", "ふわ"}
+    assert "the name 'rex' is taken 2 times" in found["rex"]
+    assert "subject.name" in found["ふわ"]
+    assert [subject.name for subject in read_batch("memory://photos") if subject.name not in found] == ["my-dog-2"]
+
+
+def test_a_table_as_a_spreadsheet_writes_it(table: Callable[[str, str], str], tmp_path: Path) -> None:
+    (tmp_path / "bom.csv").write_bytes(b"\xef\xbb\xbfname,class_noun,instance_images\r\nrex,dog,photos/*.jpg\r\n")
+    [rex] = configs_of(str(tmp_path / "bom.csv"))
+    assert (rex.subject.name, rex.subject.instance_images) == ("rex", (f"{tmp_path}/photos/*.jpg",))
+
+
+def test_a_subject_file_that_is_none(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe_file("/photos/rex/subject.yaml", b"{class_noun: ")
+    assert "rex/subject.yaml is not valid YAML" in refusal("memory://photos")
+    memory.pipe_file("/photos/rex/subject.yaml", b"dog")
+    assert "rex/subject.yaml should hold settings such as 'class_noun: dog', got 'dog'" in refusal("memory://photos")
 
 
 def test_an_address_that_is_not_there(tmp_path: Path) -> None:
