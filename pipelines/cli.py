@@ -204,7 +204,7 @@ def identifiers(base_model: str, revision: str | None, limit: int, check: str | 
 @click.option("--older-than", default=24.0, show_default=True, type=click.FloatRange(min=0), help="Hours.")
 @click.option("--dry-run", is_flag=True, help="Only list.")
 def gc(address: str, older_than: float, dry_run: bool) -> None:
-    """Remove what uploads left behind below ADDRESS that never ended: prefixes without a manifest."""
+    """Remove what attempts that died left below ADDRESS: publications and checkpoints without a manifest."""
     import datetime
 
     from pipelines.garbage import find_leftovers, remove_leftovers
@@ -213,7 +213,7 @@ def gc(address: str, older_than: float, dry_run: bool) -> None:
     for leftover in leftovers:
         click.echo(f"{leftover.size / 2**20:8.1f} MiB  begun {leftover.begun:%Y-%m-%d %H:%M}  {leftover.uri}")
     if not dry_run:
-        remove_leftovers(address, leftovers)
+        remove_leftovers(leftovers)
     click.echo(f"{len(leftovers)} leftover{'s' * (len(leftovers) != 1)} {'found' if dry_run else 'removed'}")
 
 

@@ -1,19 +1,24 @@
 """What attempts that died have left behind, found and removed: `dreambooth gc`.
 
-A publication without a manifest is what an upload left that never ended; no reader looks at it, but it takes room. An
-upload that is still going on looks the same, so only old prefixes are taken.
+A publication without a manifest is what an upload left that never ended, and so is a lane's checkpoint without one; no
+reader looks at them, but they take room. An upload that is still going on looks the same, so only old ones are taken.
 """
 
 import datetime
+import posixpath
 from dataclasses import dataclass
 
 from dreambooth.errors import InputError
-from pipelines.storage import MANIFEST_NAME, absolute, filesystem, is_prefix
+from pipelines.storage import MANIFEST_NAME, absolute, begun_at, filesystem, full_address
+from pipelines.stored_checkpoints import checkpoint_begun_at
+
+_RAY_TRAIN_STATE = "checkpoint_manager_snapshot.json"
+"""Beside this file of Ray Train's, checkpoints are its own: they have no manifest, and it removes them itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """A prefix without a manifest: its address, size in bytes and when it was begun."""
+    """A publication or checkpoint without a manifest: its address, size in bytes and when it was begun."""
 
     uri: str
     size: int
@@ -21,7 +26,7 @@ class Leftover:
 
 
 def find_leftovers(uri: str, *, older_than: datetime.timedelta) -> tuple[Leftover, ...]:
-    """All publications anywhere below an address that have no manifest and were begun longer ago than `older_than`.
+    """All publications and checkpoints anywhere below an address that have no manifest and are older than this.
 
     Raises InputError when there is nothing at the address.
     """
@@ -29,35 +34,37 @@ def find_leftovers(uri: str, *, older_than: datetime.timedelta) -> tuple[Leftove
     if not fs.exists(root):
         raise InputError(f"there is nothing at {uri!r}; expected a folder that holds runs, such as output")
     sizes: dict[str, int] = {}
-    whole = set()
-    for path, info in fs.find(root, detail=True).items():
-        prefix = _prefix_of(path, root)
-        if prefix is not None:
+    files = fs.find(root, detail=True)
+    for path, info in files.items():
+        if (prefix := _prefix_of(path, root)) is not None:
             sizes[prefix] = sizes.get(prefix, 0) + int(info["size"])
-            if path == f"{prefix}/{MANIFEST_NAME}":
-                whole.add(prefix)
     now = datetime.datetime.now(datetime.UTC)
-    found = [Leftover(uri=prefix, size=size, begun=_begun(prefix)) for prefix, size in sizes.items()]
-    return tuple(one for one in found if one.uri not in whole and now - one.begun > older_than)
+    return tuple(
+        Leftover(uri=full_address(fs, prefix), size=size, begun=begun)
+        for prefix, size in sizes.items()
+        if f"{prefix}/{MANIFEST_NAME}" not in files
+        and f"{posixpath.dirname(prefix)}/{_RAY_TRAIN_STATE}" not in files
+        and (begun := _begun(posixpath.basename(prefix))) is not None
+        and now - begun > older_than
+    )
 
 
-def remove_leftovers(uri: str, leftovers: tuple[Leftover, ...]) -> None:
-    """Delete what `find_leftovers` found below the same address."""
-    fs, _ = filesystem(absolute(uri))
+def remove_leftovers(leftovers: tuple[Leftover, ...]) -> None:
+    """Delete what `find_leftovers` found."""
     for leftover in leftovers:
-        fs.rm(leftover.uri, recursive=True)
+        fs, path = filesystem(leftover.uri)
+        fs.rm(path, recursive=True)
 
 
 def _prefix_of(path: str, root: str) -> str | None:
-    """The outermost published prefix that a file below `root` lies in, if any."""
+    """The outermost publication or checkpoint that a file below `root` lies in, if any."""
     parts = path.split("/")
     for depth in range(len(root.rstrip("/").split("/")), len(parts) - 1):
-        if is_prefix(parts[depth]):
+        if _begun(parts[depth]) is not None:
             return "/".join(parts[: depth + 1])
     return None
 
 
-def _begun(prefix: str) -> datetime.datetime:
-    """A prefix says in its name when it was begun."""
-    stamp = prefix.rsplit("/", 1)[-1].partition("-")[0]
-    return datetime.datetime.strptime(stamp, "%Y%m%dT%H%M%S%fZ").replace(tzinfo=datetime.UTC)
+def _begun(name: str) -> datetime.datetime | None:
+    """A folder's name says when it was begun, if it is one of a publication or a checkpoint."""
+    return begun_at(name) or checkpoint_begun_at(name)

@@ -86,6 +86,11 @@ def absolute(uri: str) -> str:
     return path if isinstance(fs, LocalFileSystem) else uri
 
 
+def full_address(fs: AbstractFileSystem, path: str) -> str:
+    """The address of a path in a file system; a local one is its path."""
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
 def join(uri: str, *parts: str) -> str:
     """An address below another one."""
     scheme, separator, rest = uri.rpartition("://")
@@ -181,9 +186,11 @@ def published(parent_uri: str) -> Manifest | None:
     return None
 
 
-def is_prefix(name: str) -> bool:
-    """Whether a folder's name is one that `publish` gives."""
-    return _PREFIX.fullmatch(name) is not None
+def begun_at(name: str) -> datetime.datetime | None:
+    """When a publication was begun, from its folder's name; None for a name that `publish` doesn't give."""
+    if _PREFIX.fullmatch(name) is None:
+        return None
+    return datetime.datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=datetime.UTC)
 
 
 def read_manifest(uri: str) -> Manifest:

@@ -1,7 +1,9 @@
 """A subject's checkpoints in its own run folder: whichever lane takes the subject up next goes on from them."""
 
 import dataclasses
+import datetime
 import hashlib
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +13,13 @@ from pipelines.fine_tune import History
 from pipelines.storage import FileRecord, Manifest, fetch, filesystem, join, read_manifest, write_bytes, write_manifest
 
 CHECKPOINTS_KEPT = 2
+_NAME = re.compile(r"step-\d{8}-([0-9a-f]{16})")
+
+
+def checkpoint_begun_at(name: str) -> datetime.datetime | None:
+    """When a checkpoint was begun, from its folder's name; None for a name that isn't one's."""
+    found = _NAME.fullmatch(name)
+    return None if found is None else datetime.datetime.fromtimestamp(int(found[1], 16) / 1e9, datetime.UTC)
 
 
 class StoredCheckpoints:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from dreambooth.errors import InputError
 from pipelines.cli import main
 from pipelines.garbage import find_leftovers, remove_leftovers
-from pipelines.storage import exists, join, publish, read_manifest, write_bytes
+from pipelines.storage import Manifest, exists, join, publish, read_manifest, write_bytes, write_manifest
 
 DAY = datetime.timedelta(days=1)
 OLD, NEW = "20200101T000000000000Z-0123abcd", "29990101T000000000000Z-0123abcd"
@@ -29,12 +29,30 @@ def test_only_old_prefixes_without_a_manifest_go(store: str, tmp_path: Path) -> 
 
     found = find_leftovers(store, older_than=DAY)
     assert [(one.uri.rsplit("/", 1)[-1], one.size) for one in found] == [(OLD, 5)]
-    remove_leftovers(store, found)
+    remove_leftovers(found)
 
     assert find_leftovers(store, older_than=DAY) == ()
     assert read_manifest(whole.uri) == whole
     assert exists(join(store, "rex", "model", NEW, "unet", "weights.bin"))
     assert exists(join(store, "prior", "abc", "000000.png"))
+
+
+def test_checkpoints_of_lanes_go_too_and_those_of_ray_train_stay(store: str) -> None:
+    old, new = "step-00000010-16f3a1b2c3d4e5f6", "step-00000020-fff3a1b2c3d4e5f6"
+    for key in ("whole", "broken"):
+        for name in (old, new):
+            write_bytes(join(store, "rex", "checkpoints", key, name, "rank-0.safetensors"), b"1234567")
+    write_manifest(Manifest(uri=join(store, "rex", "checkpoints", "whole", old), files={}, metadata={}))
+    write_bytes(join(store, "rex", "checkpoints", "rex-key", old, "rank-0.pt"), b"of a run of its own")
+    write_bytes(join(store, "rex", "checkpoints", "rex-key", "checkpoint_manager_snapshot.json"), b"{}")
+
+    [found] = find_leftovers(store, older_than=DAY)
+    assert found.uri.endswith(f"rex/checkpoints/broken/{old}")
+    assert (found.size, found.begun.year) == (7, 2022)
+    remove_leftovers((found,))
+    assert find_leftovers(store, older_than=DAY) == ()
+    assert exists(join(store, "rex", "checkpoints", "broken", new, "rank-0.safetensors"))
+    assert exists(join(store, "rex", "checkpoints", "rex-key", old, "rank-0.pt"))
 
 
 def test_the_command_lists_and_then_removes(tmp_path: Path) -> None:

@@ -256,6 +256,12 @@ class TestDestinations:
         with pytest.raises(InputError, match=r"no MLflow tracking at http://127\.0\.0\.1:9"):
             check_destinations(plan("tracking.uri=http://127.0.0.1:9"))
 
+    def test_a_file_of_sqlite_is_no_place_for_several_nodes(self, plan: MachinePlan, tmp_path: Path) -> None:
+        made = plan(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+        check_destinations(made, nodes=1)
+        with pytest.raises(InputError, match=r"the cluster has 3 nodes, but MLflow .*'mlflow server'.* tracking\.uri"):
+            check_destinations(made, nodes=3)
+
     def test_the_space_that_a_run_takes(self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch) -> None:
         made = plan()
         exported, checkpoint = 4 * sum(made.base.parameter_counts.values()), 12 * made.trained_parameters
