@@ -1,7 +1,7 @@
 """What a person sees while a batch works: a live table on a terminal, now and then a plain line elsewhere."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -44,13 +44,21 @@ def checks_table(checks: Sequence[SubjectCheck]) -> Table:
 
 
 class BatchView:
-    """Prints to stderr; `quiet` prints nothing but warnings."""
+    """Prints to stderr; `quiet` prints nothing but warnings. `clock` gives seconds."""
 
-    def __init__(self, *, total: int, quiet: bool = False, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        total: int,
+        quiet: bool = False,
+        console: Console | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self._console = console or Console(stderr=True, highlight=False)
-        self._total, self._quiet = total, quiet
-        self._began = time.monotonic()
-        self._printed = -PLAIN_LINE_SECONDS
+        self.total, self._quiet = total, quiet
+        self._clock = clock or time.monotonic
+        self._began = self._clock()
+        self._printed = self._began - PLAIN_LINE_SECONDS
         self._settled: int | None = None
         self._pace: tuple[float, int] | None = None
         self._live: Live | None = None
@@ -69,6 +77,10 @@ class BatchView:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
             self._live = None
+
+    def seconds(self) -> float:
+        """Since the view was made."""
+        return self._clock() - self._began
 
     def update(
         self,
@@ -90,7 +102,7 @@ class BatchView:
     def line(self, text: str) -> None:
         """One plain line, with the seconds since the start."""
         if not self._quiet:
-            self._console.print(Text(f"[{time.monotonic() - self._began:5.0f} s] {text}"), soft_wrap=True)
+            self._console.print(Text(f"[{self.seconds():5.0f} s] {text}"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A warning that says what to do."""
@@ -98,13 +110,13 @@ class BatchView:
 
     def _left(self, settled: int) -> float | None:
         """Seconds left, by the pace since the first subject of this attempt was finished."""
-        now = time.monotonic()
+        now = self._clock()
         if self._settled is not None and settled > self._settled and self._pace is None:
             self._pace = now, settled
         if self._pace is None or settled <= self._pace[1]:
             return None
         since, before = self._pace
-        return (now - since) / (settled - before) * (self._total - settled)
+        return (now - since) / (settled - before) * (self.total - settled)
 
     def _plain(
         self,
@@ -114,11 +126,11 @@ class BatchView:
         settled: int,
         left: float | None,
     ) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if settled == self._settled and now - self._printed < PLAIN_LINE_SECONDS:
             return
         self._printed = now
-        parts = [f"{counts['done']}/{self._total} done", f"{len(running)} in training"]
+        parts = [f"{counts['done']}/{self.total} done", f"{len(running)} in training"]
         parts += [f"{counts['failed']} failed"] if counts["failed"] else []
         parts += [f"class images {class_images[0]}/{class_images[1]}"] if class_images else []
         parts += [f"{_speed(running):.1f} images/s"] if running else []
@@ -134,10 +146,10 @@ class BatchView:
         left: float | None,
     ) -> RenderableType:
         head = "  ".join(f"{count} {state}" for state, count in counts.items() if count)
-        times = f"{_clock(time.monotonic() - self._began)} so far" + (f", {_clock(left)} left" if left else "")
+        times = f"{_clock(self.seconds())} so far" + (f", {_clock(left)} left" if left else "")
         parts: list[RenderableType] = [
-            Text.assemble((f"{self._total} subjects: ", "bold"), head, "   ", (times, "dim")),
-            ProgressBar(total=self._total, completed=counts["done"] + counts["failed"], width=60),
+            Text.assemble((f"{self.total} subjects: ", "bold"), head, "   ", (times, "dim")),
+            ProgressBar(total=self.total, completed=counts["done"] + counts["failed"], width=60),
         ]
         if class_images is not None and class_images[0] < class_images[1]:
             parts.append(Text(f"class images {class_images[0]}/{class_images[1]}"))

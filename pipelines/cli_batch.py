@@ -63,10 +63,12 @@ def _run(plan: "BatchPlan", console: "RunConsole", *, silent: bool) -> None:
     from pipelines.batch import run_batch
     from pipelines.batch_console import BatchView
     from pipelines.personalize import encoder_of
+    from pipelines.relayed_view import RelayedBatchView, relays
 
+    kind = RelayedBatchView if relays() and not silent else BatchView
     encoder = encoder_of(plan.subjects[0], console)
     try:
-        with BatchView(total=len(plan.subjects), quiet=silent) as view:
+        with kind(total=len(plan.subjects), quiet=silent) as view:
             outcome = run_batch(plan, view, encoder)
     except RuntimeError as error:
         click.secho(f"failed: {error}", err=True, fg="red" if sys.stderr.isatty() else None)

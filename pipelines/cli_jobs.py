@@ -24,7 +24,7 @@ def submit(
     image_has_package: bool,
     variables: tuple[str, ...],
 ) -> None:
-    """Submit `dreambooth run …` or `dreambooth batch …` as a job, and follow its log.
+    """Submit `dreambooth run …` or `dreambooth batch …` as a job, and follow it with the view it has here.
 
     The same command twice is one job; one that was stopped or failed goes on from its last checkpoints. Results have
     to go where the cluster and you can read them: --set storage.root=s3://…
@@ -97,9 +97,11 @@ def stop(job: str, address: str | None) -> None:
 
 def _follow(client: object, job: str) -> None:
     from pipelines import jobs
+    from pipelines.relayed_view import Replay
 
     try:
-        ended = jobs.follow(client, job, lambda lines: click.echo(lines, nl=False))
+        with Replay(lambda line: click.echo(line, nl=False)) as replay:
+            ended = jobs.follow(client, job, replay.feed)
     except KeyboardInterrupt:
         click.echo(f"\nthe job goes on; 'dreambooth jobs logs {job}' follows it, 'jobs stop {job}' stops it", err=True)
         sys.exit(130)

@@ -52,7 +52,9 @@ class RunConsole:
             yield lambda done, total, note: None
             return
         if not self._console.is_terminal:
-            yield self._lines(title)
+            from pipelines.relayed_view import relayed_bar, relays
+
+            yield relayed_bar(title) if relays() else self._lines(title)
             return
         columns = (
             TextColumn("{task.description}"),

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dreambooth.errors import InputError
+from pipelines.relayed_view import RELAY_VARIABLE
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _TABLES = (".yaml", ".yml", ".jsonl", ".csv")
 _PACKAGES = ("dreambooth", "pipelines")
+_VARIABLES = {"PYTHONUNBUFFERED": "1", RELAY_VARIABLE: "1"}
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 Fate = Literal["submitted", "submitted again", "already running", "already done"]
@@ -90,7 +92,7 @@ def submit(client: Any, job: Job, *, with_code: bool, variables: Mapping[str, st
         client.submit_job(
             entrypoint=job.entrypoint,
             submission_id=job_id,
-            runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1", **variables}},
+            runtime_env={"working_dir": folder, "env_vars": {**_VARIABLES, **variables}},
             metadata={"dreambooth": " ".join(job.arguments[:2])},
         )
     return job_id, "submitted again" if attempts else "submitted"
