@@ -26,7 +26,7 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench bench-batch s3 s3-stop clean
+.PHONY: help install demo test test-slow check fix bench bench-batch s3 s3-stop clean
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
@@ -56,9 +56,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Fine-tune the built-in miniature on one of its subjects; pictures go to output/demo/
 	$(BIN)/dreambooth run --images dreambooth/miniature/subjects/$(SUBJECT) --workers 2 --zero-stage 2 --output output/demo
 
-test: $(INSTALLED) ## Run the unit tests, then the integration tests
-	$(BIN)/python -m pytest tests/unit
-	$(BIN)/python -m pytest tests/integration
+test: $(INSTALLED) ## Run the unit tests, then the integration tests, but for those marked slow
+	$(BIN)/python -m pytest tests/unit -m "not slow"
+	$(BIN)/python -m pytest tests/integration -m "not slow"
+
+test-slow: $(INSTALLED) ## Run the tests that take minutes each
+	$(BIN)/python -m pytest tests -m slow
 
 check: $(INSTALLED) ## Lint, check the format, check the types
 	$(BIN)/ruff check .
