@@ -3,21 +3,16 @@
 A base is named by the sha256 over its files, so class images and models say exactly what they were made from.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
+from dreambooth.download import from_hub, from_store, is_hub_id, is_remote
 from dreambooth.errors import InputError
 
 _COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
@@ -29,14 +24,6 @@ _SETTINGS = (
     "scheduler/scheduler_config.json",
     "tokenizer/tokenizer_config.json",
 )
-_VERSIONS = (
-    "ETag",
-    "etag",
-    "LastModified",
-    "updated",
-    "mtime",
-    "created",
-)  # whatever a store tells of a file's content
 _PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -85,78 +72,23 @@ def _find(address: str, revision: str | None) -> Path:
         from dreambooth.miniature import PIPELINE_DIR
 
         return PIPELINE_DIR
-    if "://" in address and not address.startswith("file://"):
-        return _download(address.rstrip("/"))
+    if is_remote(address):
+        return from_store(address, what="base_model")
     path = Path(address.removeprefix("file://")).expanduser()
     if path.is_dir():
         return path.resolve()
-    if address.startswith((".", "/", "~")) or address.count("/") != 1:
+    if not is_hub_id(address):
         raise InputError(
             f"base_model {address!r}: expected 'miniature', a folder, an address such as s3://bucket/model or a hub id "
             f"such as owner/name, but there is no such folder"
         )
-    return _from_hub(address, revision)
-
-
-def _from_hub(address: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                address,
-                revision=revision,
-                allow_patterns=["model_index.json", *(f"{part}/*{end}" for part in _COMPONENTS for end in _SUFFIXES)],
-                ignore_patterns=["*.fp16.*", "*.bf16.*", "*non_ema*"],
-            )
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"base_model {address!r}{f' at {revision!r}' if revision else ''} is neither a folder "
-            f"here nor to be had from the hub ({type(error).__name__}: {reason}); check the name and the network, or "
-            f"download it and give its folder"
-        ) from None
-
-
-def cache_directory() -> Path:
-    """Where downloaded bases are kept: $DREAMBOOTH_CACHE, else ~/.cache/dreambooth."""
-    return Path(os.environ.get("DREAMBOOTH_CACHE", "~/.cache/dreambooth")).expanduser()
-
-
-def _download(address: str) -> Path:
-    """Copy a remote directory to the cache, once; a copy that broke off is never mistaken for a whole one."""
-    address = address.rstrip("/")
-    try:
-        filesystem, path = fsspec.url_to_fs(address)
-        filesystem.invalidate_cache()  # some remember a listing for as long as the process lives
-        listing = {name: info for name, info in filesystem.find(path, detail=True).items() if info["type"] == "file"}
-    except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
-        raise InputError(f"base_model {address!r} can't be read: {type(error).__name__}: {error}") from None
-    if not listing:
-        raise InputError(f"base_model {address!r}: there is nothing at that address")
-    files = [(name, info["size"], *(str(info.get(key)) for key in _VERSIONS)) for name, info in listing.items()]
-    stamp = hashlib.sha256(repr([address, sorted(files)]).encode()).hexdigest()[:16]
-    target = cache_directory() / "bases" / stamp
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # All workers of a machine ask at once: one of them fetches, and the others wait.
-    with target.with_name(f".{stamp}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.is_dir():
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{stamp}-") as partial:
-                whole = Path(partial) / "base"
-                try:
-                    for name, info in listing.items():
-                        local = whole / Path(name).relative_to(path.rstrip("/"))
-                        local.parent.mkdir(parents=True, exist_ok=True)
-                        filesystem.get_file(name, str(local))
-                        if info["size"] not in (None, size := local.stat().st_size):
-                            raise OSError(errno.EIO, f"{name} has {info['size']} bytes, but {size} arrived")
-                    whole.rename(target)
-                except Exception as error:
-                    raise InputError(f"base_model {address!r} can't be copied to {target.parent}: {error!r}") from error
-    return target
+    return from_hub(
+        address,
+        what="base_model",
+        allow=["model_index.json", *(f"{part}/*{end}" for part in _COMPONENTS for end in _SUFFIXES)],
+        ignore=["*.fp16.*", "*.bf16.*", "*non_ema*"],
+        revision=revision,
+    )
 
 
 def _check_whole(directory: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dreambooth.download import from_hub, from_store, is_hub_id, is_remote
 from dreambooth.errors import InputError
 from dreambooth.quiet import hide_progress_bars, quiet
 
@@ -135,41 +136,39 @@ class ViTEncoder:
             yield torch.stack(chunk).to(self._device)
 
 
-def load_image_encoder(directory_or_hub_id: str | Path, *, device: str = "cpu") -> ImageEncoder:
-    """Load an image encoder from a folder, or a hub id, which is downloaded once.
+def load_image_encoder(address: str | Path, *, device: str = "cpu") -> ImageEncoder:
+    """Load an image encoder from a folder, an address or a hub id; InputError when it isn't there or isn't a ViT."""
+    return ViTEncoder(find_image_encoder(address), device=device)
 
-    Raises InputError when it isn't there or isn't a ViT.
+
+def find_image_encoder(address: str | Path) -> Path:
+    """The folder of an image encoder, fetched if it is elsewhere; raises InputError when it can't be had."""
+    return find_encoder_directory(address, what="the image encoder", model_type="vit")
+
+
+def find_encoder_directory(address: str | Path, *, what: str, model_type: str) -> Path:
+    """The folder of a transformers model: a folder, an address that fsspec knows, or a hub id, fetched once.
+
+    Raises InputError that begins with `what` when it can't be had or is of another type.
     """
-    return ViTEncoder(find_image_encoder(directory_or_hub_id), device=device)
-
-
-def find_image_encoder(directory_or_hub_id: str | Path) -> Path:
-    """The folder of an image encoder, downloading it if it is a hub id; raises InputError when it can't be had."""
-    directory = Path(directory_or_hub_id).expanduser()
-    if not directory.is_dir():
-        directory = _from_hub(str(directory_or_hub_id))
+    address = str(address)
+    directory = Path(address.removeprefix("file://")).expanduser()
+    if is_remote(address):
+        directory = from_store(address, what=what)
+    elif not directory.is_dir():
+        if not is_hub_id(address):
+            raise InputError(
+                f"{what} {address!r}: expected a folder, an address or a hub id, but there is no such folder"
+            )
+        directory = from_hub(address, what=what, allow=["*.json", "*.txt", "*.safetensors"])
+        if not list(directory.glob("*.safetensors")):  # older repositories; loaded with weights_only
+            directory = from_hub(address, what=what, allow=["*.json", "*.txt", "pytorch_model.bin"])
     path = directory / "config.json"
     if not path.is_file():
-        raise InputError(f"no image encoder in {directory}: there is no config.json")
+        raise InputError(f"{what} {address!r}: there is no config.json in {directory}")
     kind = json.loads(path.read_text()).get("model_type")
-    if kind != "vit":
-        raise InputError(f"the image encoder in {directory} is of the type {kind!r}; expected 'vit'")
-    return directory
-
-
-def _from_hub(hub_id: str) -> Path:
-    if "://" in hub_id or hub_id.startswith((".", "/", "~")) or hub_id.count("/") != 1:
-        raise InputError(f"no image encoder at {hub_id!r}; expected a folder, or a hub id such as facebook/dino-vits16")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        directory = Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
-        if not list(directory.glob("*.safetensors")):  # older repositories; loaded with weights_only
-            directory = Path(snapshot_download(hub_id, allow_patterns=["*.json", "pytorch_model.bin"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"the image encoder {hub_id!r} is neither a folder here nor to be had from the hub "
-            f"({type(error).__name__}); check the name and the network, or download it elsewhere and give its folder"
-        ) from None
+    if kind != model_type:
+        raise InputError(f"{what} {address!r} is of the type {kind!r}; expected {model_type!r}")
+    if not [file for name in ("*.safetensors", "pytorch_model.bin") for file in directory.glob(name)]:
+        raise InputError(f"{what} {address!r}: there are no weights in {directory}; is the copy complete?")
     return directory

@@ -349,7 +349,7 @@ class TestCluster:
 class TestEvaluation:
     def test_an_image_encoder_that_is_not_there(self, refused: Refused) -> None:
         message = refused("--set", "evaluation.image_encoder=./nowhere")
-        assert message.startswith("evaluation.image_encoder: no image encoder at './nowhere'")
+        assert message.startswith("evaluation.image_encoder: the image encoder './nowhere': expected a folder")
 
     def test_an_image_encoder_that_is_none(self, refused: Refused, tiny_pipeline: Path) -> None:
         message = refused("--set", f"evaluation.image_encoder={tiny_pipeline / 'text_encoder'}")

@@ -131,7 +131,7 @@ def test_other_encoders_see_what_their_file_says(tmp_path: Path) -> None:
 
 def test_an_encoder_that_cannot_be_had_is_said(tmp_path: Path, encoder_directory: Path) -> None:
     assert find_image_encoder(encoder_directory) == encoder_directory
-    with pytest.raises(InputError, match="expected a folder, or a hub id"):
+    with pytest.raises(InputError, match="expected a folder, an address or a hub id"):
         find_image_encoder("/absent/vit")
     with pytest.raises(InputError, match="neither a folder here nor to be had from the hub"):
         find_image_encoder("nobody/no-such-encoder")
