@@ -21,7 +21,8 @@ BANKS = ("paper", "miniature")
 class BankLocations:
     """Where the paper's encoders are: folders, addresses that fsspec knows, or hub ids.
 
-    lpips: a folder with AlexNet's weights and LPIPS's linear weights; it has no home on the hub.
+    lpips holds AlexNet's weights and LPIPS's linear weights. It has no home on the hub: None is `lpips` in the cache
+    (`dreambooth.download.cache_directory`).
     """
 
     dino: str = "facebook/dino-vits16"
@@ -88,6 +89,10 @@ def load_bank(name: str, *, device: str = "cpu", locations: BankLocations | None
         from dreambooth.evaluation.miniature_bank import MiniatureBank
 
         return MiniatureBank(device=device)
+    if name == "paper":
+        from dreambooth.evaluation.paper_bank import PaperBank
+
+        return PaperBank(locations or BankLocations(), device=device)
     raise InputError(f"there is no bank {name!r}; expected {' or '.join(BANKS)}")
 
 
