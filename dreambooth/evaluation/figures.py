@@ -21,6 +21,7 @@ FIGURE_NAMES = (
     "real_dino",
     "real_clip_i",
     "context_variance",
+    "prompts_followed",
     "near_copies",
     "nearest_dino",
     "background_leak",
@@ -60,6 +61,7 @@ class PromptRow:
     clip_t: float
     clip_t_no_identifier: float
     clip_t_base: float | None
+    followed: bool | None  # at least half as closely as by the base model
     div: float | None
     background_leak: float | None
     near_copies: float

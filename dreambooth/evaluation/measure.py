@@ -5,7 +5,7 @@ figures = measure(bank=BankId(name=bank.name, hash=bank.hash), prompts=[PromptSa
 figures.figures["dino"].interval
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,7 @@ from dreambooth.evaluation.banks import ImageEmbeddings
 from dreambooth.evaluation.bootstrap import SEED, bootstrap_mean
 from dreambooth.evaluation.figures import BankId, Figure, Figures, NearestInstance, PromptRow
 from dreambooth.evaluation.similarity import directions
-from dreambooth.evaluation.warnings_in_words import warnings_of
-
-NEAR_COPY = 0.97
-"""A sample is a near-copy of an instance image that both encoders find it at least this similar to."""
+from dreambooth.evaluation.verdict import warnings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +31,7 @@ class PromptSamples:
     application: str = ""
     base: ImageEmbeddings | None = None  # of the base model, sampled from the prompt without the identifier
     distances: Tensor | None = None  # (N, N) between the samples; left out: no DIV
+    to_instance: Tensor | None = None  # (N, M) from samples to instance images; sharpens near_copies
     background_leak: Sequence[float] | None = None  # of each sample that has a mask; left out: not measured
 
 
@@ -43,31 +41,37 @@ def measure(
     prompts: Sequence[PromptSamples],
     instance: ImageEmbeddings,
     class_samples: ImageEmbeddings | None = None,
+    instance_distances: Tensor | None = None,
     seed: int = SEED,
 ) -> Figures:
     """Every figure that the given embeddings allow; `Figures.unmeasured` says of the others why they are missing.
 
-    Intervals are bootstrapped over prompts; those of pres and near_copies, nearest_dino and real_* over images.
+    `instance_distances` (M, M) between the instance images goes with `PromptSamples.to_instance`. Intervals are
+    bootstrapped over prompts; those of pres and real_* over images.
     Raises InputError, naming the prompt, for no prompts, no samples, embeddings that aren't finite or of another width
     than the instance images'.
     """
     if not prompts:
         raise InputError("an evaluation needs at least one prompt with samples, got none")
     _check_all(prompts, instance, class_samples)
-    rows = tuple(_row(of_prompt, instance) for of_prompt in prompts)
-    pairs = tuple(_nearest(prompts, instance))
-    values, unmeasured = _values(rows, pairs, instance, class_samples)
+    copies = [
+        metrics.near_copies(
+            each.samples.clip, instance.clip, distances=each.to_instance, real_distances=instance_distances
+        )
+        for each in prompts
+    ]
+    rows = tuple(_row(place, prompts, instance, copied) for place, copied in enumerate(copies))
+    values, unmeasured = _values(rows, prompts, instance, class_samples)
     figures = {
         name: Figure(bank=bank, interval=bootstrap_mean([numbers], seed=seed), values=tuple(numbers))
         for name, numbers in values.items()
     }
-    intervals = {name: figure.interval for name, figure in figures.items()}
     return Figures(
         bank=bank,
         figures=figures,
         per_prompt=rows,
-        nearest=pairs,
-        warnings=warnings_of(intervals, rows),
+        nearest=tuple(_nearest(prompts, instance, copies)),
+        warnings=warnings_of({name: figure.interval for name, figure in figures.items()}),
         unmeasured=unmeasured,
     )
 
@@ -77,73 +81,90 @@ def _check_all(
 ) -> None:
     if not len(instance):
         raise InputError("an evaluation needs at least one instance image, got none")
-    named = [("the class prompt", class_samples)]
+    _check("the instance images", instance, instance)
+    if class_samples is not None:
+        _check("samples of the class prompt", class_samples, instance)
     for of_prompt in prompts:
-        if not len(of_prompt.samples):
-            raise InputError(f"there are no samples of the prompt {of_prompt.prompt!r}; sample it before measuring")
-        named += [
-            (f"the prompt {of_prompt.prompt!r}", of_prompt.samples),
-            (f"the prompt {of_prompt.prompt!r} by the base model", of_prompt.base),
-        ]
-    for whose, samples in named:
-        for encoder in ("dino", "clip"):
-            if samples is None:
-                continue
-            embeddings, real = getattr(samples, encoder), getattr(instance, encoder)
-            try:
-                directions(embeddings)
-                metrics.check_width(embeddings, real)
-            except ValueError as error:
-                raise InputError(f"samples of {whose}, {encoder}: {error}") from None
+        whose, count = f"the prompt {of_prompt.prompt!r}", len(of_prompt.samples)
+        if not count:
+            raise InputError(f"there are no samples of {whose}; sample it before measuring")
+        _check(f"samples of {whose}", of_prompt.samples, instance)
+        if of_prompt.base is not None:
+            _check(f"samples of {whose} by the base model", of_prompt.base, instance)
+        for text in (of_prompt.text, of_prompt.text_no_identifier):
+            _check_embeddings(f"the text of {whose}", text[None], instance.clip)
+        if of_prompt.distances is not None and of_prompt.distances.shape != (count, count):
+            raise InputError(
+                f"{whose} has distances {tuple(of_prompt.distances.shape)} for {count} samples; "
+                f"expected {(count, count)}"
+            )
 
 
-def _row(of_prompt: PromptSamples, instance: ImageEmbeddings) -> PromptRow:
-    samples, base, leaks = of_prompt.samples, of_prompt.base, of_prompt.background_leak
-    copies = _near_copy(samples, instance)
+def _check(whose: str, embeddings: ImageEmbeddings, instance: ImageEmbeddings) -> None:
+    _check_embeddings(f"{whose}, dino", embeddings.dino, instance.dino)
+    _check_embeddings(f"{whose}, clip", embeddings.clip, instance.clip)
+
+
+def _check_embeddings(whose: str, embeddings: Tensor, like: Tensor) -> None:
+    """Raise InputError that says whose embeddings aren't finite, or of another width than `like`."""
+    try:
+        directions(embeddings)
+        metrics.check_width(embeddings, like)
+    except ValueError as error:
+        raise InputError(f"{whose}: {error}") from None
+
+
+def _row(place: int, prompts: Sequence[PromptSamples], instance: ImageEmbeddings, copied: Tensor) -> PromptRow:
+    own = prompts[place]
+    samples, base, leaks = own.samples, own.base, own.background_leak
     return PromptRow(
-        prompt=of_prompt.prompt,
-        application=of_prompt.application,
+        prompt=own.prompt,
+        application=own.application,
         dino=float(metrics.fidelity(samples.dino, instance.dino).mean()),
         clip_i=float(metrics.fidelity(samples.clip, instance.clip).mean()),
-        clip_t=float(metrics.prompt_similarity(samples.clip, of_prompt.text).mean()),
-        clip_t_no_identifier=float(metrics.prompt_similarity(samples.clip, of_prompt.text_no_identifier).mean()),
-        clip_t_base=None
-        if base is None
-        else float(metrics.prompt_similarity(base.clip, of_prompt.text_no_identifier).mean()),
-        div=None if of_prompt.distances is None else metrics.div(of_prompt.distances),
+        clip_t=metrics.clip_t(samples.clip, own.text),
+        clip_t_no_identifier=metrics.clip_t(samples.clip, own.text_no_identifier),
+        clip_t_base=None if base is None else metrics.clip_t(base.clip, own.text_no_identifier),
+        followed=_followed(place, prompts),
+        div=None if own.distances is None else metrics.div(own.distances),
         background_leak=sum(leaks) / len(leaks) if leaks else None,
-        near_copies=float(copies.double().mean()),
+        near_copies=float(copied.double().mean()),
     )
 
 
-def _near_copy(samples: ImageEmbeddings, instance: ImageEmbeddings) -> Tensor:
-    """Which samples are near-copies of an instance image: (N,) bool."""
-    dino = directions(samples.dino) @ directions(instance.dino).T
-    clip = directions(samples.clip) @ directions(instance.clip).T
-    return ((dino >= NEAR_COPY) & (clip >= NEAR_COPY)).any(dim=1)
+def _followed(place: int, prompts: Sequence[PromptSamples]) -> bool | None:
+    """None without the base model's samples of this prompt, which follow it, and of others."""
+    own = prompts[place]
+    others = [
+        each.base.clip
+        for each in prompts
+        if each.base and not torch.equal(each.text_no_identifier, own.text_no_identifier)
+    ]
+    if own.base is None or not others:
+        return None
+    return metrics.prompt_followed(own.samples.clip, own.base.clip, torch.cat(others), own.text_no_identifier)
 
 
-def _nearest(prompts: Sequence[PromptSamples], instance: ImageEmbeddings) -> list[NearestInstance]:
-    pairs: list[NearestInstance] = []
-    for of_prompt in prompts:
+def _nearest(
+    prompts: Sequence[PromptSamples], instance: ImageEmbeddings, copies: Sequence[Tensor]
+) -> Iterator[NearestInstance]:
+    sample = 0
+    for of_prompt, copied in zip(prompts, copies, strict=True):
         indices, similarities = metrics.nearest(of_prompt.samples.dino, instance.dino)
-        copies = _near_copy(of_prompt.samples, instance)
-        pairs += [
-            NearestInstance(
-                sample=len(pairs) + place,
+        for index, similarity, copy in zip(indices, similarities, copied, strict=True):
+            yield NearestInstance(
+                sample=sample,
                 prompt=of_prompt.prompt,
                 instance=int(index),
                 similarity=float(similarity),
                 near_copy=bool(copy),
             )
-            for place, (index, similarity, copy) in enumerate(zip(indices, similarities, copies, strict=True))
-        ]
-    return pairs
+            sample += 1
 
 
 def _values(
     rows: Sequence[PromptRow],
-    pairs: Sequence[NearestInstance],
+    prompts: Sequence[PromptSamples],
     instance: ImageEmbeddings,
     class_samples: ImageEmbeddings | None,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
@@ -162,8 +183,10 @@ def _values(
         "real_dino": _among_themselves(instance.dino),
         "real_clip_i": _among_themselves(instance.clip),
         "context_variance": _squared_deviations([row.dino for row in rows]),
-        "near_copies": [float(pair.near_copy) for pair in pairs],
-        "nearest_dino": [pair.similarity for pair in pairs],
+        "prompts_followed": [float(row.followed) for row in rows if row.followed is not None]
+        or "no samples by the base model were given that follow one of at least 2 prompts",
+        "near_copies": [row.near_copies for row in rows],
+        "nearest_dino": [float(metrics.nearest(each.samples.dino, instance.dino)[1].mean()) for each in prompts],
         "background_leak": [row.background_leak for row in rows if row.background_leak is not None]
         or "no masks of the subject were given",
     }

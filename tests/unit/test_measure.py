@@ -1,13 +1,16 @@
 """One subject's figures, from embeddings made by hand."""
 
+import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.banks import ImageEmbeddings
+from dreambooth.evaluation.bootstrap import Interval
 from dreambooth.evaluation.figures import BankId, Figures, column, figures_from
 from dreambooth.evaluation.measure import PromptSamples, measure
 
@@ -21,9 +24,9 @@ def embedded(dino: list[list[float]], clip: list[list[float]] | None = None) -> 
     return ImageEmbeddings(dino=torch.tensor(dino), clip=torch.tensor(clip if clip is not None else dino))
 
 
-def of_prompt(samples: ImageEmbeddings, prompt: str = "a photo of a [V] dog", **more: object) -> PromptSamples:
+def of_prompt(samples: ImageEmbeddings, prompt: str = "a photo of a [V] dog", **more: Any) -> PromptSamples:
     texts = {"text": torch.tensor(NORTH), "text_no_identifier": torch.tensor(EAST)}
-    return PromptSamples(prompt=prompt, samples=samples, **{**texts, **more})  # type: ignore[arg-type]
+    return PromptSamples(prompt=prompt, samples=samples, **{**texts, **more})
 
 
 def two_prompts() -> Figures:
@@ -37,6 +40,7 @@ def two_prompts() -> Figures:
     second = of_prompt(
         embedded([WEST, UP]),
         "second",
+        text_no_identifier=torch.tensor(NORTH),
         base=embedded([NORTH_EAST, NORTH_EAST]),
         distances=torch.tensor([[0.0, 0.2], [0.2, 0.0]]),
     )
@@ -55,24 +59,25 @@ def test_every_figure_of_two_prompts() -> None:
             "dino": (first + second) / 2,
             "clip_i": (first + second) / 2,
             "clip_t": (0.5 + 0) / 2,
-            "clip_t_no_identifier": (0.5 - 0.5) / 2,
+            "clip_t_no_identifier": (0.5 + 0) / 2,
             "clip_t_base": (1 + half) / 2,
             "pres": second,
             "div": 0.3,
             "real_dino": half,
             "real_clip_i": half,
             "context_variance": (first - second) ** 2 / 2,
+            "prompts_followed": 0,
             "near_copies": 0.25,
             "nearest_dino": (1 + half - half + 0) / 4,
         }
     )
     assert figures.unmeasured == {"background_leak": "no masks of the subject were given"}
     assert {figure.bank for figure in figures.figures.values()} == {BANK}
-    assert [(pair.sample, pair.instance, pair.near_copy) for pair in figures.nearest] == [
-        (0, 0, True),
-        (1, 1, False),
-        (2, 1, False),
-        (3, 0, False),
+    assert [(pair.sample, pair.instance, pair.similarity, pair.near_copy) for pair in figures.nearest] == [
+        (0, 0, pytest.approx(1), True),
+        (1, 1, pytest.approx(half), False),
+        (2, 1, pytest.approx(-half), False),
+        (3, 0, pytest.approx(0), False),
     ]
 
 
@@ -91,3 +96,154 @@ def test_figures_of_two_banks_never_share_a_column() -> None:
         column("dino", [figures, other])
     with pytest.raises(InputError, match="has no figure 'pres': no samples of the class prompt"):
         column("pres", [other])
+
+
+def test_one_instance_image_and_one_sample_give_what_they_can() -> None:
+    figures = measure(bank=BANK, prompts=[of_prompt(embedded([EAST]))], instance=embedded([EAST]))
+    assert set(figures.figures) == {"dino", "clip_i", "clip_t", "clip_t_no_identifier", "near_copies", "nearest_dino"}
+    assert figures.figures["dino"].interval == Interval(mean=1, low=1, high=1, n=1)
+    assert figures.unmeasured["real_dino"] == "one instance image has no other to be compared with"
+    assert figures.unmeasured["div"] == "no distances between samples were given"
+    assert figures.unmeasured["context_variance"] == "a variance over prompts needs at least 2 prompts"
+    assert figures.unmeasured["clip_t_base"] == "no samples by the base model were given"
+
+
+def test_the_order_of_prompts_samples_and_photographs_changes_no_figure() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(count: int) -> ImageEmbeddings:
+        dino, clip = torch.randn(count, 6, generator=generator), torch.randn(count, 4, generator=generator)
+        return ImageEmbeddings(dino=dino, clip=clip)
+
+    texts = torch.randn(3, 4, generator=generator)
+    instance, classes = random(5), random(4)
+    prompts = [
+        PromptSamples(prompt=str(i), samples=random(4), text=text, text_no_identifier=text, base=random(4))
+        for i, text in enumerate(texts)
+    ]
+
+    def turned(embeddings: ImageEmbeddings) -> ImageEmbeddings:
+        return ImageEmbeddings(dino=embeddings.dino.flip(0), clip=embeddings.clip.flip(0))
+
+    others = [dataclasses.replace(each, samples=turned(each.samples)) for each in reversed(prompts)]
+    one = measure(bank=BANK, prompts=prompts, instance=instance, class_samples=classes)
+    other = measure(bank=BANK, prompts=others, instance=turned(instance), class_samples=turned(classes))
+    for name, figure in one.figures.items():
+        assert other.figures[name].interval.mean == pytest.approx(figure.interval.mean), name
+    assert sorted(other.figures) == sorted(one.figures)
+
+
+def test_leaks_are_averaged_by_prompt() -> None:
+    prompts = [
+        of_prompt(embedded([EAST]), "first", background_leak=[0.1, 0.3]),
+        of_prompt(embedded([EAST]), "second", background_leak=[0.6]),
+        of_prompt(embedded([EAST]), "without masks"),
+    ]
+    leak = measure(bank=BANK, prompts=prompts, instance=embedded([EAST])).figures["background_leak"]
+    assert leak.values == pytest.approx((0.2, 0.6))
+
+
+class TestWarnings:
+    def test_of_samples_that_copy_the_photographs(self) -> None:
+        figures = measure(bank=BANK, prompts=[of_prompt(embedded([EAST, NORTH]))], instance=embedded([EAST, NORTH]))
+        assert figures.warnings == (
+            "samples copy the photographs (100% are near-copies): fewer steps or more class images",
+        )
+
+    def test_of_prompts_that_are_not_followed(self) -> None:
+        # The base model's images follow their own texts; the fine-tuned model's all look like the photograph.
+        photograph = embedded([EAST], [EAST])
+        prompts = [
+            of_prompt(
+                embedded([EAST], [UP]), str(i), text_no_identifier=torch.tensor(text), base=embedded([EAST], [text])
+            )
+            for i, text in enumerate((WEST, NORTH))
+        ]
+        [warning] = measure(bank=BANK, prompts=prompts, instance=photograph).warnings
+        assert warning.startswith("prompts are not followed (100% of them less than half as closely as by the base")
+
+    def test_of_a_class_that_became_the_subject(self) -> None:
+        samples, photographs = embedded([EAST], [UP]), embedded([EAST, EAST], [EAST, WEST])
+        figures = measure(
+            bank=BANK, prompts=[of_prompt(samples)], instance=photographs, class_samples=embedded([EAST], [UP])
+        )
+        assert figures.warnings == (
+            "the class became the subject (PRES 1.00, the photographs among themselves 1.00): more class images or a "
+            "higher prior_loss_weight",
+        )
+
+    def test_of_a_subject_that_was_not_learnt(self) -> None:
+        samples, photographs = embedded([NORTH], [UP]), embedded([EAST, EAST], [EAST, WEST])
+        [warning] = measure(bank=BANK, prompts=[of_prompt(samples)], instance=photographs).warnings
+        assert warning.startswith("the samples hardly look like the subject (DINO 0.00, the photographs among them")
+
+    def test_are_not_given_for_a_model_that_is_well(self) -> None:
+        first = of_prompt(embedded([EAST], [NORTH]), base=embedded([EAST], [NORTH]))
+        figures = measure(
+            bank=BANK,
+            prompts=[first],
+            instance=embedded([EAST, EAST], [EAST, WEST]),
+            class_samples=embedded([NORTH]),
+        )
+        assert figures.warnings == ()
+
+
+class TestBadInput:
+    INSTANCE = embedded([EAST, NORTH])
+
+    def fault(self, *prompts: PromptSamples, instance: ImageEmbeddings = INSTANCE, **more: Any) -> str:
+        with pytest.raises(InputError) as caught:
+            measure(bank=BANK, prompts=prompts, instance=instance, **more)
+        return str(caught.value)
+
+    def test_no_prompts(self) -> None:
+        assert self.fault() == "an evaluation needs at least one prompt with samples, got none"
+
+    def test_no_samples(self) -> None:
+        empty = ImageEmbeddings(dino=torch.empty(0, 3), clip=torch.empty(0, 3))
+        message = self.fault(of_prompt(embedded([EAST])), of_prompt(empty, "a [V] dog at night"))
+        assert message == "there are no samples of the prompt 'a [V] dog at night'; sample it before measuring"
+
+    def test_no_instance_images(self) -> None:
+        empty = ImageEmbeddings(dino=torch.empty(0, 3), clip=torch.empty(0, 3))
+        assert "at least one instance image, got none" in self.fault(of_prompt(embedded([EAST])), instance=empty)
+
+    def test_distances_of_one_sample(self) -> None:
+        message = self.fault(of_prompt(embedded([EAST]), distances=torch.zeros(1, 1)))
+        assert message.startswith("DIV needs at least 2 samples of a prompt, got 1")
+
+    def test_distances_of_other_samples(self) -> None:
+        message = self.fault(of_prompt(embedded([EAST]), "a dog", distances=torch.zeros(3, 3)))
+        assert message == "the prompt 'a dog' has distances (3, 3) for 1 samples; expected (1, 1)"
+
+    @pytest.mark.parametrize("encoder", ["dino", "clip"])
+    def test_samples_embedded_by_another_encoder(self, encoder: str) -> None:
+        wide = ImageEmbeddings(**{"dino": torch.ones(1, 3), "clip": torch.ones(1, 3), encoder: torch.ones(1, 7)})
+        message = self.fault(of_prompt(wide, "a [V] dog"))
+        assert message.startswith(f"samples of the prompt 'a [V] dog', {encoder}: embeddings of width 7 and 3 can't be")
+        assert "embeddings stored by another bank have to be made again" in message
+
+    def test_a_text_embedded_by_another_encoder(self) -> None:
+        message = self.fault(of_prompt(embedded([EAST]), "a [V] dog", text=torch.ones(9)))
+        assert message.startswith("the text of the prompt 'a [V] dog': embeddings of width 9 and 3 can't be compared")
+
+    @pytest.mark.parametrize("where", ["samples", "base", "text", "class", "instance"])
+    def test_embeddings_that_are_not_numbers(self, where: str) -> None:
+        broken = embedded([EAST, [math.nan, 0.0, 0.0]])
+        fine = embedded([EAST])
+        parts: dict[str, Any] = {"base": broken} if where == "base" else {}
+        if where == "text":
+            parts = {"text": torch.tensor([math.nan, 0.0, 0.0])}
+        message = self.fault(
+            of_prompt(broken if where == "samples" else fine, "a [V] dog", **parts),
+            instance=broken if where == "instance" else fine,
+            class_samples=broken if where == "class" else fine,
+        )
+        whose = {
+            "samples": "samples of the prompt 'a [V] dog', dino: the embedding at 1",
+            "base": "samples of the prompt 'a [V] dog' by the base model, dino: the embedding at 1",
+            "text": "the text of the prompt 'a [V] dog': the embedding at 0",
+            "class": "samples of the class prompt, dino: the embedding at 1",
+            "instance": "the instance images, dino: the embedding at 1",
+        }
+        assert message.startswith(f"{whose[where]} isn't finite")

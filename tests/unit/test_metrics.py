@@ -12,8 +12,10 @@ from dreambooth.evaluation.metrics import (
     context_variance,
     div,
     fidelity,
+    near_copies,
     nearest,
     pres,
+    prompt_followed,
     prompt_similarity,
 )
 from dreambooth.evaluation.similarity import mean_pairwise_similarity
@@ -97,6 +99,55 @@ def test_the_nearest_real_image() -> None:
     indices, similarities = nearest(torch.tensor([EAST, [0.1, 1.0]]), torch.tensor([WEST, NORTH, NORTH_EAST]))
     assert indices.tolist() == [2, 1]
     assert similarities.tolist() == pytest.approx([HALF, 1 / math.sqrt(1.01)])
+
+
+def at(*degrees: float) -> torch.Tensor:
+    """Embeddings on a circle: (N, 2)."""
+    angles = torch.deg2rad(torch.tensor(degrees))
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+class TestNearCopies:
+    # Real images at 0 and 90 degrees differ by 1 - cos 90 = 1, so a copy is nearer than 0.3: within 45.6 degrees.
+    REAL = at(0, 90)
+
+    def test_are_near_one_photograph_on_the_scale_of_all(self) -> None:
+        assert near_copies(at(0, 44, 91, 136, 180), self.REAL).tolist() == [True, True, True, False, False]
+        # Photographs that are more alike leave less room: 1 - cos 30 = 0.134, so 0.040 or 16 degrees.
+        assert near_copies(at(15, 47, -20), at(0, 30)).tolist() == [True, False, False]
+
+    def test_have_to_be_near_by_distance_too_and_to_the_same_photograph(self) -> None:
+        real_distances = torch.tensor([[0.0, 0.4], [0.4, 0.0]])  # a copy is nearer than 0.1
+        distances = torch.tensor([[0.05, 0.4], [0.2, 0.4], [0.4, 0.05], [0.4, 0.05]])
+        found = near_copies(at(5, 5, 5, 85), self.REAL, distances=distances, real_distances=real_distances)
+        assert found.tolist() == [True, False, False, True]
+
+    def test_of_one_photograph_or_a_burst_have_a_scale_that_is_given(self) -> None:
+        # 0.3 x 0.1 = 0.03, which is 1 - cos of 14.07 degrees.
+        assert near_copies(at(14, 15), at(0)).tolist() == [True, False]
+        assert near_copies(at(14, 15.2), at(0, 1)).tolist() == [True, False]
+        alone = near_copies(at(14), at(0), distances=torch.ones(1, 1), real_distances=torch.zeros(1, 1))
+        assert alone.tolist() == [True]
+
+    def test_do_not_depend_on_order_or_company(self) -> None:
+        samples, real = randn(20, 2), randn(5, 2, seed=1)
+        found = near_copies(samples, real)
+        assert 0 < int(found.sum()) < 20
+        assert torch.equal(near_copies(samples.flip(0), real.flip(0)), found.flip(0))
+        assert torch.equal(torch.cat([near_copies(sample[None], real) for sample in samples]), found)
+
+    def test_need_distances_of_the_same_images(self) -> None:
+        with pytest.raises(InputError, match=r"distances \(1, 2\) to the real images and \(2, 2\) among them"):
+            near_copies(at(0), self.REAL, distances=torch.zeros(1, 3), real_distances=torch.zeros(2, 2))
+
+
+def test_a_prompt_is_followed_when_half_of_what_the_base_model_gains_is_left() -> None:
+    text, base, others = at(0), at(60, 60), at(90, 90)  # CLIP-T 0.5 against 0 for images that ignore the prompt
+    assert prompt_followed(base, base, others, text) is True
+    assert prompt_followed(at(75), base, others, text) is True  # 0.259
+    assert prompt_followed(at(76), base, others, text) is False  # 0.242
+    assert prompt_followed(at(0), base, others, text) is True
+    assert prompt_followed(at(0), others, others, text) is None  # the base model doesn't know it either
 
 
 def painted(subject: list[float], background: list[float]) -> tuple[torch.Tensor, torch.Tensor]:

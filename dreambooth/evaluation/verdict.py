@@ -1,0 +1,45 @@
+"""What the figures of an evaluation mean for the person who trained: the paper's failures, in words, with a cure."""
+
+from collections.abc import Mapping
+
+from dreambooth.evaluation.bootstrap import Interval
+
+MANY_NEAR_COPIES = 0.25
+"""Share of near-copies: one in each row of four samples, the paper's number per prompt."""
+
+FEW_PROMPTS_FOLLOWED = 0.75
+"""Share of prompts that are followed at least half as closely as by the base model."""
+
+CLASS_IS_SUBJECT = 0.75
+"""PRES over DINO among the real images; in the paper 0.64 with prior preservation and 0.86 without (tables 1 and 3)."""
+
+UNBOUND = 0.6
+"""DINO over DINO among the real images; in the paper 0.86 for DreamBooth and 0.74 for Textual Inversion (table 1)."""
+
+
+def warnings_of(figures: Mapping[str, Interval]) -> tuple[str, ...]:
+    """Sentences for what went wrong, from the figures that were measured; none where nothing did."""
+    means = {name: interval.mean for name, interval in figures.items()}
+    sentences = []
+    if means["near_copies"] >= MANY_NEAR_COPIES:
+        sentences.append(
+            f"samples copy the photographs ({means['near_copies']:.0%} are near-copies): "
+            f"fewer steps or more class images"
+        )
+    if means.get("prompts_followed", 1.0) < FEW_PROMPTS_FOLLOWED:
+        sentences.append(
+            f"prompts are not followed ({1 - means['prompts_followed']:.0%} of them less than half as closely as by "
+            f"the base model): fewer steps, a lower learning rate or more class images"
+        )
+    real = means.get("real_dino", 0.0)  # unknown for one photograph
+    if real > 0 and means.get("pres", -1.0) > CLASS_IS_SUBJECT * real:
+        sentences.append(
+            f"the class became the subject (PRES {means['pres']:.2f}, the photographs among themselves {real:.2f}): "
+            f"more class images or a higher prior_loss_weight"
+        )
+    if real > 0 and means["dino"] < UNBOUND * real:
+        sentences.append(
+            f"the samples hardly look like the subject (DINO {means['dino']:.2f}, the photographs among themselves "
+            f"{real:.2f}): more steps or a higher learning rate"
+        )
+    return tuple(sentences)
