@@ -14,7 +14,7 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation.similarity import directions, mean_pairwise_similarity
 
 COPY_CLIP, COPY_PERCEPTUAL = 0.3, 0.25
-"""Measured on the miniature's world, 20 drawn looks of five photographs each: see docs/metrics.md."""
+"""Measured on the miniature's world, 20 drawn looks of five photographs each: tests/bench/near_copies.py."""
 
 LEAST_SCALE = 0.1
 """Real images of one subject differ by 0.115 in CLIP-I (paper, table 1): less is a burst of one scene."""

@@ -22,3 +22,9 @@ def test_examples(module: str) -> None:
     results = doctest.testmod(importlib.import_module(module))
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_examples_in_the_documentation() -> None:
+    results = doctest.testfile(str(ROOT / "docs" / "metrics.md"), module_relative=False)
+    assert results.attempted > 0
+    assert results.failed == 0
