@@ -13,6 +13,7 @@ from dreambooth.errors import InputError
 from dreambooth.quiet import quiet
 from pipelines.cli_batch import batch
 from pipelines.cli_jobs import jobs_group, submit
+from pipelines.cli_manifest import manifest
 
 if TYPE_CHECKING:
     from dreambooth.config import DreamBoothConfig
@@ -249,7 +250,7 @@ def settings() -> None:
             click.echo(f"{group + '.' + name:<38} {value}")
 
 
-for command in (batch, submit, jobs_group):
+for command in (batch, submit, jobs_group, manifest):
     main.add_command(command)
 
 if __name__ == "__main__":

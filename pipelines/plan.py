@@ -89,7 +89,7 @@ def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> P
     )
     if not 3 <= len(images) <= 10:
         warnings.append(f"{len(images)} instance images; the method is made for three to five of one subject")
-    if resources.nodes > 1 and (local := _local_addresses(config)):
+    if resources.nodes > 1 and (local := local_addresses(config)):
         warnings.append(
             f"the cluster has {resources.nodes} nodes, and these are local paths: {', '.join(local)}; unless all nodes "
             f"share them, use an address such as s3://bucket/folder"
@@ -134,7 +134,7 @@ def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
         )
 
 
-def _local_addresses(config: DreamBoothConfig) -> list[str]:
+def local_addresses(config: DreamBoothConfig) -> list[str]:
     """What a cluster of several nodes can't see unless they share a disk."""
     addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
     if Path(config.base_model).is_dir():

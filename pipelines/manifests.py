@@ -1,0 +1,282 @@
+"""What does Kubernetes have to be told so that a run or a batch gets the cluster that its plan asks for?
+
+One RayCluster of pods of a kind: as many as its lanes times its workers take, each with the GPUs, CPUs and memory that
+the plan says, on KubeRay 1.7. A RayJob brings such a cluster, the command and its configuration, and takes the cluster
+down at the end. What the manifests refer to (namespace, secrets, settings, queue) is in infra/kubernetes. The same
+configuration gives the same manifests, byte for byte.
+"""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from dreambooth.errors import InputError
+from pipelines.plan import Plan
+
+Manifest = dict[str, Any]
+
+LONGEST_NAME = 47
+"""Of a RayJob, by KubeRay; a RayCluster's may be six longer."""
+
+_CONFIG_FOLDER = "/etc/dreambooth"
+_LARGEST_CONFIG = 1 << 20  # etcd's limit for one object is 1.5 MiB
+_GPU_NODE_CPUS = 4  # per GPU: reading images, sampling and uploads beside training
+_PROCESS_BYTES = 2 << 30  # of a worker before it holds a model: Python, torch, Ray, and the batches in flight
+_SHARED_MEMORY_BYTES = 2 << 30
+
+_UNPRIVILEGED: Mapping[str, Any] = {
+    "runAsNonRoot": True,
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where and how it runs: what the plan doesn't decide."""
+
+    image: str
+    namespace: str = "dreambooth"
+    queue: str | None = "dreambooth"
+    retries: int = 2
+    deadline_seconds: int = 24 * 3600
+    gpus_per_node: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerPods:
+    """So many pods alike; a pod holds whole workers, and a lane's workers share as few pods as they can."""
+
+    count: int
+    workers_per_pod: int
+    gpus: int
+    cpus: int
+    memory_bytes: int
+
+
+def worker_pods(plan: Plan, *, lanes: int, gpus_per_node: int) -> WorkerPods:
+    """The pods for `lanes` times the plan's workers."""
+    cluster = plan.config.cluster
+    per_pod = max(n for n in range(1, gpus_per_node + 1) if cluster.num_workers % n == 0) if plan.use_gpu else 1
+    cpus_per_worker = max(cluster.cpus_per_worker, _GPU_NODE_CPUS) if plan.use_gpu else cluster.cpus_per_worker
+    return WorkerPods(
+        count=lanes * cluster.num_workers // per_pod,
+        workers_per_pod=per_pod,
+        gpus=per_pod if plan.use_gpu else 0,
+        cpus=per_pod * cpus_per_worker,
+        memory_bytes=per_pod * host_bytes(plan) + _SHARED_MEMORY_BYTES,
+    )
+
+
+def host_bytes(plan: Plan) -> int:
+    """Host memory of one worker: the process, the base as it was loaded, the trained weights on their way to storage.
+
+    On a CPU the model states live there too, and activations of about their size; with offload the optimizer's.
+    """
+    weights = 4 * sum(plan.base.parameter_counts.values())
+    states = 0 if plan.use_gpu else 2 * plan.model_state_bytes
+    offloaded = 12 * plan.trained_parameters if plan.config.zero.offload_optimizer else 0
+    return _PROCESS_BYTES + 2 * weights + states + offloaded
+
+
+def ray_cluster(name: str, plans: Sequence[Plan], *, lanes: int, placement: Placement) -> Manifest:
+    """A RayCluster that stays, its workers coming and going between none and as many as the plans take."""
+    spec = _cluster_spec(plans, lanes=lanes, placement=placement)
+    spec |= {
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {
+            "version": "v2",
+            "idleTimeoutSeconds": 300,
+            "resources": _resources(cpus=1, memory="1Gi"),
+            "securityContext": dict(_UNPRIVILEGED),
+        },
+    }
+    spec["workerGroupSpecs"][0] |= {"replicas": 0, "minReplicas": 0}
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": _metadata(_name(name), plans, placement, queued=False),
+        "spec": spec,
+    }
+
+
+def ray_job(
+    name: str,
+    arguments: Sequence[str],
+    files: Mapping[str, str],
+    plans: Sequence[Plan],
+    *,
+    lanes: int,
+    placement: Placement,
+) -> list[Manifest]:
+    """A RayJob with a cluster of its own, after a ConfigMap of the files among its arguments.
+
+    `arguments` are those of `dreambooth`, files by their names in `files`. The cluster has all its pods from the
+    start, so that a queue can admit it as a whole. Raises InputError when the files are too large for Kubernetes.
+    """
+    name = _name(name)
+    if (size := sum(len(content.encode()) for content in files.values())) > _LARGEST_CONFIG:
+        raise InputError(
+            f"the configuration has {size} bytes, and Kubernetes takes {_LARGEST_CONFIG}; put the table where the "
+            f"cluster can read it (s3://…) and give its address"
+        )
+    words = [f"{_CONFIG_FOLDER}/{word}" if word in files else word for word in arguments]
+    spec = _cluster_spec(plans, lanes=lanes, placement=placement)
+    head = spec["headGroupSpec"]["template"]["spec"]
+    if files:
+        head["volumes"].append({"name": "configuration", "configMap": {"name": name}})
+        head["containers"][0]["volumeMounts"].append(
+            {"name": "configuration", "mountPath": _CONFIG_FOLDER, "readOnly": True}
+        )
+    job = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": _metadata(name, plans, placement, queued=True),
+        "spec": {
+            "entrypoint": shlex.join(["dreambooth", *words, "--set", "cluster.address=auto"]),
+            "submissionMode": "K8sJobMode",
+            "submitterPodTemplate": {"spec": _submitter(placement)},
+            # Each retry is a new cluster; what is published and checkpointed is found again.
+            "backoffLimit": placement.retries,
+            "activeDeadlineSeconds": placement.deadline_seconds,
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 600,
+            "rayClusterSpec": spec,
+        },
+    }
+    metadata = {"name": name, "namespace": placement.namespace}
+    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(files)}
+    return [config_map, job] if files else [job]
+
+
+def to_yaml(manifests: Sequence[Manifest]) -> str:
+    """Manifests as kubectl and people read them: no anchors, files as blocks of lines."""
+    return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def _cluster_spec(plans: Sequence[Plan], *, lanes: int, placement: Placement) -> Manifest:
+    import ray
+
+    largest = max(plans, key=host_bytes)
+    pods = worker_pods(largest, lanes=lanes, gpus_per_node=placement.gpus_per_node)
+    resources = _resources(cpus=pods.cpus, memory=_gibibytes(pods.memory_bytes), gpus=pods.gpus)
+    worker = _pod("ray-worker", placement.image, resources)
+    # Longer than a step and the upload of a checkpoint take.
+    worker["spec"] |= {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 120}
+    if pods.gpus:
+        worker["spec"]["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    return {
+        "rayVersion": ray.__version__,
+        "authOptions": {"mode": "token", "secretName": "dreambooth-ray-token"},
+        "headGroupSpec": {
+            # Drivers and queues take no CPU of Ray's.
+            "rayStartParams": {"num-cpus": "0"},
+            "serviceType": "ClusterIP",
+            "template": _pod("ray-head", placement.image, _resources(cpus=2, memory="6Gi")),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": "workers",
+                "replicas": pods.count,
+                "minReplicas": pods.count,
+                "maxReplicas": pods.count,
+                "rayStartParams": {},
+                "template": worker,
+            }
+        ],
+    }
+
+
+def _pod(container: str, image: str, resources: Manifest) -> Manifest:
+    shared = {"medium": "Memory", "sizeLimit": _gibibytes(_SHARED_MEMORY_BYTES)}
+    return {
+        "spec": {
+            "containers": [
+                {
+                    "name": container,
+                    "image": image,
+                    "envFrom": [
+                        {"configMapRef": {"name": "dreambooth-settings"}},
+                        {"secretRef": {"name": "dreambooth-credentials"}},
+                    ],
+                    "resources": resources,
+                    "securityContext": dict(_UNPRIVILEGED),
+                    "volumeMounts": [
+                        {"name": "shared-memory", "mountPath": "/dev/shm"},
+                        {"name": "cache", "mountPath": "/cache"},
+                    ],
+                }
+            ],
+            "volumes": [
+                {"name": "shared-memory", "emptyDir": shared},
+                {"name": "cache", "emptyDir": {"sizeLimit": "20Gi"}},
+            ],
+        }
+    }
+
+
+def _submitter(placement: Placement) -> Manifest:
+    """The pod that hands the job to the cluster and follows its log."""
+    return {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "containers": [
+            {
+                "name": "ray-job-submitter",
+                "image": placement.image,
+                "resources": _resources(cpus=1, memory="1Gi"),
+                "securityContext": dict(_UNPRIVILEGED),
+            }
+        ],
+    }
+
+
+def _metadata(name: str, plans: Sequence[Plan], placement: Placement, *, queued: bool) -> Manifest:
+    """Name, queue, and what a person asks first of a job; GPU memory is to be compared with that of the nodes."""
+    first, largest = plans[0], max(plans, key=lambda plan: plan.model_state_bytes)
+    annotations = {
+        "dreambooth/subjects": str(len(plans)),
+        "dreambooth/steps": str(sum(plan.config.train.max_train_steps for plan in plans)),
+        "dreambooth/workers-per-subject": str(first.config.cluster.num_workers),
+        "dreambooth/engine": f"deepspeed, ZeRO-{first.config.zero.stage}" if first.engine == "deepspeed" else "torch",
+        "dreambooth/model-state-per-worker": f"{largest.model_state_bytes / 2**30:.2f}Gi",
+    }
+    metadata: Manifest = {"name": name, "namespace": placement.namespace, "annotations": annotations}
+    if queued and placement.queue is not None:
+        metadata["labels"] = {"kueue.x-k8s.io/queue-name": placement.queue}
+    return metadata
+
+
+def _name(name: str) -> str:
+    """`name` as KubeRay takes it: a letter first, and its own suffixes have to fit behind it."""
+    name = name if name[0].isalpha() else f"job-{name}"
+    if len(name) <= LONGEST_NAME:
+        return name
+    stem, _, key = name.rpartition("-")
+    return f"{stem[: LONGEST_NAME - len(key) - 1].rstrip('-')}-{key}"
+
+
+def _resources(*, cpus: int, memory: str, gpus: int = 0) -> Manifest:
+    """Requests equal to limits: what Ray counts on is there, and a pod isn't the first to be evicted."""
+    amounts = {"cpu": str(cpus), "memory": memory} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
+    return {"requests": dict(amounts), "limits": dict(amounts)}
+
+
+def _gibibytes(count: int) -> str:
+    return f"{math.ceil(count / 2**30)}Gi"
