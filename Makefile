@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
 SUBJECT ?= coral-car
 S3_FOLDER := output/s3
+SERVICES_FOLDER := output/services
 
 # The caller's VIRTUAL_ENV or PYTHONPATH must not leak other packages into ours.
 unexport PYTHONPATH VIRTUAL_ENV
@@ -26,11 +27,11 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check fix bench bench-batch s3 s3-stop clean
+.PHONY: help install demo test test-slow check fix bench bench-batch s3 s3-stop clean services services-stop
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
 
 install: $(INSTALLED) ## Create .venv and install everything into it
 
@@ -91,3 +92,17 @@ s3-stop: ## Stop that store; its data stay
 clean: ## Remove caches and build products, but neither .venv nor output
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find dreambooth pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed-server: $(INSTALLED)
+	@$(PIP) --editable '.[server]'
+	@touch $@
+
+services: $(VENV)/.installed-server ## Start MLflow with passwords on Postgres and S3, on this machine; data in output/services/
+	@$(BIN)/python infra/services/services.py start --folder $(SERVICES_FOLDER)
+	@echo
+	@echo "To use them in this shell:  . $(SERVICES_FOLDER)/client.env"
+	@echo "Then, for example:          $(BIN)/dreambooth run --images ... --set storage.root=s3://dreambooth/results"
+	@echo "To stop them:               make services-stop"
+
+services-stop: $(VENV)/.installed-server ## Stop them; their data stay
+	@$(BIN)/python infra/services/services.py stop --folder $(SERVICES_FOLDER)

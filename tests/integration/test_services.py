@@ -1,0 +1,77 @@
+"""`make services`: MLflow with a password on Postgres (where the machine has it), its artifacts in a real store."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dreambooth.config import TrackingConfig
+from dreambooth.errors import InputError
+from pipelines.mlflow_client import default_tracking
+from pipelines.tracking import check_tracking, track
+
+# Only after mlflow_client has told MLflow to be silent.
+import mlflow  # isort: skip
+
+LAUNCHER = Path(__file__).parents[2] / "infra" / "services" / "services.py"
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("psycopg", reason="needs the extra 'server'")
+
+
+def services(command: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    arguments = [sys.executable, str(LAUNCHER), command, "--folder", str(folder)]
+    return subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=400)
+
+
+def variables(done: "subprocess.CompletedProcess[str]") -> dict[str, str]:
+    assert done.returncode == 0, done.stderr
+    return dict(line.removeprefix("export ").split("=", 1) for line in done.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Not under pytest's own folder, which only root may enter: Postgres runs as another user then."""
+    made = Path(tempfile.mkdtemp(prefix="services-"))
+    yield made
+    services("stop", made)
+    shutil.rmtree(made)
+
+
+def test_a_run_ends_up_in_them_and_survives_a_restart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leading = variables(services("start", folder))
+    assert services("status", folder).returncode == 0
+    # The password of MLflow is all that a client has: artifacts go through it.
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, leading[name])
+    assert check_tracking(TrackingConfig()) == leading["MLFLOW_TRACKING_URI"]
+    Path("sheet.txt").write_text("five instance images")
+    with track(TrackingConfig(), run_name="rex") as run:
+        run.log_metrics({"loss": 0.5}, step=1)
+        run.log_artifact(Path("sheet.txt"))
+
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{leading['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/search?max_results=1")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    with pytest.raises(InputError, match="refuses the credentials"):
+        check_tracking(TrackingConfig())
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", leading["MLFLOW_TRACKING_PASSWORD"])
+
+    assert services("stop", folder).returncode == 0
+    assert services("status", folder).returncode == 1
+    assert variables(services("start", folder)) == leading
+    assert run.logged_steps("loss") == {1}
+    with default_tracking(leading["MLFLOW_TRACKING_URI"]):
+        assert mlflow.artifacts.load_text(f"runs:/{run.run_id}/sheet.txt") == "five instance images"
+    secrets = {value for name, value in leading.items() if name.endswith(("PASSWORD", "KEY"))}
+    logs = "".join(path.read_text(errors="replace") for path in folder.rglob("*.log"))
+    assert not [secret for secret in secrets if secret in logs]
