@@ -78,6 +78,9 @@ def read_transform(directory: Path) -> Transform:
     crop = settings.get("crop_size") if settings.get("do_center_crop", "crop_size" in settings) else None
     if crop is None and size in (224, {"height": 224, "width": 224}) and (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
         return DINO_TRANSFORM
+    kind = str(settings.get("image_processor_type", settings.get("feature_extractor_type", "")))
+    if isinstance(size, int) and kind.startswith("CLIP"):  # older files; of a ViT a number alone means a square
+        size = {"shortest_edge": size}
     return Transform(
         resize=_resize(size, path),
         crop=crop["height"] if isinstance(crop, dict) else crop,

@@ -125,6 +125,9 @@ def test_other_encoders_see_what_their_file_says(tmp_path: Path) -> None:
     expected = Transform(resize=224, crop=224, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
     assert read_transform(tmp_path) == expected
     assert expected(Image.new("RGB", (301, 517))).shape == (3, 224, 224)
+    published = clip | {"size": 224, "crop_size": 224, "feature_extractor_type": "CLIPFeatureExtractor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(published))
+    assert read_transform(tmp_path) == expected  # the file of openai/clip-vit-base-patch32 has plain numbers
     squeezed = Transform(resize=(64, 48), crop=None)
     assert squeezed(Image.new("L", (100, 100))).shape == (3, 64, 48)
 
