@@ -1,6 +1,6 @@
 """Many subjects through warm lanes on a real Ray: what comes out, whoever was killed on the way."""
 
-import os
+import contextlib
 import signal
 import subprocess
 import sys
@@ -58,7 +58,8 @@ def make_batch(make_config: Any) -> Callable[..., BatchPlan]:
                 **{
                     "subject__name": name,
                     "subject__class_noun": name.rsplit("-", 1)[-1],
-                    "subject__identifier": f"t{place}z",
+                    # By name, so that a subject has the same one in whatever batch it is.
+                    "subject__identifier": f"{name[0]}fz",
                     "subject__instance_images": subject_dir(name),
                     "storage__root": folder,
                     "tracking__uri": f"sqlite:///{folder}/mlflow.db",
@@ -67,7 +68,7 @@ def make_batch(make_config: Any) -> Callable[..., BatchPlan]:
                 | settings
                 | (dict(over or {}).get(name, {}))
             )
-            for place, name in enumerate(subjects)
+            for name in subjects
         ]
         folder.mkdir(parents=True, exist_ok=True)
         return make_batch_plan("batch", [make_plan(config, FOUR_CPUS) for config in configs], FOUR_CPUS)
@@ -95,10 +96,15 @@ def states(outcome: BatchOutcome) -> dict[str, str]:
     return {row["subject"]: row["state"] for row in outcome.summary["results"]}
 
 
-def kill_lane_worker() -> None:
-    """As the kernel does when memory is short."""
-    workers = [process for process in psutil.process_iter() if "RayTrainWorker" in " ".join(process.cmdline())]
-    workers[-1].send_signal(signal.SIGKILL)
+def actors(title: str) -> list[psutil.Process]:
+    """Processes of this process's own Ray whose title holds this."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+    assert found, title
+    return found
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -159,7 +165,7 @@ def test_killed_workers_and_a_poisoned_subject_cost_nobody_else(
         for name, progress in running.items():
             if name == "navy-dog" and progress.step >= 20 and not killed:
                 killed.append(name)
-                kill_lane_worker()
+                actors("RayTrainWorker")[-1].kill()  # as the kernel does when memory is short
 
     struck = make_batch(tmp_path / "struck", *names[2:], **settings)
     calm_weights = weights(make_batch_plan("batch", [calm.subjects[2], calm.subjects[3]], FOUR_CPUS))
@@ -180,12 +186,8 @@ def test_the_queue_can_die(make_batch: Callable[..., BatchPlan], tmp_path: Path)
     def kill(running: Mapping[str, Progress]) -> None:
         if len(running) == 2 and not killed.is_set():
             killed.set()
-            actors = [
-                process for process in psutil.process_iter() if "ray::SubjectQueue" in " ".join(process.cmdline())
-            ]
-            assert actors
-            for actor in actors:
-                os.kill(actor.pid, signal.SIGKILL)
+            for actor in actors("ray::SubjectQueue"):
+                actor.kill()
 
     outcome = run_batch(plan, Silent(kill), None)
     assert killed.is_set()
