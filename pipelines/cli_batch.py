@@ -35,6 +35,7 @@ def batch(
     from pipelines.batch_plan import describe_batch, make_batch_plan
     from pipelines.cluster import local_resources, ray_cluster
     from pipelines.console import RunConsole
+    from pipelines.estimate import describe_estimate
     from pipelines.personalize import check_batch_destinations
     from pipelines.subject_checks import check_subjects, valid_plans
     from pipelines.subject_list import read_batch
@@ -51,7 +52,7 @@ def batch(
             console.findings(checks_table(checks))
         plan = make_batch_plan(name or batch_name(subjects), valid_plans(checks, skip_invalid=skip_invalid), resources)
         check_batch_destinations(plan)
-        console.table(describe_batch(plan))
+        console.table([*describe_batch(plan), *describe_estimate(plan)])
         if dry_run:
             return
         if joined is None:

@@ -21,7 +21,7 @@ from pipelines.subject_record import Progress, State
 _Shown = TypeVar("_Shown")
 
 RELAY_VARIABLE = "DREAMBOOTH_RELAY_VIEW"
-_MARK = "dreambooth-view "
+MARK = "dreambooth-view "
 _SECONDS = 2.0
 _SECONDS_PER_LANE = 0.05
 """An update of many lanes is long, so it is sent less often: a log grows by megabytes an hour, not by gigabytes."""
@@ -78,7 +78,7 @@ def relayed_bar(title: str) -> Update:
 
 
 def _send(update: dict[str, Any]) -> None:
-    sys.stderr.write(f"{_MARK}{json.dumps(update)}\n")
+    sys.stderr.write(f"{MARK}{json.dumps(update)}\n")
     sys.stderr.flush()
 
 
@@ -109,8 +109,8 @@ class Replay:
         """Take the next piece of the log, which may end within a line."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            if line.startswith(_MARK):
-                self._take(json.loads(line.removeprefix(_MARK)))
+            if line.startswith(MARK):
+                self._take(json.loads(line.removeprefix(MARK)))
             else:
                 self._show(f"{line}\n")
 

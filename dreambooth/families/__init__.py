@@ -27,6 +27,9 @@ class Family(Protocol):
     def load_text_encoder(self, directory: Path) -> "nn.Module":
         """The text encoder, in fp32."""
 
+    def empty_components(self, directory: Path) -> "tuple[nn.Module, nn.Module]":
+        """(denoiser, text encoder) on the meta device: shapes without weights, made in no time."""
+
     def tokenize(self, directory: Path, prompts: list[str]) -> "Tensor":
         """Token ids (N, L) of the prompts, padded and truncated as the base model was trained."""
 

@@ -35,6 +35,17 @@ class StableDiffusion:
         )
         return text_encoder
 
+    def empty_components(self, directory: Path) -> "tuple[nn.Module, nn.Module]":
+        """(UNet, CLIP text encoder) on the meta device: shapes without weights, made in no time."""
+        import torch
+        from diffusers import UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(directory / "unet"))
+            text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(directory / "text_encoder"))
+        return unet, text_encoder
+
     def tokenize(self, directory: Path, prompts: list[str]) -> "Tensor":
         """Token ids (N, L), padded to the tokenizer's own length."""
         tokenizer = load_tokenizer(directory)

@@ -1,6 +1,7 @@
 """`dreambooth batch --dry-run`: one table of what is wrong with whom, then the plan, and nothing is written."""
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,8 @@ def test_the_others_go_on_and_the_plan_follows(photos: str) -> None:
     assert result.exit_code == 0, result.output
     assert "pets: 7 subjects of 2 classes" in result.stderr
     assert "2 sets, 12 images to make" in result.stderr
+    assert "more a worker, in fp32" in result.stderr
+    assert re.search(r"time +about \d+ s: training \d+ s, class images \d+ s, samples \d+ s", result.stderr)
     assert not fsspec.filesystem("memory").find("/results")
 
 

@@ -1,0 +1,145 @@
+"""How long will a batch take, and how much memory? Operations are counted, and speed is measured where it will run."""
+
+import time
+from dataclasses import dataclass
+
+from dreambooth.step_cost import StepCost, step_cost
+from pipelines.batch_plan import BatchPlan
+from pipelines.fine_tune import autocast
+from pipelines.plan import Plan
+from pipelines.prior_stage import images_present
+
+_MATRIX = {"cpu": 512, "cuda": 4096}
+_SHARE = 0.6
+"""Of the speed of a large matrix product that training and sampling reach: about that of the miniature on a CPU."""
+_START_SECONDS = 20.0
+_ANSWER_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Floating-point operations per second of one worker, in fp32 and in half precision."""
+
+    fp32: float
+    half: float
+
+
+def describe_estimate(plan: BatchPlan) -> list[tuple[str, str]]:
+    """(what, value) rows. Needs a Ray that is joined, if the plan is for a cluster and not for this machine."""
+    costs = {subject.config.subject.name: _cost(subject) for subject in plan.subjects}
+    largest = max(cost.activation_bytes for cost in costs.values())
+    memory = ("activations", f"about {largest / 2**20:.0f} MiB more a worker, in fp32")
+    speed = _measured(plan)
+    if speed is None:
+        return [memory, ("time", f"not estimated: no worker answered within {_ANSWER_SECONDS:.0f} s")]
+    device = "cuda" if plan.use_gpu else "cpu"
+    half = _samples_in_half(device)
+    training = sampling = 0.0
+    for subject in plan.subjects:
+        cost = costs[subject.config.subject.name]
+        training += _training_flops(subject, cost) / (speed.half if autocast(subject.config, device) else speed.fp32)
+        sampling += _sampling_flops(subject, cost) / (speed.half if half else speed.fp32)
+    class_images = _class_image_flops(plan, costs) / (speed.half if half else speed.fp32)
+    workers = plan.lanes * plan.cluster.num_workers * _SHARE
+    parts = [training / workers, class_images / workers, sampling / (plan.lanes * _SHARE)]
+    shown = ", ".join(
+        f"{what} {clock(part)}" for what, part in zip(("training", "class images", "samples"), parts, strict=True)
+    )
+    return [memory, ("time", f"about {clock(_START_SECONDS + sum(parts))}: {shown}")]
+
+
+def clock(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def measure_speed(device: str, num_threads: int) -> Speed:
+    """Of matrix products, here."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        return Speed(fp32=_matmul_speed(device, half=False), half=_matmul_speed(device, half=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _matmul_speed(device: str, *, half: bool) -> float:
+    import torch
+
+    size, times = _MATRIX[device], []
+    one = torch.ones(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
+    for _ in range(8):
+        began = time.perf_counter()
+        float((one @ one)[0, 0])  # waits for the device
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times)
+
+
+def _measured(plan: BatchPlan) -> Speed | None:
+    device, num_threads = "cuda" if plan.use_gpu else "cpu", plan.cluster.cpus_per_worker
+    if plan.cluster.address is None:
+        return measure_speed(device, num_threads)
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    measure = ray.remote(measure_speed).options(num_cpus=num_threads, num_gpus=1 if plan.use_gpu else 0)
+    answer = measure.remote(device, num_threads)
+    try:
+        speed: Speed = ray.get(answer, timeout=_ANSWER_SECONDS)
+    except GetTimeoutError:
+        ray.cancel(answer, force=True)
+        return None
+    return speed
+
+
+def _samples_in_half(device: str) -> bool:
+    import torch
+
+    from dreambooth.sampling import sampling_dtype
+
+    return sampling_dtype(device) != torch.float32
+
+
+def _cost(plan: Plan) -> StepCost:
+    train = plan.config.train
+    return step_cost(
+        plan.base.directory,
+        resolution=int(plan.config.images.resolution or plan.base.resolution),
+        pairs=train.micro_batch_size,
+        train_text_encoder=train.train_text_encoder,
+        checkpointing=train.gradient_checkpointing,
+    )
+
+
+def _training_flops(plan: Plan, cost: StepCost) -> float:
+    train = plan.config.train
+    micro_steps = train.max_train_steps * train.gradient_accumulation_steps * plan.config.cluster.num_workers
+    return cost.flops * micro_steps * (1.0 if plan.prior is not None else 0.5)  # alone, an image is half of a pair
+
+
+def _sampling_flops(plan: Plan, cost: StepCost) -> float:
+    """Of the evaluation's samples, before and after."""
+    evaluation = plan.config.evaluation
+    if not evaluation.enabled:
+        return 0.0
+    images = 2 * evaluation.images_per_prompt * (len(evaluation.prompts) + 2)
+    return images * evaluation.num_inference_steps * _guided(plan, cost)
+
+
+def _class_image_flops(plan: BatchPlan, costs: dict[str, StepCost]) -> float:
+    owners = {subject.prior.key: subject for subject in plan.subjects if subject.prior is not None}
+    flops = 0.0
+    for uri, prior in plan.class_sets:
+        owner = owners[prior.key]
+        missing = len(prior.missing(images_present(uri, prior)))
+        flops += missing * prior.num_inference_steps * _guided(owner, costs[owner.config.subject.name])
+    return flops
+
+
+def _guided(plan: Plan, cost: StepCost) -> float:
+    """A sampling step of one image: with the prompt and without it. A pair is two images, too."""
+    return cost.forward_flops / plan.config.train.micro_batch_size
