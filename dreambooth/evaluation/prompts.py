@@ -1,0 +1,147 @@
+"""What an evaluation draws: lists of prompts, each prompt with its application, and the seed of every picture.
+
+Shipped as data are DreamBench's lists (paper, section 4.1: 25 prompts for objects, 25 for live subjects) and one of 25
+prompts in the miniature's own words. In a prompt `[V]` stands for the identifier, `{class_noun}` for the class noun:
+
+>>> prompt = EvaluationPrompt(text="a photo of [V] {class_noun} in the snow", application="recontextualization")
+>>> prompt.with_identifier("sks", "owl")
+'a photo of sks owl in the snow'
+>>> prompt.without_identifier("owl")
+'a photo of an owl in the snow'
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dreambooth.errors import InputError
+from dreambooth.subject import IDENTIFIER_PLACEHOLDER, fill_identifier
+
+CLASS_NOUN_PLACEHOLDER = "{class_noun}"
+OWN = "own"
+_DATA = Path(__file__).parent
+
+_BEFORE_NOUN = re.compile(r"(?P<before>^|\bof |\b[Aa]n? )" + re.escape(IDENTIFIER_PLACEHOLDER) + r" (?P<next>\S)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPrompt:
+    """A prompt with placeholders, and the application of the paper's section 4.2 that it is an example of."""
+
+    text: str
+    application: str
+
+    def with_identifier(self, identifier: str, class_noun: str) -> str:
+        """What the fine-tuned model is asked for."""
+        return fill_identifier(self.text, identifier).replace(CLASS_NOUN_PLACEHOLDER, class_noun)
+
+    def without_identifier(self, class_noun: str) -> str:
+        """The same of any member of the class: what the base model is asked for; with the article that it needs."""
+        text = self.text.replace(CLASS_NOUN_PLACEHOLDER, class_noun)
+        return fill_identifier(_BEFORE_NOUN.sub(_article, text), "").replace("  ", " ").strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptList:
+    """Prompts of an evaluation, by name, and where they come from."""
+
+    name: str
+    source: str
+    prompts: tuple[EvaluationPrompt, ...]
+
+    def __post_init__(self) -> None:
+        """Raise InputError for an empty list, a prompt twice, or one that doesn't say where the identifier goes."""
+        if not self.prompts:
+            raise InputError(f"the prompt list {self.name!r} is empty; give at least one prompt")
+        texts = [prompt.text for prompt in self.prompts]
+        if repeated := sorted({text for text in texts if texts.count(text) > 1}):
+            raise InputError(f"the prompt list {self.name!r} holds {repeated[0]!r} twice; expected prompts that differ")
+        lacking = [text for text in texts if IDENTIFIER_PLACEHOLDER not in text]
+        if lacking:
+            raise InputError(
+                f"{len(lacking)} of {len(texts)} prompts of {self.name!r} have no placeholder {IDENTIFIER_PLACEHOLDER} "
+                f"for the identifier, first {lacking[0]!r}; write them like 'a photo of [V] {{class_noun}} in the snow'"
+            )
+
+
+def prompt_list(protocol: str, class_noun: str, *, own: Sequence[str] = ()) -> PromptList:
+    """The list that a protocol (`dreambench`, `miniature` or `own`) means for a class noun.
+
+    `dreambench` has two lists, for objects and for live subjects; `own` is the prompts given.
+    """
+    if protocol == OWN:
+        return PromptList(
+            name=OWN, source=OWN, prompts=tuple(EvaluationPrompt(text=text, application=OWN) for text in own)
+        )
+    if protocol == "miniature":
+        return _shipped("miniature", "prompts")
+    if protocol == "dreambench":
+        return _shipped("dreambench", "live" if _is_live(class_noun) else "objects")
+    raise ValueError(f"expected 'dreambench', 'miniature' or 'own', got {protocol!r}")
+
+
+def dreambench_subjects() -> Mapping[str, str]:
+    """DreamBench's 30 subjects and their class nouns."""
+    subjects: dict[str, str] = _read("dreambench")["subjects"]
+    return subjects
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The prompts in a text file, one a line; empty lines and those that begin with # are passed over.
+
+    Raises InputError for a file that can't be read or holds none.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"can't read the prompts in {path}: {error}") from None
+    prompts = tuple(line for line in lines if line and not line.startswith("#"))
+    if not prompts:
+        raise InputError(f"{path} holds no prompts; expected one a line, such as 'a photo of [V] {{class_noun}}'")
+    return prompts
+
+
+def sample_seed(seed: int, prompt: str, image: int) -> int:
+    """The seed of the `image`-th picture of a prompt, given without the identifier.
+
+    It follows from what the picture shows alone: the base model and every fine-tuned one start from the same noise, so
+    pictures side by side differ by their models, and subjects of one class share the base model's.
+    """
+    counters = repr((seed, "evaluation", prompt, image))
+    return int.from_bytes(hashlib.blake2b(counters.encode(), digest_size=7).digest(), "big")
+
+
+def _shipped(name: str, part: str) -> PromptList:
+    data = _read(name)
+    return PromptList(
+        name=name if part == "prompts" else f"{name} {part}",
+        source=data["source"],
+        prompts=tuple(
+            EvaluationPrompt(text=text, application=application)
+            for application, texts in data[part].items()
+            for text in texts
+        ),
+    )
+
+
+def _is_live(class_noun: str) -> bool:
+    return class_noun.casefold().split()[-1] in _read("dreambench")["live_class_nouns"]
+
+
+@functools.cache
+def _read(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = yaml.safe_load((_DATA / f"{name}.yaml").read_text(encoding="utf-8"))
+    return data
+
+
+def _article(match: re.Match[str]) -> str:
+    """The article in place of the identifier, or in place of the article before it."""
+    before, letter = match["before"], match["next"]
+    article = "an" if letter.lower() in "aeiou" else "a"
+    return f"{before if before == 'of ' else ''}{article} {letter}"
