@@ -12,21 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from dreambooth.bounds import NotNegative, Positive, Rate
 from dreambooth.errors import InputError
-from dreambooth.subject import Frozen, PromptTemplates, Subject, Words, fill_identifier
-
-
-def _refuse_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError(f"expected a whole number, got {value}")
-    return value
-
-
-Positive = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
-NotNegative = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, le=1)]
+from dreambooth.evaluation.config import EvaluationConfig, GateConfig
+from dreambooth.subject import Frozen, PromptTemplates, Subject, Words
 
 
 def _check_resolution(resolution: int) -> int:
@@ -97,6 +88,12 @@ class TrainConfig(Frozen):
     log_every: Positive = 1
     checkpoint_every: Positive = 200
     validate_every: Positive | None = Field(None, description="steps between validation samples; None: only at the end")
+    keep: Literal["last", "best"] = Field(
+        "last", description="which weights are exported; best: those of the highest score (evaluation.every)"
+    )
+    stop_after: Positive | None = Field(
+        None, description="end early after as many measurements in a row without a higher score; None: never"
+    )
 
     @model_validator(mode="after")
     def _warm_up_fits(self) -> Self:
@@ -105,6 +102,11 @@ class TrainConfig(Frozen):
                 f"lr_warmup_steps is {self.lr_warmup_steps}, but there are only {self.max_train_steps} max_train_steps"
             )
         return self
+
+    @property
+    def by_score(self) -> bool:
+        """Whether what is exported depends on scores measured on the way."""
+        return self.keep == "best" or self.stop_after is not None
 
     @property
     def learning_rates(self) -> tuple[float, float]:
@@ -154,43 +156,6 @@ class TrackingConfig(Frozen):
     registered_model_name: str | None = Field(None, description="None: dreambooth-<subject name>")
 
 
-class EvaluationConfig(Frozen):
-    """The samples a person looks at, and the similarities measured on them."""
-
-    enabled: bool = Field(True, description="false: neither samples nor similarities")
-    prompts: tuple[Words, ...] = Field(
-        (
-            "a photo of [V] {class_noun}",
-            "a photo of [V] {class_noun} on the beach",
-            "a photo of [V] {class_noun} in the snow",
-            "a photo of [V] {class_noun} in the jungle",
-            "a photo of [V] {class_noun} on a cobblestone street",
-        ),
-        min_length=1,
-        description="[V] stands for the identifier, {class_noun} for the class noun",
-    )
-    images_per_prompt: Positive = 4
-    num_inference_steps: Positive = 25
-    guidance_scale: float = Field(7.5, ge=1)
-    seed: NotNegative = 1
-    image_encoder: str | None = Field(
-        None, description="ViT for similarities; None: the miniature's for the miniature, else facebook/dino-vits16"
-    )
-
-    @model_validator(mode="after")
-    def _prompts_differ(self) -> Self:
-        if len(set(self.prompts)) < len(self.prompts):
-            raise ValueError(f"expected prompts that differ, got {list(self.prompts)}")
-        return self
-
-    def prompts_of(self, subject: Subject) -> list[str]:
-        """The prompts with a subject's identifier and class noun put in."""
-        return [
-            fill_identifier(prompt, str(subject.identifier)).replace("{class_noun}", subject.class_noun)
-            for prompt in self.prompts
-        ]
-
-
 class DreamBoothConfig(Frozen):
     """One subject, end to end."""
 
@@ -207,6 +172,16 @@ class DreamBoothConfig(Frozen):
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _scores_are_measured(self) -> Self:
+        if self.train.by_score and self.evaluation.every is None:
+            setting = "train.keep: best" if self.train.keep == "best" else "train.stop_after"
+            raise ValueError(
+                f"{setting} goes by scores of the training; set evaluation.every to the steps between them"
+            )
+        return self
 
     @property
     def run_uri(self) -> str:
@@ -246,6 +221,7 @@ MINIATURE: dict[str, Any] = {
         "num_inference_steps": 20,
         "guidance_scale": 4.0,
     },
+    "gate": {"pres_limit": 0.4},
 }
 """What differs from the defaults for `base_model: miniature`; a user's own settings go over it."""
 

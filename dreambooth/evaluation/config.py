@@ -1,0 +1,72 @@
+"""What a run is told of its evaluation, and of what a model has to reach to become the champion."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dreambooth.bounds import NotNegative, Positive
+from dreambooth.subject import Frozen, Subject, Words, fill_identifier
+
+
+class EvaluationConfig(Frozen):
+    """The samples a person looks at, the similarities measured on them, and the figures of the paper's protocol."""
+
+    enabled: bool = Field(True, description="false: no samples for the contact sheet, and no similarities")
+    prompts: tuple[Words, ...] = Field(
+        (
+            "a photo of [V] {class_noun}",
+            "a photo of [V] {class_noun} on the beach",
+            "a photo of [V] {class_noun} in the snow",
+            "a photo of [V] {class_noun} in the jungle",
+            "a photo of [V] {class_noun} on a cobblestone street",
+        ),
+        min_length=1,
+        description="[V] stands for the identifier, {class_noun} for the class noun",
+    )
+    images_per_prompt: Positive = 4
+    num_inference_steps: Positive = 25
+    guidance_scale: float = Field(7.5, ge=1)
+    seed: NotNegative = 1
+    image_encoder: str | None = Field(
+        None, description="ViT for similarities; None: the miniature's for the miniature, else facebook/dino-vits16"
+    )
+    protocol: Literal["none", "auto", "dreambench", "miniature", "own"] = Field(
+        "none",
+        description="measure DINO, CLIP-I, CLIP-T, PRES, DIV on 25 prompts: DreamBench's or the miniature's (auto: by "
+        "base model), or on evaluation.prompts (own)",
+    )
+    bank: Literal["auto", "paper", "miniature"] = Field(
+        "auto", description="encoders of the protocol's figures; auto: the miniature's for the miniature"
+    )
+    dino: Words = Field("facebook/dino-vits16", description="of the paper's bank: folder, address or hub id")
+    clip: Words = Field("openai/clip-vit-base-patch32", description="of the paper's bank: folder, address or hub id")
+    lpips: Words | None = Field(
+        None, description="of the paper's bank: folder with the weights of AlexNet and of LPIPS, which no hub has"
+    )
+    every: Positive | None = Field(
+        None,
+        description="steps between measurements of the score during training, the bank's DINO + CLIP-T of "
+        "evaluation.prompts; None: not measured",
+    )
+    score_images: Positive = Field(2, description="samples per prompt of such a measurement")
+
+    @model_validator(mode="after")
+    def _prompts_differ(self) -> Self:
+        if len(set(self.prompts)) < len(self.prompts):
+            raise ValueError(f"expected prompts that differ, got {list(self.prompts)}")
+        return self
+
+    def prompts_of(self, subject: Subject) -> list[str]:
+        """The prompts with a subject's identifier and class noun put in."""
+        return [
+            fill_identifier(prompt, str(subject.identifier)).replace("{class_noun}", subject.class_noun)
+            for prompt in self.prompts
+        ]
+
+
+class GateConfig(Frozen):
+    """When a new version of a registered model becomes its `champion`: by the protocol's figures, of one bank."""
+
+    dino_margin: float = Field(0.02, ge=0, description="how much lower its DINO may be than the champion's")
+    clip_t_margin: float = Field(0.01, ge=0, description="how much lower its CLIP-T may be than the champion's")
+    pres_limit: float = Field(0.6, gt=-1, le=1, description="its PRES has to be lower than this")
