@@ -66,7 +66,7 @@ def evaluate(
     requests = sample_requests(config, base, fine_tuned)
     pictures = _sample(samplers, requests, on_progress)
     before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, fine_tuned)
-    instance = tuple(_instance_pictures(config, images))
+    instance = tuple(instance_pictures(config, images))
     similarity = None
     if encoder is not None:
         sets = {
@@ -133,7 +133,8 @@ def _by_prompt(
     return found
 
 
-def _instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> list[bytes]:
+def instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> list[bytes]:
+    """The instance images as squares of the resolution that is trained and sampled at, as PNG."""
     settings = config.images
     pictures = []
     for image in images:

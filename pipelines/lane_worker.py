@@ -7,7 +7,6 @@ subject's training.
 
 import time
 import traceback
-from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,9 @@ from pipelines.evaluate_stage import Evaluation, evaluate
 from pipelines.evaluation_store import load_evaluation, store_evaluation
 from pipelines.events import Message
 from pipelines.fine_tune import FineTuned, Stopped, TrainTask, autocast, fine_tune, publish_result
-from pipelines.sampler_pool import Call
-from pipelines.samplers import ImageSampler, Source
+from pipelines.protocol_stage import protocol_task, run_protocol
+from pipelines.sampler_pool import SamplersHere
+from pipelines.samplers import Source
 from pipelines.storage import join
 from pipelines.stored_checkpoints import StoredCheckpoints
 from pipelines.subject_queue import MakeClassImages, TrainSubject, Wait, Work
@@ -62,7 +62,7 @@ class _Lane:
         self._task, self._device, self._rank, self._world_size = task, device, rank, world_size
         self._queue = _Caller(task.queue)
         self._bases = _Bases()
-        self._samplers = _SamplersHere(use_gpu=device != "cpu", num_threads=task.num_threads)
+        self._samplers = SamplersHere(use_gpu=device != "cpu", num_threads=task.num_threads)
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._publishing: dict[str, Future[None]] = {}
 
@@ -149,20 +149,34 @@ class _Lane:
             self._publishing[task.config.subject.name] = done
 
     def _evaluate(self, task: TrainTask, tuned: FineTuned | None) -> Evaluation | None:
+        """Sample and measure; the figures are written at once, the samples with the model."""
         config = task.config
+        base, fine_tuned = self._sources(task, tuned)
+        figures = protocol_task(
+            config, task.images, model_key=task.key, base_hash=task.base_hash, use_gpu=self._device != "cpu"
+        )
+        if figures is not None:
+            run_protocol(figures, self._samplers, base=base, fine_tuned=fine_tuned)
         if not config.evaluation.enabled:
             return None
+        return evaluate(
+            config, task.images, self._samplers, base=base, fine_tuned=fine_tuned, encoder=self._task.encoder
+        )
+
+    def _sources(self, task: TrainTask, tuned: FineTuned | None) -> tuple[Source, Source]:
+        """The base model's pipeline and the fine-tuned one's: the weights in memory, as they will be published."""
+        import torch
+
+        config = task.config
         base = Source(address=config.base_model, revision=config.revision, base_hash=task.base_hash)
         if tuned is None:
             manifest = find_model(config, task.key)
             assert manifest is not None
-            fine_tuned = Source(address=manifest.uri, published=True)
-        else:
-            fine_tuned = Source(address=f"trained:{task.key}")
-            self._samplers.sampler.give_weights(fine_tuned, base, tuned.state)
-        return evaluate(
-            config, task.images, self._samplers, base=base, fine_tuned=fine_tuned, encoder=self._task.encoder
-        )
+            return base, Source(address=manifest.uri, published=True)
+        fine_tuned, dtype = Source(address=f"trained:{task.key}"), getattr(torch, config.storage.dtype)
+        state = {name: weight.to(dtype) for name, weight in tuned.state.items()}
+        self._samplers.sampler.give_weights(fine_tuned, base, state)
+        return base, fine_tuned
 
     def _conclude(
         self, task: TrainTask, base: BaseModel | None, tuned: FineTuned | None, evaluation: Evaluation | None
@@ -247,17 +261,6 @@ class _Bases:
                 f"the base model here has hash {known.hash}, the driver's {task.base_hash}; use one copy"
             )
         return known
-
-
-class _SamplersHere:
-    """Works through calls in this process."""
-
-    def __init__(self, *, use_gpu: bool, num_threads: int) -> None:
-        self.sampler = ImageSampler(use_gpu=use_gpu, num_threads=num_threads)
-
-    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
-        for place, call in enumerate(calls):
-            yield place, getattr(self.sampler, call.method)(*call.arguments)
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ from dreambooth.identifier import choose_identifier, describe
 from dreambooth.images import InstanceImage, check_instance_images, data_hash, find_instance_images
 from dreambooth.prior import PriorPlan, prior_plan
 from pipelines.cluster import Resources, local_resources
+from pipelines.protocol_stage import ProtocolTask, bank_address, bank_hash, check_protocol, protocol_task
 from pipelines.storage import absolute, check_writable, is_local
 
 
@@ -36,6 +37,13 @@ class Plan:
         """Names the registered model: the weights, and the sampling settings it is served with."""
         evaluation = self.config.evaluation
         return config_hash(self.key, str(evaluation.num_inference_steps), str(evaluation.guidance_scale))
+
+    @property
+    def protocol(self) -> ProtocolTask | None:
+        """What is measured of the model by the paper's protocol, if anything."""
+        return protocol_task(
+            self.config, self.images, model_key=self.key, base_hash=self.base.hash, use_gpu=self.use_gpu
+        )
 
     @property
     def trained_parameters(self) -> int:
@@ -97,6 +105,7 @@ def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> P
     prior = _prior(config, base, use_gpu)
     engine = _engine(config)
     images_hash = data_hash(images)
+    check_protocol(config)
     place = f"{engine} on {'cuda' if use_gpu else 'cpu'}"
     return Plan(
         config=config,
@@ -156,8 +165,10 @@ def _absolute(config: DreamBoothConfig) -> DreamBoothConfig:
     changes: dict[str, Any] = {"storage": storage, "subject": subject}
     if config.base_model != "miniature":
         changes["base_model"] = _absolute_folder(config.base_model)
-    if (encoder := config.evaluation.image_encoder) is not None:
-        changes["evaluation"] = config.evaluation.model_copy(update={"image_encoder": _absolute_folder(encoder)})
+    encoders = {name: getattr(config.evaluation, name) for name in ("image_encoder", "dino", "clip", "lpips")}
+    changes["evaluation"] = config.evaluation.model_copy(
+        update={name: _absolute_folder(address) for name, address in encoders.items() if address is not None}
+    )
     return config.model_copy(update=changes)
 
 
@@ -203,6 +214,12 @@ def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: Pri
     parts: list[Any] = [base.hash, images_hash, *prompts, images, train, config.storage.dtype, place]
     parts += [str(config.cluster.num_workers)]
     parts += [prior.key, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
+    if train.by_score:
+        # What the scores are measured on, and by, decides which weights are exported.
+        evaluation = config.evaluation
+        parts += [bank_hash(bank_address(evaluation, config.base_model)), str(evaluation.every)]
+        parts += [str(evaluation.score_images), str(evaluation.num_inference_steps), str(evaluation.guidance_scale)]
+        parts += [str(evaluation.seed), *evaluation.prompts_of(config.subject)]
     return config_hash(*parts)
 
 

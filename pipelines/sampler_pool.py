@@ -50,6 +50,19 @@ class RunningSamplers:
                 yield place, value
 
 
+class SamplersHere:
+    """Works through calls in this process."""
+
+    def __init__(self, *, use_gpu: bool, num_threads: int) -> None:
+        """See `ImageSampler`."""
+        self.sampler = ImageSampler(use_gpu=use_gpu, num_threads=num_threads)
+
+    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        """Results of the calls, in order."""
+        for place, call in enumerate(calls):
+            yield place, getattr(self.sampler, call.method)(*call.arguments)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplerPool:
     """How many sampling actors, and what each takes: a CPU, and with `use_gpu` a GPU."""

@@ -6,10 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.base_model import resolve_base_model
-from pipelines.storage import fetch, join, local_directory, read_manifest, write_bytes
+from pipelines.storage import exists, fetch, join, local_directory, read_bytes, read_manifest, write_bytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from dreambooth.evaluation.banks import Bank, ImageEmbeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,24 @@ class SampleRequest:
     resolution: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class BankAddress:
+    """Which bank of encoders, and where the paper's are."""
+
+    name: str
+    dino: str
+    clip: str
+    lpips: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """N pictures as a bank of encoders sees them: embeddings, and distances between them (N, N)."""
+
+    embeddings: "ImageEmbeddings"
+    distances: "Tensor"
+
+
 class ImageSampler:
     """Samples from one pipeline at a time.
 
@@ -51,6 +75,7 @@ class ImageSampler:
         self._loaded: tuple[Source, Any] | None = None
         self._given: _Given | None = None
         self._put_back: dict[str, Any] = {}
+        self._bank: tuple[BankAddress, Bank] | None = None
 
     def ready(self) -> None:
         """Answer: the actor is up."""
@@ -81,21 +106,47 @@ class ImageSampler:
         )
         return [png_bytes(image) for image in images]
 
+    def measured(self, source: Source, request: SampleRequest, uri: str, bank: BankAddress) -> "Measured":
+        """Measure pictures that lie, or will lie, at `uri` as `0.png`, `1.png` and so on.
+
+        Pictures that are all there are not sampled again.
+        """
+        addresses = [join(uri, picture_name(place)) for place in range(len(request.seeds))]
+        if all(exists(address) for address in addresses):
+            pictures = [read_bytes(address) for address in addresses]
+        else:
+            pictures = self.samples(source, request)
+            for address, picture in zip(addresses, pictures, strict=True):
+                write_bytes(address, picture)
+        images, encoders = _opened(pictures), self._bank_at(bank)
+        return Measured(embeddings=encoders.embed_images(images), distances=encoders.perceptual_distances(images))
+
+    def references(
+        self, pictures: list[bytes], texts: Sequence[str], bank: BankAddress
+    ) -> "tuple[ImageEmbeddings, Tensor]":
+        """Embeddings of the subject's own pictures, and of texts (M, D2)."""
+        encoders = self._bank_at(bank)
+        return encoders.embed_images(_opened(pictures)), encoders.embed_texts(texts)
+
     def embeddings(self, encoder: str, sets: dict[str, list[bytes]]) -> dict[str, Any]:
         """Embeddings (N, D) of sets of pictures, by the image encoder at an address (see `find_encoder`)."""
-        from PIL import Image
-
         from dreambooth.evaluation.encoders import load_image_encoder
 
         encode = load_image_encoder(find_encoder(encoder), device=self._device).encode
-        return {
-            name: encode([Image.open(io.BytesIO(image)).convert("RGB") for image in images])
-            for name, images in sets.items()
-        }
+        return {name: encode(_opened(images)) for name, images in sets.items()}
 
     def give_weights(self, source: Source, base: Source, state: dict[str, Any]) -> None:
         """From now on `source` means the base's pipeline with these trained weights, an engine's state_dict."""
         self._given = _Given(source=source, base=base, state=state)
+
+    def _bank_at(self, address: BankAddress) -> "Bank":
+        """The bank at an address; the last one stays loaded."""
+        if self._bank is None or self._bank[0] != address:
+            from dreambooth.evaluation.banks import BankLocations, load_bank
+
+            locations = BankLocations(dino=address.dino, clip=address.clip, lpips=address.lpips)
+            self._bank = address, load_bank(address.name, device=self._device, locations=locations)
+        return self._bank[1]
 
     def _pipeline(self, source: Source) -> Any:
         """The pipeline of a source; the last one stays loaded, and given weights come and go in its place."""
@@ -125,6 +176,17 @@ class _Given:
     source: Source
     base: Source
     state: dict[str, Any]
+
+
+def picture_name(place: int) -> str:
+    """File name of the picture at a place in its set."""
+    return f"{place}.png"
+
+
+def _opened(pictures: Sequence[bytes]) -> "list[Image]":
+    from PIL import Image
+
+    return [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
 
 
 def find_encoder(address: str) -> Path:

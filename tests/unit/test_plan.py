@@ -77,6 +77,7 @@ class TestKey:
             "storage.run=elsewhere/run",
             "tracking.experiment=other",
             "evaluation.images_per_prompt=1",
+            "gate.pres_limit=0.1",
             "cluster.max_failures=0",
             "cluster.cpus_per_worker=2",
             "prior.num_actors=2",
@@ -87,6 +88,27 @@ class TestKey:
     )
     def test_it_does_not_change_with(self, plan: MachinePlan, override: str) -> None:
         assert plan(override).key == plan().key
+
+    def test_looking_decides_nothing(self, plan: MachinePlan) -> None:
+        looking = ("evaluation.protocol=dreambench", "evaluation.every=2", "evaluation.bank=miniature")
+        assert plan(*looking).key == plan().key
+
+    def test_scores_count_where_they_choose_the_weights(self, plan: MachinePlan) -> None:
+        best = ("train.keep=best", "evaluation.every=2", "evaluation.bank=miniature")
+        keys = {
+            plan(*overrides).key
+            for overrides in (
+                (),
+                best,
+                (*best, "train.stop_after=3"),
+                (*best, "evaluation.every=3"),
+                (*best, "evaluation.score_images=1"),
+                (*best, "evaluation.seed=2"),
+                (*best, "evaluation.prompts=['a [V] dog']"),
+            )
+        }
+        assert len(keys) == 7
+        assert plan(*best, "evaluation.images_per_prompt=1").key == plan(*best).key
 
     def test_the_stage_counts_where_there_is_one(self, plan: MachinePlan) -> None:
         keys = {plan("cluster.num_workers=2", f"zero.stage={stage}").key for stage in range(4)}

@@ -1,0 +1,127 @@
+"""Which pictures a model's figures are measured on (paper, section 4.1), and what they are called.
+
+Three kinds: the fine-tuned model's of every prompt, the base model's of every prompt without the identifier, and the
+fine-tuned model's of the class prompt, which PRES is measured on. A set of pictures is named by all that decides its
+pixels, so what was sampled once is not sampled again: by a run that goes on, with another bank of encoders, or, as to
+the base model's, for another subject of the class.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from dreambooth.config import DreamBoothConfig
+from dreambooth.evaluation.prompts import PromptList, prompt_list, sample_seed
+from dreambooth.prior import SAMPLER
+
+CLASS_SAMPLES = 4
+"""Samples of the class prompt, as a multiple of those of any other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSet:
+    """Pictures of one prompt by one model, sampled together; `model` is the hash of its weights, or of their recipe."""
+
+    model: str
+    prompt: str
+    seeds: tuple[int, ...]
+    num_inference_steps: int
+    guidance_scale: float
+    resolution: int
+    dtype: str
+    sampler: str = SAMPLER
+
+    @property
+    def key(self) -> str:
+        """Content address: 20 hex digits of the sha256 over all fields."""
+        return _digest(asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What is drawn of one subject, by whichever model; `class_prompt` is its class's."""
+
+    prompts: PromptList
+    identifier: str
+    class_noun: str
+    class_prompt: str
+    images_per_prompt: int
+    num_inference_steps: int
+    guidance_scale: float
+    resolution: int
+    seed: int
+    dtype: str
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts with the identifier."""
+        return tuple(prompt.with_identifier(self.identifier, self.class_noun) for prompt in self.prompts.prompts)
+
+    @property
+    def texts_without_identifier(self) -> tuple[str, ...]:
+        """The prompts of any member of the class."""
+        return tuple(prompt.without_identifier(self.class_noun) for prompt in self.prompts.prompts)
+
+    @property
+    def prompts_key(self) -> str:
+        """Figures are comparable where this is the same: the prompts, how often each is drawn, and from which noise."""
+        texts = [prompt.text for prompt in self.prompts.prompts]
+        return _digest([texts, self.images_per_prompt, self.seed])
+
+    def fine_tuned(self, model: str) -> tuple[SampleSet, ...]:
+        """Pictures of every prompt by the fine-tuned model."""
+        pairs = zip(self.texts, self.texts_without_identifier, strict=True)
+        return tuple(self._set(model, text, plain, self.images_per_prompt) for text, plain in pairs)
+
+    def base(self, model: str) -> tuple[SampleSet, ...]:
+        """Pictures of every prompt without the identifier by the base model, from the same noise."""
+        return tuple(self._set(model, text, text, self.images_per_prompt) for text in self.texts_without_identifier)
+
+    def of_class(self, model: str) -> SampleSet:
+        """Pictures of the class prompt by the fine-tuned model."""
+        return self._set(model, self.class_prompt, self.class_prompt, CLASS_SAMPLES * self.images_per_prompt)
+
+    def _set(self, model: str, text: str, plain: str, count: int) -> SampleSet:
+        return SampleSet(
+            model=model,
+            prompt=text,
+            seeds=tuple(sample_seed(self.seed, plain, image) for image in range(count)),
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            resolution=self.resolution,
+            dtype=self.dtype,
+        )
+
+
+def protocol_of(config: DreamBoothConfig, *, dtype: str) -> Protocol | None:
+    """The protocol that a configuration asks for, or None; `dtype` is what the pictures are sampled in.
+
+    Raises InputError for prompts of the user's own that can't be an evaluation's.
+    """
+    settings, subject = config.evaluation, config.subject
+    if settings.protocol == "none":
+        return None
+    return Protocol(
+        prompts=prompt_list(named(settings.protocol, config.base_model), subject.class_noun, own=settings.prompts),
+        identifier=str(subject.identifier),
+        class_noun=subject.class_noun,
+        class_prompt=config.prompts.class_prompt(subject),
+        images_per_prompt=settings.images_per_prompt,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        resolution=int(config.images.resolution or 0),
+        seed=settings.seed,
+        dtype=dtype,
+    )
+
+
+def named(protocol: str, base_model: str) -> str:
+    """The name of a protocol's prompts; `auto` goes by the base model."""
+    if protocol != "auto":
+        return protocol
+    return "miniature" if base_model == "miniature" else "dreambench"
+
+
+def _digest(value: dict[str, object] | Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]

@@ -1,0 +1,237 @@
+"""The figures of the paper on one model: sample, embed, measure, and write evaluation.json beside the model.
+
+Whoever samples embeds, too, so pictures travel only to storage. They lie under names that say what decides their
+pixels (`dreambooth.evaluation.protocol`): the fine-tuned model's with its run, the base model's where class images are,
+for all subjects of the class. An evaluation that broke off samples what is missing, and a finished one is found by its
+key.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dreambooth.config import DreamBoothConfig
+from dreambooth.evaluation.config import EvaluationConfig
+from dreambooth.evaluation.protocol import Protocol, SampleSet, protocol_of
+from dreambooth.images import InstanceImage, data_hash
+from pipelines.evaluate_stage import instance_pictures
+from pipelines.sampler_pool import Call, Samplers
+from pipelines.samplers import BankAddress, Measured, SampleRequest, Source, picture_name
+from pipelines.storage import exists, join, read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dreambooth.evaluation.banks import ImageEmbeddings
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolTask:
+    """One model to be measured: `model_key` names its weights, `run_uri` and `shared_uri` are where samples go."""
+
+    config: DreamBoothConfig
+    protocol: Protocol
+    bank: BankAddress
+    images: tuple[InstanceImage, ...]
+    model_key: str
+    base_hash: str
+    run_uri: str
+    shared_uri: str
+
+    @property
+    def fine_tuned_sets(self) -> tuple[SampleSet, ...]:
+        """The fine-tuned model's pictures, those of the class prompt last."""
+        return (*self.protocol.fine_tuned(self.model_key), self.protocol.of_class(self.model_key))
+
+    @property
+    def base_sets(self) -> tuple[SampleSet, ...]:
+        """The base model's pictures."""
+        return self.protocol.base(self.base_hash)
+
+    @property
+    def key(self) -> str:
+        """Names the evaluation: 20 hex digits over the pictures, the subject's own, and the encoders."""
+        sets = [pictures.key for pictures in (*self.fine_tuned_sets, *self.base_sets)]
+        parts = json.dumps([FORMAT, sets, data_hash(self.images), bank_hash(self.bank)])
+        return hashlib.sha256(parts.encode()).hexdigest()[:20]
+
+    @property
+    def uri(self) -> str:
+        """Where the figures are written."""
+        return join(self.run_uri, "evaluations", self.key, "evaluation.json")
+
+
+def protocol_task(
+    config: DreamBoothConfig, images: Sequence[InstanceImage], *, model_key: str, base_hash: str, use_gpu: bool
+) -> ProtocolTask | None:
+    """What is to be measured of a run's model, or None where the configuration asks for nothing."""
+    from dreambooth.sampling import sampling_dtype
+
+    dtype = str(sampling_dtype("cuda" if use_gpu else "cpu")).removeprefix("torch.")
+    protocol = protocol_of(config, dtype=dtype)
+    if protocol is None:
+        return None
+    return ProtocolTask(
+        config=config,
+        protocol=protocol,
+        bank=bank_address(config.evaluation, config.base_model),
+        images=tuple(images),
+        model_key=model_key,
+        base_hash=base_hash,
+        run_uri=config.run_uri,
+        shared_uri=config.prior_uri,
+    )
+
+
+def check_protocol(config: DreamBoothConfig) -> None:
+    """Raise InputError for prompts or encoders that no evaluation can be done with, at the end or during training."""
+    if protocol_of(config, dtype="float32") is not None or config.evaluation.every is not None:
+        bank_hash(bank_address(config.evaluation, config.base_model))
+
+
+def bank_address(settings: EvaluationConfig, base_model: str) -> BankAddress:
+    """The bank that settings mean."""
+    from dreambooth.evaluation.banks import default_bank
+
+    name = default_bank(base_model) if settings.bank == "auto" else settings.bank
+    return BankAddress(name=name, dino=settings.dino, clip=settings.clip, lpips=settings.lpips)
+
+
+@functools.cache
+def bank_hash(address: BankAddress) -> str:
+    """The hash of a bank's encoders; InputError, with what to fetch, where they can't be had."""
+    from dreambooth.evaluation.banks import BankLocations, load_bank
+
+    locations = BankLocations(dino=address.dino, clip=address.clip, lpips=address.lpips)
+    return load_bank(address.name, locations=locations).hash
+
+
+def find_evaluation(task: ProtocolTask) -> dict[str, Any] | None:
+    """The figures of a task that are there already, or None."""
+    if not exists(task.uri):
+        return None
+    found: dict[str, Any] = read_json(task.uri)
+    return found
+
+
+def run_protocol(
+    task: ProtocolTask,
+    samplers: Samplers,
+    *,
+    base: Source,
+    fine_tuned: Source,
+    on_progress: Callable[[int, int], None] = lambda made, total: None,
+) -> dict[str, Any]:
+    """Measure one model, and write its figures; `on_progress(made, total)` counts pictures."""
+    if (found := find_evaluation(task)) is not None:
+        return found
+    # The base model's first: a sampler changes its pipeline once.
+    measured = _measured(
+        samplers,
+        [(base, pictures, base_samples_uri(task, pictures)) for pictures in task.base_sets]
+        + [(fine_tuned, pictures, samples_uri(task, pictures)) for pictures in task.fine_tuned_sets],
+        task.bank,
+        on_progress,
+    )
+    texts = [*task.protocol.texts, *task.protocol.texts_without_identifier]
+    pictures = instance_pictures(task.config, task.images)
+    [(_, references)] = samplers.run([Call(method="references", arguments=(pictures, texts, task.bank))])
+    evaluation = _evaluation(task, measured, *references)
+    write_json(task.uri, evaluation)
+    return evaluation
+
+
+def samples_uri(task: ProtocolTask, pictures: SampleSet) -> str:
+    """Where pictures of the fine-tuned model lie."""
+    return join(task.run_uri, "evaluations", "samples", pictures.key)
+
+
+def base_samples_uri(task: ProtocolTask, pictures: SampleSet) -> str:
+    """Where pictures of the base model lie."""
+    return join(task.shared_uri, "base-samples", pictures.key)
+
+
+def _measured(
+    samplers: Samplers,
+    wanted: Sequence[tuple[Source, SampleSet, str]],
+    bank: BankAddress,
+    on_progress: Callable[[int, int], None],
+) -> list[Measured]:
+    total, made = sum(len(pictures.seeds) for _, pictures, _ in wanted), 0
+    on_progress(made, total)
+    calls = [
+        Call(method="measured", arguments=(source, _request(pictures), uri, bank)) for source, pictures, uri in wanted
+    ]
+    results: dict[int, Measured] = {}
+    for place, result in samplers.run(calls):
+        results[place] = result
+        made += len(result.distances)
+        on_progress(made, total)
+    return [results[place] for place in range(len(calls))]
+
+
+def _request(pictures: SampleSet) -> SampleRequest:
+    return SampleRequest(
+        prompts=(pictures.prompt,) * len(pictures.seeds),
+        seeds=pictures.seeds,
+        num_inference_steps=pictures.num_inference_steps,
+        guidance_scale=pictures.guidance_scale,
+        resolution=pictures.resolution,
+    )
+
+
+def _evaluation(
+    task: ProtocolTask, measured: Sequence[Measured], instance: "ImageEmbeddings", texts: "Tensor"
+) -> dict[str, Any]:
+    """What evaluation.json holds: the figures, what they were measured on, and where the pictures lie."""
+    from dreambooth.evaluation.figures import BankId
+    from dreambooth.evaluation.measure import PromptSamples, measure
+
+    protocol = task.protocol
+    count = len(protocol.prompts.prompts)
+    base, fine_tuned, of_class = measured[:count], measured[count:-1], measured[-1]
+    prompts = [
+        PromptSamples(
+            prompt=protocol.texts[place],
+            application=prompt.application,
+            samples=fine_tuned[place].embeddings,
+            text=texts[place],
+            text_no_identifier=texts[count + place],
+            base=base[place].embeddings,
+            distances=fine_tuned[place].distances if protocol.images_per_prompt > 1 else None,
+        )
+        for place, prompt in enumerate(protocol.prompts.prompts)
+    ]
+    bank = BankId(name=task.bank.name, hash=bank_hash(task.bank))
+    figures = measure(bank=bank, prompts=prompts, instance=instance, class_samples=of_class.embeddings)
+    return figures.as_dict() | {
+        "format": FORMAT,
+        "key": task.key,
+        "subject": task.config.subject.name,
+        "class_noun": protocol.class_noun,
+        "identifier": protocol.identifier,
+        "model_key": task.model_key,
+        "prompt_list": protocol.prompts.name,
+        "prompts_key": protocol.prompts_key,
+        "images_per_prompt": protocol.images_per_prompt,
+        "instance_images": [image.address for image in task.images],
+        "samples": join(task.run_uri, "evaluations", "samples"),
+        "pictures": [
+            {
+                "prompt": pictures.prompt,
+                "base_prompt": base_pictures.prompt,
+                "fine_tuned": _addresses(samples_uri(task, pictures), pictures),
+                "base": _addresses(base_samples_uri(task, base_pictures), base_pictures),
+            }
+            for pictures, base_pictures in zip(task.fine_tuned_sets, task.base_sets, strict=False)
+        ],
+    }
+
+
+def _addresses(uri: str, pictures: SampleSet) -> list[str]:
+    return [join(uri, picture_name(place)) for place in range(len(pictures.seeds))]

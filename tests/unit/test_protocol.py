@@ -1,0 +1,86 @@
+"""Which pictures an evaluation wants, and what their names depend on."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dreambooth.config import load_config
+from dreambooth.errors import InputError
+from dreambooth.evaluation.protocol import Protocol, protocol_of
+
+
+def protocol(*overrides: str, name: str = "rex", identifier: str = "tfz", class_noun: str = "dog") -> Protocol:
+    plain: dict[str, Any] = {
+        "subject": {"name": name, "class_noun": class_noun, "identifier": identifier, "instance_images": "photos"},
+        "images": {"resolution": 64},
+        "evaluation": {"protocol": "miniature"},
+    }
+    made = protocol_of(load_config(plain, overrides), dtype="float32")
+    assert made is not None
+    return made
+
+
+def test_25_prompts_of_4_and_the_class_prompt() -> None:
+    made = protocol()
+    fine_tuned, base, of_class = made.fine_tuned("trained"), made.base("base"), made.of_class("trained")
+    assert len(fine_tuned) == len(base) == 25
+    assert {len(pictures.seeds) for pictures in (*fine_tuned, *base)} == {4}
+    assert len({seed for pictures in fine_tuned for seed in pictures.seeds}) == 100
+    assert fine_tuned[0].prompt == "a photo of tfz dog on the grass"
+    assert base[0].prompt == "a photo of a dog on the grass"
+    assert (of_class.prompt, len(of_class.seeds)) == ("a photo of a dog", 16)
+
+
+def test_base_and_fine_tuned_start_from_the_same_noise() -> None:
+    made = protocol()
+    assert [one.seeds for one in made.fine_tuned("trained")] == [one.seeds for one in made.base("base")]
+
+
+def test_subjects_of_a_class_share_the_base_models_pictures_alone() -> None:
+    one, other = protocol(), protocol(name="max", identifier="bqx")
+    assert [pictures.key for pictures in one.base("base")] == [pictures.key for pictures in other.base("base")]
+    assert not {p.key for p in one.fine_tuned("rex")} & {p.key for p in other.fine_tuned("max")}
+    cat = protocol(class_noun="cat")
+    assert not {p.key for p in one.base("base")} & {p.key for p in cat.base("base")}
+
+
+def test_a_pictures_name_depends_on_all_that_decides_its_pixels() -> None:
+    pictures = protocol().fine_tuned("trained")[0]
+    changes: dict[str, Any] = {
+        "model": "other",
+        "prompt": "a photo of tfz dog",
+        "seeds": (1, 2, 3, 4),
+        "num_inference_steps": 7,
+        "guidance_scale": 1.5,
+        "resolution": 128,
+        "dtype": "float16",
+        "sampler": "euler",
+    }
+    assert set(changes) == set(vars(pictures))
+    assert len({pictures.key} | {replace(pictures, **{name: value}).key for name, value in changes.items()}) == 9
+
+
+@pytest.mark.parametrize(
+    "override", ["evaluation.images_per_prompt=3", "evaluation.seed=2", "evaluation.protocol=dreambench"]
+)
+def test_figures_of_other_prompts_or_noise_are_not_comparable(override: str) -> None:
+    assert protocol(override).prompts_key != protocol().prompts_key
+    assert protocol("evaluation.guidance_scale=2", name="max").prompts_key == protocol().prompts_key
+
+
+def test_auto_goes_by_the_base_model() -> None:
+    assert protocol("evaluation.protocol=auto").prompts.name == "miniature"
+    assert protocol("evaluation.protocol=auto", "base_model=some/model").prompts.name == "dreambench live"
+
+
+def test_own_prompts() -> None:
+    made = protocol("evaluation.protocol=own", "evaluation.prompts=['[V] {class_noun} at night']")
+    assert made.texts == ("tfz dog at night",)
+    with pytest.raises(InputError, match=r"no placeholder \[V\]"):
+        protocol("evaluation.protocol=own", "evaluation.prompts=['a dog at night']")
+
+
+def test_none() -> None:
+    plain: dict[str, Any] = {"subject": {"name": "rex", "class_noun": "dog", "instance_images": "photos"}}
+    assert protocol_of(load_config(plain), dtype="float32") is None

@@ -1,0 +1,141 @@
+"""A model measured by the protocol in this process: what is sampled, what is found again, what is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth.config import load_config
+from dreambooth.errors import InputError
+from pipelines.cluster import Resources
+from pipelines.plan import Plan, make_plan
+from pipelines.protocol_stage import ProtocolTask, run_protocol, samples_uri
+from pipelines.sampler_pool import SamplersHere
+from pipelines.samplers import SampleRequest, Source
+
+TWO_CPUS = Resources(cpus=2, gpus=0)
+
+
+class Counting(SamplersHere):
+    """Counts the prompts that are sampled."""
+
+    def __init__(self) -> None:
+        super().__init__(use_gpu=False, num_threads=1)
+        self.sampled: list[str] = []
+        samples = self.sampler.samples
+
+        def counted(source: Source, request: SampleRequest) -> list[bytes]:
+            self.sampled.append(request.prompts[0])
+            return samples(source, request)
+
+        self.sampler.samples = counted  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def plan(tiny_pipeline: Path, instance_folder: Path, tmp_path: Path) -> Any:
+    def make(*overrides: str, name: str = "rex", identifier: str = "tfz") -> Plan:
+        plain: dict[str, Any] = {
+            "base_model": str(tiny_pipeline),
+            "subject": {
+                "name": name,
+                "class_noun": "dog",
+                "identifier": identifier,
+                "instance_images": str(instance_folder),
+            },
+            "evaluation": {
+                "protocol": "own",
+                "bank": "miniature",
+                "prompts": ["a photo of [V] {class_noun}", "[V] {class_noun} at night"],
+                "images_per_prompt": 2,
+                "num_inference_steps": 2,
+            },
+            "storage": {"root": str(tmp_path / "output")},
+        }
+        return make_plan(load_config(plain, overrides), TWO_CPUS)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def samplers() -> Counting:
+    """One for all tests: it loads the pipeline and the encoders once."""
+    return Counting()
+
+
+def measure(plan: Plan, samplers: Counting) -> tuple[dict[str, Any], list[str]]:
+    """The evaluation, and what was sampled for it; the tiny base stands in for the fine-tuned model."""
+    samplers.sampled.clear()
+    base = Source(address=plan.config.base_model)
+    return run_protocol(task_of(plan), samplers, base=base, fine_tuned=base), list(samplers.sampled)
+
+
+def task_of(plan: Plan) -> ProtocolTask:
+    assert plan.protocol is not None
+    return plan.protocol
+
+
+FINE_TUNED = ["a photo of tfz dog", "tfz dog at night"]
+BASE = ["a photo of a dog", "a dog at night"]
+OF_CLASS = "a photo of a dog"
+
+
+def test_what_is_measured_and_written(plan: Any, samplers: Counting) -> None:
+    evaluation, sampled = measure(plan(), samplers)
+    assert sampled == [*BASE, *FINE_TUNED, OF_CLASS]
+    written = json.loads(Path(task_of(plan()).uri).read_text())
+    assert written == json.loads(json.dumps(evaluation))
+    assert written["bank"]["name"] == "miniature"
+    assert (written["format"], written["subject"], written["model_key"]) == (1, "rex", plan().key)
+    assert [row["prompt"] for row in written["per_prompt"]] == FINE_TUNED
+    names = {"dino", "clip_i", "clip_t", "clip_t_no_identifier", "clip_t_base", "pres", "div", "real_dino"}
+    assert names <= set(written["figures"])
+    assert written["figures"]["dino"]["n"] == 2
+    assert written["figures"]["pres"]["n"] == 8
+    for prompt in written["pictures"]:
+        assert all(Path(address).is_file() for address in (*prompt["fine_tuned"], *prompt["base"]))
+
+
+def test_a_finished_evaluation_is_found(plan: Any, samplers: Counting) -> None:
+    first, _ = measure(plan(), samplers)
+    again, sampled = measure(plan(), samplers)
+    assert (again, sampled) == (json.loads(json.dumps(first)), [])
+
+
+def test_one_that_broke_off_samples_what_is_missing_and_comes_to_the_same(plan: Any, samplers: Counting) -> None:
+    first, _ = measure(plan(), samplers)
+    task = task_of(plan())
+    Path(task.uri).unlink()
+    Path(samples_uri(task, task.fine_tuned_sets[1]), "1.png").unlink()
+    again, sampled = measure(plan(), samplers)
+    assert sampled == [FINE_TUNED[1]]
+    assert again == first
+
+
+def test_another_subject_of_the_class_shares_the_base_models_pictures(plan: Any, samplers: Counting) -> None:
+    measure(plan(), samplers)
+    _, sampled = measure(plan(name="max", identifier="bqx"), samplers)
+    assert sampled == ["a photo of bqx dog", "bqx dog at night", OF_CLASS]
+
+
+def test_other_weights_and_other_noise_are_other_pictures(plan: Any, samplers: Counting) -> None:
+    measure(plan(), samplers)
+    _, sampled = measure(plan("train.seed=1"), samplers)
+    assert sampled == [*FINE_TUNED, OF_CLASS]
+    _, sampled = measure(plan("evaluation.seed=2"), samplers)
+    assert sampled == [*BASE, *FINE_TUNED, OF_CLASS]
+
+
+def test_one_image_per_prompt_has_no_div(plan: Any, samplers: Counting) -> None:
+    evaluation, _ = measure(plan("evaluation.images_per_prompt=1"), samplers)
+    assert "div" in evaluation["unmeasured"]
+
+
+def test_prompts_without_a_placeholder_are_told_before_any_work(plan: Any) -> None:
+    with pytest.raises(InputError, match=r"1 of 1 prompts of 'own' have no placeholder \[V\]"):
+        plan("evaluation.prompts=['a dog']")
+
+
+def test_a_bank_that_is_not_there_is_told_before_any_work(plan: Any) -> None:
+    with pytest.raises(InputError, match="bank"):
+        plan("evaluation.bank=paper")
