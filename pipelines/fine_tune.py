@@ -6,11 +6,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dreambooth.base_model import BaseModel
+from dreambooth.best_checkpoint import Score, Scores
 from dreambooth.config import DreamBoothConfig
 from dreambooth.images import InstanceImage, png_bytes
 from pipelines.events import Message
@@ -42,15 +44,21 @@ class History:
 
     step: int = 0
     metrics: list[dict[str, float]] = field(default_factory=list)
+    scores: Scores = field(default_factory=Scores)
 
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint's folder."""
-        Path(folder, _PROGRESS).write_text(json.dumps({"step": self.step, "metrics": self.metrics}))
+        scores = [score.as_dict() for score in self.scores.measured]
+        progress = {"step": self.step, "metrics": self.metrics, "scores": scores}
+        Path(folder, _PROGRESS).write_text(json.dumps(progress))
+        self.scores.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> "History":
         """What `save` wrote."""
-        return cls(**json.loads(Path(folder, _PROGRESS).read_text()))
+        progress = json.loads(Path(folder, _PROGRESS).read_text())
+        scores = Scores.load(folder, progress["scores"])
+        return cls(step=progress["step"], metrics=progress["metrics"], scores=scores)
 
 
 class Checkpoints(Protocol):
@@ -91,10 +99,14 @@ def fine_tune(
     from dreambooth.training import fit
 
     config = task.config
+    every = config.evaluation.every
     data = _data(base, task, len(model.schedule.alphas_cumprod), device)
     engine = _engine(model, task, device)
     history = checkpoints.restore(engine)
+    if engine.rank:
+        history.scores.weights = None
     resumed_from = history.step
+    scoring = _Scoring(task, engine, device)
     tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from})
 
     def on_step(step: int, metrics: "StepMetrics | None") -> None:
@@ -103,6 +115,10 @@ def fine_tune(
             history.metrics.append(metrics.as_dict())
             tell({"kind": "step", "metrics": metrics.as_dict()})
         last = step == config.train.max_train_steps
+        if every is not None and (last or step % every == 0):
+            tell({"kind": "score", "score": scoring.measure(step, history.scores).as_dict()})
+            if not last and history.scores.ends(config.train.stop_after):
+                raise _NoLongerRising
         stop = stopping is not None and _any_rank(engine, stopping(), device)
         if not last and (stop or step % config.train.checkpoint_every == 0):
             checkpoints.save(engine, history)
@@ -116,25 +132,65 @@ def fine_tune(
 
     began = time.perf_counter()
     try:
-        fit(engine, data, config.train, start=resumed_from, on_step=on_step)
-        seconds = time.perf_counter() - began
+        with suppress(_NoLongerRising):
+            fit(engine, data, config.train, start=resumed_from, on_step=on_step)
+        seconds = time.perf_counter() - began - scoring.seconds
         peaks = _gather(_peak_memory(device))
-        state = engine.state_dict()
+        exported, state = _exported(engine, history, config)
     finally:
         engine.close()
     record = {
         "history": history.metrics,
+        "scores": [score.as_dict() for score in history.scores.measured],
+        "steps": history.step,
+        "exported_step": exported,
         "peak_memory_bytes": peaks,
-        "steps_per_second": (config.train.max_train_steps - resumed_from) / seconds,
+        "steps_per_second": (history.step - resumed_from) / seconds,
         "resumed_from": resumed_from,
     }
     return FineTuned(state=state, record=record)
 
 
+class _NoLongerRising(Exception):
+    """The score has not risen for as many measurements as the training waits for."""
+
+
+class _Scoring:
+    """Measures the score on rank 0, and tells all ranks."""
+
+    def __init__(self, task: TrainTask, engine: Any, device: str) -> None:
+        self._engine, self._keep = engine, task.config.train.keep == "best"
+        self._scorer = None
+        self.seconds = 0.0
+        if task.config.evaluation.every is not None and engine.rank == 0:
+            from pipelines.fidelity import FidelityScorer
+
+            self._scorer = FidelityScorer(task, device)
+
+    def measure(self, step: int, scores: Scores) -> Score:
+        """Measure the weights as they are, and take the score in; every rank has to call it."""
+        began = time.perf_counter()
+        state = self._engine.state_dict()
+        measured = self._scorer.score(step, state) if self._scorer is not None else None
+        score: Score = _from_rank_zero(self._engine, measured)
+        keeps = self._keep and self._engine.rank == 0
+        scores.add(score, (lambda: state) if keeps else None)
+        self.seconds += time.perf_counter() - began
+        return score
+
+
+def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[int, dict[str, Any]]:
+    """The step whose weights are exported, and those weights (on rank 0); every rank has to call it."""
+    best = history.scores.best
+    if config.train.keep == "last" or best is None or best.step == history.step:
+        return history.step, engine.state_dict()
+    return best.step, dict(history.scores.weights or {})
+
+
 def publish_result(base: BaseModel, tuned: FineTuned, task: TrainTask) -> Manifest:
     """Write the record and publish the model, once it was read again and is what was trained; on rank 0."""
     write_json(join(task.config.run_uri, "training", f"{task.key}.json"), tuned.record)
-    return _export(base, tuned.state, task)
+    return _export(base, tuned.state, task, step=tuned.record["exported_step"])
 
 
 def autocast(config: DreamBoothConfig, device: str) -> bool:
@@ -153,6 +209,15 @@ def _any_rank(engine: Any, stop: bool, device: str) -> bool:
     if engine.world_size == 1:
         return stop
     return bool(engine.mean(torch.tensor([float(stop and engine.rank == 0)], device=device)).item() > 0)
+
+
+def _from_rank_zero(engine: Any, value: Any) -> Any:
+    from torch import distributed as dist
+
+    values = [value]
+    if engine.world_size > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def _data(base: BaseModel, task: TrainTask, num_train_timesteps: int, device: str) -> Any:
@@ -206,7 +271,7 @@ def _validation_samples(base: BaseModel, state: dict[str, Any], config: DreamBoo
     return [png_bytes(image) for image in images]
 
 
-def _export(base: BaseModel, state: dict[str, Any], task: TrainTask) -> Manifest:
+def _export(base: BaseModel, state: dict[str, Any], task: TrainTask, *, step: int) -> Manifest:
     """Publish the fine-tuned pipeline, once it was read again and is what was trained."""
     import torch
 
@@ -227,6 +292,8 @@ def _export(base: BaseModel, state: dict[str, Any], task: TrainTask) -> Manifest
             "prior_set": task.prior_set.key if task.prior_set else None,
             "num_inference_steps": config.evaluation.num_inference_steps,
             "guidance_scale": config.evaluation.guidance_scale,
+            "resolution": config.images.resolution,
+            "step": step,
         }
 
         def verify(manifest: Manifest) -> None:

@@ -46,6 +46,8 @@ class Follower:
             self.milestones.setdefault(message["phase"], message["time"])
             if message.get("start"):
                 self._console.line(f"going on from the checkpoint of step {message['start']}")
+        elif message["kind"] == "score":
+            log_score(self._run, message["score"])
         elif message["kind"] == "samples":
             self._samples(message["step"], message["images"])
 
@@ -57,24 +59,35 @@ class Follower:
             )
         self._warned = True
 
-    def complete(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Give MLflow the steps that it lacks: those of a driver that died, or that found no server."""
-        known = self._run.logged_steps("loss")
-        for metrics in history:
-            if int(metrics["step"]) not in known:
-                self._log(metrics)
-
-    def _log(self, metrics: Mapping[str, float]) -> None:
-        values = {name: value for name, value in metrics.items() if name != "step"}
-        self._run.log_metrics(values, int(metrics["step"]))
-
     def _step(self, metrics: dict[str, Any]) -> None:
         self.milestones.setdefault("first_step", time.time())
         step = int(metrics["step"])
         note = f"loss {metrics['loss']:.3f}  {metrics['images_per_second']:.1f} images/s"
         self._update(step, self._steps, note)
-        self._log(metrics)
+        log_step(self._run, metrics)
 
     def _samples(self, step: int, images: list[bytes]) -> None:
         for index, image in enumerate(images):
             self._run.log_image(Image.open(io.BytesIO(image)), f"validation/{index}", step)
+
+
+def complete_curves(
+    run: TrackedRun, history: Sequence[Mapping[str, float]], scores: Sequence[Mapping[str, float]]
+) -> None:
+    """Give MLflow the points that it lacks: a lane's, those of a driver that died, or that found no server."""
+    for name, points, log in (("loss", history, log_step), ("score/total", scores, log_score)):
+        known = run.logged_steps(name) if points else set()
+        for point in points:
+            if int(point["step"]) not in known:
+                log(run, point)
+
+
+def log_step(run: TrackedRun, metrics: Mapping[str, float]) -> None:
+    """Add a step's metrics to their curves."""
+    run.log_metrics({name: value for name, value in metrics.items() if name != "step"}, int(metrics["step"]))
+
+
+def log_score(run: TrackedRun, score: Mapping[str, float]) -> None:
+    """Add a score to its curves."""
+    curves = {"score/total": score["score"], "score/dino": score["dino"], "score/clip_t": score["clip_t"]}
+    run.log_metrics(curves, int(score["step"]))

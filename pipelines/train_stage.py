@@ -24,10 +24,17 @@ CHECKPOINTS_KEPT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A published, verified model and how it came about: one mapping of metrics a step, bytes of memory by rank."""
+    """A published, verified model and how it came about: one mapping of metrics a step, bytes of memory by rank.
+
+    `steps` is how many were made, `exported_step` the one whose weights the model has; `scores` has one mapping a
+    measurement.
+    """
 
     model: Manifest
     history: tuple[Mapping[str, float], ...]
+    scores: tuple[Mapping[str, float], ...]
+    steps: int
+    exported_step: int
     peak_memory_bytes: tuple[int, ...]
     steps_per_second: float
     resumed_from: int
@@ -42,6 +49,9 @@ def find_result(plan: Plan) -> TrainResult | None:
     return TrainResult(
         model=manifest,
         history=tuple(record["history"]),
+        scores=tuple(record["scores"]),
+        steps=record["steps"],
+        exported_step=record["exported_step"],
         peak_memory_bytes=tuple(record["peak_memory_bytes"]),
         steps_per_second=record["steps_per_second"],
         resumed_from=record["resumed_from"],

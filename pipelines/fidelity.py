@@ -1,0 +1,57 @@
+"""The score of weights in the middle of a training: few samples, measured as the whole evaluation measures many."""
+
+from typing import TYPE_CHECKING, Any
+
+from dreambooth.best_checkpoint import Score
+from dreambooth.evaluation.prompts import sample_seed
+from pipelines.evaluate_stage import instance_pictures
+from pipelines.protocol_stage import bank_address
+from pipelines.samplers import ImageSampler, SampleRequest, Source
+
+if TYPE_CHECKING:
+    from pipelines.fine_tune import TrainTask
+
+
+class FidelityScorer:
+    """Samples `evaluation.prompts` with weights it is given, `evaluation.score_images` each, from the same noise.
+
+    It keeps a pipeline and the bank's encoders on the device, beside the engine.
+    """
+
+    def __init__(self, task: "TrainTask", device: str) -> None:
+        """Load the encoders and embed the instance images."""
+        import torch
+
+        config, evaluation = task.config, task.config.evaluation
+        self._key = task.key
+        self._base = Source(address=config.base_model, revision=config.revision, base_hash=task.base_hash)
+        self._bank = bank_address(evaluation, config.base_model)
+        self._prompts = [p for p in evaluation.prompts_of(config.subject) for _ in range(evaluation.score_images)]
+        places = list(range(evaluation.score_images)) * len(evaluation.prompts)
+        self._request = SampleRequest(
+            prompts=tuple(self._prompts),
+            seeds=tuple(
+                sample_seed(evaluation.seed, prompt, place) for prompt, place in zip(self._prompts, places, strict=True)
+            ),
+            num_inference_steps=evaluation.num_inference_steps,
+            guidance_scale=evaluation.guidance_scale,
+            resolution=int(config.images.resolution or 0),
+        )
+        self._sampler = ImageSampler(use_gpu=device != "cpu", num_threads=torch.get_num_threads())
+        pictures = instance_pictures(config, task.images)
+        self._instance, _ = self._sampler.references(pictures, self._prompts, self._bank)
+
+    def score(self, step: int, state: dict[str, Any]) -> Score:
+        """Measure an engine's state_dict, as it is after a step."""
+        from dreambooth.evaluation.metrics import clip_t
+        from dreambooth.evaluation.similarity import mean_pairwise_similarity
+
+        source = Source(address=f"trained:{self._key}@{step}")
+        self._sampler.give_weights(source, self._base, state)
+        pictures = self._sampler.samples(source, self._request)
+        samples, texts = self._sampler.references(pictures, self._prompts, self._bank)
+        return Score(
+            step=step,
+            dino=mean_pairwise_similarity(samples.dino, self._instance.dino),
+            clip_t=clip_t(samples.clip, texts),
+        )
