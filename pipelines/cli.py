@@ -12,6 +12,7 @@ from dreambooth import __version__
 from dreambooth.errors import InputError
 from dreambooth.quiet import quiet
 from pipelines.cli_batch import batch
+from pipelines.cli_evaluate import evaluate
 from pipelines.cli_jobs import jobs_group, submit
 from pipelines.cli_manifest import manifest
 
@@ -221,18 +222,29 @@ def gc(address: str, older_than: float, dry_run: bool) -> None:
 @main.command()
 @click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
 def models(tracking_uri: str | None) -> None:
-    """List the registered models: subject, class noun, identifier, version, similarities."""
+    """List the registered models: subject, class noun, identifier, version, aliases, similarities, figures by bank."""
     from rich.console import Console
     from rich.table import Table
 
     from pipelines.registry import list_models
 
-    table = Table("model", "subject", "class noun", "[V]", "version", "aliases", "similarity", "class after", box=None)
-    for model in list_models(tracking_uri):
-        figures = ("-" if figure is None else f"{figure:.2f}" for figure in (model.similarity, model.class_after))
+    found = list_models(tracking_uri)
+    # Figures of different banks never share a column.
+    judged = [
+        (bank, name)
+        for bank in sorted({bank for model in found for bank in model.figures})
+        for name in ("dino", "clip_i", "clip_t", "pres", "div")
+    ]
+    columns = [f"{name.replace('_', '-').upper()} ({bank})" for bank, name in judged]
+    described = ("model", "subject", "class noun", "[V]", "version", "aliases", "similarity", "class after")
+    table = Table(*described, *columns, box=None)
+    for model in found:
+        figures = [model.similarity, model.class_after]
+        figures += [model.figures.get(bank, {}).get(name) for bank, name in judged]
+        shown = ("-" if figure is None else f"{figure:.2f}" for figure in figures)
         aliases = ", ".join(model.aliases) or "-"
         table.add_row(
-            model.name, model.subject, model.class_noun, model.identifier, str(model.version), aliases, *figures
+            model.name, model.subject, model.class_noun, model.identifier, str(model.version), aliases, *shown
         )
     Console().print(table if table.row_count else "no model is registered here yet; 'dreambooth run' makes one")
 
@@ -250,7 +262,7 @@ def settings() -> None:
             click.echo(f"{group + '.' + name:<38} {value}")
 
 
-for command in (batch, submit, jobs_group, manifest):
+for command in (batch, evaluate, submit, jobs_group, manifest):
     main.add_command(command)
 
 if __name__ == "__main__":

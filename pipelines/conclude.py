@@ -5,8 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipelines.evaluation_record import RecordedFigures, describe_figures, pass_gate, record_evaluation
 from pipelines.evaluation_store import load_evaluation
+from pipelines.follow import complete_curves
 from pipelines.plan import Plan
+from pipelines.protocol_stage import find_evaluation
 from pipelines.registry import RegisteredVersion, register
 from pipelines.storage import fetch, local_directory
 from pipelines.summary import write_summary
@@ -23,18 +26,30 @@ def conclude(plan: Plan, run: TrackedRun) -> str:
     if trained is None:
         raise RuntimeError(f"there is no model of {plan.config.subject.name} at {plan.config.run_uri}")
     run.set_tags(result_tags(plan))
-    known = run.logged_steps("loss")
-    for metrics in trained.history:
-        if int(metrics["step"]) not in known:
-            values = {name: value for name, value in metrics.items() if name != "step"}
-            run.log_metrics(values, int(metrics["step"]))
+    complete_curves(run, trained.history, trained.scores)
     evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
     version = register_result(plan, trained, run) if plan.config.tracking.register_model else None
-    steps = plan.config.train.max_train_steps - trained.resumed_from
-    write_summary(plan, trained, evaluation, version, run, {"train": round(steps / trained.steps_per_second, 2)}, None)
+    figures = record_figures(plan, version, run)
+    seconds = {"train": round((trained.steps - trained.resumed_from) / trained.steps_per_second, 2)}
+    write_summary(plan, trained, evaluation, figures, version, run, seconds, None)
     similarity = evaluation.similarity if evaluation is not None else None
-    figures = f", similarity {similarity.identifier:.2f}" if similarity is not None else ""
-    return f"{version.name} version {version.version}{figures}" if version else f"{trained.model.uri}{figures}"
+    told = f", similarity {similarity.identifier:.2f}" if similarity is not None else ""
+    if figures is not None:
+        told += f", {describe_figures(figures.evaluation)}"
+    return f"{version.name} version {version.version}{told}" if version else f"{trained.model.uri}{told}"
+
+
+def record_figures(plan: Plan, version: RegisteredVersion | None, run: TrackedRun) -> RecordedFigures | None:
+    """Put the protocol's figures beside the registered version, and let the gate judge it; None without a protocol."""
+    if plan.protocol is None:
+        return None
+    evaluation = find_evaluation(plan.protocol)
+    if evaluation is None:
+        raise RuntimeError(f"the figures of {plan.config.subject.name} are not at {plan.protocol.uri}")
+    record_evaluation(run, version, evaluation)
+    bank = evaluation["bank"]["name"]
+    gate = pass_gate(run.tracking_uri, version, plan.config.gate, bank) if version is not None else None
+    return RecordedFigures(uri=plan.protocol.uri, evaluation=evaluation, gate=gate)
 
 
 def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> RegisteredVersion:

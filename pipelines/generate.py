@@ -104,12 +104,12 @@ def _from_registry(
     import pandas as pd
 
     with quietly(), default_tracking(uri):
-        served = mlflow.pyfunc.load_model(_resolve(client, model))
+        served = mlflow.pyfunc.load_model(registered_address(client, model))
         answer = served.predict(pd.DataFrame({"prompt": [prompt] * len(seeds)}), {"seed": seeds[0], **settings})
     return [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["image"]]
 
 
-def _resolve(client: Any, model: str) -> str:
+def registered_address(client: Any, model: str) -> str:
     """The address `models:/NAME/VERSION` of a registered model; raises InputError that lists what there is."""
     from mlflow.exceptions import MlflowException
 
@@ -146,7 +146,7 @@ def _unknown(name: str, known: list[str]) -> str:
 
 def _from_directory(model: str, prompt: str, seeds: Sequence[int], settings: Settings) -> list[Image.Image]:
     """Sample from a published model, the newest one below an address, or a local diffusers directory."""
-    manifest = _find(model)
+    manifest = find_published(model)
     if IDENTIFIER_PLACEHOLDER in prompt:
         identifier = manifest.metadata.get("identifier")
         if not identifier:
@@ -167,7 +167,8 @@ def _from_directory(model: str, prompt: str, seeds: Sequence[int], settings: Set
         return sample(pipeline, [prompt] * len(seeds), seeds, **{**own, **settings})
 
 
-def _find(model: str) -> storage.Manifest:
+def find_published(model: str) -> storage.Manifest:
+    """A published model at an address, or the newest one below it; InputError when there is none."""
     if storage.exists(storage.join(model, storage.MANIFEST_NAME)):
         return storage.read_manifest(model)
     newest = storage.published(model)

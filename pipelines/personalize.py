@@ -8,13 +8,14 @@ from dreambooth.errors import InputError
 from pipelines.batch_plan import BatchPlan
 from pipelines.clock import Clock
 from pipelines.cluster import Resources, ray_cluster
-from pipelines.conclude import register_result, result_tags
+from pipelines.conclude import record_figures, register_result, result_tags
 from pipelines.console import RunConsole
 from pipelines.evaluate_stage import Evaluation, evaluate, image_encoder, sample_requests
 from pipelines.events import event_queue
-from pipelines.follow import Follower
+from pipelines.follow import Follower, complete_curves
 from pipelines.plan import Plan, check_destinations, describe_plan, make_plan, printable_settings
 from pipelines.prior_stage import PriorSet, make_class_images
+from pipelines.protocol_stage import ProtocolTask, run_protocol
 from pipelines.registry import check_model_name
 from pipelines.sampler_pool import SamplerPool
 from pipelines.samplers import Source
@@ -83,13 +84,18 @@ def _stages(
         follower = Follower(run, console, config)
         with follower, event_queue(follower.handle, follower.warn) as events:
             trained = train(plan, prior_set, events)
-        follower.complete(trained.history)
+        complete_curves(run, trained.history, trained.scores)
     console.line(f"published and verified: {trained.model.uri}")
     with clock.stage("evaluate"):
         evaluation = _evaluate(plan, trained, pool, encoder, console)
+    if plan.protocol is not None:
+        with clock.stage("protocol"):
+            _measure(plan, plan.protocol, trained, pool, console)
     with clock.stage("register"):
         version = register_result(plan, trained, run) if config.tracking.register_model else None
-    return write_summary(plan, trained, evaluation, version, run, clock.seconds, clock.startup(follower.milestones))
+        figures = record_figures(plan, version, run)
+    startup = clock.startup(follower.milestones)
+    return write_summary(plan, trained, evaluation, figures, version, run, clock.seconds, startup)
 
 
 def base_source(plan: Plan) -> Source:
@@ -137,5 +143,17 @@ def _evaluate(
             base=base,
             fine_tuned=fine_tuned,
             encoder=encoder,
+            on_progress=lambda made, total: update(made, total, "images"),
+        )
+
+
+def _measure(plan: Plan, protocol: ProtocolTask, trained: TrainResult, pool: SamplerPool, console: RunConsole) -> None:
+    wanted = len(protocol.base_sets) + len(protocol.fine_tuned_sets)
+    with console.bar("protocol samples") as update, pool.started(wanted) as samplers:
+        run_protocol(
+            protocol,
+            samplers,
+            base=base_source(plan),
+            fine_tuned=Source(address=trained.model.uri, published=True),
             on_progress=lambda made, total: update(made, total, "images"),
         )

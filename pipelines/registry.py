@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dreambooth.errors import InputError
 from dreambooth.quiet import quiet
+from pipelines.figure_tags import banks_of, figures_of
 from pipelines.mlflow_client import check_connection, connect, default_tracking, quietly, resolve_tracking_uri
 from pipelines.storage import MANIFEST_NAME
 
@@ -99,7 +100,10 @@ def register(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListedModel:
-    """The latest version of a registered model, and what its run measured (None where it didn't)."""
+    """The latest version of a registered model, and what its run measured (None where it didn't).
+
+    `figures` are those of the paper's protocol, by bank and name.
+    """
 
     name: str
     subject: str
@@ -109,6 +113,7 @@ class ListedModel:
     aliases: tuple[str, ...]
     similarity: float | None
     class_after: float | None
+    figures: Mapping[str, Mapping[str, float]]
 
 
 def list_models(tracking_uri: str | None) -> tuple[ListedModel, ...]:
@@ -128,6 +133,13 @@ def find_version(tracking_uri: str | None, name: str, result_key: str) -> Regist
     client = connect(resolve_tracking_uri(tracking_uri))
     with quietly():
         return _find(client, name, result_key)
+
+
+def version_of(client: MlflowClient, address: str) -> tuple[RegisteredVersion, Mapping[str, str], str | None]:
+    """A version by its address `models:/NAME/VERSION`, its tags, and the id of the run that registered it."""
+    name, _, number = address.removeprefix("models:/").rpartition("/")
+    version = client.get_model_version(name, number)
+    return _version(name, number, str(version.source).rpartition("/")[2]), version.tags, version.run_id
 
 
 def _all_versions(client: MlflowClient) -> Iterator[ModelVersion]:
@@ -151,6 +163,7 @@ def _listed(client: MlflowClient, version: ModelVersion) -> ListedModel:
         aliases=tuple(client.get_registered_model(version.name).aliases),
         similarity=metrics.get("similarity/identifier"),
         class_after=metrics.get("similarity/class_after"),
+        figures={bank: figures_of(version.tags, bank) for bank in banks_of(version.tags)},
     )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from dreambooth.config import config_hash
 from dreambooth.images import png_bytes
 from pipelines.evaluate_stage import Evaluation
+from pipelines.evaluation_record import RecordedFigures, describe_figures
 from pipelines.mlflow_client import resolve_tracking_uri
 from pipelines.plan import Plan
 from pipelines.registry import RegisteredVersion, find_version
@@ -53,6 +54,7 @@ def write_summary(
     plan: Plan,
     trained: TrainResult,
     evaluation: Evaluation | None,
+    figures: RecordedFigures | None,
     version: RegisteredVersion | None,
     run: TrackedRun,
     seconds: dict[str, float],
@@ -60,7 +62,7 @@ def write_summary(
 ) -> PersonalizeResult:
     """Write contact sheet, loss curve, samples and summary.json to the run's folder, and the pictures to MLflow."""
     uri = plan.config.run_uri
-    steps = plan.config.train.max_train_steps
+    steps = trained.steps
     pictures = {"loss_curve.png": loss_curve(trained.history)}
     similarity = None
     if evaluation is not None:
@@ -89,12 +91,15 @@ def write_summary(
         "workers": plan.config.cluster.num_workers,
         "class_images": plan.prior.count if plan.prior else 0,
         "steps": steps,
+        "exported_step": trained.exported_step,
+        "scores": list(trained.scores),
         "steps_per_second": round(trained.steps_per_second, 3),
         "peak_memory_bytes": list(trained.peak_memory_bytes),
         "resumed_from": trained.resumed_from,
         "wall_seconds": seconds | {"total": round(sum(seconds.values()), 2)},
         "startup_seconds": startup,
         "similarity": asdict(similarity) if similarity else None,
+        "evaluation": _figures(figures) if figures else None,
         "key": plan.key,
         "request": request_key(plan),
     }
@@ -117,11 +122,32 @@ def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
                 f"{similarity['class_after']:.2f} after",
             )
         )
+    if (evaluation := summary["evaluation"]) is not None:
+        rows.append(("figures", f"{describe_figures(evaluation)} (bank {evaluation['bank']['name']})"))
+        rows += [("warning", warning) for warning in evaluation["warnings"]]
+        if (gate := evaluation["gate"]) is not None:
+            rows.append(("champion", f"{'yes' if gate['moved'] else 'not moved'}: {gate['reason']}"))
     if (name := summary["registered_model"]) is not None:
         prompt = f"a [V] {summary['class_noun']} on the beach"
         rows.append(("registered", f"{name}, version {summary['version']}"))
         rows.append(("generate", f'dreambooth generate --model models:/{name}@latest "{prompt}"'))
     return [*rows, ("summary", f"{result.run_uri}/summary.json"), ("MLflow", summary["mlflow"]["look"])]
+
+
+def _figures(recorded: RecordedFigures) -> dict[str, Any]:
+    evaluation = recorded.evaluation
+    intervals = {
+        name: {end: figure[end] for end in ("mean", "low", "high", "n")}
+        for name, figure in evaluation["figures"].items()
+    }
+    return {
+        "uri": recorded.uri,
+        "bank": evaluation["bank"],
+        "prompt_list": evaluation["prompt_list"],
+        "figures": intervals,
+        "warnings": evaluation["warnings"],
+        "gate": asdict(recorded.gate) if recorded.gate else None,
+    }
 
 
 def _title(plan: Plan) -> str:

@@ -112,7 +112,14 @@ def test_a_result_does_not_depend_on_which_subjects_went_before(
     make_batch: Callable[..., BatchPlan], tmp_path: Path
 ) -> None:
     names = ("coral-car", "navy-dog", "lime-car")
-    forth = make_batch(tmp_path / "forth", *names, cluster__lanes=1, evaluation__enabled="true")
+    measured = {
+        "evaluation__enabled": "true",
+        "evaluation__protocol": "own",
+        "evaluation__bank": "miniature",
+        "evaluation__prompts": "['[V] {class_noun} at night']",
+        "gate__pres_limit": 1,
+    }
+    forth = make_batch(tmp_path / "forth", *names, cluster__lanes=1, **measured)
     outcome = run_batch(forth, Silent(), "miniature")
     assert set(states(outcome).values()) == {"done"}
     assert outcome.failed == 0
@@ -128,6 +135,9 @@ def test_a_result_does_not_depend_on_which_subjects_went_before(
     for row in outcome.summary["results"]:
         assert row["registered"] == f"dreambooth-{row['subject']} version 1"
         assert -1 <= row["similarity_identifier"] <= 1
+        summary = read_json(join(str(tmp_path), "forth", row["subject"], "summary.json"))
+        assert summary["evaluation"]["figures"]["dino"]["n"] == 1
+        assert summary["evaluation"]["gate"]["moved"]
     with quietly():
         client = connect(forth.subjects[0].config.tracking.uri or "")
         experiment = client.get_experiment_by_name("dreambooth")
