@@ -235,7 +235,7 @@ def models(tracking_uri: str | None) -> None:
         for bank in sorted({bank for model in found for bank in model.figures})
         for name in ("dino", "clip_i", "clip_t", "pres", "div")
     ]
-    columns = [f"{name.replace('_', '-').upper()} ({bank})" for bank, name in judged]
+    columns = [f"{bank}\n{name.replace('_', '-').upper()}" for bank, name in judged]
     described = ("model", "subject", "class noun", "[V]", "version", "aliases", "similarity", "class after")
     table = Table(*described, *columns, box=None)
     for model in found:
@@ -246,7 +246,12 @@ def models(tracking_uri: str | None) -> None:
         table.add_row(
             model.name, model.subject, model.class_noun, model.identifier, str(model.version), aliases, *shown
         )
-    Console().print(table if table.row_count else "no model is registered here yet; 'dreambooth run' makes one")
+    if not found:
+        click.echo("no model is registered here yet; 'dreambooth run' makes one")
+        return
+    console = Console()
+    # Rather longer lines than columns that can't be read.
+    Console(width=max(console.width, console.measure(table).maximum)).print(table)
 
 
 @main.command()
