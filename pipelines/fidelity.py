@@ -38,8 +38,8 @@ class FidelityScorer:
             resolution=int(config.images.resolution or 0),
         )
         self._sampler = ImageSampler(use_gpu=device != "cpu", num_threads=torch.get_num_threads())
-        pictures = instance_pictures(config, task.images)
-        self._instance, _ = self._sampler.references(pictures, self._prompts, self._bank)
+        self._instance = self._sampler.seen(instance_pictures(config, task.images), self._bank).embeddings
+        self._texts = self._sampler.texts(self._prompts, self._bank)
 
     def score(self, step: int, state: dict[str, Any]) -> Score:
         """Measure an engine's state_dict, as it is after a step."""
@@ -48,10 +48,9 @@ class FidelityScorer:
 
         source = Source(address=f"trained:{self._key}@{step}")
         self._sampler.give_weights(source, self._base, state)
-        pictures = self._sampler.samples(source, self._request)
-        samples, texts = self._sampler.references(pictures, self._prompts, self._bank)
+        samples = self._sampler.seen(self._sampler.samples(source, self._request), self._bank).embeddings
         return Score(
             step=step,
             dino=mean_pairwise_similarity(samples.dino, self._instance.dino),
-            clip_t=clip_t(samples.clip, texts),
+            clip_t=clip_t(samples.clip, self._texts),
         )

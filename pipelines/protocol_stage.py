@@ -25,8 +25,6 @@ from pipelines.storage import exists, join, read_json, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dreambooth.evaluation.banks import ImageEmbeddings
-
 FORMAT = 1
 
 
@@ -130,18 +128,20 @@ def run_protocol(
     """Measure one model, and write its figures; `on_progress(made, total)` counts pictures."""
     if (found := find_evaluation(task)) is not None:
         return found
-    # The base model's first: a sampler changes its pipeline once.
-    measured = _measured(
-        samplers,
-        [(base, pictures, base_samples_uri(task, pictures)) for pictures in task.base_sets]
-        + [(fine_tuned, pictures, samples_uri(task, pictures)) for pictures in task.fine_tuned_sets],
-        task.bank,
-        on_progress,
-    )
+    instance = instance_pictures(task.config, task.images)
     texts = [*task.protocol.texts, *task.protocol.texts_without_identifier]
-    pictures = instance_pictures(task.config, task.images)
-    [(_, references)] = samplers.run([Call(method="references", arguments=(pictures, texts, task.bank))])
-    evaluation = _evaluation(task, measured, *references)
+    of_real = [
+        Call(method="seen", arguments=(instance, task.bank)),
+        Call(method="texts", arguments=(texts, task.bank)),
+    ]
+    # The base model's first: a sampler changes its pipeline once.
+    of_base = [_call(base, pictures, base_samples_uri(task, pictures), task.bank) for pictures in task.base_sets]
+    of_fine_tuned = [
+        _call(fine_tuned, pictures, samples_uri(task, pictures), task.bank, instance)
+        for pictures in task.fine_tuned_sets
+    ]
+    real, embedded_texts, *measured = _results(samplers, [*of_real, *of_base, *of_fine_tuned], on_progress)
+    evaluation = _evaluation(task, measured, real, embedded_texts)
     write_json(task.uri, evaluation)
     return evaluation
 
@@ -156,23 +156,21 @@ def base_samples_uri(task: ProtocolTask, pictures: SampleSet) -> str:
     return join(task.shared_uri, "base-samples", pictures.key)
 
 
-def _measured(
-    samplers: Samplers,
-    wanted: Sequence[tuple[Source, SampleSet, str]],
-    bank: BankAddress,
-    on_progress: Callable[[int, int], None],
-) -> list[Measured]:
-    total, made = sum(len(pictures.seeds) for _, pictures, _ in wanted), 0
-    on_progress(made, total)
-    calls = [
-        Call(method="measured", arguments=(source, _request(pictures), uri, bank)) for source, pictures, uri in wanted
-    ]
-    results: dict[int, Measured] = {}
+def _results(samplers: Samplers, calls: Sequence[Call], on_progress: Callable[[int, int], None]) -> list[Any]:
+    """What the calls give, in their order; only samples count as progress."""
+    sizes = [len(call.arguments[1].seeds) if call.method == "measured" else 0 for call in calls]
+    made = 0
+    on_progress(made, sum(sizes))
+    results: dict[int, Any] = {}
     for place, result in samplers.run(calls):
         results[place] = result
-        made += len(result.distances)
-        on_progress(made, total)
+        made += sizes[place]
+        on_progress(made, sum(sizes))
     return [results[place] for place in range(len(calls))]
+
+
+def _call(source: Source, pictures: SampleSet, uri: str, bank: BankAddress, instance: Sequence[bytes] = ()) -> Call:
+    return Call(method="measured", arguments=(source, _request(pictures), uri, bank, instance))
 
 
 def _request(pictures: SampleSet) -> SampleRequest:
@@ -185,15 +183,13 @@ def _request(pictures: SampleSet) -> SampleRequest:
     )
 
 
-def _evaluation(
-    task: ProtocolTask, measured: Sequence[Measured], instance: "ImageEmbeddings", texts: "Tensor"
-) -> dict[str, Any]:
+def _evaluation(task: ProtocolTask, measured: Sequence[Measured], real: Measured, texts: "Tensor") -> dict[str, Any]:
     """What evaluation.json holds: the figures, what they were measured on, and where the pictures lie."""
     from dreambooth.evaluation.figures import BankId
     from dreambooth.evaluation.measure import PromptSamples, measure
 
     protocol = task.protocol
-    count = len(protocol.prompts.prompts)
+    count, images = len(protocol.prompts.prompts), protocol.images_per_prompt
     base, fine_tuned, of_class = measured[:count], measured[count:-1], measured[-1]
     prompts = [
         PromptSamples(
@@ -203,12 +199,19 @@ def _evaluation(
             text=texts[place],
             text_no_identifier=texts[count + place],
             base=base[place].embeddings,
-            distances=fine_tuned[place].distances if protocol.images_per_prompt > 1 else None,
+            distances=fine_tuned[place].distances[:, :images] if images > 1 else None,
+            to_instance=fine_tuned[place].distances[:, images:],
         )
         for place, prompt in enumerate(protocol.prompts.prompts)
     ]
     bank = BankId(name=task.bank.name, hash=bank_hash(task.bank))
-    figures = measure(bank=bank, prompts=prompts, instance=instance, class_samples=of_class.embeddings)
+    figures = measure(
+        bank=bank,
+        prompts=prompts,
+        instance=real.embeddings,
+        class_samples=of_class.embeddings,
+        instance_distances=real.distances,
+    )
     return figures.as_dict() | {
         "format": FORMAT,
         "key": task.key,

@@ -51,7 +51,10 @@ class BankAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """N pictures as a bank of encoders sees them: embeddings, and distances between them (N, N)."""
+    """N pictures as a bank of encoders sees them: embeddings, and distances to themselves and M real ones, (N, N + M).
+
+    M is 0 where no real ones were given.
+    """
 
     embeddings: "ImageEmbeddings"
     distances: "Tensor"
@@ -106,8 +109,10 @@ class ImageSampler:
         )
         return [png_bytes(image) for image in images]
 
-    def measured(self, source: Source, request: SampleRequest, uri: str, bank: BankAddress) -> "Measured":
-        """Measure pictures that lie, or will lie, at `uri` as `0.png`, `1.png` and so on.
+    def measured(
+        self, source: Source, request: SampleRequest, uri: str, bank: BankAddress, instance: Sequence[bytes] = ()
+    ) -> "Measured":
+        """Measure pictures that lie, or will lie, at `uri` as `0.png`, `1.png` and so on; `instance` are real ones.
 
         Pictures that are all there are not sampled again.
         """
@@ -119,14 +124,17 @@ class ImageSampler:
             for address, picture in zip(addresses, pictures, strict=True):
                 write_bytes(address, picture)
         images, encoders = _opened(pictures), self._bank_at(bank)
+        distances = encoders.perceptual_distances([*images, *_opened(instance)])
+        return Measured(embeddings=encoders.embed_images(images), distances=distances[: len(images)])
+
+    def seen(self, pictures: Sequence[bytes], bank: BankAddress) -> "Measured":
+        """Measure pictures that are here."""
+        images, encoders = _opened(pictures), self._bank_at(bank)
         return Measured(embeddings=encoders.embed_images(images), distances=encoders.perceptual_distances(images))
 
-    def references(
-        self, pictures: list[bytes], texts: Sequence[str], bank: BankAddress
-    ) -> "tuple[ImageEmbeddings, Tensor]":
-        """Embeddings of the subject's own pictures, and of texts (M, D2)."""
-        encoders = self._bank_at(bank)
-        return encoders.embed_images(_opened(pictures)), encoders.embed_texts(texts)
+    def texts(self, texts: Sequence[str], bank: BankAddress) -> "Tensor":
+        """Embeddings of texts: (M, D2)."""
+        return self._bank_at(bank).embed_texts(texts)
 
     def embeddings(self, encoder: str, sets: dict[str, list[bytes]]) -> dict[str, Any]:
         """Embeddings (N, D) of sets of pictures, by the image encoder at an address (see `find_encoder`)."""
