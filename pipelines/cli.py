@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dreambooth.config import DreamBoothConfig
 
 INPUT_ERROR, FAILURE = 2, 1
+_WIDE = 1000
 
 
 class _Commands(click.Group):
@@ -249,9 +250,8 @@ def models(tracking_uri: str | None) -> None:
     if not found:
         click.echo("no model is registered here yet; 'dreambooth run' makes one")
         return
-    console = Console()
     # Rather longer lines than columns that can't be read.
-    Console(width=max(console.width, console.measure(table).maximum)).print(table)
+    Console(width=Console(width=_WIDE).measure(table).maximum).print(table)
 
 
 @main.command()

@@ -17,11 +17,11 @@ from pipelines.plan import Plan, check_destinations, describe_plan, make_plan, p
 from pipelines.prior_stage import PriorSet, make_class_images
 from pipelines.protocol_stage import ProtocolTask, run_protocol
 from pipelines.registry import check_model_name
-from pipelines.sampler_pool import SamplerPool
+from pipelines.sampler_pool import SamplerPool, Samplers
 from pipelines.samplers import Source
 from pipelines.summary import PersonalizeResult, finished_result, write_summary
 from pipelines.tracking import TrackedRun, track
-from pipelines.train_stage import TrainResult, train
+from pipelines.train_stage import train
 
 
 def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> PersonalizeResult:
@@ -86,11 +86,13 @@ def _stages(
             trained = train(plan, prior_set, events)
         complete_curves(run, trained.history, trained.scores)
     console.line(f"published and verified: {trained.model.uri}")
-    with clock.stage("evaluate"):
-        evaluation = _evaluate(plan, trained, pool, encoder, console)
-    if plan.protocol is not None:
-        with clock.stage("protocol"):
-            _measure(plan, plan.protocol, trained, pool, console)
+    base, fine_tuned = base_source(plan), Source(address=trained.model.uri, published=True)
+    with pool.started(_wanted(plan, base, fine_tuned)) as samplers:
+        with clock.stage("evaluate"):
+            evaluation = _evaluate(plan, samplers, base, fine_tuned, encoder, console)
+        if plan.protocol is not None:
+            with clock.stage("protocol"):
+                _measure(plan.protocol, samplers, base, fine_tuned, console)
     with clock.stage("register"):
         version = register_result(plan, trained, run) if config.tracking.register_model else None
         figures = record_figures(plan, version, run)
@@ -128,14 +130,19 @@ def _class_images(plan: Plan, pool: SamplerPool, console: RunConsole) -> PriorSe
         return make_class_images(plan.prior, base_source(plan), plan.config.prior_uri, pool, on_progress)
 
 
+def _wanted(plan: Plan, base: Source, fine_tuned: Source) -> int:
+    """How many calls there are for samplers."""
+    samples = len(sample_requests(plan.config, base, fine_tuned)) if plan.config.evaluation.enabled else 0
+    protocol = plan.protocol
+    return samples + (len(protocol.base_sets) + len(protocol.fine_tuned_sets) if protocol is not None else 0)
+
+
 def _evaluate(
-    plan: Plan, trained: TrainResult, pool: SamplerPool, encoder: str | None, console: RunConsole
+    plan: Plan, samplers: Samplers, base: Source, fine_tuned: Source, encoder: str | None, console: RunConsole
 ) -> Evaluation | None:
     if not plan.config.evaluation.enabled:
         return None
-    base, fine_tuned = base_source(plan), Source(address=trained.model.uri, published=True)
-    wanted = len(sample_requests(plan.config, base, fine_tuned))
-    with console.bar("evaluation samples") as update, pool.started(wanted) as samplers:
+    with console.bar("evaluation samples") as update:
         return evaluate(
             plan.config,
             plan.images,
@@ -147,13 +154,12 @@ def _evaluate(
         )
 
 
-def _measure(plan: Plan, protocol: ProtocolTask, trained: TrainResult, pool: SamplerPool, console: RunConsole) -> None:
-    wanted = len(protocol.base_sets) + len(protocol.fine_tuned_sets)
-    with console.bar("protocol samples") as update, pool.started(wanted) as samplers:
+def _measure(protocol: ProtocolTask, samplers: Samplers, base: Source, fine_tuned: Source, console: RunConsole) -> None:
+    with console.bar("protocol samples") as update:
         run_protocol(
             protocol,
             samplers,
-            base=base_source(plan),
-            fine_tuned=Source(address=trained.model.uri, published=True),
+            base=base,
+            fine_tuned=fine_tuned,
             on_progress=lambda made, total: update(made, total, "images"),
         )

@@ -78,7 +78,7 @@ class SamplerPool:
         # A call runs again when its node is lost; what it makes depends on nothing but its arguments.
         options = {"num_cpus": 1, "num_gpus": 1 if self.use_gpu else 0, "max_restarts": 2, "max_task_retries": 2}
         actor = ray.remote(ImageSampler).options(**options)
-        actors: list[Any] = [actor.remote(use_gpu=self.use_gpu) for _ in range(max(1, min(self.actors, wanted)))]
+        actors: list[Any] = [actor.remote(use_gpu=self.use_gpu) for _ in range(min(self.actors, wanted))]
         try:
             yield RunningSamplers(actors)
         finally:
