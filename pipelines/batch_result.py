@@ -10,10 +10,12 @@ from pipelines.subject_record import SubjectRecord
 class SubjectResult:
     """One subject's row: its record and, where it got that far, what it ended with.
 
-    `history` holds one mapping of metrics a step (step, loss, instance_loss, prior_loss, …), `contact_sheet` a PNG.
+    `uri` is the folder of its run, `history` holds one mapping of metrics a step (step, loss, instance_loss,
+    prior_loss, …), `contact_sheet` a PNG.
     """
 
     record: SubjectRecord
+    uri: str | None = None
     registered: str | None = None
     model_uri: str | None = None
     similarity: Mapping[str, float] | None = None

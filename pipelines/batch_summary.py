@@ -70,6 +70,7 @@ def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult
     history = read_json(join(uri, "training", f"{plan.key}.json"))["history"] if shown else ()
     return SubjectResult(
         record=record,
+        uri=uri,
         registered=f"{name} version {version}" if name else None,
         model_uri=summary["model_uri"],
         similarity=summary["similarity"],
@@ -91,6 +92,7 @@ def _row(subject: SubjectResult) -> dict[str, Any]:
         "failures": record.failures,
         "reason": record.reason,
         "registered": subject.registered,
+        "uri": subject.uri,
         "model_uri": subject.model_uri,
         "steps_per_second": subject.steps_per_second,
         **{f"similarity_{name}": value for name, value in (subject.similarity or {}).items()},

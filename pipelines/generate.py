@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +59,54 @@ def generate(
     output = storage.absolute(output)
     storage.check_writable(output)
     seeds = range(seed, seed + num)
-    if model.startswith("models:"):
-        images = _from_registry(model, tracking_uri, prompt, seeds, given)
-    else:
-        images = _from_directory(model, prompt, seeds, given)
+    images = sample_prompts(model, [prompt] * num, seed=seed, settings=given, tracking_uri=tracking_uri)
     paths = [storage.join(output, f"{one}.png") for one in seeds]
     for path, image in zip(paths, images, strict=True):
         storage.write_bytes(path, png_bytes(image))
     sheet = storage.join(output, "contact_sheet.png")
     storage.write_bytes(sheet, png_bytes(contact_sheet([Row(title=prompt, images=images)], title=model)))
     return GenerateResult(paths=tuple(paths), contact_sheet=sheet)
+
+
+def sample_prompts(
+    model: str, prompts: Sequence[str], *, seed: int, settings: Settings, tracking_uri: str | None
+) -> list[Image.Image]:
+    """One picture per prompt, the i-th with `seed` + i; `settings` are those of sampling, where not the model's own.
+
+    Raises InputError for a model that isn't there (naming those that are).
+    """
+    if model.startswith("models:"):
+        return _from_registry(model, tracking_uri, prompts, seed, settings)
+    return _from_directory(model, prompts, seed, settings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model by the address that goes on meaning the same, and what it says of itself (empty where it doesn't)."""
+
+    address: str
+    subject: str
+    class_noun: str
+    base_model: str
+
+
+def find_model(model: str, tracking_uri: str | None) -> FoundModel:
+    """Look a model up; raises InputError for one that isn't there (naming those that are)."""
+    if not model.startswith("models:"):
+        manifest = find_published(model)
+        return _found(manifest.uri, manifest.metadata)
+    from pipelines.mlflow_client import check_connection, quietly, resolve_tracking_uri
+
+    client = check_connection(resolve_tracking_uri(tracking_uri))
+    with quietly():
+        address = registered_address(client, model)
+        version = client.get_model_version(*address.removeprefix("models:/").rsplit("/", 1))
+    return _found(address, version.tags)
+
+
+def _found(address: str, says: Mapping[str, Any]) -> FoundModel:
+    subject, class_noun, base_model = (str(says.get(key) or "") for key in ("subject", "class_noun", "base_model"))
+    return FoundModel(address=address, subject=subject, class_noun=class_noun, base_model=base_model)
 
 
 def _check(prompt: str, **settings: float) -> None:
@@ -89,7 +127,7 @@ def _check(prompt: str, **settings: float) -> None:
 
 
 def _from_registry(
-    model: str, tracking_uri: str | None, prompt: str, seeds: Sequence[int], settings: Settings
+    model: str, tracking_uri: str | None, prompts: Sequence[str], seed: int, settings: Settings
 ) -> list[Image.Image]:
     """Sample from a registered model, by MLflow alone."""
     from dreambooth.quiet import hide_progress_bars, quiet
@@ -105,7 +143,7 @@ def _from_registry(
 
     with quietly(), default_tracking(uri):
         served = mlflow.pyfunc.load_model(registered_address(client, model))
-        answer = served.predict(pd.DataFrame({"prompt": [prompt] * len(seeds)}), {"seed": seeds[0], **settings})
+        answer = served.predict(pd.DataFrame({"prompt": list(prompts)}), {"seed": seed, **settings})
     return [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["image"]]
 
 
@@ -144,16 +182,16 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"there is no registered model {name!r}{hint} Known are {', '.join(known[:20])}{more}"
 
 
-def _from_directory(model: str, prompt: str, seeds: Sequence[int], settings: Settings) -> list[Image.Image]:
+def _from_directory(model: str, prompts: Sequence[str], seed: int, settings: Settings) -> list[Image.Image]:
     """Sample from a published model, the newest one below an address, or a local diffusers directory."""
     manifest = find_published(model)
-    if IDENTIFIER_PLACEHOLDER in prompt:
+    if any(IDENTIFIER_PLACEHOLDER in prompt for prompt in prompts):
         identifier = manifest.metadata.get("identifier")
         if not identifier:
             raise InputError(
                 f"{model!r} doesn't say what its identifier is; write it yourself in place of {IDENTIFIER_PLACEHOLDER}"
             )
-        prompt = fill_identifier(prompt, str(identifier))
+        prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
 
     import torch
 
@@ -164,7 +202,8 @@ def _from_directory(model: str, prompt: str, seeds: Sequence[int], settings: Set
     with tempfile.TemporaryDirectory(prefix="dreambooth-model-") as folder:
         directory = storage.local_directory(manifest) or storage.fetch(manifest, Path(folder))
         pipeline = load_pipeline(directory, device=device, dtype=dtype)
-        return sample(pipeline, [prompt] * len(seeds), seeds, **{**own, **settings})
+        seeds = range(seed, seed + len(prompts))
+        return sample(pipeline, prompts, seeds, **{**own, **settings})
 
 
 def find_published(model: str) -> storage.Manifest:

@@ -11,6 +11,7 @@ from pipelines.cluster import Resources, ray_cluster
 from pipelines.conclude import record_figures, register_result, result_tags
 from pipelines.console import RunConsole
 from pipelines.evaluate_stage import Evaluation, evaluate, image_encoder, sample_requests
+from pipelines.evaluation_store import store_evaluation
 from pipelines.events import event_queue
 from pipelines.follow import Follower, complete_curves
 from pipelines.plan import Plan, check_destinations, describe_plan, make_plan, printable_settings
@@ -143,7 +144,7 @@ def _evaluate(
     if not plan.config.evaluation.enabled:
         return None
     with console.bar("evaluation samples") as update:
-        return evaluate(
+        evaluation = evaluate(
             plan.config,
             plan.images,
             samplers,
@@ -152,6 +153,8 @@ def _evaluate(
             encoder=encoder,
             on_progress=lambda made, total: update(made, total, "images"),
         )
+    store_evaluation(evaluation, plan.config.run_uri, plan.key)
+    return evaluation
 
 
 def _measure(protocol: ProtocolTask, samplers: Samplers, base: Source, fine_tuned: Source, console: RunConsole) -> None:

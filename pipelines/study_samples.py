@@ -1,0 +1,90 @@
+"""Whose pictures a study compares: those that runs and batches left behind, or new ones of a model."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from dreambooth.errors import InputError
+from dreambooth.images import find_instance_images, open_image, png_bytes
+from dreambooth.subject import IDENTIFIER_PLACEHOLDER
+from pipelines.evaluation_store import load_evaluation
+from pipelines.generate import FoundModel, sample_prompts
+from pipelines.storage import exists, join, read_json
+from pipelines.study import SubjectSamples
+
+_LARGEST_PIXELS = 200_000_000
+
+
+def has_samples(address: str) -> bool:
+    """Whether an address is a folder that a run or a batch has ended in."""
+    return not address.startswith("models:") and exists(join(address, "summary.json"))
+
+
+def read_samples(address: str) -> dict[str, SubjectSamples]:
+    """The samples of a run's or a batch's evaluation, by subject.
+
+    Raises InputError for a folder without any; subjects of a batch that failed are passed over.
+    """
+    summary = read_json(join(address, "summary.json"))
+    if "results" not in summary:
+        found = {summary["subject"]: _of_run(address, summary)}
+    else:
+        rows = [row for row in summary["results"] if row["state"] == "done"]
+        found = {row["subject"]: _of_run(row["uri"], read_json(join(row["uri"], "summary.json"))) for row in rows}
+    kept = {name: samples for name, samples in found.items() if samples is not None}
+    if not kept:
+        raise InputError(f"{address} holds no samples of an evaluation; run it again with evaluation.enabled=true")
+    return kept
+
+
+def sample_model(
+    model: FoundModel,
+    prompts: Sequence[str],
+    references: Sequence[bytes],
+    *,
+    images_per_prompt: int,
+    seed: int,
+    tracking_uri: str | None,
+) -> SubjectSamples:
+    """Draw every prompt with a model; the same prompts, number and seed give every model the same noise.
+
+    Raises InputError for a model that doesn't say what it draws.
+    """
+    if not model.class_noun:
+        raise InputError(f"{model.address} doesn't say what it draws; expected a model that this project published")
+    asked = [prompt for prompt in prompts for _ in range(images_per_prompt)]
+    pictures = [
+        png_bytes(image)
+        for image in sample_prompts(model.address, asked, seed=seed, settings={}, tracking_uri=tracking_uri)
+    ]
+    by_prompt = (pictures[at : at + images_per_prompt] for at in range(0, len(pictures), images_per_prompt))
+    return SubjectSamples(
+        subject=model.subject,
+        class_noun=model.class_noun,
+        references=tuple(references),
+        samples={prompt: tuple(images) for prompt, images in zip(prompts, by_prompt, strict=True)},
+    )
+
+
+def read_references(address: str) -> tuple[bytes, ...]:
+    """Photographs at a folder, glob or address, as PNGs."""
+    images = find_instance_images([address])
+    return tuple(png_bytes(open_image(image.address, max_pixels=_LARGEST_PIXELS)) for image in images)
+
+
+def _of_run(uri: str, summary: dict[str, Any]) -> SubjectSamples | None:
+    evaluation = load_evaluation(uri, summary["key"])
+    if evaluation is None:
+        return None
+    identifier = re.compile(rf"\b{re.escape(summary['identifier'])}\b")
+    named = {identifier.sub(IDENTIFIER_PLACEHOLDER, prompt, count=1): prompt for prompt in evaluation.after}
+    return SubjectSamples(
+        subject=summary["subject"],
+        class_noun=summary["class_noun"],
+        references=evaluation.instance,
+        samples={
+            template: tuple(evaluation.after[prompt])
+            for template, prompt in named.items()
+            if IDENTIFIER_PLACEHOLDER in template
+        },
+    )
