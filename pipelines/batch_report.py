@@ -1,25 +1,29 @@
-"""One page for a batch: self-contained, readable on a phone, and without a script but for sorting the table."""
+"""One page for a batch: how its subjects stand, their figures, and their pictures beside each other."""
 
-import base64
-import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
-from string import Template
-
-from PIL import Image
 
 from pipelines.batch_result import BatchResult, SubjectResult
+from pipelines.evaluated import Evaluated, read_pictures
+from pipelines.report_evaluation import (
+    MOST_CELLS,
+    addresses_of_grid,
+    copies,
+    figures_of_batch,
+    grid_of_batch,
+    nearest,
+    sample_address,
+    warnings_of,
+)
+from pipelines.report_page import cell, facts, loss_curve, note, number, picture, render_page, section, table
 from pipelines.subject_record import STATES
 
 SHOWN = 200
 """Of how many subjects pictures and curves are shown: a page of thousands would not open."""
 
-_PAGE = Path(__file__).with_name("batch_report.html")
 _SHEET_WIDTH = 900
-_POINTS = 160
-_CURVES = (("loss", "total"), ("instance_loss", "instance"), ("prior_loss", "prior"))
+_COPIES = 24
 _COLUMNS = (
     "subject",
     "class noun",
@@ -39,44 +43,61 @@ _COLUMNS = (
 def render_report(result: BatchResult) -> str:
     """The page as HTML; everything that comes from data is escaped."""
     counts = Counter(subject.record.state for subject in result.subjects)
+    states = "".join(f'<li class="{state}"><b>{counts[state]}</b> {state}</li>' for state in STATES if counts[state])
     shown = result.subjects[:SHOWN]
     more = len(result.subjects) - len(shown)
-    return Template(_PAGE.read_text()).substitute(
-        name=escape(result.name),
-        states="".join(f'<li class="{state}"><b>{counts[state]}</b> {state}</li>' for state in STATES if counts[state]),
-        facts="".join(f"<dt>{escape(what)}</dt><dd>{escape(value)}</dd>" for what, value in result.facts),
-        head="".join(f"<th tabindex=0>{column}</th>" for column in _COLUMNS),
-        rows="".join(_row(subject) for subject in result.subjects),
-        failures=_failures([subject for subject in result.subjects if subject.record.state == "failed"]),
-        subjects="".join(_figure(subject) for subject in shown if subject.contact_sheet or subject.history),
-        more=f"<p>Pictures and curves of {more} more subjects are in their own folders.</p>" if more else "",
+    evaluated = [subject.evaluated for subject in result.subjects if subject.evaluated is not None]
+    figures = "".join(_figure(subject) for subject in shown if subject.contact_sheet or subject.history)
+    return render_page(
+        result.name,
+        f'<ul class="states">{states}</ul>',
+        facts(result.facts),
+        warnings_of(evaluated),
+        section("Subjects", table(_COLUMNS, [_row(subject) for subject in result.subjects])),
+        _failures([subject for subject in result.subjects if subject.record.state == "failed"]),
+        figures_of_batch(evaluated),
+        _pictures(evaluated),
+        section(
+            "Contact sheets and curves",
+            f'<div class="grid">{figures}</div>',
+            note(f"Pictures and curves of {more} more subjects are in their own folders.") if more else "",
+        ),
     )
 
 
-def _row(subject: SubjectResult) -> str:
+def _pictures(evaluated: Sequence[Evaluated]) -> str:
+    """The grid of as many subjects as a page can hold, and of those the samples that are most like a photograph."""
+    cells = 0
+    shown: list[Evaluated] = []
+    for each in evaluated:
+        cells += len(each.prompts)
+        if cells > MOST_CELLS and shown:
+            break
+        shown.append(each)
+    wanted = [address for each in shown for address in addresses_of_grid(each, images=1)]
+    for each, pair in nearest(shown, most=_COPIES):
+        wanted += [sample_address(each, pair), each.instance[pair.instance]]
+    pictures = read_pictures(wanted)
+    more = len(evaluated) - len(shown)
+    left_out = note(f"{more} more subjects have pages of their own, in their folders.") if more else ""
+    return grid_of_batch(shown, pictures) + left_out + copies(shown, pictures, most=_COPIES)
+
+
+def _row(subject: SubjectResult) -> list[str]:
     record, similarity = subject.record, subject.similarity or {}
     seconds = record.ended - record.began if record.ended and record.began else None
     figures = [similarity.get(name) for name in ("identifier", "class_before", "class_after", "instance")]
-    cells = [
-        _cell(record.name),
-        _cell(record.class_noun),
-        _cell(record.identifier),
-        f'<td class="{record.state}">{record.state}</td>',
-        *(_number(figure, 2) for figure in figures),
-        _number(subject.steps_per_second, 1),
-        _number(seconds, 0),
-        _number(record.attempts, 0),
-        _cell(subject.registered or "–"),
+    return [
+        cell(record.name),
+        cell(record.class_noun),
+        cell(record.identifier),
+        cell(record.state, kind=record.state),
+        *(number(figure, 2) for figure in figures),
+        number(subject.steps_per_second, 1),
+        number(seconds, 0),
+        number(record.attempts, 0),
+        cell(subject.registered or "–"),
     ]
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _cell(text: str) -> str:
-    return f"<td>{escape(text)}</td>"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "<td class=n>–</td>" if value is None else f'<td class=n data-v="{value}">{value:.{digits}f}</td>'
 
 
 def _failures(failed: Sequence[SubjectResult]) -> str:
@@ -88,44 +109,13 @@ def _failures(failed: Sequence[SubjectResult]) -> str:
             f"<article><h3>{escape(record.name)}</h3><p>{escape(record.reason or 'no reason is known')}</p>"
             f"{trace if record.traceback else ''}</article>"
         )
-    return f"<section><h2>Failures</h2>{''.join(parts)}</section>" if parts else ""
+    return section("Failures", *parts)
 
 
 def _figure(subject: SubjectResult) -> str:
     name = escape(subject.record.name)
     sheet = ""
     if subject.contact_sheet is not None:
-        source = _picture(subject.contact_sheet)
-        sheet = f'<a href="#{name}"><img id="{name}" loading="lazy" alt="contact sheet of {name}" src="{source}"></a>'
-    return f"<figure><figcaption>{name}</figcaption>{sheet}{_curve(subject.history)}</figure>"
-
-
-def _picture(png: bytes) -> str:
-    image = Image.open(io.BytesIO(png)).convert("RGB")
-    image.thumbnail((_SHEET_WIDTH, 10 * _SHEET_WIDTH))
-    buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _curve(history: Sequence[Mapping[str, float]]) -> str:
-    """Losses over steps, every point the mean of its share of the steps, since single steps are mostly noise."""
-    if len(history) < 2:
-        return ""
-    width, height = 320, 90
-    size = max(1, -(-len(history) // _POINTS))
-    chunks = [history[start : start + size] for start in range(0, len(history), size)]
-    series = {key: [sum(step[key] for step in chunk) / len(chunk) for chunk in chunks] for key, _ in _CURVES}
-    highest = max(max(values) for values in series.values()) or 1.0
-    lines = []
-    for key, title in _CURVES:
-        points = " ".join(
-            f"{width * index / max(1, len(chunks) - 1):.1f},{height * (1 - value / highest):.1f}"
-            for index, value in enumerate(series[key])
-        )
-        lines.append(f'<polyline class="{title}" points="{points}"><title>{title} loss</title></polyline>')
-    legend = " ".join(f'<span class="{title}">{title}</span>' for _, title in _CURVES)
-    return (
-        f'<svg viewBox="0 -4 {width} {height + 8}" role="img" aria-label="loss curve">{"".join(lines)}</svg>'
-        f'<p class="legend">{legend} loss over {len(history)} steps, up to {highest:.2f}</p>'
-    )
+        image = picture(subject.contact_sheet, side=_SHEET_WIDTH, alt=f"contact sheet of {subject.record.name}")
+        sheet = f'<a id="{name}" href="#{name}">{image}</a>'
+    return f"<figure><figcaption>{name}</figcaption>{sheet}{loss_curve(subject.history)}</figure>"

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from pipelines.evaluated import Evaluated
 from pipelines.subject_record import SubjectRecord
 
 
@@ -22,6 +23,7 @@ class SubjectResult:
     steps_per_second: float | None = None
     history: Sequence[Mapping[str, float]] = ()
     contact_sheet: bytes | None = None
+    evaluated: Evaluated | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from pipelines.batch_plan import BatchPlan, describe_batch
 from pipelines.batch_report import render_report
 from pipelines.batch_result import BatchResult, SubjectResult
+from pipelines.evaluated import find_evaluated
 from pipelines.plan import Plan
 from pipelines.storage import exists, join, read_bytes, read_json, write_bytes, write_json
 from pipelines.subject_record import STATES, SubjectRecord
@@ -77,6 +78,7 @@ def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult
         steps_per_second=summary["steps_per_second"],
         history=history,
         contact_sheet=read_bytes(sheet) if shown and sheet else None,
+        evaluated=find_evaluated(uri, summary) if shown else None,
     )
 
 

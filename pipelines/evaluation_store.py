@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.evaluate_stage import Evaluation, Similarity
 from pipelines.storage import fetch, join, local_directory, publish, published
 
-_INDEX = "evaluation.json"
+INDEX = "evaluation.json"
 
 
 def store_evaluation(evaluation: Evaluation, run_uri: str, key: str) -> None:
@@ -26,7 +26,7 @@ def store_evaluation(evaluation: Evaluation, run_uri: str, key: str) -> None:
             "class_prompt": evaluation.class_prompt,
             "similarity": asdict(evaluation.similarity) if evaluation.similarity else None,
         }
-        (root / _INDEX).write_text(json.dumps(index))
+        (root / INDEX).write_text(json.dumps(index))
         publish(root, join(run_uri, "evaluation"), metadata={"key": key})
 
 
@@ -37,7 +37,7 @@ def load_evaluation(run_uri: str, key: str) -> Evaluation | None:
         return None
     with tempfile.TemporaryDirectory(prefix="dreambooth-evaluation-") as folder:
         root = local_directory(manifest) or fetch(manifest, Path(folder))
-        index = json.loads((root / _INDEX).read_text())
+        index = json.loads((root / INDEX).read_text())
         sides = {
             side: {prompt: [(root / name).read_bytes() for name in names] for prompt, names in index[side].items()}
             for side in ("before", "after")

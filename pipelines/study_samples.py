@@ -7,7 +7,7 @@ from typing import Any
 from dreambooth.errors import InputError
 from dreambooth.images import find_instance_images, open_image, png_bytes
 from dreambooth.subject import IDENTIFIER_PLACEHOLDER
-from pipelines.evaluation_store import load_evaluation
+from pipelines.evaluated import Evaluated, find_evaluated, read_pictures
 from pipelines.generate import FoundModel, sample_prompts
 from pipelines.storage import exists, join, read_json
 from pipelines.study import SubjectSamples
@@ -33,7 +33,10 @@ def read_samples(address: str) -> dict[str, SubjectSamples]:
         found = {row["subject"]: _of_run(row["uri"], read_json(join(row["uri"], "summary.json"))) for row in rows}
     kept = {name: samples for name, samples in found.items() if samples is not None}
     if not kept:
-        raise InputError(f"{address} holds no samples of an evaluation; run it again with evaluation.enabled=true")
+        raise InputError(
+            f"{address} holds no samples of an evaluation (it was off, or an earlier version wrote this); "
+            f"compare the models themselves: models:/NAME@latest, with --instance-images DIR"
+        )
     return kept
 
 
@@ -73,18 +76,24 @@ def read_references(address: str) -> tuple[bytes, ...]:
 
 
 def _of_run(uri: str, summary: dict[str, Any]) -> SubjectSamples | None:
-    evaluation = load_evaluation(uri, summary["key"])
-    if evaluation is None:
+    evaluated = find_evaluated(uri, summary)
+    if evaluated is None:
         return None
-    identifier = re.compile(rf"\b{re.escape(summary['identifier'])}\b")
-    named = {identifier.sub(IDENTIFIER_PLACEHOLDER, prompt, count=1): prompt for prompt in evaluation.after}
+    prompts = {_template(evaluated, of.prompt): of.fine_tuned for of in evaluated.prompts}
+    named = {template: pictures for template, pictures in prompts.items() if IDENTIFIER_PLACEHOLDER in template}
+    read = read_pictures([*evaluated.instance, *(address for pictures in named.values() for address in pictures)])
     return SubjectSamples(
-        subject=summary["subject"],
-        class_noun=summary["class_noun"],
-        references=evaluation.instance,
+        subject=evaluated.subject,
+        class_noun=evaluated.class_noun,
+        references=tuple(read[address] for address in evaluated.instance if address in read),
         samples={
-            template: tuple(evaluation.after[prompt])
-            for template, prompt in named.items()
-            if IDENTIFIER_PLACEHOLDER in template
+            template: tuple(read[address] for address in pictures)
+            for template, pictures in named.items()
+            if all(address in read for address in pictures)
         },
     )
+
+
+def _template(evaluated: Evaluated, prompt: str) -> str:
+    """A prompt with [V] for the identifier; that of the class has none."""
+    return re.sub(rf"(?<!\w){re.escape(evaluated.identifier)}(?!\w)", IDENTIFIER_PLACEHOLDER, prompt, count=1)

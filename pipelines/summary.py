@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from PIL import Image
 from dreambooth.config import config_hash
 from dreambooth.images import png_bytes
 from pipelines.evaluate_stage import Evaluation
+from pipelines.evaluated import find_evaluated
 from pipelines.evaluation_record import RecordedFigures, describe_figures
 from pipelines.mlflow_client import resolve_tracking_uri
 from pipelines.plan import Plan
 from pipelines.registry import RegisteredVersion, find_version
 from pipelines.report import Row, contact_sheet, loss_curve
+from pipelines.run_report import render_run
 from pipelines.storage import MANIFEST_NAME, exists, join, read_json, write_bytes, write_json
 from pipelines.tracking import TrackedRun
 from pipelines.train_stage import TrainResult
@@ -60,7 +63,7 @@ def write_summary(
     seconds: dict[str, float],
     startup: dict[str, float] | None,
 ) -> PersonalizeResult:
-    """Write contact sheet, loss curve, samples and summary.json to the run's folder, and the pictures to MLflow."""
+    """Write the page, pictures, samples and summary.json to the run's folder, and all but the samples to MLflow."""
     uri = plan.config.run_uri
     steps = trained.steps
     pictures = {"loss_curve.png": loss_curve(trained.history)}
@@ -85,6 +88,7 @@ def write_summary(
         "model_uri": trained.model.uri,
         "contact_sheet": join(uri, "contact_sheet.png") if evaluation else None,
         "loss_curve": join(uri, "loss_curve.png"),
+        "report": join(uri, "report.html"),
         "mlflow": {"look": run.hint, "run_id": run.run_id},
         "engine": plan.engine,
         "zero_stage": plan.config.zero.stage if plan.engine == "deepspeed" else None,
@@ -103,14 +107,18 @@ def write_summary(
         "key": plan.key,
         "request": request_key(plan),
     }
+    result = PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)))
+    _write_report(result, trained, run)
     write_json(join(uri, "summary.json"), summary)
-    return PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)))
+    return result
 
 
 def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
     """The result as (what, value) rows: every path, and what to do next."""
     summary = result.summary
     rows = [("loss curve", summary["loss_curve"]), ("model", summary["model_uri"])]
+    if "report" in summary:  # earlier versions wrote none
+        rows.insert(0, ("report", summary["report"]))
     if summary["contact_sheet"] is not None:
         rows.insert(0, ("contact sheet", summary["contact_sheet"]))
     if (similarity := summary["similarity"]) is not None:
@@ -148,6 +156,16 @@ def _figures(recorded: RecordedFigures) -> dict[str, Any]:
         "warnings": evaluation["warnings"],
         "gate": asdict(recorded.gate) if recorded.gate else None,
     }
+
+
+def _write_report(result: PersonalizeResult, trained: TrainResult, run: TrackedRun) -> None:
+    evaluated = find_evaluated(result.run_uri, result.summary)
+    page = render_run(result.summary, describe_result(result), trained.history, evaluated)
+    write_bytes(result.summary["report"], page.encode())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "report.html")
+        path.write_text(page, encoding="utf-8")
+        run.log_artifact(path)
 
 
 def _title(plan: Plan) -> str:

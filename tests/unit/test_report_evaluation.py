@@ -1,0 +1,202 @@
+"""What pages show of an evaluation, from evaluation.json and pictures as a run leaves them."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dreambooth.evaluation.bootstrap import Interval
+from dreambooth.evaluation.figures import FIGURE_NAMES, BankId, Figure, Figures, NearestInstance, PromptRow
+from dreambooth.subject import IDENTIFIER_PLACEHOLDER
+from pipelines.batch_report import render_report
+from pipelines.batch_result import BatchResult, SubjectResult
+from pipelines.evaluate_stage import Evaluation
+from pipelines.evaluated import Evaluated, find_evaluated, read_pictures
+from pipelines.evaluation_store import store_evaluation
+from pipelines.report_evaluation import FIGURES, MOST_CELLS
+from pipelines.run_report import render_run
+from pipelines.study_samples import has_samples, read_samples
+from pipelines.subject_record import SubjectRecord
+
+PLACES = ("on a carpet", "in the <snow>")
+
+
+def png(*colour: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def figures(*, bank: str = "miniature", warnings: tuple[str, ...] = ()) -> Figures:
+    made = BankId(name=bank, hash="0123456789abcdef")
+    row = {"application": "recontextualization", "clip_i": 0.8, "clip_t": 0.31, "clip_t_no_identifier": 0.3}
+    more = {"clip_t_base": 0.33, "followed": True, "div": None, "background_leak": None, "near_copies": 0.5}
+    return Figures(
+        bank=made,
+        figures={
+            name: Figure(
+                bank=made, interval=Interval(mean=mean, low=mean - 0.05, high=mean + 0.05, n=2), values=(mean, mean)
+            )
+            for name, mean in {"dino": 0.7, "clip_t": 0.31, "pres": 0.0}.items()
+        },
+        per_prompt=tuple(
+            PromptRow(prompt=f"a photo of sks car {place}", dino=0.7, **row, **more)  # type: ignore[arg-type]
+            for place in PLACES
+        ),
+        nearest=tuple(
+            NearestInstance(sample=i, prompt="p", instance=i % 2, similarity=0.9 + i / 100, near_copy=i == 3)
+            for i in range(4)
+        ),
+        warnings=warnings,
+        unmeasured={"div": "no distances"},
+    )
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Callable[..., tuple[str, dict[str, Any]]]:
+    """A run's folder and summary, with two prompts of two samples, and evaluation.json where figures are given."""
+
+    def make(measured: Figures | None = None, *, name: str = "rex") -> tuple[str, dict[str, Any]]:
+        uri, subject = str(tmp_path / name), {"subject": name, "class_noun": "car", "identifier": "sks"}
+        prompts = [f"a photo of sks car {place}" for place in PLACES]
+        evaluation = Evaluation(
+            instance=(png(1, 0, 0), png(2, 0, 0)),
+            before={prompt: [png(10, i, 0), png(11, i, 0)] for i, prompt in enumerate([*prompts, "a photo of a car"])},
+            after={prompt: [png(20, i, 0), png(21, i, 0)] for i, prompt in enumerate([*prompts, "a photo of a car"])},
+            class_prompt="a photo of a car",
+            similarity=None,
+        )
+        store_evaluation(evaluation, uri, "key")
+        summary = subject | {"key": "key", "evaluation": None}
+        if measured is not None:
+            pictures = []
+            for place, prompt in enumerate(prompts):
+                of = {"prompt": prompt, "fine_tuned": [], "base": []}
+                for side, red in (("fine_tuned", 30), ("base", 40)):
+                    for image in range(2):
+                        path = tmp_path / name / f"{side}-{place}-{image}.png"
+                        path.write_bytes(png(red, place, image))
+                        of[side].append(str(path))  # type: ignore[attr-defined]
+                pictures.append(of)
+            content = measured.as_dict() | {"pictures": pictures, "instance_images": ["/gone/0.jpg"]}
+            (tmp_path / name / "evaluation.json").write_text(json.dumps(content))
+            summary["evaluation"] = {"uri": str(tmp_path / name / "evaluation.json")}
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+        return uri, summary
+
+    return make
+
+
+def evaluated(uri: str, summary: dict[str, Any]) -> Evaluated:
+    found = find_evaluated(uri, summary)
+    assert found is not None
+    return found
+
+
+def run_page(uri: str, summary: dict[str, Any]) -> str:
+    return render_run(summary, [("model", "<where>")], [], evaluated(uri, summary))
+
+
+def test_a_run_shows_figures_with_intervals_and_their_bank(finished: Any) -> None:
+    page = run_page(*finished(figures(warnings=("samples copy the <photographs>: fewer steps",))))
+    assert '0.700 <span class="interval">0.650 to 0.750</span>' in page
+    assert "the bank miniature (0123456789abcdef)" in page
+    assert "samples copy the &lt;photographs&gt;: fewer steps" in page
+    assert "&lt;where&gt;" in page
+    assert "<snow>" not in page
+
+
+def test_every_sample_has_the_base_models_behind_it(finished: Any) -> None:
+    page = run_page(*finished(figures()))
+    pairs = re.findall(r'<span class="pair" tabindex="0"><img[^>]*alt="([^"]*)"[^>]*><img class="base[^>]*>', page)
+    assert len(pairs) == 4
+    assert pairs[0] == "a photo of sks car on a carpet"
+
+
+def test_the_nearest_pairs_are_shown_with_the_most_alike_first(finished: Any) -> None:
+    page = run_page(*finished(figures()))
+    shown = re.findall(r"<figcaption>(0\.\d\d[^<]*)</figcaption>", page)
+    assert shown == ["0.93, a near-copy: p", "0.92: p", "0.91: p", "0.90: p"]
+
+
+def test_a_run_without_a_protocol_shows_its_samples(finished: Any) -> None:
+    page = run_page(*finished())
+    assert page.count('class="pair"') == 6
+    assert "Figures</h2>" not in page
+    assert "Nearest" not in page
+
+
+def test_pictures_that_are_gone_leave_a_dash(finished: Any, tmp_path: Path) -> None:
+    uri, summary = finished(figures())
+    (tmp_path / "rex" / "fine_tuned-0-0.png").unlink()
+    page = run_page(uri, summary)
+    assert page.count('class="pair"') == 3
+
+
+def test_pictures_are_read_from_several_places(tmp_path: Path) -> None:
+    import fsspec
+
+    (tmp_path / "a.png").write_bytes(b"a")
+    fsspec.filesystem("memory").pipe_file("/pictures/b.png", b"b")
+    wanted = [str(tmp_path / "a.png"), "memory://pictures/b.png", str(tmp_path / "gone.png"), str(tmp_path / "a.png")]
+    assert read_pictures(wanted) == {wanted[0]: b"a", wanted[1]: b"b"}
+
+
+def batch_page(*subjects: Evaluated) -> str:
+    results = [
+        SubjectResult(
+            record=SubjectRecord(name=each.subject, key="k", class_noun="car", identifier="sks", state="done"),
+            evaluated=each,
+        )
+        for each in subjects
+    ]
+    return render_report(BatchResult(name="cars", facts=[], subjects=results))
+
+
+def test_a_batch_shows_subjects_by_prompts(finished: Any) -> None:
+    page = batch_page(*(evaluated(*finished(figures(warnings=("bad",)), name=name)) for name in ("rex", "mia")))
+    assert page.count('<table class="matrix">') == 1
+    assert "<th>a photo of [V] … on a carpet</th>" in page
+    assert page.count('class="pair"') == 4
+    assert "<li>mia: bad</li>" in page
+    assert '<tfoot><tr><td>all</td><td class=n data-v="0.7">' in page
+
+
+def test_figures_of_two_banks_stand_in_two_tables(finished: Any) -> None:
+    first = evaluated(*finished(figures()))
+    page = batch_page(first, replace(first, subject="mia", figures=figures(bank="paper")))
+    assert page.count("<tfoot>") == 0
+    assert "the bank miniature" in page
+    assert "the bank paper" in page
+
+
+def test_the_page_of_a_large_batch_opens(finished: Any) -> None:
+    first = evaluated(*finished(figures()))
+    many = replace(first, prompts=first.prompts * 20, figures=None)  # 40 prompts
+    page = batch_page(*(replace(many, subject=f"s-{place}") for place in range(60)))
+    assert page.count('class="pair"') == MOST_CELLS
+    assert "35 more subjects have pages of their own" in page
+    assert len(page) < 5_000_000
+
+
+@pytest.mark.parametrize("measured", [None, figures()])
+def test_a_study_reads_what_a_run_and_a_batch_left(finished: Any, tmp_path: Path, measured: Figures | None) -> None:
+    uri, _ = finished(measured)
+    rows = [{"subject": "rex", "state": "done", "uri": uri}, {"subject": "mia", "state": "failed", "uri": None}]
+    (tmp_path / "summary.json").write_text(json.dumps({"results": rows}))
+    assert has_samples(uri)
+    for address in (uri, str(tmp_path)):
+        samples = read_samples(address)["rex"]
+        assert list(samples.samples) == [f"a photo of {IDENTIFIER_PLACEHOLDER} car {place}" for place in PLACES]
+        assert all(len(pictures) == 2 for pictures in samples.samples.values())
+        assert samples.references == (png(1, 0, 0), png(2, 0, 0))
+
+
+def test_every_figure_has_a_name_in_words() -> None:
+    assert set(FIGURES) == set(FIGURE_NAMES)
