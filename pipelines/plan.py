@@ -256,6 +256,12 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     ]
     if plan.prior is not None:
         rows.append(("class images", _class_images(plan, plan.prior)))
+    if (protocol := plan.protocol) is not None:
+        prompts = protocol.protocol.prompts
+        drawn = f"{len(prompts.prompts)} prompts ({prompts.name}) x {protocol.protocol.images_per_prompt}"
+        rows.append(("figures", f"{drawn}, measured by the bank {protocol.bank.name}"))
+    if train.by_score:
+        rows.append(("scores", f"every {config.evaluation.every} steps; exported is the {train.keep} checkpoint"))
     name = f", registered as {config.model_name}" if config.tracking.register_model else ""
     return [*rows, ("writes to", f"{config.run_uri}{name}"), ("result key", plan.key)]
 

@@ -22,6 +22,9 @@ SETTINGS = [
     "prior.num_inference_steps=2",
     "evaluation.images_per_prompt=1",
     "evaluation.num_inference_steps=2",
+    "evaluation.every=2",
+    "evaluation.score_images=1",
+    "train.keep=best",
 ]
 
 
@@ -67,6 +70,9 @@ def test_a_run_leaves_pictures_a_model_and_a_summary(finished: Any) -> None:
     assert summary["class_images"] == 4
     assert set(summary["similarity"]) == {"identifier", "class_before", "class_after", "instance"}
     assert len(summary["peak_memory_bytes"]) == 2
+    assert [score["step"] for score in summary["scores"]] == [2, 4]
+    best = max(summary["scores"], key=lambda score: score["score"])
+    assert read_manifest(summary["model_uri"]).metadata["step"] == summary["exported_step"] == best["step"]
     assert set(summary["wall_seconds"]) == {"check", "ray", "class_images", "train", "evaluate", "register", "total"}
     assert summary["startup_seconds"]["total"] > summary["startup_seconds"]["loading"] > 0
     for picture in ("contact_sheet", "loss_curve"):
