@@ -120,7 +120,7 @@ def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[
             "instance_images": absolute(instance_images),
         },
         "base_model": metadata["base_model"],
-        "images": {"resolution": metadata["resolution"]},
+        "images": {"resolution": metadata.get("resolution")},
         "storage": {"run": model.manifest.uri.rsplit("/model/", 1)[0]},
         "evaluation": {
             "protocol": "auto",
@@ -138,6 +138,8 @@ def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[
     if prompts not in _NAMED:
         chosen = {"protocol": OWN, "prompts": list(read_prompts(Path(prompts)))}
     config = load_config(merge(settings, {"evaluation": chosen}), overrides)
+    if config.evaluation.protocol == "none":
+        raise InputError("evaluation.protocol is 'none', which measures nothing; leave it out, or give --prompts")
     check_protocol(config)
     base = resolve_base_model(config.base_model, config.revision)
     if base.hash != metadata["base_hash"]:
@@ -147,7 +149,8 @@ def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[
         )
     for place in (config.run_uri, config.prior_uri):
         check_writable(place)
-    return config
+    resolution = config.images.resolution or base.resolution
+    return config.model_copy(update={"images": config.images.model_copy(update={"resolution": resolution})})
 
 
 def _checked_images(config: DreamBoothConfig) -> tuple[InstanceImage, ...]:

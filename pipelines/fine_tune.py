@@ -17,6 +17,7 @@ from dreambooth.config import DreamBoothConfig
 from dreambooth.images import InstanceImage, png_bytes
 from pipelines.events import Message
 from pipelines.prior_stage import PriorSet
+from pipelines.protocol_stage import ProtocolTask
 from pipelines.storage import Manifest, fetch, join, local_directory, publish, read_manifest, write_json
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class TrainTask:
     config: DreamBoothConfig
     images: tuple[InstanceImage, ...]
     prior_set: PriorSet | None
+    protocol: ProtocolTask | None = None
     engine: str
     key: str
     data_hash: str

@@ -17,7 +17,7 @@ from pipelines.evaluate_stage import Evaluation, evaluate
 from pipelines.evaluation_store import load_evaluation, store_evaluation
 from pipelines.events import Message
 from pipelines.fine_tune import FineTuned, Stopped, TrainTask, autocast, fine_tune, publish_result
-from pipelines.protocol_stage import protocol_task, run_protocol
+from pipelines.protocol_stage import run_protocol
 from pipelines.sampler_pool import SamplersHere
 from pipelines.samplers import Source
 from pipelines.storage import join
@@ -151,12 +151,11 @@ class _Lane:
     def _evaluate(self, task: TrainTask, tuned: FineTuned | None) -> Evaluation | None:
         """Sample and measure; the figures are written at once, the samples with the model."""
         config = task.config
+        if task.protocol is None and not config.evaluation.enabled:
+            return None
         base, fine_tuned = self._sources(task, tuned)
-        figures = protocol_task(
-            config, task.images, model_key=task.key, base_hash=task.base_hash, use_gpu=self._device != "cpu"
-        )
-        if figures is not None:
-            run_protocol(figures, self._samplers, base=base, fine_tuned=fine_tuned)
+        if task.protocol is not None:
+            run_protocol(task.protocol, self._samplers, base=base, fine_tuned=fine_tuned)
         if not config.evaluation.enabled:
             return None
         return evaluate(

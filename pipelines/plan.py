@@ -11,7 +11,7 @@ from dreambooth.identifier import choose_identifier, describe
 from dreambooth.images import InstanceImage, check_instance_images, data_hash, find_instance_images
 from dreambooth.prior import PriorPlan, prior_plan
 from pipelines.cluster import Resources, local_resources
-from pipelines.protocol_stage import ProtocolTask, bank_address, bank_hash, check_protocol, protocol_task
+from pipelines.protocol_stage import ProtocolTask, bank_address, check_protocol, protocol_task
 from pipelines.storage import absolute, check_writable, is_local
 
 
@@ -217,7 +217,7 @@ def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: Pri
     if train.by_score:
         # What the scores are measured on, and by, decides which weights are exported.
         evaluation = config.evaluation
-        parts += [bank_hash(bank_address(evaluation, config.base_model)), str(evaluation.every)]
+        parts += [bank_address(evaluation, config.base_model).hash, str(evaluation.every)]
         parts += [str(evaluation.score_images), str(evaluation.num_inference_steps), str(evaluation.guidance_scale)]
         parts += [str(evaluation.seed), *evaluation.prompts_of(config.subject)]
     return config_hash(*parts)

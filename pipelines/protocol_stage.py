@@ -55,7 +55,7 @@ class ProtocolTask:
     def key(self) -> str:
         """Names the evaluation: 20 hex digits over the pictures, the subject's own, and the encoders."""
         sets = [pictures.key for pictures in (*self.fine_tuned_sets, *self.base_sets)]
-        parts = json.dumps([FORMAT, sets, data_hash(self.images), bank_hash(self.bank)])
+        parts = json.dumps([FORMAT, sets, data_hash(self.images), self.bank.hash])
         return hashlib.sha256(parts.encode()).hexdigest()[:20]
 
     @property
@@ -89,24 +89,23 @@ def protocol_task(
 def check_protocol(config: DreamBoothConfig) -> None:
     """Raise InputError for prompts or encoders that no evaluation can be done with, at the end or during training."""
     if protocol_of(config, dtype="float32") is not None or config.evaluation.every is not None:
-        bank_hash(bank_address(config.evaluation, config.base_model))
+        bank_address(config.evaluation, config.base_model)
 
 
 def bank_address(settings: EvaluationConfig, base_model: str) -> BankAddress:
-    """The bank that settings mean."""
+    """The bank that settings mean; InputError, with what to fetch, where it can't be had."""
     from dreambooth.evaluation.banks import default_bank
 
     name = default_bank(base_model) if settings.bank == "auto" else settings.bank
-    return BankAddress(name=name, dino=settings.dino, clip=settings.clip, lpips=settings.lpips)
+    return _bank_address(name, settings.dino, settings.clip, settings.lpips)
 
 
 @functools.cache
-def bank_hash(address: BankAddress) -> str:
-    """The hash of a bank's encoders; InputError, with what to fetch, where they can't be had."""
+def _bank_address(name: str, dino: str, clip: str, lpips: str | None) -> BankAddress:
     from dreambooth.evaluation.banks import BankLocations, load_bank
 
-    locations = BankLocations(dino=address.dino, clip=address.clip, lpips=address.lpips)
-    return load_bank(address.name, locations=locations).hash
+    bank = load_bank(name, locations=BankLocations(dino=dino, clip=clip, lpips=lpips))
+    return BankAddress(name=name, hash=bank.hash, dino=dino, clip=clip, lpips=lpips)
 
 
 def find_evaluation(task: ProtocolTask) -> dict[str, Any] | None:
@@ -204,7 +203,7 @@ def _evaluation(task: ProtocolTask, measured: Sequence[Measured], real: Measured
         )
         for place, prompt in enumerate(protocol.prompts.prompts)
     ]
-    bank = BankId(name=task.bank.name, hash=bank_hash(task.bank))
+    bank = BankId(name=task.bank.name, hash=task.bank.hash)
     figures = measure(
         bank=bank,
         prompts=prompts,

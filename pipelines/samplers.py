@@ -41,9 +41,10 @@ class SampleRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BankAddress:
-    """Which bank of encoders, and where the paper's are."""
+    """Which bank of encoders, the hash that it has at the driver, and where the paper's are."""
 
     name: str
+    hash: str
     dino: str
     clip: str
     lpips: str | None
@@ -153,7 +154,13 @@ class ImageSampler:
             from dreambooth.evaluation.banks import BankLocations, load_bank
 
             locations = BankLocations(dino=address.dino, clip=address.clip, lpips=address.lpips)
-            self._bank = address, load_bank(address.name, device=self._device, locations=locations)
+            bank = load_bank(address.name, device=self._device, locations=locations)
+            if bank.hash != address.hash:
+                raise RuntimeError(
+                    f"the encoders of {address.name} have hash {bank.hash} here, and {address.hash} at the driver; "
+                    f"use one copy"
+                )
+            self._bank = address, bank
         return self._bank[1]
 
     def _pipeline(self, source: Source) -> Any:

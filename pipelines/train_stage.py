@@ -123,6 +123,7 @@ def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
         config=plan.config,
         images=plan.images,
         prior_set=prior_set,
+        protocol=plan.protocol,
         engine=plan.engine,
         key=plan.key,
         data_hash=plan.data_hash,

@@ -76,5 +76,7 @@ def test_a_run_is_measured_and_judged_and_can_be_measured_again(
     prompts.write_text("a photo of a {class_noun}\n")
     with pytest.raises(InputError, match="no placeholder"):
         evaluate_model(MODEL, images, prompts=str(prompts), overrides=overrides, tracking_uri=uri, console=console)
+    with pytest.raises(InputError, match="measures nothing"):
+        evaluate_model(MODEL, images, overrides=("evaluation.protocol=none",), tracking_uri=uri, console=console)
     with pytest.raises(InputError, match="no registered model"):
         evaluate_model("models:/other@latest", images, tracking_uri=uri, console=console)
