@@ -156,6 +156,14 @@ class TrackingConfig(Frozen):
     registered_model_name: str | None = Field(None, description="None: dreambooth-<subject name>")
 
 
+class RegistryConfig(Frozen):
+    """Registered models."""
+
+    storage: Literal["full", "delta"] = Field(
+        "full", description="delta: only what training changed, exact; the base has to be where the model is loaded"
+    )
+
+
 class DreamBoothConfig(Frozen):
     """One subject, end to end."""
 
@@ -171,6 +179,7 @@ class DreamBoothConfig(Frozen):
     cluster: ClusterConfig = ClusterConfig()
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
+    registry: RegistryConfig = RegistryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
 

@@ -56,12 +56,18 @@ def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> Regist
     """Register a published model with the tags that say what made it."""
     config = plan.config
     with tempfile.TemporaryDirectory(prefix="dreambooth-model-") as folder:
+        directory = local_directory(trained.model) or fetch(trained.model, Path(folder, "model"))
+        if config.registry.storage == "delta":
+            from dreambooth.delta import write_delta
+
+            write_delta(plan.base, directory, Path(folder, "delta"))
+            directory = Path(folder, "delta")
         return register(
             run_id=run.run_id,
             tracking_uri=run.tracking_uri,
-            model_directory=local_directory(trained.model) or fetch(trained.model, Path(folder)),
+            model_directory=directory,
             name=config.model_name,
-            tags=result_tags(plan) | {"published": trained.model.uri},
+            tags=result_tags(plan) | {"published": trained.model.uri, "stored_as": config.registry.storage},
             identifier=str(config.subject.identifier),
             class_noun=config.subject.class_noun,
             result_key=plan.model_key,

@@ -206,7 +206,9 @@ def _write_package(
     with tempfile.TemporaryDirectory() as folder:
         stand_in = Path(folder, "pipeline")
         stand_in.mkdir()
-        (stand_in / "model_index.json").write_bytes((model_directory / "model_index.json").read_bytes())
+        # A change against a base (dreambooth.delta) is told by the other.
+        (index,) = [name for name in ("delta.json", "model_index.json") if (model_directory / name).is_file()][:1]
+        (stand_in / index).write_bytes((model_directory / index).read_bytes())
         pyfunc.save_model(
             package,
             python_model=str(Path(__file__).with_name("served_model.py")),

@@ -3,12 +3,17 @@
 MLflow copies this file into every registered model and runs the copy ("models from code": nothing is pickled). So it
 stands alone: it imports nothing of this project, and a model registered today loads where another version of the
 project is installed, or none. That costs a dozen lines that `dreambooth.sampling` has too; a test holds the two to the
-same pictures.
+same pictures. The exception is a model that was registered as its change against a base: only this project can find the
+base and put the two together.
 """
 
 import base64
 import importlib.util
 import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -27,14 +32,15 @@ class DreamBoothModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights onto the GPU if there is one."""
         cuda = torch.cuda.is_available()
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            context.artifacts["pipeline"],
-            torch_dtype=torch.float16 if cuda else torch.float32,
-            safety_checker=None,
-            requires_safety_checker=False,
-            local_files_only=True,
-            low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
-        ).to("cuda" if cuda else "cpu")
+        with _whole(Path(context.artifacts["pipeline"])) as directory:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                directory,
+                torch_dtype=torch.float16 if cuda else torch.float32,
+                safety_checker=None,
+                requires_safety_checker=False,
+                local_files_only=True,
+                low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
+            ).to("cuda" if cuda else "cpu")
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.to(torch.float32)
@@ -80,6 +86,23 @@ class DreamBoothModel(PythonModel):
         pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
         images: list[Any] = self.pipeline.image_processor.postprocess(pixels)
         return images
+
+
+@contextmanager
+def _whole(directory: Path) -> Iterator[Path]:
+    """Where the whole model lies for as long as it is loaded."""
+    if not (directory / "delta.json").is_file():
+        yield directory
+        return
+    try:
+        from dreambooth.delta import rebuild
+    except ImportError:
+        raise RuntimeError(
+            "this model was registered with registry.storage 'delta', as its change against a base; install the "
+            "package dreambooth where it is loaded"
+        ) from None
+    with tempfile.TemporaryDirectory(prefix="dreambooth-model-") as folder:
+        yield rebuild(directory, Path(folder))
 
 
 def _base64_png(image: Any) -> str:

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image, ImageChops
+from safetensors.torch import load_file, save_file
 
 from dreambooth.config import TrackingConfig
 from dreambooth.errors import InputError
@@ -223,3 +225,25 @@ def test_names_that_the_registry_cannot_hold() -> None:
     for name in ("", "a/b", "a:b", "a@b"):
         with pytest.raises(InputError, match="expected a name without"):
             check_model_name(name)
+
+
+def test_a_model_kept_as_its_change_serves_the_same_pictures(
+    tracking_uri: str, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    from dreambooth.base_model import resolve_base_model
+    from dreambooth.delta import write_delta
+
+    # Not the base itself: one weight has moved.
+    model = tmp_path / "model"
+    shutil.copytree(tiny_pipeline, model)
+    weights = load_file(model / "unet" / "diffusion_pytorch_model.safetensors")
+    weights["conv_in.weight"] += 0.5
+    save_file(weights, model / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    write_delta(resolve_base_model(str(tiny_pipeline)), model, tmp_path / "delta")
+    pictures = []
+    for name, directory in (("full", model), ("delta", tmp_path / "delta")):
+        _register(tracking_uri, directory, name=f"dreambooth-{name}", result_key=name)
+        address = f"models:/dreambooth-{name}@latest"
+        result = generate(address, PROMPT, num=1, output=str(tmp_path / name), tracking_uri=tracking_uri)
+        pictures.append(_picture(result.paths[0]))
+    assert not _differ(*pictures)
