@@ -27,7 +27,7 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check fix bench bench-batch s3 s3-stop clean services services-stop
+.PHONY: help install demo test test-slow check fix bench bench-batch s3 s3-stop clean services services-stop audit
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
@@ -106,3 +106,7 @@ services: $(VENV)/.installed-server ## Start MLflow with passwords on Postgres a
 
 services-stop: $(VENV)/.installed-server ## Stop them; their data stay
 	@$(BIN)/python infra/services/services.py stop --folder $(SERVICES_FOLDER)
+
+audit: $(INSTALLED) ## Look for known vulnerabilities in the pinned versions (needs the network)
+	@$(PIP) pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt

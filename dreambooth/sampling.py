@@ -34,7 +34,12 @@ def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> Stable
     quiet()
     hide_progress_bars()
     pipeline = StableDiffusionPipeline.from_pretrained(
-        directory, dtype=dtype, safety_checker=None, requires_safety_checker=False, local_files_only=True
+        directory,
+        dtype=dtype,
+        safety_checker=None,
+        requires_safety_checker=False,
+        local_files_only=True,
+        use_safetensors=True,  # never a pickle, which could run anything
     )
     pipeline = pipeline.to(device)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)

@@ -52,10 +52,19 @@ class Job:
 
 
 def make_job(command: str, arguments: Sequence[str]) -> Job:
-    """Make a job of a command and its arguments; tables and configurations among them travel with it."""
+    """Make a job of a command and its arguments; tables and configurations among them travel with it.
+
+    Raises InputError for a password in an argument.
+    """
     files: dict[str, Path] = {}
     named = []
     for argument in arguments:
+        if re.search(r"://[^/@\s]*:[^/@\s]+@", argument):
+            shown = re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", argument)
+            raise InputError(
+                f"{shown} holds a password, and whoever may look at the cluster's jobs reads their commands; leave it "
+                f"out and hand it on with --env MLFLOW_TRACKING_PASSWORD, or set it on the nodes"
+            )
         path = Path(argument)
         if path.suffix.lower() in _TABLES and path.is_file():
             name = f"inputs/{len(files)}/{path.name}"

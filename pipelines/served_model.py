@@ -39,6 +39,7 @@ class DreamBoothModel(PythonModel):
                 safety_checker=None,
                 requires_safety_checker=False,
                 local_files_only=True,
+                use_safetensors=True,
                 low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
             ).to("cuda" if cuda else "cpu")
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)

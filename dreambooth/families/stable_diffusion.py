@@ -21,7 +21,7 @@ class StableDiffusion:
         from diffusers import UNet2DConditionModel
 
         unet: nn.Module = UNet2DConditionModel.from_pretrained(
-            directory, subfolder="unet", dtype=torch.float32, local_files_only=True
+            directory, subfolder="unet", dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
         return unet
 
@@ -31,7 +31,7 @@ class StableDiffusion:
         from transformers import CLIPTextModel
 
         text_encoder: nn.Module = CLIPTextModel.from_pretrained(
-            directory, subfolder="text_encoder", dtype=torch.float32, local_files_only=True
+            directory, subfolder="text_encoder", dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
         return text_encoder
 
