@@ -49,6 +49,11 @@ class BaseModel:
         return int(unet["sample_size"]) << downsamplings
 
     @cached_property
+    def embedding_width(self) -> int:
+        """Width of the text encoder's token embeddings."""
+        return int(json.loads((self.directory / "text_encoder" / "config.json").read_text())["hidden_size"])
+
+    @cached_property
     def parameter_counts(self) -> dict[str, int]:
         """Parameters by component, read from the headers of the safetensors files."""
         return {part: _count_parameters(self.directory, part) for part in _WEIGHTS}

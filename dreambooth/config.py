@@ -58,17 +58,26 @@ class PriorConfig(Frozen):
         return self.prior_loss_weight > 0
 
 
+TEXTUAL_INVERSION_RATE = 5e-3
+"""The base learning rate of Textual Inversion (arXiv 2208.01618, section 4)."""
+
+
 class TrainConfig(Frozen):
-    """The fine-tuning of denoiser and text encoder."""
+    """The fine-tuning of denoiser and text encoder, or of the identifier's embedding alone."""
 
     max_train_steps: Positive = 1000
+    method: Literal["dreambooth", "textual_inversion"] = Field(
+        "dreambooth",
+        description="textual_inversion trains the identifier's embedding and nothing else (arXiv 2208.01618)",
+    )
     micro_batch_size: Positive = Field(1, description="instance/class pairs per worker and micro step")
     gradient_accumulation_steps: Positive = 1
     train_text_encoder: bool = True
     learning_rate: Rate = Field(5e-6, description="of the denoiser")
     text_encoder_learning_rate: Rate | None = Field(None, description="None: the same as learning_rate")
     identifier_learning_rate: Rate | None = Field(
-        None, description="of the identifier's own token embedding, with the text encoder; None: the text encoder's"
+        None,
+        description="of the identifier's own token embedding; None: the text encoder's, or with textual_inversion 5e-3",
     )
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     lr_warmup_steps: NotNegative = 0
@@ -113,6 +122,17 @@ class TrainConfig(Frozen):
         """Learning rates of (denoiser, text encoder)."""
         text_encoder = self.text_encoder_learning_rate
         return self.learning_rate, self.learning_rate if text_encoder is None else text_encoder
+
+    @property
+    def embedding_learning_rate(self) -> float:
+        """Learning rate of the identifier's embedding where it is learnt apart."""
+        rate = self.identifier_learning_rate
+        return TEXTUAL_INVERSION_RATE if rate is None else rate
+
+    @property
+    def runs_text_encoder(self) -> bool:
+        """Whether every step runs the text encoder; else prompts are encoded once."""
+        return self.train_text_encoder or self.method == "textual_inversion"
 
 
 class ZeroConfig(Frozen):
@@ -192,6 +212,20 @@ class DreamBoothConfig(Frozen):
             )
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _textual_inversion_stands_alone(cls, settings: Any) -> Any:
+        """Its prompts name the subject by the identifier alone, and there is no class to preserve."""
+        if isinstance(settings, dict) and _setting(settings, "train", "method") == "textual_inversion":
+            if _setting(settings, "prior", "prior_loss_weight") not in (None, 0):
+                raise ValueError(
+                    "prior.prior_loss_weight: prior preservation has no part in train.method textual_inversion; "
+                    "leave it out, or set it to 0"
+                )
+            alone = {"prior": {"prior_loss_weight": 0.0}, "prompts": {"instance": "a photo of {identifier}"}}
+            return merge(alone, settings)
+        return settings
+
     @property
     def run_uri(self) -> str:
         """Where everything of this run is written."""
@@ -233,6 +267,11 @@ MINIATURE: dict[str, Any] = {
     "gate": {"pres_limit": 0.4},
 }
 """What differs from the defaults for `base_model: miniature`; a user's own settings go over it."""
+
+
+def _setting(settings: dict[str, Any], group: str, name: str) -> Any:
+    values = settings.get(group)
+    return values.get(name) if isinstance(values, dict) else None
 
 
 def config_hash(*parts: BaseModel | str) -> str:

@@ -78,7 +78,7 @@ def _texts(directory: Path, prompts: list[str], config: DreamBoothConfig, device
     """input_ids (N, L), or with a frozen text encoder encoder_hidden_states (N, L, D), computed once."""
     family: Family = family_of(directory)
     input_ids = family.tokenize(directory, prompts)
-    if config.train.train_text_encoder:
+    if config.train.runs_text_encoder:
         return input_ids
     text_encoder = family.load_text_encoder(directory).to(device).eval()
     with torch.no_grad():

@@ -137,7 +137,7 @@ class TorchEngine:
             return
         torch.save(
             {
-                "model": self.model.state_dict(),
+                "model": self._unfrozen_state(),
                 "optimizer": self.optimizer.state_dict(),
                 "lr_scheduler": self.lr_scheduler.state_dict(),
                 "micro_steps": self._micro_steps,
@@ -151,12 +151,17 @@ class TorchEngine:
     def load(self, directory: Path) -> None:
         """Read what `save` wrote."""
         state = torch.load(directory / "engine.pt", map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(self.model.state_dict() | state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self._micro_steps = state["micro_steps"]
         if self.ema is not None:
             self.ema.load(directory / "ema.safetensors", state["ema_steps"])
+
+    def _unfrozen_state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold: the base model's frozen weights are loaded with the model."""
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
 
     def close(self) -> None:
         """Nothing is held beyond the object itself."""

@@ -14,14 +14,20 @@ from torch import Tensor, nn
 
 
 class IdentifierEmbedding(nn.Module):
-    """`change` (N, D) is added to the embeddings of N tokens wherever they stand in a prompt; it starts at zero."""
+    """`change` (N, D) is added to the embeddings of N tokens wherever they stand in a prompt.
+
+    It starts at zero, or with `like` at what makes each of the N embeddings that of the token `like`.
+    """
 
     token_ids: Tensor
 
-    def __init__(self, text_encoder: nn.Module, token_ids: Sequence[int]) -> None:
+    def __init__(self, text_encoder: nn.Module, token_ids: Sequence[int], *, like: int | None = None) -> None:
         super().__init__()
         table: nn.Embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
         self.change = nn.Parameter(torch.zeros(len(token_ids), table.embedding_dim))
+        if like is not None:
+            with torch.no_grad():
+                self.change.copy_(table.weight[like] - table.weight[list(token_ids)])
         self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
         self._table_name = next(name for name, weight in text_encoder.named_parameters() if weight is table.weight)
         table.register_forward_hook(lambda _, inputs, output: self(inputs[0], output))

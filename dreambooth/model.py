@@ -23,8 +23,9 @@ class DreamBoothModel(nn.Module):
     """All that is fine-tuned, and the loss.
 
     `text_encoder` None means that text embeddings are given instead of token ids. `identifier_token_ids` get a learning
-    rate of their own (see `IdentifierEmbedding`). Parameters stay in fp32; with `autocast` the matrix products run in
-    bf16, so an update of 5e-6 is not rounded away as it would be in bf16 weights.
+    rate of their own (see `IdentifierEmbedding`); they start at the embedding of the token `embedding_like` if one is
+    given. Parameters stay in fp32; with `autocast` the matrix products run in bf16, so an update of 5e-6 is not rounded
+    away as it would be in bf16 weights.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class DreamBoothModel(nn.Module):
         schedule: NoiseSchedule,
         prior_loss_weight: float,
         identifier_token_ids: Sequence[int] = (),
+        embedding_like: int | None = None,
         min_snr_gamma: float | None = None,
         autocast: bool = False,
     ) -> None:
@@ -43,7 +45,9 @@ class DreamBoothModel(nn.Module):
         self.denoiser = denoiser
         self.text_encoder = text_encoder
         self.identifier_embedding = (
-            IdentifierEmbedding(text_encoder, identifier_token_ids) if text_encoder and identifier_token_ids else None
+            IdentifierEmbedding(text_encoder, identifier_token_ids, like=embedding_like)
+            if text_encoder and identifier_token_ids
+            else None
         )
         self.family = family
         self.schedule = schedule
@@ -68,13 +72,14 @@ class DreamBoothModel(nn.Module):
         )
 
     def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The trained parameters of a base model's own components, from those of this module by name."""
+        """The trained components of a base model, whole, from the parameters of this module by name."""
         if self.identifier_embedding is None:
             return dict(state)
         owner, change = "text_encoder.", state["identifier_embedding.change"]
         text_encoder = {name.removeprefix(owner): p for name, p in state.items() if name.startswith(owner)}
         folded = self.identifier_embedding.folded(text_encoder, change)
-        others = {name: p for name, p in state.items() if name.startswith("denoiser.")}
+        denoiser_trained = any(parameter.requires_grad for parameter in self.denoiser.parameters())
+        others = {name: p for name, p in state.items() if denoiser_trained and name.startswith("denoiser.")}
         return others | {f"{owner}{name}": parameter for name, parameter in folded.items()}
 
 
@@ -113,12 +118,15 @@ def load_components(directory: Path) -> Components:
 
 
 def build_model(components: Components, config: DreamBoothConfig, *, autocast: bool = False) -> DreamBoothModel:
-    """What one run trains, the components themselves: the denoiser, and the text encoder unless it stays frozen."""
+    """What one run trains, the components themselves: the denoiser, and the text encoder unless it stays frozen.
+
+    Textual Inversion (arXiv 2208.01618) trains neither, only the identifier's embedding, which starts as the class
+    noun's.
+    """
+    embedding_only = config.train.method == "textual_inversion"
     denoiser = components.denoiser
-    text_encoder = components.text_encoder if config.train.train_text_encoder else None
-    token_ids: Sequence[int] = ()
-    if config.train.identifier_learning_rate is not None:
-        token_ids = token_ids_in_prompts(load_tokenizer(components.directory), str(config.subject.identifier))
+    text_encoder = components.text_encoder if config.train.runs_text_encoder else None
+    token_ids, embedding_like = _identifier_tokens(components.directory, config)
     if config.train.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         if text_encoder is not None:
@@ -130,10 +138,27 @@ def build_model(components: Components, config: DreamBoothConfig, *, autocast: b
         schedule=components.schedule,
         prior_loss_weight=config.prior.prior_loss_weight,
         identifier_token_ids=token_ids,
+        embedding_like=embedding_like,
         min_snr_gamma=config.train.min_snr_gamma,
         autocast=autocast,
     )
-    return model.train().requires_grad_(True)
+    model.train().requires_grad_(not embedding_only)
+    if model.identifier_embedding is not None:
+        model.identifier_embedding.requires_grad_(True)
+    return model
+
+
+def _identifier_tokens(directory: Path, config: DreamBoothConfig) -> tuple[Sequence[int], int | None]:
+    """The tokens whose embeddings are learnt apart, and the token like which they start (None: as they are)."""
+    embedding_only = config.train.method == "textual_inversion"
+    if config.train.identifier_learning_rate is None and not embedding_only:
+        return (), None
+    tokenizer = load_tokenizer(directory)
+    token_ids = token_ids_in_prompts(tokenizer, str(config.subject.identifier))
+    if not embedding_only:
+        return token_ids, None
+    # Of a class noun of several words the last says what the thing is: "stuffed animal", "fire engine".
+    return token_ids, token_ids_in_prompts(tokenizer, config.subject.class_noun)[-1]
 
 
 def load_model(directory: Path, config: DreamBoothConfig, *, autocast: bool = False) -> DreamBoothModel:

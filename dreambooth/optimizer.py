@@ -11,14 +11,19 @@ from dreambooth.model import DreamBoothModel
 
 
 def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a parameter group each for the denoiser, the text encoder and the identifier's embedding."""
+    """AdamW with a parameter group each for the denoiser, the text encoder and the identifier's embedding.
+
+    With Textual Inversion the last is the only one.
+    """
     denoiser_rate, text_encoder_rate = config.learning_rates
-    groups: list[dict[str, Any]] = [{"params": list(model.denoiser.parameters()), "lr": denoiser_rate}]
-    if model.text_encoder is not None:
-        groups.append({"params": list(model.text_encoder.parameters()), "lr": text_encoder_rate})
+    groups: list[dict[str, Any]] = []
+    if config.method == "dreambooth":
+        groups.append({"params": list(model.denoiser.parameters()), "lr": denoiser_rate})
+        if model.text_encoder is not None:
+            groups.append({"params": list(model.text_encoder.parameters()), "lr": text_encoder_rate})
     if model.identifier_embedding is not None:
         # Decay would pull the change to zero, which is where the base model passes over the identifier.
-        rate = config.identifier_learning_rate
+        rate = config.embedding_learning_rate
         groups.append({"params": list(model.identifier_embedding.parameters()), "lr": rate, "weight_decay": 0.0})
     return torch.optim.AdamW(
         groups,

@@ -135,15 +135,24 @@ class DeepSpeedEngine:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Gather the fp32 masters, or their moving average, parameter by parameter, on rank 0."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
         state = {}
         with nullcontext() if self.ema is None else self.ema.applied():
             for name, parameter in self._engine.module.named_parameters():
-                whole = parameter.detach() if self.stage == 0 else safe_get_full_fp32_param(parameter)
+                whole = self._whole(parameter)
                 if self.rank == 0:
                     state[name] = whole.to("cpu", torch.float32, copy=True)
         return self._engine.module.exported(state) if self.rank == 0 else {}
+
+    def _whole(self, parameter: Tensor) -> Tensor:
+        """A parameter as it is on all ranks together; a frozen one has no master."""
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if self.stage > 0 and parameter.requires_grad:
+            master: Tensor = safe_get_full_fp32_param(parameter)
+            return master
+        with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+            return parameter.detach().clone()
 
     def save(self, directory: Path) -> None:
         """Write this rank's shards."""

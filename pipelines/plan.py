@@ -7,7 +7,8 @@ from typing import Any
 from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import DreamBoothConfig, config_hash
 from dreambooth.errors import InputError
-from dreambooth.identifier import choose_identifier, describe
+from dreambooth.families.stable_diffusion import load_tokenizer
+from dreambooth.identifier import choose_identifier, describe, token_ids_in_prompts
 from dreambooth.images import InstanceImage, check_instance_images, data_hash, find_instance_images
 from dreambooth.prior import PriorPlan, prior_plan
 from pipelines.cluster import Resources, local_resources
@@ -49,6 +50,9 @@ class Plan:
     def trained_parameters(self) -> int:
         """How many parameters are fine-tuned."""
         counts = self.base.parameter_counts
+        if self.config.train.method == "textual_inversion":
+            tokenizer = load_tokenizer(self.base.directory)
+            return self.base.embedding_width * len(token_ids_in_prompts(tokenizer, str(self.config.subject.identifier)))
         return counts["unet"] + (counts["text_encoder"] if self.config.train.train_text_encoder else 0)
 
     @property
@@ -62,7 +66,11 @@ class Plan:
         optimizer = 8 + (4 if stage else 0) + (4 if self.config.train.ema_decay else 0)
         weights, gradients = 4 / (workers if stage == 3 else 1), 4 / (workers if stage >= 2 else 1)
         on_device = 0 if self.config.zero.offload_optimizer else optimizer / (workers if stage else 1)
-        return int(self.trained_parameters * (weights + gradients + on_device))
+        trained = int(self.trained_parameters * (weights + gradients + on_device))
+        if self.config.train.method != "textual_inversion":
+            return trained
+        counts = self.base.parameter_counts
+        return trained + int(weights * (counts["unet"] + counts["text_encoder"]))  # frozen, and run at every step
 
 
 def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
@@ -70,8 +78,6 @@ def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> P
 
     `resources` None means those of this machine.
     """
-    from dreambooth.families.stable_diffusion import load_tokenizer
-
     resources = resources or local_resources()
     resources.check(config.cluster)
     _check_actors(config, resources)
@@ -211,6 +217,8 @@ def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: Pri
     crops = config.images.crops_per_image if config.images.crop == "random" else 1
     images = config.images.model_copy(update={"max_pixels": 1, "crops_per_image": crops})
     prompts = [config.prompts.instance_prompt(config.subject), str(config.subject.identifier)]
+    if train.method == "textual_inversion":
+        prompts.append(config.subject.class_noun)  # whose embedding the identifier's starts as
     parts: list[Any] = [base.hash, images_hash, *prompts, images, train, config.storage.dtype, place]
     parts += [str(config.cluster.num_workers)]
     parts += [prior.key, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
@@ -241,11 +249,13 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     engine = f"DeepSpeed ZeRO-{zero.stage}{', optimizer in host memory' if zero.offload_optimizer else ''}"
     counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in plan.base.parameter_counts.items())
     trained = "denoiser and text encoder" if train.train_text_encoder else "denoiser"
+    if train.method == "textual_inversion":
+        trained = "the identifier's embedding (Textual Inversion)"
     rows = [
         ("subject", f"{config.subject.name}: {len(plan.images)} images of a {config.subject.class_noun}"),
         ("instance prompt", config.prompts.instance_prompt(config.subject)),
         ("base model", f"{config.base_model} ({counts}), hash {plan.base.hash}"),
-        ("trained", f"{trained}, {plan.trained_parameters / 1e6:.2f} M parameters, at {config.images.resolution} px"),
+        ("trained", f"{trained}, {_count(plan.trained_parameters)} parameters, at {config.images.resolution} px"),
         ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
         ("workers", f"{workers} x {'1 GPU' if plan.use_gpu else f'{config.cluster.cpus_per_worker} CPU'}"),
         ("engine", engine if plan.engine == "deepspeed" else "PyTorch"),
@@ -272,6 +282,10 @@ def _class_images(plan: Plan, prior: PriorPlan) -> str:
     missing = len(prior.missing(images_present(plan.config.prior_uri, prior)))
     there = "all there" if not missing else f"{missing} to make"
     return f"{prior.count} of {prior.class_prompt!r}: {there} (set {prior.key})"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:.2f} M" if parameters >= 10_000 else str(parameters)
 
 
 def _size(count: int) -> str:
