@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 IDENTIFIER_PLACEHOLDER = "[V]"
+CLASS_NOUN_PLACEHOLDER = "{class_noun}"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -52,7 +53,8 @@ def _check_words(words: str) -> str:
     return " ".join(words.split())
 
 
-def _as_tuple(value: object) -> object:
+def as_tuple(value: object) -> object:
+    """One address as a list of one."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -75,7 +77,7 @@ class Subject(Frozen):
     name: Annotated[str, AfterValidator(_check_name)]
     class_noun: Words
     identifier: Words | None = None
-    instance_images: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_check_addresses)]
+    instance_images: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_check_addresses)]
 
     @model_validator(mode="after")
     def _identifier_is_not_the_class_noun(self) -> "Subject":
@@ -129,6 +131,13 @@ class PromptTemplates(Frozen):
         """The class prompt: what the prior-preservation images show."""
         return self._fill(self.class_, subject)
 
+    def noun_beside_identifier(self, subject: Subject) -> str:
+        """The class noun as prompts with the identifier say it: "" where the instance prompt names none.
+
+        A model that was taught "a photo of [V]" alone, as by Textual Inversion, is asked for it by that name.
+        """
+        return subject.class_noun if CLASS_NOUN_PLACEHOLDER in self.instance else ""
+
     @staticmethod
     def _fill(template: str, subject: Subject) -> str:
         article = "an" if subject.class_noun[0].lower() in "aeiou" else "a"
@@ -138,3 +147,12 @@ class PromptTemplates(Frozen):
 def fill_identifier(prompt: str, identifier: str) -> str:
     """Put a subject's identifier where a prompt says `[V]`."""
     return prompt.replace(IDENTIFIER_PLACEHOLDER, identifier)
+
+
+def fill_prompt(prompt: str, identifier: str, class_noun: str) -> str:
+    """Put identifier and class noun into a prompt with `[V]` and `{class_noun}`; without a noun no gap is left.
+
+    >>> fill_prompt("a photo of [V] {class_noun} in the snow", "sks", "")
+    'a photo of sks in the snow'
+    """
+    return " ".join(fill_identifier(prompt, identifier).replace(CLASS_NOUN_PLACEHOLDER, class_noun).split())

@@ -62,7 +62,7 @@ def evaluate(
 ) -> Evaluation:
     """Sample before and after, prompt by prompt; `on_progress(made, total)` counts images."""
     class_prompt = config.prompts.class_prompt(config.subject)
-    prompts = config.evaluation.prompts_of(config.subject)
+    prompts = config.evaluation.prompts_of(config.subject, config.prompts)
     requests = sample_requests(config, base, fine_tuned)
     pictures = _sample(samplers, requests, on_progress)
     before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, fine_tuned)
@@ -83,7 +83,7 @@ def evaluate(
 def sample_requests(config: DreamBoothConfig, base: Source, fine_tuned: Source) -> list[tuple[Source, SampleRequest]]:
     """All samples that an evaluation asks for, the base model's first."""
     class_prompt = config.prompts.class_prompt(config.subject)
-    prompts = config.evaluation.prompts_of(config.subject)
+    prompts = config.evaluation.prompts_of(config.subject, config.prompts)
     return [
         (source, request)
         for source in (base, fine_tuned)

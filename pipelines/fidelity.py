@@ -26,7 +26,9 @@ class FidelityScorer:
         self._key = task.key
         self._base = Source(address=config.base_model, revision=config.revision, base_hash=task.base_hash)
         self._bank = bank_address(evaluation, config.base_model)
-        self._prompts = [p for p in evaluation.prompts_of(config.subject) for _ in range(evaluation.score_images)]
+        self._prompts = [
+            p for p in evaluation.prompts_of(config.subject, config.prompts) for _ in range(evaluation.score_images)
+        ]
         places = list(range(evaluation.score_images)) * len(evaluation.prompts)
         self._request = SampleRequest(
             prompts=tuple(self._prompts),

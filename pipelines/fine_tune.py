@@ -259,7 +259,7 @@ def _validation_samples(base: BaseModel, state: dict[str, Any], config: DreamBoo
     from dreambooth.sampling import sample
 
     evaluation = config.evaluation
-    prompts = evaluation.prompts_of(config.subject)
+    prompts = evaluation.prompts_of(config.subject, config.prompts)
     pipeline = load_trained(base.directory, state, device=device, dtype=torch.float32)
     images = sample(
         pipeline,

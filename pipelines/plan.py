@@ -171,9 +171,11 @@ def _absolute(config: DreamBoothConfig) -> DreamBoothConfig:
     changes: dict[str, Any] = {"storage": storage, "subject": subject}
     if config.base_model != "miniature":
         changes["base_model"] = _absolute_folder(config.base_model)
+    real = config.evaluation.real_images
     encoders = {name: getattr(config.evaluation, name) for name in ("image_encoder", "dino", "clip", "lpips")}
     changes["evaluation"] = config.evaluation.model_copy(
-        update={name: _absolute_folder(address) for name, address in encoders.items() if address is not None}
+        update={"real_images": None if real is None else tuple(absolute(address) for address in real)}
+        | {name: _absolute_folder(address) for name, address in encoders.items() if address is not None}
     )
     return config.model_copy(update=changes)
 
@@ -227,7 +229,7 @@ def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: Pri
         evaluation = config.evaluation
         parts += [bank_address(evaluation, config.base_model).hash, str(evaluation.every)]
         parts += [str(evaluation.score_images), str(evaluation.num_inference_steps), str(evaluation.guidance_scale)]
-        parts += [str(evaluation.seed), *evaluation.prompts_of(config.subject)]
+        parts += [str(evaluation.seed), *evaluation.prompts_of(config.subject, config.prompts)]
     return config_hash(*parts)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.config import DreamBoothConfig
 from dreambooth.evaluation.config import EvaluationConfig
 from dreambooth.evaluation.protocol import Protocol, SampleSet, protocol_of
-from dreambooth.images import InstanceImage, data_hash
+from dreambooth.images import InstanceImage, data_hash, find_instance_images
 from pipelines.evaluate_stage import instance_pictures
 from pipelines.sampler_pool import Call, Samplers
 from pipelines.samplers import BankAddress, Measured, SampleRequest, Source, picture_name
@@ -78,7 +78,7 @@ def protocol_task(
         config=config,
         protocol=protocol,
         bank=bank_address(config.evaluation, config.base_model),
-        images=tuple(images),
+        images=_real_images(config, images),
         model_key=model_key,
         base_hash=base_hash,
         run_uri=config.run_uri,
@@ -88,8 +88,15 @@ def protocol_task(
 
 def check_protocol(config: DreamBoothConfig) -> None:
     """Raise InputError for prompts or encoders that no evaluation can be done with, at the end or during training."""
+    _real_images(config, ())
     if protocol_of(config, dtype="float32") is not None or config.evaluation.every is not None:
         bank_address(config.evaluation, config.base_model)
+
+
+def _real_images(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> tuple[InstanceImage, ...]:
+    """What samples are compared with: `images`, those that were trained on, unless others are named."""
+    addresses = config.evaluation.real_images
+    return tuple(images) if addresses is None else find_instance_images(addresses)
 
 
 def bank_address(settings: EvaluationConfig, base_model: str) -> BankAddress:

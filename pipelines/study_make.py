@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.prompts import CLASS_NOUN_PLACEHOLDER, prompt_list
-from dreambooth.subject import IDENTIFIER_PLACEHOLDER
+from dreambooth.evaluation.prompts import prompt_list
+from dreambooth.subject import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER
 from pipelines.generate import FoundModel, find_model
 from pipelines.study import SubjectSamples, make_questions
 from pipelines.study_samples import has_samples, read_references, read_samples, sample_model

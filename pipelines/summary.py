@@ -183,7 +183,10 @@ def _rows(plan: Plan, evaluation: Evaluation) -> list[Row]:
                 images=[_open(image) for image in evaluation.after[prompt][:shown]],
                 baseline=[_open(image) for image in evaluation.before[prompt][:shown]],
             )
-            for prompt in [*plan.config.evaluation.prompts_of(plan.config.subject), evaluation.class_prompt]
+            for prompt in [
+                *plan.config.evaluation.prompts_of(plan.config.subject, plan.config.prompts),
+                evaluation.class_prompt,
+            ]
         ),
     ]
 

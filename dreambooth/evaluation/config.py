@@ -1,11 +1,11 @@
 """What a run is told of its evaluation, and of what a model has to reach to become the champion."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dreambooth.bounds import NotNegative, Positive
-from dreambooth.subject import Frozen, Subject, Words, fill_identifier
+from dreambooth.subject import Frozen, PromptTemplates, Subject, Words, as_tuple, fill_prompt
 
 
 class EvaluationConfig(Frozen):
@@ -43,6 +43,9 @@ class EvaluationConfig(Frozen):
     lpips: Words | None = Field(
         None, description="of the paper's bank: folder with the weights of AlexNet and of LPIPS, which no hub has"
     )
+    real_images: Annotated[tuple[str, ...] | None, BeforeValidator(as_tuple)] = Field(
+        None, description="pictures of the subject that samples are compared with; None: the instance images"
+    )
     every: Positive | None = Field(
         None,
         description="steps between measurements of the score during training, the bank's DINO + CLIP-T of "
@@ -56,12 +59,10 @@ class EvaluationConfig(Frozen):
             raise ValueError(f"expected prompts that differ, got {list(self.prompts)}")
         return self
 
-    def prompts_of(self, subject: Subject) -> list[str]:
-        """The prompts with a subject's identifier and class noun put in."""
-        return [
-            fill_identifier(prompt, str(subject.identifier)).replace("{class_noun}", subject.class_noun)
-            for prompt in self.prompts
-        ]
+    def prompts_of(self, subject: Subject, templates: PromptTemplates) -> list[str]:
+        """The prompts with a subject's identifier put in, and its class noun if it was taught with one."""
+        noun = templates.noun_beside_identifier(subject)
+        return [fill_prompt(prompt, str(subject.identifier), noun) for prompt in self.prompts]
 
 
 class GateConfig(Frozen):

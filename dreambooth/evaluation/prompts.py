@@ -21,9 +21,8 @@ from typing import Any
 import yaml
 
 from dreambooth.errors import InputError
-from dreambooth.subject import IDENTIFIER_PLACEHOLDER, fill_identifier
+from dreambooth.subject import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, fill_identifier, fill_prompt
 
-CLASS_NOUN_PLACEHOLDER = "{class_noun}"
 OWN = "own"
 _DATA = Path(__file__).parent
 
@@ -38,8 +37,8 @@ class EvaluationPrompt:
     application: str
 
     def with_identifier(self, identifier: str, class_noun: str) -> str:
-        """What the fine-tuned model is asked for."""
-        return fill_identifier(self.text, identifier).replace(CLASS_NOUN_PLACEHOLDER, class_noun)
+        """What the fine-tuned model is asked for; `class_noun` may be "" (see `fill_prompt`)."""
+        return fill_prompt(self.text, identifier, class_noun)
 
     def without_identifier(self, class_noun: str) -> str:
         """The same of any member of the class: what the base model is asked for; with the article that it needs."""

@@ -45,6 +45,7 @@ class Protocol:
     prompts: PromptList
     identifier: str
     class_noun: str
+    noun_beside_identifier: str  # "" for a model that was taught without
     class_prompt: str
     images_per_prompt: int
     num_inference_steps: int
@@ -56,7 +57,8 @@ class Protocol:
     @property
     def texts(self) -> tuple[str, ...]:
         """The prompts with the identifier."""
-        return tuple(prompt.with_identifier(self.identifier, self.class_noun) for prompt in self.prompts.prompts)
+        noun = self.noun_beside_identifier
+        return tuple(prompt.with_identifier(self.identifier, noun) for prompt in self.prompts.prompts)
 
     @property
     def texts_without_identifier(self) -> tuple[str, ...]:
@@ -106,6 +108,7 @@ def protocol_of(config: DreamBoothConfig, *, dtype: str) -> Protocol | None:
         prompts=prompt_list(named(settings.protocol, config.base_model), subject.class_noun, own=settings.prompts),
         identifier=str(subject.identifier),
         class_noun=subject.class_noun,
+        noun_beside_identifier=config.prompts.noun_beside_identifier(subject),
         class_prompt=config.prompts.class_prompt(subject),
         images_per_prompt=settings.images_per_prompt,
         num_inference_steps=settings.num_inference_steps,

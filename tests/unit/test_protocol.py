@@ -1,6 +1,7 @@
 """Which pictures an evaluation wants, and what their names depend on."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from dreambooth.config import load_config
 from dreambooth.errors import InputError
 from dreambooth.evaluation.protocol import Protocol, protocol_of
+from dreambooth.images import find_instance_images
+from pipelines.protocol_stage import ProtocolTask, check_protocol, protocol_task
 
 
 def protocol(*overrides: str, name: str = "rex", identifier: str = "tfz", class_noun: str = "dog") -> Protocol:
@@ -30,6 +33,14 @@ def test_25_prompts_of_4_and_the_class_prompt() -> None:
     assert fine_tuned[0].prompt == "a photo of tfz dog on the grass"
     assert base[0].prompt == "a photo of a dog on the grass"
     assert (of_class.prompt, len(of_class.seeds)) == ("a photo of a dog", 16)
+
+
+def test_a_model_taught_without_a_class_noun_is_asked_without_one_and_from_the_same_noise() -> None:
+    without, made = protocol("prompts.instance=a photo of {identifier}"), protocol()
+    assert without.texts[0] == "a photo of tfz on the grass"
+    assert without.texts_without_identifier == made.texts_without_identifier
+    assert [one.seeds for one in without.fine_tuned("trained")] == [one.seeds for one in made.fine_tuned("trained")]
+    assert without.class_prompt == "a photo of a dog"
 
 
 def test_base_and_fine_tuned_start_from_the_same_noise() -> None:
@@ -79,6 +90,28 @@ def test_own_prompts() -> None:
     assert made.texts == ("tfz dog at night",)
     with pytest.raises(InputError, match=r"no placeholder \[V\]"):
         protocol("evaluation.protocol=own", "evaluation.prompts=['a dog at night']")
+
+
+def test_samples_can_be_compared_with_other_pictures_than_those_trained_on(instance_folder: Path) -> None:
+    def task(*overrides: str) -> ProtocolTask:
+        subject = {"name": "rex", "class_noun": "dog", "identifier": "tfz"}
+        plain = {"subject": subject | {"instance_images": str(instance_folder / "00.png")}}
+        config = load_config(plain, ("images.resolution=64", "evaluation.protocol=miniature", *overrides))
+        images = find_instance_images(config.subject.instance_images)
+        made = protocol_task(config, images, model_key="m", base_hash="b", use_gpu=False)
+        assert made is not None
+        return made
+
+    assert [image.address[-6:] for image in task().images] == ["00.png"]
+    other = task(f"evaluation.real_images={instance_folder}")
+    assert len(other.images) == 5
+    assert other.key != task().key
+    with pytest.raises(InputError, match="nowhere"):
+        check_protocol(
+            other.config.model_copy(
+                update={"evaluation": other.config.evaluation.model_copy(update={"real_images": ("nowhere",)})}
+            )
+        )
 
 
 def test_none() -> None:
