@@ -15,6 +15,7 @@ from pipelines.cli_batch import batch
 from pipelines.cli_evaluate import evaluate
 from pipelines.cli_jobs import jobs_group, submit
 from pipelines.cli_manifest import manifest
+from pipelines.cli_paper import paper
 from pipelines.cli_study import study
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def settings() -> None:
             click.echo(f"{group + '.' + name:<38} {value}")
 
 
-for command in (batch, evaluate, submit, jobs_group, manifest, study):
+for command in (batch, evaluate, paper, submit, jobs_group, manifest, study):
     main.add_command(command)
 
 if __name__ == "__main__":

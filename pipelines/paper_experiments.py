@@ -1,0 +1,301 @@
+"""The experiments of `dreambooth paper`: the paper's tables and what goes beyond them, each row a few settings.
+
+A row is trained for every subject of its experiment, one run each; where rows of several tables are the same settings,
+they share the runs. Beside a table stand the paper's own figures (Ruiz et al., arXiv 2208.12242): other models, other
+data and other encoders, so they show which way a figure should go, and nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FIDELITY = ("dino", "clip_i")
+COLUMN_TITLES = {
+    "dino": "DINO ↑",
+    "clip_i": "CLIP-I ↑",
+    "clip_t_no_identifier": "CLIP-T ↑",
+    "pres": "PRES ↓",
+    "div": "DIV ↑",
+    "near_copies": "near-copies ↓",
+}
+"""What is measured. CLIP-T is of the prompt without the identifier, which is the same text for every row of a table."""
+
+_METHODS = (*FIDELITY, "clip_t_no_identifier")
+_PRESERVED = ("pres", "div", *_METHODS)
+_ALONE = "a photo of {identifier}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a table: what differs from the miniature's own settings, dotted as for --set.
+
+    `reads` names other figures of an evaluation for some columns, None for a column without one.
+    """
+
+    slug: str
+    title: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    class_noun: Literal["correct", "wrong"] = "correct"
+    instance_images: int = 5
+    reads: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A row of the paper's own table: figures by column, None where it has none."""
+
+    title: str
+    figures: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What should come out: `higher` is above `lower` in a column, both slugs of rows."""
+
+    sentence: str
+    column: str
+    higher: str
+    lower: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A table. `every_subject` False: only the few subjects of a setting's side experiments."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...] = ()
+    every_subject: bool = True
+    note: str = ""
+    published: tuple[Published, ...] = ()
+    published_columns: tuple[str, ...] = ()
+    source: str = ""
+
+
+DREAMBOOTH = Row(slug="dreambooth", title="DreamBooth")
+TEXTUAL_INVERSION = Row(
+    slug="textual-inversion",
+    title="Textual Inversion",
+    settings={
+        "train.method": "textual_inversion",
+        "train.identifier_learning_rate": 0.03,
+        "train.max_train_steps": 800,
+    },
+)
+WITHOUT_PRIOR = Row(slug="no-prior", title="DreamBooth without it", settings={"prior.prior_loss_weight": 0})
+REAL_IMAGES = Row(
+    slug="real",
+    title="Real images",
+    reads={"dino": "real_dino", "clip_i": "real_clip_i", "clip_t_no_identifier": None},
+)
+
+
+def _same(row: Row, slug: str, title: str) -> Row:
+    """The same runs under another title."""
+    return Row(
+        slug=slug,
+        title=title,
+        settings=row.settings,
+        class_noun=row.class_noun,
+        instance_images=row.instance_images,
+    )
+
+
+TABLE_1 = Experiment(
+    name="table1",
+    title="Subject fidelity and prompt fidelity",
+    columns=_METHODS,
+    rows=(REAL_IMAGES, DREAMBOOTH, TEXTUAL_INVERSION),
+    claims=(
+        Claim(sentence="Real images are above DreamBooth in DINO", column="dino", higher="real", lower="dreambooth"),
+        Claim(
+            sentence="DreamBooth is above Textual Inversion in DINO",
+            column="dino",
+            higher="dreambooth",
+            lower="textual-inversion",
+        ),
+    ),
+    published=(
+        Published(title="Real images", figures=(0.774, 0.885, None)),
+        Published(title="DreamBooth (Imagen)", figures=(0.696, 0.812, 0.306)),
+        Published(title="DreamBooth (Stable Diffusion)", figures=(0.668, 0.803, 0.305)),
+        Published(title="Textual Inversion (Stable Diffusion)", figures=(0.569, 0.780, 0.255)),
+    ),
+    published_columns=_METHODS,
+    source="Table 1",
+)
+
+TABLE_3 = Experiment(
+    name="table3",
+    title="Prior preservation",
+    columns=_PRESERVED,
+    rows=(_same(DREAMBOOTH, "prior", "DreamBooth with prior preservation"), WITHOUT_PRIOR),
+    claims=(
+        Claim(sentence="Prior preservation lowers PRES", column="pres", higher="no-prior", lower="prior"),
+        Claim(sentence="Prior preservation raises DIV", column="div", higher="prior", lower="no-prior"),
+    ),
+    published=(
+        Published(title="DreamBooth (Imagen) w/ PPL", figures=(0.493, 0.391, 0.684, 0.815, 0.308)),
+        Published(title="DreamBooth (Imagen)", figures=(0.664, 0.371, 0.712, 0.828, 0.306)),
+    ),
+    published_columns=_PRESERVED,
+    source="Table 3",
+)
+
+TABLE_4 = Experiment(
+    name="table4",
+    title="The class noun",
+    columns=FIDELITY,
+    rows=(
+        _same(DREAMBOOTH, "correct", "Correct class noun"),
+        Row(slug="no-noun", title="No class noun", settings={"prompts.instance": _ALONE}),
+        Row(slug="wrong-noun", title="Wrong class noun", class_noun="wrong"),
+    ),
+    claims=(
+        Claim(
+            sentence="The correct class noun is above none in DINO", column="dino", higher="correct", lower="no-noun"
+        ),
+        Claim(
+            sentence="The correct class noun is above a wrong one in DINO",
+            column="dino",
+            higher="correct",
+            lower="wrong-noun",
+        ),
+    ),
+    note="Prompts name the class noun that was trained with, or none. Without one, the class images are those of the "
+    "correct class, so that nothing else differs; with a wrong one they are of the wrong class.",
+    published=(
+        Published(title="Correct class", figures=(0.744, 0.853)),
+        Published(title="No class", figures=(0.303, 0.607)),
+        Published(title="Wrong class", figures=(0.454, 0.728)),
+    ),
+    published_columns=FIDELITY,
+    source="Table 4",
+)
+
+TABLE_5 = Experiment(
+    name="table5",
+    title="The number of instance images",
+    columns=("dino", "clip_t_no_identifier", "near_copies"),
+    rows=tuple(
+        Row(slug=f"images-{count}", title=f"{count} image{'s' * (count > 1)}", instance_images=count)
+        for count in range(1, 6)
+    ),
+    claims=(Claim(sentence="Five images are above one in DINO", column="dino", higher="images-5", lower="images-1"),),
+    note="However many images are trained on, samples are compared with all five.",
+    published=(
+        Published(title="Backpack", figures=(0.494, 0.515, 0.596, 0.604, 0.597)),
+        Published(title="Dog", figures=(0.798, 0.851, 0.871, 0.876, 0.864)),
+    ),
+    published_columns=("1 image", "2", "3", "4", "5"),
+    source="Table 5 (DINO)",
+)
+
+IDENTIFIER = Experiment(
+    name="identifier",
+    title="A rare identifier or a common word",
+    columns=_PRESERVED,
+    every_subject=False,
+    rows=(
+        _same(DREAMBOOTH, "rare", "Rare token"),
+        Row(slug="common-word", title='Common word ("green")', settings={"subject.identifier": "green"}),
+    ),
+    claims=(
+        Claim(
+            sentence="A rare identifier is above a common word in DINO",
+            column="dino",
+            higher="rare",
+            lower="common-word",
+        ),
+    ),
+    note="The paper's section 3.1 argues for rare tokens without figures.",
+)
+
+TEXT_ENCODER = Experiment(
+    name="text-encoder",
+    title="Text encoder trained or frozen",
+    columns=_PRESERVED,
+    every_subject=False,
+    rows=(
+        _same(DREAMBOOTH, "trained", "Trained"),
+        Row(slug="frozen", title="Frozen", settings={"train.train_text_encoder": False}),
+    ),
+    claims=(
+        Claim(
+            sentence="A trained text encoder is above a frozen one in DINO",
+            column="dino",
+            higher="trained",
+            lower="frozen",
+        ),
+    ),
+    note="With a frozen text encoder the identifier's embedding is not learnt either.",
+)
+
+CHECKPOINT = Experiment(
+    name="checkpoint",
+    title="The last checkpoint or the best",
+    columns=(*_METHODS, "near_copies"),
+    every_subject=False,
+    rows=(
+        _same(DREAMBOOTH, "last", "Last"),
+        Row(slug="best", title="Best by DINO + CLIP-T", settings={"train.keep": "best", "evaluation.every": 100}),
+    ),
+    claims=(
+        Claim(sentence="The best checkpoint is above the last in DINO", column="dino", higher="best", lower="last"),
+    ),
+    note="The score is measured every 100 steps on samples of five other prompts than the table's.",
+)
+
+CLASS_IMAGES = Experiment(
+    name="class-images",
+    title="The number of class images",
+    columns=_PRESERVED,
+    every_subject=False,
+    rows=(
+        _same(WITHOUT_PRIOR, "class-images-0", "None"),
+        *(
+            Row(slug=f"class-images-{count}", title=str(count), settings={"prior.num_class_images": count})
+            for count in (10, 50, 200)
+        ),
+    ),
+    claims=(
+        Claim(
+            sentence="200 class images are below 10 in PRES",
+            column="pres",
+            higher="class-images-10",
+            lower="class-images-200",
+        ),
+    ),
+)
+
+STEPS = Experiment(
+    name="steps",
+    title="Training steps",
+    columns=(*_PRESERVED, "near_copies"),
+    every_subject=False,
+    rows=tuple(
+        Row(slug=f"steps-{count}", title=str(count), settings={"train.max_train_steps": count})
+        for count in (100, 200, 400, 800)
+    ),
+    claims=(Claim(sentence="400 steps are above 100 in DINO", column="dino", higher="steps-400", lower="steps-100"),),
+)
+
+EXPERIMENTS = (TABLE_1, TABLE_3, TABLE_4, TABLE_5, IDENTIFIER, TEXT_ENCODER, CHECKPOINT, CLASS_IMAGES, STEPS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How large it all is: which experiments, on which of the shipped subjects, with how many samples a prompt."""
+
+    name: str
+    experiments: tuple[Experiment, ...]
+    subjects: tuple[str, ...]
+    few_subjects: tuple[str, ...]
+    images_per_prompt: int = 2
+    common: Mapping[str, Any] = field(default_factory=dict)
+
+    def subjects_of(self, experiment: Experiment) -> tuple[str, ...]:
+        """The subjects that an experiment's rows are trained for."""
+        return self.subjects if experiment.every_subject else self.few_subjects

@@ -1,0 +1,32 @@
+"""The two sizes of `dreambooth paper`: all experiments on all shipped subjects, or the paper's findings on three."""
+
+from dataclasses import replace
+
+from dreambooth.miniature import subject_names
+from pipelines.paper_experiments import (
+    EXPERIMENTS,
+    TABLE_1,
+    TABLE_3,
+    TABLE_4,
+    TABLE_5,
+    Setting,
+)
+
+FEW_SUBJECTS = ("coral-car", "magenta-cat", "navy-dog", "sky-boat", "violet-teapot")
+"""Of side experiments. None is green, which is the common word that stands for an identifier there."""
+
+
+def full_setting() -> Setting:
+    """All tables; two samples a prompt, so that DIV can be measured."""
+    return Setting(
+        name="full", experiments=EXPERIMENTS, subjects=subject_names(), few_subjects=FEW_SUBJECTS, images_per_prompt=2
+    )
+
+
+def quick_setting() -> Setting:
+    """The paper's tables on three subjects of three classes, and of Table 5 its two ends."""
+    ends = replace(TABLE_5, rows=(TABLE_5.rows[0], TABLE_5.rows[-1]))
+    subjects = ("coral-car", "navy-dog", "violet-teapot")
+    return Setting(
+        name="quick", experiments=(TABLE_1, TABLE_3, TABLE_4, ends), subjects=subjects, few_subjects=subjects
+    )
