@@ -28,9 +28,9 @@ _DEFAULT_OUTPUT = "output/study"
 def study(sources: tuple[str, ...], reporting: bool, output: str | None, port: int, **options: Any) -> None:
     """Ask people which of two models' pictures they prefer, on a page that this machine alone can open.
 
-    A and B are models (models:/NAME@latest, a published model) or folders that runs or batches wrote. The page shows a
-    picture of each, left and right by chance, and asks which keeps the subject better and which follows the prompt
-    better. Answers are kept as they come; the same command, or the folder alone as STUDY, goes on with them.
+    A and B are models (models:/NAME@latest, a published model), folders that runs or batches wrote, or evaluation.json
+    files. The page shows a picture of each, left and right by chance, and asks which keeps the subject better and which
+    follows the prompt better. Answers are kept as they come; the same command, or the folder alone as STUDY, goes on.
     """
     folder = _folder(sources, output)
     study_file = _open(folder / _FILE, sources, options)

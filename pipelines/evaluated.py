@@ -3,10 +3,12 @@
 The protocol's evaluation.json where the run measured one, else the samples that every run makes.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dreambooth.errors import InputError
 from dreambooth.evaluation.figures import Figures, figures_from
 from pipelines.evaluation_store import INDEX
 from pipelines.storage import filesystem, join, published, read_json
@@ -38,18 +40,32 @@ class Evaluated:
 
 def find_evaluated(run_uri: str, summary: Mapping[str, Any]) -> Evaluated | None:
     """The evaluation of a run that ended with a summary, or None."""
-    subject = {name: summary[name] for name in ("subject", "class_noun", "identifier")}
     stored = _stored(run_uri, summary["key"])
-    if (measured := summary.get("evaluation")) is None:
-        return Evaluated(**subject, prompts=stored[0], instance=stored[1]) if stored else None
-    evaluation = read_json(measured["uri"])
-    prompts = tuple(
-        PromptPictures(prompt=of["prompt"], fine_tuned=tuple(of["fine_tuned"]), base=tuple(of["base"]))
-        for of in evaluation["pictures"]
-    )
-    # The photographs as they were trained on, where there are any: what they were cut from may have moved on.
-    instance = stored[1] if stored else tuple(evaluation["instance_images"])
-    return Evaluated(**subject, prompts=prompts, instance=instance, figures=figures_from(evaluation))
+    if (measured := summary.get("evaluation")) is not None:
+        evaluated = read_evaluation(measured["uri"])
+        # The photographs as they were trained on, where there are any: what they were cut from may have moved on.
+        return dataclasses.replace(evaluated, instance=stored[1]) if stored else evaluated
+    if stored is None:
+        return None
+    subject = {name: summary[name] for name in ("subject", "class_noun", "identifier")}
+    return Evaluated(**subject, prompts=stored[0], instance=stored[1])
+
+
+def read_evaluation(uri: str) -> Evaluated:
+    """What an evaluation.json holds; InputError for a file that is none."""
+    evaluation = read_json(uri)
+    try:
+        return Evaluated(
+            **{name: evaluation[name] for name in ("subject", "class_noun", "identifier")},
+            prompts=tuple(
+                PromptPictures(prompt=of["prompt"], fine_tuned=tuple(of["fine_tuned"]), base=tuple(of["base"]))
+                for of in evaluation["pictures"]
+            ),
+            instance=tuple(evaluation["instance_images"]),
+            figures=figures_from(evaluation),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{uri} isn't an evaluation that this version reads ({error!r}); evaluate again") from None
 
 
 def read_pictures(addresses: Iterable[str]) -> dict[str, bytes]:
@@ -66,7 +82,7 @@ def read_pictures(addresses: Iterable[str]) -> dict[str, bytes]:
 
 
 def _stored(run_uri: str, key: str) -> tuple[tuple[PromptPictures, ...], tuple[str, ...]] | None:
-    """The samples that a run made of its own prompts, and its photographs as it cut them."""
+    """The samples that a run made of its own prompts, and its photographs as it cut them, or None."""
     manifest = published(join(run_uri, "evaluation"))
     if manifest is None or manifest.metadata.get("key") != key:
         return None

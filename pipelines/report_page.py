@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 _PAGE = Path(__file__).with_name("report_page.html")
 _SMALL = 128  # pixels of a side, up to which a picture's pixels are shown as they are
@@ -62,7 +62,7 @@ def number(value: float | None, digits: int, *, more: str = "") -> str:
 def picture(content: bytes, *, side: int, alt: str, kind: str = "") -> str:
     """A picture of up to `side` pixels, inside the page; small ones keep their pixels sharp."""
     with Image.open(io.BytesIO(content)) as opened:
-        image = opened.convert("RGB")
+        image = ImageOps.exif_transpose(opened).convert("RGB")
     image.thumbnail((side, 10 * side))
     buffer = io.BytesIO()
     image.save(buffer, format="WEBP", quality=80)

@@ -7,7 +7,7 @@ from typing import Any
 from dreambooth.errors import InputError
 from dreambooth.images import find_instance_images, open_image, png_bytes
 from dreambooth.subject import IDENTIFIER_PLACEHOLDER
-from pipelines.evaluated import Evaluated, find_evaluated, read_pictures
+from pipelines.evaluated import Evaluated, find_evaluated, read_evaluation, read_pictures
 from pipelines.generate import FoundModel, sample_prompts
 from pipelines.storage import exists, join, read_json
 from pipelines.study import SubjectSamples
@@ -16,15 +16,20 @@ _LARGEST_PIXELS = 200_000_000
 
 
 def has_samples(address: str) -> bool:
-    """Whether an address is a folder that a run or a batch has ended in."""
-    return not address.startswith("models:") and exists(join(address, "summary.json"))
+    """Whether an address is an evaluation.json, or a folder that a run or a batch has ended in."""
+    return address.endswith(".json") or (not address.startswith("models:") and exists(join(address, "summary.json")))
 
 
 def read_samples(address: str) -> dict[str, SubjectSamples]:
-    """The samples of a run's or a batch's evaluation, by subject.
+    """The samples of an evaluation, a run or a batch, by subject.
 
-    Raises InputError for a folder without any; subjects of a batch that failed are passed over.
+    Raises InputError for a place without any; subjects of a batch that failed are passed over.
     """
+    if address.endswith(".json"):
+        if not exists(address):
+            raise InputError(f"there is no evaluation at {address}")
+        evaluated = read_evaluation(address)
+        return {evaluated.subject: _samples(evaluated)}
     summary = read_json(join(address, "summary.json"))
     if "results" not in summary:
         found = {summary["subject"]: _of_run(address, summary)}
@@ -77,15 +82,23 @@ def read_references(address: str) -> tuple[bytes, ...]:
 
 def _of_run(uri: str, summary: dict[str, Any]) -> SubjectSamples | None:
     evaluated = find_evaluated(uri, summary)
-    if evaluated is None:
-        return None
+    return None if evaluated is None else _samples(evaluated)
+
+
+def _samples(evaluated: Evaluated) -> SubjectSamples:
     prompts = {_template(evaluated, of.prompt): of.fine_tuned for of in evaluated.prompts}
     named = {template: pictures for template, pictures in prompts.items() if IDENTIFIER_PLACEHOLDER in template}
     read = read_pictures([*evaluated.instance, *(address for pictures in named.values() for address in pictures)])
+    references = tuple(read[address] for address in evaluated.instance if address in read)
+    if not references:
+        raise InputError(
+            f"none of {evaluated.subject}'s photographs is at {', '.join(evaluated.instance)} any more; "
+            f"compare the models themselves, with --instance-images DIR"
+        )
     return SubjectSamples(
         subject=evaluated.subject,
         class_noun=evaluated.class_noun,
-        references=tuple(read[address] for address in evaluated.instance if address in read),
+        references=references,
         samples={
             template: tuple(read[address] for address in pictures)
             for template, pictures in named.items()

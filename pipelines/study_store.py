@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dreambooth.errors import InputError
 from dreambooth.images import png_bytes
@@ -192,7 +192,7 @@ def _insert(connection: sqlite3.Connection, number: int, question: Question) -> 
 def _insert_picture(connection: sqlite3.Connection, picture: bytes) -> str:
     """Store a picture's pixels alone: what else a file holds may say whose it is."""
     with Image.open(io.BytesIO(picture)) as opened:
-        image = opened.convert("RGB")
+        image = ImageOps.exif_transpose(opened).convert("RGB")
     image.info.clear()
     image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
     png = png_bytes(image)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dreambooth.errors import InputError
 from dreambooth.evaluation.bootstrap import Interval
 from dreambooth.evaluation.figures import FIGURE_NAMES, BankId, Figure, Figures, NearestInstance, PromptRow
 from dreambooth.subject import IDENTIFIER_PLACEHOLDER
@@ -84,7 +85,7 @@ def finished(tmp_path: Path) -> Callable[..., tuple[str, dict[str, Any]]]:
                         path.write_bytes(png(red, place, image))
                         of[side].append(str(path))  # type: ignore[attr-defined]
                 pictures.append(of)
-            content = measured.as_dict() | {"pictures": pictures, "instance_images": ["/gone/0.jpg"]}
+            content = subject | measured.as_dict() | {"pictures": pictures, "instance_images": ["/gone/0.jpg"]}
             (tmp_path / name / "evaluation.json").write_text(json.dumps(content))
             summary["evaluation"] = {"uri": str(tmp_path / name / "evaluation.json")}
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
@@ -200,3 +201,23 @@ def test_a_study_reads_what_a_run_and_a_batch_left(finished: Any, tmp_path: Path
 
 def test_every_figure_has_a_name_in_words() -> None:
     assert set(FIGURES) == set(FIGURE_NAMES)
+
+
+def test_a_study_reads_an_evaluation_alone(finished: Any, tmp_path: Path) -> None:
+    uri, summary = finished(figures())
+    content = json.loads((tmp_path / "rex" / "evaluation.json").read_text())
+    (tmp_path / "photo.png").write_bytes(png(9, 9, 9))
+    named = {name: summary[name] for name in ("subject", "class_noun", "identifier")}
+    content |= named | {"instance_images": [str(tmp_path / "photo.png")]}
+    (tmp_path / "again.json").write_text(json.dumps(content))
+    assert has_samples(str(tmp_path / "again.json"))
+    samples = read_samples(str(tmp_path / "again.json"))["rex"]
+    assert samples.references == (png(9, 9, 9),)
+    assert len(samples.samples) == len(PLACES)
+    with pytest.raises(InputError, match="isn't an evaluation"):
+        read_samples(f"{uri}/summary.json")
+    with pytest.raises(InputError, match="no evaluation at"):
+        read_samples(f"{uri}/gone.json")
+    (tmp_path / "photo.png").unlink()
+    with pytest.raises(InputError, match="none of rex's photographs"):
+        read_samples(str(tmp_path / "again.json"))
