@@ -21,12 +21,12 @@ _SHOWN_FAULTLESS = 20
 """In a larger batch, only subjects are listed that there is something to say of."""
 
 
-def checks_table(checks: Sequence[SubjectCheck]) -> Table:
+def checks_table(checks: Sequence[SubjectCheck]) -> RenderableType:
     """What was found out about the subjects of a batch: who is ready, what stops whom, and what is only doubtful."""
     invalid = sum(bool(check.errors) for check in checks)
     doubtful = sum(bool(check.warnings) for check in checks)
     title = f"{len(checks)} subjects checked: {invalid} with errors, {doubtful} with warnings"
-    table = Table("subject", "class noun", "[V]", "images", "findings", title=title, title_justify="left", box=None)
+    table = Table("subject", "class noun", "[V]", "images", "findings", box=None)
     for check in checks:
         if not (check.errors or check.warnings) and len(checks) > _SHOWN_FAULTLESS:
             continue
@@ -40,7 +40,7 @@ def checks_table(checks: Sequence[SubjectCheck]) -> Table:
             str(len(check.plan.images)) if check.plan is not None else "–",
             Text("\n").join(findings) if findings else Text("ready", style="green"),
         )
-    return table
+    return Group(Text(title, style="bold"), table) if table.row_count else Text(title, style="bold")
 
 
 class BatchView:

@@ -61,6 +61,7 @@ _SET = click.option(
 @click.option("--workers", type=int, help="cluster.num_workers")
 @click.option("--zero-stage", type=int, help="zero.stage")
 @click.option("--output", help="storage.run: the folder of this run.")
+@click.option("--address", help="cluster.address: 'auto' or that of a Ray cluster to join; started here if left out.")
 @_SET
 @click.option("--dry-run", is_flag=True, help="Check everything, print the configuration and the plan, and stop.")
 @click.option("--quiet", "silent", is_flag=True, help="Print only warnings and the result.")
@@ -110,6 +111,7 @@ def _settings(
         "workers": "cluster.num_workers",
         "zero_stage": "zero.stage",
         "output": "storage.run",
+        "address": "cluster.address",
     }
     for flag, place in places.items():
         value: Any = flags[flag]

@@ -19,12 +19,19 @@ SOME_FAILED = 3
 @click.option(
     "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
 )
+@click.option("--address", help="cluster.address: 'auto' or that of a Ray cluster to join; started here if left out.")
 @click.option("--name", help="Name of the batch; that of SUBJECTS if left out.")
 @click.option("--dry-run", is_flag=True, help="Check all subjects, print the plan, and stop.")
 @click.option("--skip-invalid", is_flag=True, help="Go on without subjects that can't be trained.")
 @click.option("--quiet", "silent", is_flag=True, help="Print only warnings and the result.")
 def batch(
-    subjects: str, overrides: tuple[str, ...], name: str | None, dry_run: bool, skip_invalid: bool, silent: bool
+    subjects: str,
+    overrides: tuple[str, ...],
+    address: str | None,
+    name: str | None,
+    dry_run: bool,
+    skip_invalid: bool,
+    silent: bool,
 ) -> None:
     """Personalize many subjects: class images once per class, warm workers, one report.
 
@@ -41,12 +48,14 @@ def batch(
     from pipelines.subject_list import read_batch
 
     console = RunConsole(quiet=silent)
-    listed = read_batch(subjects, overrides)
+    listed = read_batch(subjects, (*overrides, *([f"cluster.address={address}"] if address else [])))
     cluster = next((subject.config.cluster for subject in listed if subject.config is not None), None)
     with ExitStack() as stack:
         # A Ray of its own is started only when there is something to train.
         joined = stack.enter_context(ray_cluster(cluster)) if cluster is not None and cluster.address else None
         resources = joined or local_resources()
+        if cluster is not None:
+            resources.check(cluster)  # once, and not once a subject
         checks = check_subjects(listed, resources)
         if not silent or any(check.errors or check.warnings for check in checks):
             console.findings(checks_table(checks))

@@ -106,4 +106,4 @@ def _follow(client: object, job: str) -> None:
         click.echo(f"\nthe job goes on; 'dreambooth jobs logs {job}' follows it, 'jobs stop {job}' stops it", err=True)
         sys.exit(130)
     click.echo(f"{job}: {ended}", err=True)
-    sys.exit(0 if ended == "SUCCEEDED" else 1)
+    sys.exit(jobs.exit_code(client, job))

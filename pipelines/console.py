@@ -4,9 +4,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 PLAIN_LINE_SECONDS = 10.0
@@ -31,7 +30,7 @@ class RunConsole:
         for what, value in rows:
             self._console.print(Text.assemble((f"{what:<{width}}", "bold"), "  ", value), soft_wrap=True)
 
-    def findings(self, table: Table) -> None:
+    def findings(self, table: RenderableType) -> None:
         """A table of what is wrong, shown even when quiet; wide enough, where there is no terminal, to be read."""
         terminal = self._console.is_terminal
         (self._console if terminal else Console(stderr=True, highlight=False, width=_PLAIN_WIDTH)).print(table)

@@ -54,7 +54,7 @@ class Job:
 def make_job(command: str, arguments: Sequence[str]) -> Job:
     """Make a job of a command and its arguments; tables and configurations among them travel with it.
 
-    Raises InputError for a password in an argument.
+    Raises InputError for a password in an argument, and for a relative folder, which means nothing where a job works.
     """
     files: dict[str, Path] = {}
     named = []
@@ -70,6 +70,11 @@ def make_job(command: str, arguments: Sequence[str]) -> Job:
             name = f"inputs/{len(files)}/{path.name}"
             files[name] = path
             named.append(name)
+        elif path.is_dir() and not path.is_absolute():
+            raise InputError(
+                f"{argument!r} is a folder here, and the job runs elsewhere; give an address that the cluster reads, "
+                f"such as s3://bucket/{path.name}, or, on a disk that it shares, the whole path"
+            )
         else:
             named.append(argument)
     return Job(arguments=(command, *named), files=files)
@@ -127,11 +132,23 @@ def follow(client: Any, job_id: str, show: Callable[[str], None]) -> str:
 
 def status(client: Any, job_id: str) -> str:
     """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; InputError for a job that the cluster doesn't know."""
+    return str(_details(client, job_id).status.value)
+
+
+def exit_code(client: Any, job_id: str) -> int:
+    """The exit code of the command that a job was; 1 where it had none, because it was stopped or its node was lost."""
+    details = _details(client, job_id)
+    if details.status.value == "SUCCEEDED":
+        return 0
+    return int(details.driver_exit_code or 1)
+
+
+def _details(client: Any, job_id: str) -> Any:
     known = {info.submission_id: info for info in client.list_jobs()}
     if job_id not in known:
         ours = [name for name in known if name and name.startswith("dreambooth-")]
         raise InputError(f"the cluster has no job {job_id!r}; it has {', '.join(ours) or 'none of dreambooth'}")
-    return str(known[job_id].status.value)
+    return known[job_id]
 
 
 def connect(address: str | None) -> Any:
@@ -146,6 +163,8 @@ def connect(address: str | None) -> Any:
     ):
         # Read by Ray when it is imported.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Ray takes this variable, or else RAY_ADDRESS, for more than the address that it is told.
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
     from ray.job_submission import JobSubmissionClient
 
     for chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):

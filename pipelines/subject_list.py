@@ -70,7 +70,7 @@ def _read(address: str) -> tuple[Row, list[Row], str]:
         "csv": _from_csv,
     }
     try:
-        fs, path = filesystem(address)
+        fs, path = filesystem(address, patient=False)
         if fs.isdir(path):
             return {}, _from_folder(address), address
         content = fs.cat_file(path).decode("utf-8-sig")  # as spreadsheets write it

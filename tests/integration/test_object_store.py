@@ -1,5 +1,6 @@
 """Storage against a store that is run in production: signatures, listings and faults as they are, nothing mocked."""
 
+import datetime
 import re
 import signal
 import socket
@@ -19,6 +20,8 @@ from dreambooth.base_model import resolve_base_model
 from dreambooth.errors import InputError
 from dreambooth.images import data_hash, find_instance_images, open_image
 from pipelines import storage
+from pipelines.garbage import find_leftovers, remove_leftovers
+from pipelines.subject_list import read_batch
 
 
 @pytest.fixture
@@ -111,6 +114,10 @@ storage.publish(Path({str(model)!r}), {s3!r}, metadata={{"attempt": 2}})
     assert storage.published(s3) == first
     with pytest.raises(InputError, match="isn't a publication"):
         storage.read_manifest(f"{s3}/{names[1]}")
+    [leftover] = find_leftovers(s3, older_than=datetime.timedelta(0))
+    assert leftover.uri == f"{s3}/{names[1]}"
+    remove_leftovers((leftover,))
+    assert [Path(path).name for path in fs.ls(root, detail=False)] == [names[0]]
 
 
 def test_a_byte_changed_in_the_store_is_found(s3: str, model: Path, tmp_path: Path) -> None:
@@ -306,3 +313,37 @@ def test_instance_images_that_cannot_be_read(s3: str, monkeypatch: pytest.Monkey
         open_image(f"{s3}/empty.png", max_pixels=10_000)
     with pytest.raises(InputError, match=r"can't read s3://"):
         find_instance_images([s3])
+
+
+def test_a_batch_is_read_from_the_store(s3: str, instance_folder: Path) -> None:
+    for name in ("rex", "My Dog"):
+        upload(instance_folder, f"{s3}/photos/{name}")
+    storage.write_bytes(f"{s3}/photos/rex/subject.yaml", b"{class_noun: dog, train.max_train_steps: 7}")
+    mine, rex = read_batch(f"{s3}/photos", ("subject.class_noun=dog",))
+    assert (mine.name, rex.name) == ("my-dog", "rex")
+    assert rex.config is not None
+    assert rex.config.subject.instance_images == (f"{s3}/photos/rex",)
+    assert rex.config.train.max_train_steps == 7
+    storage.write_bytes(f"{s3}/pets.csv", b"name,class_noun,instance_images\nrex,dog,photos/rex/*.png\n")
+    [rex] = read_batch(f"{s3}/pets.csv")
+    assert rex.config is not None
+    assert len(find_instance_images(rex.config.subject.instance_images)) == 5
+
+
+def test_a_batch_that_cannot_be_read_says_why(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(f"{s3}/pets.csv", b"name,class_noun,instance_images\nrex,dog,photos/rex\n")
+    for missing in (f"{s3}/none.csv", "s3://nosuchbucket/pets.csv"):
+        with pytest.raises(InputError, match=f"there is nothing at '{missing}'"):
+            read_batch(missing)
+    S3FileSystem.clear_instance_cache()
+    with monkeypatch.context() as wrong:
+        wrong.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        with pytest.raises(InputError, match=r"can't read 's3://.*pets\.csv': the store refuses the credentials"):
+            read_batch(f"{s3}/pets.csv")
+    S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"can't read 's3://.*pets\.csv': it can't be reached"):
+        read_batch(f"{s3}/pets.csv")
+    assert time.monotonic() - began < 20

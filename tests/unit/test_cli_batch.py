@@ -2,7 +2,6 @@
 
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -23,10 +22,12 @@ def png(seed: int, size: tuple[int, int] = (80, 80)) -> bytes:
 
 
 @pytest.fixture
-def photos(tiny_pipeline: Path, mlflow_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def photos(tiny_pipeline: Path, mlflow_database: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Folders of pictures and a table of subjects, one for every kind of trouble, in memory."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_database)
     fs = fsspec.filesystem("memory")
+    for path in fs.ls("/", detail=False):  # of other tests: it is one for the whole process
+        fs.rm(path, recursive=True)
     for number, name in enumerate(("good", "plural", "few", "broken", "small", "mixed", "twice", "alike")):
         for index in range(2 if name == "few" else 4):
             fs.pipe_file(f"/photos/{name}/{index}.png", png(10 * number + index))
@@ -46,9 +47,7 @@ def photos(tiny_pipeline: Path, mlflow_database: str, monkeypatch: pytest.Monkey
     rows += [{"name": "odd", "instance_images": "plural", "class_noun": "qzxwv"}]
     rows = [{"class_noun": "dog"} | row for row in rows]
     fs.pipe_file("/photos/pets.yaml", yaml.safe_dump(common | {"subjects": rows}).encode())
-    yield "memory://photos/pets.yaml"
-    for path in fs.ls("/", detail=False):
-        fs.rm(path, recursive=True)
+    return "memory://photos/pets.yaml"
 
 
 def dry_run(*arguments: str) -> Result:
@@ -117,3 +116,10 @@ def test_a_small_batch_without_fault_is_listed_too(photos: str) -> None:
     assert result.exit_code == 0, result.output
     assert row_of(result.stderr, "a-list").endswith("3 ready")
     assert "ready" not in dry_run("memory://photos/one.yaml", "--quiet").output
+
+
+def test_a_machine_without_room_for_one_lane_says_what_it_has_and_what_is_needed(photos: str) -> None:
+    result = dry_run(photos, "--set", "cluster.num_workers=5000", "--set", "cluster.cpus_per_worker=2")
+    assert result.exit_code == 2
+    assert "cluster.num_workers is 5000, which takes 10000 CPUs and 0 GPUs, but the cluster has" in result.stderr
+    assert "subjects checked" not in result.stderr

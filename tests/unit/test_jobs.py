@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dreambooth.errors import InputError
-from pipelines.jobs import Job, connect, environment, make_job, status, submit
+from pipelines.jobs import Job, connect, environment, exit_code, make_job, status, submit
 
 
 class Client:
@@ -91,6 +91,27 @@ def test_only_the_last_attempt_counts(table: Path) -> None:
     job = job_of(table)
     client = Client(**{f"{job.id}-{n}": "STOPPED" for n in range(1, 11)} | {f"{job.id}-11": "RUNNING"})
     assert submit(client, job, with_code=False, variables={}) == (f"{job.id}-11", "already running")
+
+
+def test_a_folder_that_only_this_machine_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError, match=r"'photos' is a folder here, and the job runs elsewhere; .*s3://bucket/photos"
+    ):
+        make_job("batch", ["photos"])
+    assert make_job("batch", [str(tmp_path / "photos")]).arguments == ("batch", str(tmp_path / "photos"))
+
+
+def test_the_exit_code_of_a_job_is_that_of_its_command() -> None:
+    def code(status: str, driver_exit_code: int | None) -> int:
+        client = Client(job=status)
+        listed = client.list_jobs()
+        listed[0].driver_exit_code = driver_exit_code
+        client.list_jobs = lambda: listed  # type: ignore[method-assign]
+        return exit_code(client, "job")
+
+    assert [code("SUCCEEDED", 0), code("FAILED", 3), code("FAILED", 2), code("STOPPED", None)] == [0, 3, 2, 1]
 
 
 def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:

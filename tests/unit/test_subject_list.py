@@ -1,7 +1,7 @@
 """Reading the subjects of a batch: every kind of table, and every mistake in one."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -33,11 +33,11 @@ def table(tmp_path: Path) -> Callable[[str, str], str]:
 
 
 @pytest.fixture
-def memory() -> Iterator[fsspec.AbstractFileSystem]:
+def memory() -> fsspec.AbstractFileSystem:
     fs = fsspec.filesystem("memory")
-    yield fs
-    for path in fs.ls("/", detail=False):
+    for path in fs.ls("/", detail=False):  # of other tests: it is one for the whole process
         fs.rm(path, recursive=True)
+    return fs
 
 
 def refusal(address: str) -> str:
@@ -189,6 +189,12 @@ def test_a_table_as_a_spreadsheet_writes_it(table: Callable[[str, str], str], tm
     (tmp_path / "bom.csv").write_bytes(b"\xef\xbb\xbfname,class_noun,instance_images\r\nrex,dog,photos/*.jpg\r\n")
     [rex] = configs_of(str(tmp_path / "bom.csv"))
     assert (rex.subject.name, rex.subject.instance_images) == ("rex", (f"{tmp_path}/photos/*.jpg",))
+
+
+def test_a_folder_without_folders_is_an_empty_batch(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe_file("/photos/1.png", b"")
+    memory.pipe_file("/photos/.trash/1.png", b"")
+    assert "memory://photos holds no subject" in refusal("memory://photos")
 
 
 def test_a_subject_file_that_is_none(memory: fsspec.AbstractFileSystem) -> None:
