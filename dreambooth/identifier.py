@@ -24,6 +24,7 @@ import re
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
@@ -152,6 +153,7 @@ def _draw(texts: Sequence[str], name: str) -> int:
     return lots.index(min(lots))
 
 
+@lru_cache(maxsize=8)
 def _rank(tokenizer: "PreTrainedTokenizerBase") -> _Ranking:
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}

@@ -5,7 +5,6 @@ see-through, downloads stop halfway. So every image is opened and decoded before
 at once, and what comes out is always upright opaque 8-bit RGB.
 """
 
-import hashlib
 import io
 import random
 import warnings
@@ -52,52 +51,40 @@ def find_instance_images(addresses: Sequence[str]) -> tuple[InstanceImage, ...]:
 
 
 def open_image(address: str, *, max_pixels: int) -> Image.Image:
-    """Open and fully decode an image as upright RGB; what is see-through lies on white.
+    """Open and fully decode an image, see `decode_image`; InputError for what can't be read, too."""
+    return decode_image(read_image(address), address, max_pixels=max_pixels)
+
+
+def read_image(address: str) -> bytes:
+    """The bytes of an image file; InputError, naming it and the cause, when it can't be read."""
+    with _accessing(address):
+        filesystem, path = fsspec.core.url_to_fs(address)
+        content: bytes = filesystem.cat_file(path)
+    return content
+
+
+def decode_image(content: bytes, address: str, *, max_pixels: int) -> Image.Image:
+    """Decode an image file as upright RGB; what is see-through lies on white.
 
     Raises InputError, naming the file and the cause, if it has more than `max_pixels` (told from its header, before
     anything is decoded), is empty, damaged or no JPEG, PNG or WebP.
     """
-    with _accessing(address):
-        filesystem, path = fsspec.core.url_to_fs(address)
-        file = filesystem.open(path, "rb")
-    with file:
-        try:
-            with warnings.catch_warnings():
-                # Ours is the limit that counts; Pillow's warning comes at a fixed size.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(file, formats=_FORMATS)
-                _check_pixels(image.size, address, max_pixels)
-                image.load()
-            return _to_rgb(_upright(image))
-        except InputError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise InputError(f"{address} is refused by Pillow, before decoding: {error}; make it smaller") from None
-        except UnidentifiedImageError:
-            raise InputError(_unidentified(file, address)) from None
-        except Exception as error:  # noqa: BLE001 - decoders raise whatever they trip over: OSError, SyntaxError, struct.error
-            raise InputError(f"{address} is damaged: {error}; replace it or take it out of the images") from None
-
-
-def check_instance_images(images: Sequence[InstanceImage], *, resolution: int, max_pixels: int) -> None:
-    """Open every image and raise one InputError that names all faults: damage, too many pixels, or fewer than needed.
-
-    `resolution` is the side, in pixels, of the squares that training wants: both sides of an image have to reach it.
-    """
-    faults = []
-    for instance_image in images:
-        try:
-            width, height = open_image(instance_image.address, max_pixels=max_pixels).size
-        except InputError as error:
-            faults.append(str(error))
-            continue
-        if min(width, height) < resolution:
-            faults.append(
-                f"{instance_image.address} is {width} x {height} pixels, but images.resolution is {resolution}; "
-                f"give a larger picture or lower images.resolution"
-            )
-    if faults:
-        raise InputError("\n".join(faults))
+    try:
+        with warnings.catch_warnings():
+            # Ours is the limit that counts; Pillow's warning comes at a fixed size.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            _check_pixels(image.size, address, max_pixels)
+            image.load()
+        return _to_rgb(_upright(image))
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{address} is refused by Pillow, before decoding: {error}; make it smaller") from None
+    except UnidentifiedImageError:
+        raise InputError(_unidentified(len(content), address)) from None
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever they trip over: OSError, SyntaxError, struct.error
+        raise InputError(f"{address} is damaged: {error}; replace it or take it out of the images") from None
 
 
 def squares(
@@ -142,19 +129,6 @@ def png_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def data_hash(images: Sequence[InstanceImage]) -> str:
-    """First 16 hex digits of the sha256 of image files and captions in order: what is trained on, wherever it lies."""
-    digest = hashlib.sha256()
-    for image in images:
-        with _accessing(image.address):
-            filesystem, path = fsspec.core.url_to_fs(image.address)
-            content: bytes = filesystem.cat_file(path)
-        for part in (content, b"" if image.caption is None else b"caption " + image.caption.encode()):
-            digest.update(len(part).to_bytes(8, "big"))  # so that the parts can't run into each other
-            digest.update(part)
-    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -229,8 +203,7 @@ def _check_pixels(size: tuple[int, int], address: str, max_pixels: int) -> None:
         )
 
 
-def _unidentified(file: Any, address: str) -> str:
-    size = file.seek(0, io.SEEK_END)
+def _unidentified(size: int, address: str) -> str:
     if not size:
         return f"{address} is empty (0 bytes); replace it or take it out of the images"
     return (

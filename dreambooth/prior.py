@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dreambooth.config import PriorConfig
@@ -37,7 +38,7 @@ class PriorPlan:
     count: int
     sampler: str = SAMPLER
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Content address: 20 hex digits of the sha256 over all but the count."""
         identity = {name: value for name, value in asdict(self).items() if name != "count"}

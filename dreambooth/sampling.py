@@ -5,13 +5,16 @@ One generator per image seed, so an image does not depend on how the work was sp
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from dreambooth.quiet import hide_progress_bars, quiet
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 
 def sampling_dtype(device: str) -> torch.dtype:
@@ -26,13 +29,15 @@ def sampling_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> "StableDiffusionPipeline":
     """Load a diffusers directory for sampling with DPM-Solver++, without progress bars and without a safety checker.
 
     The VAE stays in fp32 whatever `dtype` is: some overflow in fp16, which gives black pictures.
     """
     quiet()
     hide_progress_bars()
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
     pipeline = StableDiffusionPipeline.from_pretrained(
         directory,
         dtype=dtype,
@@ -49,7 +54,7 @@ def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> Stable
 
 
 def sample(
-    pipeline: StableDiffusionPipeline,
+    pipeline: "StableDiffusionPipeline",
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -90,7 +95,7 @@ def _autocast(device: torch.device) -> torch.autocast:
 
 
 @torch.no_grad()
-def _decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> list[Image.Image]:
+def _decode(pipeline: "StableDiffusionPipeline", latents: Tensor) -> list[Image.Image]:
     vae = pipeline.vae
     pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample  # (N, 3, H, W) in [-1, 1]
     if not torch.isfinite(pixels).all():

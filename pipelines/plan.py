@@ -9,7 +9,8 @@ from dreambooth.config import DreamBoothConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import choose_identifier, describe, token_ids_in_prompts
-from dreambooth.images import InstanceImage, check_instance_images, data_hash, find_instance_images
+from dreambooth.images import InstanceImage, find_instance_images
+from dreambooth.inspection import inspect_images
 from dreambooth.prior import PriorPlan, prior_plan
 from pipelines.cluster import Resources, local_resources
 from pipelines.protocol_stage import ProtocolTask, bank_address, check_protocol, protocol_task
@@ -73,24 +74,31 @@ class Plan:
         return trained + int(weights * (counts["unet"] + counts["text_encoder"]))  # frozen, and run at every step
 
 
-def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
+def make_plan(
+    config: DreamBoothConfig,
+    resources: Resources | None = None,
+    *,
+    base: BaseModel | None = None,
+    identifier: str | None = None,
+) -> Plan:
     """Check everything a run needs and decide what is left open; InputError for whatever is wrong.
 
-    `resources` None means those of this machine.
+    `resources` None means those of this machine. Many subjects share their `base`, found before, and an `identifier` is
+    chosen for each among all of them.
     """
     resources = resources or local_resources()
     resources.check(config.cluster)
     _check_actors(config, resources)
     use_gpu = resources.use_gpu(config.cluster)
     config = _absolute(config)
-    base = resolve_base_model(config.base_model, config.revision)
+    base = base or resolve_base_model(config.base_model, config.revision)
     images = find_instance_images(config.subject.instance_images)
     resolution = config.images.resolution or base.resolution
-    check_instance_images(images, resolution=resolution, max_pixels=config.images.max_pixels)
+    inspection = inspect_images(images, resolution=resolution, max_pixels=config.images.max_pixels)
     tokenizer = load_tokenizer(base.directory)
-    warnings = []
+    warnings = list(inspection.warnings)
     if config.subject.identifier is None:
-        identifier = choose_identifier(tokenizer, subject_name=config.subject.name)
+        identifier = identifier or choose_identifier(tokenizer, subject_name=config.subject.name)
     else:
         identifier = config.subject.identifier
         if (warning := describe(tokenizer, identifier).warning) is not None:
@@ -101,8 +109,6 @@ def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> P
             "images": config.images.model_copy(update={"resolution": resolution}),
         }
     )
-    if not 3 <= len(images) <= 10:
-        warnings.append(f"{len(images)} instance images; the method is made for three to five of one subject")
     if resources.nodes > 1 and (local := local_addresses(config)):
         warnings.append(
             f"the cluster has {resources.nodes} nodes, and these are local paths: {', '.join(local)}; unless all nodes "
@@ -110,18 +116,17 @@ def make_plan(config: DreamBoothConfig, resources: Resources | None = None) -> P
         )
     prior = _prior(config, base, use_gpu)
     engine = _engine(config)
-    images_hash = data_hash(images)
     check_protocol(config)
     place = f"{engine} on {'cuda' if use_gpu else 'cpu'}"
     return Plan(
         config=config,
         base=base,
         images=images,
-        data_hash=images_hash,
+        data_hash=inspection.data_hash,
         prior=prior,
         engine=engine,
         use_gpu=use_gpu,
-        key=_key(config, base, images_hash, prior, f"{place} {config.zero if engine == 'deepspeed' else ''}"),
+        key=_key(config, base, inspection.data_hash, prior, f"{place} {config.zero if engine == 'deepspeed' else ''}"),
         warnings=tuple(warnings),
     )
 

@@ -1,28 +1,24 @@
 """All subjects of a batch are looked at, side by side, before anything starts."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from itertools import combinations
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from dreambooth.base_model import resolve_base_model
+from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import choose_identifiers, token_ids_in_prompts
-from dreambooth.images import open_image
 from pipelines.cluster import Resources
 from pipelines.plan import Plan, make_plan
 from pipelines.subject_list import ListedSubject
 
 _AT_ONCE = 16
-_NEAR_BITS = 5
-"""Difference hashes of 64 bits: the same photograph saved again differs in none to a few, another one in twenty."""
+
+Bases = Mapping[tuple[str, str | None], BaseModel | InputError]
+"""Base models by address and revision, or what is wrong with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +34,10 @@ class SubjectCheck:
 def check_subjects(subjects: Sequence[ListedSubject], resources: Resources) -> tuple[SubjectCheck, ...]:
     """Plans for all subjects, with identifiers that no two share."""
     readable = [subject.config for subject in subjects if subject.config is not None and not subject.faults]
+    bases = _find_bases(readable)
+    check = partial(_check, resources=resources, bases=bases, identifiers=_identifiers(readable, bases))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        checks = iter(list(pool.map(partial(_check, resources=resources), _with_identifiers(readable))))
+        checks = iter(list(pool.map(check, readable)))
     return tuple(
         _note_shared_images(
             SubjectCheck(name=subject.name, plan=None, errors=subject.faults, warnings=())
@@ -65,67 +63,60 @@ def valid_plans(checks: Sequence[SubjectCheck], *, skip_invalid: bool) -> tuple[
     return plans
 
 
-def _with_identifiers(configs: Sequence[DreamBoothConfig]) -> list[DreamBoothConfig]:
-    """Choose for all subjects of a base model together, so that no two share one."""
+def _find_bases(configs: Sequence[DreamBoothConfig]) -> Bases:
+    """Every base once: to find, check and hash it for each subject anew would take minutes."""
+    bases: dict[tuple[str, str | None], BaseModel | InputError] = {}
+    for address, revision in dict.fromkeys((config.base_model, config.revision) for config in configs):
+        try:
+            base = bases[address, revision] = resolve_base_model(address, revision)
+            _ = base.hash  # now, before many ask at once and each reads all of it
+        except InputError as error:
+            bases[address, revision] = error
+    return bases
+
+
+def _identifiers(configs: Sequence[DreamBoothConfig], bases: Bases) -> dict[str, str]:
+    """Choose for all subjects of a base model together, so that no two share one; by name of the subject."""
     chosen: dict[str, str] = {}
-    bases = dict.fromkeys((config.base_model, config.revision) for config in configs)
-    for base_model, revision in bases:
-        subjects = [
-            config.subject for config in configs if (config.base_model, config.revision) == (base_model, revision)
-        ]
+    for (address, revision), base in bases.items():
+        subjects = [config.subject for config in configs if (config.base_model, config.revision) == (address, revision)]
         taken = [str(subject.identifier) for subject in subjects if subject.identifier is not None]
         names = [subject.name for subject in subjects if subject.identifier is None]
-        if names:
-            tokenizer = load_tokenizer(resolve_base_model(base_model, revision).directory)
+        if names and isinstance(base, BaseModel):
+            tokenizer = load_tokenizer(base.directory)
             chosen |= choose_identifiers(tokenizer, tuple(names), taken=(*taken, *chosen.values()))
-    return [
-        config.model_copy(
-            update={"subject": config.subject.model_copy(update={"identifier": chosen[config.subject.name]})}
-        )
-        if config.subject.name in chosen
-        else config
-        for config in configs
-    ]
+    return chosen
 
 
-def _check(config: DreamBoothConfig, resources: Resources) -> SubjectCheck:
+def _check(
+    config: DreamBoothConfig, *, resources: Resources, bases: Bases, identifiers: Mapping[str, str]
+) -> SubjectCheck:
     name = config.subject.name
     try:
-        plan = make_plan(config, resources)
+        base = bases[config.base_model, config.revision]
+        if isinstance(base, InputError):
+            raise base
+        plan = make_plan(config, resources, base=base, identifier=identifiers.get(name))
     except InputError as error:
         return SubjectCheck(name=name, plan=None, errors=tuple(str(error).splitlines()), warnings=())
-    warnings = (*plan.warnings, *_about_images(plan), *_about_class_noun(plan))
-    return SubjectCheck(name=name, plan=plan, errors=(), warnings=warnings)
-
-
-def _about_images(plan: Plan) -> Iterator[str]:
-    names = [image.address.rsplit("/", 1)[-1] for image in plan.images]
-    opened = [open_image(image.address, max_pixels=plan.config.images.max_pixels) for image in plan.images]
-    contents = [hashlib.sha256(image.tobytes()).digest() for image in opened]
-    hashes = [_difference_hash(image) for image in opened]
-    for one, other in combinations(range(len(names)), 2):
-        if contents[one] == contents[other]:
-            yield f"{names[one]} and {names[other]} are the same picture"
-        elif int(np.count_nonzero(hashes[one] != hashes[other])) <= _NEAR_BITS:
-            yield f"{names[one]} and {names[other]} are nearly the same picture"
-    sizes = sorted({image.size for image in opened})
-    if len(sizes) > 1:
-        yield f"images of {len(sizes)} sizes, from {sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]}"
-
-
-def _difference_hash(image: Image.Image) -> np.ndarray:
-    """Whether each of 8 x 8 cells is brighter than its right neighbour: 64 bits."""
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=np.int16)
-    bits: np.ndarray = grey[:, :-1] > grey[:, 1:]
-    return bits
+    return SubjectCheck(name=name, plan=plan, errors=(), warnings=(*plan.warnings, *_about_class_noun(plan)))
 
 
 def _about_class_noun(plan: Plan) -> Iterator[str]:
-    tokenizer, noun = load_tokenizer(plan.base.directory), plan.config.subject.class_noun
+    noun = plan.config.subject.class_noun
+    if parts := _pieces(plan.base.directory, noun):
+        read_as = " ".join(repr(part) for part in parts)
+        yield f"the base model has no word of its own for the class noun {noun!r}, and reads it as {read_as}"
+
+
+@cache
+def _pieces(directory: Path, noun: str) -> tuple[str, ...]:
+    """What the tokenizer splits a class noun's words into; empty when it knows each as one."""
+    tokenizer = load_tokenizer(directory)
     tokens = token_ids_in_prompts(tokenizer, noun)
-    if len(tokens) > len(noun.split()):
-        parts = " ".join(repr(str(tokenizer.decode([token])).strip()) for token in tokens)
-        yield f"the base model has no word of its own for the class noun {noun!r}, and reads it as {parts}"
+    if len(tokens) <= len(noun.split()):
+        return ()
+    return tuple(str(tokenizer.decode([token])).strip() for token in tokens)
 
 
 def _note_shared_images(checks: Iterable[SubjectCheck]) -> Iterator[SubjectCheck]:
@@ -138,5 +129,4 @@ def _note_shared_images(checks: Iterable[SubjectCheck]) -> Iterator[SubjectCheck
         if other == check.name:
             yield check
         else:
-            warnings = (*check.warnings, f"its images are those of {other}")
-            yield SubjectCheck(name=check.name, plan=check.plan, errors=(), warnings=warnings)
+            yield replace(check, warnings=(*check.warnings, f"its images are those of {other}"))

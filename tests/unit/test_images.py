@@ -15,8 +15,6 @@ from PIL import Image, ImageCms
 from dreambooth.errors import InputError
 from dreambooth.images import (
     InstanceImage,
-    check_instance_images,
-    data_hash,
     find_instance_images,
     open_image,
     squares,
@@ -259,25 +257,6 @@ class TestOpen:
             only(folder, "1.png")
 
 
-class TestCheck:
-    def test_sound_images_pass(self, folder: Path) -> None:
-        gradient(64, 80).save(folder / "1.png")
-        check_instance_images(find_instance_images((str(folder),)), resolution=64, max_pixels=MAX_PIXELS)
-
-    def test_all_faults_are_told_at_once(self, folder: Path) -> None:
-        gradient(64, 64).save(folder / "good.png")
-        gradient(64, 48).save(folder / "small.png")
-        (folder / "zero.jpg").touch()
-        (folder / "bomb.png").write_bytes(png(2000, 2000))
-        images = find_instance_images((str(folder),))
-        with pytest.raises(InputError) as caught:
-            check_instance_images(images, resolution=64, max_pixels=MAX_PIXELS)
-        bomb, small, zero = str(caught.value).splitlines()
-        assert "bomb.png is 2000 x 2000 = 4000000 pixels, but images.max_pixels is 1000000" in bomb
-        assert "small.png is 64 x 48 pixels, but images.resolution is 64" in small
-        assert "zero.jpg is empty" in zero
-
-
 class TestSquares:
     def test_centre(self) -> None:
         (square,) = squares(gradient(80, 40), resolution=20, crop="center", crops_per_image=8, flip=False, seed=0)
@@ -315,20 +294,3 @@ class TestSquares:
         assert pixels.shape == (2, 3, 4, 6)
         assert pixels.dtype == torch.float32
         torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([-1.0, 1.0, -0.6]))
-
-
-class TestDataHash:
-    def test_the_same_wherever_it_lies(self, folder: Path, memory: fsspec.AbstractFileSystem) -> None:
-        gradient(8, 8).save(folder / "1.png")
-        memory.pipe("/other/name.png", (folder / "1.png").read_bytes())
-        here, there = (find_instance_images((address,)) for address in (str(folder), "memory://other"))
-        assert data_hash(here) == data_hash(there)
-        assert len(data_hash(here)) == 16
-
-    def test_images_captions_and_order_count(self, folder: Path) -> None:
-        gradient(8, 8).save(folder / "1.png")
-        gradient(9, 8).save(folder / "2.png")
-        one, two = find_instance_images((str(folder),))
-        told = InstanceImage(address=one.address, caption="a photo of sks dog")
-        hashes = [data_hash(images) for images in ((one, two), (two, one), (one,), (told, two))]
-        assert len(set(hashes)) == 4

@@ -60,6 +60,14 @@ def test_identifiers_do_not_take_a_given_one(subject: Callable[..., DreamBoothCo
     assert len({found.plan.config.subject.identifier for found in other if found.plan}) == 3
 
 
+def test_identifiers_are_not_warned_of_that_nobody_gave(subject: Callable[..., DreamBoothConfig]) -> None:
+    rex = subject("rex")
+    many = [rex.model_copy(update={"subject": rex.subject.model_copy(update={"name": f"rex-{i}"})}) for i in range(70)]
+    found = check(*many)  # more than the tokenizer has rare tokens for, so some identifiers are spelled
+    assert len({one.plan.config.subject.identifier for one in found if one.plan}) == 70
+    assert {warning for one in found for warning in one.warnings} == {"its images are those of rex-0"}
+
+
 def unnamed(config: DreamBoothConfig) -> dict[str, object]:
     return config.subject.model_dump() | {"identifier": None}
 

@@ -1,0 +1,88 @@
+"""One look at every instance image before work starts: which can't be used, what makes a poor set, what it is called.
+
+Each file is read once and decoded once, whatever is asked of it.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from PIL import Image
+
+from dreambooth.errors import InputError
+from dreambooth.images import InstanceImage, decode_image, open_image, read_image
+
+_NEAR_BITS = 5
+"""Difference hashes of 64 bits: the same photograph saved again differs in none to a few, another one in twenty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """`data_hash` names what is trained on, wherever it lies; `warnings` say what makes a poor set of it."""
+
+    data_hash: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    address: str
+    size: tuple[int, int]
+    difference_hash: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return self.address.rsplit("/", 1)[-1]
+
+
+def inspect_images(images: Sequence[InstanceImage], *, resolution: int, max_pixels: int) -> Inspection:
+    """Read and decode every image; one InputError names all faults: damage, too many pixels, or fewer than needed.
+
+    `resolution` is the side, in pixels, of the squares that training wants: both sides of an image have to reach it.
+    The hash is the first 16 hex digits of the sha256 of image files and captions in order.
+    """
+    digest, faults, looks = hashlib.sha256(), [], []
+    for instance_image in images:
+        address = instance_image.address
+        try:
+            content = read_image(address)
+            image = decode_image(content, address, max_pixels=max_pixels)
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        if min(image.size) < resolution:
+            faults.append(
+                f"{address} is {image.width} x {image.height} pixels, but images.resolution is {resolution}; "
+                f"give a larger picture or lower images.resolution"
+            )
+        caption = instance_image.caption
+        for part in (content, b"" if caption is None else b"caption " + caption.encode()):
+            digest.update(len(part).to_bytes(8, "big"))  # so that the parts can't run into each other
+            digest.update(part)
+        looks.append(_Look(address=address, size=image.size, difference_hash=_difference_hash(image)))
+    if faults:
+        raise InputError("\n".join(faults))
+    return Inspection(data_hash=digest.hexdigest()[:16], warnings=tuple(_warnings(looks, max_pixels)))
+
+
+def _difference_hash(image: Image.Image) -> np.ndarray:
+    """Whether each of 8 x 8 cells is brighter than its right neighbour: 64 bits."""
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR))
+    bits: np.ndarray = grey[:, :-1] > grey[:, 1:]
+    return bits
+
+
+def _warnings(looks: Sequence[_Look], max_pixels: int) -> Iterator[str]:
+    if not 3 <= len(looks) <= 10:
+        yield f"{len(looks)} instance images; the method is made for three to five of one subject"
+    for one, other in combinations(looks, 2):
+        if int(np.count_nonzero(one.difference_hash != other.difference_hash)) <= _NEAR_BITS:
+            # Pairs like this are rare, so looking again costs less than to keep all pictures, or hashes of them.
+            pictures = [open_image(look.address, max_pixels=max_pixels).tobytes() for look in (one, other)]
+            likeness = "the same" if pictures[0] == pictures[1] else "nearly the same"
+            yield f"{one.name} and {other.name} are {likeness} picture"
+    sizes = sorted({look.size for look in looks})
+    if len(sizes) > 1:
+        yield f"images of {len(sizes)} sizes, from {sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]}"
