@@ -4,26 +4,30 @@ The driver trains nothing. It starts the queue and the lanes, registers what the
 MLflow), and shows how it all stands. Whatever of it is killed, the same call goes on.
 """
 
+import pickle
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from pipelines.batch_plan import BatchPlan
 from pipelines.batch_summary import write_batch_summary
 from pipelines.conclude import conclude
 from pipelines.lanes import Lanes
-from pipelines.plan import printable_settings
+from pipelines.plan import Plan
 from pipelines.prior_stage import prior_set, seal
 from pipelines.subject_queue import QueuedSubject, Snapshot, SubjectQueue
 from pipelines.subject_record import Progress, State, SubjectRecord
 from pipelines.summary import request_key
-from pipelines.tracking import TrackedRun, track
+from pipelines.tracking import track
 from pipelines.train_stage import train_task
 
 _POLL_SECONDS = 0.5
+_PACKED_AT_ONCE = 100
 
 
 class View(Protocol):
@@ -43,6 +47,18 @@ class View(Protocol):
         """Print a line."""
 
 
+class LaneGroup(Protocol):
+    """The lanes of a batch, as the driver sees them."""
+
+    errors: list[str]
+
+    def start(self) -> None:
+        """Start all."""
+
+    def tend(self, settled: int) -> bool:
+        """Take notice of lanes that ended; `settled` counts finished subjects. False: none is left."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchOutcome:
     """How a batch ended: what its summary.json holds, and whether it was interrupted."""
@@ -57,24 +73,32 @@ class BatchOutcome:
         return int(self.summary["subjects"]["failed"])
 
 
-def run_batch(plan: BatchPlan, view: View, encoder: str | None) -> BatchOutcome:
+def run_batch(
+    plan: BatchPlan,
+    view: View,
+    encoder: str | None,
+    *,
+    make_lanes: Callable[[BatchPlan, str, Any, str | None], LaneGroup] = Lanes,
+    conclude: Callable[[Plan, str], str] = conclude,
+) -> BatchOutcome:
     """Train, publish and register every subject that isn't yet. Needs a Ray that is started.
 
     The first KeyboardInterrupt lets lanes finish their step and write checkpoints, the second stops at once. Raises
-    RuntimeError when no lane can work.
+    RuntimeError when no lane can work. Lanes, and what is done with a subject whose model they have published, can be
+    others: so the rest can be measured without them.
     """
     import ray
 
     began, driver = time.time(), secrets.token_hex(4)
-    actor = ray.remote(SubjectQueue).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    queue: Any = actor.remote(plan.uri, driver, queued_subjects(plan), retries=plan.cluster.subject_retries)
+    actor = ray.remote(SubjectQueueActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    queue: Any = actor.remote(plan.uri, driver, plan.cluster.subject_retries, *_packed(queued_subjects(plan)))
     first = plan.subjects[0].config
-    lanes = Lanes(plan, driver, queue, encoder)
+    lanes = make_lanes(plan, driver, queue, encoder)
     with ExitStack() as stack:
         run = stack.enter_context(
             track(first.tracking, run_name=plan.name, params={"subjects": len(plan.subjects)}, resume_key=plan.key)
         )
-        driving = _Driving(plan, queue, lanes, run, view)
+        driving = stack.enter_context(_Driving(plan, queue, lanes, view, lambda one: conclude(one, run.run_id)))
         lanes.start()
         interrupted = False
         try:
@@ -108,21 +132,45 @@ def queued_subjects(plan: BatchPlan) -> list[QueuedSubject]:
     ]
 
 
-class _Driving:
-    """The driver's loop."""
+class SubjectQueueActor(SubjectQueue):
+    """The queue as Ray makes it, and makes it again wherever it died."""
 
-    def __init__(self, plan: BatchPlan, queue: Any, lanes: Lanes, run: TrackedRun, view: View) -> None:
-        self._plan, self._queue, self._lanes, self._run, self._view = plan, queue, lanes, run, view
+    def __init__(self, uri: str, driver: str, retries: int, *packed: bytes) -> None:
+        subjects = [subject for part in packed for subject in pickle.loads(zlib.decompress(part))]
+        super().__init__(uri, driver, subjects, retries=retries)
+
+
+def _packed(subjects: Sequence[QueuedSubject]) -> Iterator[bytes]:
+    """Parts of some 10 KB: arguments of that size Ray keeps with the call, and needs no object store to repeat it."""
+    for start in range(0, len(subjects), _PACKED_AT_ONCE):
+        yield zlib.compress(pickle.dumps(subjects[start : start + _PACKED_AT_ONCE]))
+
+
+class _Driving:
+    """The driver's loop.
+
+    Subjects are concluded in a thread of their own, one after the other, since one writes to MLflow at a time: lanes
+    that wait for the seal of a set of class images need not wait for that too.
+    """
+
+    def __init__(
+        self, plan: BatchPlan, queue: Any, lanes: LaneGroup, view: View, conclude: Callable[[Plan], str]
+    ) -> None:
+        self._plan, self._queue, self._lanes, self._view, self._conclude = plan, queue, lanes, view, conclude
         self._plans = {subject.config.subject.name: subject for subject in plan.subjects}
+        self._parents = {prior.key: uri for uri, prior in plan.class_sets}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="conclude")
+        self._concluding: dict[str, Future[str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def until_finished(self) -> None:
-        import ray
-
         while True:
-            snapshot: Snapshot = ray.get(self._queue.snapshot.remote())
-            self._show(snapshot)
-            self._seal(snapshot)
-            self._conclude(snapshot)
+            snapshot = self._look()
             if snapshot.finished:
                 return
             settled = snapshot.counts["done"] + snapshot.counts["failed"] + snapshot.counts["trained"]
@@ -134,43 +182,41 @@ class _Driving:
         import ray
 
         ray.get(self._queue.stop.remote())
-        while self._lanes.tend(-1):
-            snapshot: Snapshot = ray.get(self._queue.snapshot.remote())
-            self._show(snapshot)
+        working = True
+        while working:
+            lanes_left = self._lanes.tend(-1)
+            working = bool(self._look().trained) or lanes_left
             time.sleep(_POLL_SECONDS)
-        self._conclude(ray.get(self._queue.snapshot.remote()))
 
-    def _show(self, snapshot: Snapshot) -> None:
+    def _look(self) -> Snapshot:
+        """See how the batch stands, show it, and do what waits for the driver."""
+        import ray
+
+        self._take_concluded()
+        snapshot: Snapshot = ray.get(self._queue.snapshot.remote())
         made = snapshot.class_images if snapshot.class_images[1] else None
         self._view.update(snapshot.counts, snapshot.running, class_images=made, failures=snapshot.failures)
-
-    def _seal(self, snapshot: Snapshot) -> None:
-        import ray
-
-        parents = {prior.key: uri for uri, prior in self._plan.class_sets}
         for prior in snapshot.sets_to_seal:
-            seal(parents[prior.key], prior)
+            seal(self._parents[prior.key], prior)
             ray.get(self._queue.sealed.remote(prior.key))
+        for name in snapshot.trained:
+            if name not in self._concluding:
+                self._concluding[name] = self._thread.submit(self._conclude, self._plans[name])
+        return snapshot
 
-    def _conclude(self, snapshot: Snapshot) -> None:
-        """Register what lanes have published; a subject's trouble here is its own too."""
+    def _take_concluded(self) -> None:
+        """Tell the queue of subjects that are registered; a subject's trouble here is its own too."""
         import ray
 
-        for name in snapshot.trained:
-            plan = self._plans[name]
+        for name in [name for name, future in self._concluding.items() if future.done()]:
             try:
-                with track(
-                    plan.config.tracking,
-                    run_name=name,
-                    params=printable_settings(plan.config),
-                    resume_key=plan.key,
-                    parent=self._run.run_id,
-                ) as run:
-                    result = conclude(plan, run)
-                ray.get(self._queue.done.remote(name))
-                self._view.line(f"{name}: {result}")
+                result = self._concluding[name].result()
             except Exception as error:  # noqa: BLE001 - MLflow's, the database's, the store's
                 ray.get(self._queue.failed.remote(name, f"{type(error).__name__}: {error}"))
+            else:
+                ray.get(self._queue.done.remote(name))
+                self._view.line(f"{name}: {result}")
+            del self._concluding[name]
 
     def _no_lane_left(self) -> None:
         import ray

@@ -8,20 +8,31 @@ from typing import Any
 from pipelines.evaluation_record import RecordedFigures, describe_figures, pass_gate, record_evaluation
 from pipelines.evaluation_store import load_evaluation
 from pipelines.follow import complete_curves
-from pipelines.plan import Plan
+from pipelines.plan import Plan, printable_settings
 from pipelines.protocol_stage import find_evaluation
 from pipelines.registry import RegisteredVersion, register
 from pipelines.storage import fetch, local_directory
 from pipelines.summary import write_summary
-from pipelines.tracking import TrackedRun
+from pipelines.tracking import TrackedRun, track
 from pipelines.train_stage import TrainResult, find_result
 
 
-def conclude(plan: Plan, run: TrackedRun) -> str:
+def conclude(plan: Plan, batch_run_id: str) -> str:
     """Register what a lane has published, write curves, pictures and summary.json; says in a line what came out.
 
-    Doing it again is one version and the same files.
+    The subject gets an MLflow run nested in the batch's. Doing it again is one version and the same files.
     """
+    with track(
+        plan.config.tracking,
+        run_name=plan.config.subject.name,
+        params=printable_settings(plan.config),
+        resume_key=plan.key,
+        parent=batch_run_id,
+    ) as run:
+        return _conclude(plan, run)
+
+
+def _conclude(plan: Plan, run: TrackedRun) -> str:
     trained = find_result(plan)
     if trained is None:
         raise RuntimeError(f"there is no model of {plan.config.subject.name} at {plan.config.run_uri}")

@@ -26,18 +26,19 @@ from pipelines.subject_queue import MakeClassImages, TrainSubject, Wait, Work
 from pipelines.subject_record import Progress
 from pipelines.train_stage import find_model
 
-_TELL_SECONDS = 0.5
 _PUBLISHING_AT_ONCE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaneTask:
-    """What a lane is told: its name, the queue's handle, threads per worker, and the image encoder, if any."""
+    """What a lane is told: its name, the queue's handle, threads per worker, the image encoder, if any, and how many
+    seconds to let pass between reports of a subject's progress."""
 
     lane: str
     queue: Any
     num_threads: int
     encoder: str | None
+    tell_seconds: float
 
 
 def lane_worker(loop_config: dict[str, Any]) -> None:
@@ -130,7 +131,7 @@ class _Lane:
 
         model = build_model(self._bases.components.copied(), task.config, autocast=autocast(task.config, self._device))
         checkpoints = StoredCheckpoints(join(task.config.run_uri, "checkpoints", task.key))
-        teller = _Teller(self._queue, task.config) if self._rank == 0 else None
+        teller = _Teller(self._queue, task.config, self._task.tell_seconds) if self._rank == 0 else None
         tuned = fine_tune(
             task,
             base,
@@ -211,14 +212,14 @@ class _Caller:
 class _Teller:
     """Tells the queue now and then how far a subject is, and learns whether to stop, without waiting for it."""
 
-    def __init__(self, queue: _Caller, config: DreamBoothConfig) -> None:
-        self._queue, self._config = queue, config
+    def __init__(self, queue: _Caller, config: DreamBoothConfig, every_seconds: float) -> None:
+        self._queue, self._config, self._every_seconds = queue, config, every_seconds
         self._told = 0.0
         self._answer: Any = None
         self._stop = False
 
     def tell(self, message: Message) -> None:
-        if message["kind"] != "step" or time.monotonic() - self._told < _TELL_SECONDS:
+        if message["kind"] != "step" or time.monotonic() - self._told < self._every_seconds:
             return
         metrics = message["metrics"]
         progress = Progress(

@@ -9,11 +9,18 @@ from pipelines.batch_plan import BatchPlan
 from pipelines.lane_worker import LaneTask, lane_worker
 from pipelines.storage import join, pyarrow_filesystem
 
+_TELL_SECONDS = 0.5
+_TOLD_PER_SECOND = 50
+
+
+def tell_seconds(lanes: int) -> float:
+    """Seconds between what a lane tells of its progress: the queue takes fifty reports a second, from all together."""
+    return max(_TELL_SECONDS, lanes / _TOLD_PER_SECOND)
+
 
 @dataclass(kw_only=True)
 class _Running:
     thread: threading.Thread
-    number: int
     settled: int
     error: str | None = None
 
@@ -48,16 +55,11 @@ class Lanes:
                 self._start(settled=settled)
         return bool(self._lanes)
 
-    def join(self, seconds: float) -> None:
-        """Wait for lanes that are about to end."""
-        for lane in self._lanes.values():
-            lane.thread.join(seconds)
-
     def _start(self, *, settled: int) -> None:
         name, self._numbers = f"{self._driver}/{self._numbers}", self._numbers + 1
         # A lane that waits for a node that never comes back must not keep the driver alive.
         thread = threading.Thread(target=self._run, args=(name,), name=name, daemon=True)
-        self._lanes[name] = _Running(thread=thread, number=self._numbers, settled=settled)
+        self._lanes[name] = _Running(thread=thread, settled=settled)
         thread.start()
 
     def _run(self, name: str) -> None:
@@ -76,7 +78,11 @@ class Lanes:
             lane_worker,
             train_loop_config={
                 "task": LaneTask(
-                    lane=name, queue=self._queue, num_threads=cluster.cpus_per_worker, encoder=self._encoder
+                    lane=name,
+                    queue=self._queue,
+                    num_threads=cluster.cpus_per_worker,
+                    encoder=self._encoder,
+                    tell_seconds=tell_seconds(self._plan.lanes),
                 )
             },
             scaling_config=ray.train.ScalingConfig(

@@ -1,0 +1,215 @@
+"""What does it cost to look after many lanes? 10,000 subjects over 256 lanes that only sleep, on one machine.
+
+    python tests/bench/control_plane.py
+
+Real: reading and checking the subjects (every image of every subject is read and decoded), the plan, the queue's actor
+and its records on disk, the driver's loop, the seals of class-image sets, Ray's calls between them, the batch's MLflow
+run, its report and its summary. A driver is interrupted when half is done, and the same batch is given again.
+Not there: worker processes (a lane is a thread that asks the queue, sleeps, reports and asks again; a class image is an
+empty file), training, publishing, and each subject's registration in MLflow (of a subject, its small summary.json is
+written instead).
+
+- plan_s: from the table of subjects to the plan, all checked.
+- overhead_ms_per_subject: wall time of both halves, less the sleep that all lanes share, over the number of subjects.
+- driver_mib: the driver's resident memory at its peak, everything imported.
+- resume_s: from giving the half-done batch again to the first subject that starts, its plan and checks included.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dreambooth.miniature import subject_dir, subject_names
+from dreambooth.prior import image_name
+from dreambooth.quiet import quiet
+from pipelines.batch import BatchOutcome, run_batch
+from pipelines.batch_plan import BatchPlan, make_batch_plan
+from pipelines.cluster import Resources, ray_cluster
+from pipelines.lanes import tell_seconds
+from pipelines.plan import Plan
+from pipelines.storage import join, write_bytes, write_json
+from pipelines.subject_checks import check_subjects, valid_plans
+from pipelines.subject_list import read_batch
+from pipelines.subject_queue import MakeClassImages, TrainSubject
+from pipelines.subject_record import Progress, State, read_records
+
+HOSTS = 4
+CONSONANTS = "bcdfghjklmnpqrstvwxz"
+
+
+class SleepingLanes:
+    """Lanes that are threads of a few processes."""
+
+    def __init__(self, plan: BatchPlan, driver: str, queue: Any, seconds: float) -> None:
+        self.errors: list[str] = []
+        self._plan, self._driver, self._queue, self._seconds = plan, driver, queue, seconds
+        self._hosts: list[Any] = []
+
+    def start(self) -> None:
+        import ray
+
+        names = [f"{self._driver}/{number}" for number in range(self._plan.lanes)]
+        host, every = ray.remote(num_cpus=0)(host_lanes), tell_seconds(self._plan.lanes)
+        self._hosts = [host.remote(self._queue, names[i::HOSTS], self._seconds, every) for i in range(HOSTS)]
+
+    def tend(self, settled: int) -> bool:
+        import ray
+
+        ended, self._hosts = ray.wait(self._hosts, num_returns=len(self._hosts), timeout=0) if self._hosts else ([], [])
+        ray.get(ended)
+        return bool(self._hosts)
+
+
+def host_lanes(queue: Any, names: Sequence[str], seconds: float, tell_every: float) -> None:
+    threads = [threading.Thread(target=sleeping_lane, args=(queue, name, seconds, tell_every)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def sleeping_lane(queue: Any, lane: str, seconds: float, tell_every: float) -> None:
+    import ray
+
+    work = ray.get(queue.next.remote(lane, fresh=True))
+    while work is not None:
+        if isinstance(work, TrainSubject):
+            train(queue, work.task.config.subject.name, seconds, tell_every)
+        elif isinstance(work, MakeClassImages):
+            indices = {index for block in work.wanted for index in block}
+            for index in indices:
+                write_bytes(join(work.uri, image_name(index)), b"")
+            ray.get(queue.made.remote(lane, work.plan.key, indices))
+        else:
+            time.sleep(work.seconds)
+        work = ray.get(queue.next.remote(lane))
+
+
+def train(queue: Any, name: str, seconds: float, tell_every: float) -> None:
+    import ray
+
+    ends = time.monotonic() + seconds
+    while (left := ends - time.monotonic()) > 0:
+        time.sleep(min(left, tell_every))
+        if ray.get(queue.progress.remote(name, Progress(step=1, steps=2, images_per_second=1.0, loss=0.1))):
+            ray.get(queue.released.remote(name))
+            return
+    ray.get(queue.trained.remote(name))
+
+
+class StopAt:
+    """Shows nothing, and interrupts the driver when so many subjects are done."""
+
+    def __init__(self, done: int) -> None:
+        self.done = done
+
+    def update(
+        self,
+        counts: Mapping[State, int],
+        running: Mapping[str, Progress],
+        *,
+        class_images: tuple[int, int] | None,
+        failures: Sequence[tuple[str, str]],
+    ) -> None:
+        if counts["done"] >= self.done:
+            self.done = 1 << 60
+            raise KeyboardInterrupt
+
+    def line(self, text: str) -> None:
+        pass
+
+
+def write_table(folder: Path, count: int) -> str:
+    """Subjects that share the miniature's images; every other one brings an identifier, as there are not enough."""
+    names = subject_names()
+    given = (f"{a}{b}{c}{d}" for a in CONSONANTS for b in CONSONANTS for c in CONSONANTS for d in CONSONANTS)
+    rows = [
+        {
+            "name": f"subject-{number:05d}",
+            "class_noun": names[number % len(names)].rsplit("-", 1)[-1],
+            "identifier": next(given) if number % 2 else None,
+            "instance_images": str(subject_dir(names[number % len(names)])),
+            "storage.root": str(folder / "output"),
+            "tracking.uri": f"sqlite:///{folder}/mlflow.db",
+            "tracking.register_model": False,
+            "prior.num_class_images": 8,
+        }
+        for number in range(count)
+    ]
+    table = folder / "subjects.jsonl"
+    table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(table)
+
+
+def planned(table: str, lanes: int) -> BatchPlan:
+    room = Resources(cpus=lanes, gpus=0)
+    return make_batch_plan(
+        "control-plane", valid_plans(check_subjects(read_batch(table), room), skip_invalid=False), room
+    )
+
+
+def write_small_summary(plan: Plan, batch_run_id: str) -> str:
+    summary = {"registered_model": None, "version": None, "contact_sheet": None, "similarity": None}
+    figures = {"model_uri": "", "steps_per_second": 1.0}
+    write_json(join(plan.config.run_uri, "summary.json"), summary | figures)
+    write_json(join(plan.config.run_uri, "training", f"{plan.key}.json"), {"history": []})
+    return "done"
+
+
+def half(plan: BatchPlan, seconds: float, stop_at: int) -> BatchOutcome:
+    return run_batch(
+        plan,
+        StopAt(stop_at),
+        None,
+        make_lanes=lambda plan, driver, queue, encoder: SleepingLanes(plan, driver, queue, seconds),
+        conclude=write_small_summary,
+    )
+
+
+def measure(count: int, lanes: int, seconds: float) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as name:
+        plan = planned(write_table(Path(name), 1), lanes)  # so that no figure holds the import of a library
+        table = write_table(Path(name), count)
+        with ray_cluster(plan.cluster):
+            began = time.perf_counter()
+            plan = planned(table, lanes)
+            planned_at = time.perf_counter()
+            first = half(plan, seconds, count // 2)
+            stopped_at, stopped = time.perf_counter(), time.time()
+            plan = planned(table, lanes)
+            again_at = time.perf_counter()
+            second = half(plan, seconds, count + 1)
+            ended_at = time.perf_counter()
+        assert first.interrupted
+        assert first.summary["subjects"]["done"] < count
+        assert second.summary["subjects"]["done"] == count
+        records = read_records(join(second.uri, "subjects")).values()
+        assert sum(record.attempts for record in records) < count + 2 * lanes
+        resumed = min(record.began for record in records if record.began and record.began > stopped)
+    running = (stopped_at - planned_at) + (ended_at - again_at)
+    return {
+        "plan_s": round(planned_at - began, 1),
+        "overhead_ms_per_subject": round(1000 * (running - count * seconds / lanes) / count, 1),
+        "driver_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "resume_s": round(resumed - stopped, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subjects", type=int, default=10_000)
+    parser.add_argument("--lanes", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=1.0, help="that the training of a subject sleeps")
+    options = parser.parse_args()
+    quiet()
+    print(json.dumps(measure(options.subjects, options.lanes, options.seconds)))
+
+
+if __name__ == "__main__":
+    main()
