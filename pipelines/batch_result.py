@@ -12,7 +12,8 @@ class SubjectResult:
     """One subject's row: its record and, where it got that far, what it ended with.
 
     `uri` is the folder of its run, `history` holds one mapping of metrics a step (step, loss, instance_loss,
-    prior_loss, …), `contact_sheet` a PNG.
+    prior_loss, …), `contact_sheet` a PNG; `step_seconds` were spent in training steps, checkpoints and samples left
+    out.
     """
 
     record: SubjectRecord
@@ -21,6 +22,7 @@ class SubjectResult:
     model_uri: str | None = None
     similarity: Mapping[str, float] | None = None
     steps_per_second: float | None = None
+    step_seconds: float | None = None
     history: Sequence[Mapping[str, float]] = ()
     contact_sheet: bytes | None = None
     evaluated: Evaluated | None = None

@@ -50,15 +50,21 @@ def write_batch_summary(
 
 
 def lane_busy_share(subjects: Sequence[SubjectResult]) -> float | None:
-    """Seconds in training steps over the seconds of their lanes, from a lane's first subject to its last's end."""
-    spans: dict[str, list[float]] = {}
-    busy = 0.0
+    """Seconds in training steps over those of all lanes, from the first subject's start to the last one's publication.
+
+    What lanes do between that is no step counts against them: class images, checkpoints, loading, waiting for each
+    other at the end. The lanes of each driver that worked at the batch are counted by themselves.
+    """
+    drivers: dict[str, list[SubjectResult]] = {}
     for subject in subjects:
         record = subject.record
-        if record.state == "done" and record.lane and record.began and record.ended and subject.steps_per_second:
-            spans.setdefault(record.lane, []).extend((record.began, record.ended))
-            busy += len(subject.history) / subject.steps_per_second
-    total = sum(max(times) - min(times) for times in spans.values())
+        if record.state == "done" and record.lane and record.began and record.ended and subject.step_seconds:
+            drivers.setdefault(record.lane.partition("/")[0], []).append(subject)
+    total = busy = 0.0
+    for done in drivers.values():
+        span = max(s.record.ended or 0.0 for s in done) - min(s.record.began or 0.0 for s in done)
+        total += span * len({subject.record.lane for subject in done})
+        busy += sum(subject.step_seconds or 0.0 for subject in done)
     return round(busy / total, 4) if total else None
 
 
@@ -76,6 +82,7 @@ def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult
         model_uri=summary["model_uri"],
         similarity=summary["similarity"],
         steps_per_second=summary["steps_per_second"],
+        step_seconds=(summary["steps"] - summary["resumed_from"]) / summary["steps_per_second"],
         history=history,
         contact_sheet=read_bytes(sheet) if shown and sheet else None,
         evaluated=find_evaluated(uri, summary) if shown else None,

@@ -132,12 +132,13 @@ def fine_tune(
             if engine.rank == 0:
                 tell({"kind": "samples", "step": step, "images": _validation_samples(base, state, config, device)})
 
+    aside = _Timed(on_step)  # checkpoints, samples and scores are no steps
     began = time.perf_counter()
     try:
         with suppress(_NoLongerRising):
-            fit(engine, data, config.train, start=resumed_from, on_step=on_step)
-        seconds = time.perf_counter() - began - scoring.seconds
-        peaks = _gather(_peak_memory(device))
+            fit(engine, data, config.train, start=resumed_from, on_step=aside)
+        seconds = time.perf_counter() - began - aside.seconds
+        peaks, resident = _gather(_peak_memory(device)), _gather(_resident_memory())
         exported, state = _exported(engine, history, config)
     finally:
         engine.close()
@@ -147,10 +148,25 @@ def fine_tune(
         "steps": history.step,
         "exported_step": exported,
         "peak_memory_bytes": peaks,
+        "resident_memory_bytes": resident,
         "steps_per_second": (history.step - resumed_from) / seconds,
         "resumed_from": resumed_from,
     }
     return FineTuned(state=state, record=record)
+
+
+class _Timed:
+    """Calls a function and adds up the seconds that it takes."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function, self.seconds = function, 0.0
+
+    def __call__(self, *arguments: Any) -> None:
+        began = time.perf_counter()
+        try:
+            self._function(*arguments)
+        finally:
+            self.seconds += time.perf_counter() - began
 
 
 class _NoLongerRising(Exception):
@@ -163,7 +179,6 @@ class _Scoring:
     def __init__(self, task: TrainTask, engine: Any, device: str) -> None:
         self._engine, self._keep = engine, task.config.train.keep == "best"
         self._scorer = None
-        self.seconds = 0.0
         if task.config.evaluation.every is not None and engine.rank == 0:
             from pipelines.fidelity import FidelityScorer
 
@@ -171,13 +186,11 @@ class _Scoring:
 
     def measure(self, step: int, scores: Scores) -> Score:
         """Measure the weights as they are, and take the score in; every rank has to call it."""
-        began = time.perf_counter()
         state = self._engine.state_dict()
         measured = self._scorer.score(step, state) if self._scorer is not None else None
         score: Score = _from_rank_zero(self._engine, measured)
         keeps = self._keep and self._engine.rank == 0
         scores.add(score, (lambda: state) if keeps else None)
-        self.seconds += time.perf_counter() - began
         return score
 
 
@@ -312,6 +325,14 @@ def _peak_memory(device: str) -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _resident_memory() -> int:
+    """Bytes of main memory that this process holds; 0 where the system doesn't tell as Linux does."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _gather(value: int) -> list[int]:

@@ -32,6 +32,7 @@ from pipelines.batch import BatchOutcome, run_batch
 from pipelines.batch_plan import BatchPlan, make_batch_plan
 from pipelines.cluster import Resources, ray_cluster
 from pipelines.lanes import tell_seconds
+from pipelines.personalize import check_batch_destinations
 from pipelines.plan import Plan
 from pipelines.storage import join, write_bytes, write_json
 from pipelines.subject_checks import check_subjects, valid_plans
@@ -149,14 +150,15 @@ def write_table(folder: Path, count: int) -> str:
 
 def planned(table: str, lanes: int) -> BatchPlan:
     room = Resources(cpus=lanes, gpus=0)
-    return make_batch_plan(
-        "control-plane", valid_plans(check_subjects(read_batch(table), room), skip_invalid=False), room
-    )
+    plans = valid_plans(check_subjects(read_batch(table), room), skip_invalid=False)
+    plan = make_batch_plan("control-plane", plans, room)
+    check_batch_destinations(plan)
+    return plan
 
 
 def write_small_summary(plan: Plan, batch_run_id: str) -> str:
     summary = {"registered_model": None, "version": None, "contact_sheet": None, "similarity": None}
-    figures = {"model_uri": "", "steps_per_second": 1.0}
+    figures = {"model_uri": "", "steps_per_second": 1.0, "steps": 1, "resumed_from": 0}
     write_json(join(plan.config.run_uri, "summary.json"), summary | figures)
     write_json(join(plan.config.run_uri, "training", f"{plan.key}.json"), {"history": []})
     return "done"

@@ -25,7 +25,11 @@ def result(name: str, **changes: object) -> SubjectResult:
     )
     history = [{"step": step, "loss": 1 / step, "instance_loss": 0.5, "prior_loss": 0.1} for step in range(1, 501)]
     made = SubjectResult(
-        record=record, registered=f"dreambooth-{name} version 1", history=history, steps_per_second=100.0
+        record=record,
+        registered=f"dreambooth-{name} version 1",
+        history=history,
+        steps_per_second=100.0,
+        step_seconds=5.0,
     )
     return replace(made, **changes)
 
@@ -69,8 +73,15 @@ def test_figures_that_are_not_there_are_dashes() -> None:
 
 
 def test_the_busy_share_of_lanes() -> None:
-    first, second = result("a"), result("b")
-    second = replace(second, record=replace(second.record, began=110.0, ended=112.5))
+    def trained(lane: str, began: float, ended: float) -> SubjectResult:
+        made = result("a")
+        return replace(made, record=replace(made.record, lane=lane, began=began, ended=ended))
+
     # 5 seconds of steps each, in a lane that was there for 12.5.
-    assert lane_busy_share([first, second]) == pytest.approx(0.8)
+    assert lane_busy_share([trained("d/0", 100.0, 110.0), trained("d/0", 110.0, 112.5)]) == pytest.approx(0.8)
+    # A lane that has nothing left waits for the other.
+    assert lane_busy_share([trained("d/0", 100.0, 110.0), trained("d/1", 100.0, 105.0)]) == pytest.approx(0.5)
+    # The same batch was gone on with a day later.
+    days = [trained("d/0", 100.0, 110.0), trained("e/0", 90_000.0, 90_010.0)]
+    assert lane_busy_share(days) == pytest.approx(0.5)
     assert lane_busy_share([]) is None
