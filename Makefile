@@ -76,8 +76,8 @@ fix: $(INSTALLED) ## Repair what ruff can repair, and format
 bench: $(INSTALLED) ## Measure loop efficiency, prior speed-up and start-up; figures go to output/bench/main.json
 	$(BIN)/python tests/bench/main.py
 
-bench-batch: $(INSTALLED) ## Measure a batch against runs one by one; figures go to output/bench/batch.json
-	$(BIN)/python tests/bench/batch.py
+bench-batch: $(INSTALLED) ## Measure a batch against runs one by one, and with PEER=path against diffusers' train_dreambooth.py
+	$(BIN)/python tests/bench/batch.py $(if $(PEER),--peer "$(PEER)")
 
 s3: ## Start an S3 store on this machine (OpenStack Swift), with its data in output/s3/, and say how to use it
 	@$(find_python) $$python infra/s3/swift.py start --folder $(S3_FOLDER)

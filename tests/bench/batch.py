@@ -1,10 +1,19 @@
-"""What do lanes save? One batch against the same subjects one `dreambooth run` after the other.
+"""What do lanes save? One batch against its subjects one by one, and against diffusers' script. `make bench-batch`.
 
-    python tests/bench/batch.py                    # eight subjects of two classes; about 15 minutes on two cores
-    python tests/bench/batch.py --counts 1 8       # fewer points of the curve of seconds per subject
+    python tests/bench/batch.py                              # some 20 minutes on two cores
+    python tests/bench/batch.py --peer train_dreambooth.py   # some 30 minutes
+    python tests/bench/batch.py --parts counts sequential    # some of it; the rest is kept from earlier
 
-Fifty class images a class, 200 steps of one pair each, no evaluation; every measurement starts in an empty folder.
-Figures go to output/bench/batch.json.
+Eight subjects of two classes, fifty class images a class, 200 steps of one pair each, no evaluation; every measurement
+starts in an empty folder, and all times are wall times from a command to its end. Written to output/bench/batch.json:
+
+- batch_vs_sequential: `dreambooth run` for each of eight subjects, over one batch of the eight.
+- batch_vs_peer: the script for each of eight, every time with a folder of class images of its own, over the batch;
+  batch_vs_peer_shared_class: the same with one folder per class, shared by hand. The script samples with the scheduler
+  of the base's settings, which for the miniature is the pipeline's own sampler, but in 50 steps at guidance 7.5;
+  the two figures with `same_sampler` are over a batch that does that too.
+- lane_busy_share: see `pipelines.batch_summary.lane_busy_share`; seconds_per_subject: of batches of so many;
+  control_plane: see tests/bench/control_plane.py.
 """
 
 import argparse
@@ -13,26 +22,34 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from peer import Peer
 
 from dreambooth.miniature import subject_dir
 from pipelines.storage import read_json
 
 SUBJECTS = ("coral-car", "mint-dog", "lime-car", "navy-dog")
+COUNT, STEPS, CLASS_IMAGES = 8, 200, 50
 SETTINGS = {
-    "prior": {"num_class_images": 50},
-    "train": {"max_train_steps": 200, "checkpoint_every": 100},
+    "prior": {"num_class_images": CLASS_IMAGES},
+    "train": {"max_train_steps": STEPS},
     "evaluation": {"enabled": False},
 }
+PEER_SAMPLER = {"num_inference_steps": 50, "guidance_scale": 7.5}
+"""What diffusers' script leaves at its pipeline's defaults."""
+SECONDS = ("batch", "sequential", "peer", "peer_shared_class", "batch_same_sampler")
 OUTPUT = Path("output/bench/batch.json")
-DREAMBOOTH = str(Path(sys.executable).with_name("dreambooth"))
+DREAMBOOTH = [sys.executable, "-m", "pipelines.cli"]
+
+Raw = dict[str, Any]
 
 
 def subjects(count: int) -> list[dict[str, Any]]:
-    """So many subjects of two classes; names beyond the shipped four are of the same pictures."""
+    """So many subjects of two classes; names beyond the first four are of the same pictures."""
     return [
         {
             "name": f"{SUBJECTS[index % 4]}-{index // 4}",
@@ -49,42 +66,119 @@ def timed(command: list[str], folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def batch_seconds(count: int) -> tuple[float, dict[str, Any]]:
+def note(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def batch(count: int, prior: dict[str, Any] | None = None) -> tuple[float, float]:
+    """Seconds of a batch, and the share of them that its lanes spent in steps."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "subjects.yaml").write_text(yaml.safe_dump(SETTINGS | {"subjects": subjects(count)}))
-        seconds = timed([DREAMBOOTH, "batch", "subjects.yaml"], folder)
-        summary: dict[str, Any] = read_json(str(folder / "output" / "batches" / "subjects" / "summary.json"))
-    return seconds, summary
+        settings = SETTINGS | {"prior": SETTINGS["prior"] | (prior or {}), "subjects": subjects(count)}
+        (folder / "subjects.yaml").write_text(yaml.safe_dump(settings))
+        seconds = timed([*DREAMBOOTH, "batch", "subjects.yaml"], folder)
+        summary = read_json(str(folder / "output" / "batches" / "subjects" / "summary.json"))
+    note(f"a batch of {count}: {seconds:.0f} s, {summary['lane_busy_share']:.0%} of lane time in steps")
+    return seconds, summary["lane_busy_share"]
 
 
-def sequential_seconds(count: int) -> float:
+def measure_batch(raw: Raw) -> None:
+    raw["batch"], raw["lane_busy_share"] = batch(COUNT)
+
+
+def measure_counts(raw: Raw) -> None:
+    raw["batches"] = {str(count): batch(count)[0] for count in (1, 2, 4, 16)}
+
+
+def measure_sequential(raw: Raw) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, total = Path(name), 0.0
-        for subject in subjects(count):
+        for subject in subjects(COUNT):
             path = folder / f"{subject['name']}.yaml"
             path.write_text(yaml.safe_dump(SETTINGS | {"subject": subject}))
-            total += timed([DREAMBOOTH, "run", str(path)], folder)
-            print(f"  {subject['name']} alone: {total:.0f} s so far", file=sys.stderr, flush=True)
-    return total
+            total += timed([*DREAMBOOTH, "run", str(path)], folder)
+            note(f"one by one, {subject['name']}: {total:.0f} s so far")
+    raw["sequential"] = total
+
+
+def measure_same_sampler(raw: Raw) -> None:
+    raw["batch_same_sampler"], _ = batch(COUNT, PEER_SAMPLER)
+
+
+def measure_peer(script: Path, *, shared: bool) -> Callable[[Raw], None]:
+    def measure(raw: Raw) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            peer, total = Peer(script, Path(name) / "peer"), 0.0
+            for subject in subjects(COUNT):
+                noun = subject["class_noun"]
+                total += peer.seconds(
+                    Path(subject["instance_images"]).name,
+                    noun,
+                    steps=STEPS,
+                    class_images=CLASS_IMAGES,
+                    class_folder=Path(name) / "class" / (noun if shared else subject["name"]),
+                )
+                note(f"the script, {'shared' if shared else 'own'} class images: {total:.0f} s so far")
+        raw["peer_shared_class" if shared else "peer"] = total
+
+    return measure
+
+
+def measure_control_plane(raw: Raw) -> None:
+    script = Path(__file__).with_name("control_plane.py")
+    done = subprocess.run([sys.executable, str(script)], check=True, stdout=subprocess.PIPE, text=True)
+    raw["control_plane"] = json.loads(done.stdout)
+    note(f"the control plane: {raw['control_plane']}")
+
+
+def figures(raw: Raw) -> dict[str, Any]:
+    """Ratios from seconds; None where one of the two was not measured."""
+
+    def ratio(slow: str, fast: str) -> float | None:
+        return round(raw[slow] / raw[fast], 2) if slow in raw and fast in raw else None
+
+    batches = raw.get("batches", {}) | ({str(COUNT): raw["batch"]} if "batch" in raw else {})
+    return {
+        "batch_vs_sequential": ratio("sequential", "batch"),
+        "batch_vs_peer": ratio("peer", "batch"),
+        "batch_vs_peer_shared_class": ratio("peer_shared_class", "batch"),
+        "batch_vs_peer_same_sampler": ratio("peer", "batch_same_sampler"),
+        "batch_vs_peer_shared_class_same_sampler": ratio("peer_shared_class", "batch_same_sampler"),
+        "lane_busy_share": raw.get("lane_busy_share"),
+        "seconds_per_subject": {n: round(batches[n] / int(n), 1) for n in sorted(batches, key=int)},
+        "control_plane": raw.get("control_plane"),
+        "seconds": {name: round(raw[name], 1) for name in SECONDS if name in raw},
+    }
 
 
 def main() -> None:
+    measures = {
+        "batch": measure_batch,
+        "sequential": measure_sequential,
+        "counts": measure_counts,
+        "control_plane": measure_control_plane,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="has to hold 8")
+    parser.add_argument("--peer", type=Path, metavar="PATH", help="diffusers' examples/dreambooth/train_dreambooth.py")
+    parser.add_argument("--parts", nargs="+", help="measure only these, and keep the others of the last time")
     options = parser.parse_args()
-    figures: dict[str, Any] = {"seconds_per_subject": {}}
-    for count in options.counts:
-        seconds, summary = batch_seconds(count)
-        figures["seconds_per_subject"][str(count)] = round(seconds / count, 1)
-        print(f"a batch of {count}: {seconds:.0f} s", file=sys.stderr, flush=True)
-        if count == 8:
-            figures |= {"batch_seconds": round(seconds, 1), "lane_busy_share": summary["lane_busy_share"]}
-    figures["sequential_seconds"] = round(sequential_seconds(8), 1)
-    figures["batch_vs_sequential"] = round(figures["sequential_seconds"] / figures["batch_seconds"], 2)
+    if options.peer is not None:
+        measures |= {
+            "peer": measure_peer(options.peer, shared=False),
+            "peer_shared_class": measure_peer(options.peer, shared=True),
+            "same_sampler": measure_same_sampler,
+        }
+    if unknown := set(options.parts or ()) - set(measures):
+        parser.error(f"--parts: no {', '.join(sorted(unknown))}; there are {', '.join(measures)}")
+    kept = OUTPUT.with_name("batch-seconds.json")
+    raw: Raw = json.loads(kept.read_text()) if options.parts and kept.is_file() else {}
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    for part in options.parts or measures:
+        note(f"measuring {part} …")
+        measures[part](raw)
+        kept.write_text(json.dumps(raw, indent=2) + "\n")
+        OUTPUT.write_text(json.dumps(figures(raw), indent=2) + "\n")
+    print(OUTPUT.read_text())
 
 
 if __name__ == "__main__":
