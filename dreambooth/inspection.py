@@ -20,7 +20,7 @@ _NEAR_BITS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """`data_hash` names what is trained on, wherever it lies; `warnings` say what makes a poor set of it."""
+    """`data_hash` is that of the images (see the function), `warnings` say what makes them a poor set."""
 
     data_hash: str
     warnings: tuple[str, ...]
@@ -41,7 +41,6 @@ def inspect_images(images: Sequence[InstanceImage], *, resolution: int, max_pixe
     """Read and decode every image; one InputError names all faults: damage, too many pixels, or fewer than needed.
 
     `resolution` is the side, in pixels, of the squares that training wants: both sides of an image have to reach it.
-    The hash is the first 16 hex digits of the sha256 of image files and captions in order.
     """
     digest, faults, looks = hashlib.sha256(), [], []
     for instance_image in images:
@@ -57,14 +56,29 @@ def inspect_images(images: Sequence[InstanceImage], *, resolution: int, max_pixe
                 f"{address} is {image.width} x {image.height} pixels, but images.resolution is {resolution}; "
                 f"give a larger picture or lower images.resolution"
             )
-        caption = instance_image.caption
-        for part in (content, b"" if caption is None else b"caption " + caption.encode()):
-            digest.update(len(part).to_bytes(8, "big"))  # so that the parts can't run into each other
-            digest.update(part)
+        digest.update(_framed(content, instance_image.caption))
         looks.append(_Look(address=address, size=image.size, difference_hash=_difference_hash(image)))
     if faults:
         raise InputError("\n".join(faults))
-    return Inspection(data_hash=digest.hexdigest()[:16], warnings=tuple(_warnings(looks, max_pixels)))
+    return Inspection(data_hash=_short(digest), warnings=tuple(_warnings(looks, max_pixels)))
+
+
+def data_hash(images: Sequence[InstanceImage]) -> str:
+    """First 16 hex digits of the sha256 of image files and captions in order: what is trained on, wherever it lies."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(_framed(read_image(image.address), image.caption))
+    return _short(digest)
+
+
+def _framed(content: bytes, caption: str | None) -> bytes:
+    """A file and its caption, each behind its length, so that they can't run into each other."""
+    parts = content, b"" if caption is None else b"caption " + caption.encode()
+    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+
+
+def _short(digest: "hashlib._Hash") -> str:
+    return digest.hexdigest()[:16]
 
 
 def _difference_hash(image: Image.Image) -> np.ndarray:

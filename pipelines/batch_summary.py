@@ -14,6 +14,7 @@ from pipelines.batch_plan import BatchPlan, describe_batch
 from pipelines.batch_report import render_report
 from pipelines.batch_result import BatchResult, SubjectResult
 from pipelines.evaluated import find_evaluated
+from pipelines.pace import remember_paces
 from pipelines.plan import Plan
 from pipelines.storage import exists, join, read_bytes, read_json, write_bytes, write_json
 from pipelines.subject_record import STATES, SubjectRecord
@@ -45,6 +46,8 @@ def write_batch_summary(
         "results": [_row(subject) for subject in subjects],
     }
     write_json(join(plan.uri, "summary.json"), summary)
+    paces = [(plans[s.record.name], s.steps_per_second) for s in subjects if s.steps_per_second is not None]
+    remember_paces(plan.subjects[0].config.storage.root, plan.name, paces)
     _track(run, subjects, summary, page)
     return summary
 

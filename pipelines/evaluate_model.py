@@ -13,7 +13,8 @@ from dreambooth.base_model import resolve_base_model
 from dreambooth.config import DreamBoothConfig, load_config, merge
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import OWN, read_prompts
-from dreambooth.images import InstanceImage, check_instance_images, find_instance_images
+from dreambooth.images import InstanceImage, find_instance_images
+from dreambooth.inspection import inspect_images
 from pipelines.cluster import ray_cluster
 from pipelines.console import RunConsole
 from pipelines.evaluation_record import RecordedFigures, pass_gate, record_evaluation
@@ -155,5 +156,5 @@ def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[
 
 def _checked_images(config: DreamBoothConfig) -> tuple[InstanceImage, ...]:
     images = find_instance_images(config.subject.instance_images)
-    check_instance_images(images, resolution=int(config.images.resolution or 0), max_pixels=config.images.max_pixels)
+    inspect_images(images, resolution=int(config.images.resolution or 0), max_pixels=config.images.max_pixels)
     return images

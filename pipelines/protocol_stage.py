@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.config import DreamBoothConfig
 from dreambooth.evaluation.config import EvaluationConfig
 from dreambooth.evaluation.protocol import Protocol, SampleSet, protocol_of
-from dreambooth.images import InstanceImage, data_hash, find_instance_images
+from dreambooth.images import InstanceImage, find_instance_images
+from dreambooth.inspection import data_hash
 from pipelines.evaluate_stage import instance_pictures
 from pipelines.sampler_pool import Call, Samplers
 from pipelines.samplers import BankAddress, Measured, SampleRequest, Source, picture_name

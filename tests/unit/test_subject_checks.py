@@ -11,6 +11,7 @@ from dreambooth.config import DreamBoothConfig, load_config
 from dreambooth.errors import InputError
 from pipelines.batch_plan import describe_batch, make_batch_plan
 from pipelines.cluster import Resources
+from pipelines.pace import known_paces, pace_key, remember_paces
 from pipelines.subject_checks import SubjectCheck, check_subjects, valid_plans
 from pipelines.subject_list import ListedSubject
 
@@ -143,3 +144,21 @@ def test_the_plan_says_how_many_lanes_and_why(subject: Callable[..., DreamBoothC
     assert rows["class images"].startswith("1 sets, 200 images to make")
     few = dict(describe_batch(make_batch_plan("pets", plans[:2], ROOM)))
     assert few["lanes"] == "2 (no more than subjects)"
+
+
+def test_the_time_is_estimated_by_what_earlier_batches_measured(subject: Callable[..., DreamBoothConfig]) -> None:
+    steps = "train.max_train_steps=1200"
+    plans = valid_plans(check(*(subject(f"s-{i}", (1, 2, 3), steps) for i in range(4))), skip_invalid=False)
+    root = plans[0].config.storage.root
+
+    def time() -> str:
+        return dict(describe_batch(make_batch_plan("pets", plans, Resources(cpus=2, gpus=0))))["time"]
+
+    assert time().startswith("not known until the first subject is trained")
+    [slower] = valid_plans(check(subject("slow", (1, 2, 3), "train.micro_batch_size=2")), skip_invalid=False)
+    remember_paces(root, "cups", [(slower, 1.0)])
+    assert time().startswith("not known")
+    [longer] = valid_plans(check(subject("long", (1, 2, 3), "train.max_train_steps=7")), skip_invalid=False)
+    remember_paces(root, "dogs", [(longer, 8.0), (plans[0], 10.0), (plans[1], 11.0)])
+    assert time().startswith("about 4 min of steps in each lane, at the 10.0 steps/s a subject of batch dogs on 2")
+    assert known_paces(root)[pace_key(slower)].batch == "cups"
