@@ -76,6 +76,7 @@ def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult
     if record.state != "done" or not exists(join(uri, "summary.json")):
         return SubjectResult(record=record)
     summary = read_json(join(uri, "summary.json"))
+    steps, steps_per_second = summary["steps"] - summary["resumed_from"], summary["steps_per_second"]
     name, version, sheet = summary["registered_model"], summary["version"], summary["contact_sheet"]
     history = read_json(join(uri, "training", f"{plan.key}.json"))["history"] if shown else ()
     return SubjectResult(
@@ -84,8 +85,8 @@ def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult
         registered=f"{name} version {version}" if name else None,
         model_uri=summary["model_uri"],
         similarity=summary["similarity"],
-        steps_per_second=summary["steps_per_second"],
-        step_seconds=(summary["steps"] - summary["resumed_from"]) / summary["steps_per_second"],
+        steps_per_second=steps_per_second,
+        step_seconds=steps / steps_per_second if steps_per_second else None,
         history=history,
         contact_sheet=read_bytes(sheet) if shown and sheet else None,
         evaluated=find_evaluated(uri, summary) if shown else None,

@@ -157,10 +157,23 @@ def planned(table: str, lanes: int) -> BatchPlan:
 
 
 def write_small_summary(plan: Plan, batch_run_id: str) -> str:
-    summary = {"registered_model": None, "version": None, "contact_sheet": None, "similarity": None}
-    figures = {"model_uri": "", "steps_per_second": 1.0, "steps": 1, "resumed_from": 0}
-    write_json(join(plan.config.run_uri, "summary.json"), summary | figures)
-    write_json(join(plan.config.run_uri, "training", f"{plan.key}.json"), {"history": []})
+    subject, uri = plan.config.subject, plan.config.run_uri
+    summary = {
+        "subject": subject.name,
+        "class_noun": subject.class_noun,
+        "identifier": subject.identifier,
+        "key": plan.key,
+        "registered_model": None,
+        "version": None,
+        "model_uri": "",
+        "contact_sheet": None,
+        "similarity": None,
+        "steps": 1,
+        "resumed_from": 0,
+        "steps_per_second": 1.0,
+    }
+    write_json(join(uri, "summary.json"), summary)
+    write_json(join(uri, "training", f"{plan.key}.json"), {"history": []})
     return "done"
 
 
