@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from dreambooth.bounds import NotNegative, Positive, Rate
+from dreambooth.bounds import NotNegative, Positive
 from dreambooth.errors import InputError
 from dreambooth.evaluation.config import EvaluationConfig, GateConfig
 from dreambooth.subject import Frozen, PromptTemplates, Subject, Words
+from dreambooth.train_config import TrainConfig
 
 
 def _check_resolution(resolution: int) -> int:
@@ -56,83 +57,6 @@ class PriorConfig(Frozen):
     def enabled(self) -> bool:
         """Whether class images take part at all."""
         return self.prior_loss_weight > 0
-
-
-TEXTUAL_INVERSION_RATE = 5e-3
-"""The base learning rate of Textual Inversion (arXiv 2208.01618, section 4)."""
-
-
-class TrainConfig(Frozen):
-    """The fine-tuning of denoiser and text encoder, or of the identifier's embedding alone."""
-
-    max_train_steps: Positive = 1000
-    method: Literal["dreambooth", "textual_inversion"] = Field(
-        "dreambooth",
-        description="textual_inversion trains the identifier's embedding and nothing else (arXiv 2208.01618)",
-    )
-    micro_batch_size: Positive = Field(1, description="instance/class pairs per worker and micro step")
-    gradient_accumulation_steps: Positive = 1
-    train_text_encoder: bool = True
-    learning_rate: Rate = Field(5e-6, description="of the denoiser")
-    text_encoder_learning_rate: Rate | None = Field(None, description="None: the same as learning_rate")
-    identifier_learning_rate: Rate | None = Field(
-        None,
-        description="of the identifier's own token embedding; None: the text encoder's, or with textual_inversion 5e-3",
-    )
-    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
-    lr_warmup_steps: NotNegative = 0
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    mixed_precision: Literal["auto", "bf16", "no"] = Field("auto", description="auto: bf16 on GPUs that have it")
-    gradient_checkpointing: bool = False
-    ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="None: no moving average; else it is what is exported"
-    )
-    min_snr_gamma: float | None = Field(None, gt=0, description="min-SNR weighting (arXiv 2303.09556); 5 is usual")
-    noise_offset: float = Field(0.0, ge=0, description="standard deviation of a per-channel shift of the noise")
-    seed: NotNegative = 0
-    log_every: Positive = 1
-    checkpoint_every: Positive = 200
-    validate_every: Positive | None = Field(None, description="steps between validation samples; None: only at the end")
-    keep: Literal["last", "best"] = Field(
-        "last", description="which weights are exported; best: those of the highest score (evaluation.every)"
-    )
-    stop_after: Positive | None = Field(
-        None, description="end early after as many measurements in a row without a higher score; None: never"
-    )
-
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> Self:
-        if self.lr_warmup_steps >= self.max_train_steps and self.lr_warmup_steps > 0:
-            raise ValueError(
-                f"lr_warmup_steps is {self.lr_warmup_steps}, but there are only {self.max_train_steps} max_train_steps"
-            )
-        return self
-
-    @property
-    def by_score(self) -> bool:
-        """Whether what is exported depends on scores measured on the way."""
-        return self.keep == "best" or self.stop_after is not None
-
-    @property
-    def learning_rates(self) -> tuple[float, float]:
-        """Learning rates of (denoiser, text encoder)."""
-        text_encoder = self.text_encoder_learning_rate
-        return self.learning_rate, self.learning_rate if text_encoder is None else text_encoder
-
-    @property
-    def embedding_learning_rate(self) -> float:
-        """Learning rate of the identifier's embedding where it is learnt apart."""
-        rate = self.identifier_learning_rate
-        return TEXTUAL_INVERSION_RATE if rate is None else rate
-
-    @property
-    def runs_text_encoder(self) -> bool:
-        """Whether every step runs the text encoder; else prompts are encoded once."""
-        return self.train_text_encoder or self.method == "textual_inversion"
 
 
 class ZeroConfig(Frozen):

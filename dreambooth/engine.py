@@ -14,11 +14,11 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dreambooth.batches import Batch
-from dreambooth.config import TrainConfig
 from dreambooth.ema import Ema
 from dreambooth.losses import Losses
 from dreambooth.model import DreamBoothModel
 from dreambooth.optimizer import build_lr_scheduler, build_optimizer
+from dreambooth.train_config import TrainConfig
 
 
 class Engine(Protocol):

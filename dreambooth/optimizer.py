@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from dreambooth.config import TrainConfig
 from dreambooth.model import DreamBoothModel
+from dreambooth.train_config import TrainConfig
 
 
 def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.AdamW:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from dreambooth.batches import TrainingData, pairs_of
-from dreambooth.config import TrainConfig
 from dreambooth.engine import Engine
 from dreambooth.errors import Diverged
+from dreambooth.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-from dreambooth.config import TrainConfig, ZeroConfig, load_config
+from dreambooth.config import ZeroConfig, load_config
+from dreambooth.train_config import TrainConfig
 from dreambooth.model import load_model
 from pipelines.deepspeed_engine import DeepSpeedEngine
 

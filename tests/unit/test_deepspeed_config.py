@@ -2,7 +2,8 @@
 
 import pytest
 
-from dreambooth.config import TrainConfig, ZeroConfig
+from dreambooth.config import ZeroConfig
+from dreambooth.train_config import TrainConfig
 from pipelines.deepspeed_engine import deepspeed_config
 
 
