@@ -20,6 +20,18 @@ COLUMN_TITLES = {
 }
 """What is measured. CLIP-T is of the prompt without the identifier, which is the same text for every row of a table."""
 
+WRONG_NOUNS = {
+    "backpack": "boat",
+    "bird": "cat",
+    "boat": "clock",
+    "car": "dog",
+    "cat": "bird",
+    "clock": "backpack",
+    "dog": "teapot",
+    "teapot": "car",
+}
+"""Another subject's class noun for each of the subjects'."""
+
 _METHODS = (*FIDELITY, "clip_t_no_identifier")
 _PRESERVED = ("pres", "div", *_METHODS)
 _ALONE = "a photo of {identifier}"
@@ -178,6 +190,7 @@ TABLE_4 = Experiment(
 TABLE_5 = Experiment(
     name="table5",
     title="The number of instance images",
+    every_subject=False,
     columns=("dino", "clip_t_no_identifier", "near_copies"),
     rows=tuple(
         Row(slug=f"images-{count}", title=f"{count} image{'s' * (count > 1)}", instance_images=count)

@@ -1,10 +1,10 @@
 """From the experiments to runs of a batch: every row for every subject, and the same settings once."""
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import yaml
@@ -13,9 +13,9 @@ from dreambooth.base_model import resolve_base_model
 from dreambooth.config import DreamBoothConfig, load_config
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import choose_identifiers
-from dreambooth.miniature import subject_dir
+from dreambooth.miniature import subject_dir, subject_names
 from pipelines.cluster import Resources
-from pipelines.paper_experiments import Experiment, Row, Setting
+from pipelines.paper_experiments import WRONG_NOUNS, Experiment, Row, Setting
 from pipelines.plan import Plan, make_plan
 from pipelines.storage import join
 
@@ -42,7 +42,7 @@ def plan_trials(setting: Setting, output: str, overrides: Sequence[str], resourc
         trial_config(setting, experiment, row, subject, output, overrides) for experiment, row, subject in wanted
     ]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        plans = list(pool.map(partial(make_plan, resources=resources), configs))
+        plans = list(pool.map(functools.partial(make_plan, resources=resources), configs))
     first: dict[str, Plan] = {}
     return tuple(
         Trial(experiment=experiment, row=row, subject=subject, plan=first.setdefault(plan.key, plan))
@@ -59,12 +59,13 @@ def trial_config(
     setting: Setting, experiment: Experiment, row: Row, subject: str, output: str, overrides: Sequence[str] = ()
 ) -> DreamBoothConfig:
     """The configuration of one run; `overrides` (a.b=value) go over everything."""
+    noun = _noun(subject)
     photographs = [str(path) for path in sorted(subject_dir(subject).glob("*.png"))]
     plain: dict[str, Any] = {
         "subject": {
             "name": f"{experiment.name}-{row.slug}-{subject}",
-            "class_noun": _wrong_noun(setting, subject) if row.class_noun == "wrong" else _noun(subject),
-            "identifier": _identifiers(setting)[subject],
+            "class_noun": WRONG_NOUNS[noun] if row.class_noun == "wrong" else noun,
+            "identifier": _identifiers()[subject],
             "instance_images": photographs[: row.instance_images],
         },
         "train": {"log_every": 10},
@@ -93,18 +94,13 @@ def _wanted(setting: Setting) -> Iterator[tuple[Experiment, Row, str]]:
                 yield experiment, row, subject
 
 
-def _identifiers(setting: Setting) -> dict[str, str]:
-    """The same for a subject in every run of it."""
+@functools.cache
+def _identifiers() -> dict[str, str]:
+    """The same for a subject in every run of it, whatever the setting."""
     tokenizer = load_tokenizer(resolve_base_model("miniature").directory)
-    return choose_identifiers(tokenizer, setting.subjects)
+    return choose_identifiers(tokenizer, subject_names())
 
 
 def _noun(subject: str) -> str:
     noun: str = yaml.safe_load((subject_dir(subject) / "subject.yaml").read_text())["class_noun"]
     return noun
-
-
-def _wrong_noun(setting: Setting, subject: str) -> str:
-    """The next class noun, in the alphabet, of those that the setting has class images of anyway."""
-    nouns = sorted({_noun(each) for each in setting.subjects})
-    return nouns[(nouns.index(_noun(subject)) + 1) % len(nouns)]

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from click.testing import CliRunner
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bootstrap import Interval, bootstrap_mean
 from dreambooth.evaluation.figures import FIGURE_NAMES, BankId, Figure, Figures
+from pipelines.cli import main
 from pipelines.paper_experiments import EXPERIMENTS, TABLE_1, TABLE_3, TABLE_5, Claim, Experiment, Row
 from pipelines.paper_markdown import render_markdown
 from pipelines.paper_page import render_page
@@ -216,3 +219,10 @@ class TestPage:
         head = html[html.index("<thead>") : html.index("</thead>")]
         assert "1 image" in head
         assert "5 images" in head
+
+
+def test_a_page_of_nothing_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["paper", "--quick", "--page-only", "--output", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "no run" in result.stderr
+    assert "has been evaluated yet" in result.stderr
