@@ -13,6 +13,7 @@ from PIL import Image
 from dreambooth.miniature import subject_dir
 from pipelines.mlflow_client import connect, quietly
 from pipelines.storage import read_manifest
+from pipelines.study_samples import read_samples
 
 COMMAND = [str(Path(sys.executable).with_name("dreambooth"))]
 SETTINGS = [
@@ -77,7 +78,9 @@ def test_a_run_leaves_pictures_a_model_and_a_summary(finished: Any) -> None:
     assert summary["startup_seconds"]["total"] > summary["startup_seconds"]["loading"] > 0
     for picture in ("contact_sheet", "loss_curve"):
         assert min(size_of(Path(summary[picture]))) > 300
-    for expected in ("contact_sheet.png", "dreambooth generate --model", "mlflow ui", "summary.json"):
+    assert 'class="pair"' in Path(summary["report"]).read_text()
+    assert len(read_samples(summary["report"].removesuffix("/report.html"))["coral-car"].samples) > 0
+    for expected in ("report.html", "contact_sheet.png", "dreambooth generate --model", "mlflow ui", "summary.json"):
         assert expected in printed.stdout
     for noise in ("Warning", "warning", "Traceback", "torchvision"):
         assert noise not in printed.stderr + printed.stdout
