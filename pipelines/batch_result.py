@@ -13,7 +13,7 @@ class SubjectResult:
 
     `uri` is the folder of its run, `history` holds one mapping of metrics a step (step, loss, instance_loss,
     prior_loss, …), `contact_sheet` a PNG; `step_seconds` were spent in training steps, checkpoints and samples left
-    out.
+    out. `figures` are the protocol's means, under their bank's name and their own (miniature_dino).
     """
 
     record: SubjectRecord
@@ -21,6 +21,7 @@ class SubjectResult:
     registered: str | None = None
     model_uri: str | None = None
     similarity: Mapping[str, float] | None = None
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
     steps_per_second: float | None = None
     step_seconds: float | None = None
     history: Sequence[Mapping[str, float]] = ()

@@ -85,12 +85,20 @@ def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult
         registered=f"{name} version {version}" if name else None,
         model_uri=summary["model_uri"],
         similarity=summary["similarity"],
+        figures=_figures(summary),
         steps_per_second=steps_per_second,
         step_seconds=steps / steps_per_second if steps_per_second else None,
         history=history,
         contact_sheet=read_bytes(sheet) if shown and sheet else None,
         evaluated=find_evaluated(uri, summary) if shown else None,
     )
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, float]:
+    if (evaluation := summary.get("evaluation")) is None:
+        return {}
+    bank = evaluation["bank"]["name"]
+    return {f"{bank}_{name}": figure["mean"] for name, figure in evaluation["figures"].items()}
 
 
 def _row(subject: SubjectResult) -> dict[str, Any]:
@@ -109,6 +117,7 @@ def _row(subject: SubjectResult) -> dict[str, Any]:
         "model_uri": subject.model_uri,
         "steps_per_second": subject.steps_per_second,
         **{f"similarity_{name}": value for name, value in (subject.similarity or {}).items()},
+        **subject.figures,
     }
 
 

@@ -52,11 +52,12 @@ def record_evaluation(run: TrackedRun, version: RegisteredVersion | None, evalua
             model_id = version.model_id if version is not None else None
             client.log_metric(run.run_id, f"{bank}/{name}", figure["mean"], synchronous=True, model_id=model_id)
         folder = f"evaluation/{bank}-{evaluation['key']}"
-        run.log_table(evaluation["per_prompt"], f"{folder}/prompts.json")
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary, "evaluation.json")
-            path.write_text(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            run.log_artifact(path, folder)
+        if folder not in {artifact.path for artifact in client.list_artifacts(run.run_id, "evaluation")}:
+            run.log_table(evaluation["per_prompt"], f"{folder}/prompts.json")
+            with tempfile.TemporaryDirectory() as temporary:
+                path = Path(temporary, "evaluation.json")
+                path.write_text(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                run.log_artifact(path, folder)
         if version is not None:
             for name, value in figure_tags(evaluation).items():
                 client.set_model_version_tag(version.name, str(version.version), name, value)

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dreambooth.best_checkpoint import Score
+from dreambooth.best_checkpoint import Score, Scores
+from dreambooth.errors import Diverged
 from dreambooth.evaluation.prompts import sample_seed
 from pipelines.evaluate_stage import instance_pictures
 from pipelines.protocol_stage import bank_address
@@ -56,3 +57,38 @@ class FidelityScorer:
             dino=mean_pairwise_similarity(samples.dino, self._instance.dino),
             clip_t=clip_t(samples.clip, self._texts),
         )
+
+
+class Scoring:
+    """Measures the score on rank 0, and tells all ranks."""
+
+    def __init__(self, task: "TrainTask", engine: Any, device: str) -> None:
+        """Load what measures, if anything is to be measured."""
+        self._engine, self._keep = engine, task.config.train.keep == "best"
+        self._scorer: FidelityScorer | None = None
+        if task.config.evaluation.every is not None and engine.rank == 0:
+            self._scorer = FidelityScorer(task, device)
+
+    def measure(self, step: int, scores: Scores) -> Score:
+        """Measure the weights as they are, and take the score in; every rank has to call it.
+
+        Raises Diverged, on every rank, for weights that are no numbers: their pictures would be none either.
+        """
+        state = self._engine.state_dict()
+        finite = all(bool(weight.isfinite().all()) for weight in state.values())
+        measured = self._scorer.score(step, state) if self._scorer is not None and finite else None
+        score: Score | None = _from_rank_zero(self._engine, measured)
+        if score is None:
+            raise Diverged(f"the weights are no numbers after step {step}; lower train.learning_rate")
+        keeps = self._keep and self._engine.rank == 0
+        scores.add(score, (lambda: state) if keeps else None)
+        return score
+
+
+def _from_rank_zero(engine: Any, value: Any) -> Any:
+    from torch import distributed as dist
+
+    values = [value]
+    if engine.world_size > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]

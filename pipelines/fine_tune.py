@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dreambooth.base_model import BaseModel
-from dreambooth.best_checkpoint import Score, Scores
+from dreambooth.best_checkpoint import Scores
 from dreambooth.config import DreamBoothConfig
 from dreambooth.images import InstanceImage, png_bytes
 from pipelines.events import Message
@@ -99,6 +99,7 @@ def fine_tune(
     Raises Diverged when the loss stops being a number, Stopped when told to stop, after a checkpoint.
     """
     from dreambooth.training import fit
+    from pipelines.fidelity import Scoring
 
     config = task.config
     every = config.evaluation.every
@@ -108,7 +109,7 @@ def fine_tune(
     if engine.rank:
         history.scores.weights = None
     resumed_from = history.step
-    scoring = _Scoring(task, engine, device)
+    scoring = Scoring(task, engine, device)
     tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from})
 
     def on_step(step: int, metrics: "StepMetrics | None") -> None:
@@ -173,27 +174,6 @@ class _NoLongerRising(Exception):
     """The score has not risen for as many measurements as the training waits for."""
 
 
-class _Scoring:
-    """Measures the score on rank 0, and tells all ranks."""
-
-    def __init__(self, task: TrainTask, engine: Any, device: str) -> None:
-        self._engine, self._keep = engine, task.config.train.keep == "best"
-        self._scorer = None
-        if task.config.evaluation.every is not None and engine.rank == 0:
-            from pipelines.fidelity import FidelityScorer
-
-            self._scorer = FidelityScorer(task, device)
-
-    def measure(self, step: int, scores: Scores) -> Score:
-        """Measure the weights as they are, and take the score in; every rank has to call it."""
-        state = self._engine.state_dict()
-        measured = self._scorer.score(step, state) if self._scorer is not None else None
-        score: Score = _from_rank_zero(self._engine, measured)
-        keeps = self._keep and self._engine.rank == 0
-        scores.add(score, (lambda: state) if keeps else None)
-        return score
-
-
 def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[int, dict[str, Any]]:
     """The step whose weights are exported, and those weights (on rank 0); every rank has to call it."""
     best = history.scores.best
@@ -224,15 +204,6 @@ def _any_rank(engine: Any, stop: bool, device: str) -> bool:
     if engine.world_size == 1:
         return stop
     return bool(engine.mean(torch.tensor([float(stop and engine.rank == 0)], device=device)).item() > 0)
-
-
-def _from_rank_zero(engine: Any, value: Any) -> Any:
-    from torch import distributed as dist
-
-    values = [value]
-    if engine.world_size > 1:
-        dist.broadcast_object_list(values, src=0)
-    return values[0]
 
 
 def _data(base: BaseModel, task: TrainTask, num_train_timesteps: int, device: str) -> Any:

@@ -238,8 +238,10 @@ def _evaluation(task: ProtocolTask, measured: Sequence[Measured], real: Measured
                 "fine_tuned": _addresses(samples_uri(task, pictures), pictures),
                 "base": _addresses(base_samples_uri(task, base_pictures), base_pictures),
             }
-            for pictures, base_pictures in zip(task.fine_tuned_sets, task.base_sets, strict=False)
+            for pictures, base_pictures in zip(task.fine_tuned_sets[:-1], task.base_sets, strict=True)
         ],
+        "class_prompt": protocol.class_prompt,
+        "class_pictures": _addresses(samples_uri(task, task.fine_tuned_sets[-1]), task.fine_tuned_sets[-1]),
     }
 
 

@@ -31,6 +31,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_run_is_measured_and_judged_and_can_be_measured_again(
     make_config: Any, settings: dict[str, Any], tmp_path: Path

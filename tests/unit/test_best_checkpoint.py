@@ -11,7 +11,7 @@ from torch import Tensor
 from dreambooth.base_model import resolve_base_model
 from dreambooth.best_checkpoint import Score, Scores
 from dreambooth.config import load_config
-from dreambooth.errors import InputError
+from dreambooth.errors import Diverged, InputError
 from dreambooth.model import load_model
 from pipelines.cluster import Resources
 from pipelines.fine_tune import FineTuned, History, fine_tune
@@ -180,6 +180,13 @@ class TestFineTuning:
         resumed = tune(*settings, start=3)
         assert (resumed.record["steps"], resumed.record["exported_step"]) == (6, 2)
         assert_same(resumed.state, whole.state)
+
+    def test_weights_that_are_no_numbers_are_not_sampled_from(self, tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            "dreambooth.engine.TorchEngine.state_dict", lambda self: {"denoiser.weight": torch.tensor([1.0, torch.nan])}
+        )
+        with pytest.raises(Diverged, match="no numbers after step 2; lower train"):
+            tune()
 
 
 def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:

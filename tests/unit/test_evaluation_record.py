@@ -1,5 +1,6 @@
 """An evaluation's figures in a real MLflow, on a version's tags, and where the alias `champion` goes."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,15 @@ def test_recorded_twice_is_recorded_once(registry: Registry) -> None:
     with quietly():
         run_id = registry.client.get_model_version(NAME, "1").run_id
         assert len(registry.client.get_metric_history(str(run_id), "miniature/dino")) == 1
+
+
+def test_going_back_to_earlier_prompts_moves_the_tags_and_repeats_no_table(registry: Registry) -> None:
+    version = registry.version(evaluation(dino=0.7), evaluation("k2", dino=0.6), evaluation(dino=0.7))
+    assert registry.tags(version)["miniature.dino"] == "0.700000"
+    with quietly(), default_tracking(registry.uri):
+        run_id = str(registry.client.get_model_version(NAME, "1").run_id)
+        path = registry.client.download_artifacts(run_id, "evaluation/miniature-k1/prompts.json")
+    assert len(json.loads(Path(path).read_text())["data"]) == 1
 
 
 def test_figures_of_two_banks_stay_apart(registry: Registry) -> None:

@@ -1,0 +1,63 @@
+"""What `dreambooth evaluate` refuses before any work starts."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dreambooth.errors import InputError
+from pipelines.evaluate_model import evaluate_model
+from pipelines.storage import publish
+
+
+@pytest.fixture
+def published(tiny_pipeline: Path, tmp_path: Path) -> str:
+    """A published model that says what it was made of, but for a base model of another hash."""
+    metadata = {
+        "key": "k",
+        "subject": "rex",
+        "class_noun": "dog",
+        "identifier": "tfz",
+        "base_model": str(tiny_pipeline),
+        "base_hash": "0" * 16,
+        "num_inference_steps": 2,
+        "guidance_scale": 2.0,
+    }
+    return publish(tiny_pipeline, str(tmp_path / "rex" / "model"), metadata=metadata).uri
+
+
+def refused(model: str, images: Path, **settings: str | tuple[str, ...]) -> str:
+    with pytest.raises(InputError) as caught:
+        evaluate_model(model, str(images), **settings)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+MINIATURE = ("evaluation.bank=miniature",)
+
+
+def test_a_base_model_that_is_another_now(published: str, instance_folder: Path) -> None:
+    message = refused(published, instance_folder, prompts="miniature", overrides=MINIATURE)
+    assert message.startswith("the model was made from a base model of hash 0000000000000000, and ")
+
+
+def test_a_protocol_that_measures_nothing(published: str, instance_folder: Path) -> None:
+    assert "measures nothing" in refused(published, instance_folder, overrides=("evaluation.protocol=none",))
+
+
+def test_prompts_that_are_not_there_or_have_no_placeholder(
+    published: str, instance_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.txt"
+    assert "can't read the prompts" in refused(published, instance_folder, prompts=str(path), overrides=MINIATURE)
+    path.write_text("a dog\n")
+    assert "no placeholder [V]" in refused(published, instance_folder, prompts=str(path), overrides=MINIATURE)
+
+
+def test_a_folder_that_no_run_made(tiny_pipeline: Path, instance_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "other"))
+    assert "doesn't say what it was made of" in refused(str(copy), instance_folder)
+
+
+def test_a_model_that_is_not_registered(mlflow_database: str, instance_folder: Path) -> None:
+    message = refused("models:/rex@latest", instance_folder, tracking_uri=mlflow_database)
+    assert "there is no registered model 'rex'" in message
