@@ -46,12 +46,18 @@ def trap(tmp_path: Path) -> Iterator[Path]:
     assert (tmp_path / "trace").exists()
 
 
+OWN_TRANSPORT = ("pipelines/batch.py", "pickle.loads")
+"""What a driver packs for its own actor goes over Ray, whose messages are pickles anyway; nothing stored is read so."""
+
+
 def calls() -> Iterator[tuple[str, ast.Call]]:
-    """(dotted name, call) of every call in the sources."""
+    """(dotted name, call) of every call in the sources, but for the exception."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
-                yield ast.unparse(node.func), node
+                name = ast.unparse(node.func)
+                if (path.relative_to(ROOT).as_posix(), name) != OWN_TRANSPORT:
+                    yield name, node
 
 
 def keyword(call: ast.Call, name: str) -> Any:
