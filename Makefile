@@ -55,7 +55,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installed."
 
 demo: $(INSTALLED) ## Fine-tune the built-in miniature on one of its subjects; pictures go to output/demo/
-	$(BIN)/dreambooth run --images dreambooth/miniature/subjects/$(SUBJECT) --workers 2 --zero-stage 2 --output output/demo
+	$(BIN)/dreambooth run --images dreambooth/miniature/subjects/$(SUBJECT) --workers 2 --zero-stage 2 \
+	    --set train.micro_batch_size=1 --output output/demo
 
 test: $(INSTALLED) ## Run the unit tests, then the integration tests, but for those marked slow
 	$(BIN)/python -m pytest tests/unit -m "not slow"

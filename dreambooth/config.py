@@ -170,6 +170,7 @@ MINIATURE: dict[str, Any] = {
     "prior": {"num_class_images": 200, "num_inference_steps": 20, "guidance_scale": 4.0},
     "train": {
         "max_train_steps": 400,
+        "micro_batch_size": 2,
         "learning_rate": 5e-4,
         "text_encoder_learning_rate": 6e-4,
         "identifier_learning_rate": 8e-3,

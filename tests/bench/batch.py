@@ -38,7 +38,7 @@ SUBJECTS = ("coral-car", "mint-dog", "lime-car", "navy-dog")
 COUNT, STEPS, CLASS_IMAGES = 8, 200, 50
 SETTINGS = {
     "prior": {"num_class_images": CLASS_IMAGES},
-    "train": {"max_train_steps": STEPS},
+    "train": {"max_train_steps": STEPS, "micro_batch_size": 1},
     "evaluation": {"enabled": False},
 }
 PEER_SAMPLER = {"num_inference_steps": 50, "guidance_scale": 7.5}

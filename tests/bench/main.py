@@ -94,7 +94,7 @@ def take_turns(*runs: Any) -> list[list[float]]:
 
 def loop_efficiency() -> dict[str, float]:
     torch.set_num_threads(2)
-    settings = config(**{"train.max_train_steps": STEPS, "train.log_every": 1})
+    settings = config(**{"train.max_train_steps": STEPS, "train.micro_batch_size": 1, "train.log_every": 1})
     data = training_data(settings)
     engine = TorchEngine(load_model(PIPELINE_DIR, settings), settings.train)
     bare, ours = take_turns(bare_loop(settings, data, STEPS), fitted(settings, data, engine))
@@ -110,7 +110,7 @@ def single_worker() -> dict[str, float]:
 
     torch.set_num_threads(1)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
-    settings = config(**{"train.max_train_steps": STEPS})
+    settings = config(**{"train.max_train_steps": STEPS, "train.micro_batch_size": 1})
     data = training_data(settings)
     plain = TorchEngine(load_model(PIPELINE_DIR, settings), settings.train)
     zero = DeepSpeedEngine(load_model(PIPELINE_DIR, settings), settings.train, settings.zero, "cpu")

@@ -38,8 +38,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("output/bench/subjects.json"))
     options = parser.parse_args()
     quiet()
-    # One worker with two pairs a step follows the loss curve of the demo's two workers with one, and starts faster.
-    common = {"train": {"micro_batch_size": 2}, "storage": {"root": "output/bench"}}
+    # The default, one worker with two pairs a step, follows the loss curve of the demo's two workers with one each.
+    common = {"storage": {"root": "output/bench"}}
     configs = [
         load_config({"subject": subject_of(argument)} | common, tuple(options.overrides))
         for argument in options.subjects
