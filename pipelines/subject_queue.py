@@ -21,6 +21,9 @@ from pipelines.storage import join, write_json
 from pipelines.subject_record import STATES, Progress, State, SubjectRecord, read_records
 
 _WAIT_SECONDS = 1.0
+_SHORTEST_WAIT_SECONDS = 0.2
+_ASKED_PER_SECOND = 100
+"""By all lanes together, when none has anything to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +106,7 @@ class SubjectQueue:
         self._handed: dict[str, list[tuple[str, range]]] = {}
         self._progress: dict[str, Progress] = {}
         self._claims: dict[str, list[str]] = {}
+        self._lanes: set[str] = set()
         self._trained: dict[str, None] = {}
         self._failures: dict[str, str] = {}
         self._made = self._to_make = 0
@@ -121,6 +125,7 @@ class SubjectQueue:
         `holding` names subjects of its own that the lane still publishes. `fresh` workers hold nothing: what the lane
         had before was lost with the workers it had then.
         """
+        self._lanes.add(lane)
         for name in [name for name in self._claims.get(lane, ()) if name not in holding]:
             self._lost(name, counts=fresh)
         self._give_back_blocks(lane)
@@ -135,7 +140,9 @@ class SubjectQueue:
             return TrainSubject(task=self._subjects[name].task)
         if (work := self._class_images(lane, count)) is not None:
             return work
-        return Wait() if self._counts["waiting"] or self._counts["training"] else None
+        if not self._counts["waiting"] and not self._counts["training"]:
+            return None
+        return Wait(seconds=max(_SHORTEST_WAIT_SECONDS, len(self._lanes) / _ASKED_PER_SECOND))
 
     def made(self, lane: str, key: str, indices: Collection[int]) -> None:
         """Class images of a set have been written."""
@@ -191,6 +198,7 @@ class SubjectQueue:
 
     def lane_ended(self, lane: str) -> None:
         """A lane is no more: what it had goes to others."""
+        self._lanes.discard(lane)
         for name in list(self._claims.get(lane, ())):
             self._lost(name, counts=True)
         self._give_back_blocks(lane)

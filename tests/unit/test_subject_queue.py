@@ -91,6 +91,17 @@ def test_subjects_go_out_in_order_each_to_one_lane(make: Callable[..., SubjectQu
     assert queue.snapshot().finished
 
 
+def test_the_more_lanes_the_less_often_each_asks(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"))
+    assert name_of(queue.next(LANE)) == "a"
+    alone = queue.next(OTHER)
+    many = [queue.next(f"driver/{number}") for number in range(2, 500)][-1]
+    assert isinstance(alone, Wait)
+    assert isinstance(many, Wait)
+    assert alone.seconds == 0.2
+    assert many.seconds == 5.0
+
+
 def test_a_lane_may_go_on_while_it_publishes(make: Callable[..., SubjectQueue]) -> None:
     queue = make(queued("a"), queued("b"))
     assert name_of(queue.next(LANE)) == "a"
