@@ -28,6 +28,7 @@ from pipelines.train_stage import train_task
 
 _POLL_SECONDS = 0.5
 _PACKED_AT_ONCE = 100
+_ENDING_SECONDS = 60.0
 
 
 class View(Protocol):
@@ -109,8 +110,16 @@ def run_batch(
             driving.until_stopped()
         records: Sequence[SubjectRecord] = ray.get(queue.records.remote())
         summary = write_batch_summary(plan, records, run, seconds=time.time() - began)
+        _until_ended(lanes)
         ray.kill(queue)
     return BatchOutcome(uri=plan.uri, summary=summary, interrupted=interrupted)
+
+
+def _until_ended(lanes: LaneGroup) -> None:
+    """Wait, a while, for lanes that were told there is no more: a thread in Ray's midst must not outlive it."""
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while lanes.tend(-1) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
 
 
 def queued_subjects(plan: BatchPlan) -> list[QueuedSubject]:
