@@ -1,10 +1,10 @@
 """Many subjects through warm lanes on a real Ray: what comes out, whoever was killed on the way."""
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -97,11 +97,11 @@ def states(outcome: BatchOutcome) -> dict[str, str]:
 
 
 def actors(title: str) -> list[psutil.Process]:
-    """Processes of this process's own Ray whose title holds this."""
+    """Processes of this process's own Ray whose title this expression finds."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if title in " ".join(process.cmdline()):
+            if re.search(title, " ".join(process.cmdline())):
                 found.append(process)
     assert found, title
     return found
@@ -157,11 +157,12 @@ def test_a_result_does_not_depend_on_which_subjects_went_before(
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_killed_workers_and_a_poisoned_subject_cost_nobody_else(
+def test_a_killed_worker_a_killed_queue_and_a_poisoned_subject_cost_nobody_else(
     make_batch: Callable[..., BatchPlan], tmp_path: Path
 ) -> None:
-    names = ("coral-car", "mint-dog", "navy-dog", "lime-car")
-    settings = {"train__max_train_steps": 60, "train__checkpoint_every": 10, "cluster__lanes": 2}
+    names = ("mint-dog", "navy-dog", "lime-car")
+    settings = {"train__max_train_steps": 40, "train__checkpoint_every": 10, "cluster__lanes": 2}
+    settings |= {"train__gradient_accumulation_steps": 8}  # so slow that a step is seen before the next ones are done
     poison = {"mint-dog": {"train__noise_offset": 1e30}}
     calm = make_batch(tmp_path / "calm", *names, over=poison, **settings)
     outcome = run_batch(calm, Silent(), None)
@@ -174,37 +175,23 @@ def test_killed_workers_and_a_poisoned_subject_cost_nobody_else(
     killed: list[str] = []
 
     def kill(running: Mapping[str, Progress]) -> None:
-        for name, progress in running.items():
-            if name == "navy-dog" and progress.step >= 20 and not killed:
-                killed.append(name)
-                actors("RayTrainWorker")[-1].kill()  # as the kernel does when memory is short
+        step = running["navy-dog"].step if "navy-dog" in running else 0
+        if step >= 20 and not killed:
+            killed.append("worker")
+            actors("RayTrainWorker")[-1].kill()  # as the kernel does when memory is short
+        elif step >= 20 and killed == ["worker"]:
+            killed.append("queue")
+            for queue in actors(r"ray::\S*Queue"):
+                queue.kill()
 
-    struck = make_batch(tmp_path / "struck", *names[2:], **settings)
-    calm_weights = weights(make_batch_plan("batch", [calm.subjects[2], calm.subjects[3]], FOUR_CPUS))
+    struck = make_batch(tmp_path / "struck", *names[1:], **settings)
+    assert [subject.key for subject in struck.subjects] == [subject.key for subject in calm.subjects[1:]]
     after = run_batch(struck, Silent(kill), None)
-    assert killed
+    assert killed == ["worker", "queue"]
     assert set(states(after).values()) == {"done"}
-    assert weights(struck) == calm_weights
-    assert [step for step, _ in history(struck, "navy-dog")] == list(range(1, 61))
-    assert sum(row["attempts"] for row in after.summary["results"]) == 3
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_the_queue_can_die(make_batch: Callable[..., BatchPlan], tmp_path: Path) -> None:
-    names = ("coral-car", "navy-dog")
-    plan = make_batch(tmp_path, *names, train__max_train_steps=60, cluster__lanes=2)
-    killed = threading.Event()
-
-    def kill(running: Mapping[str, Progress]) -> None:
-        if len(running) == 2 and not killed.is_set():
-            killed.set()
-            for actor in actors("ray::SubjectQueue"):
-                actor.kill()
-
-    outcome = run_batch(plan, Silent(kill), None)
-    assert killed.is_set()
-    assert set(states(outcome).values()) == {"done"}
-    assert {row["attempts"] for row in outcome.summary["results"]} == {1}
+    assert weights(struck) == weights(make_batch_plan("batch", calm.subjects[1:], FOUR_CPUS))
+    assert [step for step, _ in history(struck, "navy-dog")] == list(range(1, 41))
+    assert sum(row["attempts"] for row in after.summary["results"]) == 3  # only the killed worker's subject again
 
 
 def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(make_config: Any, tmp_path: Path) -> None:
