@@ -1,108 +1,23 @@
 """Jobs on a real Ray cluster with token auth, submitted from outside it."""
 
-import contextlib
-import os
-import secrets
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from dreambooth.miniature import subject_dir
 from pipelines.storage import read_json
-
-
-class Cluster:
-    """`ray start --head` in processes of its own, on ports of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.token = secrets.token_hex(32)
-        self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-        self.environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
-        here = Path(sys.executable).parent
-        # A job's `python` is the one on the path of the node that it runs on.
-        self.environment["PATH"] = f"{here}{os.pathsep}{os.environ['PATH']}"
-        ray = str(here / "ray")
-        ports = ["--port", str(free_port()), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.port)]
-        ports += ["--dashboard-agent-listen-port", str(free_port()), "--num-cpus", "3"]
-        with (folder / "head.log").open("w") as log:
-            self.head = subprocess.Popen(
-                [ray, "start", "--head", "--block", *ports, "--object-store-memory", str(200 << 20)],
-                env=self.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def wait(self) -> None:
-        """Until the dashboard answers."""
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            assert self.head.poll() is None, (self.folder / "head.log").read_text()
-            if self.ask(self.token) == 200:
-                return
-            time.sleep(0.5)
-        raise AssertionError((self.folder / "head.log").read_text())
-
-    def ask(self, token: str | None) -> int | None:
-        """The status that a plain call to the Jobs API gets; None: nothing answers."""
-        request = urllib.request.Request(f"{self.address}/api/jobs/")
-        if token is not None:
-            request.add_header("Authorization", f"Bearer {token}")
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-        except OSError:
-            return None
-
-    def dreambooth(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """The command line, as a user outside the cluster gives it."""
-        return subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", *arguments, "--address", self.address],
-            cwd=self.folder,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-
-    def stop(self) -> None:
-        """Stop what was started here, and nothing else."""
-        started = [*psutil.Process(self.head.pid).children(recursive=True), psutil.Process(self.head.pid)]
-        for process in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.head.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
+from tests.integration.ray_nodes import Cluster, free_port, started
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    started = Cluster(tmp_path_factory.mktemp("cluster"))
-    try:
-        started.wait()
-        yield started
-    finally:
-        started.stop()
+    with started(tmp_path_factory.mktemp("cluster"), (3,)) as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -130,6 +45,11 @@ def test_who_has_no_token_or_a_wrong_one_stays_outside(cluster: Cluster) -> None
     refused = cluster.dreambooth("jobs", "list", RAY_AUTH_TOKEN="0" * 64)
     assert refused.returncode == 2
     assert "refuses the token (403)" in refused.stderr
+    # The address that is given counts, whatever variables say.
+    welcome = cluster.dreambooth(
+        "jobs", "list", RAY_ADDRESS="http://127.0.0.1:9", RAY_API_SERVER_ADDRESS="http://127.0.0.1:9"
+    )
+    assert welcome.returncode == 0, welcome.stderr
     nameless = cluster.dreambooth("jobs", "list", RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN="")
     assert nameless.returncode == 2
     assert "wants a token (401)" in nameless.stderr
@@ -154,7 +74,7 @@ def test_a_batch_is_stopped_goes_on_and_is_one_job(cluster: Cluster, table: Path
     assert cluster.dreambooth("jobs", "status", job).stdout.strip() == "STOPPED"
 
     finished = cluster.dreambooth(*submit)
-    assert finished.returncode == 0, finished.stdout + finished.stderr + (cluster.folder / "head.log").read_text()
+    assert finished.returncode == 0, finished.stdout + finished.stderr + cluster.log()
     assert f"{job.removesuffix('1')}2: submitted again" in finished.stderr
     assert "2 done" in finished.stdout
     assert read_json(str(tmp_path / "out" / "batches" / "cars" / "summary.json"))["subjects"]["done"] == 2

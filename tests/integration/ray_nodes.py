@@ -1,0 +1,151 @@
+"""Real Ray clusters on this machine: `ray start` in processes of their own, on ports of their own, with token auth."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+_OBJECT_STORE_BYTES = 200 << 20
+
+
+class Cluster:
+    """A head, and nodes that joined it; `cpus` says how many each has, the head first."""
+
+    def __init__(self, folder: Path, cpus: tuple[int, ...]) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.token = secrets.token_hex(32)
+        self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        self.environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
+        self._temporary: list[str] = []
+        self._bin = Path(sys.executable).parent
+        # A job's `python` is the one on the path of the node that it runs on.
+        self.environment["PATH"] = f"{self._bin}{os.pathsep}{os.environ['PATH']}"
+        port = str(free_port())
+        dashboard = ("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.port))
+        self.nodes = [self._start("--head", "--port", port, *dashboard, "--num-cpus", str(cpus[0]))]
+        try:
+            self._wait()
+            self.nodes += [
+                self._start("--address", f"127.0.0.1:{port}", "--num-cpus", str(count)) for count in cpus[1:]
+            ]
+        except BaseException:
+            self.stop()
+            raise
+
+    def ask(self, token: str | None) -> int | None:
+        """The status that a plain call to the Jobs API gets; None: nothing answers."""
+        request = urllib.request.Request(f"{self.address}/api/jobs/")
+        if token is not None:
+            request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return None
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line, as a user outside the cluster gives it."""
+        return [sys.executable, "-m", "pipelines.cli", *arguments, "--address", self.address]
+
+    def dreambooth(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """Run it to its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    def log(self) -> str:
+        """What the nodes said."""
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("node-*.log")))
+
+    def stop(self) -> None:
+        """Stop what was started here, and nothing else."""
+        for node in reversed(self.nodes):
+            kill_node(node)
+        for folder in self._temporary:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _start(self, *options: str) -> "subprocess.Popen[str]":
+        number = len(list(self.folder.glob("node-*.log")))
+        agent = ("--dashboard-agent-listen-port", str(free_port()))
+        memory = ("--object-store-memory", str(_OBJECT_STORE_BYTES))
+        command = [str(self._bin / "ray"), "start", "--block", *options, *agent, *memory]
+        if number:
+            # A job's files lie there, and nodes that shared it would remove them under each other. Sockets do, too, and
+            # their paths have to be short.
+            self._temporary.append(tempfile.mkdtemp(prefix="ray-node-"))
+            command += ["--temp-dir", self._temporary[-1]]
+        with (self.folder / f"node-{number}.log").open("w") as log:
+            return subprocess.Popen(
+                command,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+
+    def _wait(self) -> None:
+        """Until the dashboard answers."""
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            assert self.nodes[0].poll() is None, self.log()
+            if self.ask(self.token) == 200:
+                return
+            time.sleep(0.5)
+        raise AssertionError(self.log())
+
+
+@contextmanager
+def started(folder: Path, cpus: tuple[int, ...]) -> Iterator[Cluster]:
+    """Within, a cluster that answers."""
+    cluster = Cluster(folder, cpus)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def processes_of(node: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """All that runs on a node, its own processes last."""
+    try:
+        top = psutil.Process(node.pid)
+        return [*reversed(top.children(recursive=True)), top]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_node(node: "subprocess.Popen[str]") -> None:
+    """As when its machine loses power."""
+    for process in processes_of(node):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    node.wait(30)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
