@@ -120,7 +120,16 @@ def _connect(config: ClusterConfig) -> None:
     try:
         ray.init(address=config.address, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        if "AuthenticationError" in str(error.__cause__):  # Ray keeps no more of it than its text
+            raise InputError(_about_token(config.address)) from None
         raise InputError(
             f"there is no Ray cluster to join at cluster.address {config.address!r}: {str(error).splitlines()[0]}; "
             f"leave it out to start Ray here"
         ) from None
+
+
+def _about_token(address: str) -> str:
+    """Ray says "missing or incorrect"; whether one was given is known here."""
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        return f"the Ray cluster at {address} refuses the token: it is another cluster's; set RAY_AUTH_TOKEN"
+    return f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"

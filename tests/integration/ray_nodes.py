@@ -35,13 +35,12 @@ class Cluster:
         # A job's `python` is the one on the path of the node that it runs on.
         self.environment["PATH"] = f"{self._bin}{os.pathsep}{os.environ['PATH']}"
         port = str(free_port())
+        self.gcs = f"127.0.0.1:{port}"
         dashboard = ("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.port))
         self.nodes = [self._start("--head", "--port", port, *dashboard, "--num-cpus", str(cpus[0]))]
         try:
             self._wait()
-            self.nodes += [
-                self._start("--address", f"127.0.0.1:{port}", "--num-cpus", str(count)) for count in cpus[1:]
-            ]
+            self.nodes += [self._start("--address", self.gcs, "--num-cpus", str(count)) for count in cpus[1:]]
         except BaseException:
             self.stop()
             raise
