@@ -16,6 +16,8 @@ from dreambooth.best_checkpoint import Scores
 from dreambooth.config import DreamBoothConfig
 from dreambooth.images import InstanceImage, png_bytes
 from pipelines.events import Message
+from pipelines.logs import log
+from pipelines.metrics import record
 from pipelines.prior_stage import PriorSet
 from pipelines.protocol_stage import ProtocolTask
 from pipelines.storage import Manifest, fetch, join, local_directory, publish, read_manifest, write_json
@@ -124,8 +126,9 @@ def fine_tune(
                 raise _NoLongerRising
         stop = stopping is not None and _any_rank(engine, stopping(), device)
         if not last and (stop or step % config.train.checkpoint_every == 0):
+            began_saving = time.perf_counter()
             checkpoints.save(engine, history)
-            tell({"kind": "checkpoint", "step": step})
+            tell({"kind": "checkpoint", "step": step, "seconds": time.perf_counter() - began_saving})
         if stop and not last:
             raise Stopped(f"stopped after step {step}")
         if not last and config.train.validate_every and step % config.train.validate_every == 0:
@@ -143,7 +146,7 @@ def fine_tune(
         exported, state = _exported(engine, history, config)
     finally:
         engine.close()
-    record = {
+    training_record = {
         "history": history.metrics,
         "scores": [score.as_dict() for score in history.scores.measured],
         "steps": history.step,
@@ -153,7 +156,7 @@ def fine_tune(
         "steps_per_second": (history.step - resumed_from) / seconds,
         "resumed_from": resumed_from,
     }
-    return FineTuned(state=state, record=record)
+    return FineTuned(state=state, record=training_record)
 
 
 class _Timed:
@@ -184,8 +187,13 @@ def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[
 
 def publish_result(base: BaseModel, tuned: FineTuned, task: TrainTask) -> Manifest:
     """Write the record and publish the model, once it was read again and is what was trained; on rank 0."""
+    began = time.perf_counter()
     write_json(join(task.config.run_uri, "training", f"{task.key}.json"), tuned.record)
-    return _export(base, tuned.state, task, step=tuned.record["exported_step"])
+    manifest = _export(base, tuned.state, task, step=tuned.record["exported_step"])
+    seconds = time.perf_counter() - began
+    record("dreambooth_publish_seconds", seconds)
+    log("published", uri=manifest.uri, seconds=round(seconds, 3))
+    return manifest
 
 
 def autocast(config: DreamBoothConfig, device: str) -> bool:

@@ -5,6 +5,7 @@ which went before it. Samples are made here too, by weights that are here anyway
 subject's training.
 """
 
+import logging
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,8 @@ from pipelines.evaluate_stage import Evaluation, evaluate
 from pipelines.evaluation_store import load_evaluation, store_evaluation
 from pipelines.events import Message
 from pipelines.fine_tune import FineTuned, Stopped, TrainTask, autocast, fine_tune, publish_result
+from pipelines.logs import about, log, to_stderr
+from pipelines.metrics import observed, record
 from pipelines.protocol_stage import run_protocol
 from pipelines.sampler_pool import SamplersHere
 from pipelines.samplers import Source
@@ -50,6 +53,7 @@ def lane_worker(loop_config: dict[str, Any]) -> None:
     from dreambooth.quiet import quiet
 
     quiet()
+    to_stderr()
     task: LaneTask = loop_config["task"]
     device = str(ray.train.torch.get_device())
     if device == "cpu":
@@ -66,18 +70,30 @@ class _Lane:
         self._samplers = SamplersHere(use_gpu=device != "cpu", num_threads=task.num_threads)
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._publishing: dict[str, Future[None]] = {}
+        # The driver's part of a lane's name is another one each time, which would make ever new curves.
+        self._number = task.lane.rpartition("/")[2]
 
     def run(self) -> None:
-        work = self._next(fresh=True)
-        while work is not None:
-            if isinstance(work, TrainSubject):
+        with about(lane=self._number):
+            work = self._next(fresh=True)
+            while work is not None:
+                began = time.perf_counter()
+                self._do(work)
+                spent = "idle" if isinstance(work, Wait) else "busy"
+                if self._rank == 0:
+                    seconds = time.perf_counter() - began
+                    record(f"dreambooth_lane_{spent}_seconds_total", seconds, lane=self._number)
+                work = self._next()
+            self._publisher.shutdown(wait=True)
+
+    def _do(self, work: Work) -> None:
+        if isinstance(work, TrainSubject):
+            with about(subject=work.task.config.subject.name):
                 self._subject(work.task)
-            elif isinstance(work, MakeClassImages):
-                self._class_images(work)
-            else:
-                time.sleep(work.seconds)
-            work = self._next()
-        self._publisher.shutdown(wait=True)
+        elif isinstance(work, MakeClassImages):
+            self._class_images(work)
+        else:
+            time.sleep(work.seconds)
 
     def _next(self, *, fresh: bool = False) -> Work | None:
         """Rank 0 asks, and all ranks get the same work."""
@@ -118,9 +134,11 @@ class _Lane:
                 self._conclude(task, None, None, self._evaluate(task, None))
         except Stopped:
             if self._rank == 0:
+                log("stopped")
                 self._queue.call("released", name)
         except Exception as error:
             if self._rank == 0:
+                log("failed", level=logging.ERROR, reason=_reason(error))
                 self._queue.call("failed", name, _reason(error), traceback.format_exc())
             if self._world_size > 1:
                 # The other ranks wait in a collective, or will: only new workers are sure to agree.
@@ -138,7 +156,7 @@ class _Lane:
             model,
             self._device,
             checkpoints,
-            teller.tell if teller else lambda message: None,
+            observed(teller.tell, lane=self._number) if teller else lambda message: None,
             teller.stopping if teller else lambda: False,
         )
         if self._rank == 0:
@@ -182,6 +200,12 @@ class _Lane:
         self, task: TrainTask, base: BaseModel | None, tuned: FineTuned | None, evaluation: Evaluation | None
     ) -> None:
         """Publish and verify, store the samples, and tell: all that the next subject need not wait for."""
+        with about(lane=self._number, subject=task.config.subject.name):  # in a thread of its own
+            self._conclude_here(task, base, tuned, evaluation)
+
+    def _conclude_here(
+        self, task: TrainTask, base: BaseModel | None, tuned: FineTuned | None, evaluation: Evaluation | None
+    ) -> None:
         name, config = task.config.subject.name, task.config
         try:
             if base is not None and tuned is not None:
@@ -191,6 +215,7 @@ class _Lane:
             StoredCheckpoints(join(config.run_uri, "checkpoints", task.key)).remove()
             self._queue.call("trained", name)
         except Exception as error:  # noqa: BLE001 - whatever a store or a disk raises is this subject's failure
+            log("failed", level=logging.ERROR, reason=_reason(error))
             self._queue.call("failed", name, _reason(error), traceback.format_exc())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.base_model import resolve_base_model
+from pipelines.metrics import record
 from pipelines.storage import exists, fetch, join, local_directory, read_bytes, read_manifest, write_bytes
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class ImageSampler:
         images = dict(zip(block, generate_block(self._pipeline(source), plan, block), strict=True))
         for index in wanted:
             write_bytes(join(uri, image_name(index)), png_bytes(images[index]))
+        record("dreambooth_class_images_total", len(wanted))
         return list(wanted)
 
     def samples(self, source: Source, request: SampleRequest) -> list[bytes]:

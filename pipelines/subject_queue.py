@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from dreambooth.prior import PriorPlan
 from pipelines.fine_tune import TrainTask
+from pipelines.metrics import record as record_metric
 from pipelines.prior_stage import images_present, is_whole
 from pipelines.samplers import Source
 from pipelines.storage import join, write_json
@@ -99,9 +100,10 @@ class SubjectQueue:
 
     def __init__(self, uri: str, driver: str, subjects: Sequence[QueuedSubject], *, retries: int) -> None:
         self._uri = join(uri, "subjects")
+        self._batch = uri.rstrip("/").rsplit("/", 1)[-1]
         self._retries = retries
         self._subjects = {subject.record.name: subject for subject in subjects}
-        self._ready: deque[str] = deque()
+        self._ready: deque[tuple[str, float]] = deque()  # with the time since when it could start
         self._sets: dict[str, _ClassSet] = {}
         self._handed: dict[str, list[tuple[str, range]]] = {}
         self._progress: dict[str, Progress] = {}
@@ -118,6 +120,7 @@ class SubjectQueue:
         self._counts = Counter(record.state for record in self._records.values())
         for record in self._records.values():
             self._place(record)
+        self._record_counts()
 
     def next(self, lane: str, *, count: int = 1, holding: Collection[str] = (), fresh: bool = False) -> Work | None:
         """Work for a lane of `count` workers; None: there will be no more.
@@ -132,7 +135,8 @@ class SubjectQueue:
         if self._stopping:
             return None
         if self._ready:
-            name = self._ready.popleft()
+            name, since = self._ready.popleft()
+            record_metric("dreambooth_queue_wait_seconds", time.time() - since)
             self._change(
                 name, state="training", lane=lane, attempts=self._records[name].attempts + 1, began=time.time()
             )
@@ -155,7 +159,7 @@ class SubjectQueue:
         """A set has its manifest: its subjects can start."""
         class_set = self._sets[key]
         class_set.whole = True
-        self._ready.extend(class_set.waiting)
+        self._ready.extend((name, time.time()) for name in class_set.waiting)
         class_set.waiting.clear()
 
     def progress(self, name: str, progress: Progress) -> bool:
@@ -181,6 +185,8 @@ class SubjectQueue:
         self._trained.pop(name, None)
         failures = self._records[name].failures + 1
         state: State = "waiting" if failures <= self._retries else "failed"
+        if state == "waiting":
+            record_metric("dreambooth_retries_total", 1, batch=self._batch)
         self._change(
             name,
             state=state,
@@ -235,7 +241,7 @@ class SubjectQueue:
         elif record.state == "waiting":
             class_set = self._class_set(self._subjects[record.name])
             if class_set is None or class_set.whole:
-                self._ready.append(record.name)
+                self._ready.append((record.name, time.time()))
             else:
                 class_set.waiting.append(record.name)
 
@@ -302,6 +308,11 @@ class SubjectQueue:
         self._counts[before.state] -= 1
         self._counts[after.state] += 1
         self._records[name] = after
+        self._record_counts()
+
+    def _record_counts(self) -> None:
+        for state in STATES:
+            record_metric("dreambooth_subjects", self._counts[state], batch=self._batch, state=state)
 
 
 def _taken_up(stored: SubjectRecord | None, asked: SubjectRecord, driver: str) -> SubjectRecord:

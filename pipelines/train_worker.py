@@ -9,11 +9,19 @@ from dreambooth.base_model import resolve_base_model
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import Diverged
 from pipelines.fine_tune import History, TrainTask, autocast, fine_tune, publish_result
+from pipelines.logs import about, to_stderr
+from pipelines.metrics import observed
 from pipelines.storage import join, write_json
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
     """Load, restore, fit, export."""
+    to_stderr()
+    with about(lane="run", subject=loop_config["task"].config.subject.name):
+        _train(loop_config["task"], loop_config["events"])
+
+
+def _train(task: TrainTask, events: Any) -> None:
     import ray.train
     import ray.train.collective
     import ray.train.torch
@@ -23,15 +31,13 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     from dreambooth.quiet import quiet
 
     quiet()
-    task: TrainTask = loop_config["task"]
-    events = loop_config["events"]
     config = task.config
     device = str(ray.train.torch.get_device())
     if device == "cpu":
         torch.set_num_threads(config.cluster.cpus_per_worker)
     rank = ray.train.get_context().get_world_rank()
     # Telling never waits for the driver.
-    tell = events.actor.put_nowait.remote if rank == 0 else lambda message: None
+    tell = observed(events.actor.put_nowait.remote, lane="run") if rank == 0 else lambda message: None
     tell({"kind": "phase", "phase": "loading", "time": time.time()})
 
     base = resolve_base_model(config.base_model, config.revision)
