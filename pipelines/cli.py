@@ -12,6 +12,7 @@ from dreambooth import __version__
 from dreambooth.errors import InputError
 from dreambooth.quiet import quiet
 from pipelines.cli_batch import batch
+from pipelines.cli_doctor import doctor
 from pipelines.cli_evaluate import evaluate
 from pipelines.cli_jobs import jobs_group, submit
 from pipelines.cli_manifest import manifest
@@ -271,7 +272,7 @@ def settings() -> None:
             click.echo(f"{group + '.' + name:<38} {value}")
 
 
-for command in (batch, evaluate, paper, submit, jobs_group, manifest, study):
+for command in (batch, doctor, evaluate, paper, submit, jobs_group, manifest, study):
     main.add_command(command)
 
 if __name__ == "__main__":
