@@ -159,7 +159,7 @@ TABLE_3 = Experiment(
 TABLE_4 = Experiment(
     name="table4",
     title="The class noun",
-    columns=FIDELITY,
+    columns=(*FIDELITY, "near_copies"),
     rows=(
         _same(DREAMBOOTH, "correct", "Correct class noun"),
         Row(slug="no-noun", title="No class noun", settings={"prompts.instance": _ALONE}),
@@ -175,9 +175,16 @@ TABLE_4 = Experiment(
             higher="correct",
             lower="wrong-noun",
         ),
+        Claim(
+            sentence="A wrong class noun gives more near-copies than the correct one",
+            column="near_copies",
+            higher="wrong-noun",
+            lower="correct",
+        ),
     ),
     note="Prompts name the class noun that was trained with, or none. Without one, the class images are those of the "
-    "correct class, so that nothing else differs; with a wrong one they are of the wrong class.",
+    "correct class, so that nothing else differs; with a wrong one they are of the wrong class. Read DINO with "
+    "near-copies: a copy of a photograph is as like the other photographs as they are among themselves.",
     published=(
         Published(title="Correct class", figures=(0.744, 0.853)),
         Published(title="No class", figures=(0.303, 0.607)),
@@ -191,12 +198,21 @@ TABLE_5 = Experiment(
     name="table5",
     title="The number of instance images",
     every_subject=False,
-    columns=("dino", "clip_t_no_identifier", "near_copies"),
+    columns=("dino", "clip_t_no_identifier", "div", "near_copies"),
     rows=tuple(
         Row(slug=f"images-{count}", title=f"{count} image{'s' * (count > 1)}", instance_images=count)
         for count in range(1, 6)
     ),
-    claims=(Claim(sentence="Five images are above one in DINO", column="dino", higher="images-5", lower="images-1"),),
+    claims=(
+        Claim(sentence="Five images are above one in DINO", column="dino", higher="images-5", lower="images-1"),
+        Claim(sentence="Five images are above one in DIV", column="div", higher="images-5", lower="images-1"),
+        Claim(
+            sentence="One image gives more near-copies than five",
+            column="near_copies",
+            higher="images-1",
+            lower="images-5",
+        ),
+    ),
     note="However many images are trained on, samples are compared with all five.",
     published=(
         Published(title="Backpack", figures=(0.494, 0.515, 0.596, 0.604, 0.597)),

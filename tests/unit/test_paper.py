@@ -86,7 +86,7 @@ class TestExperiments:
 
     def test_quick_asserts_what_the_paper_found(self) -> None:
         claims = [claim for experiment in quick_setting().experiments for claim in experiment.claims]
-        assert len(claims) == 7
+        assert len(claims) == 10
         for experiment in quick_setting().experiments:
             slugs = {row.slug for row in experiment.rows}
             assert all({claim.higher, claim.lower} <= slugs for claim in experiment.claims)
@@ -211,7 +211,7 @@ class TestPage:
 
     def test_the_number_of_images_goes_across(self) -> None:
         evaluations = {
-            f"images-{count}-a": evaluation(dino=[count / 10], clip_t_no_identifier=[0.2], near_copies=[0.0])
+            f"images-{count}-a": evaluation(dino=[count / 10], clip_t_no_identifier=[0.2], div=[0.1], near_copies=[0.0])
             for count in range(1, 6)
         }
         [table], _ = make_tables(trials_of(TABLE_5, {}), evaluations)
