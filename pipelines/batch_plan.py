@@ -7,7 +7,6 @@ from dreambooth.config import ClusterConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.prior import PriorPlan
 from pipelines.cluster import Resources
-from pipelines.pace import known_paces, pace_key
 from pipelines.plan import Plan
 from pipelines.prior_stage import images_present
 from pipelines.storage import join
@@ -89,27 +88,8 @@ def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
         ("memory", f"{largest.model_state_bytes / 2**20:.0f} MiB a worker of weights, gradients and optimizer"),
         ("class images", f"{len(plan.class_sets)} sets, {to_make} images to make, {there} there"),
         ("steps", f"{steps} in all, {steps // plan.lanes} a lane"),
-        ("time", _estimated_time(plan)),
         ("writes to", f"{first.config.storage.root}, the batch's own files to {plan.uri}"),
     ]
-
-
-def _estimated_time(plan: BatchPlan) -> str:
-    """By the pace of earlier batches, on whatever machines they ran; nothing is guessed."""
-    known = known_paces(plan.subjects[0].config.storage.root)
-    paces = {subject.config.subject.name: known.get(pace_key(subject)) for subject in plan.subjects}
-    found = [pace for pace in paces.values() if pace is not None]
-    if len(found) < len(paces):
-        return "not known until the first subject is trained: no batch here had this base model and these settings"
-    seconds = sum(
-        subject.config.train.max_train_steps / pace.steps_per_second
-        for subject, pace in zip(plan.subjects, found, strict=True)
-    )
-    latest = max(found, key=lambda pace: pace.day)
-    return (
-        f"about {max(1, round(seconds / plan.lanes / 60))} min of steps in each lane, at the "
-        f"{latest.steps_per_second:.1f} steps/s a subject of batch {latest.batch} on {latest.day}"
-    )
 
 
 def _count_classes(plan: BatchPlan) -> int:

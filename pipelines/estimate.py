@@ -1,4 +1,8 @@
-"""How long will a batch take, and how much memory? Operations are counted, and speed is measured where it will run."""
+"""How long will a batch take, and how much memory?
+
+By the pace of earlier batches, where there were such; else operations are counted, and speed is measured where it will
+run.
+"""
 
 import time
 from dataclasses import dataclass
@@ -6,6 +10,7 @@ from dataclasses import dataclass
 from dreambooth.step_cost import StepCost, step_cost
 from pipelines.batch_plan import BatchPlan
 from pipelines.fine_tune import autocast
+from pipelines.pace import known_paces, pace_key
 from pipelines.plan import Plan
 from pipelines.prior_stage import images_present
 
@@ -28,10 +33,34 @@ def describe_estimate(plan: BatchPlan) -> list[tuple[str, str]]:
     """(what, value) rows. Needs a Ray that is joined, if the plan is for a cluster and not for this machine."""
     costs = {subject.config.subject.name: _cost(subject) for subject in plan.subjects}
     largest = max(cost.activation_bytes for cost in costs.values())
-    memory = ("activations", f"about {largest / 2**20:.0f} MiB more a worker, in fp32")
+    time_by_pace = _by_pace(plan)
+    return [
+        ("activations", f"about {largest / 2**20:.0f} MiB more a worker, in fp32"),
+        ("time", _by_counting(plan, costs) if time_by_pace is None else time_by_pace),
+    ]
+
+
+def _by_pace(plan: BatchPlan) -> str | None:
+    """By the pace of earlier batches, on whatever machines they ran; None where a subject's settings are new."""
+    known = known_paces(plan.subjects[0].config.storage.root)
+    found = [known.get(pace_key(subject)) for subject in plan.subjects]
+    paces = [pace for pace in found if pace is not None]
+    if len(paces) < len(found):
+        return None
+    steps = [subject.config.train.max_train_steps for subject in plan.subjects]
+    seconds = sum(count / pace.steps_per_second for count, pace in zip(steps, paces, strict=True))
+    latest = max(paces, key=lambda pace: pace.day)
+    return (
+        f"about {clock(seconds / plan.lanes)} of steps in each lane, at the {latest.steps_per_second:.1f} steps/s "
+        f"a subject of batch {latest.batch} on {latest.day}"
+    )
+
+
+def _by_counting(plan: BatchPlan, costs: dict[str, StepCost]) -> str:
+    """By counted operations and measured speed."""
     speed = _measured(plan)
     if speed is None:
-        return [memory, ("time", f"not estimated: no worker answered within {_ANSWER_SECONDS:.0f} s")]
+        return f"not estimated: no worker answered within {_ANSWER_SECONDS:.0f} s"
     device = "cuda" if plan.use_gpu else "cpu"
     half = _samples_in_half(device)
     training = sampling = 0.0
@@ -45,7 +74,7 @@ def describe_estimate(plan: BatchPlan) -> list[tuple[str, str]]:
     shown = ", ".join(
         f"{what} {clock(part)}" for what, part in zip(("training", "class images", "samples"), parts, strict=True)
     )
-    return [memory, ("time", f"about {clock(_START_SECONDS + sum(parts))}: {shown}")]
+    return f"about {clock(_START_SECONDS + sum(parts))}: {shown}"
 
 
 def clock(seconds: float) -> str:
