@@ -194,6 +194,7 @@ def test_a_killed_worker_a_killed_queue_and_a_poisoned_subject_cost_nobody_else(
     assert sum(row["attempts"] for row in after.summary["results"]) == 3  # only the killed worker's subject again
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(make_config: Any, tmp_path: Path) -> None:
     config: DreamBoothConfig = make_config()
     names = ("coral-car", "navy-dog")

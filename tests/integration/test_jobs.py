@@ -81,6 +81,7 @@ def test_a_driver_that_joins_without_the_token(
     assert f"the Ray cluster at {cluster.gcs} {said}" in joined.stderr
 
 
+@pytest.mark.slow
 def test_a_batch_is_stopped_goes_on_and_is_one_job(cluster: Cluster, table: Path, tmp_path: Path) -> None:
     submit = ("submit", "batch", str(table), "--set", "cluster.lanes=1")
     detached = cluster.dreambooth(*submit, "--detach")
