@@ -4,11 +4,9 @@ The driver trains nothing. It starts the queue and the lanes, registers what the
 MLflow), and shows how it all stands. Whatever of it is killed, the same call goes on.
 """
 
-import pickle
 import secrets
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,14 +18,14 @@ from pipelines.conclude import conclude
 from pipelines.lanes import Lanes
 from pipelines.plan import Plan
 from pipelines.prior_stage import prior_set, seal
-from pipelines.subject_queue import QueuedSubject, Snapshot, SubjectQueue
+from pipelines.queue_actor import start_queue
+from pipelines.subject_queue import QueuedSubject, Snapshot
 from pipelines.subject_record import Progress, State, SubjectRecord
 from pipelines.summary import request_key
 from pipelines.tracking import track
 from pipelines.train_stage import train_task
 
 _POLL_SECONDS = 0.5
-_PACKED_AT_ONCE = 100
 _ENDING_SECONDS = 60.0
 
 
@@ -91,16 +89,15 @@ def run_batch(
     import ray
 
     began, driver = time.time(), secrets.token_hex(4)
-    actor = ray.remote(SubjectQueueActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    queue: Any = actor.remote(plan.uri, driver, plan.cluster.subject_retries, *_packed(queued_subjects(plan)))
+    queue = start_queue(plan.uri, driver, queued_subjects(plan), retries=plan.cluster.subject_retries)
     first = plan.subjects[0].config
     lanes = make_lanes(plan, driver, queue, encoder)
+    lanes.start()
     with ExitStack() as stack:
         run = stack.enter_context(
             track(first.tracking, run_name=plan.name, params={"subjects": len(plan.subjects)}, resume_key=plan.key)
         )
         driving = stack.enter_context(_Driving(plan, queue, lanes, view, lambda one: conclude(one, run.run_id)))
-        lanes.start()
         interrupted = False
         try:
             driving.until_finished()
@@ -119,7 +116,7 @@ def _until_ended(lanes: LaneGroup) -> None:
     """Wait, a while, for lanes that were told there is no more: a thread in Ray's midst must not outlive it."""
     deadline = time.monotonic() + _ENDING_SECONDS
     while lanes.tend(-1) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS / 5)
 
 
 def queued_subjects(plan: BatchPlan) -> list[QueuedSubject]:
@@ -139,20 +136,6 @@ def queued_subjects(plan: BatchPlan) -> list[QueuedSubject]:
         )
         for subject in plan.subjects
     ]
-
-
-class SubjectQueueActor(SubjectQueue):
-    """The queue as Ray makes it, and makes it again wherever it died."""
-
-    def __init__(self, uri: str, driver: str, retries: int, *packed: bytes) -> None:
-        subjects = [subject for part in packed for subject in pickle.loads(zlib.decompress(part))]
-        super().__init__(uri, driver, subjects, retries=retries)
-
-
-def _packed(subjects: Sequence[QueuedSubject]) -> Iterator[bytes]:
-    """Parts of some 10 KB: arguments of that size Ray keeps with the call, and needs no object store to repeat it."""
-    for start in range(0, len(subjects), _PACKED_AT_ONCE):
-        yield zlib.compress(pickle.dumps(subjects[start : start + _PACKED_AT_ONCE]))
 
 
 class _Driving:

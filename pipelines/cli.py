@@ -18,6 +18,7 @@ from pipelines.cli_jobs import jobs_group, submit
 from pipelines.cli_manifest import manifest
 from pipelines.cli_paper import paper
 from pipelines.cli_study import study
+from pipelines.collector import collect_less_garbage
 
 if TYPE_CHECKING:
     from dreambooth.config import DreamBoothConfig
@@ -32,6 +33,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, with the libraries it imports told to be silent; SIGTERM stops it as Ctrl-C does."""
         quiet()
+        collect_less_garbage()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)

@@ -14,6 +14,7 @@ from typing import Any
 
 from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import DreamBoothConfig
+from pipelines.collector import collect_less_garbage
 from pipelines.evaluate_stage import Evaluation, evaluate
 from pipelines.evaluation_store import load_evaluation, store_evaluation
 from pipelines.events import Message
@@ -30,6 +31,8 @@ from pipelines.subject_record import Progress
 from pipelines.train_stage import find_model
 
 _PUBLISHING_AT_ONCE = 2
+_LOOK_SECONDS = 0.1
+"""Between looks whether the last models are published, when there is no more work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class LaneTask:
 
 def lane_worker(loop_config: dict[str, Any]) -> None:
     """Work until the queue has no more."""
+    collect_less_garbage()
     import ray.train
     import ray.train.torch
     import torch
@@ -104,7 +108,7 @@ class _Lane:
                 "next", self._task.lane, count=self._world_size, holding=tuple(self._publishing), fresh=fresh
             )
             if work is None and self._publishing:
-                work = Wait()
+                work = Wait(seconds=_LOOK_SECONDS)
         if self._world_size == 1:
             return work
         import ray.train.collective

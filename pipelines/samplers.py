@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.base_model import resolve_base_model
+from pipelines.collector import collect_less_garbage
 from pipelines.metrics import record
 from pipelines.storage import exists, fetch, join, local_directory, read_bytes, read_manifest, write_bytes
 
@@ -69,6 +70,7 @@ class ImageSampler:
     """
 
     def __init__(self, *, use_gpu: bool, num_threads: int = 1) -> None:
+        collect_less_garbage()
         import torch
 
         from dreambooth.quiet import quiet

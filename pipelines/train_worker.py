@@ -8,6 +8,7 @@ from typing import Any
 from dreambooth.base_model import resolve_base_model
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import Diverged
+from pipelines.collector import collect_less_garbage
 from pipelines.fine_tune import History, TrainTask, autocast, fine_tune, publish_result
 from pipelines.logs import about, to_stderr
 from pipelines.metrics import observed
@@ -16,6 +17,7 @@ from pipelines.storage import join, write_json
 
 def train_worker(loop_config: dict[str, Any]) -> None:
     """Load, restore, fit, export."""
+    collect_less_garbage()
     to_stderr()
     with about(lane="run", subject=loop_config["task"].config.subject.name):
         _train(loop_config["task"], loop_config["events"])

@@ -92,3 +92,11 @@ def test_every_package_is_typed_and_every_folder_a_package() -> None:
         assert (package / "py.typed").exists()
         for path in sources(package):
             assert (path.parent / "__init__.py").exists(), path
+
+
+def test_what_workers_import_waits_for_no_library_they_do_not_use() -> None:
+    modules = "pipelines.lane_worker, pipelines.train_worker, pipelines.queue_actor, pipelines.samplers"
+    heavy = "('mlflow', 'matplotlib', 'pandas', 'ray', 'torch', 'diffusers')"
+    script = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
