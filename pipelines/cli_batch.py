@@ -40,7 +40,7 @@ def batch(
     """
     from pipelines.batch_console import checks_table
     from pipelines.batch_plan import describe_batch, make_batch_plan
-    from pipelines.cluster import local_resources, ray_cluster
+    from pipelines.cluster import local_resources, ray_cluster, ray_cluster_meanwhile
     from pipelines.console import RunConsole
     from pipelines.estimate import describe_estimate
     from pipelines.personalize import check_batch_destinations
@@ -60,12 +60,14 @@ def batch(
         if not silent or any(check.errors or check.warnings for check in checks):
             console.findings(checks_table(checks))
         plan = make_batch_plan(name or batch_name(subjects), valid_plans(checks, skip_invalid=skip_invalid), resources)
+        if joined is None and not dry_run:
+            ready = stack.enter_context(ray_cluster_meanwhile(plan.cluster))
         check_batch_destinations(plan)
         console.table([*describe_batch(plan), *describe_estimate(plan)])
         if dry_run:
             return
         if joined is None:
-            stack.enter_context(ray_cluster(plan.cluster))
+            ready()
         _run(plan, console, silent=silent)
 
 

@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,17 @@ _QUIET = {
 }
 # Of Ray Train: workers may take long to import what they need; and a checkpoint counts from the controller's next look.
 _TRAIN = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-# Nobody announces that this machine will be taken away: a process less for every worker group.
-_HERE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+_HERE = {
+    # Nobody announces that this machine will be taken away: a process less for every worker group.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Ray Train's cleaner of placement groups asks a dashboard whether a run still lives. There is none here, and it
+    # would take that of any other cluster it finds on this machine, or wait for one that is long gone.
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1",
+}
+_ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
+WORKER_ENVIRONMENT = {"env_vars": {"GLIBC_TUNABLES": _ALLOCATOR}}
+"""Of processes that train. A step frees and takes the same tensors again: given back to the system in between, they
+would come as pages to be zeroed, a fourteenth of the time of the miniature's step on a CPU."""
 _OBJECT_STORE_BYTES = 512 << 20
 
 
@@ -58,10 +68,10 @@ def local_resources() -> Resources:
     """What this machine would give to a Ray started here."""
     import torch
 
-    return Resources(cpus=_usable_cpus(), gpus=torch.cuda.device_count())
+    return Resources(cpus=usable_cpus(), gpus=torch.cuda.device_count())
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
     """CPUs this process may use: by affinity, and by the quota of a container (cgroup v2)."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -80,7 +90,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
     if config.address is None and "ray" not in sys.modules:
         # Ray reads it once, when it is imported; a later change would set this process apart from the ones it starts.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    for name, value in (_QUIET | _TRAIN | (_HERE if config.address is None else {})).items():
+    for name, value in (_QUIET | _TRAIN).items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -101,24 +111,37 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
             ray.shutdown()
 
 
+@contextmanager
+def ray_cluster_meanwhile(config: ClusterConfig) -> Iterator[Callable[[], Resources]]:
+    """`ray_cluster`, started while the caller goes on; what is yielded waits until it is there."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ray") as pool, ExitStack() as stack:
+        starting = pool.submit(lambda: stack.enter_context(ray_cluster(config)))
+        try:
+            yield starting.result
+        finally:
+            wait([starting])
+
+
 def _connect(config: ClusterConfig) -> None:
     import logging
 
     import ray
 
-    common: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": _QUIET},
-    }
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.address is None:
         here = local_resources()
-        ray.init(
-            address="local", num_cpus=here.cpus, num_gpus=here.gpus, object_store_memory=_OBJECT_STORE_BYTES, **common
-        )
+        with _environment(_HERE):
+            ray.init(
+                address="local",
+                num_cpus=here.cpus,
+                num_gpus=here.gpus,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                **common,
+            )
         return
     try:
-        ray.init(address=config.address, **common)
+        ray.init(address=config.address, runtime_env={"env_vars": _QUIET}, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if "AuthenticationError" in str(error.__cause__):  # Ray keeps no more of it than its text
             raise InputError(_about_token(config.address)) from None
@@ -126,6 +149,21 @@ def _connect(config: ClusterConfig) -> None:
             f"there is no Ray cluster to join at cluster.address {config.address!r}: {str(error).splitlines()[0]}; "
             f"leave it out to start Ray here"
         ) from None
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """What processes that are started meanwhile inherit, and this one need not have."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _about_token(address: str) -> str:

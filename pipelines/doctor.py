@@ -35,8 +35,11 @@ def examine(config: DreamBoothConfig) -> list[Finding]:
     config = config.model_copy(update={"storage": config.storage.model_copy(update={"root": root})})
     nodes, silent = ask_nodes(config)
     findings = [_judge_silent(silent), judge_versions(nodes), *judge_nodes(nodes, config)]
-    findings += [_try("tracking", lambda: probe_tracking(config)), judge_auth(*dashboard_answers())]
-    return findings
+    findings.append(_try("tracking", lambda: probe_tracking(config)))
+    if config.cluster.address is None:
+        found = "Ray was started here for this, without a dashboard: nobody else reaches it"
+        return [*findings, Finding(check="authentication", state="ok", found=found)]
+    return [*findings, judge_auth(*dashboard_answers())]
 
 
 def judge_versions(nodes: Sequence[NodeFacts]) -> Finding:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.batch_plan import BatchPlan
+from pipelines.cluster import WORKER_ENVIRONMENT
 from pipelines.lane_worker import LaneTask, lane_worker
 from pipelines.storage import join, pyarrow_filesystem
 
@@ -98,6 +99,7 @@ class Lanes:
                 storage_filesystem=storage_filesystem,
                 failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                worker_runtime_env=WORKER_ENVIRONMENT,
             ),
         )
         trainer.fit()

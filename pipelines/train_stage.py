@@ -13,6 +13,7 @@ from typing import Any
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import Diverged
+from pipelines.cluster import WORKER_ENVIRONMENT
 from pipelines.fine_tune import TrainTask
 from pipelines.plan import Plan
 from pipelines.prior_stage import PriorSet
@@ -108,6 +109,7 @@ def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> None:
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            worker_runtime_env=WORKER_ENVIRONMENT,
         ),
     )
     try:
