@@ -9,7 +9,7 @@ import io
 import random
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,9 +45,9 @@ def find_instance_images(addresses: Sequence[str]) -> tuple[InstanceImage, ...]:
     file name, so that order depends neither on a file system nor on how the images were listed.
     Raises InputError for an address without images and for a caption that can't be read.
     """
-    found = dict.fromkeys(image for address in addresses for image in _images_at(address))
-    ordered = sorted(found, key=lambda address: (PurePosixPath(address).name, address))
-    return tuple(InstanceImage(address=address, caption=_caption(address)) for address in ordered)
+    found = {image: caption for address in addresses for image, caption in _images_at(address)}
+    ordered = sorted(found, key=lambda address: (address.rsplit("/", 1)[-1], address))
+    return tuple(InstanceImage(address=address, caption=_read_caption(found[address])) for address in ordered)
 
 
 def open_image(address: str, *, max_pixels: int) -> Image.Image:
@@ -143,15 +143,18 @@ def _accessing(address: str) -> Iterator[None]:
         raise InputError(f"can't read {address}: {error}; {_EXPECTED} that this machine can read") from None
 
 
-def _images_at(address: str) -> list[str]:
+def _images_at(address: str) -> list[tuple[str, str | None]]:
+    """Addresses of images, and of the captions beside them."""
     with _accessing(address):
         filesystem, path = fsspec.core.url_to_fs(address)
         # Some remember a listing for as long as the process lives; pictures may have been added since.
         filesystem.invalidate_cache()
+        has_caption = filesystem.exists
         if filesystem.isdir(path):
             entries = [entry["name"] for entry in filesystem.ls(path, detail=True) if entry["type"] != "directory"]
             if not entries:
                 raise InputError(f"the folder {address} holds no files; {_EXPECTED}")
+            has_caption = set(entries).__contains__
         elif filesystem.exists(path):
             entries = [path]
         elif any(wildcard in path for wildcard in "*?["):
@@ -160,7 +163,12 @@ def _images_at(address: str) -> list[str]:
                 raise InputError(f"no file matches {address}; {_EXPECTED}")
         else:
             raise FileNotFoundError(address)
-        images = [_full(filesystem, entry) for entry in entries if _is_image_name(entry)]
+        images = [
+            (_full(filesystem, entry), _full(filesystem, caption) if has_caption(caption) else None)
+            for entry in entries
+            if _is_image_name(entry)
+            for caption in [f"{entry.rpartition('.')[0]}.txt"]
+        ]
     if not images:
         names = sorted(PurePosixPath(entry).name for entry in entries)
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -169,7 +177,7 @@ def _images_at(address: str) -> list[str]:
 
 
 def _is_image_name(path: str) -> bool:
-    name = PurePosixPath(path).name
+    name = path.rsplit("/", 1)[-1]
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
@@ -178,12 +186,11 @@ def _full(filesystem: Any, path: str) -> str:
     return path if "file" in filesystem.protocol else str(filesystem.unstrip_protocol(path))
 
 
-def _caption(image_address: str) -> str | None:
-    address = image_address[: image_address.rindex(".")] + ".txt"
+def _read_caption(address: str | None) -> str | None:
+    if address is None:
+        return None
     with _accessing(address):
         filesystem, path = fsspec.core.url_to_fs(address)
-        if not filesystem.exists(path):
-            return None
         content: bytes = filesystem.cat_file(path)
     try:
         return TypeAdapter(Words).validate_python(" ".join(content.decode("utf-8-sig").split()))
@@ -213,10 +220,10 @@ def _unidentified(size: int, address: str) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - a broken EXIF block says nothing about orientation, and the picture itself is sound
-        return image
+    # A broken EXIF block says nothing about orientation, and the picture itself is sound.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -230,7 +237,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

@@ -83,7 +83,8 @@ def _short(digest: "hashlib._Hash") -> str:
 
 def _difference_hash(image: Image.Image) -> np.ndarray:
     """Whether each of 8 x 8 cells is brighter than its right neighbour: 64 bits."""
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR))
+    small = image.convert("L").resize((9, 8), Image.Resampling.BILINEAR)
+    grey = np.frombuffer(small.tobytes(), np.uint8).reshape(8, 9)
     bits: np.ndarray = grey[:, :-1] > grey[:, 1:]
     return bits
 

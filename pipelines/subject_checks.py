@@ -1,9 +1,10 @@
 """All subjects of a batch are looked at, side by side, before anything starts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from dreambooth.base_model import BaseModel, resolve_base_model
@@ -11,11 +12,15 @@ from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import choose_identifiers, token_ids_in_prompts
-from pipelines.cluster import Resources
+from dreambooth.quiet import quiet
+from pipelines.cluster import Resources, usable_cpus
 from pipelines.plan import Plan, make_plan
+from pipelines.storage import is_local
 from pipelines.subject_list import ListedSubject
 
 _AT_ONCE = 16
+_PER_PROCESS, _MOST_PROCESSES = 500, 8
+"""A process has to start and to import: it is worth that from so many subjects on."""
 
 Bases = Mapping[tuple[str, str | None], BaseModel | InputError]
 """Base models by address and revision, or what is wrong with them."""
@@ -35,9 +40,7 @@ def check_subjects(subjects: Sequence[ListedSubject], resources: Resources) -> t
     """Plans for all subjects, with identifiers that no two share."""
     readable = [subject.config for subject in subjects if subject.config is not None and not subject.faults]
     bases = _find_bases(readable)
-    check = partial(_check, resources=resources, bases=bases, identifiers=_identifiers(readable, bases))
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        checks = iter(list(pool.map(check, readable)))
+    checks = iter(_checked(readable, resources, bases, _identifiers(readable, bases)))
     return tuple(
         _note_shared_images(
             SubjectCheck(name=subject.name, plan=None, errors=subject.faults, warnings=())
@@ -88,15 +91,39 @@ def _identifiers(configs: Sequence[DreamBoothConfig], bases: Bases) -> dict[str,
     return chosen
 
 
-def _check(
-    config: DreamBoothConfig, *, resources: Resources, bases: Bases, identifiers: Mapping[str, str]
-) -> SubjectCheck:
+def _checked(
+    configs: Sequence[DreamBoothConfig], resources: Resources, bases: Bases, identifiers: Mapping[str, str]
+) -> Iterable[SubjectCheck]:
+    """In as many processes as pay, since decoding pictures is much work and Python's."""
+    check = partial(_check_some, resources=resources, bases=bases)
+    tasks = [(config, identifiers.get(config.subject.name)) for config in configs]
+    processes = min(usable_cpus(), _MOST_PROCESSES, len(tasks) // _PER_PROCESS)
+    if processes < 2:
+        return check(tasks)
+    parts = [tasks[start : start + _AT_ONCE] for start in range(0, len(tasks), _AT_ONCE)]
+    # A copy of this process would hold locks of threads that it doesn't have.
+    with ProcessPoolExecutor(processes, mp_context=get_context("forkserver"), initializer=quiet) as pool:
+        return [one for part in pool.map(check, parts) for one in part]
+
+
+def _check_some(
+    tasks: Sequence[tuple[DreamBoothConfig, str | None]], *, resources: Resources, bases: Bases
+) -> list[SubjectCheck]:
+    """Side by side where they wait for a store; a disk answers at once, and threads would be in each other's way."""
+    check = partial(_check, resources=resources, bases=bases)
+    if all(is_local(address) for config, _ in tasks for address in config.subject.instance_images):
+        return [check(config, identifier) for config, identifier in tasks]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(check, *zip(*tasks, strict=True)))
+
+
+def _check(config: DreamBoothConfig, identifier: str | None, *, resources: Resources, bases: Bases) -> SubjectCheck:
     name = config.subject.name
     try:
         base = bases[config.base_model, config.revision]
         if isinstance(base, InputError):
             raise base
-        plan = make_plan(config, resources, base=base, identifier=identifiers.get(name))
+        plan = make_plan(config, resources, base=base, identifier=identifier)
     except InputError as error:
         return SubjectCheck(name=name, plan=None, errors=tuple(str(error).splitlines()), warnings=())
     return SubjectCheck(name=name, plan=plan, errors=(), warnings=(*plan.warnings, *_about_class_noun(plan)))

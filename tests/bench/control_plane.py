@@ -31,6 +31,7 @@ from dreambooth.quiet import quiet
 from pipelines.batch import BatchOutcome, run_batch
 from pipelines.batch_plan import BatchPlan, make_batch_plan
 from pipelines.cluster import Resources, ray_cluster
+from pipelines.collector import collect_less_garbage
 from pipelines.lanes import tell_seconds
 from pipelines.personalize import check_batch_destinations
 from pipelines.plan import Plan
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="that the training of a subject sleeps")
     options = parser.parse_args()
     quiet()
+    collect_less_garbage()
     print(json.dumps(measure(options.subjects, options.lanes, options.seconds)))
 
 

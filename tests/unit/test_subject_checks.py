@@ -54,6 +54,19 @@ def test_good_subjects_get_plans_and_identifiers_of_their_own(subject: Callable[
     assert len({plan.config.subject.identifier for plan in plans}) == 4
 
 
+def test_many_are_checked_in_processes_with_the_same_findings(
+    subject: Callable[..., DreamBoothConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [subject(f"rex-{number}", (1, 2) if number == 3 else (1, 2, 3)) for number in range(20)]
+    Path(configs[17].subject.instance_images[0], "1.png").write_bytes(b"")
+    alone = check(*configs)
+    monkeypatch.setattr("pipelines.subject_checks._PER_PROCESS", 5)
+    monkeypatch.setattr("pipelines.subject_checks.usable_cpus", lambda: 2)
+    assert check(*configs) == alone
+    assert alone[3].warnings
+    assert "is empty" in alone[17].errors[0]
+
+
 def test_identifiers_do_not_take_a_given_one(subject: Callable[..., DreamBoothConfig]) -> None:
     chosen = check(subject("rex"))[0].plan
     assert chosen is not None
