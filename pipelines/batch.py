@@ -27,6 +27,9 @@ from pipelines.train_stage import train_task
 
 _POLL_SECONDS = 0.5
 _ENDING_SECONDS = 60.0
+_STARTING_SECONDS = 60.0
+_AGAIN_SECONDS = 5.0
+"""Between two tries to register a subject."""
 
 
 class View(Protocol):
@@ -153,6 +156,7 @@ class _Driving:
         self._parents = {prior.key: uri for uri, prior in plan.class_sets}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="conclude")
         self._concluding: dict[str, Future[str]] = {}
+        self._not_before: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -161,10 +165,19 @@ class _Driving:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def until_finished(self) -> None:
+        told_by: float | None = time.monotonic() + _STARTING_SECONDS
         while True:
             snapshot = self._look()
             if snapshot.finished:
                 return
+            if snapshot.lanes:
+                told_by = None
+            elif told_by is not None and time.monotonic() > told_by:
+                told_by = None
+                self._view.line(
+                    f"no lane has started for {_STARTING_SECONDS:.0f} s: others hold what the cluster has; "
+                    f"the batch goes on when there is room (look with `ray status`)"
+                )
             settled = snapshot.counts["done"] + snapshot.counts["failed"] + snapshot.counts["trained"]
             if not self._lanes.tend(settled) and not snapshot.trained:
                 self._no_lane_left()
@@ -192,7 +205,7 @@ class _Driving:
             seal(self._parents[prior.key], prior)
             ray.get(self._queue.sealed.remote(prior.key))
         for name in snapshot.trained:
-            if name not in self._concluding:
+            if name not in self._concluding and time.monotonic() >= self._not_before.get(name, 0.0):
                 self._concluding[name] = self._thread.submit(self._conclude, self._plans[name])
         return snapshot
 
@@ -204,7 +217,8 @@ class _Driving:
             try:
                 result = self._concluding[name].result()
             except Exception as error:  # noqa: BLE001 - MLflow's, the database's, the store's
-                ray.get(self._queue.failed.remote(name, f"{type(error).__name__}: {error}"))
+                self._not_before[name] = time.monotonic() + _AGAIN_SECONDS
+                ray.get(self._queue.unregistered.remote(name, f"{type(error).__name__}: {error}"))
             else:
                 ray.get(self._queue.done.remote(name))
                 self._view.line(f"{name}: {result}")

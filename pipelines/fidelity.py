@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.best_checkpoint import Score, Scores
 from dreambooth.errors import Diverged
 from dreambooth.evaluation.prompts import sample_seed
+from pipelines.collectives import from_rank_zero
 from pipelines.evaluate_stage import instance_pictures
 from pipelines.protocol_stage import bank_address
 from pipelines.samplers import ImageSampler, SampleRequest, Source
@@ -77,18 +78,9 @@ class Scoring:
         state = self._engine.state_dict()
         finite = all(bool(weight.isfinite().all()) for weight in state.values())
         measured = self._scorer.score(step, state) if self._scorer is not None and finite else None
-        score: Score | None = _from_rank_zero(self._engine, measured)
+        score: Score | None = from_rank_zero(self._engine, measured)
         if score is None:
             raise Diverged(f"the weights are no numbers after step {step}; lower train.learning_rate")
         keeps = self._keep and self._engine.rank == 0
         scores.add(score, (lambda: state) if keeps else None)
         return score
-
-
-def _from_rank_zero(engine: Any, value: Any) -> Any:
-    from torch import distributed as dist
-
-    values = [value]
-    if engine.world_size > 1:
-        dist.broadcast_object_list(values, src=0)
-    return values[0]

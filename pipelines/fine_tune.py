@@ -15,6 +15,7 @@ from dreambooth.base_model import BaseModel
 from dreambooth.best_checkpoint import Scores
 from dreambooth.config import DreamBoothConfig
 from dreambooth.images import InstanceImage, png_bytes
+from pipelines.collectives import from_all_ranks
 from pipelines.events import Message
 from pipelines.logs import log
 from pipelines.metrics import record
@@ -142,7 +143,7 @@ def fine_tune(
         with suppress(_NoLongerRising):
             fit(engine, data, config.train, start=resumed_from, on_step=aside)
         seconds = time.perf_counter() - began - aside.seconds
-        peaks, resident = _gather(_peak_memory(device)), _gather(_resident_memory())
+        peaks, resident = from_all_ranks(engine, _peak_memory(device)), from_all_ranks(engine, _resident_memory())
         exported, state = _exported(engine, history, config)
     finally:
         engine.close()
@@ -312,13 +313,3 @@ def _resident_memory() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
         return 0
-
-
-def _gather(value: int) -> list[int]:
-    from torch import distributed as dist
-
-    if not dist.is_initialized():
-        return [value]
-    values: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

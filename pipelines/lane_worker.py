@@ -16,7 +16,7 @@ from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import DreamBoothConfig
 from pipelines.collector import collect_less_garbage
 from pipelines.evaluate_stage import Evaluation, evaluate
-from pipelines.evaluation_store import load_evaluation, store_evaluation
+from pipelines.evaluation_store import store_evaluation
 from pipelines.events import Message
 from pipelines.fine_tune import FineTuned, Stopped, TrainTask, autocast, fine_tune, publish_result
 from pipelines.logs import about, log, to_stderr
@@ -214,7 +214,7 @@ class _Lane:
         try:
             if base is not None and tuned is not None:
                 publish_result(base, tuned, task)
-            if evaluation is not None and load_evaluation(config.run_uri, task.key) is None:
+            if evaluation is not None:
                 store_evaluation(evaluation, config.run_uri, task.key)
             StoredCheckpoints(join(config.run_uri, "checkpoints", task.key)).remove()
             self._queue.call("trained", name)

@@ -1,6 +1,5 @@
 """A subject's checkpoints in its own run folder: whichever lane takes the subject up next goes on from them."""
 
-import dataclasses
 import datetime
 import hashlib
 import re
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipelines.collectives import from_all_ranks, from_rank_zero
 from pipelines.fine_tune import History
 from pipelines.storage import FileRecord, Manifest, fetch, filesystem, join, read_manifest, write_bytes, write_manifest
 
@@ -43,7 +43,7 @@ class StoredCheckpoints:
 
     def save(self, engine: Any, history: History) -> None:
         """Write a checkpoint; every rank has to call it."""
-        [attempt] = _from_rank_zero(engine, [f"{time.time_ns():x}"])
+        attempt = from_rank_zero(engine, f"{time.time_ns():x}")
         uri = join(self._uri, f"step-{history.step:08d}-{attempt}")
         with tempfile.TemporaryDirectory(prefix="dreambooth-checkpoint-") as folder:
             engine.save(Path(folder))
@@ -54,7 +54,7 @@ class StoredCheckpoints:
                 content, name = path.read_bytes(), path.relative_to(folder).as_posix()
                 write_bytes(join(uri, name), content)
                 written[name] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-        files = {name: record for part in _gathered(engine, written) for name, record in part.items()}
+        files = {name: record for part in from_all_ranks(engine, written) for name, record in part.items()}
         if engine.rank == 0:
             write_manifest(Manifest(uri=uri, files=files, metadata={"step": history.step}))
             for old in _whole(self._uri)[:-CHECKPOINTS_KEPT]:
@@ -84,21 +84,3 @@ def _remove(uri: str) -> None:
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
-
-
-def _gathered(engine: Any, value: dict[str, FileRecord]) -> list[dict[str, FileRecord]]:
-    from torch import distributed as dist
-
-    if engine.world_size == 1:
-        return [value]
-    parts: list[Any] = [None] * engine.world_size
-    dist.all_gather_object(parts, {name: dataclasses.astuple(record) for name, record in value.items()})
-    return [{name: FileRecord(size=size, sha256=digest) for name, (size, digest) in part.items()} for part in parts]
-
-
-def _from_rank_zero(engine: Any, values: list[Any]) -> list[Any]:
-    from torch import distributed as dist
-
-    if engine.world_size > 1:
-        dist.broadcast_object_list(values, src=0)
-    return values

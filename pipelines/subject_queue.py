@@ -69,7 +69,8 @@ class Snapshot:
     """How a batch stands: subjects by state, those in lanes, class images (made, to make), and what needs the driver.
 
     `trained` are the names of subjects that wait for their registration, `failures` (name, reason) pairs of those set
-    aside, `sets_to_seal` sets of class images that lack nothing but their manifest.
+    aside, `sets_to_seal` sets of class images that lack nothing but their manifest, `lanes` those that have come for
+    work.
     """
 
     counts: Mapping[State, int]
@@ -78,6 +79,7 @@ class Snapshot:
     trained: tuple[str, ...]
     failures: tuple[tuple[str, str], ...]
     sets_to_seal: tuple[PriorPlan, ...]
+    lanes: int
     finished: bool
 
 
@@ -198,6 +200,17 @@ class SubjectQueue:
         )
         self._place(self._records[name])
 
+    def unregistered(self, name: str, reason: str) -> None:
+        """A trained subject could not be registered: its model is there, so that alone is tried again."""
+        failures = self._records[name].failures + 1
+        if failures <= self._retries:
+            record_metric("dreambooth_retries_total", 1, batch=self._batch)
+            self._change(name, failures=failures, reason=reason)
+            return
+        self._trained.pop(name, None)
+        self._change(name, state="failed", failures=failures, reason=reason)
+        self._failures[name] = reason
+
     def released(self, name: str) -> None:
         """A lane that was told to stop has left a checkpoint: the subject waits."""
         self._lost(name, counts=False)
@@ -223,6 +236,7 @@ class SubjectQueue:
             trained=tuple(self._trained),
             failures=tuple(self._failures.items()),
             sets_to_seal=tuple(sealable),
+            lanes=len(self._lanes),
             finished=not (self._counts["waiting"] or self._counts["training"] or self._counts["trained"]),
         )
 

@@ -201,6 +201,18 @@ def test_the_same_command_later_does_only_what_is_missing(make: Callable[..., Su
     assert taken == ["training", "failed", "waiting"]
 
 
+def test_what_could_not_be_registered_is_not_trained_again(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), retries=1)
+    queue.next(LANE)
+    queue.trained("a")
+    queue.unregistered("a", "OperationalError: locked")
+    assert queue.snapshot().trained == ("a",)
+    assert queue.next(LANE) is None
+    queue.unregistered("a", "OperationalError: locked")
+    assert queue.snapshot().finished
+    assert queue.snapshot().failures == (("a", "OperationalError: locked"),)
+
+
 def test_a_queue_made_again_in_mid_run_keeps_claims(make: Callable[..., SubjectQueue]) -> None:
     subjects = [queued("a"), queued("b")]
     assert name_of(make(*subjects).next(LANE)) == "a"
