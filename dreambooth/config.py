@@ -34,7 +34,7 @@ class ImagesConfig(Frozen):
     """How instance images become squares of pixels."""
 
     resolution: Resolution | None = Field(None, description="side in pixels; None: what the base model was trained at")
-    crop: Literal["center", "random"] = "center"
+    crop: Literal["center", "random"] = Field("center", description="which square is cut from a photograph")
     crops_per_image: Positive = Field(8, description="how many random crops of an image are encoded; center has one")
     flip: bool = Field(False, description="also train on mirrored images; wrong for subjects with a left and a right")
     max_pixels: Positive = Field(50_000_000, description="larger images are refused before they are decoded")
@@ -44,14 +44,14 @@ class PriorConfig(Frozen):
     """The class images of prior preservation (paper, section 3.2)."""
 
     prior_loss_weight: float = Field(1.0, ge=0, description="the paper's lambda; 0 turns prior preservation off")
-    num_class_images: Positive = 200
-    num_inference_steps: Positive = 25
-    guidance_scale: float = Field(7.5, ge=1)
+    num_class_images: Positive = Field(200, description="made once per class and setting, shared by its subjects")
+    num_inference_steps: Positive = Field(25, description="sampling steps of a class image")
+    guidance_scale: float = Field(7.5, ge=1, description="classifier-free guidance of a class image")
     batch_size: Positive = Field(8, description="images sampled together; part of the set's key")
     num_actors: Positive | None = Field(
         None, description="parallel samplers; None: as many as the cluster has room for"
     )
-    seed: NotNegative = 0
+    seed: NotNegative = Field(0, description="of the class images")
 
     @property
     def enabled(self) -> bool:
@@ -62,7 +62,9 @@ class PriorConfig(Frozen):
 class ZeroConfig(Frozen):
     """DeepSpeed's ZeRO (arXiv 1910.02054)."""
 
-    stage: Literal[0, 1, 2, 3] = 2
+    stage: Literal[0, 1, 2, 3] = Field(
+        2, description="what workers share out: 1 optimizer states, 2 gradients too, 3 weights too, 0 nothing"
+    )
     offload_optimizer: bool = Field(False, description="keep optimizer states in host memory")
 
 
@@ -70,9 +72,9 @@ class ClusterConfig(Frozen):
     """Which Ray cluster, and how much of it one subject takes."""
 
     address: str | None = Field(None, description="None: start Ray here; 'auto' or an address: join that cluster")
-    num_workers: Positive = 1
-    use_gpu: bool | Literal["auto"] = "auto"
-    cpus_per_worker: Positive = 1
+    num_workers: Positive = Field(1, description="that train one subject together")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="auto: where the cluster has any, one a worker")
+    cpus_per_worker: Positive = Field(1, description="reserved for a worker; without a GPU, its threads too")
     max_failures: NotNegative = Field(2, description="how often a worker group is started again after a failure")
     lanes: Positive | None = Field(
         None, description="of a batch: worker groups that train subjects side by side; None: as many as there is room"
@@ -85,7 +87,7 @@ class ClusterConfig(Frozen):
 class StorageConfig(Frozen):
     """Where results go: a local path or any address that fsspec knows."""
 
-    root: str = "output"
+    root: str = Field("output", description="of everything; any address that fsspec knows, such as s3://bucket/results")
     run: str | None = Field(None, description="folder of this run; None: <root>/<subject name>")
     prior: str | None = Field(None, description="folder of the shared class-image sets; None: <root>/prior")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="of a published model's weights")
@@ -95,8 +97,8 @@ class TrackingConfig(Frozen):
     """MLflow."""
 
     uri: str | None = Field(None, description="tracking address; None: sqlite:///mlflow.db in the working folder")
-    experiment: str = "dreambooth"
-    register_model: bool = True
+    experiment: str = Field("dreambooth", description="the MLflow experiment of runs and batches")
+    register_model: bool = Field(True, description="register the result; false: only publish it")
     registered_model_name: str | None = Field(None, description="None: dreambooth-<subject name>")
 
 
@@ -114,7 +116,9 @@ class DreamBoothConfig(Frozen):
     subject: Subject
     base_model: Words = Field("miniature", description="'miniature', a diffusers directory (any address), or a hub id")
     revision: str | None = Field(None, description="of a hub id")
-    engine: Literal["auto", "torch", "deepspeed"] = "auto"
+    engine: Literal["auto", "torch", "deepspeed"] = Field(
+        "auto", description="auto: DeepSpeed for several workers or offload, else PyTorch, which is faster alone"
+    )
     prompts: PromptTemplates = PromptTemplates()
     images: ImagesConfig = ImagesConfig()
     prior: PriorConfig = PriorConfig()

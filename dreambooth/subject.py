@@ -74,10 +74,14 @@ class Subject(Frozen):
     or a list of images, local or at any address that fsspec knows.
     """
 
-    name: Annotated[str, AfterValidator(_check_name)]
-    class_noun: Words
-    identifier: Words | None = None
-    instance_images: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_check_addresses)]
+    name: Annotated[str, AfterValidator(_check_name)] = Field(
+        description="of folders and of the registered model: a-z, 0-9 and dashes, 63 at most"
+    )
+    class_noun: Words = Field(description="what the subject is: dog, backpack, fire engine")
+    identifier: Words | None = Field(None, description="the rare token that names the subject; None: one is chosen")
+    instance_images: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_check_addresses)] = Field(
+        description="folder, glob or list of photographs, three to five of them; photo.txt beside photo.jpg captions it"
+    )
 
     @model_validator(mode="after")
     def _identifier_is_not_the_class_noun(self) -> "Subject":
@@ -118,8 +122,12 @@ class PromptTemplates(Frozen):
     Fields of a template: {identifier}, {class_noun}, {article} ("a" or "an", as the class noun needs).
     """
 
-    instance: Annotated[Template, AfterValidator(_check_names_identifier)] = "a photo of {identifier} {class_noun}"
-    class_: Template = Field("a photo of {article} {class_noun}", alias="class")
+    instance: Annotated[Template, AfterValidator(_check_names_identifier)] = Field(
+        "a photo of {identifier} {class_noun}", description="what an instance image is trained with"
+    )
+    class_: Template = Field(
+        "a photo of {article} {class_noun}", alias="class", description="what class images are made and trained with"
+    )
 
     def instance_prompt(self, subject: Subject) -> str:
         """The instance prompt; raises ValueError while the subject has no identifier yet."""

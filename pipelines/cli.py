@@ -262,10 +262,16 @@ def models(tracking_uri: str | None) -> None:
 
 
 @main.command()
-def settings() -> None:
+@click.option("--markdown", is_flag=True, help="As the page docs/settings.md.")
+def settings(markdown: bool) -> None:
     """List all settings with their defaults and what they mean."""
     from dreambooth.config import MINIATURE, DreamBoothConfig, list_settings
 
+    if markdown:
+        from pipelines.settings_page import settings_page
+
+        click.echo(settings_page(), nl=False)
+        return
     for name, default, description in list_settings(DreamBoothConfig):
         click.echo(f"{name:<38} {default:<12} {description}".rstrip())
     click.echo("\nWith base_model miniature these are the defaults instead:\n")

@@ -10,8 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from http import HTTPStatus
@@ -87,48 +86,51 @@ class _Requests(BaseHTTPRequestHandler):
     server_version, sys_version = "dreambooth", ""
 
     def do_GET(self) -> None:
-        with self._checked():
-            address = urlsplit(self.path)
-            if address.path == "/":
-                page, policy = self.server.page
-                self._send(page, "text/html; charset=utf-8", {"Content-Security-Policy": policy})
-            elif address.path == "/questions":
-                rater = _rater(parse_qs(address.query).get("rater", [""])[0])
-                questions = [_shown(question) for question in self.server.study.questions_for(rater)]
-                self._send(json.dumps(questions).encode(), "application/json")
-            elif address.path.startswith("/pictures/"):
-                picture = self.server.study.picture(address.path.removeprefix("/pictures/"))
-                if picture is None:
-                    raise _RefusedError(HTTPStatus.NOT_FOUND, "there is no such picture")
-                self._send(picture, "image/png", {"Cache-Control": _FOREVER})
-            else:
-                raise _RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here")
+        self._answer(self._get)
 
     def do_POST(self) -> None:
-        with self._checked():
-            if self.path != "/answers":
-                raise _RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here")
-            given = self._json()
-            try:
-                rater = _rater(given["rater"])
-                number = int(given["question"])
-                self.server.study.answer(question=number, aspect=given["aspect"], rater=rater, side=given["side"])
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise _RefusedError(HTTPStatus.BAD_REQUEST, f"no answer: {error}") from None
-            self._send(b"{}", "application/json")
+        self._answer(self._post)
 
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing: the terminal belongs to whoever runs the study."""
-
-    @contextmanager
-    def _checked(self) -> Iterator[None]:
+    def _answer(self, what: Callable[[], None]) -> None:
         try:
             host = self.headers.get("Host", "")
             if re.sub(r":\d+$", "", host) not in _HOSTS:
                 raise _RefusedError(HTTPStatus.FORBIDDEN, f"this is not {host[:100]!r}")
-            yield
+            what()
         except _RefusedError as refused:
             self._send(json.dumps({"error": refused.reason}).encode(), "application/json", status=refused.status)
+
+    def _get(self) -> None:
+        address = urlsplit(self.path)
+        if address.path == "/":
+            page, policy = self.server.page
+            self._send(page, "text/html; charset=utf-8", {"Content-Security-Policy": policy})
+        elif address.path == "/questions":
+            rater = _rater(parse_qs(address.query).get("rater", [""])[0])
+            questions = [_shown(question) for question in self.server.study.questions_for(rater)]
+            self._send(json.dumps(questions).encode(), "application/json")
+        elif address.path.startswith("/pictures/"):
+            picture = self.server.study.picture(address.path.removeprefix("/pictures/"))
+            if picture is None:
+                raise _RefusedError(HTTPStatus.NOT_FOUND, "there is no such picture")
+            self._send(picture, "image/png", {"Cache-Control": _FOREVER})
+        else:
+            raise _RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here")
+
+    def _post(self) -> None:
+        if self.path != "/answers":
+            raise _RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here")
+        given = self._json()
+        try:
+            rater = _rater(given["rater"])
+            number = int(given["question"])
+            self.server.study.answer(question=number, aspect=given["aspect"], rater=rater, side=given["side"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise _RefusedError(HTTPStatus.BAD_REQUEST, f"no answer: {error}") from None
+        self._send(b"{}", "application/json")
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing: the terminal belongs to whoever runs the study."""
 
     def _json(self) -> dict[str, Any]:
         kind, length = self.headers.get_content_type(), self.headers.get("Content-Length", "")

@@ -23,10 +23,10 @@ class EvaluationConfig(Frozen):
         min_length=1,
         description="[V] stands for the identifier, {class_noun} for the class noun",
     )
-    images_per_prompt: Positive = 4
-    num_inference_steps: Positive = 25
-    guidance_scale: float = Field(7.5, ge=1)
-    seed: NotNegative = 1
+    images_per_prompt: Positive = Field(4, description="samples per prompt")
+    num_inference_steps: Positive = Field(25, description="sampling steps; of the registered model too")
+    guidance_scale: float = Field(7.5, ge=1, description="classifier-free guidance; of the registered model too")
+    seed: NotNegative = Field(1, description="of the first sample of a prompt; the next have the next seeds")
     image_encoder: str | None = Field(
         None, description="ViT for similarities; None: the miniature's for the miniature, else facebook/dino-vits16"
     )

@@ -156,6 +156,15 @@ class TestSettings:
         assert "train.text_encoder_learning_rate" in listed
         assert "prompts.class" in listed
 
+    def test_each_says_what_it_means(self) -> None:
+        assert [name for name, _, description in list_settings(DreamBoothConfig) if not description] == []
+
+    def test_the_page_is_the_one_in_docs(self) -> None:
+        result = CliRunner().invoke(main, ["settings", "--markdown"])
+        page = Path(__file__).parents[2] / "docs" / "settings.md"
+        assert result.stdout == page.read_text(), "run: dreambooth settings --markdown > docs/settings.md"
+        assert all(f"| `{name}` |" in result.stdout for name, _, _ in list_settings(DreamBoothConfig))
+
 
 class TestIdentifiers:
     def invoke(self, *arguments: str | Path) -> list[str]:

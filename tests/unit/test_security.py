@@ -46,7 +46,7 @@ def trap(tmp_path: Path) -> Iterator[Path]:
     assert (tmp_path / "trace").exists()
 
 
-OWN_TRANSPORT = ("pipelines/batch.py", "pickle.loads")
+OWN_TRANSPORT = ("pipelines/queue_actor.py", "pickle.loads")
 """What a driver packs for its own actor goes over Ray, whose messages are pickles anyway; nothing stored is read so."""
 
 

@@ -250,12 +250,15 @@ class TestServer:
     def test_what_is_no_json_is_refused(self, ask: Any, body: bytes) -> None:
         assert ask("/answers", body)[0] == 400
 
-    def test_pages_of_other_origins_cannot_reach_it(self, ask: Any, study: StudyFile) -> None:
+    def test_pages_of_other_origins_cannot_reach_it(
+        self, ask: Any, study: StudyFile, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         given = {"rater": "ann", "question": 2, "aspect": "subject", "side": "right"}
         assert ask("/answers", given, kind="text/plain")[0] == 415  # what a form of another page could send
         assert ask("/answers", given, host="evil.example")[0] == 403
         assert ask("/", host="evil.example")[0] == 403
         assert study.answers() == ()
+        assert capfd.readouterr().err == ""
 
     @pytest.mark.parametrize(
         "path", ["/study.sqlite", "/pictures/", "/pictures/../study.sqlite", "/../../etc/passwd", "//etc/passwd"]
