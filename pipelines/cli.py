@@ -17,6 +17,7 @@ from pipelines.cli_evaluate import evaluate
 from pipelines.cli_jobs import jobs_group, submit
 from pipelines.cli_manifest import manifest
 from pipelines.cli_paper import paper
+from pipelines.cli_serve import serve
 from pipelines.cli_study import study
 from pipelines.collector import collect_less_garbage
 
@@ -280,7 +281,7 @@ def settings(markdown: bool) -> None:
             click.echo(f"{group + '.' + name:<38} {value}")
 
 
-for command in (batch, doctor, evaluate, paper, submit, jobs_group, manifest, study):
+for command in (batch, doctor, evaluate, paper, serve, submit, jobs_group, manifest, study):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ of its own), reads no file but the page and the study, and takes answers as JSON
 origin's server only after asking it.
 """
 
-import base64
-import hashlib
 import json
 import re
 import threading
@@ -21,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import EvaluationPrompt
+from pipelines.page_policy import read_page
 from pipelines.study_store import StoredQuestion, StudyFile
 
 _PAGE = Path(__file__).with_name("study.html")
@@ -67,17 +66,9 @@ class _Server(ThreadingHTTPServer):
 
     @cached_property
     def page(self) -> tuple[bytes, str]:
-        """The page, and the policy that lets its own script and style run and nothing else."""
-        html = _PAGE.read_text(encoding="utf-8")
-        policy = [
-            "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-            "connect-src 'self'; img-src 'self' data:",
-        ]
-        for tag in ("script", "style"):
-            [content] = re.findall(rf"<{tag}>(.*?)</{tag}>", html, flags=re.DOTALL)
-            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-            policy.append(f"{tag}-src 'sha256-{digest}'")
-        return html.encode(), "; ".join(policy)
+        """The page and its policy."""
+        html, policy = read_page(_PAGE)
+        return html.encode(), policy
 
 
 class _Requests(BaseHTTPRequestHandler):

@@ -1,0 +1,111 @@
+"""Sampling for many subjects in one process: the base stays loaded, and a subject brings denoiser and text encoder."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from dreambooth.base_model import resolve_base_model
+from dreambooth.images import png_bytes
+from dreambooth.subject import fill_identifier
+from pipelines.serve_subjects import ServedSubject
+
+MOST_IMAGES = 8
+
+
+class Asked(BaseModel):
+    """What a request asks for; what is left out is the model's own."""
+
+    subject: str = Field(description="as /subjects lists them")
+    prompt: str = Field(min_length=1, max_length=1000, description="[V] stands for the subject's identifier")
+    num: int = Field(1, ge=1, le=MOST_IMAGES, description="how many images")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the first image; the next have the next seeds")
+    num_inference_steps: int | None = Field(None, ge=1, le=200)
+    guidance_scale: float | None = Field(None, ge=1, le=50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedSubject:
+    """A subject that can be sampled from, and the sampling settings it was registered with."""
+
+    subject: ServedSubject
+    pipeline: Any
+    settings: Mapping[str, Any]
+
+
+class SubjectSampler:
+    """Loads subjects and samples from them, one call at a time."""
+
+    def __init__(self, subjects: Sequence[ServedSubject], tracking_uri: str, *, base_shared: bool, device: str) -> None:
+        import torch
+
+        from dreambooth.quiet import quiet
+
+        quiet()
+        self._subjects = {subject.name: subject for subject in subjects}
+        self._tracking_uri, self._base_shared, self._device = tracking_uri, base_shared, device
+        self._dtype = torch.float16 if device == "cuda" else torch.float32
+        self._bases: dict[str, Any] = {}
+
+    def load(self, name: str) -> LoadedSubject:
+        """Fetch a subject's weights from the registry."""
+        import mlflow.artifacts
+        from mlflow.models import Model
+
+        from dreambooth.delta import is_delta, rebuild
+        from dreambooth.sampling import load_pipeline, personalized
+        from pipelines.mlflow_client import default_tracking, quietly
+
+        subject = self._subjects[name]
+        with tempfile.TemporaryDirectory(prefix="dreambooth-serve-") as folder:
+            with quietly(), default_tracking(self._tracking_uri):
+                package = Path(mlflow.artifacts.download_artifacts(subject.address, dst_path=folder))
+                parameters = Model.load(str(package)).signature.params
+            directory = package / "artifacts" / "pipeline"
+            if is_delta(directory):
+                directory = rebuild(directory, Path(folder, "whole"))
+            if self._base_shared:
+                pipeline = personalized(self._base(subject), directory)
+            else:
+                pipeline = load_pipeline(directory, device=self._device, dtype=self._dtype)
+        settings = {each.name: each.default for each in parameters}
+        return LoadedSubject(subject=subject, pipeline=pipeline, settings=settings)
+
+    def _base(self, subject: ServedSubject) -> Any:
+        from dreambooth.sampling import load_pipeline
+
+        if subject.base_hash not in self._bases:
+            base = resolve_base_model(subject.base_model)
+            if base.hash != subject.base_hash:
+                raise RuntimeError(
+                    f"{subject.name} was made from {subject.base_model} of hash {subject.base_hash}, and here it has "
+                    f"hash {base.hash}; put the other one here, or serve with --no-base-shared"
+                )
+            self._bases[base.hash] = load_pipeline(base.directory, device=self._device, dtype=self._dtype)
+        return self._bases[subject.base_hash]
+
+    def sample(self, loaded: LoadedSubject, asked: Sequence[Asked]) -> list[list[bytes]]:
+        """PNG files for requests of one subject that want the same steps and guidance, together."""
+        from dreambooth.sampling import sample
+
+        prompts = [fill_identifier(one.prompt, loaded.subject.identifier) for one in asked for _ in range(one.num)]
+        images = sample(
+            loaded.pipeline,
+            prompts,
+            [one.seed + place for one in asked for place in range(one.num)],
+            num_inference_steps=asked[0].num_inference_steps or int(loaded.settings["num_inference_steps"]),
+            guidance_scale=asked[0].guidance_scale or float(loaded.settings["guidance_scale"]),
+        )
+        pictures = iter([png_bytes(image) for image in images])
+        return [[next(pictures) for _ in range(one.num)] for one in asked]
+
+
+def alike(asked: Sequence[Asked]) -> list[list[int]]:
+    """Places of requests that can be sampled together."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, one in enumerate(asked):
+        groups.setdefault((one.subject, one.num_inference_steps, one.guidance_scale), []).append(place)
+    return list(groups.values())

@@ -1,0 +1,82 @@
+"""Which registered models does a service answer for?"""
+
+import fnmatch
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import RegisteredModel
+from mlflow.exceptions import MlflowException
+
+from dreambooth.errors import InputError
+from pipelines.mlflow_client import check_connection, quietly
+from pipelines.registry import RESULT_TAG
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedSubject:
+    """A version of a registered model: `address` is `models:/NAME/VERSION`, the rest what it says of itself."""
+
+    name: str
+    address: str
+    identifier: str
+    class_noun: str
+    base_model: str
+    base_hash: str
+
+
+def find_subjects(pattern: str, tracking_uri: str) -> tuple[ServedSubject, ...]:
+    """The models that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means, by name; NAME may hold `*`.
+
+    Models of the pattern that have no such alias or version are passed over; InputError when none is left.
+    """
+    name, alias, version = _parsed(pattern)
+    client = check_connection(tracking_uri)
+    with quietly():
+        names = [model.name for model in _all_models(client) if fnmatch.fnmatchcase(model.name, name)]
+        found = [_find(client, each, alias, version) for each in sorted(names)]
+    subjects = tuple(subject for subject in found if subject is not None)
+    if not subjects:
+        known = f"{len(names)} match its name" if names else "none has such a name; 'dreambooth models' lists them"
+        raise InputError(f"no registered model is {pattern}: {known}")
+    return subjects
+
+
+def _parsed(pattern: str) -> tuple[str, str, str]:
+    """(name, alias, version), one of the last two empty."""
+    rest = pattern.removeprefix("models:/")
+    name, at, alias = rest.partition("@")
+    name, slash, version = name.partition("/") if not at else (name, "", "")
+    if rest == pattern or not name or (at and not alias) or (slash and not version.isdigit()):
+        raise InputError(
+            f"the models are {pattern!r}; expected models:/NAME@ALIAS, such as models:/dreambooth-*@champion"
+        )
+    return name, alias or ("" if version else "latest"), version
+
+
+def _all_models(client: MlflowClient) -> list[RegisteredModel]:
+    models: list[RegisteredModel] = []
+    token = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        models += page
+        token = page.token
+        if not token:
+            return models
+
+
+def _find(client: MlflowClient, name: str, alias: str, version: str) -> ServedSubject | None:
+    try:
+        found = client.get_model_version(name, version) if version else client.get_model_version_by_alias(name, alias)
+    except MlflowException:  # it has no such version, or no such alias
+        return None
+    tags = found.tags
+    if RESULT_TAG not in tags:
+        return None
+    return ServedSubject(
+        name=name.removeprefix("dreambooth-"),
+        address=f"models:/{name}/{found.version}",
+        identifier=tags["identifier"],
+        class_noun=tags["class_noun"],
+        base_model=tags.get("base_model", ""),
+        base_hash=tags.get("base_hash", ""),
+    )
