@@ -27,7 +27,7 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check fix bench bench-batch s3 s3-stop clean services services-stop audit
+.PHONY: help install demo test test-slow check fix bench bench-batch s3 s3-stop clean services services-stop cluster-demo audit
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
@@ -107,6 +107,9 @@ services: $(VENV)/.installed-server ## Start MLflow with passwords on Postgres a
 
 services-stop: $(VENV)/.installed-server ## Stop them; their data stay
 	@$(BIN)/python infra/services/services.py stop --folder $(SERVICES_FOLDER)
+
+cluster-demo: $(VENV)/.installed-server ## A cluster of three nodes here, MLflow, Postgres and S3; a batch, and a node that dies
+	$(BIN)/python infra/ray/cluster_demo.py --folder output/cluster-demo
 
 audit: $(INSTALLED) ## Look for known vulnerabilities in the pinned versions (needs the network)
 	@$(PIP) pip-audit

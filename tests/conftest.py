@@ -25,6 +25,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.collector import collect_less_garbage
+
+collect_less_garbage()
+
 TESTS = Path(__file__).parent
 INTEGRATION_TIMEOUT_SECONDS = 600
 

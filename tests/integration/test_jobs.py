@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from local_nodes import Cluster, free_port, started
 
 from dreambooth.miniature import subject_dir
 from pipelines.storage import read_json
-from tests.integration.ray_nodes import Cluster, free_port, started
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from local_nodes import Cluster, free_port, kill_node, running_a_lane, started
 
 from dreambooth.miniature import subject_dir
 from pipelines import storage
 from pipelines.mlflow_client import connect, quietly
-from tests.integration.ray_nodes import Cluster, free_port, kill_node, processes_of, started
 
 NAMES = ("coral-car", "mint-dog", "lime-car", "navy-dog", "second-car", "second-dog")
 STEPS, CHECKPOINT_EVERY = 100, 10
@@ -78,14 +78,6 @@ def submission(table: Path, *more: str) -> tuple[str, ...]:
 
 def with_store(cluster: Cluster) -> Mapping[str, str]:
     return cluster.environment | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-
-
-def running_a_lane(cluster: Cluster) -> list["subprocess.Popen[str]"]:
-    return [
-        node
-        for node in cluster.nodes[1:]
-        if any("RayTrainWorker" in " ".join(process.cmdline()) for process in processes_of(node))
-    ]
 
 
 def test_sqlite_and_too_large_workers_are_refused(cluster: Cluster, table: Path, tmp_path: Path) -> None:

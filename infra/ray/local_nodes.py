@@ -1,4 +1,7 @@
-"""Real Ray clusters on this machine: `ray start` in processes of their own, on ports of their own, with token auth."""
+"""Real Ray clusters on this machine: `ray start` in processes of their own, on ports of their own, with token auth.
+
+For `make cluster-demo` and the integration tests; nodes on machines of their own are infra/ray/machines.yaml's.
+"""
 
 import contextlib
 import os
@@ -109,11 +112,12 @@ class Cluster:
         """Until the dashboard answers."""
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
-            assert self.nodes[0].poll() is None, self.log()
+            if self.nodes[0].poll() is not None:
+                break
             if self.ask(self.token) == 200:
                 return
             time.sleep(0.5)
-        raise AssertionError(self.log())
+        raise RuntimeError(f"Ray's head doesn't answer:\n{self.log()}")
 
 
 @contextmanager
@@ -133,6 +137,15 @@ def processes_of(node: "subprocess.Popen[str]") -> list[psutil.Process]:
         return [*reversed(top.children(recursive=True)), top]
     except psutil.NoSuchProcess:
         return []
+
+
+def running_a_lane(cluster: Cluster) -> list["subprocess.Popen[str]"]:
+    """The nodes on which a worker trains."""
+    return [
+        node
+        for node in cluster.nodes[1:]
+        if any("RayTrainWorker" in " ".join(process.cmdline()) for process in processes_of(node))
+    ]
 
 
 def kill_node(node: "subprocess.Popen[str]") -> None:
