@@ -26,6 +26,7 @@ _PAGE = Path(__file__).with_name("study.html")
 _LOOPBACK = "127.0.0.1"
 _HOSTS = {"127.0.0.1", "localhost", "[::1]"}
 _LARGEST_ANSWER = 4096  # bytes
+_POLL_SECONDS = 0.05  # how long its end may take
 _RATER = re.compile(r"[^\x00-\x1f\x7f]{1,60}")
 _NONE: Mapping[str, str] = {}
 _FOREVER = "max-age=31536000, immutable"  # a picture's name is its hash
@@ -45,7 +46,9 @@ class StudyServer:
 
     def __enter__(self) -> "StudyServer":
         """Answer from now on, in a thread of its own."""
-        self._thread = threading.Thread(target=self._server.serve_forever, name="study", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_SECONDS,), name="study", daemon=True
+        )
         self._thread.start()
         return self
 
