@@ -25,7 +25,7 @@ from pipelines.summary import request_key
 from pipelines.tracking import track
 from pipelines.train_stage import train_task
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.2
 _ENDING_SECONDS = 60.0
 _STARTING_SECONDS = 60.0
 _AGAIN_SECONDS = 5.0
@@ -119,7 +119,7 @@ def _until_ended(lanes: LaneGroup) -> None:
     """Wait, a while, for lanes that were told there is no more: a thread in Ray's midst must not outlive it."""
     deadline = time.monotonic() + _ENDING_SECONDS
     while lanes.tend(-1) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS / 5)
+        time.sleep(_POLL_SECONDS / 2)
 
 
 def queued_subjects(plan: BatchPlan) -> list[QueuedSubject]:

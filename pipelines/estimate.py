@@ -4,10 +4,15 @@ By the pace of earlier batches, where there were such; else operations are count
 run.
 """
 
+import json
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 
-from dreambooth.step_cost import StepCost, step_cost
+from dreambooth.config import config_hash
+from dreambooth.download import cache_directory
+from dreambooth.step_cost import StepCost
 from pipelines.batch_plan import BatchPlan
 from pipelines.fine_tune import autocast
 from pipelines.pace import known_paces, pace_key
@@ -134,14 +139,25 @@ def _samples_in_half(device: str) -> bool:
 
 
 def _cost(plan: Plan) -> StepCost:
+    """Counted once per base and settings; to import what counts takes longer than the rest of a small batch's plan."""
     train = plan.config.train
-    return step_cost(
-        plan.base.directory,
-        resolution=int(plan.config.images.resolution or plan.base.resolution),
-        pairs=train.micro_batch_size,
-        train_text_encoder=train.train_text_encoder,
-        checkpointing=train.gradient_checkpointing,
-    )
+    asked = {
+        "resolution": int(plan.config.images.resolution or plan.base.resolution),
+        "pairs": train.micro_batch_size,
+        "train_text_encoder": train.train_text_encoder,
+        "checkpointing": train.gradient_checkpointing,
+    }
+    versions = [f"{package} {version(package)}" for package in ("torch", "diffusers", "transformers")]
+    path = cache_directory() / "step-cost" / f"{config_hash(plan.base.hash, json.dumps(asked), *versions)}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return StepCost(**json.loads(path.read_text()))
+    from dreambooth.step_cost import step_cost
+
+    cost = step_cost(plan.base.directory, **asked)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(cost)))
+    return cost
 
 
 def _training_flops(plan: Plan, cost: StepCost) -> float:

@@ -18,7 +18,7 @@ from pipelines.plan import Plan, make_plan
 from pipelines.storage import is_local
 from pipelines.subject_list import ListedSubject
 
-_AT_ONCE = 16
+_AT_ONCE, _PER_PART = 16, 64
 _PER_PROCESS, _MOST_PROCESSES = 500, 8
 """A process has to start and to import: it is worth that from so many subjects on."""
 
@@ -100,7 +100,7 @@ def _checked(
     processes = min(usable_cpus(), _MOST_PROCESSES, len(tasks) // _PER_PROCESS)
     if processes < 2:
         return check(tasks)
-    parts = [tasks[start : start + _AT_ONCE] for start in range(0, len(tasks), _AT_ONCE)]
+    parts = [tasks[start : start + _PER_PART] for start in range(0, len(tasks), _PER_PART)]
     # A copy of this process would hold locks of threads that it doesn't have.
     with ProcessPoolExecutor(processes, mp_context=get_context("forkserver"), initializer=quiet) as pool:
         return [one for part in pool.map(check, parts) for one in part]

@@ -4,7 +4,9 @@ And what many tests share: a base model so small that a training step takes mill
 """
 
 import os
+import tempfile
 
+_CACHE = tempfile.TemporaryDirectory(prefix="dreambooth-cache-")  # it goes with the process
 # Set before torch, transformers or MLflow are imported anywhere, and inherited by the processes that tests start.
 os.environ.update(
     {
@@ -16,6 +18,7 @@ os.environ.update(
         "RAY_USAGE_STATS_ENABLED": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
+        "DREAMBOOTH_CACHE": _CACHE.name,
         "MPLBACKEND": "Agg",
     }
 )
