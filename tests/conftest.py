@@ -4,9 +4,7 @@ And what many tests share: a base model so small that a training step takes mill
 """
 
 import os
-import tempfile
 
-_CACHE = tempfile.TemporaryDirectory(prefix="dreambooth-cache-")  # it goes with the process
 # Set before torch, transformers or MLflow are imported anywhere, and inherited by the processes that tests start.
 os.environ.update(
     {
@@ -18,7 +16,6 @@ os.environ.update(
         "RAY_USAGE_STATS_ENABLED": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
-        "DREAMBOOTH_CACHE": _CACHE.name,
         "MPLBACKEND": "Agg",
     }
 )
@@ -34,6 +31,11 @@ collect_less_garbage()
 
 TESTS = Path(__file__).parent
 INTEGRATION_TIMEOUT_SECONDS = 600
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["DREAMBOOTH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
