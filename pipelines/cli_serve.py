@@ -1,6 +1,7 @@
 """`dreambooth serve`: many subjects behind one address."""
 
 import importlib.util
+import logging
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ def _run(
 
     from pipelines.serve_app import ServeSettings, application
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     settings = ServeSettings(use_gpu=use_gpu, loopback=host in _LOOPBACK, **limits)
     ray_serve.start(http_options={"host": host, "port": port})
     try:
@@ -70,7 +72,7 @@ def _run(
     except KeyboardInterrupt:
         click.echo("\nstopped")
     finally:
-        ray_serve.shutdown()  # type: ignore[no-untyped-call]
+        ray_serve.delete("dreambooth")
 
 
 def _check_free(host: str, port: int) -> None:

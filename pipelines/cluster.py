@@ -1,7 +1,9 @@
 """Ray, started here or joined elsewhere, and what it has room for."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -96,7 +98,9 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
 
     started = not ray.is_initialized()
     if started:
+        before = signal.getsignal(signal.SIGTERM)
         _connect(config)
+        _handle_sigterm(before)
     try:
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -115,11 +119,24 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
 def ray_cluster_meanwhile(config: ClusterConfig) -> Iterator[Callable[[], Resources]]:
     """`ray_cluster`, started while the caller goes on; what is yielded waits until it is there."""
     with ThreadPoolExecutor(1, thread_name_prefix="ray") as pool, ExitStack() as stack:
+        before = signal.getsignal(signal.SIGTERM)
         starting = pool.submit(lambda: stack.enter_context(ray_cluster(config)))
+
+        def started() -> Resources:
+            resources = starting.result()
+            _handle_sigterm(before)
+            return resources
+
         try:
-            yield starting.result
+            yield started
         finally:
             wait([starting])
+
+
+def _handle_sigterm(handler: Any) -> None:
+    """Ray takes SIGTERM for itself and answers it with a stack trace; a handler can be set in the main thread alone."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _connect(config: ClusterConfig) -> None:
