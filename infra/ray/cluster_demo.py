@@ -37,7 +37,7 @@ def main() -> int:
     try:
         os.environ.update(start_services(folder))
         say(f"cluster: three nodes with a token; MLflow is at {os.environ['MLFLOW_TRACKING_URI']}")
-        with started(folder, (0, 1, 1)) as cluster:
+        with started(folder, (0, 2, 2)) as cluster:
             say(f"the cluster is at {cluster.address}; whoever has no token gets {cluster.ask(None)}")
             return demonstrate(cluster, folder, f"s3://dreambooth/{folder.name}")
     finally:
@@ -95,6 +95,7 @@ def write_table(folder: Path, place: str) -> Path:
         "prior": {"num_class_images": 24},
         "train": {"max_train_steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY},
         "evaluation": {"images_per_prompt": 1},
+        "cluster": {"lanes": 2},  # so that the node that is left has room for both
         "subjects": [
             {
                 "name": name,
