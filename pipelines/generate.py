@@ -151,18 +151,14 @@ def registered_address(client: Any, model: str) -> str:
     """The address `models:/NAME/VERSION` of a registered model; raises InputError that lists what there is."""
     from mlflow.exceptions import MlflowException
 
-    rest = model.removeprefix("models:").lstrip("/")
-    name, at, alias = rest.partition("@")
-    name, slash, version = name.partition("/") if not at else (name, "", "")
-    if not name or (at and not alias) or (slash and not version.isdigit()):
-        raise InputError(f"the model is {model!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, version = parse_address(model)
     try:
         registered = client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise InputError(_unknown(name, sorted(entry.name for entry in client.search_registered_models()))) from None
-    if slash:
+    if version:
         versions = sorted(int(entry.version) for entry in client.search_model_versions(f"name = '{name}'"))
         if int(version) not in versions:
             raise InputError(f"{name} has no version {version}; it has {', '.join(map(str, versions)) or 'none'}")
@@ -171,6 +167,16 @@ def registered_address(client: Any, model: str) -> str:
     if alias and alias not in aliases:
         raise InputError(f"{name} has no alias {alias!r}; it has {', '.join(aliases)}")
     return f"models:/{name}/{client.get_model_version_by_alias(name, alias or 'latest').version}"
+
+
+def parse_address(model: str) -> tuple[str, str, str]:
+    """(name, alias, version) of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; what it doesn't give is empty."""
+    rest = model.removeprefix("models:").lstrip("/")
+    name, at, alias = rest.partition("@")
+    name, slash, version = name.partition("/") if not at else (name, "", "")
+    if not model.startswith("models:") or not name or (at and not alias) or (slash and not version.isdigit()):
+        raise InputError(f"the model is {model!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    return name, alias, version
 
 
 def _unknown(name: str, known: list[str]) -> str:

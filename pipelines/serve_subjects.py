@@ -8,6 +8,7 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from dreambooth.errors import InputError
+from pipelines.generate import parse_address
 from pipelines.mlflow_client import check_connection, quietly
 from pipelines.registry import RESULT_TAG
 
@@ -29,7 +30,7 @@ def find_subjects(pattern: str, tracking_uri: str) -> tuple[ServedSubject, ...]:
 
     Models of the pattern that have no such alias or version are passed over; InputError when none is left.
     """
-    name, alias, version = _parsed(pattern)
+    name, alias, version = parse_address(pattern)
     client = check_connection(tracking_uri)
     with quietly():
         names = [model.name for model in _all_models(client) if fnmatch.fnmatchcase(model.name, name)]
@@ -39,18 +40,6 @@ def find_subjects(pattern: str, tracking_uri: str) -> tuple[ServedSubject, ...]:
         known = f"{len(names)} match its name" if names else "none has such a name; 'dreambooth models' lists them"
         raise InputError(f"no registered model is {pattern}: {known}")
     return subjects
-
-
-def _parsed(pattern: str) -> tuple[str, str, str]:
-    """(name, alias, version), one of the last two empty."""
-    rest = pattern.removeprefix("models:/")
-    name, at, alias = rest.partition("@")
-    name, slash, version = name.partition("/") if not at else (name, "", "")
-    if rest == pattern or not name or (at and not alias) or (slash and not version.isdigit()):
-        raise InputError(
-            f"the models are {pattern!r}; expected models:/NAME@ALIAS, such as models:/dreambooth-*@champion"
-        )
-    return name, alias or ("" if version else "latest"), version
 
 
 def _all_models(client: MlflowClient) -> list[RegisteredModel]:
@@ -66,7 +55,10 @@ def _all_models(client: MlflowClient) -> list[RegisteredModel]:
 
 def _find(client: MlflowClient, name: str, alias: str, version: str) -> ServedSubject | None:
     try:
-        found = client.get_model_version(name, version) if version else client.get_model_version_by_alias(name, alias)
+        if version:
+            found = client.get_model_version(name, version)
+        else:
+            found = client.get_model_version_by_alias(name, alias or "latest")
     except MlflowException:  # it has no such version, or no such alias
         return None
     tags = found.tags

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import yaml
-from local_nodes import Cluster, kill_node, running_a_lane, started
+from local_nodes import Cluster, in_the_middle, kill_node, running_a_lane, started
 
 from dreambooth.miniature import subject_dir
 from pipelines import storage
@@ -108,12 +108,6 @@ def write_table(folder: Path, place: str) -> Path:
     table = folder / "subjects.yaml"
     table.write_text(yaml.safe_dump(settings))
     return table
-
-
-def in_the_middle(results: str) -> bool:
-    """Whether one model is published, and another subject has left a checkpoint."""
-    fs, root = storage.filesystem(results)
-    return bool(fs.glob(f"{root}/*/model/*/manifest.json") and fs.glob(f"{root}/*/checkpoints/*/*/manifest.json"))
 
 
 def dreambooth(cluster: Cluster, folder: Path, *arguments: str) -> None:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from pipelines import storage
+
 _OBJECT_STORE_BYTES = 200 << 20
 
 
@@ -146,6 +148,12 @@ def running_a_lane(cluster: Cluster) -> list["subprocess.Popen[str]"]:
         for node in cluster.nodes[1:]
         if any("RayTrainWorker" in " ".join(process.cmdline()) for process in processes_of(node))
     ]
+
+
+def in_the_middle(results: str) -> bool:
+    """Whether a batch's results hold a published model, and a checkpoint that another subject has left."""
+    fs, root = storage.filesystem(results)
+    return bool(fs.glob(f"{root}/*/model/*/manifest.json") and fs.glob(f"{root}/*/checkpoints/*/*/manifest.json"))
 
 
 def kill_node(node: "subprocess.Popen[str]") -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from local_nodes import Cluster, free_port, kill_node, running_a_lane, started
+from local_nodes import Cluster, free_port, in_the_middle, kill_node, running_a_lane, started
 
 from dreambooth.miniature import subject_dir
 from pipelines import storage
@@ -105,7 +105,7 @@ def test_a_node_is_lost_and_no_subject(
         text=True,
     ) as follower:
         deadline = time.monotonic() + 300
-        while not in_the_middle(s3) or not running_a_lane(cluster):
+        while not in_the_middle(f"{s3}/results") or not running_a_lane(cluster):
             assert follower.poll() is None, follower.communicate()
             assert time.monotonic() < deadline, cluster.log()
             time.sleep(0.2)
@@ -119,12 +119,6 @@ def test_a_node_is_lost_and_no_subject(
     assert "dreambooth-view" not in stdout + stderr
     check_the_end(s3, mlflow_server, tmp_path)
     assert "already done" in cluster.dreambooth(*arguments, **dict(with_store(cluster))).stderr
-
-
-def in_the_middle(s3: str) -> bool:
-    """Whether one model is published, and another subject has left a checkpoint."""
-    fs, root = storage.filesystem(f"{s3}/results")
-    return bool(fs.glob(f"{root}/*/model/*/manifest.json") and fs.glob(f"{root}/*/checkpoints/*/*/manifest.json"))
 
 
 def check_the_end(s3: str, mlflow_server: str, tmp_path: Path) -> None:
