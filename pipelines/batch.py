@@ -26,8 +26,10 @@ from pipelines.tracking import track
 from pipelines.train_stage import train_task
 
 _POLL_SECONDS = 0.2
-_ENDING_SECONDS = 60.0
+_ENDING_SECONDS = 20.0
 _STARTING_SECONDS = 60.0
+_NODES_SECONDS = 1.0
+"""Between looks which nodes are there."""
 _AGAIN_SECONDS = 5.0
 """Between two tries to register a subject."""
 
@@ -157,6 +159,8 @@ class _Driving:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="conclude")
         self._concluding: dict[str, Future[str]] = {}
         self._not_before: dict[str, float] = {}
+        self._nodes: dict[str, frozenset[str]] = {}
+        self._looked_at_nodes = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -199,6 +203,7 @@ class _Driving:
 
         self._take_concluded()
         snapshot: Snapshot = ray.get(self._queue.snapshot.remote())
+        self._take_lost_nodes(snapshot)
         made = snapshot.class_images if snapshot.class_images[1] else None
         self._view.update(snapshot.counts, snapshot.running, class_images=made, failures=snapshot.failures)
         for prior in snapshot.sets_to_seal:
@@ -208,6 +213,21 @@ class _Driving:
             if name not in self._concluding and time.monotonic() >= self._not_before.get(name, 0.0):
                 self._concluding[name] = self._thread.submit(self._conclude, self._plans[name])
         return snapshot
+
+    def _take_lost_nodes(self, snapshot: Snapshot) -> None:
+        """Tell the queue of lanes whose node is gone, those too that it forgot when it was on that node itself."""
+        import ray
+
+        self._nodes |= snapshot.nodes
+        if time.monotonic() - self._looked_at_nodes < _NODES_SECONDS:
+            return
+        self._looked_at_nodes = time.monotonic()
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        for lane, nodes in list(self._nodes.items()):
+            if not nodes <= alive:
+                del self._nodes[lane]
+                if ray.get(self._queue.nodes_lost.remote(lane, nodes)):
+                    self._view.line(f"lane {lane.rpartition('/')[2]} has lost a node: others get what it had")
 
     def _take_concluded(self) -> None:
         """Tell the queue of subjects that are registered; a subject's trouble here is its own too."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import DreamBoothConfig
+from pipelines.collectives import from_all_ranks
 from pipelines.collector import collect_less_garbage
 from pipelines.evaluate_stage import Evaluation, evaluate
 from pipelines.evaluation_store import store_evaluation
@@ -62,14 +63,17 @@ def lane_worker(loop_config: dict[str, Any]) -> None:
     device = str(ray.train.torch.get_device())
     if device == "cpu":
         torch.set_num_threads(task.num_threads)
+    else:
+        torch.cuda.set_device(device)
     context = ray.train.get_context()
     _Lane(task, device, context.get_world_rank(), context.get_world_size()).run()
 
 
 class _Lane:
     def __init__(self, task: LaneTask, device: str, rank: int, world_size: int) -> None:
-        self._task, self._device, self._rank, self._world_size = task, device, rank, world_size
+        self._task, self._device, self.rank, self.world_size = task, device, rank, world_size
         self._queue = _Caller(task.queue)
+        self._nodes = frozenset(from_all_ranks(self, _node_id()))
         self._bases = _Bases()
         self._samplers = SamplersHere(use_gpu=device != "cpu", num_threads=task.num_threads)
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
@@ -84,7 +88,7 @@ class _Lane:
                 began = time.perf_counter()
                 self._do(work)
                 spent = "idle" if isinstance(work, Wait) else "busy"
-                if self._rank == 0:
+                if self.rank == 0:
                     seconds = time.perf_counter() - began
                     record(f"dreambooth_lane_{spent}_seconds_total", seconds, lane=self._number)
                 work = self._next()
@@ -102,14 +106,19 @@ class _Lane:
     def _next(self, *, fresh: bool = False) -> Work | None:
         """Rank 0 asks, and all ranks get the same work."""
         work: Work | None = None
-        if self._rank == 0:
+        if self.rank == 0:
             self._publishing = {name: done for name, done in self._publishing.items() if not done.done()}
             work = self._queue.call(
-                "next", self._task.lane, count=self._world_size, holding=tuple(self._publishing), fresh=fresh
+                "next",
+                self._task.lane,
+                count=self.world_size,
+                holding=tuple(self._publishing),
+                fresh=fresh,
+                nodes=self._nodes,
             )
             if work is None and self._publishing:
                 work = Wait(seconds=_LOOK_SECONDS)
-        if self._world_size == 1:
+        if self.world_size == 1:
             return work
         import ray.train.collective
 
@@ -117,14 +126,14 @@ class _Lane:
         return same
 
     def _class_images(self, work: MakeClassImages) -> None:
-        if self._rank < len(work.blocks):
-            block, wanted = work.blocks[self._rank], work.wanted[self._rank]
+        if self.rank < len(work.blocks):
+            block, wanted = work.blocks[self.rank], work.wanted[self.rank]
             self._samplers.sampler.class_images(work.source, work.plan, block, wanted, work.uri)
-        if self._world_size > 1:
+        if self.world_size > 1:
             import ray.train.collective
 
             ray.train.collective.barrier()
-        if self._rank == 0:
+        if self.rank == 0:
             indices = {index for part in work.wanted for index in part}
             self._queue.call("made", self._task.lane, work.plan.key, indices)
 
@@ -134,17 +143,17 @@ class _Lane:
             base = self._bases.get(task)
             if find_model(task.config, task.key) is None:
                 self._train(task, base)
-            elif self._rank == 0:
+            elif self.rank == 0:
                 self._conclude(task, None, None, self._evaluate(task, None))
         except Stopped:
-            if self._rank == 0:
+            if self.rank == 0:
                 log("stopped")
                 self._queue.call("released", name)
         except Exception as error:
-            if self._rank == 0:
+            if self.rank == 0:
                 log("failed", level=logging.ERROR, reason=_reason(error))
                 self._queue.call("failed", name, _reason(error), traceback.format_exc())
-            if self._world_size > 1:
+            if self.world_size > 1:
                 # The other ranks wait in a collective, or will: only new workers are sure to agree.
                 raise
 
@@ -153,7 +162,7 @@ class _Lane:
 
         model = build_model(self._bases.components.copied(), task.config, autocast=autocast(task.config, self._device))
         checkpoints = StoredCheckpoints(join(task.config.run_uri, "checkpoints", task.key))
-        teller = _Teller(self._queue, task.config, self._task.tell_seconds) if self._rank == 0 else None
+        teller = _Teller(self._queue, task.config, self._task.tell_seconds) if self.rank == 0 else None
         tuned = fine_tune(
             task,
             base,
@@ -163,7 +172,7 @@ class _Lane:
             observed(teller.tell, lane=self._number) if teller else lambda message: None,
             teller.stopping if teller else lambda: False,
         )
-        if self._rank == 0:
+        if self.rank == 0:
             while len(self._publishing) >= _PUBLISHING_AT_ONCE:
                 next(iter(self._publishing.values())).result()
                 self._publishing = {name: done for name, done in self._publishing.items() if not done.done()}
@@ -221,6 +230,12 @@ class _Lane:
         except Exception as error:  # noqa: BLE001 - whatever a store or a disk raises is this subject's failure
             log("failed", level=logging.ERROR, reason=_reason(error))
             self._queue.call("failed", name, _reason(error), traceback.format_exc())
+
+
+def _node_id() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
 
 
 class _Caller:

@@ -69,8 +69,8 @@ class Snapshot:
     """How a batch stands: subjects by state, those in lanes, class images (made, to make), and what needs the driver.
 
     `trained` are the names of subjects that wait for their registration, `failures` (name, reason) pairs of those set
-    aside, `sets_to_seal` sets of class images that lack nothing but their manifest, `lanes` those that have come for
-    work.
+    aside, `sets_to_seal` sets of class images that lack nothing but their manifest, `lanes` how many came for work,
+    and `nodes` the ids of the nodes on which a lane's workers are.
     """
 
     counts: Mapping[State, int]
@@ -80,6 +80,7 @@ class Snapshot:
     failures: tuple[tuple[str, str], ...]
     sets_to_seal: tuple[PriorPlan, ...]
     lanes: int
+    nodes: Mapping[str, frozenset[str]]
     finished: bool
 
 
@@ -111,6 +112,7 @@ class SubjectQueue:
         self._progress: dict[str, Progress] = {}
         self._claims: dict[str, list[str]] = {}
         self._lanes: set[str] = set()
+        self._nodes: dict[str, frozenset[str]] = {}
         self._trained: dict[str, None] = {}
         self._failures: dict[str, str] = {}
         self._made = self._to_make = 0
@@ -124,13 +126,22 @@ class SubjectQueue:
             self._place(record)
         self._record_counts()
 
-    def next(self, lane: str, *, count: int = 1, holding: Collection[str] = (), fresh: bool = False) -> Work | None:
-        """Work for a lane of `count` workers; None: there will be no more.
+    def next(
+        self,
+        lane: str,
+        *,
+        count: int = 1,
+        holding: Collection[str] = (),
+        fresh: bool = False,
+        nodes: frozenset[str] = frozenset(),
+    ) -> Work | None:
+        """Work for a lane of `count` workers on `nodes`; None: there will be no more.
 
         `holding` names subjects of its own that the lane still publishes. `fresh` workers hold nothing: what the lane
         had before was lost with the workers it had then.
         """
         self._lanes.add(lane)
+        self._nodes[lane] = nodes
         for name in [name for name in self._claims.get(lane, ()) if name not in holding]:
             self._lost(name, counts=fresh)
         self._give_back_blocks(lane)
@@ -218,9 +229,18 @@ class SubjectQueue:
     def lane_ended(self, lane: str) -> None:
         """A lane is no more: what it had goes to others."""
         self._lanes.discard(lane)
-        for name in list(self._claims.get(lane, ())):
-            self._lost(name, counts=True)
-        self._give_back_blocks(lane)
+        self._nodes.pop(lane, None)
+        self._give_back(lane, counts=True)
+
+    def nodes_lost(self, lane: str, nodes: frozenset[str]) -> bool:
+        """A node of a lane that was on `nodes` is gone: what it had goes to others, who need not wait until the lane
+        has workers again. No failure of its subjects. Says whether it had anything."""
+        if self._nodes.get(lane, nodes) != nodes:
+            return False  # it has new workers already
+        self._nodes.pop(lane, None)
+        had_any = bool(self._claims.get(lane) or self._handed.get(lane))
+        self._give_back(lane, counts=False)
+        return had_any
 
     def stop(self) -> None:
         """Hand out nothing more, and tell lanes to stop after their step."""
@@ -237,6 +257,7 @@ class SubjectQueue:
             failures=tuple(self._failures.items()),
             sets_to_seal=tuple(sealable),
             lanes=len(self._lanes),
+            nodes=dict(self._nodes),
             finished=not (self._counts["waiting"] or self._counts["training"] or self._counts["trained"]),
         )
 
@@ -296,6 +317,11 @@ class SubjectQueue:
                     wanted=tuple(tuple(sorted(class_set.missing.intersection(block))) for block in blocks),
                 )
         return None
+
+    def _give_back(self, lane: str, *, counts: bool) -> None:
+        for name in list(self._claims.get(lane, ())):
+            self._lost(name, counts=counts)
+        self._give_back_blocks(lane)
 
     def _give_back_blocks(self, lane: str) -> None:
         for key, block in self._handed.pop(lane, ()):

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with started(tmp_path_factory.mktemp("cluster"), (0, 2, 2)) as cluster:
+    with started(tmp_path_factory.mktemp("cluster"), (0, 1, 1)) as cluster:
         yield cluster
 
 
@@ -89,7 +89,7 @@ def test_sqlite_and_too_large_workers_are_refused(cluster: Cluster, table: Path,
     assert "start 'mlflow server'" in refused.stdout
     large = cluster.dreambooth(*submission(table, "--set", "cluster.num_workers=5"), **environment)
     assert large.returncode == 2, large.stdout + large.stderr
-    assert "takes 5 CPUs and 0 GPUs, but the cluster has 4 CPUs and 0 GPUs" in large.stdout
+    assert "takes 5 CPUs and 0 GPUs, but the cluster has 2 CPUs and 0 GPUs" in large.stdout
 
 
 def test_a_node_is_lost_and_no_subject(
@@ -115,6 +115,8 @@ def test_a_node_is_lost_and_no_subject(
         stdout, stderr = follower.communicate(timeout=500)
     assert follower.returncode == 0, stdout + stderr
     assert "6 done" in stdout
+    # There is no room for another lane: the one that is left does it all, and waits for nobody.
+    assert "has lost a node: others get what it had" in stdout + stderr
     assert "in training" in stderr  # the view that it would have had here
     assert "dreambooth-view" not in stdout + stderr
     check_the_end(s3, mlflow_server, tmp_path)
@@ -125,7 +127,7 @@ def check_the_end(s3: str, mlflow_server: str, tmp_path: Path) -> None:
     summary = storage.read_json(f"{s3}/results/batches/pets/summary.json")
     rows = {row["subject"]: row for row in summary["results"]}
     assert {row["state"] for row in rows.values()} == {"done"}
-    assert 1 <= sum(row["failures"] for row in rows.values()) <= 2  # of the subjects that were on the node
+    assert sum(row["failures"] for row in rows.values()) == 0  # a lost node is no subject's fault
     for name in NAMES:
         manifest = storage.published(f"{s3}/results/{name}/model")
         assert manifest is not None

@@ -171,6 +171,39 @@ def test_blocks_of_a_lost_lane_are_made_by_another(make: Callable[..., SubjectQu
     assert set(again.blocks) == {range(2), range(2, 4)}
 
 
+def test_what_was_on_a_lost_node_goes_to_others_and_is_no_failure(make: Callable[..., SubjectQueue]) -> None:
+    here, there = frozenset({"here"}), frozenset({"there"})
+    queue = make(queued("a"), queued("b", "dog"), retries=0)
+    assert name_of(queue.next(LANE, fresh=True, nodes=there)) == "a"
+    blocks = queue.next("driver/2", fresh=True, nodes=there)
+    assert isinstance(blocks, MakeClassImages)
+    assert queue.snapshot().nodes == {LANE: there, "driver/2": there}
+    for lane in (LANE, "driver/2"):
+        queue.nodes_lost(lane, there)
+    assert name_of(queue.next(OTHER, fresh=True, nodes=here)) == "a"
+    assert queue.snapshot().failures == ()
+    again = [queue.next(f"driver/{lane}", fresh=True, nodes=here) for lane in (3, 4)]
+    assert {block for work in again for block in work.blocks} >= set(blocks.blocks)
+
+
+def test_a_lane_that_has_new_workers_keeps_what_they_do(make: Callable[..., SubjectQueue]) -> None:
+    old, new = frozenset({"old"}), frozenset({"new"})
+    queue = make(queued("a"))
+    assert name_of(queue.next(LANE, fresh=True, nodes=old)) == "a"
+    assert name_of(queue.next(LANE, fresh=True, nodes=new)) == "a"
+    queue.nodes_lost(LANE, old)
+    assert isinstance(queue.next(OTHER), Wait)
+
+
+def test_a_queue_made_again_believes_the_driver_about_nodes(make: Callable[..., SubjectQueue]) -> None:
+    old = frozenset({"old"})
+    assert name_of(make(queued("a")).next(LANE, fresh=True, nodes=old)) == "a"
+    queue = make(queued("a"))
+    assert isinstance(queue.next(OTHER), Wait)
+    queue.nodes_lost(LANE, old)
+    assert name_of(queue.next(OTHER)) == "a"
+
+
 def test_a_set_is_as_large_as_any_subject_wants(make: Callable[..., SubjectQueue]) -> None:
     queue = make(queued("rex", "dog", count=2), queued("fido", "dog", count=6))
     assert queue.snapshot().class_images == (0, 6)
