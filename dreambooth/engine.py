@@ -54,7 +54,7 @@ class Engine(Protocol):
         """Write this rank's part of a checkpoint. Every rank has to call it."""
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote on as many ranks."""
+        """Read what `save` wrote at an accumulation boundary, on these ranks or another number of them."""
 
     def close(self) -> None:
         """Free what the engine holds, so that the process can train another model."""
@@ -140,7 +140,6 @@ class TorchEngine:
                 "model": self._unfrozen_state(),
                 "optimizer": self.optimizer.state_dict(),
                 "lr_scheduler": self.lr_scheduler.state_dict(),
-                "micro_steps": self._micro_steps,
                 "ema_steps": self.ema.steps if self.ema else 0,
             },
             directory / "engine.pt",
@@ -154,7 +153,6 @@ class TorchEngine:
         self.model.load_state_dict(self.model.state_dict() | state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        self._micro_steps = state["micro_steps"]
         if self.ema is not None:
             self.ema.load(directory / "ema.safetensors", state["ema_steps"])
 

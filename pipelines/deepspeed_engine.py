@@ -4,10 +4,13 @@ The same model, optimizer, learning-rate schedule and loop as with TorchEngine; 
 gradients and optimizer states live.
 """
 
+import argparse
 import logging
 import os
+import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,23 @@ def import_deepspeed(*, cuda: bool) -> Any:
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return deepspeed
+
+
+def _to_universal(source: Path, target: Path) -> None:
+    """Convert a checkpoint of ZeRO's shards into one file per parameter and moment."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    arguments = argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,  # of ZeRO 1 and 2
+    )
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it tells every file
+        ds_to_universal.main(arguments)
 
 
 class DeepSpeedEngine:
@@ -163,12 +183,46 @@ class DeepSpeedEngine:
             self.ema.save(directory / f"ema-{self.rank}.safetensors")
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote; the number of ranks has to be the same."""
-        path, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        """Read what `save` wrote. On another number of ranks than wrote it, ZeRO's shards are divided anew.
+
+        Raises FileNotFoundError when there is no checkpoint, ValueError for a moving average of other ranks' shards.
+        """
+        saved_by = len(list((directory / _TAG).glob("*_optim_states.pt")))
+        if self.stage == 0 or saved_by in (0, self.world_size):
+            path, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        elif self.ema is not None:
+            raise ValueError(
+                f"the moving average in {directory} is in {saved_by} shards, of another form than {self.world_size} "
+                f"ranks want; go on with {saved_by} workers, or without train.ema_decay"
+            )
+        else:
+            path, client_state = self._load_universal(directory)
         if path is None:
             raise FileNotFoundError(f"there is no DeepSpeed checkpoint {_TAG!r} in {directory}")
         if self.ema is not None:
             self.ema.load(directory / f"ema-{self.rank}.safetensors", client_state["ema_steps"])
+
+    def _load_universal(self, directory: Path) -> Any:
+        """Load shards of other ranks, by way of DeepSpeed's universal checkpoints."""
+        groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self._param_groups]
+        with tempfile.TemporaryDirectory(prefix="dreambooth-universal-") as folder:
+            _to_universal(directory / _TAG, Path(folder, _TAG))
+            self._engine._config.load_universal_checkpoint = True
+            try:
+                found = self._engine.load_checkpoint(folder, tag=_TAG)
+            finally:
+                self._engine._config.load_universal_checkpoint = False
+        # ZeRO-3 gives every group the first one's settings, and all one counter of steps, which each would move on.
+        for group, settings, rate in zip(self._param_groups, groups, self.learning_rates, strict=True):
+            group.update(settings, lr=rate)
+        for state in self._engine.optimizer.optimizer.state.values():
+            state["step"] = state["step"].clone()
+        return found
+
+    @property
+    def _param_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self._engine.optimizer.param_groups
+        return groups
 
     def close(self) -> None:
         """Free the engine, so that the worker can take the next subject."""

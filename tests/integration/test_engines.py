@@ -48,14 +48,20 @@ def _free_port() -> int:
 def results(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What rank 0 of two has to say of every case."""
     output = tmp_path_factory.mktemp("engines")
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
-    logs = [output / f"rank-{rank}.log" for rank in (0, 1)]
+    run_ranks(2, tiny_pipeline, output)
+    return {case.name: torch.load(output / f"{case.name}.pt", weights_only=True) for case in two_ranks.CASES}
+
+
+def run_ranks(count: int, base: Path, output: Path, *part: int) -> None:
+    """Start two_ranks.py `count` times as one process group."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+    logs = [output / f"rank-{rank}.log" for rank in range(count)]
     ranks = []
     for rank, log in enumerate(logs):
         with log.open("wb") as file:
             ranks.append(
                 subprocess.Popen(
-                    [sys.executable, str(SCRIPT), str(tiny_pipeline), str(output)],
+                    [sys.executable, str(SCRIPT), str(base), str(output), *map(str, part)],
                     env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                     stdout=file,
                     stderr=subprocess.STDOUT,
@@ -67,8 +73,21 @@ def results(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         for rank in ranks:
             rank.kill()
             rank.wait()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
-    return {case.name: torch.load(output / f"{case.name}.pt", weights_only=True) for case in two_ranks.CASES}
+    assert set(codes) == {0}, "\n".join(log.read_text()[-3000:] for log in logs)
+
+
+@pytest.fixture(scope="module")
+def resized(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The long run of every engine in three parts, each going on from the one before: on two ranks, one, and two."""
+    output = tmp_path_factory.mktemp("resized")
+    ends = (16, 34, two_ranks.STEPS)
+    for count, start, end in zip((2, 1, 2), (0, *ends), ends, strict=False):
+        run_ranks(count, tiny_pipeline, output, start, end)
+    result = {}
+    for engine in ENGINES:
+        parts = [torch.load(output / f"{engine}-to-{end}.pt", weights_only=True) for end in ends]
+        result[engine] = {"curve": [step for part in parts for step in part["curve"]], "state": parts[-1]["state"]}
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +182,31 @@ class TestEveryEngine:
     def test_gathering_changes_nothing(self, results: dict[str, Any], engine: str) -> None:
         state, again = results[engine]["state"], results[engine]["again"]
         assert [name for name in state if not torch.equal(state[name], again[name])] == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+class TestFewerAndMoreRanks:
+    """From two ranks to one and back, by checkpoints: the run that nothing happened to, up to float rounding."""
+
+    @pytest.mark.parametrize("name", ["loss", "instance_loss", "prior_loss", "grad_norm"])
+    def test_the_curve(
+        self, resized: dict[str, Any], one_worker: Callable[..., dict[str, Any]], engine: str, name: str
+    ) -> None:
+        expected = column(one_worker(accumulates=False)["curve"], name)
+        assert column(resized[engine]["curve"], name) == pytest.approx(expected, rel=1e-4)
+
+    @pytest.mark.parametrize("name", ["learning_rate", "text_encoder_learning_rate"])
+    def test_the_learning_rates(
+        self, resized: dict[str, Any], one_worker: Callable[..., dict[str, Any]], engine: str, name: str
+    ) -> None:
+        expected = column(one_worker(accumulates=False)["curve"], name)
+        assert column(resized[engine]["curve"], name) == expected
+
+    @pytest.mark.parametrize("owner", ["denoiser", "text_encoder.encoder", "text_encoder.embeddings"])
+    def test_the_weights(
+        self, resized: dict[str, Any], one_worker: Callable[..., dict[str, Any]], engine: str, owner: str
+    ) -> None:
+        """Of each parameter group: its moments, rate and weight decay have gone along."""
+        one = one_worker(accumulates=False)
+        moved = distance(one["weights"], one["before"], owner)
+        assert distance(resized[engine]["state"], one["weights"], owner) < 1e-3 * moved

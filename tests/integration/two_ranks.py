@@ -1,9 +1,11 @@
 """One of two processes that train a tiny model with every engine in turn; started by test_engines.py.
 
     RANK=0 WORLD_SIZE=2 ... python two_ranks.py BASE_MODEL OUTPUT
+    RANK=0 WORLD_SIZE=1 ... python two_ranks.py BASE_MODEL OUTPUT START END
 
 Rank 0 writes OUTPUT/<case>.pt: the curve and the exported weights of an uninterrupted run, and of long ones the same
-once more after going on from a checkpoint.
+once more after going on from a checkpoint. With START and END it goes on from the checkpoint at START, whoever wrote
+it, to END, leaves one there, and writes OUTPUT/<case>-to-END.pt.
 """
 
 import sys
@@ -50,7 +52,9 @@ CASES = [Case(stage=stage, accumulates=accumulates) for accumulates in (False, T
 CASES += [Case(stage=stage, accumulates=True, offload=True) for stage in (1, 2, 3)]
 
 
-def configuration(base: Path, *, accumulation: int, accumulates: bool) -> DreamBoothConfig:
+def configuration(
+    base: Path, *, accumulation: int, accumulates: bool, ema_decay: float | None = 0.95
+) -> DreamBoothConfig:
     """The settings of a long run, with a moving average, or of a short one with accumulation, without."""
     steps = FEW_STEPS if accumulates else STEPS
     train = {
@@ -63,7 +67,7 @@ def configuration(base: Path, *, accumulation: int, accumulates: bool) -> DreamB
         "lr_warmup_steps": 4,
         "max_grad_norm": 0.25,
         "min_snr_gamma": 5.0,
-        "ema_decay": None if accumulates else 0.95,
+        "ema_decay": None if accumulates else ema_decay,
     }
     subject = {"name": "rex", "class_noun": "dog", "identifier": "tfz", "instance_images": "photos"}
     return load_config({"base_model": str(base), "subject": subject, "train": train})
@@ -155,6 +159,24 @@ def _run(base: Path, output: Path, case: Case) -> None:
         torch.save(result, output / f"{case.name}.pt")
 
 
+def _run_part(base: Path, output: Path, case: Case, start: int, end: int) -> None:
+    """Steps of the long run, its global batch divided over the ranks that there are now."""
+    config = configuration(base, accumulation=2 // dist.get_world_size(), accumulates=False, ema_decay=None)
+    shorter = config.model_copy(update={"train": config.train.model_copy(update={"max_train_steps": end})})
+    engine = _engine(base, config, case)
+    try:
+        if start:
+            engine.load(output / f"{case.name}-at-{start}")
+        curve = curve_of(engine, training_data(base), shorter, start=start)
+        (output / f"{case.name}-at-{end}").mkdir(exist_ok=True)
+        engine.save(output / f"{case.name}-at-{end}")
+        state = engine.state_dict()
+    finally:
+        _close(engine)
+    if engine.rank == 0:
+        torch.save({"curve": curve, "state": state}, output / f"{case.name}-to-{end}.pt")
+
+
 def _close(engine: Any) -> None:
     if not isinstance(engine, TorchEngine):
         engine.close()
@@ -164,6 +186,11 @@ if __name__ == "__main__":
     quiet()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    for each in CASES:
-        _run(Path(sys.argv[1]), Path(sys.argv[2]), each)
+    base_model, results, part = Path(sys.argv[1]), Path(sys.argv[2]), [int(step) for step in sys.argv[3:]]
+    if part:
+        for each in CASES[: len(STAGES)]:
+            _run_part(base_model, results, each, *part)
+    else:
+        for each in CASES:
+            _run(base_model, results, each)
     dist.destroy_process_group()
