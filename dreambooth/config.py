@@ -73,6 +73,13 @@ class ClusterConfig(Frozen):
 
     address: str | None = Field(None, description="None: start Ray here; 'auto' or an address: join that cluster")
     num_workers: Positive = Field(1, description="that train one subject together")
+    min_workers: Positive | None = Field(
+        None,
+        description="as few go on when the cluster shrinks, until there is room again; None: all or none",
+    )
+    resize_seconds: float = Field(
+        60.0, gt=0, description="with min_workers: between looks whether there is room for more workers"
+    )
     use_gpu: bool | Literal["auto"] = Field("auto", description="auto: where the cluster has any, one a worker")
     cpus_per_worker: Positive = Field(1, description="reserved for a worker; without a GPU, its threads too")
     max_failures: NotNegative = Field(2, description="how often a worker group is started again after a failure")
@@ -138,6 +145,22 @@ class DreamBoothConfig(Frozen):
             raise ValueError(
                 f"{setting} goes by scores of the training; set evaluation.every to the steps between them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fewer_workers_can_share(self) -> Self:
+        fewest, most = self.cluster.min_workers, self.cluster.num_workers
+        if fewest is None:
+            return self
+        if fewest > most:
+            raise ValueError(f"cluster.min_workers is {fewest}, but cluster.num_workers only {most}")
+        micro_steps = most * self.train.gradient_accumulation_steps
+        for workers in range(fewest, most):
+            if micro_steps % workers:
+                raise ValueError(
+                    f"cluster.min_workers: {workers} workers can't share the {micro_steps} micro steps of a step "
+                    f"evenly; set train.gradient_accumulation_steps to a multiple of {workers}, or min_workers higher"
+                )
         return self
 
     @model_validator(mode="before")

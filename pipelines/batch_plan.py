@@ -7,7 +7,7 @@ from dreambooth.config import ClusterConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.prior import PriorPlan
 from pipelines.cluster import Resources
-from pipelines.plan import Plan
+from pipelines.plan import Plan, fewer_workers
 from pipelines.prior_stage import images_present
 from pipelines.storage import join
 
@@ -49,7 +49,7 @@ def make_batch_plan(name: str, plans: Sequence[Plan], resources: Resources) -> B
     resources.check(first.cluster)
     use_gpu = plans[0].use_gpu
     per_lane = first.cluster.num_workers * (1 if use_gpu else first.cluster.cpus_per_worker)
-    room = (resources.gpus if use_gpu else resources.cpus) // per_lane
+    room = max(1, (resources.gpus if use_gpu else resources.cpus) // per_lane)  # a lane may begin with fewer workers
     asked = first.cluster.lanes
     if asked is not None and asked > room:
         raise InputError(
@@ -83,7 +83,7 @@ def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
     return [
         ("batch", f"{plan.name}: {len(plan.subjects)} subjects of {_count_classes(plan)} classes"),
         ("base model", f"{first.config.base_model}, hash {first.base.hash}"),
-        ("workers", f"{workers} x {each} {device} a subject, {engine}"),
+        ("workers", f"{workers} x {each} {device} a subject{fewer_workers(plan.cluster)}, {engine}"),
         ("lanes", f"{plan.lanes} ({why})"),
         ("memory", f"{largest.model_state_bytes / 2**20:.0f} MiB a worker of weights, gradients and optimizer"),
         ("class images", f"{len(plan.class_sets)} sets, {to_make} images to make, {there} there"),

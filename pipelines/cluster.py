@@ -13,6 +13,7 @@ from typing import Any
 
 from dreambooth.config import ClusterConfig
 from dreambooth.errors import InputError
+from pipelines.preemption import WATCHER_SWITCH
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -25,7 +26,7 @@ _QUIET = {
 _TRAIN = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 _HERE = {
     # Nobody announces that this machine will be taken away: a process less for every worker group.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    WATCHER_SWITCH: "0",
     # Ray Train's cleaner of placement groups asks a dashboard whether a run still lives. There is none here, and it
     # would take that of any other cluster it finds on this machine, or wait for one that is long gone.
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1",
@@ -48,11 +49,12 @@ class Resources:
 
     def check(self, config: ClusterConfig) -> None:
         """Raise InputError when the workers of one subject don't fit, instead of waiting for ever."""
-        cpus = config.num_workers * config.cpus_per_worker
-        gpus = config.num_workers if self.use_gpu(config) else 0
+        setting = "num_workers" if config.min_workers is None else "min_workers"
+        workers = config.min_workers or config.num_workers
+        cpus, gpus = workers * config.cpus_per_worker, workers if self.use_gpu(config) else 0
         if cpus > self.cpus or gpus > self.gpus:
             raise InputError(
-                f"cluster.num_workers is {config.num_workers}, which takes {cpus} CPUs and {gpus} GPUs, but the "
+                f"cluster.{setting} is {workers}, which takes {cpus} CPUs and {gpus} GPUs, but the "
                 f"cluster has {self.cpus} CPUs and {self.gpus} GPUs; ask for fewer workers or a larger cluster"
             )
         if self.largest_node_cpus is not None and config.cpus_per_worker > self.largest_node_cpus:
@@ -64,6 +66,20 @@ class Resources:
     def use_gpu(self, config: ClusterConfig) -> bool:
         """Whether a worker gets a GPU."""
         return self.gpus > 0 if config.use_gpu == "auto" else config.use_gpu
+
+
+def worker_group(config: ClusterConfig, *, use_gpu: bool) -> Any:
+    """What Ray Train is told of the workers of a subject; a range lets it start them again as there is room."""
+    import ray.train
+
+    fewest, most = config.min_workers, config.num_workers
+    # mypy sees the ScalingConfig of Ray Train V1, the interpreter V2's.
+    return ray.train.ScalingConfig(  # type: ignore[call-arg]
+        num_workers=most if fewest in (None, most) else (fewest, most),  # type: ignore[arg-type]
+        elastic_resize_monitor_interval_s=config.resize_seconds,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+    )
 
 
 def local_resources() -> Resources:

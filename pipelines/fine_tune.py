@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from dreambooth.training import StepMetrics
 
 _PROGRESS = "progress.json"
+_NOTICE_EVERY = 10
+"""Steps between two questions whether a machine will be taken away: each is a barrier, and a notice is minutes long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +98,22 @@ def fine_tune(
     checkpoints: Checkpoints,
     tell: Callable[[Message], None],
     stopping: Callable[[], bool] | None = None,
+    leaving: Callable[[], bool] | None = None,
 ) -> FineTuned:
     """Restore, fit, gather. `tell` takes messages on every rank, `stopping` says on rank 0 whether to stop.
 
+    `leaving`, which every rank asks as often, says on all whether the machine of one will be taken away: then a
+    checkpoint is written, from which others go on. There may be fewer workers than `cluster.num_workers` says, or more
+    again: they share the same global batch.
+
     Raises Diverged when the loss stops being a number, Stopped when told to stop, after a checkpoint.
     """
+    from torch import distributed as dist
+
     from dreambooth.training import fit
     from pipelines.fidelity import Scoring
 
+    task = replace(task, config=_shared(task.config, dist.get_world_size() if dist.is_initialized() else 1))
     config = task.config
     every = config.evaluation.every
     data = _data(base, task, len(model.schedule.alphas_cumprod), device)
@@ -113,7 +123,9 @@ def fine_tune(
         history.scores.weights = None
     resumed_from = history.step
     scoring = Scoring(task, engine, device)
-    tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from})
+    leave = _Leaving(leaving)
+    workers = {"workers": engine.world_size, "asked": config.cluster.num_workers}
+    tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
 
     def on_step(step: int, metrics: "StepMetrics | None") -> None:
         history.step = step
@@ -126,7 +138,8 @@ def fine_tune(
             if not last and history.scores.ends(config.train.stop_after):
                 raise _NoLongerRising
         stop = stopping is not None and _any_rank(engine, stopping(), device)
-        if not last and (stop or step % config.train.checkpoint_every == 0):
+        noticed = not last and leave.noticed(step)
+        if not last and (stop or noticed or step % config.train.checkpoint_every == 0):
             began_saving = time.perf_counter()
             checkpoints.save(engine, history)
             tell({"kind": "checkpoint", "step": step, "seconds": time.perf_counter() - began_saving})
@@ -158,6 +171,29 @@ def fine_tune(
         "resumed_from": resumed_from,
     }
     return FineTuned(state=state, record=training_record)
+
+
+def _shared(config: DreamBoothConfig, workers: int) -> DreamBoothConfig:
+    """The settings with the micro steps of a global batch shared by as many workers as there are."""
+    micro_steps = config.cluster.num_workers * config.train.gradient_accumulation_steps
+    if micro_steps % workers:
+        raise ValueError(f"{workers} workers can't share {micro_steps} micro steps evenly")
+    train = config.train.model_copy(update={"gradient_accumulation_steps": micro_steps // workers})
+    return config.model_copy(update={"train": train})
+
+
+class _Leaving:
+    """Asks now and then whether a machine will be taken away, until it is so; that is said once."""
+
+    def __init__(self, leaving: Callable[[], bool] | None) -> None:
+        self._leaving = leaving
+
+    def noticed(self, step: int) -> bool:
+        if self._leaving is None or step % _NOTICE_EVERY or not self._leaving():
+            return False
+        self._leaving = None
+        log("leaving", step=step)
+        return True
 
 
 class _Timed:

@@ -44,8 +44,8 @@ class Follower:
             self._step(message["metrics"])
         elif message["kind"] == "phase":
             self.milestones.setdefault(message["phase"], message["time"])
-            if message.get("start"):
-                self._console.line(f"going on from the checkpoint of step {message['start']}")
+            if message["phase"] == "training":
+                self._began(message["start"], message["workers"], message["asked"])
         elif message["kind"] == "score":
             log_score(self._run, message["score"])
         elif message["kind"] == "samples":
@@ -58,6 +58,12 @@ class Follower:
                 f"training goes on, but its curves can't be written now: {type(error).__name__}: {error}"
             )
         self._warned = True
+
+    def _began(self, start: int, workers: int, asked: int) -> None:
+        fewer = f" with {workers} of {asked} workers" if workers < asked else ""
+        if start or fewer:
+            whence = f"from the checkpoint of step {start}" if start else "from the beginning"
+            self._console.line(f"going on {whence}{fewer}")
 
     def _step(self, metrics: dict[str, Any]) -> None:
         self.milestones.setdefault("first_step", time.time())

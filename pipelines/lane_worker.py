@@ -22,6 +22,7 @@ from pipelines.events import Message
 from pipelines.fine_tune import FineTuned, Stopped, TrainTask, autocast, fine_tune, publish_result
 from pipelines.logs import about, log, to_stderr
 from pipelines.metrics import observed, record
+from pipelines.preemption import notice
 from pipelines.protocol_stage import run_protocol
 from pipelines.sampler_pool import SamplersHere
 from pipelines.samplers import Source
@@ -171,6 +172,7 @@ class _Lane:
             checkpoints,
             observed(teller.tell, lane=self._number) if teller else lambda message: None,
             teller.stopping if teller else lambda: False,
+            notice(),
         )
         if self.rank == 0:
             while len(self._publishing) >= _PUBLISHING_AT_ONCE:

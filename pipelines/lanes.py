@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.batch_plan import BatchPlan
-from pipelines.cluster import WORKER_ENVIRONMENT
+from pipelines.cluster import WORKER_ENVIRONMENT, worker_group
 from pipelines.lane_worker import LaneTask, lane_worker
 from pipelines.storage import join, pyarrow_filesystem
 
@@ -86,11 +86,7 @@ class Lanes:
                     tell_seconds=tell_seconds(self._plan.lanes),
                 )
             },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=cluster.num_workers,
-                use_gpu=self._plan.use_gpu,
-                resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if self._plan.use_gpu else {}),
-            ),
+            scaling_config=worker_group(cluster, use_gpu=self._plan.use_gpu),
             # mypy sees the RunConfig of Ray Train V1, the interpreter V2's.
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]
                 # A name that was used before would be taken for a run to go on with.

@@ -34,6 +34,12 @@ _UNPRIVILEGED: Mapping[str, Any] = {
     "capabilities": {"drop": ["ALL"]},
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+_GIVE_NOTICE = (
+    "ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod goes' "
+    "--deadline-remaining-seconds 90; "
+    "for second in $(seq 100); do grep -qs RayTrainWorker /proc/[0-9]*/cmdline || break; sleep 1; done"
+)
+"""Of a pod that will be taken away: tells Ray, so that a training writes a checkpoint, and waits until it has left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +185,7 @@ def _cluster_spec(plans: Sequence[Plan], *, lanes: int, placement: Placement) ->
     worker = _pod("ray-worker", placement.image, resources)
     # Longer than a step and the upload of a checkpoint take.
     worker["spec"] |= {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 120}
+    worker["spec"]["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", _GIVE_NOTICE]}}}
     if pods.gpus:
         worker["spec"]["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return {

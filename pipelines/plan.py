@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.base_model import BaseModel, resolve_base_model
-from dreambooth.config import DreamBoothConfig, config_hash
+from dreambooth.config import ClusterConfig, DreamBoothConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import choose_identifier, describe, token_ids_in_prompts
@@ -213,9 +213,14 @@ def _engine(config: DreamBoothConfig) -> str:
         raise InputError(
             "zero.offload_optimizer needs zero.stage 1, 2 or 3, got 0, which keeps every state on the device"
         )
-    if config.engine != "auto":
-        return config.engine
-    return "deepspeed" if config.cluster.num_workers > 1 or config.zero.offload_optimizer else "torch"
+    several = config.cluster.num_workers > 1 or config.zero.offload_optimizer
+    engine = config.engine if config.engine != "auto" else "deepspeed" if several else "torch"
+    if engine == "deepspeed" and config.cluster.min_workers is not None and config.train.ema_decay is not None:
+        raise InputError(
+            "cluster.min_workers goes with train.ema_decay only where engine is 'torch': DeepSpeed's shards of the "
+            "moving average can't be divided anew; leave one of them out"
+        )
+    return engine
 
 
 def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, place: str) -> str:
@@ -264,7 +269,11 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         ("base model", f"{config.base_model} ({counts}), hash {plan.base.hash}"),
         ("trained", f"{trained}, {_count(plan.trained_parameters)} parameters, at {config.images.resolution} px"),
         ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
-        ("workers", f"{workers} x {'1 GPU' if plan.use_gpu else f'{config.cluster.cpus_per_worker} CPU'}"),
+        (
+            "workers",
+            f"{workers} x {'1 GPU' if plan.use_gpu else f'{config.cluster.cpus_per_worker} CPU'}"
+            f"{fewer_workers(config.cluster)}",
+        ),
         ("engine", engine if plan.engine == "deepspeed" else "PyTorch"),
         (
             "memory per worker",
@@ -281,6 +290,12 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("scores", f"every {config.evaluation.every} steps; exported is the {train.keep} checkpoint"))
     name = f", registered as {config.model_name}" if config.tracking.register_model else ""
     return [*rows, ("writes to", f"{config.run_uri}{name}"), ("result key", plan.key)]
+
+
+def fewer_workers(cluster: ClusterConfig) -> str:
+    """How many there are at least, where it may be fewer than asked for."""
+    fewest = cluster.min_workers
+    return "" if fewest in (None, cluster.num_workers) else f" (as few as {fewest} when the cluster shrinks)"
 
 
 def _class_images(plan: Plan, prior: PriorPlan) -> str:

@@ -138,12 +138,13 @@ class SubjectQueue:
         """Work for a lane of `count` workers on `nodes`; None: there will be no more.
 
         `holding` names subjects of its own that the lane still publishes. `fresh` workers hold nothing: what the lane
-        had before was lost with the workers it had then.
+        had before was lost with the workers it had then, by a failure of its subject unless the nodes are others now.
         """
         self._lanes.add(lane)
+        same_nodes = self._nodes.get(lane, nodes) == nodes
         self._nodes[lane] = nodes
         for name in [name for name in self._claims.get(lane, ()) if name not in holding]:
-            self._lost(name, counts=fresh)
+            self._lost(name, counts=fresh and same_nodes)
         self._give_back_blocks(lane)
         if self._stopping:
             return None

@@ -13,7 +13,7 @@ from typing import Any
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import Diverged
-from pipelines.cluster import WORKER_ENVIRONMENT
+from pipelines.cluster import WORKER_ENVIRONMENT, worker_group
 from pipelines.fine_tune import TrainTask
 from pipelines.plan import Plan
 from pipelines.prior_stage import PriorSet
@@ -96,11 +96,7 @@ def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"task": task, "events": events},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.num_workers,
-            use_gpu=plan.use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if plan.use_gpu else {}),
-        ),
+        scaling_config=worker_group(cluster, use_gpu=plan.use_gpu),
         # mypy sees the RunConfig of Ray Train V1, the interpreter V2's.
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
             name=run_name(plan),

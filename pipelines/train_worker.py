@@ -12,6 +12,7 @@ from pipelines.collector import collect_less_garbage
 from pipelines.fine_tune import History, TrainTask, autocast, fine_tune, publish_result
 from pipelines.logs import about, to_stderr
 from pipelines.metrics import observed
+from pipelines.preemption import notice
 from pipelines.storage import join, write_json
 
 
@@ -48,7 +49,7 @@ def _train(task: TrainTask, events: Any) -> None:
     model = load_model(base.directory, config, autocast=autocast(config, device))
     attempt = ray.train.collective.broadcast_from_rank_zero(f"{time.time_ns():x}")
     try:
-        tuned = fine_tune(task, base, model, device, _ReportedCheckpoints(rank, attempt), tell)
+        tuned = fine_tune(task, base, model, device, _ReportedCheckpoints(rank, attempt), tell, leaving=notice())
     except Diverged as error:
         # Every rank sees the same mean loss and ends here; starting the workers again would only repeat it.
         if rank == 0:

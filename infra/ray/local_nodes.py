@@ -4,6 +4,7 @@ For `make cluster-demo` and the integration tests; nodes on machines of their ow
 """
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -45,23 +47,34 @@ class Cluster:
         self.nodes = [self._start("--head", "--port", port, *dashboard, "--num-cpus", str(cpus[0]))]
         try:
             self._wait()
-            self.nodes += [self._start("--address", self.gcs, "--num-cpus", str(count)) for count in cpus[1:]]
+            for count in cpus[1:]:
+                self.add_node(count)
+            self._wait(nodes=len(cpus))
         except BaseException:
             self.stop()
             raise
 
     def ask(self, token: str | None) -> int | None:
         """The status that a plain call to the Jobs API gets; None: nothing answers."""
-        request = urllib.request.Request(f"{self.address}/api/jobs/")
-        if token is not None:
-            request.add_header("Authorization", f"Bearer {token}")
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with self._get("/api/jobs/", token) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
         except OSError:
             return None
+
+    def nodes_there(self) -> int:
+        """How many nodes the head knows to be alive."""
+        with self._get("/nodes?view=summary", self.token) as answer:
+            nodes = json.load(answer)["data"]["summary"]
+        return sum(node["raylet"]["state"] == "ALIVE" for node in nodes)
+
+    def _get(self, path: str, token: str | None) -> Any:
+        request = urllib.request.Request(f"{self.address}{path}")
+        if token is not None:
+            request.add_header("Authorization", f"Bearer {token}")
+        return urllib.request.urlopen(request, timeout=10)
 
     def command(self, *arguments: str) -> list[str]:
         """The command line, as a user outside the cluster gives it."""
@@ -78,6 +91,11 @@ class Cluster:
             check=False,
             timeout=300,
         )
+
+    def add_node(self, cpus: int) -> "subprocess.Popen[str]":
+        """Let another node join."""
+        self.nodes.append(self._start("--address", self.gcs, "--num-cpus", str(cpus)))
+        return self.nodes[-1]
 
     def log(self) -> str:
         """What the nodes said."""
@@ -110,16 +128,16 @@ class Cluster:
                 start_new_session=True,
             )
 
-    def _wait(self) -> None:
-        """Until the dashboard answers."""
+    def _wait(self, nodes: int = 0) -> None:
+        """Until the dashboard answers, and as many nodes have joined."""
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             if self.nodes[0].poll() is not None:
                 break
-            if self.ask(self.token) == 200:
+            if self.ask(self.token) == 200 and self.nodes_there() >= nodes:
                 return
             time.sleep(0.5)
-        raise RuntimeError(f"Ray's head doesn't answer:\n{self.log()}")
+        raise RuntimeError(f"Ray's head doesn't answer, or not all nodes have joined:\n{self.log()}")
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def test_outside_ray_nothing_happens_and_messages_go_on() -> None:
     told: list[dict[str, Any]] = []
     tell = observed(told.append, lane="0")
     messages = [
-        {"kind": "phase", "phase": "training", "time": 0.0, "start": 0},
+        {"kind": "phase", "phase": "training", "time": 0.0, "start": 0, "workers": 1, "asked": 1},
         {"kind": "step", "metrics": {"step": 1, "images_per_second": 2.0}},
         {"kind": "checkpoint", "step": 1, "seconds": 0.1},
     ]

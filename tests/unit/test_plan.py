@@ -225,6 +225,21 @@ class TestChoices:
         with pytest.raises(InputError, match="and 1 GPUs, but the cluster has 8 CPUs and 0 GPUs"):
             plan("cluster.use_gpu=true")
 
+    def test_a_cluster_that_shrinks(self, plan: MachinePlan) -> None:
+        small, thirds = Resources(cpus=2, gpus=0), "train.gradient_accumulation_steps=3"
+        four = "cluster.num_workers=4"
+        made = plan(four, "cluster.min_workers=2", thirds, resources=small)
+        assert dict(describe_plan(made))["workers"] == "4 x 1 CPU (as few as 2 when the cluster shrinks)"
+        assert made.key == plan(four, thirds).key
+        with pytest.raises(InputError, match="min_workers is 3, which takes 3 CPUs and 0 GPUs, but the cluster has 2"):
+            plan(four, "cluster.min_workers=3", thirds, resources=small)
+        with pytest.raises(InputError, match="3 workers can't share the 4 micro steps of a step evenly; set train"):
+            plan(four, "cluster.min_workers=2")
+        with pytest.raises(InputError, match=r"min_workers is 3, but cluster\.num_workers only 2"):
+            plan("cluster.num_workers=2", "cluster.min_workers=3")
+        with pytest.raises(InputError, match=r"min_workers goes with train\.ema_decay only where engine is 'torch'"):
+            plan("cluster.num_workers=2", "cluster.min_workers=1", "train.ema_decay=0.9")
+
 
 class TestMemory:
     """ZeRO's paper (arXiv 1910.02054, section 3.1) for N workers and P parameters, with 4 bytes each instead of 2:

@@ -195,6 +195,15 @@ def test_a_lane_that_has_new_workers_keeps_what_they_do(make: Callable[..., Subj
     assert isinstance(queue.next(OTHER), Wait)
 
 
+def test_workers_on_other_nodes_are_no_failure_of_their_subject(make: Callable[..., SubjectQueue]) -> None:
+    old, new = frozenset({"old", "gone"}), frozenset({"old"})
+    queue = make(queued("a"), retries=0)
+    assert name_of(queue.next(LANE, fresh=True, nodes=old)) == "a"
+    assert name_of(queue.next(LANE, fresh=True, nodes=new)) == "a"
+    assert queue.next(LANE, fresh=True, nodes=new) is None
+    assert queue.snapshot().counts["failed"] == 1
+
+
 def test_a_queue_made_again_believes_the_driver_about_nodes(make: Callable[..., SubjectQueue]) -> None:
     old = frozenset({"old"})
     assert name_of(make(queued("a")).next(LANE, fresh=True, nodes=old)) == "a"
