@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreambooth.errors import InputError
+from pipelines.page_policy import LOOPBACK_HOSTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipelines.serve_subjects import ServedSubject
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @click.command()
@@ -60,7 +59,7 @@ def _run(
     from pipelines.serve_app import ServeSettings, application
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    settings = ServeSettings(use_gpu=use_gpu, loopback=host in _LOOPBACK, **limits)
+    settings = ServeSettings(use_gpu=use_gpu, loopback=host in LOOPBACK_HOSTS, **limits)
     ray_serve.start(http_options={"host": host, "port": port})
     try:
         ray_serve.run(application(subjects, tracking_uri, settings), name="dreambooth", route_prefix="/")

@@ -13,6 +13,7 @@ from typing import Any
 
 from dreambooth.config import ClusterConfig
 from dreambooth.errors import InputError
+from pipelines.environment import environment
 from pipelines.preemption import WATCHER_SWITCH
 
 _QUIET = {
@@ -163,7 +164,7 @@ def _connect(config: ClusterConfig) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.address is None:
         here = local_resources()
-        with _environment(_HERE):
+        with environment(_HERE):
             ray.init(
                 address="local",
                 num_cpus=here.cpus,
@@ -182,21 +183,6 @@ def _connect(config: ClusterConfig) -> None:
             f"there is no Ray cluster to join at cluster.address {config.address!r}: {str(error).splitlines()[0]}; "
             f"leave it out to start Ray here"
         ) from None
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """What processes that are started meanwhile inherit, and this one need not have."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _about_token(address: str) -> str:

@@ -10,8 +10,9 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 # Read by MLflow when it is imported.
@@ -23,9 +24,12 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.store.entities import PagedList
 
 from dreambooth.errors import InputError
+from pipelines.environment import environment
 
+_T = TypeVar("_T")
 SQLITE = "sqlite:///"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
@@ -68,13 +72,13 @@ def quietly() -> Iterator[None]:
 @contextlib.contextmanager
 def default_tracking(uri: str) -> Iterator[None]:
     """Within, `models:/…` addresses mean this tracking address; MLflow keeps it in a global and in the environment."""
-    before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
-        _restore({"MLFLOW_TRACKING_URI": variable})
+    before = mlflow.get_tracking_uri()
+    with environment({"MLFLOW_TRACKING_URI": uri}):
+        mlflow.set_tracking_uri(uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before)
 
 
 def check_connection(uri: str) -> MlflowClient:
@@ -85,17 +89,25 @@ def check_connection(uri: str) -> MlflowClient:
         _check_folder(uri)
     elif parts.hostname:
         _check_port(parts.hostname, parts.port or _default_port(parts.scheme), shown)
-    before = {name: os.environ.get(name) for name in _QUICK}
-    os.environ.update(_QUICK)
-    try:
-        client = connect(uri)
-        with quietly():
-            client.search_experiments(max_results=1)
-    except Exception as error:  # MLflow's, SQLAlchemy's, the database driver's, requests'
-        raise InputError(f"no MLflow tracking at {shown}: {_explain(error)}") from error
-    finally:
-        _restore(before)
+    with environment(_QUICK):
+        try:
+            client = connect(uri)
+            with quietly():
+                client.search_experiments(max_results=1)
+        except Exception as error:  # MLflow's, SQLAlchemy's, the database driver's, requests'
+            raise InputError(f"no MLflow tracking at {shown}: {_explain(error)}") from error
     return client
+
+
+def every(search: Callable[..., PagedList[_T]]) -> Iterator[_T]:
+    """All that a search of MLflow's finds, page after page."""
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def without_password(uri: str) -> str:
@@ -134,11 +146,3 @@ def _explain(error: Exception) -> str:
     if "Can't locate revision" in first or "out-of-date database schema" in first:
         return "another version of MLflow made this database; run 'mlflow db upgrade', or name another one"
     return f"{type(error).__name__}: {first}"
-
-
-def _restore(variables: dict[str, str | None]) -> None:
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value

@@ -18,3 +18,7 @@ def read_page(path: Path) -> tuple[str, str]:
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         policy.append(f"{tag}-src 'sha256-{digest}'")
     return html, "; ".join(policy)
+
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
+"""Names by which a page of this machine is asked for; another means that a foreign page has the browser ask."""

@@ -9,13 +9,13 @@ import dataclasses
 import importlib.metadata
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from dreambooth.errors import InputError
 from dreambooth.quiet import quiet
 from pipelines.figure_tags import banks_of, figures_of
-from pipelines.mlflow_client import check_connection, connect, default_tracking, quietly, resolve_tracking_uri
+from pipelines.mlflow_client import check_connection, connect, default_tracking, every, quietly, resolve_tracking_uri
 from pipelines.storage import MANIFEST_NAME
 
 # Only after mlflow_client has told MLflow to be silent.
@@ -121,7 +121,7 @@ def list_models(tracking_uri: str | None) -> tuple[ListedModel, ...]:
     client = check_connection(resolve_tracking_uri(tracking_uri))
     newest: dict[str, ModelVersion] = {}
     with quietly():
-        for version in _all_versions(client):
+        for version in every(client.search_model_versions):
             known = newest.get(version.name)
             if RESULT_TAG in version.tags and (known is None or int(version.version) > int(known.version)):
                 newest[version.name] = version
@@ -140,16 +140,6 @@ def version_of(client: MlflowClient, address: str) -> tuple[RegisteredVersion, M
     name, _, number = address.removeprefix("models:/").rpartition("/")
     version = client.get_model_version(name, number)
     return _version(name, number, str(version.source).rpartition("/")[2]), version.tags, version.run_id
-
-
-def _all_versions(client: MlflowClient) -> Iterator[ModelVersion]:
-    token = None
-    while True:
-        page = client.search_model_versions(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _listed(client: MlflowClient, version: ModelVersion) -> ListedModel:

@@ -19,12 +19,11 @@ from ray.serve.exceptions import BackPressureError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from dreambooth import __version__
-from pipelines.page_policy import read_page
+from pipelines.page_policy import LOOPBACK_HOSTS, read_page
 from pipelines.serve_sampler import Asked, LoadedSubject, SubjectSampler, alike
 from pipelines.serve_subjects import ServedSubject
 
 _TOGETHER_SECONDS = 0.02
-_LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ def _sampler(subjects: Sequence[ServedSubject], tracking_uri: str, settings: Ser
 def _front(subjects: Sequence[ServedSubject], settings: ServeSettings) -> Any:
     api = FastAPI(title="DreamBooth", version=__version__, description="Pictures of subjects that models were taught.")
     if settings.loopback:  # or a page of the web could reach it by a name of its own
-        api.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK)
+        api.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
     known = {subject.name: subject for subject in subjects}
     html, policy = read_page(Path(__file__).with_name("serve.html"))
 

@@ -4,12 +4,11 @@ import fnmatch
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from dreambooth.errors import InputError
 from pipelines.generate import parse_address
-from pipelines.mlflow_client import check_connection, quietly
+from pipelines.mlflow_client import check_connection, every, quietly
 from pipelines.registry import RESULT_TAG
 
 
@@ -33,24 +32,14 @@ def find_subjects(pattern: str, tracking_uri: str) -> tuple[ServedSubject, ...]:
     name, alias, version = parse_address(pattern)
     client = check_connection(tracking_uri)
     with quietly():
-        names = [model.name for model in _all_models(client) if fnmatch.fnmatchcase(model.name, name)]
+        models = every(client.search_registered_models)
+        names = [model.name for model in models if fnmatch.fnmatchcase(model.name, name)]
         found = [_find(client, each, alias, version) for each in sorted(names)]
     subjects = tuple(subject for subject in found if subject is not None)
     if not subjects:
         known = f"{len(names)} match its name" if names else "none has such a name; 'dreambooth models' lists them"
         raise InputError(f"no registered model is {pattern}: {known}")
     return subjects
-
-
-def _all_models(client: MlflowClient) -> list[RegisteredModel]:
-    models: list[RegisteredModel] = []
-    token = None
-    while True:
-        page = client.search_registered_models(page_token=token)
-        models += page
-        token = page.token
-        if not token:
-            return models
 
 
 def _find(client: MlflowClient, name: str, alias: str, version: str) -> ServedSubject | None:

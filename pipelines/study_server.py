@@ -19,12 +19,11 @@ from urllib.parse import parse_qs, urlsplit
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import EvaluationPrompt
-from pipelines.page_policy import read_page
+from pipelines.page_policy import LOOPBACK_HOSTS, read_page
 from pipelines.study_store import StoredQuestion, StudyFile
 
 _PAGE = Path(__file__).with_name("study.html")
 _LOOPBACK = "127.0.0.1"
-_HOSTS = {"127.0.0.1", "localhost", "[::1]"}
 _LARGEST_ANSWER = 4096  # bytes
 _POLL_SECONDS = 0.05  # how long its end may take
 _RATER = re.compile(r"[^\x00-\x1f\x7f]{1,60}")
@@ -88,7 +87,7 @@ class _Requests(BaseHTTPRequestHandler):
     def _answer(self, what: Callable[[], None]) -> None:
         try:
             host = self.headers.get("Host", "")
-            if re.sub(r":\d+$", "", host) not in _HOSTS:
+            if re.sub(r":\d+$", "", host) not in LOOPBACK_HOSTS:
                 raise _RefusedError(HTTPStatus.FORBIDDEN, f"this is not {host[:100]!r}")
             what()
         except _RefusedError as refused:
