@@ -3,8 +3,13 @@ import io
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -191,6 +196,54 @@ def test_generate_writes_pictures_of_a_registered_model(
         output=str(tmp_path / "plain"),
     )
     assert not _differ(_picture(result.paths[1]), _picture(plain.paths[1]))
+
+
+def test_mlflow_models_serve_answers_with_the_same_pictures(
+    registered: RegisteredVersion, tracking_uri: str, tmp_path: Path
+) -> None:
+    """MLflow's own scoring server, for a single model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", registered.uri]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    # MLflow looks for its server's program on the path, as in an activated environment.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "PATH": path}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(f"http://127.0.0.1:{port}/ping"):
+            assert server.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.5)
+        asked = {"dataframe_records": [{"prompt": PROMPT}], "params": {"seed": 7, "num_inference_steps": STEPS}}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            data=json.dumps(asked).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            [row] = json.load(answer)["predictions"]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait(30)
+    [path] = generate(
+        registered.uri, PROMPT, num=1, seed=7, output=str(tmp_path / "generated"), tracking_uri=tracking_uri
+    ).paths
+    assert not _differ(Image.open(io.BytesIO(base64.b64decode(row["image"]))), _picture(path))
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def test_generate_takes_a_publication_from_any_store(tiny_pipeline: Path) -> None:
