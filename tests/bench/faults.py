@@ -36,7 +36,7 @@ from pipelines.relayed_view import MARK, RELAY_VARIABLE
 from tests.integration.faulty_store import faulty_store
 
 NAMES = ("coral-car", "navy-dog")
-STEPS, CHECKPOINT_EVERY, STRIKE_AT = 12, 4, 6
+STEPS, CHECKPOINT_EVERY, STRIKE_AT = 20, 4, 6
 MICRO_STEPS = 8
 SETTINGS = {
     "prior": {"num_class_images": 8, "num_inference_steps": 4},
