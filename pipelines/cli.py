@@ -150,6 +150,7 @@ def _name_from(images: str) -> str:
 def _dry_run(config: "DreamBoothConfig", console: Any) -> None:
     from pipelines.cluster import ray_cluster
     from pipelines.evaluate_stage import image_encoder
+    from pipelines.memory import describe_peak
     from pipelines.personalize import checked_plan
     from pipelines.plan import describe_plan, printable_settings
 
@@ -163,7 +164,7 @@ def _dry_run(config: "DreamBoothConfig", console: Any) -> None:
     click.echo(yaml.safe_dump(printable_settings(plan.config), sort_keys=False, width=110), nl=False)
     for warning in plan.warnings:
         console.warn(warning)
-    console.table(describe_plan(plan))
+    console.table([*describe_plan(plan), describe_peak([plan])])
 
 
 @main.command()

@@ -4,17 +4,15 @@ By the pace of earlier batches, where there were such; else operations are count
 run.
 """
 
-import json
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from typing import Any
 
-from dreambooth.config import config_hash
-from dreambooth.download import cache_directory
 from dreambooth.step_cost import StepCost
 from pipelines.batch_plan import BatchPlan
+from pipelines.counted import counted
 from pipelines.fine_tune import autocast
+from pipelines.memory import describe_peak
 from pipelines.pace import known_paces, pace_key
 from pipelines.plan import Plan
 from pipelines.prior_stage import images_present
@@ -37,10 +35,9 @@ class Speed:
 def describe_estimate(plan: BatchPlan) -> list[tuple[str, str]]:
     """(what, value) rows. Needs a Ray that is joined, if the plan is for a cluster and not for this machine."""
     costs = {subject.config.subject.name: _cost(subject) for subject in plan.subjects}
-    largest = max(cost.activation_bytes for cost in costs.values())
     time_by_pace = _by_pace(plan)
     return [
-        ("activations", f"about {largest / 2**20:.0f} MiB more a worker, in fp32"),
+        describe_peak(plan.subjects),
         ("time", _by_counting(plan, costs) if time_by_pace is None else time_by_pace),
     ]
 
@@ -139,25 +136,20 @@ def _samples_in_half(device: str) -> bool:
 
 
 def _cost(plan: Plan) -> StepCost:
-    """Counted once per base and settings; to import what counts takes longer than the rest of a small batch's plan."""
     train = plan.config.train
-    asked = {
+    asked: dict[str, Any] = {
         "resolution": int(plan.config.images.resolution or plan.base.resolution),
         "pairs": train.micro_batch_size,
         "train_text_encoder": train.train_text_encoder,
         "checkpointing": train.gradient_checkpointing,
     }
-    versions = [f"{package} {version(package)}" for package in ("torch", "diffusers", "transformers")]
-    path = cache_directory() / "step-cost" / f"{config_hash(plan.base.hash, json.dumps(asked), *versions)}.json"
-    with suppress(OSError, ValueError, TypeError):
-        return StepCost(**json.loads(path.read_text()))
-    from dreambooth.step_cost import step_cost
 
-    cost = step_cost(plan.base.directory, **asked)
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(cost)))
-    return cost
+    def count() -> dict[str, int]:
+        from dreambooth.step_cost import step_cost
+
+        return asdict(step_cost(plan.base.directory, **asked))
+
+    return StepCost(**counted("step-cost", plan.base, asked, count))
 
 
 def _training_flops(plan: Plan, cost: StepCost) -> float:

@@ -277,7 +277,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         ("engine", engine if plan.engine == "deepspeed" else "PyTorch"),
         (
             "memory per worker",
-            f"{_size(plan.model_state_bytes)} of weights, gradients and optimizer; activations on top",
+            f"{readable_bytes(plan.model_state_bytes)} of weights, gradients and optimizer; activations on top",
         ),
     ]
     if plan.prior is not None:
@@ -310,5 +310,6 @@ def _count(parameters: int) -> str:
     return f"{parameters / 1e6:.2f} M" if parameters >= 10_000 else str(parameters)
 
 
-def _size(count: int) -> str:
+def readable_bytes(count: int) -> str:
+    """In GiB or MiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

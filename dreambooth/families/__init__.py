@@ -27,8 +27,8 @@ class Family(Protocol):
     def load_text_encoder(self, directory: Path) -> "nn.Module":
         """The text encoder, in fp32."""
 
-    def empty_components(self, directory: Path) -> "tuple[nn.Module, nn.Module]":
-        """(denoiser, text encoder) on the meta device: shapes without weights, made in no time."""
+    def empty_components(self, directory: Path, *, device: str = "meta") -> "tuple[nn.Module, nn.Module]":
+        """(denoiser, text encoder) with weights that nobody has set: on the meta device, shapes alone."""
 
     def tokenize(self, directory: Path, prompts: list[str]) -> "Tensor":
         """Token ids (N, L) of the prompts, padded and truncated as the base model was trained."""

@@ -35,13 +35,13 @@ class StableDiffusion:
         )
         return text_encoder
 
-    def empty_components(self, directory: Path) -> "tuple[nn.Module, nn.Module]":
-        """(UNet, CLIP text encoder) on the meta device: shapes without weights, made in no time."""
+    def empty_components(self, directory: Path, *, device: str = "meta") -> "tuple[nn.Module, nn.Module]":
+        """(UNet, CLIP text encoder) with weights that nobody has set: on the meta device, shapes alone."""
         import torch
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        with torch.device("meta"):
+        with torch.device(device):
             unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(directory / "unet"))
             text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(directory / "text_encoder"))
         return unet, text_encoder

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,31 +23,18 @@ def cost(tiny_pipeline: Path) -> Any:
     return count
 
 
-def test_a_real_step_does_and_keeps_as_much(cost: Any, tiny_pipeline: Path) -> None:
+def test_a_real_step_does_as_much(cost: Any, tiny_pipeline: Path) -> None:
     family = family_of(tiny_pipeline)
     denoiser, text_encoder = family.load_denoiser(tiny_pipeline), family.load_text_encoder(tiny_pipeline)
     denoiser.train()
     text_encoder.train()
-    weights = {p.data_ptr() for module in (denoiser, text_encoder) for p in module.parameters()}
-    kept: dict[int, torch.Tensor] = {}  # held, so that no address is used twice
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
     ids = family.tokenize(tiny_pipeline, ["a photo of a dog"] * 2)
     # The fused kernel of CPUs is not counted; shapes alone take the plain one.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            text = family.encode_text(text_encoder, ids)
-            timesteps = torch.zeros(2, dtype=torch.long)
-            loss = family.denoise(denoiser, torch.randn(2, 4, 16, 16), timesteps, text).sum()
-        loss.backward()
-    counted = cost()
-    assert counted.flops == counter.get_total_flops()
-    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    assert counted.activation_bytes == pytest.approx(size, rel=0.1)
+        text = family.encode_text(text_encoder, ids)
+        timesteps = torch.zeros(2, dtype=torch.long)
+        family.denoise(denoiser, torch.randn(2, 4, 16, 16), timesteps, text).sum().backward()
+    assert cost().flops == counter.get_total_flops()
 
 
 def test_what_makes_a_step_dearer_or_cheaper(cost: Any) -> None:
@@ -57,7 +43,6 @@ def test_what_makes_a_step_dearer_or_cheaper(cost: Any) -> None:
     assert cost(pairs=3).flops == 3 * plain.flops
     assert cost(resolution=128).flops > 3 * plain.flops
     assert cost(train_text_encoder=False).flops < plain.flops
-    assert cost(checkpointing=True).activation_bytes < plain.activation_bytes
     assert cost(checkpointing=True).flops > plain.flops
 
 

@@ -1,0 +1,123 @@
+"""What the plan says of memory, against what training takes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dreambooth.base_model import BaseModel
+from dreambooth.config import load_config
+from dreambooth.families import family_of
+from dreambooth.miniature import PIPELINE_DIR, subject_dir
+from dreambooth.step_memory import step_memory
+from pipelines.cluster import Resources
+from pipelines.memory import peak_bytes
+from pipelines.plan import Plan, make_plan
+
+WITHIN = 0.15
+AS_IT_IS: dict[str, Any] = {
+    "resolution": 64,
+    "images": 2,
+    "train_text_encoder": True,
+    "checkpointing": False,
+    "autocast": False,
+    "keep_gradients": False,
+}
+PAGES = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_MMAP_MAX_": "1000000"}
+"""Every tensor gets pages of its own: what is freed is gone, and what is held shows."""
+MEASURE = Path(__file__).with_name("measure_memory.py")
+
+
+def measured_bytes(base: Path, **settings: Any) -> int:
+    """By how much a process of its own grows in three steps, at their peak."""
+    command = [sys.executable, str(MEASURE), str(base), json.dumps(settings)]
+    done = subprocess.run(command, env=os.environ | PAGES, capture_output=True, text=True, check=False, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
+
+
+def plan_of(*overrides: str) -> Plan:
+    photographs = str(subject_dir("coral-car"))
+    subject = {"name": "rex", "class_noun": "car", "identifier": "tfz", "instance_images": photographs}
+    return make_plan(load_config({"subject": subject}, overrides), Resources(cpus=8, gpus=0))
+
+
+def test_what_takes_more_and_less(tiny_pipeline: Path) -> None:
+    def memory(**settings: Any) -> int:
+        return step_memory(tiny_pipeline, **(AS_IT_IS | settings))
+
+    plain = memory()
+    assert memory(images=4) > 1.5 * plain
+    assert memory(resolution=128) > 2 * plain
+    assert memory(checkpointing=True) < plain
+    assert memory(train_text_encoder=False) < plain
+    assert memory(images=8, autocast=True) < memory(images=8)
+
+
+def test_gradients_count_where_they_are_kept() -> None:
+    given_away, kept = (step_memory(PIPELINE_DIR, **AS_IT_IS | {"keep_gradients": keep}) for keep in (False, True))
+    assert kept > 1.1 * given_away
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", [1, 4])
+def test_the_miniature(pairs: int) -> None:
+    planned = peak_bytes(plan_of(f"train.micro_batch_size={pairs}"))
+    assert measured_bytes(PIPELINE_DIR, pairs=pairs) == pytest.approx(planned, rel=WITHIN)
+
+
+@pytest.fixture
+def full_size(tmp_path: Path) -> Path:
+    """Configurations of the size of Stable Diffusion 1.5 (982.5 M parameters), without weights."""
+    for part in ("scheduler", "tokenizer"):
+        shutil.copytree(PIPELINE_DIR / part, tmp_path / part)
+    shutil.copy(PIPELINE_DIR / "model_index.json", tmp_path)
+    changes: dict[str, dict[str, Any]] = {
+        "unet": {
+            "block_out_channels": [320, 640, 1280, 1280],
+            "layers_per_block": 2,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 768,
+            "norm_num_groups": 32,
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+        },
+        "text_encoder": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "vocab_size": 49408,
+        },
+        "vae": {"block_out_channels": [128, 256, 512, 512]},
+    }
+    for part, change in changes.items():
+        settings = json.loads((PIPELINE_DIR / part / "config.json").read_text()) | change
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_full_size(full_size: Path) -> None:
+    """As large as Stable Diffusion, at 256 pixels, measured where there is memory for it."""
+    if psutil.virtual_memory().available < 20 * 2**30:
+        pytest.skip("needs 20 GiB of free memory")
+    components = zip(("unet", "text_encoder"), family_of(full_size).empty_components(full_size), strict=True)
+    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in components}
+    assert sum(counts.values()) == pytest.approx(982.5e6, rel=0.001)
+    small = plan_of("train.micro_batch_size=1")
+    config = small.config.model_copy(update={"images": small.config.images.model_copy(update={"resolution": 256})})
+    base = BaseModel(address=str(full_size), revision=None, directory=full_size)
+    vars(base)["parameter_counts"] = counts  # else read from the weights
+    planned = peak_bytes(replace(small, config=config, base=base))
+    assert planned > 14 * 2**30
+    assert measured_bytes(full_size, pairs=1, resolution=256) == pytest.approx(planned, rel=WITHIN)
