@@ -2,6 +2,7 @@
 
 import copy
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,26 @@ def test_gpu_workers_are_spot_instances_and_come_from_zero() -> None:
     assert all(kind["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"} for kind in workers)
     assert all(kind["min_workers"] == 0 and kind["resources"]["GPU"] > 0 for kind in workers)
     assert "InstanceMarketOptions" not in types["head"]["node_config"]
+
+
+def test_a_spot_instance_that_is_called_back_is_drained(tmp_path: Path) -> None:
+    """The command itself, with an instance's metadata that gives notice when it is asked for the third time."""
+    commands = yaml.safe_load((FOLDER / "aws.yaml").read_text())["worker_start_ray_commands"]
+    [watch] = [command for command in commands if "spot" in command]
+    programs = {
+        "curl": f"""echo "$@" >> {tmp_path}/asked
+case "$*" in *api/token) echo secret; exit 0;; esac
+[ "$(grep -c instance-action {tmp_path}/asked)" -ge 3 ] || exit 22""",
+        "sleep": "exit 0",
+        "ray": f'echo "$@" >> {tmp_path}/drained',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    here = watch.replace("/tmp/spot-notice.log", f"{tmp_path}/log")
+    subprocess.run(["bash", "-c", f"{here} wait"], env=environment, check=True, timeout=20)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len([line for line in asked if "X-aws-ec2-metadata-token: secret" in line]) == 3
+    [drained] = (tmp_path / "drained").read_text().splitlines()
+    assert drained.startswith("drain-node --reason DRAIN_NODE_REASON_PREEMPTION")
