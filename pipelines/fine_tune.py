@@ -19,6 +19,7 @@ from pipelines.collectives import from_all_ranks
 from pipelines.events import Message
 from pipelines.logs import log
 from pipelines.metrics import record
+from pipelines.preemption import Leaving
 from pipelines.prior_stage import PriorSet
 from pipelines.protocol_stage import ProtocolTask
 from pipelines.storage import Manifest, fetch, join, local_directory, publish, read_manifest, write_json
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from dreambooth.training import StepMetrics
 
 _PROGRESS = "progress.json"
-_NOTICE_EVERY = 10
-"""Steps between two questions whether a machine will be taken away: each is a barrier, and a notice is minutes long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +122,7 @@ def fine_tune(
         history.scores.weights = None
     resumed_from = history.step
     scoring = Scoring(task, engine, device)
-    leave = _Leaving(leaving)
+    leave = Leaving(leaving)
     workers = {"workers": engine.world_size, "asked": config.cluster.num_workers}
     tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
 
@@ -180,20 +179,6 @@ def _shared(config: DreamBoothConfig, workers: int) -> DreamBoothConfig:
         raise ValueError(f"{workers} workers can't share {micro_steps} micro steps evenly")
     train = config.train.model_copy(update={"gradient_accumulation_steps": micro_steps // workers})
     return config.model_copy(update={"train": train})
-
-
-class _Leaving:
-    """Asks now and then whether a machine will be taken away, until it is so; that is said once."""
-
-    def __init__(self, leaving: Callable[[], bool] | None) -> None:
-        self._leaving = leaving
-
-    def noticed(self, step: int) -> bool:
-        if self._leaving is None or step % _NOTICE_EVERY or not self._leaving():
-            return False
-        self._leaving = None
-        log("leaving", step=step)
-        return True
 
 
 class _Timed:
