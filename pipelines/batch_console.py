@@ -130,10 +130,12 @@ class BatchView:
         if settled == self._settled and now - self._printed < PLAIN_LINE_SECONDS:
             return
         self._printed = now
-        parts = [f"{counts['done']}/{self.total} done", f"{len(running)} in training"]
+        evaluated = sum(progress.pictures is not None for progress in running.values())
+        parts = [f"{counts['done']}/{self.total} done", f"{len(running) - evaluated} in training"]
+        parts += [f"{evaluated} in evaluation"] if evaluated else []
         parts += [f"{counts['failed']} failed"] if counts["failed"] else []
         parts += [f"class images {class_images[0]}/{class_images[1]}"] if class_images else []
-        parts += [f"{_speed(running):.1f} images/s"] if running else []
+        parts += [f"{_speed(running):.1f} images/s"] if len(running) > evaluated else []
         parts += [f"{_clock(left)} left"] if left is not None else []
         self.line(", ".join(parts))
 
@@ -156,12 +158,7 @@ class BatchView:
         if running:
             lanes = Table("subject", "step", "loss", "images/s", box=None)
             for name, progress in list(running.items())[:_SHOWN_LANES]:
-                lanes.add_row(
-                    name,
-                    f"{progress.step}/{progress.steps}",
-                    f"{progress.loss:.3f}",
-                    f"{progress.images_per_second:.1f}",
-                )
+                lanes.add_row(name, *_cells(progress))
             more = len(running) - _SHOWN_LANES
             lanes.add_row(
                 *(f"and {more} more" if more > 0 else "in all", "", "", f"{_speed(running):.1f}"), style="dim"
@@ -171,8 +168,14 @@ class BatchView:
         return Group(*parts)
 
 
+def _cells(progress: Progress) -> tuple[str, str, str]:
+    if progress.pictures is not None:
+        return "evaluation", "{}/{}".format(*progress.pictures), ""
+    return f"{progress.step}/{progress.steps}", f"{progress.loss:.3f}", f"{progress.images_per_second:.1f}"
+
+
 def _speed(running: Mapping[str, Progress]) -> float:
-    return sum(progress.images_per_second for progress in running.values())
+    return sum(progress.images_per_second for progress in running.values() if progress.pictures is None)
 
 
 def _clock(seconds: float) -> str:

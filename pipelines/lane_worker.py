@@ -5,6 +5,7 @@ which went before it. Samples are made here too, by weights that are here anyway
 subject's training.
 """
 
+import dataclasses
 import logging
 import time
 import traceback
@@ -145,7 +146,7 @@ class _Lane:
             if find_model(task.config, task.key) is None:
                 self._train(task, base)
             elif self.rank == 0:
-                self._conclude(task, None, None, self._evaluate(task, None))
+                self._conclude(task, None, None, self._evaluate(task, None, self._teller(task)))
         except Stopped:
             if self.rank == 0:
                 log("stopped")
@@ -163,7 +164,7 @@ class _Lane:
 
         model = build_model(self._bases.components.copied(), task.config, autocast=autocast(task.config, self._device))
         checkpoints = StoredCheckpoints(join(task.config.run_uri, "checkpoints", task.key))
-        teller = _Teller(self._queue, task.config, self._task.tell_seconds) if self.rank == 0 else None
+        teller = self._teller(task) if self.rank == 0 else None
         tuned = fine_tune(
             task,
             base,
@@ -174,26 +175,44 @@ class _Lane:
             teller.stopping if teller else lambda: False,
             notice(),
         )
-        if self.rank == 0:
+        if teller is not None:
             while len(self._publishing) >= _PUBLISHING_AT_ONCE:
                 next(iter(self._publishing.values())).result()
                 self._publishing = {name: done for name, done in self._publishing.items() if not done.done()}
-            evaluation = self._evaluate(task, tuned)
+            try:
+                evaluation = self._evaluate(task, tuned, teller)
+            except Stopped:
+                publish_result(base, tuned, task)  # or it would have to be trained again
+                raise
             done = self._publisher.submit(self._conclude, task, base, tuned, evaluation)
             self._publishing[task.config.subject.name] = done
 
-    def _evaluate(self, task: TrainTask, tuned: FineTuned | None) -> Evaluation | None:
-        """Sample and measure; the figures are written at once, the samples with the model."""
+    def _teller(self, task: TrainTask) -> "_Teller":
+        return _Teller(self._queue, task.config, self._task.tell_seconds)
+
+    def _evaluate(self, task: TrainTask, tuned: FineTuned | None, teller: "_Teller") -> Evaluation | None:
+        """Sample and measure; the figures are written at once, the samples with the model.
+
+        Raises Stopped when told to stop.
+        """
         config = task.config
         if task.protocol is None and not config.evaluation.enabled:
             return None
         base, fine_tuned = self._sources(task, tuned)
         if task.protocol is not None:
-            run_protocol(task.protocol, self._samplers, base=base, fine_tuned=fine_tuned)
+            run_protocol(
+                task.protocol, self._samplers, base=base, fine_tuned=fine_tuned, on_progress=teller.tell_pictures
+            )
         if not config.evaluation.enabled:
             return None
         return evaluate(
-            config, task.images, self._samplers, base=base, fine_tuned=fine_tuned, encoder=self._task.encoder
+            config,
+            task.images,
+            self._samplers,
+            base=base,
+            fine_tuned=fine_tuned,
+            encoder=self._task.encoder,
+            on_progress=teller.tell_pictures,
         )
 
     def _sources(self, task: TrainTask, tuned: FineTuned | None) -> tuple[Source, Source]:
@@ -259,25 +278,35 @@ class _Teller:
     """Tells the queue now and then how far a subject is, and learns whether to stop, without waiting for it."""
 
     def __init__(self, queue: _Caller, config: DreamBoothConfig, every_seconds: float) -> None:
-        self._queue, self._config, self._every_seconds = queue, config, every_seconds
+        steps = config.train.max_train_steps
+        self._queue, self._name, self._every_seconds = queue, config.subject.name, every_seconds
+        self._progress = Progress(step=steps, steps=steps, images_per_second=0.0, loss=0.0)
         self._told = 0.0
         self._answer: Any = None
         self._stop = False
 
     def tell(self, message: Message) -> None:
-        if message["kind"] != "step" or time.monotonic() - self._told < self._every_seconds:
+        """Of the training."""
+        if message["kind"] != "step":
             return
         metrics = message["metrics"]
-        progress = Progress(
-            step=int(metrics["step"]),
-            steps=self._config.train.max_train_steps,
-            images_per_second=metrics["images_per_second"],
-            loss=metrics["loss"],
-        )
+        self._tell(step=int(metrics["step"]), images_per_second=metrics["images_per_second"], loss=metrics["loss"])
+
+    def tell_pictures(self, made: int, total: int) -> None:
+        """Of the evaluation. Raises Stopped when told to stop."""
+        self._tell(pictures=(made, total))
+        if made < total and self.stopping():
+            raise Stopped(f"stopped at picture {made} of the evaluation")
+
+    def _tell(self, **changes: Any) -> None:
+        if time.monotonic() - self._told < self._every_seconds:
+            return
         self._told = time.monotonic()
-        self._answer = self._queue.start("progress", self._config.subject.name, progress)
+        self._progress = dataclasses.replace(self._progress, **changes)
+        self._answer = self._queue.start("progress", self._name, self._progress)
 
     def stopping(self) -> bool:
+        """Whether to stop, as far as the queue has answered."""
         import ray
 
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:

@@ -49,12 +49,16 @@ class SubjectRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a subject that is in a lane has come."""
+    """How far a subject that is in a lane has come.
+
+    `pictures` are those of its evaluation (made, to make), None while it trains.
+    """
 
     step: int
     steps: int
     images_per_second: float
     loss: float
+    pictures: tuple[int, int] | None = None
 
 
 def read_records(uri: str) -> dict[str, SubjectRecord]:

@@ -205,6 +205,36 @@ def test_a_killed_worker_a_killed_queue_and_a_poisoned_subject_cost_nobody_else(
     assert sum(row["attempts"] for row in after.summary["results"]) == 3  # only the killed worker's subject again
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_a_stop_while_samples_are_made_does_not_wait_for_them_nor_lose_what_was_trained(
+    make_batch: Callable[..., BatchPlan], tmp_path: Path
+) -> None:
+    settings = {"evaluation__enabled": "true", "evaluation__images_per_prompt": 400, "train__max_train_steps": 4}
+    plan = make_batch(tmp_path, "coral-car", **settings)
+    seen: list[tuple[int, int]] = []
+
+    def interrupt(running: Mapping[str, Progress]) -> None:
+        pictures = running["coral-car"].pictures if "coral-car" in running else None
+        if pictures is not None:
+            seen.append(pictures)
+            if len(seen) == 1:
+                raise KeyboardInterrupt
+
+    stopped = run_batch(plan, Silent(interrupt), None)
+    assert stopped.interrupted
+    made, total = seen[-1]
+    assert made < total
+    [subject] = plan.subjects
+    before = published(join(subject.config.run_uri, "model"))
+    assert before is not None
+
+    fewer = make_batch(tmp_path, "coral-car", **settings | {"evaluation__images_per_prompt": 1})
+    assert fewer.subjects[0].key == subject.key
+    finished = run_batch(fewer, Silent(), None)
+    assert states(finished) == {"coral-car": "done"}
+    assert published(join(subject.config.run_uri, "model")) == before
+
+
 @pytest.mark.slow
 def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(make_config: Any, tmp_path: Path) -> None:
     config: DreamBoothConfig = make_config()

@@ -1,5 +1,6 @@
 """What a person sees of a batch, with a terminal and without."""
 
+import dataclasses
 import io
 import itertools
 
@@ -48,6 +49,18 @@ def test_a_terminal_shows_a_table_that_stays_small() -> None:
     assert "256.0" in shown
     assert sum(f"bad-{i}:" in shown for i in range(50)) == 5
     assert "bad-49" in shown
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_subject_whose_samples_are_made_is_not_in_training(terminal: bool) -> None:
+    out = io.StringIO()
+    trained = Progress(step=9, steps=9, images_per_second=4.0, loss=0.2)
+    running = {"rex": trained, "mug": dataclasses.replace(trained, pictures=(8, 56))}
+    with BatchView(total=4, console=Console(file=out, force_terminal=terminal, width=100)) as view:
+        view.update(counted(training=2), running, class_images=None, failures=())
+    shown = out.getvalue()
+    assert ("8/56" if terminal else "1 in training, 1 in evaluation, 4.0 images/s") in shown
+    assert "8.0" not in shown
 
 
 def test_quiet_prints_warnings_alone() -> None:
