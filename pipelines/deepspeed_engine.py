@@ -7,9 +7,10 @@ gradients and optimizer states live.
 import argparse
 import logging
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,28 @@ def import_deepspeed(*, cuda: bool) -> Any:
         # It would take a GPU that is there, even one that this worker was not given.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed
-    import deepspeed.ops
+    with _absent("mlflow"):  # its autotuner would import it if it could, for seconds
+        import deepspeed
+        import deepspeed.ops
 
     if not cuda:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return deepspeed
+
+
+@contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """Let a module that isn't imported yet look as if it weren't installed."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _to_universal(source: Path, target: Path) -> None:

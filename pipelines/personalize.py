@@ -1,7 +1,7 @@
 """One subject, end to end, on one screen: class images -> fine-tuning -> evaluation -> registry -> summary."""
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
@@ -52,7 +52,8 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
         run = stack.enter_context(
             track(plan.config.tracking, run_name=name, params=params, tags=result_tags(plan), resume_key=plan.key)
         )
-        return _stages(plan, resources, encoder, run, console, clock)
+        pool = stack.enter_context(closing(_pool(plan, resources)))
+        return _stages(plan, pool, encoder, run, console, clock)
 
 
 def checked_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
@@ -72,13 +73,19 @@ def check_batch_destinations(batch: BatchPlan) -> None:
         check_model_name(plan.config.model_name)
 
 
+def _pool(plan: Plan, resources: Resources) -> SamplerPool:
+    here = plan.config.cluster.address is None and resources.nodes == 1
+    return SamplerPool(
+        actors=plan.config.prior.num_actors or (resources.gpus if plan.use_gpu else resources.cpus),
+        use_gpu=plan.use_gpu,
+        keep=here and not plan.use_gpu,
+    )
+
+
 def _stages(
-    plan: Plan, resources: Resources, encoder: str | None, run: TrackedRun, console: RunConsole, clock: Clock
+    plan: Plan, pool: SamplerPool, encoder: str | None, run: TrackedRun, console: RunConsole, clock: Clock
 ) -> PersonalizeResult:
     config = plan.config
-    pool = SamplerPool(
-        actors=config.prior.num_actors or (resources.gpus if plan.use_gpu else resources.cpus), use_gpu=plan.use_gpu
-    )
     with clock.stage("class_images"):
         prior_set = _class_images(plan, pool, console)
     with clock.stage("train"):

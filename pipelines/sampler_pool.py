@@ -63,12 +63,16 @@ class SamplersHere:
             yield place, getattr(self.sampler, call.method)(*call.arguments)
 
 
-@dataclass(frozen=True, kw_only=True)
 class SamplerPool:
-    """How many sampling actors, and what each takes: a CPU, and with `use_gpu` a GPU."""
+    """How many sampling actors, and what each takes: a CPU, and with `use_gpu` a GPU.
 
-    actors: int
-    use_gpu: bool
+    With `keep` they take none of the cluster's CPUs, and stay between uses with nothing loaded, until `close`: on a
+    machine without a GPU they start for longer than they sample, while others only need them to be idle.
+    """
+
+    def __init__(self, *, actors: int, use_gpu: bool, keep: bool = False) -> None:
+        self.actors, self.use_gpu, self.keep = actors, use_gpu, keep
+        self._started: list[Any] = []
 
     @contextmanager
     def started(self, wanted: int) -> Iterator[RunningSamplers]:
@@ -76,11 +80,23 @@ class SamplerPool:
         import ray
 
         # A call runs again when its node is lost; what it makes depends on nothing but its arguments.
-        options = {"num_cpus": 1, "num_gpus": 1 if self.use_gpu else 0, "max_restarts": 2, "max_task_retries": 2}
-        actor = ray.remote(ImageSampler).options(**options)
-        actors: list[Any] = [actor.remote(use_gpu=self.use_gpu) for _ in range(min(self.actors, wanted))]
+        options = {"num_cpus": 0 if self.keep else 1, "num_gpus": 1 if self.use_gpu else 0}
+        actor = ray.remote(ImageSampler).options(**options, max_restarts=2, max_task_retries=2)
+        missing = min(self.actors, wanted) - len(self._started)
+        self._started += [actor.remote(use_gpu=self.use_gpu) for _ in range(missing)]
         try:
-            yield RunningSamplers(actors)
+            yield RunningSamplers(self._started)
         finally:
-            for one in actors:
-                ray.kill(one)
+            if self.keep:
+                for one in self._started:
+                    one.unload.remote()
+            else:
+                self.close()
+
+    def close(self) -> None:
+        """End the actors."""
+        import ray
+
+        for one in self._started:
+            ray.kill(one)
+        self._started = []

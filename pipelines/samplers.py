@@ -87,6 +87,10 @@ class ImageSampler:
     def ready(self) -> None:
         """Answer: the actor is up."""
 
+    def unload(self) -> None:
+        """Free what is loaded; the next call loads it again."""
+        self._loaded, self._given, self._put_back, self._bank = None, None, {}, None
+
     def class_images(self, source: Source, plan: Any, block: range, wanted: Sequence[int], uri: str) -> list[int]:
         """Make a block of class images and write those wanted; returns their indices."""
         from dreambooth.images import png_bytes
