@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from dreambooth.errors import InputError
+from pipelines.certificates import tls_environment
 from pipelines.plan import Plan
 
 Manifest = dict[str, Any]
@@ -34,7 +35,9 @@ _UNPRIVILEGED: Mapping[str, Any] = {
     "capabilities": {"drop": ["ALL"]},
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-_GIVE_NOTICE = (
+_TLS = "/tls"
+_CERTIFICATES: Mapping[str, Any] = {"name": "tls", "mountPath": _TLS, "readOnly": True}
+GIVE_NOTICE = (
     "ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod goes' "
     "--deadline-remaining-seconds 90; "
     "for second in $(seq 100); do grep -qs RayTrainWorker /proc/[0-9]*/cmdline || break; sleep 1; done"
@@ -99,6 +102,8 @@ def ray_cluster(name: str, plans: Sequence[Plan], *, lanes: int, placement: Plac
             "version": "v2",
             "idleTimeoutSeconds": 300,
             "resources": _resources(cpus=1, memory="1Gi"),
+            "env": _environment(),
+            "volumeMounts": [dict(_CERTIFICATES)],
             "securityContext": dict(_UNPRIVILEGED),
         },
     }
@@ -182,10 +187,10 @@ def _cluster_spec(plans: Sequence[Plan], *, lanes: int, placement: Placement) ->
     largest = max(plans, key=host_bytes)
     pods = worker_pods(largest, lanes=lanes, gpus_per_node=placement.gpus_per_node)
     resources = _resources(cpus=pods.cpus, memory=_gibibytes(pods.memory_bytes), gpus=pods.gpus)
-    worker = _pod("ray-worker", placement.image, resources)
+    worker = _pod("ray-worker", placement, resources)
     # Longer than a step and the upload of a checkpoint take.
     worker["spec"] |= {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 120}
-    worker["spec"]["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", _GIVE_NOTICE]}}}
+    worker["spec"]["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", GIVE_NOTICE]}}}
     if pods.gpus:
         worker["spec"]["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return {
@@ -195,7 +200,7 @@ def _cluster_spec(plans: Sequence[Plan], *, lanes: int, placement: Placement) ->
             # Drivers and queues take no CPU of Ray's.
             "rayStartParams": {"num-cpus": "0"},
             "serviceType": "ClusterIP",
-            "template": _pod("ray-head", placement.image, _resources(cpus=2, memory="6Gi")),
+            "template": _pod("ray-head", placement, _resources(cpus=2, memory="6Gi")),
         },
         "workerGroupSpecs": [
             {
@@ -210,32 +215,59 @@ def _cluster_spec(plans: Sequence[Plan], *, lanes: int, placement: Placement) ->
     }
 
 
-def _pod(container: str, image: str, resources: Manifest) -> Manifest:
+def _pod(container: str, placement: Placement, resources: Manifest) -> Manifest:
     shared = {"medium": "Memory", "sizeLimit": _gibibytes(_SHARED_MEMORY_BYTES)}
     return {
         "spec": {
+            "initContainers": [_certificate(placement)],
             "containers": [
                 {
                     "name": container,
-                    "image": image,
+                    "image": placement.image,
                     "envFrom": [
                         {"configMapRef": {"name": "dreambooth-settings"}},
                         {"secretRef": {"name": "dreambooth-credentials"}},
                     ],
+                    "env": _environment(),
                     "resources": resources,
                     "securityContext": dict(_UNPRIVILEGED),
                     "volumeMounts": [
                         {"name": "shared-memory", "mountPath": "/dev/shm"},
                         {"name": "cache", "mountPath": "/cache"},
+                        dict(_CERTIFICATES),
                     ],
                 }
             ],
             "volumes": [
                 {"name": "shared-memory", "emptyDir": shared},
                 {"name": "cache", "emptyDir": {"sizeLimit": "20Gi"}},
+                {"name": "tls", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+                {"name": "authority", "secret": {"secretName": "dreambooth-authority"}},
             ],
         }
     }
+
+
+def _certificate(placement: Placement) -> Manifest:
+    """Makes the pod's certificate for the traffic between nodes; no other container sees the authority's key."""
+    names = ["$(POD_IP)", f"*.{placement.namespace}.svc.cluster.local"]
+    return {
+        "name": "certificate",
+        "image": placement.image,
+        "command": ["python", "-m", "pipelines.certificates", "node", "/authority", _TLS, *names],
+        "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+        "resources": _resources(cpus=1, memory="256Mi"),
+        "securityContext": dict(_UNPRIVILEGED),
+        "volumeMounts": [
+            {"name": "authority", "mountPath": "/authority", "readOnly": True},
+            {"name": "tls", "mountPath": _TLS},
+        ],
+    }
+
+
+def _environment() -> list[Manifest]:
+    """By names of their own, since KubeRay hands these, and not a ConfigMap's, to the container that waits for Ray."""
+    return [{"name": name, "value": value} for name, value in tls_environment(_TLS).items()]
 
 
 def _submitter(placement: Placement) -> Manifest:

@@ -1,4 +1,4 @@
-"""Real Ray clusters on this machine: `ray start` in processes of their own, on ports of their own, with token auth.
+"""Real Ray clusters on this machine: `ray start` in processes of their own, on ports of their own, with token and TLS.
 
 For `make cluster-demo` and the integration tests; nodes on machines of their own are infra/ray/machines.yaml's.
 """
@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray.util
 
 from pipelines import storage
+from pipelines.certificates import make_authority, make_node_certificate, tls_environment
 
 _OBJECT_STORE_BYTES = 200 << 20
 
@@ -37,6 +39,10 @@ class Cluster:
         self.token = secrets.token_hex(32)
         self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
         self.environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
+        authority, tls = folder / "authority", folder / "tls"
+        make_authority(authority)
+        make_node_certificate(authority, tls, [ray.util.get_node_ip_address()])
+        self.environment |= tls_environment(tls)
         self._temporary: list[str] = []
         self._bin = Path(sys.executable).parent
         # A job's `python` is the one on the path of the node that it runs on.

@@ -56,6 +56,21 @@ def test_who_has_no_token_or_a_wrong_one_stays_outside(cluster: Cluster) -> None
     assert "wants a token (401)" in nameless.stderr
 
 
+def test_who_has_no_certificate_stays_outside(cluster: Cluster) -> None:
+    def healthy(environment: dict[str, str], seconds: float) -> bool:
+        command = [Path(sys.executable).with_name("ray"), "health-check", "--address", cluster.gcs]
+        try:
+            asked = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=seconds)
+        except subprocess.TimeoutExpired:  # Ray goes on trying
+            return False
+        return asked.returncode == 0
+
+    began = time.monotonic()
+    assert healthy(cluster.environment, 60)
+    plain = {name: value for name, value in cluster.environment.items() if "TLS" not in name}
+    assert not healthy(plain, 3 * (time.monotonic() - began))
+
+
 @pytest.mark.slow  # Ray tries for fifteen seconds
 @pytest.mark.parametrize(
     ("environment", "said"),

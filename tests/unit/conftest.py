@@ -111,7 +111,7 @@ def check_rules_of_kuberay(manifest: dict[str, Any]) -> None:
 def check_restricted(pod: dict[str, Any]) -> None:
     """Pod security 'restricted', no token of Kubernetes without need, and every container has its limits."""
     assert "automountServiceAccountToken" in pod or pod["containers"][0]["name"] == "ray-head"
-    for container in pod["containers"]:
+    for container in [*pod.get("initContainers", []), *pod["containers"]]:
         context = pod.get("securityContext", {}) | container["securityContext"]
         assert context["runAsNonRoot"]
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.certificates import tls_environment
+from pipelines.manifests import GIVE_NOTICE
+
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "infra" / "kubernetes"
 OVERLAYS = ("base", "overlays/cpu-demo", "overlays/gpu")
@@ -18,6 +21,7 @@ SECRETS = {
     "dreambooth-redis": {"password"},
     "dreambooth-credentials": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
     "dreambooth-server": {"POSTGRES_PASSWORD"},
+    "dreambooth-authority": set(),
 }
 """The secrets that infra/kubernetes/README.md has one make, with the keys that are named one by one."""
 
@@ -112,6 +116,35 @@ def test_what_is_referred_to_is_there(objects: list[dict[str, Any]]) -> None:
     for name, keys in SECRETS.items():
         assert f"create secret generic {name} " in readme
         assert all(f"--from-literal={key}=" in readme for key in keys)
+
+
+def test_rays_nodes_and_mlflow_talk_by_tls(objects: list[dict[str, Any]], pods_in: Callable[[Any], Any]) -> None:
+    told = [{"name": name, "value": value} for name, value in tls_environment("/tls").items()]
+    (cluster,) = [each for each in objects if each["kind"] == "RayCluster"]
+    pods = pods_in(cluster)
+    # KubeRay hands a container's env and mounts, but not its envFrom, to the one that waits for Ray.
+    for container in [cluster["spec"]["autoscalerOptions"], *(pod["containers"][0] for pod in pods)]:
+        assert container["env"] == told
+        assert {"name": "tls", "mountPath": "/tls", "readOnly": True} in container["volumeMounts"]
+    (mlflow,) = [each for each in objects if each["kind"] == "Deployment" and each["metadata"]["name"] == "mlflow"]
+    for pod in [*pods, *pods_in(mlflow)]:
+        (certificate,) = pod["initContainers"]
+        assert certificate["command"][:6] == ["python", "-m", "pipelines.certificates", "node", "/authority", "/tls"]
+        with_key = [each["name"] for each in [*pod["initContainers"], *pod["containers"]] if sees_authority(each)]
+        assert with_key == ["certificate"]
+    (settings,) = [each["data"] for each in objects if each["metadata"]["name"] == "dreambooth-settings"]
+    assert settings["MLFLOW_TRACKING_URI"].startswith("https://")
+
+
+def sees_authority(container: dict[str, Any]) -> bool:
+    return any(mount["name"] == "authority" for mount in container["volumeMounts"])
+
+
+def test_a_pod_that_goes_gives_notice_as_one_of_a_manifest_does(objects: list[dict[str, Any]]) -> None:
+    (cluster,) = [each for each in objects if each["kind"] == "RayCluster"]
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        hook = group["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert hook == ["/bin/sh", "-c", GIVE_NOTICE]
 
 
 def test_nothing_is_reachable_without_a_policy(objects: list[dict[str, Any]]) -> None:

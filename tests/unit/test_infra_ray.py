@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.certificates import tls_environment
+
 FOLDER = Path(__file__).parents[2] / "infra" / "ray"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
@@ -47,6 +49,17 @@ def test_every_start_asks_for_the_token_and_keeps_the_dashboard_at_home(cluster:
     assert all("RAY_AUTH_MODE=token" in words for words in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
     assert "/home/ray/.ray/auth_token" in cluster["file_mounts"]
+
+
+def test_nodes_make_their_certificates_before_they_start_and_talk_by_tls(cluster: dict[str, Any]) -> None:
+    options = cluster["docker"]["run_options"]
+    assert {f"--env {name}={value}" for name, value in tls_environment("/home/ray/tls").items()} <= set(options)
+    assert "/home/ray/authority" in cluster["file_mounts"]
+    for kind in ("head_start_ray_commands", "worker_start_ray_commands"):
+        commands = cluster[kind]
+        [made] = [place for place, text in enumerate(commands) if "certificates node ~/authority ~/tls" in text]
+        [started] = [place for place, text in enumerate(commands) if "ray start" in text]
+        assert made < started
 
 
 def test_no_work_on_the_head() -> None:
