@@ -102,8 +102,8 @@ def fine_tune(
     """Restore, fit, gather. `tell` takes messages on every rank, `stopping` says on rank 0 whether to stop.
 
     `leaving`, which every rank asks as often, says on all whether the machine of one will be taken away: then a
-    checkpoint is written, from which others go on. There may be fewer workers than `cluster.num_workers` says, or more
-    again: they share the same global batch.
+    checkpoint is written, from which others go on. So it is after SIGTERM, and this process ends. There may be fewer
+    workers than `cluster.num_workers` says, or more again: they share the same global batch.
 
     Raises Diverged when the loss stops being a number, Stopped when told to stop, after a checkpoint.
     """
@@ -122,7 +122,7 @@ def fine_tune(
         history.scores.weights = None
     resumed_from = history.step
     scoring = Scoring(task, engine, device)
-    leave = Leaving(leaving)
+    leave = Leaving(leaving, lambda mine: _any_rank(engine, mine, device))
     workers = {"workers": engine.world_size, "asked": config.cluster.num_workers}
     tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
 
@@ -142,6 +142,7 @@ def fine_tune(
             began_saving = time.perf_counter()
             checkpoints.save(engine, history)
             tell({"kind": "checkpoint", "step": step, "seconds": time.perf_counter() - began_saving})
+            leave.go()
         if stop and not last:
             raise Stopped(f"stopped after step {step}")
         if not last and config.train.validate_every and step % config.train.validate_every == 0:
@@ -152,7 +153,7 @@ def fine_tune(
     aside = _Timed(on_step)  # checkpoints, samples and scores are no steps
     began = time.perf_counter()
     try:
-        with suppress(_NoLongerRising):
+        with leave.while_training(), suppress(_NoLongerRising):
             fit(engine, data, config.train, start=resumed_from, on_step=aside)
         seconds = time.perf_counter() - began - aside.seconds
         peaks, resident = from_all_ranks(engine, _peak_memory(device)), from_all_ranks(engine, _resident_memory())
@@ -227,13 +228,13 @@ def autocast(config: DreamBoothConfig, device: str) -> bool:
     return config.train.mixed_precision == "bf16"
 
 
-def _any_rank(engine: Any, stop: bool, device: str) -> bool:
-    """Whether rank 0 wants to stop, on every rank at the same step."""
+def _any_rank(engine: Any, here: bool, device: str) -> bool:
+    """Whether something is so on one rank, on every rank at the same step."""
     import torch
 
     if engine.world_size == 1:
-        return stop
-    return bool(engine.mean(torch.tensor([float(stop and engine.rank == 0)], device=device)).item() > 0)
+        return here
+    return bool(engine.mean(torch.tensor([float(here)], device=device)).item() > 0)
 
 
 def _data(base: BaseModel, task: TrainTask, num_train_timesteps: int, device: str) -> Any:

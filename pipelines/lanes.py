@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.batch_plan import BatchPlan
 from pipelines.cluster import WORKER_ENVIRONMENT, worker_group
 from pipelines.lane_worker import LaneTask, lane_worker
+from pipelines.preemption import answering_workers
 from pipelines.storage import join, pyarrow_filesystem
 
 _TELL_SECONDS = 0.5
@@ -96,6 +97,7 @@ class Lanes:
                 failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 worker_runtime_env=WORKER_ENVIRONMENT,
+                callbacks=[answering_workers()],
             ),
         )
         trainer.fit()

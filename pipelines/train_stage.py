@@ -16,6 +16,7 @@ from dreambooth.errors import Diverged
 from pipelines.cluster import WORKER_ENVIRONMENT, worker_group
 from pipelines.fine_tune import TrainTask
 from pipelines.plan import Plan
+from pipelines.preemption import answering_workers
 from pipelines.prior_stage import PriorSet
 from pipelines.storage import Manifest, exists, filesystem, join, published, pyarrow_filesystem, read_json
 from pipelines.train_worker import diverged_uri, train_worker
@@ -106,6 +107,7 @@ def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> None:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             worker_runtime_env=WORKER_ENVIRONMENT,
+            callbacks=[answering_workers()],
         ),
     )
     try:

@@ -1,6 +1,5 @@
 """Ray Train with DeepSpeed on two workers, killed in the middle: what comes out is what would have come out."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -61,7 +60,7 @@ def uninterrupted() -> dict[str, TrainResult]:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_killed_worker_changes_nothing(
+def test_a_worker_told_to_end_and_a_killed_one_change_nothing(
     make_config: Any, tmp_path: Path, uninterrupted: dict[str, TrainResult]
 ) -> None:
     plan = make_plan(interruptible(make_config, tmp_path / "calm"), FOUR_CPUS)
@@ -71,19 +70,29 @@ def test_a_killed_worker_changes_nothing(
     assert min(calm.peak_memory_bytes) > 100 << 20
     assert not Path(join(plan.config.run_uri, "checkpoints", f"coral-car-{plan.key}")).exists()
 
-    killed = []
+    ended: list[signal.Signals] = []
+    starts: list[int] = []
+    checkpoints: list[int] = []
 
-    def kill_one_rank(message: dict[str, Any]) -> None:
-        if message["kind"] == "step" and message["metrics"]["step"] >= STEPS - 30 and not killed:
-            below = psutil.Process().children(recursive=True)
-            workers = [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
-            killed.append(workers[-1].pid)
-            os.kill(workers[-1].pid, signal.SIGKILL)
+    def strike(message: dict[str, Any]) -> None:
+        if message["kind"] == "checkpoint":
+            checkpoints.append(message["step"])
+        elif message["kind"] == "phase" and message["phase"] == "training":
+            starts.append(message["start"])
+        elif message["kind"] == "step":
+            for how, step in ((signal.SIGTERM, EVERY // 2), (signal.SIGKILL, STEPS - 30)):
+                if message["metrics"]["step"] >= step and how not in ended:
+                    ended.append(how)
+                    below = psutil.Process().children(recursive=True)
+                    workers = [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
+                    workers[-1].send_signal(how)
 
     struck_plan = make_plan(interruptible(make_config, tmp_path / "struck"), FOUR_CPUS)
     assert struck_plan.key == plan.key
-    struck = run(struck_plan, kill_one_rank)
-    assert killed
+    struck = run(struck_plan, strike)
+    assert ended == [signal.SIGTERM, signal.SIGKILL]
+    assert checkpoints[0] % EVERY
+    assert starts[:2] == [0, checkpoints[0]]  # who is told to end loses no step
     assert struck.resumed_from in range(EVERY, STEPS, EVERY)
     assert losses(struck) == losses(calm)
     assert {name: record.sha256 for name, record in struck.model.files.items()} == {
