@@ -194,7 +194,7 @@ class DreamBoothConfig(Frozen):
 
 
 MINIATURE: dict[str, Any] = {
-    "prior": {"num_class_images": 200, "num_inference_steps": 20, "guidance_scale": 4.0},
+    "prior": {"num_class_images": 100, "num_inference_steps": 12, "guidance_scale": 4.0},
     "train": {
         "max_train_steps": 400,
         "micro_batch_size": 2,

@@ -15,11 +15,19 @@ from pipelines.paper_experiments import (
 FEW_SUBJECTS = ("coral-car", "magenta-cat", "navy-dog", "sky-boat", "violet-teapot")
 """Of side experiments. None is green, which is the common word that stands for an identifier there."""
 
+_COMMON = {"prior.num_class_images": 200, "prior.num_inference_steps": 20}
+"""Class images are shared by many runs here, so that there can be more of them than for one subject."""
+
 
 def full_setting() -> Setting:
     """All tables; two samples a prompt, so that DIV can be measured."""
     return Setting(
-        name="full", experiments=EXPERIMENTS, subjects=subject_names(), few_subjects=FEW_SUBJECTS, images_per_prompt=2
+        name="full",
+        experiments=EXPERIMENTS,
+        subjects=subject_names(),
+        few_subjects=FEW_SUBJECTS,
+        images_per_prompt=2,
+        common=_COMMON,
     )
 
 
@@ -28,5 +36,9 @@ def quick_setting() -> Setting:
     ends = replace(TABLE_5, rows=(TABLE_5.rows[0], TABLE_5.rows[-1]))
     subjects = ("coral-car", "navy-dog", "violet-teapot")
     return Setting(
-        name="quick", experiments=(TABLE_1, TABLE_3, TABLE_4, ends), subjects=subjects, few_subjects=subjects
+        name="quick",
+        experiments=(TABLE_1, TABLE_3, TABLE_4, ends),
+        subjects=subjects,
+        few_subjects=subjects,
+        common=_COMMON,
     )
