@@ -59,7 +59,7 @@ demo: $(INSTALLED) ## Fine-tune the built-in miniature on one of its subjects; p
 	    --set train.micro_batch_size=1 --output output/demo
 
 test: $(INSTALLED) ## Run the unit tests, then the integration tests, but for those marked slow
-	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4
+	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
 	$(BIN)/python -m pytest tests/integration -m "not slow"
 
 test-slow: $(INSTALLED) ## Run the tests that take minutes each

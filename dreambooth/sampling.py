@@ -50,7 +50,14 @@ def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> "Stabl
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae.to(torch.float32)
+    _lay_out(pipeline.unet)
     return pipeline
+
+
+def _lay_out(unet: torch.nn.Module) -> None:
+    """In fp32 on a CPU convolutions are a tenth faster with channels last; in bf16 they are slower."""
+    if next(unet.parameters()).device.type == "cpu" and sampling_dtype("cpu") is torch.float32:
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def personalized(base: "StableDiffusionPipeline", directory: Path) -> "StableDiffusionPipeline":
@@ -62,6 +69,7 @@ def personalized(base: "StableDiffusionPipeline", directory: Path) -> "StableDif
     unet = UNet2DConditionModel.from_pretrained(directory, subfolder="unet", **options)
     text_encoder = CLIPTextModel.from_pretrained(directory, subfolder="text_encoder", **options)
     trained = {"unet": unet.to(base.device), "text_encoder": text_encoder.to(base.device)}
+    _lay_out(trained["unet"])
     pipeline = StableDiffusionPipeline(**{**base.components, **trained}, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -49,6 +49,8 @@ class DreamBoothModel(PythonModel):
         # A CPU that multiplies bf16 itself is twice as fast with it.
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         self.bf16 = not cuda and native
+        if not cuda and not native:
+            pipeline.unet.to(memory_format=torch.channels_last)  # a tenth faster, in fp32
         self.identifier: str = context.model_config["identifier"]
 
     def predict(
