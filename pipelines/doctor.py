@@ -3,6 +3,7 @@
 Facts are gathered where they are (a task pinned to each node), and judged here, by plain functions of the facts.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -39,7 +40,8 @@ def examine(config: DreamBoothConfig) -> list[Finding]:
     if config.cluster.address is None:
         found = "Ray was started here for this, without a dashboard: nobody else reaches it"
         return [*findings, Finding(check="authentication", state="ok", found=found)]
-    return [*findings, judge_auth(*dashboard_answers())]
+    encrypted = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")  # Ray lets nobody in who differs from it
+    return [*findings, judge_auth(*dashboard_answers()), judge_encryption(len(nodes), encrypted)]
 
 
 def judge_versions(nodes: Sequence[NodeFacts]) -> Finding:
@@ -107,6 +109,16 @@ def judge_auth(without_token: int | None, host: str) -> Finding:
     found = f"whoever reaches {host} may run code: a call without a token gets {without_token}"
     cure = "ray get-auth-token --generate, and RAY_AUTH_MODE=token on every node"
     return Finding(check="authentication", state="warning" if local else "failure", found=found, cure=cure)
+
+
+def judge_encryption(nodes: int, encrypted: bool) -> Finding:
+    """Whether others on the network can read what Ray's nodes say to each other, the token among it."""
+    if encrypted:
+        return Finding(check="encryption", state="ok", found="Ray's nodes and drivers talk by TLS")
+    if nodes == 1:
+        return Finding(check="encryption", state="ok", found="one node: nothing of Ray leaves the machine")
+    cure = "RAY_USE_TLS=1 and certificates (python -m pipelines.certificates), unless the network is yours alone"
+    return Finding(check="encryption", state="warning", found="Ray's nodes talk in the clear", cure=cure)
 
 
 def probe_tracking(config: DreamBoothConfig) -> str:

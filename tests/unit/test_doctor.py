@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from dreambooth.config import DreamBoothConfig, load_config
 from pipelines.cli import main
-from pipelines.doctor import Finding, judge_auth, judge_nodes, judge_versions, probe_tracking
+from pipelines.doctor import Finding, judge_auth, judge_encryption, judge_nodes, judge_versions, probe_tracking
 from pipelines.node_facts import PACKAGES, NodeFacts, installed_versions
 
 GIB = 1 << 30
@@ -89,6 +89,11 @@ def test_versions_that_differ_are_told_by_node() -> None:
 )
 def test_an_open_dashboard_is_a_failure_where_others_reach_it(answer: int | None, host: str, state: str) -> None:
     assert judge_auth(answer, host).state == state
+
+
+@pytest.mark.parametrize(("nodes", "encrypted", "state"), [(3, True, "ok"), (1, False, "ok"), (3, False, "warning")])
+def test_traffic_between_nodes_in_the_clear_is_told(nodes: int, encrypted: bool, state: str) -> None:
+    assert judge_encryption(nodes, encrypted).state == state
 
 
 def test_tracking_is_probed_and_left_as_it_was(mlflow_database: str, tmp_path: Path) -> None:
