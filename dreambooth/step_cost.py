@@ -1,15 +1,12 @@
 """What does a training step cost? Counted on shapes alone, so it takes a second whatever the size of the base model."""
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreambooth.families import family_of
-from dreambooth.families.stable_diffusion import load_tokenizer
+from dreambooth.empty_step import EmptyStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,27 +27,16 @@ def step_cost(
 
     With gradient checkpointing, the second forward pass is counted too.
     """
-    family = family_of(directory)
-    denoiser, text_encoder = family.empty_components(directory)
-    if checkpointing:
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    with torch.device("meta"):
-        latents = torch.empty(2 * pairs, *latent_shape(directory, resolution))
-        timesteps = torch.zeros(2 * pairs, dtype=torch.long)
-        input_ids = torch.zeros(2 * pairs, load_tokenizer(directory).model_max_length, dtype=torch.long)
-    denoiser.train()
-    text_encoder.train().requires_grad_(train_text_encoder)
+    step = EmptyStep(
+        directory,
+        resolution=resolution,
+        images=2 * pairs,
+        train_text_encoder=train_text_encoder,
+        checkpointing=checkpointing,
+    )
     counter = FlopCounterMode(display=False)
     with counter:
-        text = family.encode_text(text_encoder, input_ids)
-        loss = family.denoise(denoiser, latents, timesteps, text).sum()
+        loss = step.model_pred().sum()
         forward = counter.get_total_flops()
         loss.backward()
     return StepCost(forward_flops=forward, flops=counter.get_total_flops())
-
-
-def latent_shape(directory: Path, resolution: int) -> tuple[int, int, int]:
-    """(C, H, W) of the latent of an image of `resolution` pixels."""
-    scale = 2 ** (len(json.loads((directory / "vae" / "config.json").read_text())["block_out_channels"]) - 1)
-    channels = json.loads((directory / "unet" / "config.json").read_text())["in_channels"]
-    return channels, resolution // scale, resolution // scale

@@ -14,9 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from dreambooth.families import family_of
-from dreambooth.families.stable_diffusion import load_tokenizer
-from dreambooth.step_cost import latent_shape
+from dreambooth.empty_step import EmptyStep
 
 
 def step_memory(
@@ -34,27 +32,24 @@ def step_memory(
     The gradients of the weights are among them, unless they are given away as they come, as ZeRO 2 and 3 do. With
     `autocast` matrix products are in bf16, and so are the copies of weights that it keeps for them.
     """
-    family = family_of(directory)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        denoiser, text_encoder = family.empty_components(directory, device="cpu")
-        if checkpointing:
-            denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-            text_encoder.activation_checkpointing_enable()  # type: ignore[operator]
-        denoiser.train()
-        text_encoder.train().requires_grad_(train_text_encoder)
-        latents = torch.empty(images, *latent_shape(directory, resolution))
-        timesteps = torch.zeros(images, dtype=torch.long)
-        input_ids = torch.zeros(images, load_tokenizer(directory).model_max_length, dtype=torch.long)
+        step = EmptyStep(
+            directory,
+            resolution=resolution,
+            images=images,
+            train_text_encoder=train_text_encoder,
+            checkpointing=checkpointing,
+            device="cpu",
+        )
         if not keep_gradients:
-            for parameter in (*denoiser.parameters(), *text_encoder.parameters()):
+            for parameter in (*step.denoiser.parameters(), *step.text_encoder.parameters()):
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(_give_away)
         with _Alive() as alive:
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                text = family.encode_text(text_encoder, input_ids)
-                model_pred = family.denoise(denoiser, latents, timesteps, text)
+                model_pred = step.model_pred()
             model_pred.float().square().mean().backward()
-        most: int = alive.most
+    most: int = alive.most
     return most
 
 

@@ -16,13 +16,13 @@ import torch
 
 from dreambooth.batches import Batch
 from dreambooth.config import load_config
+from dreambooth.empty_step import latent_shape
 from dreambooth.engine import TorchEngine
 from dreambooth.families import family_of
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.miniature import PIPELINE_DIR as MINIATURE
 from dreambooth.model import Components, build_model, load_schedule
 from dreambooth.quiet import quiet
-from dreambooth.step_cost import latent_shape
 
 STEPS = 3
 
