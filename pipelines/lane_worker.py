@@ -15,6 +15,7 @@ from typing import Any
 
 from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import DreamBoothConfig
+from pipelines.class_image_sets import MakeClassImages
 from pipelines.collectives import from_all_ranks
 from pipelines.collector import collect_less_garbage
 from pipelines.evaluate_stage import Evaluation, evaluate
@@ -29,7 +30,7 @@ from pipelines.sampler_pool import SamplersHere
 from pipelines.samplers import Source
 from pipelines.storage import join
 from pipelines.stored_checkpoints import StoredCheckpoints
-from pipelines.subject_queue import MakeClassImages, TrainSubject, Wait, Work
+from pipelines.subject_queue import TrainSubject, Wait, Work
 from pipelines.subject_record import Progress
 from pipelines.train_stage import find_model
 

@@ -11,12 +11,12 @@ own class's set is whole.
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dreambooth.prior import PriorPlan
+from pipelines.class_image_sets import ClassImageSets, MakeClassImages, WantedSet
 from pipelines.fine_tune import TrainTask
 from pipelines.metrics import record as record_metric
-from pipelines.prior_stage import images_present, is_whole
 from pipelines.samplers import Source
 from pipelines.storage import join, write_json
 from pipelines.subject_record import STATES, Progress, State, SubjectRecord, read_records
@@ -41,17 +41,6 @@ class TrainSubject:
     """Train this one."""
 
     task: TrainTask
-
-
-@dataclass(frozen=True, kw_only=True)
-class MakeClassImages:
-    """Make these blocks of a set, one a worker; `wanted` holds the missing images of each."""
-
-    plan: PriorPlan
-    source: Source
-    uri: str
-    blocks: tuple[range, ...]
-    wanted: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +73,6 @@ class Snapshot:
     finished: bool
 
 
-@dataclass(kw_only=True)
-class _ClassSet:
-    plan: PriorPlan
-    source: Source
-    parent_uri: str
-    missing: set[int]
-    open: deque[range]
-    whole: bool
-    waiting: list[str] = field(default_factory=list)
-
-
 class SubjectQueue:
     """The subjects of one batch; `uri` is its folder. Lanes are named `<driver>/<number>`.
 
@@ -107,15 +85,13 @@ class SubjectQueue:
         self._retries = retries
         self._subjects = {subject.record.name: subject for subject in subjects}
         self._ready: deque[tuple[str, float]] = deque()  # with the time since when it could start
-        self._sets: dict[str, _ClassSet] = {}
-        self._handed: dict[str, list[tuple[str, range]]] = {}
+        self._sets = ClassImageSets([_wanted_set(subject.prior, subject.task) for subject in subjects if subject.prior])
         self._progress: dict[str, Progress] = {}
         self._claims: dict[str, list[str]] = {}
         self._lanes: set[str] = set()
         self._nodes: dict[str, frozenset[str]] = {}
         self._trained: dict[str, None] = {}
         self._failures: dict[str, str] = {}
-        self._made = self._to_make = 0
         self._stopping = False
         stored = read_records(self._uri)
         self._records: dict[str, SubjectRecord] = {}
@@ -145,7 +121,7 @@ class SubjectQueue:
         self._nodes[lane] = nodes
         for name in [name for name in self._claims.get(lane, ()) if name not in holding]:
             self._lost(name, counts=fresh and same_nodes)
-        self._give_back_blocks(lane)
+        self._sets.give_back(lane)
         if self._stopping:
             return None
         if self._ready:
@@ -156,7 +132,7 @@ class SubjectQueue:
             )
             self._claims.setdefault(lane, []).append(name)
             return TrainSubject(task=self._subjects[name].task)
-        if (work := self._class_images(lane, count)) is not None:
+        if (work := self._sets.hand_out(lane, count)) is not None:
             return work
         if not self._counts["waiting"] and not self._counts["training"]:
             return None
@@ -164,17 +140,11 @@ class SubjectQueue:
 
     def made(self, lane: str, key: str, indices: Collection[int]) -> None:
         """Class images of a set have been written."""
-        self._handed.pop(lane, None)
-        done = self._sets[key].missing.intersection(indices)
-        self._sets[key].missing.difference_update(done)
-        self._made += len(done)
+        self._sets.written(lane, key, indices)
 
     def sealed(self, key: str) -> None:
         """A set has its manifest: its subjects can start."""
-        class_set = self._sets[key]
-        class_set.whole = True
-        self._ready.extend((name, time.time()) for name in class_set.waiting)
-        class_set.waiting.clear()
+        self._ready.extend((name, time.time()) for name in self._sets.sealed(key))
 
     def progress(self, name: str, progress: Progress) -> bool:
         """Take how far a subject has come; says whether to stop."""
@@ -239,9 +209,7 @@ class SubjectQueue:
         if self._nodes.get(lane, nodes) != nodes:
             return False  # it has new workers already
         self._nodes.pop(lane, None)
-        had_any = bool(self._claims.get(lane) or self._handed.get(lane))
-        self._give_back(lane, counts=False)
-        return had_any
+        return self._give_back(lane, counts=False)
 
     def stop(self) -> None:
         """Hand out nothing more, and tell lanes to stop after their step."""
@@ -249,14 +217,13 @@ class SubjectQueue:
 
     def snapshot(self) -> Snapshot:
         """How the batch stands."""
-        sealable = (s.plan for s in self._sets.values() if not s.missing and not s.whole)
         return Snapshot(
             counts={state: self._counts[state] for state in STATES},
             running=dict(self._progress),
-            class_images=(self._made, self._to_make),
+            class_images=(self._sets.made, self._sets.to_make),
             trained=tuple(self._trained),
             failures=tuple(self._failures.items()),
-            sets_to_seal=tuple(sealable),
+            sets_to_seal=self._sets.to_seal(),
             lanes=len(self._lanes),
             nodes=dict(self._nodes),
             finished=not (self._counts["waiting"] or self._counts["training"] or self._counts["trained"]),
@@ -275,58 +242,16 @@ class SubjectQueue:
         elif record.state == "training":
             self._claims.setdefault(str(record.lane), []).append(record.name)
         elif record.state == "waiting":
-            class_set = self._class_set(self._subjects[record.name])
-            if class_set is None or class_set.whole:
+            prior = self._subjects[record.name].prior
+            if prior is None or not self._sets.waits(record.name, prior.key):
                 self._ready.append((record.name, time.time()))
-            else:
-                class_set.waiting.append(record.name)
 
-    def _class_set(self, subject: QueuedSubject) -> _ClassSet | None:
-        if subject.prior is None:
-            return None
-        if subject.prior.key not in self._sets:
-            self._sets[subject.prior.key] = self._find_set(subject.prior.key)
-        return self._sets[subject.prior.key]
-
-    def _find_set(self, key: str) -> _ClassSet:
-        asking = [s for s in self._subjects.values() if s.prior is not None and s.prior.key == key]
-        # Subjects may want different numbers of the same set's images: it gets as many as any wants.
-        plan, task = max(((s.prior, s.task) for s in asking if s.prior), key=lambda pair: pair[0].count)
-        parent = task.config.prior_uri
-        present = images_present(parent, plan)
-        missing = set(plan.missing(present))
-        self._to_make += len(missing)
-        return _ClassSet(
-            plan=plan,
-            source=Source(address=task.config.base_model, revision=task.config.revision, base_hash=task.base_hash),
-            parent_uri=parent,
-            missing=missing,
-            open=deque(plan.blocks(present)),
-            whole=not missing and is_whole(parent, plan),
-        )
-
-    def _class_images(self, lane: str, count: int) -> MakeClassImages | None:
-        for key, class_set in self._sets.items():
-            blocks = tuple(class_set.open.popleft() for _ in range(min(count, len(class_set.open))))
-            if blocks:
-                self._handed[lane] = [(key, block) for block in blocks]
-                return MakeClassImages(
-                    plan=class_set.plan,
-                    source=class_set.source,
-                    uri=join(class_set.parent_uri, key),
-                    blocks=blocks,
-                    wanted=tuple(tuple(sorted(class_set.missing.intersection(block))) for block in blocks),
-                )
-        return None
-
-    def _give_back(self, lane: str, *, counts: bool) -> None:
-        for name in list(self._claims.get(lane, ())):
+    def _give_back(self, lane: str, *, counts: bool) -> bool:
+        """What a lane had goes to others; says whether it had anything."""
+        names = list(self._claims.get(lane, ()))
+        for name in names:
             self._lost(name, counts=counts)
-        self._give_back_blocks(lane)
-
-    def _give_back_blocks(self, lane: str) -> None:
-        for key, block in self._handed.pop(lane, ()):
-            self._sets[key].open.append(block)
+        return self._sets.give_back(lane) or bool(names)
 
     def _lost(self, name: str, *, counts: bool) -> None:
         if counts:
@@ -354,6 +279,12 @@ class SubjectQueue:
     def _record_counts(self) -> None:
         for state in STATES:
             record_metric("dreambooth_subjects", self._counts[state], batch=self._batch, state=state)
+
+
+def _wanted_set(plan: PriorPlan, task: TrainTask) -> WantedSet:
+    config = task.config
+    source = Source(address=config.base_model, revision=config.revision, base_hash=task.base_hash)
+    return WantedSet(plan=plan, source=source, parent_uri=config.prior_uri)
 
 
 def _taken_up(stored: SubjectRecord | None, asked: SubjectRecord, driver: str) -> SubjectRecord:

@@ -30,6 +30,7 @@ from dreambooth.prior import image_name
 from dreambooth.quiet import quiet
 from pipelines.batch import BatchOutcome, run_batch
 from pipelines.batch_plan import BatchPlan, make_batch_plan
+from pipelines.class_image_sets import MakeClassImages
 from pipelines.cluster import Resources, ray_cluster
 from pipelines.collector import collect_less_garbage
 from pipelines.lanes import tell_seconds
@@ -38,7 +39,7 @@ from pipelines.plan import Plan
 from pipelines.storage import join, write_bytes, write_json
 from pipelines.subject_checks import check_subjects, valid_plans
 from pipelines.subject_list import read_batch
-from pipelines.subject_queue import MakeClassImages, TrainSubject
+from pipelines.subject_queue import TrainSubject
 from pipelines.subject_record import Progress, State, read_records
 
 HOSTS = 4

@@ -9,10 +9,11 @@ import pytest
 
 from dreambooth.config import load_config
 from dreambooth.prior import PriorPlan, image_name
+from pipelines.class_image_sets import MakeClassImages
 from pipelines.fine_tune import TrainTask
 from pipelines.prior_stage import seal
 from pipelines.storage import join, read_json, write_bytes
-from pipelines.subject_queue import MakeClassImages, QueuedSubject, SubjectQueue, TrainSubject, Wait
+from pipelines.subject_queue import QueuedSubject, SubjectQueue, TrainSubject, Wait
 from pipelines.subject_record import SubjectRecord
 
 LANE, OTHER = "driver/0", "driver/1"
