@@ -137,6 +137,7 @@ def prior_speedup() -> dict[str, float]:
     )
     torch.set_num_threads(2)
     pipeline = load_pipeline(PIPELINE_DIR, device="cpu", dtype=torch.float32)
+    pipeline.unet.to(memory_format=torch.contiguous_format)  # as diffusers loads it
     _plain_block(pipeline, plan, range(plan.batch_size))
     stage, plain = [], []
     with ray_cluster(ClusterConfig()):
