@@ -302,6 +302,7 @@ class _Teller:
     def _tell(self, **changes: Any) -> None:
         if time.monotonic() - self._told < self._every_seconds:
             return
+        self.stopping()  # the last answer, before another takes its place: steps may be slower than reports
         self._told = time.monotonic()
         self._progress = dataclasses.replace(self._progress, **changes)
         self._answer = self._queue.start("progress", self._name, self._progress)

@@ -206,6 +206,25 @@ def test_a_killed_worker_a_killed_queue_and_a_poisoned_subject_cost_nobody_else(
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_a_stop_reaches_a_training_of_slow_steps(make_batch: Callable[..., BatchPlan], tmp_path: Path) -> None:
+    settings = {"train__max_train_steps": 40, "train__gradient_accumulation_steps": 60, "prior__prior_loss_weight": 0}
+    plan = make_batch(tmp_path, "coral-car", **settings)
+    seen: list[int] = []
+
+    def interrupt(running: Mapping[str, Progress]) -> None:
+        step = running["coral-car"].step if "coral-car" in running else 0
+        seen.append(step)
+        if step >= 2 and step not in seen[:-1] and max(seen[:-1], default=0) < 2:
+            raise KeyboardInterrupt
+
+    assert run_batch(plan, Silent(interrupt), None).interrupted
+    assert 2 <= max(seen) < 20
+    [subject] = plan.subjects
+    assert published(join(subject.config.run_uri, "model")) is None
+    assert list(Path(subject.config.run_uri).glob("checkpoints/*/*/manifest.json"))
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_a_stop_while_samples_are_made_does_not_wait_for_them_nor_lose_what_was_trained(
     make_batch: Callable[..., BatchPlan], tmp_path: Path
 ) -> None:
