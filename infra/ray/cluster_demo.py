@@ -36,7 +36,7 @@ def main() -> int:
     say(f"services: MLflow with a password, Postgres, S3; everything of this lies in {folder}")
     try:
         os.environ.update(start_services(folder))
-        say(f"cluster: three nodes with a token; MLflow is at {os.environ['MLFLOW_TRACKING_URI']}")
+        say(f"cluster: three nodes with a token and TLS; MLflow is at {os.environ['MLFLOW_TRACKING_URI']}")
         with started(folder, (0, 2, 2)) as cluster:
             say(f"the cluster is at {cluster.address}; whoever has no token gets {cluster.ask(None)}")
             return demonstrate(cluster, folder, f"s3://dreambooth/{folder.name}")
