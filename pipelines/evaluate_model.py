@@ -23,7 +23,7 @@ from pipelines.mlflow_client import check_connection, quietly, resolve_tracking_
 from pipelines.protocol_stage import check_protocol, protocol_task, run_protocol
 from pipelines.registry import RegisteredVersion, version_of
 from pipelines.sampler_pool import SamplerPool
-from pipelines.samplers import Source
+from pipelines.samplers import Source, base_source
 from pipelines.storage import Manifest, absolute, check_writable, read_manifest
 from pipelines.tracking import TrackedRun
 
@@ -75,7 +75,7 @@ def evaluate_model(
             evaluation = run_protocol(
                 task,
                 samplers,
-                base=Source(address=config.base_model, revision=config.revision, base_hash=metadata["base_hash"]),
+                base=base_source(config, metadata["base_hash"]),
                 fine_tuned=Source(address=found.manifest.uri, published=True),
                 on_progress=lambda made, total: update(made, total, "images"),
             )

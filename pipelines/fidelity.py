@@ -8,7 +8,7 @@ from dreambooth.evaluation.prompts import sample_seed
 from pipelines.collectives import from_rank_zero
 from pipelines.evaluate_stage import instance_pictures
 from pipelines.protocol_stage import bank_address
-from pipelines.samplers import ImageSampler, SampleRequest, Source
+from pipelines.samplers import ImageSampler, SampleRequest, Source, base_source
 
 if TYPE_CHECKING:
     from pipelines.fine_tune import TrainTask
@@ -26,7 +26,7 @@ class FidelityScorer:
 
         config, evaluation = task.config, task.config.evaluation
         self._key = task.key
-        self._base = Source(address=config.base_model, revision=config.revision, base_hash=task.base_hash)
+        self._base = base_source(config, task.base_hash)
         self._bank = bank_address(evaluation, config.base_model)
         self._prompts = [
             p for p in evaluation.prompts_of(config.subject, config.prompts) for _ in range(evaluation.score_images)

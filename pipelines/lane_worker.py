@@ -27,7 +27,7 @@ from pipelines.metrics import observed, record
 from pipelines.preemption import notice
 from pipelines.protocol_stage import run_protocol
 from pipelines.sampler_pool import SamplersHere
-from pipelines.samplers import Source
+from pipelines.samplers import Source, base_source
 from pipelines.storage import join
 from pipelines.stored_checkpoints import StoredCheckpoints
 from pipelines.subject_queue import TrainSubject, Wait, Work
@@ -221,7 +221,7 @@ class _Lane:
         import torch
 
         config = task.config
-        base = Source(address=config.base_model, revision=config.revision, base_hash=task.base_hash)
+        base = base_source(config, task.base_hash)
         if tuned is None:
             manifest = find_model(config, task.key)
             assert manifest is not None

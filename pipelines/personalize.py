@@ -19,7 +19,7 @@ from pipelines.prior_stage import PriorSet, make_class_images
 from pipelines.protocol_stage import ProtocolTask, run_protocol
 from pipelines.registry import check_model_name
 from pipelines.sampler_pool import SamplerPool, Samplers
-from pipelines.samplers import Source
+from pipelines.samplers import Source, base_source
 from pipelines.summary import PersonalizeResult, finished_result, write_summary
 from pipelines.tracking import TrackedRun, track
 from pipelines.train_stage import train
@@ -94,7 +94,7 @@ def _stages(
             trained = train(plan, prior_set, events)
         complete_curves(run, trained.history, trained.scores)
     console.line(f"published and verified: {trained.model.uri}")
-    base, fine_tuned = base_source(plan), Source(address=trained.model.uri, published=True)
+    base, fine_tuned = base_source(plan.config, plan.base.hash), Source(address=trained.model.uri, published=True)
     with pool.started(_wanted(plan, base, fine_tuned)) as samplers:
         with clock.stage("evaluate"):
             evaluation = _evaluate(plan, samplers, base, fine_tuned, encoder, console)
@@ -106,11 +106,6 @@ def _stages(
         figures = record_figures(plan, version, run)
     startup = clock.startup(follower.milestones)
     return write_summary(plan, trained, evaluation, figures, version, run, clock.seconds, startup)
-
-
-def base_source(plan: Plan) -> Source:
-    """The pipeline of a plan's base model."""
-    return Source(address=plan.config.base_model, revision=plan.config.revision, base_hash=plan.base.hash)
 
 
 def encoder_of(plan: Plan, console: RunConsole) -> str | None:
@@ -135,7 +130,9 @@ def _class_images(plan: Plan, pool: SamplerPool, console: RunConsole) -> PriorSe
         def on_progress(made: int, missing: int) -> None:
             update(made, missing, f"{made / (time.perf_counter() - began):.1f} images/s")
 
-        return make_class_images(plan.prior, base_source(plan), plan.config.prior_uri, pool, on_progress)
+        return make_class_images(
+            plan.prior, base_source(plan.config, plan.base.hash), plan.config.prior_uri, pool, on_progress
+        )
 
 
 def _wanted(plan: Plan, base: Source, fine_tuned: Source) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.base_model import resolve_base_model
+from dreambooth.config import DreamBoothConfig
 from pipelines.collector import collect_less_garbage
 from pipelines.metrics import record
 from pipelines.storage import exists, fetch, join, local_directory, read_bytes, read_manifest, write_bytes
@@ -28,6 +29,11 @@ class Source:
     revision: str | None = None
     base_hash: str | None = None
     published: bool = False
+
+
+def base_source(config: DreamBoothConfig, base_hash: str) -> Source:
+    """The pipeline of a configuration's base model, which has this hash."""
+    return Source(address=config.base_model, revision=config.revision, base_hash=base_hash)
 
 
 @dataclass(frozen=True, kw_only=True)

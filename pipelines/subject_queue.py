@@ -17,7 +17,7 @@ from dreambooth.prior import PriorPlan
 from pipelines.class_image_sets import ClassImageSets, MakeClassImages, WantedSet
 from pipelines.fine_tune import TrainTask
 from pipelines.metrics import record as record_metric
-from pipelines.samplers import Source
+from pipelines.samplers import base_source
 from pipelines.storage import join, write_json
 from pipelines.subject_record import STATES, Progress, State, SubjectRecord, read_records
 
@@ -282,9 +282,7 @@ class SubjectQueue:
 
 
 def _wanted_set(plan: PriorPlan, task: TrainTask) -> WantedSet:
-    config = task.config
-    source = Source(address=config.base_model, revision=config.revision, base_hash=task.base_hash)
-    return WantedSet(plan=plan, source=source, parent_uri=config.prior_uri)
+    return WantedSet(plan=plan, source=base_source(task.config, task.base_hash), parent_uri=task.config.prior_uri)
 
 
 def _taken_up(stored: SubjectRecord | None, asked: SubjectRecord, driver: str) -> SubjectRecord:
