@@ -1,5 +1,6 @@
 """What is counted once per base model and settings, and kept on this machine: what counts takes seconds to import."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -8,14 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import dreambooth
 from dreambooth.base_model import BaseModel
 from dreambooth.config import config_hash
 from dreambooth.download import cache_directory
 
 
 def counted(what: str, base: BaseModel, asked: Mapping[str, Any], count: Callable[[], Any]) -> Any:
-    """The JSON value of `count`, or what it was for the same base, settings and versions of libraries."""
-    key = config_hash(base.hash, json.dumps(asked), *_versions())
+    """The JSON value of `count`, or what it was for the same base, settings, code and versions of libraries."""
+    key = config_hash(base.hash, json.dumps(asked), _code(), *_versions())
     if (what, key) not in _counted:
         _counted[what, key] = _read_or_count(cache_directory() / what / f"{key}.json", count)
     return _counted[what, key]
@@ -28,6 +30,15 @@ _counted: dict[tuple[str, str], Any] = {}
 @cache
 def _versions() -> tuple[str, ...]:
     return tuple(f"{package} {version(package)}" for package in ("torch", "diffusers", "transformers"))
+
+
+@cache
+def _code() -> str:
+    """A hash of what counts, and of what is counted: an older version's figures may be others."""
+    package, sources = Path(dreambooth.__file__).parent, hashlib.sha256()
+    for path in sorted([*package.glob("*.py"), *package.glob("families/*.py")]):
+        sources.update(path.read_bytes())
+    return sources.hexdigest()
 
 
 def _read_or_count(path: Path, count: Callable[[], Any]) -> Any:

@@ -8,8 +8,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dreambooth.base_model import BaseModel
 from dreambooth.families import family_of
 from dreambooth.step_cost import StepCost, step_cost
+from pipelines import counted
 from pipelines.estimate import clock, measure_speed
 
 AS_IT_IS: dict[str, Any] = {"resolution": 64, "pairs": 1, "train_text_encoder": True, "checkpointing": False}
@@ -44,6 +46,22 @@ def test_what_makes_a_step_dearer_or_cheaper(cost: Any) -> None:
     assert cost(resolution=128).flops > 3 * plain.flops
     assert cost(train_text_encoder=False).flops < plain.flops
     assert cost(checkpointing=True).flops > plain.flops
+
+
+def test_what_other_code_counted_is_counted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Path
+) -> None:
+    """A newer version keeps other figures under the same name, and an older one's file is still there."""
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+    base = BaseModel(address=str(tiny_pipeline), revision=None, directory=tiny_pipeline)
+
+    def count_by(code: str) -> Any:
+        monkeypatch.setattr(counted, "_code", lambda: code)
+        monkeypatch.setattr(counted, "_counted", {})  # as in a new process
+        return counted.counted("step-cost", base, AS_IT_IS, lambda: code)
+
+    assert [count_by("old"), count_by("new"), count_by("old")] == ["old", "new", "old"]
+    assert len([*(tmp_path / "cache" / "step-cost").iterdir()]) == 2
 
 
 def test_speed_is_measured_here() -> None:
