@@ -138,6 +138,15 @@ def instance_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def full_size(tmp_path: Path) -> Path:
+    """Configurations of the size of Stable Diffusion 1.5 (982.5 M parameters), without weights."""
+    from full_size import write_configurations
+
+    write_configurations(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of an empty MLflow database: to make one takes seconds. Not to be written to."""

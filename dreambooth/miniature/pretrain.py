@@ -2,10 +2,10 @@
 
     python -m dreambooth.miniature.pretrain --output output/miniature --photographs DIR
 
-The autoencoder goes first and is refined; beside that, on the other core, the CLIP and then the ViT; then the
-denoiser and the text encoder on all cores. Every stage ends at its number of steps or its minutes, whichever comes
-first, and the same command goes on where a stopped one was. At the end the weights lie in OUTPUT/weights in the layout
-that is shipped, measured.
+The autoencoder goes first and is refined; beside that, in another process, the CLIP and then the ViT; then the
+denoiser and the text encoder, on a CPU in two processes. For a GPU further processes draw the batches. Every stage
+ends at its number of steps or its minutes, whichever comes first, and the same command goes on where a stopped one was.
+At the end the weights lie in OUTPUT/weights in the layout that is shipped, measured.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -46,6 +47,16 @@ class Pretraining:
         """Where the stages keep what they need to go on."""
         return self.output / "states"
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether training and drawing share the same cores."""
+        return self.device == "cpu"
+
+    @property
+    def drawers(self) -> int:
+        """Processes that draw for one that trains."""
+        return 0 if self.on_cpu else max(1, min(4, (os.cpu_count() or 1) // 2 - 1))
+
     def load_photographs(self) -> Photographs:
         """The photographs to train on; without a folder, none."""
         return load_photographs(self.photographs) if self.photographs else Photographs(by_subject={})
@@ -54,6 +65,10 @@ class Pretraining:
         """A stage with its share of the minutes."""
         whole = train_vae.STAGE.minutes + train_vae.REFINE_STAGE.minutes + train_unet.STAGE.minutes
         return stage if self.minutes is None else replace(stage, minutes=stage.minutes * self.minutes / whole)
+
+    def options(self, stage: Stage) -> dict[str, Any]:
+        """How a stage is trained here."""
+        return {"device": torch.device(self.device), "stage": self.stage(stage), "drawers": self.drawers}
 
 
 def main() -> None:
@@ -67,15 +82,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--minutes", type=float, help="for all of it; every stage gets its share")
     pretraining = Pretraining(**vars(parser.parse_args()))
-    processes = min(2, os.cpu_count() or 1) if pretraining.device == "cpu" else 1
-    print(f"plan: {pretraining.device}, {processes} process(es), results in {pretraining.output / 'weights'}")
+    at_once = min(2, os.cpu_count() or 1)
+    print(f"plan: {pretraining.device}, {at_once} stage(s) at a time, results in {pretraining.output / 'weights'}")
     for stage in map(pretraining.stage, STAGES):
         print(
             f"  {stage.name:5s} {stage.steps} steps or {stage.minutes:.0f} minutes, learning rate {stage.learning_rate}"
         )
     began = time.monotonic()
 
-    if processes > 1:
+    if at_once > 1:
         spawn(_train_side, (pretraining,), nprocs=2)
     else:
         for stages in SIDES:
@@ -87,10 +102,9 @@ def main() -> None:
         pretraining.states,
         vae=vae,
         clip=clip,
-        device=torch.device(pretraining.device),
-        processes=processes,
-        stage=pretraining.stage(train_unet.STAGE),
+        processes=at_once if pretraining.on_cpu else 1,
         preview=pretraining.output / "preview",
+        **pretraining.options(train_unet.STAGE),
     )
     weights = pretraining.output / "weights"
     assemble_pipeline(weights / "pipeline", vae=vae, unet=unet, text_encoder=text_encoder)
@@ -104,29 +118,28 @@ def main() -> None:
 
 
 def _vae(pretraining: Pretraining) -> AutoencoderKL:
-    photographs = pretraining.load_photographs()
-    stage = pretraining.stage(train_vae.STAGE)
-    return train_vae.train_vae(pretraining.states, photographs, device=torch.device(pretraining.device), stage=stage)
+    return train_vae.train_vae(
+        pretraining.states, pretraining.load_photographs(), **pretraining.options(train_vae.STAGE)
+    )
 
 
 def _refined(pretraining: Pretraining) -> AutoencoderKL:
-    photographs = pretraining.load_photographs()
-    vae = AutoencoderKL.from_pretrained(pretraining.states / "vae")
-    stage = pretraining.stage(train_vae.REFINE_STAGE)
     return train_vae.refine_vae(
-        pretraining.states, vae, photographs, device=torch.device(pretraining.device), stage=stage
+        pretraining.states,
+        AutoencoderKL.from_pretrained(pretraining.states / "vae"),
+        pretraining.load_photographs(),
+        **pretraining.options(train_vae.REFINE_STAGE),
     )
 
 
 def _clip(pretraining: Pretraining) -> CLIPModel:
-    stage = pretraining.stage(train_clip.STAGE)
-    return train_clip.train_clip(pretraining.states, device=torch.device(pretraining.device), stage=stage)
+    return train_clip.train_clip(pretraining.states, **pretraining.options(train_clip.STAGE))
 
 
 def _vit(pretraining: Pretraining) -> ViTModel:
-    photographs = pretraining.load_photographs()
-    stage = pretraining.stage(train_vit.STAGE)
-    return train_vit.train_vit(pretraining.states, photographs, device=torch.device(pretraining.device), stage=stage)
+    return train_vit.train_vit(
+        pretraining.states, pretraining.load_photographs(), **pretraining.options(train_vit.STAGE)
+    )
 
 
 Train = Callable[[Pretraining], AutoencoderKL | CLIPModel | ViTModel]

@@ -5,16 +5,18 @@ Its text tower has the configuration of the pipeline's text encoder, and that on
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from dreambooth.miniature.ahead import Ahead
 from dreambooth.miniature.captions import sample_caption, sample_group, truth
 from dreambooth.miniature.drawing import draw
 from dreambooth.miniature.photographs import to_pixels
-from dreambooth.miniature.stage import Stage, fit
+from dreambooth.miniature.stage import Stage, autocast, fit
 from dreambooth.miniature.tokenizer import MAX_LENGTH, build_tokenizer
 
 STAGE = Stage(name="clip", steps=2624, minutes=36, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.995)
@@ -67,25 +69,33 @@ def blurred(pixels: Tensor, rng: random.Random) -> Tensor:
     return (pixels * (1 + tint[0]) + tint[1]).clamp(-1, 1)
 
 
-def train_clip(folder: Path, *, device: torch.device, stage: Stage = STAGE) -> CLIPModel:
+def captioned_scenes(step: int) -> tuple[Any, list[str], Tensor]:
+    """A batch: pixels (B, 3, 64, 64), captions, and which is true of which, (captions, scenes)."""
+    rng = random.Random(f"clip {step}")
+    scenes = [scene for _ in range(GROUPS) for scene in sample_group(rng)]
+    captions = [sample_caption(rng, scene) for scene in scenes]
+    pixels = to_pixels([draw(scene) for scene in scenes])
+    return pixels, [caption.text for caption in captions], truth(captions, scenes)
+
+
+def train_clip(folder: Path, *, device: torch.device, stage: Stage = STAGE, drawers: int = 0) -> CLIPModel:
     """Train the CLIP, resumably in `folder`."""
     tokenizer = build_tokenizer()
     clip = build_clip(tokenizer).to(device)
     clip.set_attn_implementation("eager")  # twice as fast as fused attention for so few tokens on a CPU
 
     def loss_at(step: int, progress: float) -> Tensor:
-        rng = random.Random(f"clip {step}")
-        scenes = [scene for _ in range(GROUPS) for scene in sample_group(rng)]
-        captions = [sample_caption(rng, scene) for scene in scenes]
-        pixels = blurred(torch.from_numpy(to_pixels([draw(scene) for scene in scenes])).to(device), rng)
-        tokens = tokenizer([caption.text for caption in captions], padding=True, return_tensors="pt").to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        drawn, captions, true = batches(step)
+        pixels = blurred(torch.from_numpy(drawn).to(device), random.Random(f"clip blur {step}"))
+        tokens = tokenizer(captions, padding=True, return_tensors="pt").to(device)
+        with autocast(device):
             output = clip(input_ids=tokens.input_ids, pixel_values=pixels)
         logits = output.logits_per_text.float()  # (captions, scenes), temperature applied
-        matches = truth(captions, scenes).to(device)
+        matches = true.to(device)
         by_text = F.cross_entropy(logits, matches / matches.sum(1, keepdim=True))
         by_image = F.cross_entropy(logits.T, matches.T / matches.T.sum(1, keepdim=True))
         return (by_text + by_image) / 2
 
-    fit(stage, clip, loss_at, folder)
+    with Ahead(captioned_scenes, processes=drawers) as batches:
+        fit(stage, clip, loss_at, folder)
     return clip

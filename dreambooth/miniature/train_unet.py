@@ -18,11 +18,12 @@ from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTextModel
 
+from dreambooth.miniature.ahead import Ahead
 from dreambooth.miniature.assemble import assemble_pipeline
 from dreambooth.miniature.captions import is_held_out_prompt, sample_caption
 from dreambooth.miniature.drawing import draw
 from dreambooth.miniature.photographs import to_pixels
-from dreambooth.miniature.stage import Stage, fit
+from dreambooth.miniature.stage import Stage, autocast, fit
 from dreambooth.miniature.tokenizer import MAX_LENGTH, build_tokenizer
 from dreambooth.miniature.train_clip import text_config
 from dreambooth.miniature.world import Scene, sample_scene
@@ -68,6 +69,22 @@ def training_scene(index: int) -> Scene:
     return scene
 
 
+@dataclass(frozen=True, kw_only=True)
+class Captioned:
+    """A batch of the scenes at `indices` for one of the processes: places in `indices`, and captions."""
+
+    indices: range
+    batch_size: int
+    rank: int
+
+    def __call__(self, step: int) -> tuple[list[int], list[str]]:
+        """Of a step, whatever went before it."""
+        rng = random.Random(f"unet {step} {self.rank}")
+        chosen = [rng.randrange(len(self.indices)) for _ in range(self.batch_size)]
+        captions = [sample_caption(rng, training_scene(self.indices[place])).text for place in chosen]
+        return chosen, ["" if rng.random() < CAPTION_DROPOUT else caption for caption in captions]
+
+
 @torch.no_grad()
 def cache_latents(path: Path, vae: AutoencoderKL, *, indices: range, device: torch.device) -> None:
     """Write scaled posterior means and deviations of the scenes, unless there: (scenes, 2, 4, 16, 16) float16."""
@@ -77,7 +94,7 @@ def cache_latents(path: Path, vae: AutoencoderKL, *, indices: range, device: tor
     vae = vae.to(device).eval()
     for start in tqdm(range(0, len(indices), 64), desc="latents", dynamic_ncols=True, disable=indices.start > 0):
         images = [draw(training_scene(index)) for index in indices[start : start + 64]]
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             posterior = vae.encode(torch.from_numpy(to_pixels(images)).to(device)).latent_dist
         both = torch.stack([posterior.mean, posterior.std], dim=1).float() * vae.config.scaling_factor
         latents[start : start + len(images)] = both.cpu().numpy().astype(np.float16)
@@ -97,6 +114,7 @@ class UnetRun:
     """Where the pipeline as it is so far is written now and then."""
     world_size: int
     port: int
+    drawers: int
 
 
 def train_unet(
@@ -108,6 +126,7 @@ def train_unet(
     processes: int = 1,
     stage: Stage = STAGE,
     preview: Path | None = None,
+    drawers: int = 0,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train both, resumably in `folder`, in `processes` processes on a CPU; returns their averaged weights."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +135,15 @@ def train_unet(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    run = UnetRun(folder=folder, stage=stage, device=str(device), preview=preview, world_size=processes, port=port)
+    run = UnetRun(
+        folder=folder,
+        stage=stage,
+        device=str(device),
+        preview=preview,
+        world_size=processes,
+        port=port,
+        drawers=drawers,
+    )
     if processes == 1:
         _train(0, run)
     else:
@@ -151,11 +178,8 @@ def _train(rank: int, run: UnetRun) -> None:
     batch_size = BATCH_SIZE // run.world_size
 
     def loss_at(step: int, progress: float) -> Tensor:
-        rng = random.Random(f"unet {step} {rank}")
-        generator = torch.Generator().manual_seed(rng.getrandbits(40))
-        chosen = [rng.randrange(len(latents)) for _ in range(batch_size)]
-        captions = [sample_caption(rng, training_scene(indices[place])).text for place in chosen]
-        captions = ["" if rng.random() < CAPTION_DROPOUT else caption for caption in captions]
+        chosen, captions = batches(step)
+        generator = torch.Generator().manual_seed(random.Random(f"unet noise {step} {rank}").getrandbits(40))
         mean, std = torch.from_numpy(latents[chosen].astype(np.float32)).unbind(1)  # (B, 4, 16, 16) each
         clean = (mean + std * torch.randn(mean.shape, generator=generator)).to(device)
         noise = torch.randn(mean.shape, generator=generator).to(device)
@@ -168,7 +192,7 @@ def _train(rank: int, run: UnetRun) -> None:
         alpha = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         tokens = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt")
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             states = text_encoder(tokens.input_ids.to(device)).last_hidden_state
             prediction: Tensor = unet(noisy, timesteps, states).sample.float()
         snr = alphas[timesteps] / (1 - alphas[timesteps])
@@ -183,16 +207,18 @@ def _train(rank: int, run: UnetRun) -> None:
             assemble_pipeline(run.preview, vae=vae, unet=unet, text_encoder=text_encoder)
             unet.set_attn_processor(AttnProcessor())
 
-    fit(
-        run.stage,
-        both,
-        loss_at,
-        run.folder,
-        rank=rank,
-        world_size=run.world_size,
-        on_save=preview,
-        save_every_seconds=300,
-    )
+    drawn = Captioned(indices=indices, batch_size=batch_size, rank=rank)
+    with Ahead(drawn, processes=run.drawers) as batches:
+        fit(
+            run.stage,
+            both,
+            loss_at,
+            run.folder,
+            rank=rank,
+            world_size=run.world_size,
+            on_save=preview,
+            save_every_seconds=300,
+        )
     if rank == 0:
         state = {"unet": unet.state_dict(), "text_encoder": text_encoder.state_dict()}
         torch.save(

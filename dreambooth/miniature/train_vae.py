@@ -5,21 +5,27 @@ After the first stage it is refined. Its latents hardly move in that, so a denoi
 
 import copy
 import random
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from dreambooth.miniature.ahead import Ahead
 from dreambooth.miniature.drawing import draw
 from dreambooth.miniature.photographs import Photographs, to_pixels
-from dreambooth.miniature.stage import Stage, fit
+from dreambooth.miniature.stage import Stage, autocast, fit
 from dreambooth.miniature.world import sample_scene
 
 STAGE = Stage(name="vae", steps=4133, minutes=42, learning_rate=2e-3, weight_decay=0.0, ema_decay=0.998)
 REFINE_STAGE = Stage(name="refine", steps=2847, minutes=52, learning_rate=1e-3, weight_decay=0.0, ema_decay=0.998)
 BATCH_SIZE = 16
+MOST_CROPS, CROPS = 6, 3
+"""Photographs of a batch at first, when they teach the most, and later."""
 
 
 def build_vae() -> AutoencoderKL:
@@ -36,19 +42,33 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(folder: Path, photographs: Photographs, *, device: torch.device, stage: Stage = STAGE) -> AutoencoderKL:
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What a step of a stage may show: crops of photographs, if there are any, and scenes."""
+
+    stage: str
+    photographs: Photographs
+    crops: int
+
+    def __call__(self, step: int) -> tuple[np.ndarray[Any, np.dtype[np.float32]], ...]:
+        """(crops or 0, 3, 64, 64) and (scenes, 3, 64, 64): as many as a batch has at most."""
+        rng = random.Random(f"{self.stage} {step}")
+        crops = [self.photographs.crop(rng) for _ in range(self.crops)] if self.photographs.by_subject else []
+        scenes = [draw(sample_scene(rng)) for _ in range(BATCH_SIZE - (min(self.crops, CROPS) if crops else 0))]
+        return to_pixels(crops) if crops else np.empty((0, 3, 64, 64), np.float32), to_pixels(scenes)
+
+
+def train_vae(
+    folder: Path, photographs: Photographs, *, device: torch.device, stage: Stage = STAGE, drawers: int = 0
+) -> AutoencoderKL:
     """Train the autoencoder, resumably in `folder`, and set its scaling factor from the latents of fresh scenes."""
     vae = build_vae().to(device)
 
     def loss_at(step: int, progress: float) -> Tensor:
-        rng = random.Random(f"vae {step}")
-        crops = 6 if progress < 0.3 else 3  # photographs teach the most while the latents take shape
-        crops = crops if photographs.by_subject else 0
-        images = [photographs.crop(rng) for _ in range(crops)] + [
-            draw(sample_scene(rng)) for _ in range(BATCH_SIZE - crops)
-        ]
-        pixels = torch.from_numpy(to_pixels(images)).to(device)  # (B, 3, 64, 64)
-        with torch.autocast(device.type, torch.bfloat16):
+        crops, scenes = pictures(step)
+        crops = crops[: MOST_CROPS if progress < 0.3 else CROPS]
+        pixels = torch.from_numpy(np.concatenate([crops, scenes])[:BATCH_SIZE]).to(device)  # (B, 3, 64, 64)
+        with autocast(device):
             posterior = vae.encode(pixels).latent_dist
             # Sampling from the first step on would drown the little that the latents say then.
             latents = posterior.mode() if step < 400 else posterior.sample()
@@ -62,7 +82,8 @@ def train_vae(folder: Path, photographs: Photographs, *, device: torch.device, s
         square = 1.0 if progress < 0.67 else 3.0
         return error.abs().mean() + square * (error**2).mean() + 0.5 * _edges(error) + weight * divergence
 
-    fit(stage, vae, loss_at, folder)
+    with Ahead(Pictures(stage="vae", photographs=photographs, crops=MOST_CROPS), processes=drawers) as pictures:
+        fit(stage, vae, loss_at, folder)
     set_scaling_factor(vae, device)
     return vae
 
@@ -74,18 +95,15 @@ def refine_vae(
     *,
     device: torch.device,
     stage: Stage = REFINE_STAGE,
+    drawers: int = 0,
 ) -> AutoencoderKL:
     """Train the autoencoder on, resumably in `folder`, for its PSNR, with latents that stay about the same."""
     vae = vae.to(device)
     frozen = copy.deepcopy(vae).eval().requires_grad_(False)
 
     def loss_at(step: int, progress: float) -> Tensor:
-        rng = random.Random(f"refine {step}")
-        crops = 3 if photographs.by_subject else 0
-        images = [photographs.crop(rng) for _ in range(crops)]
-        images += [draw(sample_scene(rng)) for _ in range(BATCH_SIZE - crops)]
-        pixels = torch.from_numpy(to_pixels(images)).to(device)  # (B, 3, 64, 64)
-        with torch.autocast(device.type, torch.bfloat16):
+        pixels = torch.from_numpy(np.concatenate(pictures(step))).to(device)  # (B, 3, 64, 64)
+        with autocast(device):
             with torch.no_grad():
                 wanted = frozen.encode(pixels).latent_dist
             posterior = vae.encode(pixels).latent_dist
@@ -95,7 +113,8 @@ def refine_vae(
         spread = F.mse_loss(posterior.logvar.float(), wanted.logvar.float())
         return error.abs().mean() + 0.1 * (error**2).mean((1, 2, 3)).log().mean() + moved + 0.01 * spread
 
-    fit(stage, vae, loss_at, folder)
+    with Ahead(Pictures(stage="refine", photographs=photographs, crops=CROPS), processes=drawers) as pictures:
+        fit(stage, vae, loss_at, folder)
     return vae
 
 

@@ -5,17 +5,19 @@ out of shape. What is left to go by is identity: class, colours, pattern, propor
 """
 
 import random
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
+from dreambooth.miniature.ahead import Ahead
 from dreambooth.miniature.drawing import draw
 from dreambooth.miniature.photographs import Photographs, to_pixels
-from dreambooth.miniature.stage import Stage, fit
+from dreambooth.miniature.stage import Stage, autocast, fit
 from dreambooth.miniature.train_clip import blurred
 from dreambooth.miniature.world import CLASS_NOUNS, sample_look, sample_scene
 
@@ -48,8 +50,9 @@ def warped(pixels: Tensor, rng: random.Random) -> Tensor:
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
 
-def sample_pairs(rng: random.Random, photographs: Photographs) -> list[Image.Image]:
-    """Two views of each subject of a batch: all first views, then all second ones."""
+def sample_pairs(photographs: Photographs, step: int) -> Any:
+    """Two views of each subject of a batch, all first views, then all second ones: pixels (B, 3, 64, 64)."""
+    rng = random.Random(f"vit {step}")
     class_noun = rng.choice(CLASS_NOUNS)
     looks = [sample_look(rng, class_noun) for _ in range(ONE_CLASS)] + [sample_look(rng) for _ in range(ANY_CLASS)]
     subjects = rng.sample(tuple(photographs.by_subject), min(PHOTOGRAPHED, len(photographs.by_subject)))
@@ -57,7 +60,7 @@ def sample_pairs(rng: random.Random, photographs: Photographs) -> list[Image.Ima
     for _ in range(2):
         views += [draw(sample_scene(rng, look, photo=rng.random() < 0.9)) for look in looks]
         views += [photographs.crop(rng, subject, smallest=0.6) for subject in subjects]
-    return views
+    return to_pixels(views)
 
 
 def embed(vit: ViTModel, pixels: Tensor) -> Tensor:
@@ -65,20 +68,23 @@ def embed(vit: ViTModel, pixels: Tensor) -> Tensor:
     return F.normalize(vit(pixels).last_hidden_state[:, 0].float(), dim=-1)
 
 
-def train_vit(folder: Path, photographs: Photographs, *, device: torch.device, stage: Stage = STAGE) -> ViTModel:
+def train_vit(
+    folder: Path, photographs: Photographs, *, device: torch.device, stage: Stage = STAGE, drawers: int = 0
+) -> ViTModel:
     """Train the ViT, resumably in `folder`."""
     vit = build_vit().to(device)
     vit.set_attn_implementation("eager")  # twice as fast as fused attention for so few tokens on a CPU
 
     def loss_at(step: int, progress: float) -> Tensor:
-        rng = random.Random(f"vit {step}")
-        pixels = torch.from_numpy(to_pixels(sample_pairs(rng, photographs))).to(device)
+        rng = random.Random(f"vit blur {step}")
+        pixels = torch.from_numpy(pairs(step)).to(device)
         pixels = torch.cat([blurred(warped(half, rng), rng) for half in pixels.chunk(2)])
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             first, second = embed(vit, pixels).chunk(2)
         logits = first @ second.T / TEMPERATURE
         subjects = torch.arange(len(logits), device=device)
         return (F.cross_entropy(logits, subjects) + F.cross_entropy(logits.T, subjects)) / 2
 
-    fit(stage, vit, loss_at, folder)
+    with Ahead(partial(sample_pairs, photographs), processes=drawers) as pairs:
+        fit(stage, vit, loss_at, folder)
     return vit

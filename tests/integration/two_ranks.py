@@ -105,10 +105,11 @@ def curve_of(
     return curve
 
 
-def _engine(base: Path, config: DreamBoothConfig, case: Case) -> Any:
+def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "cpu") -> Any:
+    """An engine of a case, with the base model."""
     model = load_model(base, config)
     if case.stage is None:
-        return TorchEngine(model, config.train)
+        return TorchEngine(model, config.train, device)
     from pipelines import deepspeed_engine
 
     zero = ZeroConfig(stage=case.stage, offload_optimizer=case.offload)
@@ -123,10 +124,10 @@ def _engine(base: Path, config: DreamBoothConfig, case: Case) -> Any:
 
         deepspeed_engine.deepspeed_config = partitioned
         try:
-            return deepspeed_engine.DeepSpeedEngine(model, config.train, zero, "cpu")
+            return deepspeed_engine.DeepSpeedEngine(model, config.train, zero, device)
         finally:
             deepspeed_engine.deepspeed_config = plain
-    return deepspeed_engine.DeepSpeedEngine(model, config.train, zero, "cpu")
+    return deepspeed_engine.DeepSpeedEngine(model, config.train, zero, device)
 
 
 def _run(base: Path, output: Path, case: Case) -> None:
@@ -134,7 +135,7 @@ def _run(base: Path, output: Path, case: Case) -> None:
     data = training_data(base)
     checkpoint = output / f"{case.name}-checkpoint"
     checkpoint.mkdir(exist_ok=True)
-    engine = _engine(base, config, case)
+    engine = engine_of(base, config, case)
     try:
         curve = curve_of(
             engine, data, config, after=lambda step: engine.save(checkpoint) if step == CHECKPOINT else None
@@ -148,7 +149,7 @@ def _run(base: Path, output: Path, case: Case) -> None:
         _close(engine)
     if not case.accumulates:
         dist.barrier()
-        resumed = _engine(base, config, case)
+        resumed = engine_of(base, config, case)
         try:
             resumed.load(checkpoint)
             result["resumed_curve"] = curve_of(resumed, data, config, start=CHECKPOINT)
@@ -163,7 +164,7 @@ def _run_part(base: Path, output: Path, case: Case, start: int, end: int) -> Non
     """Steps of the long run, its global batch divided over the ranks that there are now."""
     config = configuration(base, accumulation=2 // dist.get_world_size(), accumulates=False, ema_decay=None)
     shorter = config.model_copy(update={"train": config.train.model_copy(update={"max_train_steps": end})})
-    engine = _engine(base, config, case)
+    engine = engine_of(base, config, case)
     try:
         if start:
             engine.load(output / f"{case.name}-at-{start}")

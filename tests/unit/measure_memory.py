@@ -12,17 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dreambooth.batches import Batch
-from dreambooth.config import load_config
-from dreambooth.empty_step import latent_shape
 from dreambooth.engine import TorchEngine
-from dreambooth.families import family_of
-from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.miniature import PIPELINE_DIR as MINIATURE
-from dreambooth.model import Components, build_model, load_schedule
 from dreambooth.quiet import quiet
+
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+from full_size import configuration, random_batch, random_model
 
 STEPS = 3
 
@@ -33,29 +28,11 @@ def _status(name: str) -> int:
 
 
 def _train(directory: Path, *, pairs: int, resolution: int = 64, checkpointing: bool = False) -> None:
-    subject = {
-        "name": "rex",
-        "class_noun": "car",
-        "identifier": "tfz",
-        "instance_images": "photos",
-    }
-    train = {"micro_batch_size": pairs, "gradient_checkpointing": checkpointing}
-    config = load_config({"base_model": str(directory), "subject": subject, "train": train})
-    family = family_of(directory)
-    denoiser, text_encoder = family.empty_components(directory, device="cpu")
-    components = Components(
-        family=family,
-        directory=directory,
-        denoiser=denoiser,
-        text_encoder=text_encoder,
-        schedule=load_schedule(directory),
-    )
-    engine = TorchEngine(build_model(components, config), config.train)
-    shape = (2 * pairs, *latent_shape(directory, resolution))
-    ids = torch.full((2 * pairs, load_tokenizer(directory).model_max_length), 5)
+    overrides = (f"train.micro_batch_size={pairs}", f"train.gradient_checkpointing={str(checkpointing).lower()}")
+    config = configuration(directory, *overrides)
+    engine = TorchEngine(random_model(directory, config, device="cpu"), config.train)
     for _ in range(STEPS):
-        batch = Batch(torch.randn(shape), torch.randn(shape), torch.randint(0, 1000, (2 * pairs,)), ids)
-        engine.backward(engine(batch).total)
+        engine.backward(engine(random_batch(directory, pairs=pairs, resolution=resolution)).total)
         engine.step()
 
 

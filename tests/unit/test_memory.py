@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -70,38 +69,6 @@ def test_gradients_count_where_they_are_kept() -> None:
 def test_the_miniature(pairs: int) -> None:
     planned = peak_bytes(plan_of(f"train.micro_batch_size={pairs}"))
     assert measured_bytes(PIPELINE_DIR, pairs=pairs) == pytest.approx(planned, rel=WITHIN)
-
-
-@pytest.fixture
-def full_size(tmp_path: Path) -> Path:
-    """Configurations of the size of Stable Diffusion 1.5 (982.5 M parameters), without weights."""
-    for part in ("scheduler", "tokenizer"):
-        shutil.copytree(PIPELINE_DIR / part, tmp_path / part)
-    shutil.copy(PIPELINE_DIR / "model_index.json", tmp_path)
-    changes: dict[str, dict[str, Any]] = {
-        "unet": {
-            "block_out_channels": [320, 640, 1280, 1280],
-            "layers_per_block": 2,
-            "attention_head_dim": 8,
-            "cross_attention_dim": 768,
-            "norm_num_groups": 32,
-            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-        },
-        "text_encoder": {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "vocab_size": 49408,
-        },
-        "vae": {"block_out_channels": [128, 256, 512, 512]},
-    }
-    for part, change in changes.items():
-        settings = json.loads((PIPELINE_DIR / part / "config.json").read_text()) | change
-        (tmp_path / part).mkdir()
-        (tmp_path / part / "config.json").write_text(json.dumps(settings))
-    return tmp_path
 
 
 @pytest.mark.slow

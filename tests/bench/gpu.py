@@ -1,0 +1,218 @@
+"""How fast is training on this GPU, at the size of Stable Diffusion 1.5? Writes output/bench/gpu.json.
+
+    python tests/bench/gpu.py                # needs a CUDA device with 40 GiB
+    python tests/bench/gpu.py --base tiny    # the miniature instead, on whatever there is: does it run?
+
+UNet and text encoder of 982.5 M random parameters, fp32 masters under bf16, 512 x 512 pixels, one instance and one
+class image a step, all layers trained. The variants take turns, since clocks change; steps per second are medians.
+
+- loop_efficiency: `fit` with TorchEngine over a bare loop (same model, batch, optimizer; nothing else).
+- steps_per_second, peak_gib: of `fit` by engine, with and without gradient checkpointing.
+- class_images_per_second: of the prior stage's sampling (fp16, 20 steps, guidance 7.5, batches of 8).
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from full_size import configuration, random_model, write_configurations
+
+from dreambooth.batches import ImageSet, TrainingData
+from dreambooth.config import DreamBoothConfig, ZeroConfig
+from dreambooth.empty_step import latent_shape
+from dreambooth.engine import Engine, TorchEngine
+from dreambooth.families.stable_diffusion import load_tokenizer
+from dreambooth.latents import LatentCache
+from dreambooth.miniature import PIPELINE_DIR
+from dreambooth.model import DreamBoothModel
+from dreambooth.optimizer import build_optimizer
+from dreambooth.quiet import hide_progress_bars, quiet
+from dreambooth.training import fit
+
+OUTPUT = Path("output/bench/gpu.json")
+ROUNDS = 5
+GIB = 2**30
+
+
+class Bench:
+    """A base model's folder, and what is measured of it."""
+
+    def __init__(self, base: Path, resolution: int, device: str, *, steps: int) -> None:
+        self._base, self._resolution, self._device, self._steps = base, resolution, device, steps
+
+    def settings(self, *, checkpointing: bool = False) -> DreamBoothConfig:
+        overrides = (f"train.max_train_steps={self._steps}", "train.micro_batch_size=1", "train.log_every=10")
+        return configuration(self._base, *overrides, f"train.gradient_checkpointing={str(checkpointing).lower()}")
+
+    def model(self, settings: DreamBoothConfig) -> DreamBoothModel:
+        return random_model(self._base, settings, device=self._device, autocast=True)
+
+    def data(self) -> TrainingData:
+        shape = latent_shape(self._base, self._resolution)
+        ids = torch.full((1, load_tokenizer(self._base).model_max_length), 5)
+
+        def images(count: int) -> ImageSet:
+            cache = LatentCache(mean=torch.randn(count, *shape), std=torch.full((count, *shape), 0.1))
+            return ImageSet(latents=cache, text=ids)
+
+        return TrainingData(instance=images(5), class_=images(50), seed=0, num_train_timesteps=1000)
+
+    def bare(self, model: DreamBoothModel, settings: DreamBoothConfig) -> Callable[[], None]:
+        optimizer = build_optimizer(model, settings.train)
+        batch = tuple(part.to(self._device) for part in self.data().batch(range(1)))
+
+        def run() -> None:
+            for _ in range(self._steps):
+                model(*batch).total.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.train.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+        return run
+
+    def fitted(self, engine: Engine, settings: DreamBoothConfig) -> Callable[[], None]:
+        data = self.data()
+        return lambda: fit(engine, data, settings.train)
+
+    def rates(self, *runs: Callable[[], None]) -> list[list[float]]:
+        """Steps per second of each, round by round; the first round only warms up."""
+        for run in runs:
+            run()
+        return [list(rates) for rates in zip(*([self._rate(run) for run in runs] for _ in range(ROUNDS)), strict=True)]
+
+    def _rate(self, run: Callable[[], None]) -> float:
+        self._wait()
+        began = time.perf_counter()
+        run()
+        self._wait()
+        return self._steps / (time.perf_counter() - began)
+
+    def _wait(self) -> None:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+
+    def clear(self) -> None:
+        gc.collect()
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> float:
+        return round(torch.cuda.max_memory_allocated() / GIB, 2) if self._device == "cuda" else 0.0
+
+    def loop_efficiency(self) -> dict[str, float]:
+        settings = self.settings()
+        model = self.model(settings)
+        engine = TorchEngine(model, settings.train, self._device)
+        bare, ours = self.rates(self.bare(model, settings), self.fitted(engine, settings))
+        return {
+            "loop_efficiency": round(statistics.median(o / b for o, b in zip(ours, bare, strict=True)), 3),
+            "bare_steps_per_second": round(statistics.median(bare), 2),
+            "fit_steps_per_second": round(statistics.median(ours), 2),
+        }
+
+    def variant(self, stage: int | None, *, checkpointing: bool, channels_last: bool = False) -> dict[str, float]:
+        settings = self.settings(checkpointing=checkpointing)
+        model = self.model(settings)
+        if channels_last:
+            model.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        engine: Any
+        if stage is None:
+            engine = TorchEngine(model, settings.train, self._device)
+        else:
+            from pipelines.deepspeed_engine import DeepSpeedEngine
+
+            engine = DeepSpeedEngine(model, settings.train, ZeroConfig(stage=stage), self._device)
+        try:
+            [rates] = self.rates(self.fitted(engine, settings))
+            return {"steps_per_second": round(statistics.median(rates), 2), "peak_gib": self.peak()}
+        finally:
+            engine.close()
+
+    def class_images(self) -> dict[str, float]:
+        from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
+
+        from dreambooth.sampling import load_pipeline, sample, sampling_dtype
+
+        with tempfile.TemporaryDirectory() as folder:
+            with torch.device(self._device):
+                vae = AutoencoderKL.from_config(AutoencoderKL.load_config(self._base, subfolder="vae"))
+            model = self.model(self.settings())
+            dtype = sampling_dtype(self._device)
+            StableDiffusionPipeline(
+                unet=model.denoiser.to(dtype),
+                text_encoder=model.text_encoder.to(dtype),  # type: ignore[union-attr]
+                vae=vae.to(dtype),
+                tokenizer=load_tokenizer(self._base),
+                scheduler=DDPMScheduler.from_pretrained(self._base, subfolder="scheduler"),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            ).save_pretrained(folder)
+            del model, vae
+            self.clear()
+            began = time.perf_counter()
+            pipeline = load_pipeline(Path(folder), device=self._device, dtype=dtype)
+            loaded = time.perf_counter() - began
+        size: dict[str, Any] = {"height": self._resolution, "width": self._resolution}
+
+        def images() -> float:
+            began = time.perf_counter()
+            sample(pipeline, ["a photo of a car"] * 8, range(8), num_inference_steps=20, guidance_scale=7.5, **size)
+            return 8 / (time.perf_counter() - began)
+
+        images()
+        plain = [images() for _ in range(3)]
+        pipeline.unet.to(memory_format=torch.channels_last)
+        images()
+        last = [images() for _ in range(3)]
+        return {
+            "load_seconds": round(loaded, 2),
+            "class_images_per_second": round(statistics.median(plain), 2),
+            "channels_last_images_per_second": round(statistics.median(last), 2),
+            "peak_gib": self.peak(),
+        }
+
+
+def main() -> None:
+    quiet()
+    hide_progress_bars()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", choices=("full", "tiny"), default="full")
+    tiny = parser.parse_args().base == "tiny"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
+    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
+    with tempfile.TemporaryDirectory() as folder:
+        base = PIPELINE_DIR if tiny else Path(folder)
+        if not tiny:
+            write_configurations(base)
+        bench = Bench(base, 64 if tiny else 512, device, steps=2 if tiny else 20)
+        measures: dict[str, Callable[[], dict[str, float]]] = {
+            "loop": bench.loop_efficiency,
+            "torch": lambda: bench.variant(None, checkpointing=False),
+            "torch, channels last": lambda: bench.variant(None, checkpointing=False, channels_last=True),
+            "torch, checkpointing": lambda: bench.variant(None, checkpointing=True),
+            "deepspeed zero 2": lambda: bench.variant(2, checkpointing=False),
+            "class images": bench.class_images,
+        }
+        for name, measure in measures.items():
+            bench.clear()
+            figures[name] = measure()
+            print(json.dumps({name: figures[name]}), file=sys.stderr, flush=True)
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"wrote {OUTPUT}")
+
+
+if __name__ == "__main__":
+    main()
