@@ -22,7 +22,7 @@ from pipelines.samplers import Source
 from pipelines.storage import join, published, read_json
 from pipelines.train_stage import TrainResult, train
 
-STEPS, EVERY = 240, 60
+STEPS, EVERY = 160, 40
 FOUR_CPUS = Resources(cpus=4, gpus=0)
 
 
