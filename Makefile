@@ -27,7 +27,7 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check fix bench bench-batch s3 s3-stop clean services services-stop cluster-demo audit
+.PHONY: help install demo test test-slow test-gpu check fix bench bench-batch bench-gpu s3 s3-stop clean services services-stop cluster-demo audit
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
@@ -65,6 +65,9 @@ test: $(INSTALLED) ## Run the unit tests, then the integration tests, but for th
 test-slow: $(INSTALLED) ## Run the tests that take minutes each
 	$(BIN)/python -m pytest tests -m slow
 
+test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest tests/gpu
+
 check: $(INSTALLED) ## Lint, check the format, check the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,6 +79,9 @@ fix: $(INSTALLED) ## Repair what ruff can repair, and format
 
 bench: $(INSTALLED) ## Measure loop efficiency, prior speed-up and start-up; figures go to output/bench/main.json
 	$(BIN)/python tests/bench/main.py
+
+bench-gpu: $(INSTALLED) ## Measure a step at the size of Stable Diffusion 1.5; figures go to output/bench/gpu.json
+	$(BIN)/python tests/bench/gpu.py
 
 bench-batch: $(INSTALLED) ## Measure a batch against runs one by one, and with PEER=path against diffusers' train_dreambooth.py
 	$(BIN)/python tests/bench/batch.py $(if $(PEER),--peer "$(PEER)")
