@@ -8,7 +8,8 @@ Eight subjects of two classes, fifty class images a class, 200 steps of one pair
 starts in an empty folder, and all times are wall times from a command to its end. The batch of eight is measured before
 and after everything else, and the median counts (`batches_of_eight` has all). Written to output/bench/batch.json:
 
-- batch_vs_sequential: `dreambooth run` for each of eight subjects, over one batch of the eight.
+- batch_vs_sequential: `dreambooth run` for each of eight subjects, one after the other in one folder, over one batch of
+  the eight; `sequential_runs` says from how many runs (with `--parts sequential_few` from four, two of each class).
 - batch_vs_peer: the script for each of eight, every time with a folder of class images of its own, over the batch;
   batch_vs_peer_shared_class: the same with one folder per class, shared by hand. The script samples with the scheduler
   of the base's settings, which for the miniature is the pipeline's own sampler, but in 50 steps at guidance 7.5;
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +100,17 @@ def measure_counts(raw: Raw) -> None:
     raw["batches"] = {str(count): batch(count)[0] for count in (1, 2, 4, 16)}
 
 
-def measure_sequential(raw: Raw) -> None:
+def measure_sequential(raw: Raw, count: int = COUNT) -> None:
+    """All eight, or the first few: the first of a class makes its class images, the others find them."""
+    seconds: list[float] = []
     with tempfile.TemporaryDirectory() as name:
-        folder, total = Path(name), 0.0
-        for subject in subjects(COUNT):
-            path = folder / f"{subject['name']}.yaml"
+        for subject in subjects(count):
+            path = Path(name, f"{subject['name']}.yaml")
             path.write_text(yaml.safe_dump(SETTINGS | {"subject": subject}))
-            total += timed([*DREAMBOOTH, "run", str(path)], folder)
-            note(f"one by one, {subject['name']}: {total:.0f} s so far")
-    raw["sequential"] = total
+            seconds.append(timed([*DREAMBOOTH, "run", str(path)], Path(name)))
+            note(f"one by one, {subject['name']}: {seconds[-1]:.0f} s")
+    raw["sequential"] = sum(seconds[:2]) + (COUNT - 2) * statistics.mean(seconds[2:])
+    raw["sequential_runs"] = count
 
 
 def measure_same_sampler(raw: Raw) -> None:
@@ -176,6 +180,7 @@ def figures(raw: Raw) -> dict[str, Any]:
         "lane_busy_share": raw.get("lane_busy_share"),
         "seconds_per_subject": {n: round(batches[n] / int(n), 1) for n in sorted(batches, key=int)},
         "control_plane": raw.get("control_plane"),
+        "sequential_runs": raw.get("sequential_runs"),
         "peer_runs": raw.get("peer_runs"),
         "batches_of_eight": [round(seconds, 1) for seconds in raw.get("batches_of_eight", ())],
         "seconds": {name: round(raw[name], 1) for name in SECONDS if name in raw},
@@ -199,6 +204,7 @@ def main() -> None:
             "peer": measure_peer(options.peer),
         }
     usual = [part for measure in measures for part in ((measure,) if measure == "batch" else (measure, "batch"))]
+    measures["sequential_few"] = partial(measure_sequential, count=4)
     if options.peer is not None:
         measures["peer_few"] = measure_peer_few(options.peer)
     if unknown := set(options.parts or ()) - set(measures):
