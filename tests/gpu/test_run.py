@@ -60,7 +60,7 @@ def test_pictures_come_out_of_the_registry(run: tuple[Path, dict[str, Any]], tmp
     pictures = sorted((tmp_path / "pictures").rglob("*.png"))
     assert len(pictures) >= 3
     with Image.open(pictures[0]) as picture:
-        assert len(set(picture.convert("RGB").getdata())) > 100
+        assert len(set(picture.convert("RGB").get_flattened_data())) > 100
 
 
 def test_a_batch_of_two_classes(tmp_path: Path) -> None:
