@@ -38,7 +38,7 @@ class Stage:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Matrix products in bf16, but on CPUs that would only emulate it, twenty times slower."""
+    """Matrix products in bf16, but on CPUs that would only emulate it, some eight times slower."""
     return torch.autocast(device.type, torch.bfloat16, enabled=sampling_dtype(device.type) is not torch.float32)
 
 

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from dreambooth.base_model import BaseModel
 from dreambooth.batches import Batch
 from dreambooth.config import DreamBoothConfig, load_config
 from dreambooth.empty_step import latent_shape
 from dreambooth.families import family_of
 from dreambooth.families.stable_diffusion import load_tokenizer
-from dreambooth.miniature import PIPELINE_DIR
+from dreambooth.miniature import PIPELINE_DIR, subject_dir
 from dreambooth.model import Components, DreamBoothModel, build_model, load_schedule
+from pipelines.cluster import Resources
+from pipelines.plan import Plan, make_plan
 
 
 def write_configurations(folder: Path) -> None:
@@ -49,6 +53,24 @@ def configuration(directory: Path, *overrides: str) -> DreamBoothConfig:
     """Of a run that trains the base model in a directory."""
     subject = {"name": "rex", "class_noun": "car", "identifier": "tfz", "instance_images": "photos"}
     return load_config({"base_model": str(directory), "subject": subject}, overrides)
+
+
+def plan_of(*overrides: str, gpus: int = 0) -> Plan:
+    """Of a run on the miniature and its pictures."""
+    photographs = str(subject_dir("coral-car"))
+    subject = {"name": "rex", "class_noun": "car", "identifier": "tfz", "instance_images": photographs}
+    return make_plan(load_config({"subject": subject}, overrides), Resources(cpus=8, gpus=gpus))
+
+
+def plan_of_weightless(directory: Path, resolution: int, *overrides: str, gpus: int = 0) -> Plan:
+    """Of the same run on a base model of which there are configurations alone."""
+    small = plan_of(*overrides, gpus=gpus)
+    images = small.config.images.model_copy(update={"resolution": resolution})
+    base = BaseModel(address=str(directory), revision=None, directory=directory)
+    parts = zip(("unet", "text_encoder"), family_of(directory).empty_components(directory), strict=True)
+    # Else read from the weights.
+    vars(base)["parameter_counts"] = {name: sum(p.numel() for p in part.parameters()) for name, part in parts}
+    return replace(small, config=small.config.model_copy(update={"images": images}), base=base)
 
 
 def random_model(directory: Path, config: DreamBoothConfig, *, device: str, autocast: bool = False) -> DreamBoothModel:

@@ -4,7 +4,7 @@
     python tests/bench/gpu.py --base tiny    # the miniature instead, on whatever there is: does it run?
 
 UNet and text encoder of 982.5 M random parameters, fp32 masters under bf16, 512 x 512 pixels, one instance and one
-class image a step, all layers trained. The variants take turns, since clocks change; steps per second are medians.
+class image a step, all layers trained; steps per second are medians. The bare loop and `fit` take turns: clocks change.
 
 - loop_efficiency: `fit` with TorchEngine over a bare loop (same model, batch, optimizer; nothing else).
 - steps_per_second, peak_gib: of `fit` by engine, with and without gradient checkpointing.

@@ -33,21 +33,19 @@ def on_cpu(tiny_pipeline: Path) -> list[dict[str, float]]:
 
 @pytest.fixture
 def train(tiny_pipeline: Path) -> Callable[..., Any]:
-    def run(case: two_ranks.Case, **options: Any) -> Any:
+    def run(case: two_ranks.Case, *, start: int = 0, load: Path | None = None, save: Path | None = None) -> Any:
         config = two_ranks.configuration(tiny_pipeline, accumulation=1, accumulates=False)
         engine = two_ranks.engine_of(tiny_pipeline, config, case, "cuda")
+
+        def after(step: int) -> None:
+            if save is not None and step == two_ranks.CHECKPOINT:
+                engine.save(save)
+
         try:
-            load = options.pop("load", None)
             if load is not None:
                 engine.load(load)
-            save = options.pop("save", None)
-
-            def after(step: int) -> None:
-                if save is not None and step == two_ranks.CHECKPOINT:
-                    engine.save(save)
-
             data = two_ranks.training_data(tiny_pipeline)
-            return two_ranks.curve_of(engine, data, config, after=after, **options), engine.state_dict()
+            return two_ranks.curve_of(engine, data, config, start=start, after=after), engine.state_dict()
         finally:
             engine.close()
 
@@ -79,8 +77,8 @@ def test_bf16_products_leave_masters_and_gradients_in_fp32(tiny_pipeline: Path, 
     engine = TorchEngine(load_model(tiny_pipeline, config, autocast=True), config.train, "cuda")
     data = two_ranks.training_data(tiny_pipeline)
     engine.backward(engine(data.batch(range(1))).total)
-    assert {p.dtype for p in engine.parameters} == {p.grad.dtype for p in engine.parameters if p.grad is not None}
     assert {p.dtype for p in engine.parameters} == {torch.float32}
+    assert {p.grad.dtype for p in engine.parameters if p.grad is not None} == {torch.float32}
     engine.step()
     fresh = TorchEngine(load_model(tiny_pipeline, config, autocast=True), config.train, "cuda")
     curve = two_ranks.curve_of(fresh, data, config)

@@ -1,41 +1,21 @@
 """What the plan says of a GPU's memory, against what training takes there."""
 
 import gc
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from full_size import configuration, random_batch, random_model
+from full_size import configuration, plan_of_weightless, random_batch, random_model
 
-from dreambooth.base_model import BaseModel
-from dreambooth.config import ZeroConfig, load_config
+from dreambooth.config import ZeroConfig
 from dreambooth.engine import TorchEngine
-from dreambooth.families import family_of
-from dreambooth.miniature import subject_dir
-from pipelines.cluster import Resources
 from pipelines.deepspeed_engine import DeepSpeedEngine
 from pipelines.memory import peak_bytes
-from pipelines.plan import Plan, make_plan
 
 pytestmark = pytest.mark.filterwarnings("default")  # DeepSpeed uses what PyTorch deprecates
 
 WITHIN, STEPS = 0.15, 3
-
-
-def planned(base: Path, resolution: int, *overrides: str) -> int:
-    photographs = str(subject_dir("coral-car"))
-    subject = {"name": "rex", "class_noun": "car", "identifier": "tfz", "instance_images": photographs}
-    small: Plan = make_plan(load_config({"subject": subject}, overrides), Resources(cpus=8, gpus=1))
-    config = small.config.model_copy(
-        update={"images": small.config.images.model_copy(update={"resolution": resolution})}
-    )
-    model = BaseModel(address=str(base), revision=None, directory=base)
-    parts = zip(("unet", "text_encoder"), family_of(base).empty_components(base), strict=True)
-    # Else read from the weights, of which there are none.
-    vars(model)["parameter_counts"] = {name: sum(p.numel() for p in part.parameters()) for name, part in parts}
-    return peak_bytes(replace(small, config=config, base=model))
 
 
 def measured(base: Path, resolution: int, stage: int | None, *overrides: str) -> int:
@@ -73,6 +53,9 @@ def test_full_size(full_size: Path, stage: int | None, checkpointing: bool) -> N
         "train.micro_batch_size=1",
         f"train.gradient_checkpointing={str(checkpointing).lower()}",
     ]
-    expected, got = planned(full_size, 512, *overrides), measured(full_size, 512, stage, *overrides)
+    expected, got = (
+        peak_bytes(plan_of_weightless(full_size, 512, *overrides, gpus=1)),
+        measured(full_size, 512, stage, *overrides),
+    )
     print(f"planned {expected / 2**30:.2f} GiB, measured {got / 2**30:.2f} GiB")
     assert got == pytest.approx(expected, rel=WITHIN)

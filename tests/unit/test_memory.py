@@ -4,21 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from full_size import plan_of, plan_of_weightless
 
-from dreambooth.base_model import BaseModel
-from dreambooth.config import load_config
-from dreambooth.families import family_of
-from dreambooth.miniature import PIPELINE_DIR, subject_dir
+from dreambooth.miniature import PIPELINE_DIR
 from dreambooth.step_memory import step_memory
-from pipelines.cluster import Resources
 from pipelines.memory import peak_bytes
-from pipelines.plan import Plan, make_plan
 
 WITHIN = 0.15
 AS_IT_IS: dict[str, Any] = {
@@ -40,12 +35,6 @@ def measured_bytes(base: Path, **settings: Any) -> int:
     done = subprocess.run(command, env=os.environ | PAGES, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.splitlines()[-1])
-
-
-def plan_of(*overrides: str) -> Plan:
-    photographs = str(subject_dir("coral-car"))
-    subject = {"name": "rex", "class_noun": "car", "identifier": "tfz", "instance_images": photographs}
-    return make_plan(load_config({"subject": subject}, overrides), Resources(cpus=8, gpus=0))
 
 
 def test_what_takes_more_and_less(tiny_pipeline: Path) -> None:
@@ -77,13 +66,8 @@ def test_full_size(full_size: Path) -> None:
     """As large as Stable Diffusion, at 256 pixels, measured where there is memory for it."""
     if psutil.virtual_memory().available < 20 * 2**30:
         pytest.skip("needs 20 GiB of free memory")
-    components = zip(("unet", "text_encoder"), family_of(full_size).empty_components(full_size), strict=True)
-    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in components}
-    assert sum(counts.values()) == pytest.approx(982.5e6, rel=0.001)
-    small = plan_of("train.micro_batch_size=1")
-    config = small.config.model_copy(update={"images": small.config.images.model_copy(update={"resolution": 256})})
-    base = BaseModel(address=str(full_size), revision=None, directory=full_size)
-    vars(base)["parameter_counts"] = counts  # else read from the weights
-    planned = peak_bytes(replace(small, config=config, base=base))
+    plan = plan_of_weightless(full_size, 256, "train.micro_batch_size=1")
+    assert sum(plan.base.parameter_counts.values()) == pytest.approx(982.5e6, rel=0.001)
+    planned = peak_bytes(plan)
     assert planned > 14 * 2**30
     assert measured_bytes(full_size, pairs=1, resolution=256) == pytest.approx(planned, rel=WITHIN)
