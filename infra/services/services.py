@@ -6,10 +6,10 @@
     python infra/services/services.py env --folder output/services       # only the env file, for compose.yaml
 
 Postgres is the system's (`apt install postgresql`); without one, MLflow gets an SQLite file. S3 is infra/s3. MLflow
-asks for a password and hands artifacts through, so that clients need no key of the store for them. All data, logs and
-secrets lie in one folder, secrets in files that only its owner may read; all servers listen on loopback. Run it with a
-Python that has MLflow with passwords (`pip install '.[server]'`). Exit codes: 0 it runs (or is stopped), 1 it doesn't,
-2 it can't.
+asks for a password, talks TLS with a certificate by an authority of these services' own, and hands artifacts through,
+so that clients need no key of the store for them. All data, logs and secrets lie in one folder, secrets in files that
+only its owner may read; all servers listen on loopback. Run it with a Python that has MLflow with passwords
+(`pip install '.[server]'`). Exit codes: 0 it runs (or is stopped), 1 it doesn't, 2 it can't.
 """
 
 import argparse
@@ -18,8 +18,10 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -91,6 +93,7 @@ def start(folder: Path, settings: Mapping[str, str]) -> int:
     (folder / "log").mkdir(exist_ok=True)
     store = _start_store(folder)
     database = _start_database(folder, settings)
+    _certify(folder)
     if not _pid(folder):
         _launch_mlflow(folder, settings, store, database)
     _wait_for_mlflow(folder, settings)
@@ -98,6 +101,7 @@ def start(folder: Path, settings: Mapping[str, str]) -> int:
         "MLFLOW_TRACKING_URI": _mlflow(settings),
         "MLFLOW_TRACKING_USERNAME": ADMIN,
         "MLFLOW_TRACKING_PASSWORD": settings["MLFLOW_ADMIN_PASSWORD"],
+        "MLFLOW_TRACKING_SERVER_CERT_PATH": str(_authority(folder)),
     }
     path = folder / "client.env"
     _write_private(path, "".join(f"export {name}={value}\n" for name, value in variables.items()))
@@ -115,9 +119,9 @@ def status(folder: Path) -> int:
     rows = [("S3", subprocess.run(_swift("status", folder), check=False, capture_output=True).returncode == 0)]
     if (folder / "postgres").is_dir() and (programs := find_postgres()):
         rows.append(("Postgres", Postgres(programs, folder / "postgres", settings).answers()))
-    rows.append(("MLflow", _answer(settings) == 200))
+    rows.append(("MLflow", _answer(folder, settings) == 200))
     # A server that lets in whoever comes would be worse than none.
-    rows.append(("MLflow without a password is refused", _answer(settings, password="") == 401))
+    rows.append(("MLflow without a password is refused", _answer(folder, settings, password="") == 401))
     for what, good in rows:
         _say(f"{'ok ' if good else 'NO '} {what}")
     return 0 if all(good for _, good in rows) else NOT_RUNNING
@@ -193,10 +197,14 @@ def _launch_mlflow(folder: Path, settings: Mapping[str, str], store: Mapping[str
             "PGPASSWORD": settings["POSTGRES_PASSWORD"],
         }
     )
+    options = ["--ssl-certfile", str(folder / "tls" / "tls.crt"), "--ssl-keyfile", str(folder / "tls" / "tls.key")]
+    # A client that keeps its connection would keep it from ending, until it is killed.
+    options += ["--timeout-graceful-shutdown", str(STOP_SECONDS // 3)]
     command = [
         *(Path(sys.executable).with_name("mlflow"), "server", "--host", "127.0.0.1", "--port", settings["MLFLOW_PORT"]),
         *("--app-name", "basic-auth", "--backend-store-uri", database, "--workers", "1"),
         *("--artifacts-destination", f"s3://{BUCKET}/mlflow", "--serve-artifacts"),
+        f"--uvicorn-opts={shlex.join(options)}",
     ]
     # All its processes inherit the lock: who holds it is MLflow, whatever process has got its number since.
     with (folder / "log" / "mlflow.log").open("ab") as log, (folder / "mlflow.pid").open("w") as pid:
@@ -218,21 +226,24 @@ def _launch_mlflow(folder: Path, settings: Mapping[str, str], store: Mapping[str
 
 def _wait_for_mlflow(folder: Path, settings: Mapping[str, str]) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while (answer := _answer(settings)) != 200:
+    while (answer := _answer(folder, settings)) != 200:
         if not _pid(folder) or time.monotonic() > deadline:
             _stop_mlflow(folder)
             _fail(f"MLflow answers with {answer or 'nothing'}; its log is {folder / 'log' / 'mlflow.log'}")
         time.sleep(0.3)
 
 
-def _answer(settings: Mapping[str, str], password: str | None = None) -> int | None:
+def _answer(folder: Path, settings: Mapping[str, str], password: str | None = None) -> int | None:
     """The status of a call that needs the password; None when nothing answers."""
+    if not _authority(folder).exists():
+        return None
+    trusting = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=_authority(folder)))
     password = settings["MLFLOW_ADMIN_PASSWORD"] if password is None else password
     request = urllib.request.Request(f"{_mlflow(settings)}/api/2.0/mlflow/experiments/search?max_results=1")
     if password:
         request.add_header("Authorization", "Basic " + base64.b64encode(f"{ADMIN}:{password}".encode()).decode())
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({}), trusting).open(request, timeout=30) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -241,7 +252,22 @@ def _answer(settings: Mapping[str, str], password: str | None = None) -> int | N
 
 
 def _mlflow(settings: Mapping[str, str]) -> str:
-    return f"http://127.0.0.1:{settings['MLFLOW_PORT']}"
+    return f"https://127.0.0.1:{settings['MLFLOW_PORT']}"
+
+
+def _certify(folder: Path) -> None:
+    """Make MLflow's certificate, and the authority that signs it, unless an earlier start has."""
+    from pipelines.certificates import make_authority, make_node_certificate  # `env` does without packages
+
+    if not _authority(folder).exists():
+        if not (folder / "authority" / "ca.key").exists():
+            make_authority(folder / "authority")
+        make_node_certificate(folder / "authority", folder / "tls", [])
+
+
+def _authority(folder: Path) -> Path:
+    """The certificate by which a client knows MLflow."""
+    return folder / "tls" / "ca.crt"
 
 
 def _stop_mlflow(folder: Path) -> None:

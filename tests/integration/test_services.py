@@ -1,7 +1,8 @@
-"""`make services`: MLflow with a password on Postgres (where the machine has it), its artifacts in a real store."""
+"""`make services`: MLflow with TLS and a password, on Postgres where the machine has it, artifacts in a real store."""
 
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -21,9 +22,6 @@ from pipelines.tracking import check_tracking, track
 import mlflow  # isort: skip
 
 LAUNCHER = Path(__file__).parents[2] / "infra" / "services" / "services.py"
-
-pytestmark = pytest.mark.slow
-pytest.importorskip("psycopg", reason="needs the extra 'server'")
 
 
 def services(command: str, folder: Path) -> "subprocess.CompletedProcess[str]":
@@ -53,14 +51,18 @@ def test_a_run_ends_up_in_them_and_survives_a_restart(folder: Path, monkeypatch:
         monkeypatch.delenv(name)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, leading[name])
+    with pytest.raises(InputError, match="certificate"):
+        check_tracking(TrackingConfig())
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", leading["MLFLOW_TRACKING_SERVER_CERT_PATH"])
     assert check_tracking(TrackingConfig()) == leading["MLFLOW_TRACKING_URI"]
     Path("sheet.txt").write_text("five instance images")
     with track(TrackingConfig(), run_name="rex") as run:
         run.log_metrics({"loss": 0.5}, step=1)
         run.log_artifact(Path("sheet.txt"))
 
+    trusting = ssl.create_default_context(cafile=leading["MLFLOW_TRACKING_SERVER_CERT_PATH"])
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{leading['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/search?max_results=1")
+        urllib.request.urlopen(f"{leading['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/search", context=trusting)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     with pytest.raises(InputError, match="refuses the credentials"):
         check_tracking(TrackingConfig())

@@ -75,3 +75,12 @@ def test_compose_and_kubernetes_run_the_same_servers(compose: dict[str, Any]) ->
     manifests = FOLDER.parent / "kubernetes"
     text = "\n".join(path.read_text() for path in manifests.rglob("*.yaml"))
     assert all(image in text for image in images if not image.startswith("dreambooth"))
+
+
+def test_mlflow_talks_tls_as_in_kubernetes(compose: dict[str, Any]) -> None:
+    [options] = [word for word in compose["services"]["mlflow"]["command"] if word.startswith("--uvicorn-opts=")]
+    assert f"- {options}" in (FOLDER.parent / "kubernetes" / "base" / "mlflow.yaml").read_text()
+    files = re.findall(r"(/tls)/tls\.(?:crt|key)", options)
+    assert len(files) == 2
+    assert "tls:/tls:ro" in compose["services"]["mlflow"]["volumes"]
+    assert "https://" in str(compose["services"]["mlflow"]["healthcheck"])
