@@ -60,7 +60,8 @@ demo: $(INSTALLED) ## Fine-tune the built-in miniature on one of its subjects; p
 
 test: $(INSTALLED) ## Run the unit tests, then the integration tests, but for those marked slow
 	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
-	$(BIN)/python -m pytest tests/integration -m "not slow"
+	$(BIN)/python -m pytest tests/integration -m "not slow" --numprocesses logical --maxprocesses 2 --dist loadfile \
+	    --no-loadscope-reorder
 
 test-slow: $(INSTALLED) ## Run the tests that take minutes each
 	$(BIN)/python -m pytest tests -m slow
@@ -100,21 +101,17 @@ clean: ## Remove caches and build products, but neither .venv nor output
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find dreambooth pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.installed-server: $(INSTALLED)
-	@$(PIP) --editable '.[server]'
-	@touch $@
-
-services: $(VENV)/.installed-server ## Start MLflow with passwords on Postgres and S3, on this machine; data in output/services/
+services: $(INSTALLED) ## Start MLflow with passwords on Postgres and S3, on this machine; data in output/services/
 	@$(BIN)/python infra/services/services.py start --folder $(SERVICES_FOLDER)
 	@echo
 	@echo "To use them in this shell:  . $(SERVICES_FOLDER)/client.env"
 	@echo "Then, for example:          $(BIN)/dreambooth run --images ... --set storage.root=s3://dreambooth/results"
 	@echo "To stop them:               make services-stop"
 
-services-stop: $(VENV)/.installed-server ## Stop them; their data stay
+services-stop: $(INSTALLED) ## Stop them; their data stay
 	@$(BIN)/python infra/services/services.py stop --folder $(SERVICES_FOLDER)
 
-cluster-demo: $(VENV)/.installed-server ## A cluster of three nodes here, MLflow, Postgres and S3; a batch, and a node that dies
+cluster-demo: $(INSTALLED) ## A cluster of three nodes here, MLflow, Postgres and S3; a batch, and a node that dies
 	$(BIN)/python infra/ray/cluster_demo.py --folder output/cluster-demo
 
 audit: $(INSTALLED) ## Look for known vulnerabilities in the pinned versions (needs the network)

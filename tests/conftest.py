@@ -20,7 +20,6 @@ os.environ.update(
     }
 )
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,6 +30,8 @@ collect_less_garbage()
 
 TESTS = Path(__file__).parent
 INTEGRATION_TIMEOUT_SECONDS = 600
+LONGEST = ("test_batch.py", "test_train_stage.py", "test_engines.py", "test_personalize.py", "test_prior_stage.py")
+"""They take minutes each, and go first: no process is left with one of them when the others have finished."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,8 +39,9 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["DREAMBOOTH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by the folder they lie in: integration tests get more time, gpu tests a device or a skip."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
         if folder in ("integration", "gpu"):

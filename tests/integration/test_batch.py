@@ -49,8 +49,14 @@ class Silent:
         self.lines.append(text)
 
 
+@pytest.fixture(scope="module")
+def class_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test's class images lie for the others, too."""
+    return tmp_path_factory.mktemp("prior")
+
+
 @pytest.fixture
-def make_batch(make_config: Any) -> Callable[..., BatchPlan]:
+def make_batch(make_config: Any, class_images: Path) -> Callable[..., BatchPlan]:
     """A plan of several subjects of the miniature, on a tiny base, in a folder."""
 
     def make(folder: Path, *subjects: str, over: Mapping[str, Any] | None = None, **settings: Any) -> BatchPlan:
@@ -63,6 +69,7 @@ def make_batch(make_config: Any) -> Callable[..., BatchPlan]:
                     "subject__identifier": f"{name[0]}fz",
                     "subject__instance_images": subject_dir(name),
                     "storage__root": folder,
+                    "storage__prior": class_images,
                     "tracking__uri": f"sqlite:///{folder}/mlflow.db",
                     "evaluation__enabled": "false",
                 }

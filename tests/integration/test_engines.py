@@ -22,6 +22,8 @@ from dreambooth.model import load_model
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 ENGINES = ("torch", "zero0", "zero1", "zero2", "zero3")
+RESIZED = ((2, 8), (1, 16), (2, 24))
+"""How many ranks go on to which step."""
 TIMEOUT_SECONDS = 400
 
 
@@ -78,14 +80,15 @@ def run_ranks(count: int, base: Path, output: Path, *part: int) -> None:
 
 @pytest.fixture(scope="module")
 def resized(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The long run of every engine in three parts, each going on from the one before: on two ranks, one, and two."""
+    """The start of every long run in three parts, each going on from the one before: on two ranks, one, two."""
     output = tmp_path_factory.mktemp("resized")
-    ends = (16, 34, two_ranks.STEPS)
-    for count, start, end in zip((2, 1, 2), (0, *ends), ends, strict=False):
+    start = 0
+    for count, end in RESIZED:
         run_ranks(count, tiny_pipeline, output, start, end)
+        start = end
     result = {}
     for engine in ENGINES:
-        parts = [torch.load(output / f"{engine}-to-{end}.pt", weights_only=True) for end in ends]
+        parts = [torch.load(output / f"{engine}-to-{end}.pt", weights_only=True) for _, end in RESIZED]
         result[engine] = {"curve": [step for part in parts for step in part["curve"]], "state": parts[-1]["state"]}
     return result
 
@@ -101,14 +104,14 @@ def one_worker(tiny_pipeline: Path) -> Callable[..., dict[str, Any]]:
                 tiny_pipeline, accumulation=4 if accumulates else 2, accumulates=accumulates
             )
             engine = TorchEngine(load_model(tiny_pipeline, config), config.train)
-            before = exported(engine)
-            curve = two_ranks.curve_of(engine, two_ranks.training_data(tiny_pipeline), config)
-            cache[accumulates] = {
-                "curve": curve,
-                "state": engine.state_dict(),
-                "weights": exported(engine),
-                "before": before,
-            }
+            weights = {0: exported(engine)}
+
+            def keep(step: int) -> None:
+                if step in (RESIZED[-1][1], config.train.max_train_steps):
+                    weights[step] = exported(engine)
+
+            curve = two_ranks.curve_of(engine, two_ranks.training_data(tiny_pipeline), config, after=keep)
+            cache[accumulates] = {"curve": curve, "state": engine.state_dict(), "weights": weights}
         return cache[accumulates]
 
     return run
@@ -159,11 +162,11 @@ class TestLikeOneWorker:
         got, expected = pair
         assert got["state"].keys() == expected["state"].keys()
         assert all(tensor.dtype is torch.float32 for tensor in got["state"].values())
-        assert {n: t.shape for n, t in got["state"].items()} == {n: t.shape for n, t in expected["before"].items()}
-        moved = distance(expected["state"], expected["before"], owner)
+        assert {n: t.shape for n, t in got["state"].items()} == {n: t.shape for n, t in expected["weights"][0].items()}
+        moved = distance(expected["state"], expected["weights"][0], owner)
         assert distance(got["state"], expected["state"], owner) < 1e-3 * moved
         if "resumed_curve" in got:  # a long run: its average lags behind, so an export of the wrong tensors shows
-            assert distance(expected["weights"], expected["state"], owner) > 0.03 * moved
+            assert distance(expected["weights"][two_ranks.STEPS], expected["state"], owner) > 0.03 * moved
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -192,14 +195,14 @@ class TestFewerAndMoreRanks:
     def test_the_curve(
         self, resized: dict[str, Any], one_worker: Callable[..., dict[str, Any]], engine: str, name: str
     ) -> None:
-        expected = column(one_worker(accumulates=False)["curve"], name)
+        expected = column(one_worker(accumulates=False)["curve"], name)[: RESIZED[-1][1]]
         assert column(resized[engine]["curve"], name) == pytest.approx(expected, rel=1e-4)
 
     @pytest.mark.parametrize("name", ["learning_rate", "text_encoder_learning_rate"])
     def test_the_learning_rates(
         self, resized: dict[str, Any], one_worker: Callable[..., dict[str, Any]], engine: str, name: str
     ) -> None:
-        expected = column(one_worker(accumulates=False)["curve"], name)
+        expected = column(one_worker(accumulates=False)["curve"], name)[: RESIZED[-1][1]]
         assert column(resized[engine]["curve"], name) == expected
 
     @pytest.mark.parametrize("owner", ["denoiser", "text_encoder.encoder", "text_encoder.embeddings"])
@@ -207,6 +210,7 @@ class TestFewerAndMoreRanks:
         self, resized: dict[str, Any], one_worker: Callable[..., dict[str, Any]], engine: str, owner: str
     ) -> None:
         """Of each parameter group: its moments, rate and weight decay have gone along."""
-        one = one_worker(accumulates=False)
-        moved = distance(one["weights"], one["before"], owner)
-        assert distance(resized[engine]["state"], one["weights"], owner) < 1e-3 * moved
+        weights = one_worker(accumulates=False)["weights"]
+        expected = weights[RESIZED[-1][1]]
+        moved = distance(expected, weights[0], owner)
+        assert distance(resized[engine]["state"], expected, owner) < 1e-3 * moved

@@ -54,18 +54,18 @@ def test_images_do_not_depend_on_the_number_of_actors_and_are_made_once(tiny_pip
 
 
 def test_an_interrupted_set_is_completed_and_a_larger_one_topped_up(tiny_pipeline: Path, tmp_path: Path) -> None:
-    whole, _ = make(plan(tiny_pipeline, 7), tiny_pipeline, tmp_path / "prior", actors=2)
+    whole, _ = make(plan(tiny_pipeline, 7), tiny_pipeline, tmp_path / "prior", actors=1)
     files = dict(read_manifest(whole.uri).files)
     folder = Path(whole.uri)
     (folder / "manifest.json").unlink()
     for index in (1, 5, 6):
         (folder / image_name(index)).unlink()
 
-    again, progress = make(plan(tiny_pipeline, 7), tiny_pipeline, tmp_path / "prior", actors=2)
+    again, progress = make(plan(tiny_pipeline, 7), tiny_pipeline, tmp_path / "prior", actors=1)
     assert progress[-1] == (3, 3)
     assert read_manifest(again.uri).files == files
 
-    larger, progress = make(plan(tiny_pipeline, 9), tiny_pipeline, tmp_path / "prior", actors=2)
+    larger, progress = make(plan(tiny_pipeline, 9), tiny_pipeline, tmp_path / "prior", actors=1)
     assert progress[-1] == (2, 2)
     assert larger.uri == whole.uri
     assert files.items() < dict(read_manifest(larger.uri).files).items()

@@ -38,7 +38,7 @@ def interruptible(make_config: Any, output: Path) -> Any:
         train__checkpoint_every=EVERY,
         train__ema_decay=0.9,
         storage__run=output / "run",
-        storage__prior=output / "prior",
+        storage__prior=output.parent.parent / "prior",  # one for both tests
         tracking__uri=f"sqlite:///{output}/mlflow.db",
     )
 
@@ -47,7 +47,7 @@ def run(plan: Plan, handle: Any) -> TrainResult:
     source = Source(address=plan.config.base_model)
     assert plan.prior is not None
     prior_set: PriorSet = make_class_images(
-        plan.prior, source, plan.config.prior_uri, SamplerPool(actors=2, use_gpu=False)
+        plan.prior, source, plan.config.prior_uri, SamplerPool(actors=1, use_gpu=False)
     )
     with event_queue(handle, pytest.fail) as events:
         return train(plan, prior_set, events)
