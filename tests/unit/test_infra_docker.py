@@ -4,9 +4,13 @@ What is not tested here: that Ray's image of this version and platform exists, a
 """
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
@@ -68,3 +72,22 @@ def test_no_secret_is_asked_for_or_set() -> None:
     # A build argument or a variable stays readable in the image's history.
     named = " ".join([*arguments("ARG"), *arguments("ENV")]).replace("RAY_AUTH_MODE=token", "")
     assert not re.search(r"secret|password|_key|token", named, re.IGNORECASE)
+
+
+@pytest.mark.parametrize(("compiler", "said"), [(None, "not there"), ("12.6", "of 12.6")])
+def test_operations_that_cannot_be_built_are_left_out_and_that_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    compiler: str | None,
+    said: str,
+) -> None:
+    if compiler:
+        nvcc = tmp_path / "nvcc"
+        nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {compiler}, V{compiler}.20'\n")
+        nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    runpy.run_path(str(ROOT / "infra" / "docker" / "build_ops.py"))["main"]()
+    assert "torch is made for CUDA 13.0" in (out := capsys.readouterr().out)
+    assert said in out
