@@ -25,18 +25,16 @@ from typing import Any
 
 import torch
 from full_size import configuration, random_model, write_configurations
+from loops import bare_loop, efficiency, fitted, random_data, take_turns
 
-from dreambooth.batches import ImageSet, TrainingData
+from dreambooth.batches import TrainingData
 from dreambooth.config import DreamBoothConfig, ZeroConfig
 from dreambooth.empty_step import latent_shape
-from dreambooth.engine import Engine, TorchEngine
+from dreambooth.engine import TorchEngine
 from dreambooth.families.stable_diffusion import load_tokenizer
-from dreambooth.latents import LatentCache
 from dreambooth.miniature import PIPELINE_DIR
 from dreambooth.model import DreamBoothModel
-from dreambooth.optimizer import build_optimizer
 from dreambooth.quiet import hide_progress_bars, quiet
-from dreambooth.training import fit
 
 OUTPUT = Path("output/bench/gpu.json")
 ROUNDS = 5
@@ -57,48 +55,8 @@ class Bench:
         return random_model(self._base, settings, device=self._device, autocast=True)
 
     def data(self) -> TrainingData:
-        shape = latent_shape(self._base, self._resolution)
         ids = torch.full((1, load_tokenizer(self._base).model_max_length), 5)
-
-        def images(count: int) -> ImageSet:
-            cache = LatentCache(mean=torch.randn(count, *shape), std=torch.full((count, *shape), 0.1))
-            return ImageSet(latents=cache, text=ids)
-
-        return TrainingData(instance=images(5), class_=images(50), seed=0, num_train_timesteps=1000)
-
-    def bare(self, model: DreamBoothModel, settings: DreamBoothConfig) -> Callable[[], None]:
-        optimizer = build_optimizer(model, settings.train)
-        batch = tuple(part.to(self._device) for part in self.data().batch(range(1)))
-
-        def run() -> None:
-            for _ in range(self._steps):
-                model(*batch).total.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.train.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
-        return run
-
-    def fitted(self, engine: Engine, settings: DreamBoothConfig) -> Callable[[], None]:
-        data = self.data()
-        return lambda: fit(engine, data, settings.train)
-
-    def rates(self, *runs: Callable[[], None]) -> list[list[float]]:
-        """Steps per second of each, round by round; the first round only warms up."""
-        for run in runs:
-            run()
-        return [list(rates) for rates in zip(*([self._rate(run) for run in runs] for _ in range(ROUNDS)), strict=True)]
-
-    def _rate(self, run: Callable[[], None]) -> float:
-        self._wait()
-        began = time.perf_counter()
-        run()
-        self._wait()
-        return self._steps / (time.perf_counter() - began)
-
-    def _wait(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
+        return random_data(latent_shape(self._base, self._resolution), ids, ids)
 
     def clear(self) -> None:
         gc.collect()
@@ -113,12 +71,9 @@ class Bench:
         settings = self.settings()
         model = self.model(settings)
         engine = TorchEngine(model, settings.train, self._device)
-        bare, ours = self.rates(self.bare(model, settings), self.fitted(engine, settings))
-        return {
-            "loop_efficiency": round(statistics.median(o / b for o, b in zip(ours, bare, strict=True)), 3),
-            "bare_steps_per_second": round(statistics.median(bare), 2),
-            "fit_steps_per_second": round(statistics.median(ours), 2),
-        }
+        data = self.data()
+        bare = bare_loop(model, data, settings, self._device)
+        return efficiency(*take_turns(self._steps, ROUNDS, bare, fitted(engine, data, settings)))
 
     def variant(self, stage: int | None, *, checkpointing: bool, channels_last: bool = False) -> dict[str, float]:
         settings = self.settings(checkpointing=checkpointing)
@@ -133,7 +88,7 @@ class Bench:
 
             engine = DeepSpeedEngine(model, settings.train, ZeroConfig(stage=stage), self._device)
         try:
-            [rates] = self.rates(self.fitted(engine, settings))
+            [rates] = take_turns(self._steps, ROUNDS, fitted(engine, self.data(), settings))
             return {"steps_per_second": round(statistics.median(rates), 2), "peak_gib": self.peak()}
         finally:
             engine.close()

@@ -21,19 +21,18 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from loops import bare_loop, efficiency, fitted, random_data, take_turns
 
 from dreambooth.base_model import resolve_base_model
-from dreambooth.batches import ImageSet, TrainingData
+from dreambooth.batches import TrainingData
 from dreambooth.config import DreamBoothConfig, load_config
-from dreambooth.engine import Engine, TorchEngine
-from dreambooth.latents import LatentCache
+from dreambooth.engine import TorchEngine
+from dreambooth.families import family_of
 from dreambooth.miniature import PIPELINE_DIR, subject_dir
 from dreambooth.model import load_model
-from dreambooth.optimizer import build_optimizer
 from dreambooth.prior import PriorPlan, image_seed, prior_plan
 from dreambooth.quiet import quiet
 from dreambooth.sampling import load_pipeline, sampling_dtype
-from dreambooth.training import fit
 
 OUTPUT = Path("output/bench/main.json")
 ROUNDS, STEPS = 7, 20
@@ -50,59 +49,18 @@ def config(**overrides: Any) -> DreamBoothConfig:
     return load_config({"subject": subject}, tuple(f"{name}={value}" for name, value in overrides.items()))
 
 
-def training_data(settings: DreamBoothConfig) -> TrainingData:
-    model = load_model(PIPELINE_DIR, settings)
-    latents = LatentCache(mean=torch.randn(50, 4, 16, 16), std=torch.full((50, 4, 16, 16), 0.1))
-    texts = model.family.tokenize(PIPELINE_DIR, ["a photo of tfz car", "a photo of a car"])
-    instance, class_ = (ImageSet(latents=latents, text=text[None]) for text in texts)
-    return TrainingData(instance=instance, class_=class_, seed=0, num_train_timesteps=1000)
-
-
-def bare_loop(settings: DreamBoothConfig, data: TrainingData, steps: int) -> Any:
-    model = load_model(PIPELINE_DIR, settings)
-    optimizer = build_optimizer(model, settings.train)
-    batch = data.batch(range(1))
-
-    def run() -> float:
-        began = time.perf_counter()
-        for _ in range(steps):
-            losses = model(*batch)
-            losses.total.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.train.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return steps / (time.perf_counter() - began)
-
-    return run
-
-
-def fitted(settings: DreamBoothConfig, data: TrainingData, engine: Engine) -> Any:
-    def run() -> float:
-        began = time.perf_counter()
-        fit(engine, data, settings.train)
-        return settings.train.max_train_steps / (time.perf_counter() - began)
-
-    return run
-
-
-def take_turns(*runs: Any) -> list[list[float]]:
-    """Steps per second of each, round by round; the first round only warms up."""
-    for run in runs:
-        run()
-    return [list(rates) for rates in zip(*([run() for run in runs] for _ in range(ROUNDS)), strict=True)]
+def training_data() -> TrainingData:
+    texts = family_of(PIPELINE_DIR).tokenize(PIPELINE_DIR, ["a photo of tfz car", "a photo of a car"])
+    return random_data((4, 16, 16), texts[:1], texts[1:])
 
 
 def loop_efficiency() -> dict[str, float]:
     torch.set_num_threads(2)
     settings = config(**{"train.max_train_steps": STEPS, "train.micro_batch_size": 1, "train.log_every": 1})
-    data = training_data(settings)
+    data = training_data()
     engine = TorchEngine(load_model(PIPELINE_DIR, settings), settings.train)
-    bare, ours = take_turns(bare_loop(settings, data, STEPS), fitted(settings, data, engine))
-    return {
-        "loop_efficiency": round(statistics.median(o / b for o, b in zip(ours, bare, strict=True)), 3),
-        "bare_steps_per_second": round(statistics.median(bare), 2),
-        "fit_steps_per_second": round(statistics.median(ours), 2),
-    }
+    bare = bare_loop(load_model(PIPELINE_DIR, settings), data, settings)
+    return efficiency(*take_turns(STEPS, ROUNDS, bare, fitted(engine, data, settings)))
 
 
 def single_worker() -> dict[str, float]:
@@ -111,10 +69,10 @@ def single_worker() -> dict[str, float]:
     torch.set_num_threads(1)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     settings = config(**{"train.max_train_steps": STEPS, "train.micro_batch_size": 1})
-    data = training_data(settings)
+    data = training_data()
     plain = TorchEngine(load_model(PIPELINE_DIR, settings), settings.train)
     zero = DeepSpeedEngine(load_model(PIPELINE_DIR, settings), settings.train, settings.zero, "cpu")
-    torch_rates, zero_rates = take_turns(fitted(settings, data, plain), fitted(settings, data, zero))
+    torch_rates, zero_rates = take_turns(STEPS, ROUNDS, fitted(plain, data, settings), fitted(zero, data, settings))
     return {"torch": round(statistics.median(torch_rates), 2), "deepspeed": round(statistics.median(zero_rates), 2)}
 
 

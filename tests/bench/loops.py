@@ -1,0 +1,79 @@
+"""Steps per second of `fit` and of a bare loop, which take turns in one process: machines are noisy."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dreambooth.batches import ImageSet, TrainingData
+from dreambooth.config import DreamBoothConfig
+from dreambooth.engine import Engine
+from dreambooth.latents import LatentCache
+from dreambooth.model import DreamBoothModel
+from dreambooth.optimizer import build_optimizer
+from dreambooth.training import fit
+
+
+def random_data(shape: tuple[int, ...], instance_ids: Tensor, class_ids: Tensor) -> TrainingData:
+    """Five instance images and fifty class images, as latents of this (C, H, W)."""
+
+    def images(count: int, text: Tensor) -> ImageSet:
+        cache = LatentCache(mean=torch.randn(count, *shape), std=torch.full((count, *shape), 0.1))
+        return ImageSet(latents=cache, text=text)
+
+    return TrainingData(
+        instance=images(5, instance_ids), class_=images(50, class_ids), seed=0, num_train_timesteps=1000
+    )
+
+
+def bare_loop(
+    model: DreamBoothModel, data: TrainingData, settings: DreamBoothConfig, device: str = "cpu"
+) -> Callable[[], None]:
+    """The same model, batch and optimizer as `fit` has, and nothing else."""
+    optimizer = build_optimizer(model, settings.train)
+    batch = tuple(part.to(device) for part in data.batch(range(1)))
+
+    def run() -> None:
+        for _ in range(settings.train.max_train_steps):
+            model(*batch).total.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.train.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def fitted(engine: Engine, data: TrainingData, settings: DreamBoothConfig) -> Callable[[], None]:
+    """`fit`, from its first step to its last."""
+    return lambda: fit(engine, data, settings.train)
+
+
+def take_turns(steps: int, rounds: int, *runs: Callable[[], None]) -> list[list[float]]:
+    """Steps per second of each, round by round; a first round only warms up."""
+    for run in runs:
+        run()
+    return [list(rates) for rates in zip(*([_rate(steps, run) for run in runs] for _ in range(rounds)), strict=True)]
+
+
+def efficiency(bare: list[float], ours: list[float]) -> dict[str, float]:
+    """Of `fit` over the bare loop, by the median of the rounds."""
+    return {
+        "loop_efficiency": round(statistics.median(o / b for o, b in zip(ours, bare, strict=True)), 3),
+        "bare_steps_per_second": round(statistics.median(bare), 2),
+        "fit_steps_per_second": round(statistics.median(ours), 2),
+    }
+
+
+def _rate(steps: int, run: Callable[[], None]) -> float:
+    _wait()
+    began = time.perf_counter()
+    run()
+    _wait()
+    return steps / (time.perf_counter() - began)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
