@@ -177,7 +177,10 @@ def running_a_lane(cluster: Cluster) -> list["subprocess.Popen[str]"]:
 def in_the_middle(results: str) -> bool:
     """Whether a batch's results hold a published model, and a checkpoint that another subject has left."""
     fs, root = storage.filesystem(results)
-    return bool(fs.glob(f"{root}/*/model/*/manifest.json") and fs.glob(f"{root}/*/checkpoints/*/*/manifest.json"))
+    try:
+        return bool(fs.glob(f"{root}/*/model/*/manifest.json") and fs.glob(f"{root}/*/checkpoints/*/*/manifest.json"))
+    except FileNotFoundError:  # s3fs, where nothing has been written yet
+        return False
 
 
 def kill_node(node: "subprocess.Popen[str]") -> None:
