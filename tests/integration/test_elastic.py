@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).with_name("train_elsewhere.py")
 STEPS, EVERY = 900, 150
 NOTICE_SECONDS = 15
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
