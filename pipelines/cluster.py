@@ -23,8 +23,11 @@ _QUIET = {
     "PYTHONWARNINGS": "ignore",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-# Of Ray Train: workers may take long to import what they need; and a checkpoint counts from the controller's next look.
-_TRAIN = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+# Of Ray Train: a checkpoint counts from the controller's next look.
+_TRAIN = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+_ROOM, _ROOM_SECONDS, _ELASTIC_ROOM_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180", "30"
+"""How long Ray Train waits for room for all workers before it asks anew. Those that may be fewer wait less: right after
+the loss of a node it still counts what that node had, and only asking anew finds that there is room for fewer."""
 _HERE = {
     # Nobody announces that this machine will be taken away: a process less for every worker group.
     WATCHER_SWITCH: "0",
@@ -109,7 +112,8 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
     if config.address is None and "ray" not in sys.modules:
         # Ray reads it once, when it is imported; a later change would set this process apart from the ones it starts.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    for name, value in (_QUIET | _TRAIN).items():
+    room = {_ROOM: _ROOM_SECONDS if config.min_workers is None else _ELASTIC_ROOM_SECONDS}
+    for name, value in (_QUIET | _TRAIN | room).items():
         os.environ.setdefault(name, value)
     import ray
 
