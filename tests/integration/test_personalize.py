@@ -136,7 +136,6 @@ def test_generate_needs_neither_ray_nor_deepspeed(finished: Any, tmp_path: Path)
 
 def test_a_loss_that_is_no_number_is_a_clear_failure(tmp_path: Path) -> None:
     arguments = ["run", "--images", str(subject_dir("coral-car")), "--output", str(tmp_path / "run"), "--quiet"]
-    arguments += ["--workers", "1"]
     for setting in ("train.learning_rate=1", "train.max_grad_norm=1e9", "train.max_train_steps=60"):
         arguments += ["--set", setting]
     for setting in ("prior.prior_loss_weight=0", f"tracking.uri=sqlite:///{tmp_path}/m.db"):

@@ -1,21 +1,28 @@
 import http.server
 import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from local_nodes import free_port
 from mlflow import MlflowClient
 from PIL import Image
 
 from dreambooth.config import TrackingConfig
 from dreambooth.errors import InputError
+from pipelines.certificates import make_authority, make_node_certificate
 from pipelines.mlflow_client import connect
 from pipelines.tracking import RESUME_TAG, check_tracking, track
+
+INFRA = Path(__file__).parents[2] / "infra"
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +185,47 @@ def _text_file(folder: Path) -> Path:
 
 def _environment(checkout: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(checkout), "PYTHONWARNINGS": "default"}
+
+
+def test_a_server_that_talks_tls_as_in_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_authority(tmp_path / "authority")
+    make_node_certificate(tmp_path / "authority", tmp_path / "tls", [])
+    [deployment] = [
+        each
+        for each in yaml.safe_load_all((INFRA / "kubernetes" / "base" / "mlflow.yaml").read_text())
+        if each["kind"] == "Deployment"
+    ]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    [options] = [word for word in container["args"] if word.startswith("--uvicorn-opts=")]
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/mlflow.db",
+        options.replace(" /tls/", f" {tmp_path}/tls/"),
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            config = TrackingConfig(uri=f"https://localhost:{port}")
+            trusting = ssl.create_default_context(cafile=tmp_path / "tls" / "ca.crt")
+            deadline = time.monotonic() + 90
+            while not _answers(f"{config.uri}/health", trusting):
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            with pytest.raises(InputError, match="certificate"):
+                check_tracking(config)
+            monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "tls" / "ca.crt"))
+            with track(config, run_name="rex", params={"steps": 2}) as run:
+                run.log_metrics({"loss": 0.5}, step=1)
+            assert connect(config.uri).get_run(run.run_id).data.metrics["loss"] == 0.5
+        finally:
+            server.terminate()
+
+
+def _answers(url: str, context: ssl.SSLContext) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5, context=context) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
