@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dreambooth.computed_once import computed_once
 from dreambooth.quiet import hide_progress_bars, quiet
 
 if TYPE_CHECKING:
@@ -93,13 +94,15 @@ def sample(
     if len(prompts) != len(seeds):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
     images: list[Image.Image] = []
+    texts, nothing = _encode(pipeline, prompts)
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         # Noise comes from CPU generators on every device: the same seed is the same picture on a laptop and a GPU.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]]
-        with _autocast(pipeline.device):
+        with _autocast(pipeline.device), computed_once(pipeline.unet, guided=guidance_scale > 1):
             latents = pipeline(
-                list(prompts[batch]),
+                prompt_embeds=texts[batch],
+                negative_prompt_embeds=nothing.expand_as(texts[batch]),
                 generator=generators,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
@@ -109,6 +112,15 @@ def sample(
             ).images
         images += _decode(pipeline, latents)
     return images
+
+
+@torch.no_grad()
+def _encode(pipeline: "StableDiffusionPipeline", prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Embeddings of the prompts (N, L, D) and of no prompt (1, L, D), each text encoded once."""
+    places = {text: place for place, text in enumerate(dict.fromkeys([*prompts, ""]))}
+    with _autocast(pipeline.device):
+        embeddings, _ = pipeline.encode_prompt(list(places), pipeline.device, 1, do_classifier_free_guidance=False)
+    return embeddings[[places[prompt] for prompt in prompts]], embeddings[[places[""]]]
 
 
 def _autocast(device: torch.device) -> torch.autocast:
