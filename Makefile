@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constr
 SUBJECT ?= coral-car
 S3_FOLDER := output/s3
 SERVICES_FOLDER := output/services
+TWO_AT_ONCE := --numprocesses logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The caller's VIRTUAL_ENV or PYTHONPATH must not leak other packages into ours.
 unexport PYTHONPATH VIRTUAL_ENV
@@ -27,7 +28,7 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu check fix bench bench-batch bench-gpu s3 s3-stop clean services services-stop cluster-demo audit
+.PHONY: help install demo test test-recovery test-slow test-gpu check fix bench bench-batch bench-gpu s3 s3-stop clean services services-stop cluster-demo audit
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
@@ -58,10 +59,12 @@ demo: $(INSTALLED) ## Fine-tune the built-in miniature on one of its subjects; p
 	$(BIN)/dreambooth run --images dreambooth/miniature/subjects/$(SUBJECT) --workers 2 --zero-stage 2 \
 	    --set train.micro_batch_size=1 --output output/demo
 
-test: $(INSTALLED) ## Run the unit tests, then the integration tests, but for those marked slow
-	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
-	$(BIN)/python -m pytest tests/integration -m "not slow" --numprocesses logical --maxprocesses 2 --dist loadfile \
-	    --no-loadscope-reorder
+test: $(INSTALLED) ## Run the unit tests, then the integration tests, but for those marked recovery or slow
+	$(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest tests/integration -m "not slow and not recovery" $(TWO_AT_ONCE)
+
+test-recovery: $(INSTALLED) ## Run the tests that kill workers, drivers and the queue in the middle (some ten minutes)
+	$(BIN)/python -m pytest tests/integration -m recovery $(TWO_AT_ONCE)
 
 test-slow: $(INSTALLED) ## Run the tests that take minutes each
 	$(BIN)/python -m pytest tests -m slow

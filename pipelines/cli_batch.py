@@ -63,7 +63,8 @@ def batch(
         if joined is None and not dry_run:
             ready = stack.enter_context(ray_cluster_meanwhile(plan.cluster))
         check_batch_destinations(plan)
-        console.table([*describe_batch(plan), *describe_estimate(plan)])
+        if not silent:  # an estimate takes seconds
+            console.table([*describe_batch(plan), *describe_estimate(plan)])
         if dry_run:
             return
         if joined is None:

@@ -174,6 +174,7 @@ def test_a_result_does_not_depend_on_which_subjects_went_before(
     assert {row["attempts"] for row in again.summary["results"]} == {1}
 
 
+@pytest.mark.recovery
 @pytest.mark.usefixtures("ray_session")
 def test_a_killed_worker_a_killed_queue_and_a_poisoned_subject_cost_nobody_else(
     make_batch: Callable[..., BatchPlan], tmp_path: Path

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipelines.samplers import Source
 from pipelines.storage import join, published, read_json
 from pipelines.train_stage import TrainResult, train
 
+pytestmark = pytest.mark.recovery
 STEPS, EVERY = 160, 40
 FOUR_CPUS = Resources(cpus=4, gpus=0)
 
@@ -30,17 +32,30 @@ def losses(result: TrainResult) -> list[tuple[float, float, float]]:
     return [(step["step"], step["loss"], step["grad_norm"]) for step in result.history]
 
 
-def interruptible(make_config: Any, output: Path) -> Any:
-    return make_config(
-        cluster__num_workers=2,
-        zero__stage=2,
-        train__max_train_steps=STEPS,
-        train__checkpoint_every=EVERY,
-        train__ema_decay=0.9,
-        storage__run=output / "run",
-        storage__prior=output.parent.parent / "prior",  # one for both tests
-        tracking__uri=f"sqlite:///{output}/mlflow.db",
-    )
+@pytest.fixture(scope="module")
+def class_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test's class images lie for the second, too."""
+    return tmp_path_factory.mktemp("prior")
+
+
+@pytest.fixture
+def interruptible(make_config: Any, class_images: Path) -> Callable[[Path], DreamBoothConfig]:
+    """The settings of a run in a folder."""
+
+    def make(folder: Path) -> DreamBoothConfig:
+        config: DreamBoothConfig = make_config(
+            cluster__num_workers=2,
+            zero__stage=2,
+            train__max_train_steps=STEPS,
+            train__checkpoint_every=EVERY,
+            train__ema_decay=0.9,
+            storage__run=folder / "run",
+            storage__prior=class_images,
+            tracking__uri=f"sqlite:///{folder}/mlflow.db",
+        )
+        return config
+
+    return make
 
 
 def run(plan: Plan, handle: Any) -> TrainResult:
@@ -61,9 +76,9 @@ def uninterrupted() -> dict[str, TrainResult]:
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_worker_told_to_end_and_a_killed_one_change_nothing(
-    make_config: Any, tmp_path: Path, uninterrupted: dict[str, TrainResult]
+    interruptible: Callable[[Path], DreamBoothConfig], tmp_path: Path, uninterrupted: dict[str, TrainResult]
 ) -> None:
-    plan = make_plan(interruptible(make_config, tmp_path / "calm"), FOUR_CPUS)
+    plan = make_plan(interruptible(tmp_path / "calm"), FOUR_CPUS)
     calm = uninterrupted["result"] = run(plan, lambda message: None)
     assert [step["step"] for step in calm.history] == list(range(1, STEPS + 1))
     assert len(calm.peak_memory_bytes) == 2
@@ -87,7 +102,7 @@ def test_a_worker_told_to_end_and_a_killed_one_change_nothing(
                     workers = [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
                     workers[-1].send_signal(how)
 
-    struck_plan = make_plan(interruptible(make_config, tmp_path / "struck"), FOUR_CPUS)
+    struck_plan = make_plan(interruptible(tmp_path / "struck"), FOUR_CPUS)
     assert struck_plan.key == plan.key
     struck = run(struck_plan, strike)
     assert ended == [signal.SIGTERM, signal.SIGKILL]
@@ -101,9 +116,9 @@ def test_a_worker_told_to_end_and_a_killed_one_change_nothing(
 
 
 def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(
-    make_config: Any, tmp_path: Path, uninterrupted: dict[str, TrainResult]
+    interruptible: Callable[[Path], DreamBoothConfig], tmp_path: Path, uninterrupted: dict[str, TrainResult]
 ) -> None:
-    config = interruptible(make_config, tmp_path / "driver")
+    config = interruptible(tmp_path / "driver")
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
     command = [sys.executable, "-m", "pipelines.cli", "run", str(path), "--quiet"]
