@@ -34,9 +34,17 @@ LONGEST = ("test_train_stage.py", "test_engines.py", "test_personalize.py", "tes
 """They take minutes each, and go first: no process is left with one of them when the others have finished."""
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that all of pytest's processes share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    os.environ["DREAMBOOTH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+def _cache_of_its_own(shared_folder: Path) -> None:
+    """What one process has counted, the others need not."""
+    os.environ["DREAMBOOTH_CACHE"] = str(shared_folder / "cache")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -150,9 +158,12 @@ def full_size(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> str:
+def mlflow_database(shared_folder: Path) -> str:
     """The address of an empty MLflow database: to make one takes seconds. Not to be written to."""
+    from filelock import FileLock
+
     from dreambooth.config import TrackingConfig
     from pipelines.tracking import check_tracking
 
-    return check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"))
+    with FileLock(shared_folder / "mlflow.lock"):
+        return check_tracking(TrackingConfig(uri=f"sqlite:///{shared_folder}/mlflow.db"))
