@@ -34,6 +34,12 @@ def _four_cpus() -> Any:
     return Resources(cpus=4, gpus=0)
 
 
+@pytest.fixture(scope="module")
+def class_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the class images of a file's first test lie for its others, too."""
+    return tmp_path_factory.mktemp("prior")
+
+
 @pytest.fixture
 def make_config(tiny_pipeline: Path, tmp_path: Path) -> Any:
     """Configurations of a subject of the miniature on a tiny random base; keywords are dotted with `__`."""

@@ -49,12 +49,6 @@ class Silent:
         self.lines.append(text)
 
 
-@pytest.fixture(scope="module")
-def class_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test's class images lie for the others, too."""
-    return tmp_path_factory.mktemp("prior")
-
-
 @pytest.fixture
 def make_batch(make_config: Any, class_images: Path) -> Callable[..., BatchPlan]:
     """A plan of several subjects of the miniature, on a tiny base, in a folder."""

@@ -32,12 +32,6 @@ def losses(result: TrainResult) -> list[tuple[float, float, float]]:
     return [(step["step"], step["loss"], step["grad_norm"]) for step in result.history]
 
 
-@pytest.fixture(scope="module")
-def class_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test's class images lie for the second, too."""
-    return tmp_path_factory.mktemp("prior")
-
-
 @pytest.fixture
 def interruptible(make_config: Any, class_images: Path) -> Callable[[Path], DreamBoothConfig]:
     """The settings of a run in a folder."""
