@@ -26,6 +26,8 @@ from pipelines.storage import exists, join, read_json, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dreambooth.evaluation.banks import ImageEmbeddings
+
 FORMAT = 1
 
 
@@ -182,7 +184,7 @@ def _call(source: Source, pictures: SampleSet, uri: str, bank: BankAddress, inst
 
 def _request(pictures: SampleSet) -> SampleRequest:
     return SampleRequest(
-        prompts=(pictures.prompt,) * len(pictures.seeds),
+        prompts=pictures.prompts,
         seeds=pictures.seeds,
         num_inference_steps=pictures.num_inference_steps,
         guidance_scale=pictures.guidance_scale,
@@ -195,19 +197,20 @@ def _evaluation(task: ProtocolTask, measured: Sequence[Measured], real: Measured
     from dreambooth.evaluation.figures import BankId
     from dreambooth.evaluation.measure import PromptSamples, measure
 
-    protocol = task.protocol
-    count, images = len(protocol.prompts.prompts), protocol.images_per_prompt
-    base, fine_tuned, of_class = measured[:count], measured[count:-1], measured[-1]
+    protocol, sets = task.protocol, len(task.base_sets)
+    base = _by_prompt(task, task.base_sets, measured[:sets], base_samples_uri)
+    fine_tuned = _by_prompt(task, task.fine_tuned_sets[:-1], measured[sets:-1], samples_uri)
+    of_class, class_pictures = measured[-1], task.fine_tuned_sets[-1]
     prompts = [
         PromptSamples(
             prompt=protocol.texts[place],
             application=prompt.application,
             samples=fine_tuned[place].embeddings,
             text=texts[place],
-            text_no_identifier=texts[count + place],
+            text_no_identifier=texts[len(protocol.texts) + place],
             base=base[place].embeddings,
-            distances=fine_tuned[place].distances[:, :images] if images > 1 else None,
-            to_instance=fine_tuned[place].distances[:, images:],
+            distances=fine_tuned[place].distances if protocol.images_per_prompt > 1 else None,
+            to_instance=fine_tuned[place].to_real,
         )
         for place, prompt in enumerate(protocol.prompts.prompts)
     ]
@@ -233,16 +236,48 @@ def _evaluation(task: ProtocolTask, measured: Sequence[Measured], real: Measured
         "samples": join(task.run_uri, "evaluations", "samples"),
         "pictures": [
             {
-                "prompt": pictures.prompt,
-                "base_prompt": base_pictures.prompt,
-                "fine_tuned": _addresses(samples_uri(task, pictures), pictures),
-                "base": _addresses(base_samples_uri(task, base_pictures), base_pictures),
+                "prompt": tuned.prompt,
+                "base_prompt": before.prompt,
+                "fine_tuned": tuned.addresses,
+                "base": before.addresses,
             }
-            for pictures, base_pictures in zip(task.fine_tuned_sets[:-1], task.base_sets, strict=True)
+            for tuned, before in zip(fine_tuned, base, strict=True)
         ],
         "class_prompt": protocol.class_prompt,
-        "class_pictures": _addresses(samples_uri(task, task.fine_tuned_sets[-1]), task.fine_tuned_sets[-1]),
+        "class_pictures": _addresses(samples_uri(task, class_pictures), class_pictures),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfPrompt:
+    """The N pictures of one prompt: where they lie, and how they look to the bank, beside M real ones."""
+
+    prompt: str
+    addresses: list[str]
+    embeddings: "ImageEmbeddings"
+    distances: "Tensor"  # (N, N)
+    to_real: "Tensor"  # (N, M)
+
+
+def _by_prompt(
+    task: ProtocolTask,
+    sets: Sequence[SampleSet],
+    measured: Sequence[Measured],
+    uri: Callable[[ProtocolTask, SampleSet], str],
+) -> list[_OfPrompt]:
+    """What was sampled together, prompt by prompt; `uri(task, pictures)` is where a set lies."""
+    images = task.protocol.images_per_prompt
+    return [
+        _OfPrompt(
+            prompt=pictures.prompts[first],
+            addresses=_addresses(uri(task, pictures), pictures)[first : first + images],
+            embeddings=seen.embeddings[first : first + images],
+            distances=seen.distances[first : first + images, first : first + images],
+            to_real=seen.distances[first : first + images, len(pictures.seeds) :],
+        )
+        for pictures, seen in zip(sets, measured, strict=True)
+        for first in range(0, len(pictures.seeds), images)
+    ]
 
 
 def _addresses(uri: str, pictures: SampleSet) -> list[str]:

@@ -17,14 +17,16 @@ from dreambooth.prior import SAMPLER
 
 CLASS_SAMPLES = 4
 """Samples of the class prompt, as a multiple of those of any other."""
+SAMPLED_TOGETHER = 8
+"""Pictures, of as many whole prompts as that takes: two at a time would take a fourth longer, on a CPU even."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSet:
-    """Pictures of one prompt by one model, sampled together; `model` is the hash of its weights, or of their recipe."""
+    """Pictures by one model, sampled together; `model` is the hash of its weights, or of their recipe."""
 
     model: str
-    prompt: str
+    prompts: tuple[str, ...]  # of each picture
     seeds: tuple[int, ...]
     num_inference_steps: int
     guidance_scale: float
@@ -73,22 +75,32 @@ class Protocol:
 
     def fine_tuned(self, model: str) -> tuple[SampleSet, ...]:
         """Pictures of every prompt by the fine-tuned model."""
-        pairs = zip(self.texts, self.texts_without_identifier, strict=True)
-        return tuple(self._set(model, text, plain, self.images_per_prompt) for text, plain in pairs)
+        return self._sets(model, self.texts)
 
     def base(self, model: str) -> tuple[SampleSet, ...]:
         """Pictures of every prompt without the identifier by the base model, from the same noise."""
-        return tuple(self._set(model, text, text, self.images_per_prompt) for text in self.texts_without_identifier)
+        return self._sets(model, self.texts_without_identifier)
 
     def of_class(self, model: str) -> SampleSet:
         """Pictures of the class prompt by the fine-tuned model."""
-        return self._set(model, self.class_prompt, self.class_prompt, CLASS_SAMPLES * self.images_per_prompt)
+        count = CLASS_SAMPLES * self.images_per_prompt
+        return self._set(model, [(self.class_prompt, self.class_prompt)], count)
 
-    def _set(self, model: str, text: str, plain: str, count: int) -> SampleSet:
+    def _sets(self, model: str, texts: Sequence[str]) -> tuple[SampleSet, ...]:
+        """Pictures of every prompt, in its order."""
+        prompts = list(zip(texts, self.texts_without_identifier, strict=True))
+        at_once = max(1, SAMPLED_TOGETHER // self.images_per_prompt)
+        return tuple(
+            self._set(model, prompts[first : first + at_once], self.images_per_prompt)
+            for first in range(0, len(prompts), at_once)
+        )
+
+    def _set(self, model: str, prompts: Sequence[tuple[str, str]], count: int) -> SampleSet:
+        """`count` pictures of each prompt, whose noise goes by its text without the identifier, the second."""
         return SampleSet(
             model=model,
-            prompt=text,
-            seeds=tuple(sample_seed(self.seed, plain, image) for image in range(count)),
+            prompts=tuple(text for text, _ in prompts for _ in range(count)),
+            seeds=tuple(sample_seed(self.seed, plain, image) for _, plain in prompts for image in range(count)),
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             resolution=self.resolution,

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from dreambooth.config import load_config
 from dreambooth.errors import InputError
+from dreambooth.evaluation import protocol
 from pipelines.cluster import Resources
 from pipelines.plan import Plan, make_plan
 from pipelines.protocol_stage import ProtocolTask, run_protocol, samples_uri
@@ -26,7 +30,7 @@ class Counting(SamplersHere):
         samples = self.sampler.samples
 
         def counted(source: Source, request: SampleRequest) -> list[bytes]:
-            self.sampled.append(request.prompts[0])
+            self.sampled += dict.fromkeys(request.prompts)
             return samples(source, request)
 
         self.sampler.samples = counted  # type: ignore[method-assign]
@@ -70,6 +74,10 @@ def measure(plan: Plan, samplers: Counting) -> tuple[dict[str, Any], list[str]]:
     return run_protocol(task_of(plan), samplers, base=base, fine_tuned=base), list(samplers.sampled)
 
 
+def pixels(address: str) -> npt.NDArray[np.int16]:
+    return np.asarray(Image.open(address), dtype=np.int16)
+
+
 def task_of(plan: Plan) -> ProtocolTask:
     assert plan.protocol is not None
     return plan.protocol
@@ -106,10 +114,22 @@ def test_one_that_broke_off_samples_what_is_missing_and_comes_to_the_same(plan: 
     first, _ = measure(plan(), samplers)
     task = task_of(plan())
     Path(task.uri).unlink()
-    Path(samples_uri(task, task.fine_tuned_sets[1]), "1.png").unlink()
+    Path(samples_uri(task, task.fine_tuned_sets[0]), "1.png").unlink()
     again, sampled = measure(plan(), samplers)
-    assert sampled == [FINE_TUNED[1]]
+    assert sampled == FINE_TUNED
     assert again == first
+
+
+def test_what_is_sampled_together_is_told_apart(plan: Any, samplers: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, _ = measure(plan(), samplers)
+    monkeypatch.setattr(protocol, "SAMPLED_TOGETHER", 1)
+    apart, sampled = measure(plan(), samplers)
+    assert sampled == [*BASE, *FINE_TUNED]
+    assert apart["per_prompt"] == [pytest.approx(row, abs=0.02) for row in together["per_prompt"]]
+    for one, other in zip(apart["pictures"], together["pictures"], strict=True):
+        assert {**one, "fine_tuned": 0, "base": 0} == {**other, "fine_tuned": 0, "base": 0}
+        for here, there in zip(one["fine_tuned"] + one["base"], other["fine_tuned"] + other["base"], strict=True):
+            assert np.abs(pixels(here) - pixels(there)).max() <= 2
 
 
 def test_another_subject_of_the_class_shares_the_base_models_pictures(plan: Any, samplers: Counting) -> None:

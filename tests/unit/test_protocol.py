@@ -27,12 +27,21 @@ def protocol(*overrides: str, name: str = "rex", identifier: str = "tfz", class_
 def test_25_prompts_of_4_and_the_class_prompt() -> None:
     made = protocol()
     fine_tuned, base, of_class = made.fine_tuned("trained"), made.base("base"), made.of_class("trained")
-    assert len(fine_tuned) == len(base) == 25
-    assert {len(pictures.seeds) for pictures in (*fine_tuned, *base)} == {4}
+    for sets, texts in (fine_tuned, made.texts), (base, made.texts_without_identifier):
+        assert [prompt for pictures in sets for prompt in pictures.prompts] == [
+            text for text in texts for _ in range(4)
+        ]
     assert len({seed for pictures in fine_tuned for seed in pictures.seeds}) == 100
-    assert fine_tuned[0].prompt == "a photo of tfz dog on the grass"
-    assert base[0].prompt == "a photo of a dog on the grass"
-    assert (of_class.prompt, len(of_class.seeds)) == ("a photo of a dog", 16)
+    assert fine_tuned[0].prompts[0] == "a photo of tfz dog on the grass"
+    assert base[0].prompts[0] == "a photo of a dog on the grass"
+    assert of_class.prompts == ("a photo of a dog",) * 16
+
+
+@pytest.mark.parametrize(("images_per_prompt", "sizes"), [(2, [8] * 6 + [2]), (4, [8] * 12 + [4]), (9, [9] * 25)])
+def test_whole_prompts_are_sampled_together(images_per_prompt: int, sizes: list[int]) -> None:
+    made = protocol(f"evaluation.images_per_prompt={images_per_prompt}")
+    for sets in made.fine_tuned("trained"), made.base("base"):
+        assert [len(pictures.prompts) for pictures in sets] == [len(pictures.seeds) for pictures in sets] == sizes
 
 
 def test_a_model_taught_without_a_class_noun_is_asked_without_one_and_from_the_same_noise() -> None:
@@ -60,8 +69,8 @@ def test_a_pictures_name_depends_on_all_that_decides_its_pixels() -> None:
     pictures = protocol().fine_tuned("trained")[0]
     changes: dict[str, Any] = {
         "model": "other",
-        "prompt": "a photo of tfz dog",
-        "seeds": (1, 2, 3, 4),
+        "prompts": ("a photo of tfz dog",) * 8,
+        "seeds": tuple(range(8)),
         "num_inference_steps": 7,
         "guidance_scale": 1.5,
         "resolution": 128,
