@@ -213,7 +213,7 @@ MINIATURE: dict[str, Any] = {
             "a photo of [V] {class_noun} in the forest",
             "a photo of [V] {class_noun} on the grass",
         ],
-        "num_inference_steps": 20,
+        "num_inference_steps": 12,
         "guidance_scale": 4.0,
     },
     "gate": {"pres_limit": 0.4},
