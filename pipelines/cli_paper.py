@@ -12,7 +12,7 @@ SOME_FAILED = 3
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Three subjects, and only what the paper has tables of: minutes.")
+@click.option("--quick", is_flag=True, help="Two subjects, and only what the paper has tables of: minutes.")
 @click.option("--output", default="output/paper", show_default=True, help="Folder or address of runs and page.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."

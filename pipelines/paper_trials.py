@@ -68,7 +68,7 @@ def trial_config(
             "identifier": _identifiers()[subject],
             "instance_images": photographs[: row.instance_images],
         },
-        "train": {"log_every": 10, "micro_batch_size": 1},
+        "train": {"log_every": 10, "max_train_steps": 250},
         "storage": {"root": output},
         "tracking": {
             "uri": f"sqlite:///{join(output, 'mlflow.db')}",
