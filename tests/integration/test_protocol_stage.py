@@ -121,15 +121,18 @@ def test_one_that_broke_off_samples_what_is_missing_and_comes_to_the_same(plan: 
 
 
 def test_what_is_sampled_together_is_told_apart(plan: Any, samplers: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    together, _ = measure(plan(), samplers)
+    three = plan("evaluation.prompts=['[V] {class_noun}', 'a red [V] {class_noun}', '[V] {class_noun} at night']")
+    monkeypatch.setattr(protocol, "SAMPLED_TOGETHER", 4)
+    assert [len(pictures.seeds) for pictures in task_of(three).fine_tuned_sets] == [4, 2, 8]
+    together, _ = measure(three, samplers)
     monkeypatch.setattr(protocol, "SAMPLED_TOGETHER", 1)
-    apart, sampled = measure(plan(), samplers)
-    assert sampled == [*BASE, *FINE_TUNED]
+    apart, sampled = measure(three, samplers)
+    assert len(sampled) == 3 + 3 - 2  # the last prompt of either was alone before, too
     assert apart["per_prompt"] == [pytest.approx(row, abs=0.02) for row in together["per_prompt"]]
     for one, other in zip(apart["pictures"], together["pictures"], strict=True):
         assert {**one, "fine_tuned": 0, "base": 0} == {**other, "fine_tuned": 0, "base": 0}
         for here, there in zip(one["fine_tuned"] + one["base"], other["fine_tuned"] + other["base"], strict=True):
-            assert np.abs(pixels(here) - pixels(there)).max() <= 2
+            assert np.abs(pixels(here) - pixels(there)).mean() < 2
 
 
 def test_another_subject_of_the_class_shares_the_base_models_pictures(plan: Any, samplers: Counting) -> None:
