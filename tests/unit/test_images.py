@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fsspec
@@ -20,6 +20,7 @@ from dreambooth.images import (
     squares,
     to_pixels,
 )
+from dreambooth.inspection import inspect_images
 
 MAX_PIXELS = 1_000_000
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -70,6 +71,10 @@ def pixel(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
     value = image.getpixel((x, y))
     assert isinstance(value, tuple)
     return tuple(int(channel) for channel in value)
+
+
+def data_hash(images: Sequence[InstanceImage]) -> str:
+    return inspect_images(images, resolution=8, max_pixels=MAX_PIXELS).data_hash
 
 
 class TestFind:
@@ -294,3 +299,39 @@ class TestSquares:
         assert pixels.shape == (2, 3, 4, 6)
         assert pixels.dtype == torch.float32
         torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([-1.0, 1.0, -0.6]))
+
+
+class TestInspection:
+    def test_sound_images_pass(self, folder: Path) -> None:
+        gradient(64, 80).save(folder / "1.png")
+        inspect_images(find_instance_images((str(folder),)), resolution=64, max_pixels=MAX_PIXELS)
+
+    def test_all_faults_are_told_at_once(self, folder: Path) -> None:
+        gradient(64, 64).save(folder / "good.png")
+        gradient(64, 48).save(folder / "small.png")
+        (folder / "zero.jpg").touch()
+        (folder / "bomb.png").write_bytes(png(2000, 2000))
+        images = find_instance_images((str(folder),))
+        with pytest.raises(InputError) as caught:
+            inspect_images(images, resolution=64, max_pixels=MAX_PIXELS)
+        bomb, small, zero = str(caught.value).splitlines()
+        assert "bomb.png is 2000 x 2000 = 4000000 pixels, but images.max_pixels is 1000000" in bomb
+        assert "small.png is 64 x 48 pixels, but images.resolution is 64" in small
+        assert "zero.jpg is empty" in zero
+
+
+class TestDataHash:
+    def test_the_same_wherever_it_lies(self, folder: Path, memory: fsspec.AbstractFileSystem) -> None:
+        gradient(8, 8).save(folder / "1.png")
+        memory.pipe("/other/name.png", (folder / "1.png").read_bytes())
+        here, there = (find_instance_images((address,)) for address in (str(folder), "memory://other"))
+        assert data_hash(here) == data_hash(there)
+        assert len(data_hash(here)) == 16
+
+    def test_images_captions_and_order_count(self, folder: Path) -> None:
+        gradient(8, 8).save(folder / "1.png")
+        gradient(9, 8).save(folder / "2.png")
+        one, two = find_instance_images((str(folder),))
+        told = InstanceImage(address=one.address, caption="a photo of sks dog")
+        hashes = [data_hash(images) for images in ((one, two), (two, one), (one,), (told, two))]
+        assert len(set(hashes)) == 4
