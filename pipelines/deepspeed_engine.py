@@ -29,7 +29,7 @@ from dreambooth.train_config import TrainConfig
 
 _TAG = "zero"
 REDUCE_BUCKET = 50_000_000
-"""Gradients that are averaged at a time. A buffer of as many is kept: of DeepSpeed's own 500 million, 2 GB."""
+"""Gradients that are averaged at a time, in a copy of as many: of DeepSpeed's own 500 million, 2 GB."""
 
 
 def deepspeed_config(train: TrainConfig, zero: ZeroConfig, *, cuda: bool = False) -> dict[str, Any]:

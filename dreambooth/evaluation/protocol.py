@@ -18,7 +18,7 @@ from dreambooth.prior import SAMPLER
 CLASS_SAMPLES = 4
 """Samples of the class prompt, as a multiple of those of any other."""
 SAMPLED_TOGETHER = 8
-"""Pictures, of as many whole prompts as that takes: two at a time would take a fourth longer, on a CPU even."""
+"""Pictures, of as many whole prompts as fit in, one at least: two at a time take a fourth longer, on a CPU even."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """`dreambooth paper` in its small setting, with the seeds stated: what comes out on the miniature.
 
-Two subjects decide four claims, and show of three more which way they point. What doesn't come out is that a correct
-class noun is above a wrong one in DINO, for the reasons that docs/paper.md gives.
+Two subjects decide four claims, and show of three more which way they point. What a wrong class noun does stays
+undecided, and so does the DIV of five images: docs/paper.md has the reasons.
 """
 
 from pathlib import Path
