@@ -12,7 +12,7 @@ from pipelines.paper_experiments import (
     Setting,
 )
 
-FEW_SUBJECTS = ("coral-car", "magenta-cat", "navy-dog", "sky-boat", "violet-teapot")
+FEW_SUBJECTS = ("coral-car", "navy-dog", "violet-teapot")
 """Of side experiments. None is green, which is the common word that stands for an identifier there."""
 
 
