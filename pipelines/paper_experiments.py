@@ -20,16 +20,8 @@ COLUMN_TITLES = {
 }
 """What is measured. CLIP-T is of the prompt without the identifier, which is the same text for every row of a table."""
 
-WRONG_NOUNS = {
-    "backpack": "boat",
-    "bird": "dog",
-    "boat": "backpack",
-    "car": "cat",
-    "cat": "car",
-    "clock": "teapot",
-    "dog": "bird",
-    "teapot": "clock",
-}
+_PAIRS = {"backpack": "boat", "bird": "dog", "car": "cat", "clock": "teapot"}
+WRONG_NOUNS = _PAIRS | {second: first for first, second in _PAIRS.items()}
 """Another subject's class noun for each of the subjects', in pairs: two subjects need two sets of class images."""
 
 _METHODS = (*FIDELITY, "clip_t_no_identifier")
