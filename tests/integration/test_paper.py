@@ -1,7 +1,7 @@
 """`dreambooth paper` in its small setting, with the seeds stated: what comes out on the miniature.
 
-Two subjects decide four claims, and show of three more which way they point. What a wrong class noun does stays
-undecided, and so does the DIV of five images: docs/paper.md has the reasons.
+Two subjects decide six claims, and of five images against one they show which way it points. What a wrong class noun
+does stays undecided, and so does the DIV of five images: docs/paper.md has the reasons.
 """
 
 from pathlib import Path
@@ -21,10 +21,7 @@ FOUND = (
     "DreamBooth is above Textual Inversion in DINO",
     "Prior preservation lowers PRES",
     "Prior preservation raises DIV",
-)
-POINTED_AT = (
     "The correct class noun is above none in DINO",
-    "Five images are above one in DINO",
     "One image gives more near-copies than five",
 )
 
@@ -63,9 +60,8 @@ def test_what_the_paper_found_comes_out(result: PaperResult, sentence: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("sentence", POINTED_AT)
-def test_what_two_subjects_do_not_decide_points_the_papers_way(result: PaperResult, sentence: str) -> None:
-    finding = finding_of(result, sentence)
+def test_five_images_point_the_papers_way(result: PaperResult) -> None:
+    finding = finding_of(result, "Five images are above one in DINO")
     assert finding.difference is not None
     assert finding.difference.mean > 0, finding.sentence
 

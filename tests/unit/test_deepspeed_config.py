@@ -22,7 +22,7 @@ def test_the_stage(stage: int) -> None:
     zero = deepspeed_config(TrainConfig(), ZeroConfig(stage=stage))["zero_optimization"]
     assert zero["stage"] == stage
     assert "offload_optimizer" not in zero
-    assert ("reduce_bucket_size" in zero) == (stage > 0)
+    assert ("contiguous_gradients" in zero) == (stage > 0)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
