@@ -23,15 +23,15 @@ def prepare_data(
     directory: Path,
     config: DreamBoothConfig,
     images: Sequence[InstanceImage],
-    class_images: Sequence[Image.Image],
+    class_images: Sequence[Image.Image] | LatentCache,
     *,
     num_train_timesteps: int,
     device: str = "cpu",
 ) -> TrainingData:
     """Encode instance images and class images with the base model in `directory`.
 
-    `config.images.resolution` and the subject's identifier have to be decided. No class images means no prior
-    preservation.
+    `config.images.resolution` and the subject's identifier have to be decided. Class images can be given as the latents
+    that an earlier call made of them; none means no prior preservation.
     """
     if config.images.resolution is None:
         raise ValueError("images.resolution is not decided yet")
@@ -55,10 +55,13 @@ def prepare_data(
     texts = _texts(directory, [*prompts, config.prompts.class_prompt(config.subject)], config, device)
     vae = load_vae(directory, device)
     instance = _encode(vae, [square for squares_of_one in cut for square in squares_of_one])
-    class_ = _encode(vae, class_images) if class_images else None
+    class_ = None
+    if class_images:
+        latents = class_images if isinstance(class_images, LatentCache) else _encode(vae, class_images)
+        class_ = ImageSet(latents=latents, text=texts[-1:])
     return TrainingData(
         instance=ImageSet(latents=instance, text=texts[:-1], crops=len(cut[0])),
-        class_=None if class_ is None else ImageSet(latents=class_, text=texts[-1:]),
+        class_=class_,
         seed=config.train.seed,
         num_train_timesteps=num_train_timesteps,
         noise_offset=config.train.noise_offset,

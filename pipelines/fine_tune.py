@@ -25,6 +25,10 @@ from pipelines.protocol_stage import ProtocolTask
 from pipelines.storage import Manifest, fetch, join, local_directory, publish, read_manifest, write_json
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dreambooth.batches import TrainingData
+    from dreambooth.latents import LatentCache
     from dreambooth.training import StepMetrics
 
 _PROGRESS = "progress.json"
@@ -89,6 +93,14 @@ class FineTuned:
     record: dict[str, Any]
 
 
+@dataclass(kw_only=True)
+class ClassLatents:
+    """The latents of the class images that were encoded last, for the next subject of the same class."""
+
+    of: tuple[str, ...] | None = None
+    latents: "LatentCache | None" = None
+
+
 def fine_tune(
     task: TrainTask,
     base: BaseModel,
@@ -98,8 +110,11 @@ def fine_tune(
     tell: Callable[[Message], None],
     stopping: Callable[[], bool] | None = None,
     leaving: Callable[[], bool] | None = None,
+    class_latents: ClassLatents | None = None,
 ) -> FineTuned:
     """Restore, fit, gather. `tell` takes messages on every rank, `stopping` says on rank 0 whether to stop.
+
+    `class_latents` are those of the subject before, and become this one's.
 
     `leaving`, which every rank asks as often, says on all whether the machine of one will be taken away: then a
     checkpoint is written, from which others go on. So it is after SIGTERM, and this process ends. There may be fewer
@@ -115,7 +130,7 @@ def fine_tune(
     task = replace(task, config=_shared(task.config, dist.get_world_size() if dist.is_initialized() else 1))
     config = task.config
     every = config.evaluation.every
-    data = _data(base, task, len(model.schedule.alphas_cumprod), device)
+    data = _data(base, task, len(model.schedule.alphas_cumprod), device, class_latents or ClassLatents())
     engine = _engine(model, task, device)
     history = checkpoints.restore(engine)
     if engine.rank:
@@ -237,23 +252,40 @@ def _any_rank(engine: Any, here: bool, device: str) -> bool:
     return bool(engine.mean(torch.tensor([float(here)], device=device)).item() > 0)
 
 
-def _data(base: BaseModel, task: TrainTask, num_train_timesteps: int, device: str) -> Any:
+def _data(
+    base: BaseModel, task: TrainTask, num_train_timesteps: int, device: str, class_latents: ClassLatents
+) -> "TrainingData":
+    from dreambooth.data import prepare_data
+
+    wanted = None if task.prior_set is None else (base.hash, task.prior_set.uri, str(task.prior_set.count))
+    known = class_latents.latents if class_latents.of == wanted else None
+    data = prepare_data(
+        base.directory,
+        task.config,
+        task.images,
+        _class_images(task.prior_set) if known is None else known,
+        num_train_timesteps=num_train_timesteps,
+        device=device,
+    )
+    class_latents.of, class_latents.latents = wanted, data.class_.latents if data.class_ else None
+    return data
+
+
+def _class_images(prior_set: PriorSet | None) -> "list[Image]":
     from PIL import Image
 
-    from dreambooth.data import prepare_data
     from dreambooth.prior import image_name
 
+    if prior_set is None:
+        return []
     class_images = []
     with tempfile.TemporaryDirectory(prefix="dreambooth-prior-") as folder:
-        if task.prior_set is not None:
-            manifest = read_manifest(task.prior_set.uri)
-            directory = local_directory(manifest) or fetch(manifest, Path(folder))
-            for index in range(task.prior_set.count):
-                with Image.open(directory / image_name(index)) as image:
-                    class_images.append(image.convert("RGB"))
-    return prepare_data(
-        base.directory, task.config, task.images, class_images, num_train_timesteps=num_train_timesteps, device=device
-    )
+        manifest = read_manifest(prior_set.uri)
+        directory = local_directory(manifest) or fetch(manifest, Path(folder))
+        for index in range(prior_set.count):
+            with Image.open(directory / image_name(index)) as image:
+                class_images.append(image.convert("RGB"))
+    return class_images
 
 
 def _engine(model: Any, task: TrainTask, device: str) -> Any:

@@ -1,8 +1,8 @@
 """A lane: warm workers that take work from the queue until there is no more.
 
 The base model is loaded once and copied in memory for every subject, so that a subject's result does not depend on
-which went before it. Samples are made here too, by weights that are here anyway; publishing goes on behind the next
-subject's training.
+which went before it; class images are encoded once for the subjects that share them. Samples are made here too, by
+weights that are here anyway; publishing goes on behind the next subject's training.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from pipelines.collector import collect_less_garbage
 from pipelines.evaluate_stage import Evaluation, evaluate
 from pipelines.evaluation_store import store_evaluation
 from pipelines.events import Message
-from pipelines.fine_tune import FineTuned, Stopped, TrainTask, autocast, fine_tune, publish_result
+from pipelines.fine_tune import ClassLatents, FineTuned, Stopped, TrainTask, autocast, fine_tune, publish_result
 from pipelines.logs import about, log, to_stderr
 from pipelines.metrics import observed, record
 from pipelines.preemption import notice
@@ -78,6 +78,7 @@ class _Lane:
         self._queue = _Caller(task.queue)
         self._nodes = frozenset(from_all_ranks(self, _node_id()))
         self._bases = _Bases()
+        self._class_latents = ClassLatents()
         self._samplers = SamplersHere(use_gpu=device != "cpu", num_threads=task.num_threads)
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._publishing: dict[str, Future[None]] = {}
@@ -175,6 +176,7 @@ class _Lane:
             observed(teller.tell, lane=self._number) if teller else lambda message: None,
             teller.stopping if teller else lambda: False,
             notice(),
+            self._class_latents,
         )
         if teller is not None:
             while len(self._publishing) >= _PUBLISHING_AT_ONCE:

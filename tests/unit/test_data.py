@@ -48,6 +48,15 @@ def test_instance_and_class_half(tiny_pipeline: Path, config: Any) -> None:
     assert words(tiny_pipeline, batch.text[5]) == "a photo of a dog"
 
 
+def test_class_images_can_come_as_latents(tiny_pipeline: Path, config: Any) -> None:
+    once = prepare(tiny_pipeline, config())
+    assert once.class_ is not None
+    images = find_instance_images(config().subject.instance_images)
+    again = prepare_data(tiny_pipeline, config(), images, once.class_.latents, num_train_timesteps=1000)
+    for first, second in zip(once.batch(range(4)), again.batch(range(4)), strict=True):
+        assert torch.equal(first, second)
+
+
 def test_the_pixels_are_those_of_the_images_in_their_order(
     tiny_pipeline: Path, config: Any, instance_folder: Path
 ) -> None:
