@@ -24,20 +24,12 @@ SHOWN = 200
 
 _SHEET_WIDTH = 900
 _COPIES = 24
-_COLUMNS = (
-    "subject",
-    "class noun",
-    "[V]",
-    "state",
-    "similarity",
-    "class before",
-    "class after",
-    "instance",
-    "steps/s",
-    "seconds",
-    "attempts",
-    "registered",
-)
+_SIMILARITIES = {
+    "identifier": "similarity",
+    "class_before": "class before",
+    "class_after": "class after",
+    "instance": "instance",
+}
 
 
 def render_report(result: BatchResult) -> str:
@@ -53,7 +45,7 @@ def render_report(result: BatchResult) -> str:
         f'<ul class="states">{states}</ul>',
         facts(result.facts),
         warnings_of(evaluated),
-        section("Subjects", table(_COLUMNS, [_row(subject) for subject in result.subjects])),
+        section("Subjects", _subjects(result.subjects)),
         _failures([subject for subject in result.subjects if subject.record.state == "failed"]),
         figures_of_batch(evaluated),
         _pictures(evaluated),
@@ -83,16 +75,32 @@ def _pictures(evaluated: Sequence[Evaluated]) -> str:
     return grid_of_batch(shown, pictures) + left_out + copies(shown, pictures, most=_COPIES)
 
 
-def _row(subject: SubjectResult) -> list[str]:
+def _subjects(subjects: Sequence[SubjectResult]) -> str:
+    """A row for each; no columns of similarities where nothing was measured."""
+    measured = _SIMILARITIES if any(subject.similarity for subject in subjects) else {}
+    columns = (
+        "subject",
+        "class noun",
+        "[V]",
+        "state",
+        *measured.values(),
+        "steps/s",
+        "seconds",
+        "attempts",
+        "registered",
+    )
+    return table(columns, [_row(subject, list(measured)) for subject in subjects])
+
+
+def _row(subject: SubjectResult, similarities: Sequence[str]) -> list[str]:
     record, similarity = subject.record, subject.similarity or {}
     seconds = record.ended - record.began if record.ended and record.began else None
-    figures = [similarity.get(name) for name in ("identifier", "class_before", "class_after", "instance")]
     return [
         cell(record.name),
         cell(record.class_noun),
         cell(record.identifier),
         cell(record.state, kind=record.state),
-        *(number(figure, 2) for figure in figures),
+        *(number(similarity.get(name), 2) for name in similarities),
         number(subject.steps_per_second, 1),
         number(seconds, 0),
         number(record.attempts, 0),

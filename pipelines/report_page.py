@@ -91,5 +91,5 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> str:
     legend = " ".join(f'<span class="{title}">{title}</span>' for _, title in _CURVES)
     return (
         f'<svg viewBox="0 -4 {width} {height + 8}" role="img" aria-label="loss curve">{"".join(lines)}</svg>'
-        f'<p class="legend">{legend} loss over {len(history)} steps, up to {highest:.2f}</p>'
+        f'<p class="legend">{legend} loss over {int(history[-1]["step"])} steps, up to {highest:.2f}</p>'
     )

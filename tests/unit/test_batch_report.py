@@ -72,6 +72,18 @@ def test_figures_that_are_not_there_are_dashes() -> None:
     assert "<td class=n>–</td>" in page(bare)
 
 
+def test_similarities_have_columns_where_some_were_measured() -> None:
+    assert "similarity" not in page(result("rex"))
+    made = page(result("rex"), result("tom", similarity={"identifier": 0.73, "instance": 0.83}))
+    assert ">similarity</th>" in made
+    assert ">0.73</td>" in made
+
+
+def test_a_curve_says_how_many_steps_there_were() -> None:
+    sparse = result("rex").history[9::10]
+    assert "loss over 500 steps" in page(result("rex", history=sparse))
+
+
 def test_the_busy_share_of_lanes() -> None:
     def trained(lane: str, began: float, ended: float) -> SubjectResult:
         made = result("a")
