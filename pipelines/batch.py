@@ -25,7 +25,7 @@ from pipelines.summary import request_key
 from pipelines.tracking import track
 from pipelines.train_stage import train_task
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.5
 _ENDING_SECONDS = 20.0
 _STARTING_SECONDS = 60.0
 _NODES_SECONDS = 1.0

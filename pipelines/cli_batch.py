@@ -42,8 +42,6 @@ def batch(
     from pipelines.batch_plan import describe_batch, make_batch_plan
     from pipelines.cluster import local_resources, ray_cluster, ray_cluster_meanwhile
     from pipelines.console import RunConsole
-    from pipelines.estimate import describe_estimate
-    from pipelines.personalize import check_batch_destinations
     from pipelines.subject_checks import check_subjects, valid_plans
     from pipelines.subject_list import read_batch
 
@@ -62,8 +60,12 @@ def batch(
         plan = make_batch_plan(name or batch_name(subjects), valid_plans(checks, skip_invalid=skip_invalid), resources)
         if joined is None and not dry_run:
             ready = stack.enter_context(ray_cluster_meanwhile(plan.cluster))
+        from pipelines.personalize import check_batch_destinations  # imports MLflow, while Ray starts
+
         check_batch_destinations(plan)
         if not silent:  # an estimate takes seconds
+            from pipelines.estimate import describe_estimate
+
             console.table([*describe_batch(plan), *describe_estimate(plan)])
         if dry_run:
             return
