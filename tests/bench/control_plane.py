@@ -23,24 +23,25 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.miniature import subject_dir, subject_names
 from dreambooth.prior import image_name
 from dreambooth.quiet import quiet
-from pipelines.batch import BatchOutcome, run_batch
 from pipelines.batch_plan import BatchPlan, make_batch_plan
 from pipelines.class_image_sets import MakeClassImages
 from pipelines.cluster import Resources, ray_cluster
 from pipelines.collector import collect_less_garbage
 from pipelines.lanes import tell_seconds
-from pipelines.personalize import check_batch_destinations
 from pipelines.plan import Plan
 from pipelines.storage import join, write_bytes, write_json
 from pipelines.subject_checks import check_subjects, valid_plans
 from pipelines.subject_list import read_batch
 from pipelines.subject_queue import TrainSubject
 from pipelines.subject_record import Progress, State, read_records
+
+if TYPE_CHECKING:  # what checks in other processes imports this module, and should not have to import MLflow
+    from pipelines.batch import BatchOutcome
 
 HOSTS = 4
 CONSONANTS = "bcdfghjklmnpqrstvwxz"
@@ -107,7 +108,7 @@ def train(queue: Any, name: str, seconds: float, tell_every: float) -> None:
 
 
 class StopAt:
-    """Shows nothing, and interrupts the driver when so many subjects are done."""
+    """Shows nothing, and interrupts the driver when so many subjects are through their lanes."""
 
     def __init__(self, done: int) -> None:
         self.done = done
@@ -120,7 +121,7 @@ class StopAt:
         class_images: tuple[int, int] | None,
         failures: Sequence[tuple[str, str]],
     ) -> None:
-        if counts["done"] >= self.done:
+        if counts["trained"] + counts["done"] >= self.done:
             self.done = 1 << 60
             raise KeyboardInterrupt
 
@@ -151,6 +152,8 @@ def write_table(folder: Path, count: int) -> str:
 
 
 def planned(table: str, lanes: int) -> BatchPlan:
+    from pipelines.personalize import check_batch_destinations
+
     room = Resources(cpus=lanes, gpus=0)
     plans = valid_plans(check_subjects(read_batch(table), room), skip_invalid=False)
     plan = make_batch_plan("control-plane", plans, room)
@@ -179,7 +182,9 @@ def write_small_summary(plan: Plan, batch_run_id: str) -> str:
     return "done"
 
 
-def half(plan: BatchPlan, seconds: float, stop_at: int) -> BatchOutcome:
+def half(plan: BatchPlan, seconds: float, stop_at: int) -> "BatchOutcome":
+    from pipelines.batch import run_batch
+
     return run_batch(
         plan,
         StopAt(stop_at),
