@@ -233,16 +233,17 @@ class _Driving:
         """Tell the queue of subjects that are registered; a subject's trouble here is its own too."""
         import ray
 
+        told = []  # waited for together: a call stands in line behind those of all lanes
         for name in [name for name, future in self._concluding.items() if future.done()]:
             try:
-                result = self._concluding[name].result()
+                result = self._concluding.pop(name).result()
             except Exception as error:  # noqa: BLE001 - MLflow's, the database's, the store's
                 self._not_before[name] = time.monotonic() + _AGAIN_SECONDS
-                ray.get(self._queue.unregistered.remote(name, f"{type(error).__name__}: {error}"))
+                told.append(self._queue.unregistered.remote(name, f"{type(error).__name__}: {error}"))
             else:
-                ray.get(self._queue.done.remote(name))
+                told.append(self._queue.done.remote(name))
                 self._view.line(f"{name}: {result}")
-            del self._concluding[name]
+        ray.get(told)
 
     def _no_lane_left(self) -> None:
         import ray
