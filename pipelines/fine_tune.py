@@ -22,13 +22,10 @@ from pipelines.metrics import record
 from pipelines.preemption import Leaving
 from pipelines.prior_stage import PriorSet
 from pipelines.protocol_stage import ProtocolTask
-from pipelines.storage import Manifest, fetch, join, local_directory, publish, read_manifest, write_json
+from pipelines.storage import Manifest, fetch, join, local_directory, publish, write_json
+from pipelines.train_data import ClassLatents, train_data
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from dreambooth.batches import TrainingData
-    from dreambooth.latents import LatentCache
     from dreambooth.training import StepMetrics
 
 _PROGRESS = "progress.json"
@@ -93,14 +90,6 @@ class FineTuned:
     record: dict[str, Any]
 
 
-@dataclass(kw_only=True)
-class ClassLatents:
-    """The latents of the class images that were encoded last, for the next subject of the same class."""
-
-    of: tuple[str, ...] | None = None
-    latents: "LatentCache | None" = None
-
-
 def fine_tune(
     task: TrainTask,
     base: BaseModel,
@@ -130,7 +119,10 @@ def fine_tune(
     task = replace(task, config=_shared(task.config, dist.get_world_size() if dist.is_initialized() else 1))
     config = task.config
     every = config.evaluation.every
-    data = _data(base, task, len(model.schedule.alphas_cumprod), device, class_latents or ClassLatents())
+    num_train_timesteps = len(model.schedule.alphas_cumprod)
+    data = train_data(
+        base, task, class_latents or ClassLatents(), num_train_timesteps=num_train_timesteps, device=device
+    )
     engine = _engine(model, task, device)
     history = checkpoints.restore(engine)
     if engine.rank:
@@ -250,42 +242,6 @@ def _any_rank(engine: Any, here: bool, device: str) -> bool:
     if engine.world_size == 1:
         return here
     return bool(engine.mean(torch.tensor([float(here)], device=device)).item() > 0)
-
-
-def _data(
-    base: BaseModel, task: TrainTask, num_train_timesteps: int, device: str, class_latents: ClassLatents
-) -> "TrainingData":
-    from dreambooth.data import prepare_data
-
-    wanted = None if task.prior_set is None else (base.hash, task.prior_set.uri, str(task.prior_set.count))
-    known = class_latents.latents if class_latents.of == wanted else None
-    data = prepare_data(
-        base.directory,
-        task.config,
-        task.images,
-        _class_images(task.prior_set) if known is None else known,
-        num_train_timesteps=num_train_timesteps,
-        device=device,
-    )
-    class_latents.of, class_latents.latents = wanted, data.class_.latents if data.class_ else None
-    return data
-
-
-def _class_images(prior_set: PriorSet | None) -> "list[Image]":
-    from PIL import Image
-
-    from dreambooth.prior import image_name
-
-    if prior_set is None:
-        return []
-    class_images = []
-    with tempfile.TemporaryDirectory(prefix="dreambooth-prior-") as folder:
-        manifest = read_manifest(prior_set.uri)
-        directory = local_directory(manifest) or fetch(manifest, Path(folder))
-        for index in range(prior_set.count):
-            with Image.open(directory / image_name(index)) as image:
-                class_images.append(image.convert("RGB"))
-    return class_images
 
 
 def _engine(model: Any, task: TrainTask, device: str) -> Any:

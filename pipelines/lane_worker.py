@@ -21,7 +21,7 @@ from pipelines.collector import collect_less_garbage
 from pipelines.evaluate_stage import Evaluation, evaluate
 from pipelines.evaluation_store import store_evaluation
 from pipelines.events import Message
-from pipelines.fine_tune import ClassLatents, FineTuned, Stopped, TrainTask, autocast, fine_tune, publish_result
+from pipelines.fine_tune import FineTuned, Stopped, TrainTask, autocast, fine_tune, publish_result
 from pipelines.logs import about, log, to_stderr
 from pipelines.metrics import observed, record
 from pipelines.preemption import notice
@@ -32,6 +32,7 @@ from pipelines.storage import join
 from pipelines.stored_checkpoints import StoredCheckpoints
 from pipelines.subject_queue import TrainSubject, Wait, Work
 from pipelines.subject_record import Progress
+from pipelines.train_data import ClassLatents
 from pipelines.train_stage import find_model
 
 _PUBLISHING_AT_ONCE = 2
