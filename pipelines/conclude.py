@@ -11,7 +11,7 @@ from pipelines.follow import complete_curves
 from pipelines.plan import Plan, printable_settings
 from pipelines.protocol_stage import find_evaluation
 from pipelines.registry import RegisteredVersion, register
-from pipelines.storage import fetch, local_directory
+from pipelines.storage import opened
 from pipelines.summary import write_summary
 from pipelines.tracking import TrackedRun, track
 from pipelines.train_stage import TrainResult, find_result
@@ -66,13 +66,13 @@ def record_figures(plan: Plan, version: RegisteredVersion | None, run: TrackedRu
 def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> RegisteredVersion:
     """Register a published model with the tags that say what made it."""
     config = plan.config
-    with tempfile.TemporaryDirectory(prefix="dreambooth-model-") as folder:
-        directory = local_directory(trained.model) or fetch(trained.model, Path(folder, "model"))
+    with opened(trained.model) as model, tempfile.TemporaryDirectory(prefix="dreambooth-delta-") as delta:
+        directory = model
         if config.registry.storage == "delta":
             from dreambooth.delta import write_delta
 
-            write_delta(plan.base, directory, Path(folder, "delta"))
-            directory = Path(folder, "delta")
+            directory = Path(delta, "delta")
+            write_delta(plan.base, model, directory)
         return register(
             run_id=run.run_id,
             tracking_uri=run.tracking_uri,

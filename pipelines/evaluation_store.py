@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.evaluate_stage import Evaluation, Similarity
-from pipelines.storage import fetch, join, local_directory, publish, published
+from pipelines.storage import join, opened, publish, published
 
 INDEX = "evaluation.json"
 
@@ -35,8 +35,7 @@ def load_evaluation(run_uri: str, key: str) -> Evaluation | None:
     manifest = published(join(run_uri, "evaluation"))
     if manifest is None or manifest.metadata.get("key") != key:
         return None
-    with tempfile.TemporaryDirectory(prefix="dreambooth-evaluation-") as folder:
-        root = local_directory(manifest) or fetch(manifest, Path(folder))
+    with opened(manifest) as root:
         index = json.loads((root / INDEX).read_text())
         sides = {
             side: {prompt: [(root / name).read_bytes() for name in names] for prompt, names in index[side].items()}

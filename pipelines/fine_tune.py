@@ -22,7 +22,7 @@ from pipelines.metrics import record
 from pipelines.preemption import Leaving
 from pipelines.prior_stage import PriorSet
 from pipelines.protocol_stage import ProtocolTask
-from pipelines.storage import Manifest, fetch, join, local_directory, publish, write_json
+from pipelines.storage import Manifest, join, opened, publish, write_json
 from pipelines.train_data import ClassLatents, train_data
 
 if TYPE_CHECKING:
@@ -302,8 +302,8 @@ def _export(base: BaseModel, state: dict[str, Any], task: TrainTask, *, step: in
         }
 
         def verify(manifest: Manifest) -> None:
-            directory = local_directory(manifest) or fetch(manifest, Path(folder, "again"))
-            verify_export(directory, base.directory, state, dtype=dtype)
+            with opened(manifest) as directory:
+                verify_export(directory, base.directory, state, dtype=dtype)
 
         return publish(Path(folder, "model"), join(config.run_uri, "model"), metadata=metadata, verify=verify)
 

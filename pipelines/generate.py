@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import difflib
 import io
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,8 +204,7 @@ def _from_directory(model: str, prompts: Sequence[str], seed: int, settings: Set
 
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     own = {name: manifest.metadata.get(name, value) for name, value in _DEFAULTS.items()}
-    with tempfile.TemporaryDirectory(prefix="dreambooth-model-") as folder:
-        directory = storage.local_directory(manifest) or storage.fetch(manifest, Path(folder))
+    with storage.opened(manifest) as directory:
         pipeline = load_pipeline(directory, device=device, dtype=dtype)
         seeds = range(seed, seed + len(prompts))
         return sample(pipeline, prompts, seeds, **{**own, **settings})

@@ -1,7 +1,6 @@
 """The Ray actor that makes pictures: it loads a pipeline once and samples from it as often as it is asked."""
 
 import io
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from dreambooth.base_model import resolve_base_model
 from dreambooth.config import DreamBoothConfig
 from pipelines.collector import collect_less_garbage
 from pipelines.metrics import record
-from pipelines.storage import exists, fetch, join, local_directory, read_bytes, read_manifest, write_bytes
+from pipelines.storage import exists, join, opened, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -233,9 +232,8 @@ def find_encoder(address: str) -> Path:
 def _directory(source: Source) -> Iterator[Path]:
     """Where a pipeline lies on this machine, for as long as it takes to load it."""
     if source.published:
-        manifest = read_manifest(source.address)
-        with tempfile.TemporaryDirectory(prefix="dreambooth-model-") as folder:
-            yield local_directory(manifest) or fetch(manifest, Path(folder))
+        with opened(source.address) as directory:
+            yield directory
         return
     base = resolve_base_model(source.address, source.revision)
     if source.base_hash not in (None, base.hash):

@@ -8,6 +8,7 @@ and no reader looks at it.
     manifest = publish(Path("model"), "s3://bucket/rex/model", metadata={"identifier": "sks"})
     published("s3://bucket/rex/model") == manifest
     fetch(manifest, Path("copy"))                       # downloads, and compares sizes and sha256
+    with opened(manifest) as directory: ...             # to read: in place where it is local, else a copy
 """
 
 import dataclasses
@@ -18,7 +19,9 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -241,8 +244,22 @@ def fetch(publication: Manifest | str, directory: Path) -> Path:
     return directory
 
 
-def local_directory(manifest: Manifest) -> Path | None:
-    """The folder of a local publication, to read in place, after a look at its sizes; None for a remote one."""
+@contextmanager
+def opened(publication: Manifest | str) -> Iterator[Path]:
+    """A publication's files in a folder that is there as long as the context: its own where it is local, else a copy.
+
+    Sizes are compared first, and of a copy the sha256, too; InputError as by `fetch`.
+    """
+    manifest = read_manifest(publication) if isinstance(publication, str) else publication
+    directory = _local_directory(manifest)
+    if directory is not None:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="dreambooth-copy-") as folder:
+        yield fetch(manifest, Path(folder))
+
+
+def _local_directory(manifest: Manifest) -> Path | None:
     fs, root = filesystem(manifest.uri)
     if not isinstance(fs, LocalFileSystem):
         return None

@@ -1,12 +1,10 @@
 """What one subject is trained on, as latents; those of class images are kept for the next subject that shares them."""
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth.base_model import BaseModel
 from pipelines.prior_stage import PriorSet
-from pipelines.storage import fetch, local_directory, read_manifest
+from pipelines.storage import opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,9 +58,7 @@ def _class_images(prior_set: PriorSet | None) -> "list[Image]":
     if prior_set is None:
         return []
     class_images = []
-    with tempfile.TemporaryDirectory(prefix="dreambooth-prior-") as folder:
-        manifest = read_manifest(prior_set.uri)
-        directory = local_directory(manifest) or fetch(manifest, Path(folder))
+    with opened(prior_set.uri) as directory:
         for index in range(prior_set.count):
             with Image.open(directory / image_name(index)) as image:
                 class_images.append(image.convert("RGB"))

@@ -57,7 +57,8 @@ def test_a_publication_comes_back_whole(s3: str, model: Path, tmp_path: Path) ->
     assert found.uri.startswith(f"{s3}/models/")
     assert storage.read_manifest(found.uri) == storage.read_manifest(f"{found.uri}/manifest.json") == second
     assert contents(storage.fetch(found, tmp_path / "copy")) == contents(model)
-    assert storage.local_directory(found) is None
+    with storage.opened(found) as copy:
+        assert contents(copy) == contents(model)
 
 
 def test_a_file_larger_than_one_part(s3: str, tmp_path: Path) -> None:

@@ -131,13 +131,22 @@ def test_a_prefix_without_manifest_is_not_a_publication(model: Path) -> None:
 
 def test_local_publications_are_read_in_place(model: Path, tmp_path: Path) -> None:
     published = storage.publish(model, str(tmp_path / "models"), metadata={})
-    directory = storage.local_directory(published)
-    assert directory is not None
-    assert (directory / "model_index.json").read_text() == "{}"
+    with storage.opened(published) as directory:
+        assert str(directory) == published.uri
+        assert (directory / "model_index.json").read_text() == "{}"
     (directory / "model_index.json").unlink()
-    with pytest.raises(InputError, match=r"model_index.json at .* is missing; its manifest says 2 bytes"):
-        storage.local_directory(published)
-    assert storage.local_directory(storage.publish(model, "memory://elsewhere", metadata={})) is None
+    with (
+        pytest.raises(InputError, match=r"model_index.json at .* is missing; its manifest says 2 bytes"),
+        storage.opened(published),
+    ):
+        pass
+
+
+def test_others_are_read_from_a_copy_that_goes(model: Path) -> None:
+    published = storage.publish(model, "memory://elsewhere", metadata={})
+    with storage.opened(published.uri) as directory:
+        assert (directory / "model_index.json").read_text() == "{}"
+    assert not directory.exists()
 
 
 def test_what_cannot_be_published_is_refused(model: Path, tmp_path: Path) -> None:
