@@ -20,8 +20,8 @@ from pipelines.plan import Plan
 from pipelines.prior_stage import prior_set, seal
 from pipelines.queue_actor import start_queue
 from pipelines.subject_queue import QueuedSubject, Snapshot
-from pipelines.subject_record import Progress, State, SubjectRecord
 from pipelines.summary import request_key
+from pipelines.tasks import Progress, State, SubjectRecord
 from pipelines.tracking import track
 from pipelines.train_stage import train_task
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.subject_checks import SubjectCheck
-from pipelines.subject_record import Progress, State
+from pipelines.tasks import Progress, State
 
 PLAIN_LINE_SECONDS = 10.0
 _SHOWN_LANES = 12

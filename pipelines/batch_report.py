@@ -17,7 +17,7 @@ from pipelines.report_evaluation import (
     warnings_of,
 )
 from pipelines.report_page import cell, facts, loss_curve, note, number, picture, render_page, section, table
-from pipelines.subject_record import STATES
+from pipelines.tasks import STATES
 
 SHOWN = 200
 """Of how many subjects pictures and curves are shown: a page of thousands would not open."""

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from pipelines.evaluated import Evaluated
-from pipelines.subject_record import SubjectRecord
+from pipelines.tasks import SubjectRecord
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from pipelines.evaluated import find_evaluated
 from pipelines.pace import remember_paces
 from pipelines.plan import Plan
 from pipelines.storage import exists, join, read_bytes, read_json, write_bytes, write_json
-from pipelines.subject_record import STATES, SubjectRecord
+from pipelines.tasks import STATES, SubjectRecord
 from pipelines.tracking import TrackedRun
 
 SHOWN = 200

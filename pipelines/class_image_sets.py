@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from dreambooth.prior import PriorPlan
 from pipelines.prior_stage import images_present, is_whole
-from pipelines.samplers import Source
 from pipelines.storage import join
+from pipelines.tasks import MakeClassImages, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,17 +17,6 @@ class WantedSet:
     plan: PriorPlan
     source: Source
     parent_uri: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class MakeClassImages:
-    """Make these blocks of a set, one a worker; `wanted` holds the missing images of each."""
-
-    plan: PriorPlan
-    source: Source
-    uri: str
-    blocks: tuple[range, ...]
-    wanted: tuple[tuple[int, ...], ...]
 
 
 @dataclass(kw_only=True)

@@ -23,8 +23,8 @@ from pipelines.mlflow_client import check_connection, quietly, resolve_tracking_
 from pipelines.protocol_stage import check_protocol, protocol_task, run_protocol
 from pipelines.registry import RegisteredVersion, version_of
 from pipelines.sampler_pool import SamplerPool
-from pipelines.samplers import Source, base_source
 from pipelines.storage import Manifest, absolute, check_writable, read_manifest
+from pipelines.tasks import Source, base_source
 from pipelines.tracking import TrackedRun
 
 _NAMED = ("auto", "dreambench", "miniature")

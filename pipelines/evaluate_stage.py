@@ -7,8 +7,8 @@ from typing import Any
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
 from dreambooth.images import InstanceImage, open_image, png_bytes, squares
-from pipelines.sampler_pool import Call, Samplers
-from pipelines.samplers import SampleRequest, Source, find_encoder
+from pipelines.samplers import find_encoder
+from pipelines.tasks import Call, SampleRequest, Samplers, Source
 
 _IMAGES_PER_REQUEST = 4
 DEFAULT_ENCODER = "facebook/dino-vits16"

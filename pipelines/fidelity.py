@@ -8,10 +8,11 @@ from dreambooth.evaluation.prompts import sample_seed
 from pipelines.collectives import from_rank_zero
 from pipelines.evaluate_stage import instance_pictures
 from pipelines.protocol_stage import bank_address
-from pipelines.samplers import ImageSampler, SampleRequest, Source, base_source
+from pipelines.samplers import ImageSampler
+from pipelines.tasks import SampleRequest, Source, base_source
 
 if TYPE_CHECKING:
-    from pipelines.fine_tune import TrainTask
+    from pipelines.tasks import TrainTask
 
 
 class FidelityScorer:

@@ -14,35 +14,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dreambooth.base_model import BaseModel
 from dreambooth.best_checkpoint import Scores
 from dreambooth.config import DreamBoothConfig
-from dreambooth.images import InstanceImage, png_bytes
+from dreambooth.images import png_bytes
 from pipelines.collectives import from_all_ranks
 from pipelines.events import Message
 from pipelines.logs import log
 from pipelines.metrics import record
 from pipelines.preemption import Leaving
-from pipelines.prior_stage import PriorSet
-from pipelines.protocol_stage import ProtocolTask
 from pipelines.storage import Manifest, join, opened, publish, write_json
+from pipelines.tasks import TrainTask
 from pipelines.train_data import ClassLatents, train_data
 
 if TYPE_CHECKING:
     from dreambooth.training import StepMetrics
 
 _PROGRESS = "progress.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainTask:
-    """What a worker is told: plain data only."""
-
-    config: DreamBoothConfig
-    images: tuple[InstanceImage, ...]
-    prior_set: PriorSet | None
-    protocol: ProtocolTask | None = None
-    engine: str
-    key: str
-    data_hash: str
-    base_hash: str
 
 
 @dataclass(kw_only=True)

@@ -10,46 +10,40 @@ import logging
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import DreamBoothConfig
-from pipelines.class_image_sets import MakeClassImages
 from pipelines.collectives import from_all_ranks
 from pipelines.collector import collect_less_garbage
 from pipelines.evaluate_stage import Evaluation, evaluate
 from pipelines.evaluation_store import store_evaluation
 from pipelines.events import Message
-from pipelines.fine_tune import FineTuned, Stopped, TrainTask, autocast, fine_tune, publish_result
+from pipelines.fine_tune import FineTuned, Stopped, autocast, fine_tune, publish_result
 from pipelines.logs import about, log, to_stderr
 from pipelines.metrics import observed, record
 from pipelines.preemption import notice
 from pipelines.protocol_stage import run_protocol
 from pipelines.sampler_pool import SamplersHere
-from pipelines.samplers import Source, base_source
 from pipelines.storage import join
 from pipelines.stored_checkpoints import StoredCheckpoints
-from pipelines.subject_queue import TrainSubject, Wait, Work
-from pipelines.subject_record import Progress
+from pipelines.tasks import (
+    LaneTask,
+    MakeClassImages,
+    Progress,
+    Source,
+    TrainSubject,
+    TrainTask,
+    Wait,
+    Work,
+    base_source,
+)
 from pipelines.train_data import ClassLatents
 from pipelines.train_stage import find_model
 
 _PUBLISHING_AT_ONCE = 2
 _LOOK_SECONDS = 0.1
 """Between looks whether the last models are published, when there is no more work."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaneTask:
-    """What a lane is told: its name, the queue's handle, threads per worker, the image encoder, if any, and how many
-    seconds to let pass between reports of a subject's progress."""
-
-    lane: str
-    queue: Any
-    num_threads: int
-    encoder: str | None
-    tell_seconds: float
 
 
 def lane_worker(loop_config: dict[str, Any]) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 from pipelines.batch_plan import BatchPlan
 from pipelines.cluster import WORKER_ENVIRONMENT, worker_group
-from pipelines.lane_worker import LaneTask, lane_worker
+from pipelines.lane_worker import lane_worker
 from pipelines.preemption import answering_workers
 from pipelines.storage import join, pyarrow_filesystem
+from pipelines.tasks import LaneTask
 
 _TELL_SECONDS = 0.5
 _TOLD_PER_SECOND = 50

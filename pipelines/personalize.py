@@ -15,12 +15,12 @@ from pipelines.evaluation_store import store_evaluation
 from pipelines.events import event_queue
 from pipelines.follow import Follower, complete_curves
 from pipelines.plan import Plan, check_destinations, describe_plan, make_plan, printable_settings
-from pipelines.prior_stage import PriorSet, make_class_images
-from pipelines.protocol_stage import ProtocolTask, run_protocol
+from pipelines.prior_stage import make_class_images
+from pipelines.protocol_stage import run_protocol
 from pipelines.registry import check_model_name
-from pipelines.sampler_pool import SamplerPool, Samplers
-from pipelines.samplers import Source, base_source
+from pipelines.sampler_pool import SamplerPool
 from pipelines.summary import PersonalizeResult, finished_result, write_summary
+from pipelines.tasks import PriorSet, ProtocolTask, Samplers, Source, base_source
 from pipelines.tracking import TrackedRun, track
 from pipelines.train_stage import train
 

@@ -13,8 +13,9 @@ from dreambooth.images import InstanceImage, find_instance_images
 from dreambooth.inspection import inspect_images
 from dreambooth.prior import PriorPlan, prior_plan
 from pipelines.cluster import Resources, local_resources
-from pipelines.protocol_stage import ProtocolTask, bank_address, check_protocol, protocol_task
+from pipelines.protocol_stage import bank_address, check_protocol, protocol_task
 from pipelines.storage import absolute, check_writable, is_local
+from pipelines.tasks import ProtocolTask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,22 +6,12 @@ broke off is topped up, a set that is asked to grow is topped up, and a whole on
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from dreambooth.prior import PriorPlan, image_name
-from pipelines.sampler_pool import Call, SamplerPool
-from pipelines.samplers import Source
+from pipelines.sampler_pool import SamplerPool
 from pipelines.storage import FileRecord, Manifest, filesystem, join, read_bytes, read_manifest, write_manifest
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorSet:
-    """A whole set of class images."""
-
-    key: str
-    uri: str
-    class_prompt: str
-    count: int
+from pipelines.tasks import Call, PriorSet, Source
 
 
 def images_present(parent_uri: str, plan: PriorPlan) -> set[str]:

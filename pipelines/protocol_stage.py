@@ -7,64 +7,32 @@ key.
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.evaluation.config import EvaluationConfig
-from dreambooth.evaluation.protocol import Protocol, SampleSet, protocol_of
+from dreambooth.evaluation.protocol import SampleSet, protocol_of
 from dreambooth.images import InstanceImage, find_instance_images
-from dreambooth.inspection import data_hash
 from pipelines.evaluate_stage import instance_pictures
-from pipelines.sampler_pool import Call, Samplers
-from pipelines.samplers import BankAddress, Measured, SampleRequest, Source, picture_name
+from pipelines.samplers import picture_name
 from pipelines.storage import exists, join, read_json, write_json
+from pipelines.tasks import (
+    EVALUATION_FORMAT,
+    BankAddress,
+    Call,
+    Measured,
+    ProtocolTask,
+    SampleRequest,
+    Samplers,
+    Source,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dreambooth.evaluation.banks import ImageEmbeddings
-
-FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtocolTask:
-    """One model to be measured: `model_key` names its weights, `run_uri` and `shared_uri` are where samples go."""
-
-    config: DreamBoothConfig
-    protocol: Protocol
-    bank: BankAddress
-    images: tuple[InstanceImage, ...]
-    model_key: str
-    base_hash: str
-    run_uri: str
-    shared_uri: str
-
-    @property
-    def fine_tuned_sets(self) -> tuple[SampleSet, ...]:
-        """The fine-tuned model's pictures, those of the class prompt last."""
-        return (*self.protocol.fine_tuned(self.model_key), self.protocol.of_class(self.model_key))
-
-    @property
-    def base_sets(self) -> tuple[SampleSet, ...]:
-        """The base model's pictures."""
-        return self.protocol.base(self.base_hash)
-
-    @property
-    def key(self) -> str:
-        """Names the evaluation: 20 hex digits over the pictures, the subject's own, and the encoders."""
-        sets = [pictures.key for pictures in (*self.fine_tuned_sets, *self.base_sets)]
-        parts = json.dumps([FORMAT, sets, data_hash(self.images), self.bank.hash])
-        return hashlib.sha256(parts.encode()).hexdigest()[:20]
-
-    @property
-    def uri(self) -> str:
-        """Where the figures are written."""
-        return join(self.run_uri, "evaluations", self.key, "evaluation.json")
 
 
 def protocol_task(
@@ -223,7 +191,7 @@ def _evaluation(task: ProtocolTask, measured: Sequence[Measured], real: Measured
         instance_distances=real.distances,
     )
     return figures.as_dict() | {
-        "format": FORMAT,
+        "format": EVALUATION_FORMAT,
         "key": task.key,
         "subject": task.config.subject.name,
         "class_noun": protocol.class_noun,

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 
 from pipelines.batch_console import BatchView
 from pipelines.console import RunConsole, Update
-from pipelines.subject_record import Progress, State
+from pipelines.tasks import Progress, State
 
 _Shown = TypeVar("_Shown")
 

@@ -3,25 +3,10 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from pipelines.samplers import ImageSampler
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """A method of `ImageSampler` and what it is called with."""
-
-    method: str
-    arguments: tuple[Any, ...]
-
-
-class Samplers(Protocol):
-    """Whoever works through calls: actors on the cluster, or this process."""
-
-    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
-        """Results of the calls as they come, each with its place."""
+from pipelines.tasks import Call
 
 
 class RunningSamplers:

@@ -8,64 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.base_model import resolve_base_model
-from dreambooth.config import DreamBoothConfig
 from pipelines.collector import collect_less_garbage
 from pipelines.metrics import record
 from pipelines.storage import exists, join, opened, read_bytes, write_bytes
+from pipelines.tasks import BankAddress, Measured, SampleRequest, Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from dreambooth.evaluation.banks import Bank, ImageEmbeddings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Which pipeline: a base model (address, revision and hash), or the prefix of a model published here."""
-
-    address: str
-    revision: str | None = None
-    base_hash: str | None = None
-    published: bool = False
-
-
-def base_source(config: DreamBoothConfig, base_hash: str) -> Source:
-    """The pipeline of a configuration's base model, which has this hash."""
-    return Source(address=config.base_model, revision=config.revision, base_hash=base_hash)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleRequest:
-    """Pictures wanted: one per (prompt, seed)."""
-
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    num_inference_steps: int
-    guidance_scale: float
-    resolution: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class BankAddress:
-    """Which bank of encoders, the hash that it has at the driver, and where the paper's are."""
-
-    name: str
-    hash: str
-    dino: str
-    clip: str
-    lpips: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """N pictures as a bank of encoders sees them: embeddings, and distances to themselves and M real ones, (N, N + M).
-
-    M is 0 where no real ones were given.
-    """
-
-    embeddings: "ImageEmbeddings"
-    distances: "Tensor"
+    from dreambooth.evaluation.banks import Bank
 
 
 class ImageSampler:

@@ -14,14 +14,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from dreambooth.prior import PriorPlan
-from pipelines.class_image_sets import ClassImageSets, MakeClassImages, WantedSet
-from pipelines.fine_tune import TrainTask
+from pipelines.class_image_sets import ClassImageSets, WantedSet
 from pipelines.metrics import record as record_metric
-from pipelines.samplers import base_source
 from pipelines.storage import join, write_json
-from pipelines.subject_record import STATES, Progress, State, SubjectRecord, read_records
+from pipelines.subject_record import read_records
+from pipelines.tasks import (
+    STATES,
+    Progress,
+    State,
+    SubjectRecord,
+    TrainSubject,
+    TrainTask,
+    Wait,
+    Work,
+    base_source,
+)
 
-_WAIT_SECONDS = 1.0
 _SHORTEST_WAIT_SECONDS = 0.2
 _ASKED_PER_SECOND = 100
 """By all lanes together, when none has anything to do."""
@@ -34,23 +42,6 @@ class QueuedSubject:
     record: SubjectRecord
     task: TrainTask
     prior: PriorPlan | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSubject:
-    """Train this one."""
-
-    task: TrainTask
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wait:
-    """Nothing to do now, but there may be: ask again."""
-
-    seconds: float = _WAIT_SECONDS
-
-
-Work = TrainSubject | MakeClassImages | Wait
 
 
 @dataclass(frozen=True, kw_only=True)

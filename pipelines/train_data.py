@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING
 
 from dreambooth.base_model import BaseModel
-from pipelines.prior_stage import PriorSet
 from pipelines.storage import opened
+from pipelines.tasks import PriorSet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from dreambooth.batches import TrainingData
     from dreambooth.latents import LatentCache
-    from pipelines.fine_tune import TrainTask
+    from pipelines.tasks import TrainTask
 
 
 class ClassLatents:

@@ -14,11 +14,10 @@ from typing import Any
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import Diverged
 from pipelines.cluster import WORKER_ENVIRONMENT, worker_group
-from pipelines.fine_tune import TrainTask
 from pipelines.plan import Plan
 from pipelines.preemption import answering_workers
-from pipelines.prior_stage import PriorSet
 from pipelines.storage import Manifest, exists, filesystem, join, published, pyarrow_filesystem, read_json
+from pipelines.tasks import PriorSet, TrainTask
 from pipelines.train_worker import diverged_uri, train_worker
 
 CHECKPOINTS_KEPT = 2

@@ -9,11 +9,12 @@ from dreambooth.base_model import resolve_base_model
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import Diverged
 from pipelines.collector import collect_less_garbage
-from pipelines.fine_tune import History, TrainTask, autocast, fine_tune, publish_result
+from pipelines.fine_tune import History, autocast, fine_tune, publish_result
 from pipelines.logs import about, to_stderr
 from pipelines.metrics import observed
 from pipelines.preemption import notice
 from pipelines.storage import join, write_json
+from pipelines.tasks import TrainTask
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:

@@ -29,7 +29,6 @@ from dreambooth.miniature import subject_dir, subject_names
 from dreambooth.prior import image_name
 from dreambooth.quiet import quiet
 from pipelines.batch_plan import BatchPlan, make_batch_plan
-from pipelines.class_image_sets import MakeClassImages
 from pipelines.cluster import Resources, ray_cluster
 from pipelines.collector import collect_less_garbage
 from pipelines.lanes import tell_seconds
@@ -37,8 +36,8 @@ from pipelines.plan import Plan
 from pipelines.storage import join, write_bytes, write_json
 from pipelines.subject_checks import check_subjects, valid_plans
 from pipelines.subject_list import read_batch
-from pipelines.subject_queue import TrainSubject
-from pipelines.subject_record import Progress, State, read_records
+from pipelines.subject_record import read_records
+from pipelines.tasks import MakeClassImages, Progress, State, TrainSubject
 
 if TYPE_CHECKING:  # what checks in other processes imports this module, and should not have to import MLflow
     from pipelines.batch import BatchOutcome

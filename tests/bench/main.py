@@ -83,7 +83,7 @@ def prior_speedup() -> dict[str, float]:
     from pipelines.cluster import ray_cluster
     from pipelines.prior_stage import make_class_images
     from pipelines.sampler_pool import SamplerPool
-    from pipelines.samplers import Source
+    from pipelines.tasks import Source
 
     settings = config(**{"prior.num_class_images": CLASS_IMAGES})
     plan = prior_plan(

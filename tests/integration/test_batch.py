@@ -23,7 +23,7 @@ from pipelines.conclude import conclude
 from pipelines.mlflow_client import connect, quietly
 from pipelines.plan import Plan, make_plan
 from pipelines.storage import join, published, read_json
-from pipelines.subject_record import Progress, State
+from pipelines.tasks import Progress, State
 
 FOUR_CPUS = Resources(cpus=4, gpus=0)
 

@@ -9,8 +9,8 @@ from dreambooth.base_model import resolve_base_model
 from dreambooth.prior import PriorPlan, image_name
 from pipelines.prior_stage import make_class_images
 from pipelines.sampler_pool import SamplerPool
-from pipelines.samplers import Source
 from pipelines.storage import read_manifest
+from pipelines.tasks import Source
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -14,9 +14,9 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation import protocol
 from pipelines.cluster import Resources
 from pipelines.plan import Plan, make_plan
-from pipelines.protocol_stage import ProtocolTask, run_protocol, samples_uri
+from pipelines.protocol_stage import run_protocol, samples_uri
 from pipelines.sampler_pool import SamplersHere
-from pipelines.samplers import SampleRequest, Source
+from pipelines.tasks import ProtocolTask, SampleRequest, Source
 
 TWO_CPUS = Resources(cpus=2, gpus=0)
 

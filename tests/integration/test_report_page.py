@@ -13,7 +13,7 @@ from pipelines.batch_report import render_report
 from pipelines.batch_result import BatchResult, SubjectResult
 from pipelines.evaluated import Evaluated, PromptPictures
 from pipelines.run_report import render_run
-from pipelines.subject_record import SubjectRecord
+from pipelines.tasks import SubjectRecord
 
 pytestmark = needs_browser
 

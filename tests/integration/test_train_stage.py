@@ -17,10 +17,10 @@ from pipelines.cluster import Resources
 from pipelines.events import event_queue
 from pipelines.mlflow_client import connect, quietly
 from pipelines.plan import Plan, make_plan
-from pipelines.prior_stage import PriorSet, make_class_images
+from pipelines.prior_stage import make_class_images
 from pipelines.sampler_pool import SamplerPool
-from pipelines.samplers import Source
 from pipelines.storage import join, published, read_json
+from pipelines.tasks import PriorSet, Source
 from pipelines.train_stage import TrainResult, train
 
 pytestmark = pytest.mark.recovery

@@ -10,7 +10,7 @@ from PIL import Image
 from pipelines.batch_report import SHOWN, render_report
 from pipelines.batch_result import BatchResult, SubjectResult
 from pipelines.batch_summary import lane_busy_share
-from pipelines.subject_record import SubjectRecord
+from pipelines.tasks import SubjectRecord
 
 
 def sheet() -> bytes:

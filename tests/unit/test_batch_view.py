@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipelines import batch_console
 from pipelines.batch_console import BatchView
-from pipelines.subject_record import STATES, Progress, State
+from pipelines.tasks import STATES, Progress, State
 
 
 def counted(**counts: int) -> dict[State, int]:

@@ -10,7 +10,8 @@ from dreambooth.config import load_config
 from dreambooth.errors import InputError
 from dreambooth.evaluation.protocol import Protocol, protocol_of
 from dreambooth.images import find_instance_images
-from pipelines.protocol_stage import ProtocolTask, check_protocol, protocol_task
+from pipelines.protocol_stage import check_protocol, protocol_task
+from pipelines.tasks import ProtocolTask
 
 
 def protocol(*overrides: str, name: str = "rex", identifier: str = "tfz", class_noun: str = "dog") -> Protocol:

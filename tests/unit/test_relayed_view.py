@@ -9,7 +9,7 @@ from rich.console import Console
 from pipelines import batch_console, relayed_view
 from pipelines.console import RunConsole
 from pipelines.relayed_view import RELAY_VARIABLE, RelayedBatchView, Replay
-from pipelines.subject_record import STATES, Progress, State
+from pipelines.tasks import STATES, Progress, State
 
 
 def counted(**counts: int) -> dict[State, int]:

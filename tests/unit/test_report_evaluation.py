@@ -23,7 +23,7 @@ from pipelines.evaluation_store import store_evaluation
 from pipelines.report_evaluation import FIGURES, MOST_CELLS
 from pipelines.run_report import render_run
 from pipelines.study_samples import has_samples, read_samples
-from pipelines.subject_record import SubjectRecord
+from pipelines.tasks import SubjectRecord
 
 PLACES = ("on a carpet", "in the <snow>")
 

@@ -9,12 +9,10 @@ import pytest
 
 from dreambooth.config import load_config
 from dreambooth.prior import PriorPlan, image_name
-from pipelines.class_image_sets import MakeClassImages
-from pipelines.fine_tune import TrainTask
 from pipelines.prior_stage import seal
 from pipelines.storage import join, read_json, write_bytes
-from pipelines.subject_queue import QueuedSubject, SubjectQueue, TrainSubject, Wait
-from pipelines.subject_record import SubjectRecord
+from pipelines.subject_queue import QueuedSubject, SubjectQueue
+from pipelines.tasks import MakeClassImages, SubjectRecord, TrainSubject, TrainTask, Wait
 
 LANE, OTHER = "driver/0", "driver/1"
 
@@ -274,7 +272,7 @@ def test_other_settings_are_another_subject(make: Callable[..., SubjectQueue]) -
 
 
 def test_stopping_hands_out_nothing_and_tells_lanes(make: Callable[..., SubjectQueue]) -> None:
-    from pipelines.subject_record import Progress
+    from pipelines.tasks import Progress
 
     queue = make(queued("a"), queued("b"))
     assert name_of(queue.next(LANE)) == "a"

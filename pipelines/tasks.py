@@ -1,0 +1,240 @@
+"""The messages that travel between processes: frozen, plain data, each fact once."""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+from dreambooth.config import DreamBoothConfig
+from dreambooth.evaluation.protocol import Protocol, SampleSet
+from dreambooth.images import InstanceImage
+from dreambooth.inspection import data_hash
+from dreambooth.prior import PriorPlan
+from pipelines.storage import join
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dreambooth.evaluation.banks import ImageEmbeddings
+
+EVALUATION_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which pipeline: a base model (address, revision and hash), or the prefix of a model published here."""
+
+    address: str
+    revision: str | None = None
+    base_hash: str | None = None
+    published: bool = False
+
+
+def base_source(config: DreamBoothConfig, base_hash: str) -> Source:
+    """The pipeline of a configuration's base model, which has this hash."""
+    return Source(address=config.base_model, revision=config.revision, base_hash=base_hash)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """Pictures wanted: one per (prompt, seed)."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    num_inference_steps: int
+    guidance_scale: float
+    resolution: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankAddress:
+    """Which bank of encoders, the hash that it has at the driver, and where the paper's are."""
+
+    name: str
+    hash: str
+    dino: str
+    clip: str
+    lpips: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """N pictures as a bank of encoders sees them: embeddings, and distances to themselves and M real ones, (N, N + M).
+
+    M is 0 where no real ones were given.
+    """
+
+    embeddings: "ImageEmbeddings"
+    distances: "Tensor"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A method of `ImageSampler` and what it is called with."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+
+class Samplers(typing.Protocol):
+    """Whoever works through calls: actors on the cluster, or this process."""
+
+    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        """Results of the calls as they come, each with its place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSet:
+    """A whole set of class images."""
+
+    key: str
+    uri: str
+    class_prompt: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolTask:
+    """One model to be measured: `model_key` names its weights, `run_uri` and `shared_uri` are where samples go."""
+
+    config: DreamBoothConfig
+    protocol: Protocol
+    bank: BankAddress
+    images: tuple[InstanceImage, ...]
+    model_key: str
+    base_hash: str
+    run_uri: str
+    shared_uri: str
+
+    @property
+    def fine_tuned_sets(self) -> tuple[SampleSet, ...]:
+        """The fine-tuned model's pictures, those of the class prompt last."""
+        return (*self.protocol.fine_tuned(self.model_key), self.protocol.of_class(self.model_key))
+
+    @property
+    def base_sets(self) -> tuple[SampleSet, ...]:
+        """The base model's pictures."""
+        return self.protocol.base(self.base_hash)
+
+    @property
+    def key(self) -> str:
+        """Names the evaluation: 20 hex digits over the pictures, the subject's own, and the encoders."""
+        sets = [pictures.key for pictures in (*self.fine_tuned_sets, *self.base_sets)]
+        parts = json.dumps([EVALUATION_FORMAT, sets, data_hash(self.images), self.bank.hash])
+        return hashlib.sha256(parts.encode()).hexdigest()[:20]
+
+    @property
+    def uri(self) -> str:
+        """Where the figures are written."""
+        return join(self.run_uri, "evaluations", self.key, "evaluation.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask:
+    """What a worker is told: plain data only."""
+
+    config: DreamBoothConfig
+    images: tuple[InstanceImage, ...]
+    prior_set: PriorSet | None
+    protocol: ProtocolTask | None = None
+    engine: str
+    key: str
+    data_hash: str
+    base_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeClassImages:
+    """Make these blocks of a set, one a worker; `wanted` holds the missing images of each."""
+
+    plan: PriorPlan
+    source: Source
+    uri: str
+    blocks: tuple[range, ...]
+    wanted: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSubject:
+    """Train this one."""
+
+    task: TrainTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Nothing to do now, but there may be: ask again."""
+
+    seconds: float = 1.0
+
+
+Work = TrainSubject | MakeClassImages | Wait
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneTask:
+    """What a lane is told: its name, the queue's handle, threads per worker, the image encoder, if any, and how many
+    seconds to let pass between reports of a subject's progress."""
+
+    lane: str
+    queue: Any
+    num_threads: int
+    encoder: str | None
+    tell_seconds: float
+
+
+State = Literal["waiting", "training", "trained", "done", "failed"]
+"""waiting for its class images or a lane; in a lane; published but not registered yet; registered; set aside."""
+
+STATES: tuple[State, ...] = get_args(State)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectRecord:
+    """One subject: `key` is its plan's, `attempts` how often it was begun, `failures` how often it failed.
+
+    `reason` and `traceback` are the last failure's, `began` and `ended` seconds since the epoch.
+    """
+
+    name: str
+    key: str
+    class_noun: str
+    identifier: str
+    state: State = "waiting"
+    lane: str | None = None
+    attempts: int = 0
+    failures: int = 0
+    reason: str | None = None
+    traceback: str | None = None
+    began: float | None = None
+    ended: float | None = None
+
+    def changed(self, **changes: Any) -> Self:
+        """The record with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """What `as_dict` gave."""
+        return cls(**plain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a subject that is in a lane has come.
+
+    `pictures` are those of its evaluation (made, to make), None while it trains.
+    """
+
+    step: int
+    steps: int
+    images_per_second: float
+    loss: float
+    pictures: tuple[int, int] | None = None
