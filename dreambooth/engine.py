@@ -135,15 +135,14 @@ class TorchEngine:
         """Write parameters, optimizer and schedule; ranks hold the same, so rank 0 writes for all."""
         if self.rank:
             return
-        torch.save(
-            {
-                "model": self._unfrozen_state(),
-                "optimizer": self.optimizer.state_dict(),
-                "lr_scheduler": self.lr_scheduler.state_dict(),
-                "ema_steps": self.ema.steps if self.ema else 0,
-            },
-            directory / "engine.pt",
-        )
+        state = {
+            "model": self._unfrozen_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "ema_steps": self.ema.steps if self.ema else 0,
+        }
+        with Path(directory, "engine.pt").open("wb") as file:  # of a path of its own, torch doesn't say what failed
+            torch.save(state, file)
         if self.ema is not None:
             self.ema.save(directory / "ema.safetensors")
 

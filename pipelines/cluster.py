@@ -23,7 +23,7 @@ _QUIET = {
     "PYTHONWARNINGS": "ignore",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-# Of Ray Train: a checkpoint counts from the controller's next look.
+# Of Ray Train: how soon its controller notices that a worker is gone, or has finished.
 _TRAIN = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 _ROOM, _ROOM_SECONDS, _ELASTIC_ROOM_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180", "30"
 """How long Ray Train waits for room for all workers before it asks anew. Those that may be fewer wait less: right after

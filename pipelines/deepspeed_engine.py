@@ -87,6 +87,27 @@ def _absent(name: str) -> Iterator[None]:
         del sys.modules[name]
 
 
+@contextmanager
+def _raising_at_the_end(checkpoint_engine: Any) -> Iterator[None]:
+    """Within, DeepSpeed's saving of a file raises nothing: its barriers come after, and other ranks are in them."""
+    errors: list[Exception] = []
+
+    def save(state_dict: Any, path: str) -> None:
+        try:
+            with Path(path).open("wb") as file:  # of a path of its own, torch doesn't say what failed
+                torch.save(state_dict, file)
+        except Exception as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+
+    checkpoint_engine.save = save
+    try:
+        yield
+    finally:
+        del checkpoint_engine.save
+    if errors:
+        raise errors[0]
+
+
 def _to_universal(source: Path, target: Path) -> None:
     """Convert a checkpoint of ZeRO's shards into one file per parameter and moment."""
     from deepspeed.checkpoint import ds_to_universal
@@ -123,6 +144,8 @@ class DeepSpeedEngine:
             lr_scheduler=build_lr_scheduler(optimizer, train),
             config=deepspeed_config(train, zero, cuda=cuda),
         )
+        # Scripts that it would copy into every checkpoint, and raise for between two of its barriers.
+        self._engine._copy_recovery_script = lambda save_path: None
         self._grad_norm = 0.0
         self.ema = None if train.ema_decay is None else Ema(self._masters(), train.ema_decay)
 
@@ -194,9 +217,10 @@ class DeepSpeedEngine:
             return parameter.detach().clone()
 
     def save(self, directory: Path) -> None:
-        """Write this rank's shards."""
+        """Write this rank's shards; what fails is raised when no rank waits for this one any more."""
         client_state = {"ema_steps": self.ema.steps if self.ema else 0}
-        self._engine.save_checkpoint(str(directory), tag=_TAG, client_state=client_state)
+        with _raising_at_the_end(self._engine.checkpoint_engine):
+            self._engine.save_checkpoint(str(directory), tag=_TAG, client_state=client_state, save_latest=False)
         if self.ema is not None:
             self.ema.save(directory / f"ema-{self.rank}.safetensors")
 

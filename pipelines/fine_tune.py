@@ -21,6 +21,7 @@ from pipelines.logs import log
 from pipelines.metrics import record
 from pipelines.preemption import Leaving
 from pipelines.storage import Manifest, join, opened, publish, write_json
+from pipelines.storage_faults import room_for
 from pipelines.tasks import TrainTask
 from pipelines.train_data import ClassLatents, train_data
 
@@ -94,7 +95,8 @@ def fine_tune(
     checkpoint is written, from which others go on. So it is after SIGTERM, and this process ends. There may be fewer
     workers than `cluster.num_workers` says, or more again: they share the same global batch.
 
-    Raises Diverged when the loss stops being a number, Stopped when told to stop, after a checkpoint.
+    Raises Diverged when the loss stops being a number, Stopped when told to stop, after a checkpoint, StorageFull when
+    there is no room for one.
     """
     from torch import distributed as dist
 
@@ -201,10 +203,14 @@ def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[
 
 
 def publish_result(base: BaseModel, tuned: FineTuned, task: TrainTask) -> Manifest:
-    """Write the record and publish the model, once it was read again and is what was trained; on rank 0."""
+    """Write the record and publish the model, once it was read again and is what was trained; on rank 0.
+
+    Raises StorageFull when there is no room for it.
+    """
     began = time.perf_counter()
-    write_json(join(task.config.run_uri, "training", f"{task.key}.json"), tuned.record)
-    manifest = _export(base, tuned.state, task, step=tuned.record["exported_step"])
+    with room_for("the model", task.config.run_uri):
+        write_json(join(task.config.run_uri, "training", f"{task.key}.json"), tuned.record)
+        manifest = _export(base, tuned.state, task, step=tuned.record["exported_step"])
     seconds = time.perf_counter() - began
     record("dreambooth_publish_seconds", seconds)
     log("published", uri=manifest.uri, seconds=round(seconds, 3))
@@ -270,7 +276,8 @@ def _export(base: BaseModel, state: dict[str, Any], task: TrainTask, *, step: in
     config = task.config
     dtype = getattr(torch, config.storage.dtype)
     with tempfile.TemporaryDirectory(prefix="dreambooth-export-") as folder:
-        export_pipeline(base.directory, state, Path(folder, "model"), dtype=dtype)
+        with room_for("the model", tempfile.gettempdir()):
+            export_pipeline(base.directory, state, Path(folder, "model"), dtype=dtype)
         metadata = {
             "key": task.key,
             "subject": config.subject.name,

@@ -48,6 +48,8 @@ class Follower:
                 self._began(message["start"], message["workers"], message["asked"])
         elif message["kind"] == "score":
             log_score(self._run, message["score"])
+        elif message["kind"] == "warning":
+            self._console.warn(message["text"])
         elif message["kind"] == "samples":
             self._samples(message["step"], message["images"])
 

@@ -1,6 +1,6 @@
 """What attempts that died have left behind, found and removed: `dreambooth gc`.
 
-A publication without a manifest is what an upload left that never ended, and so is a lane's checkpoint without one; no
+A publication without a manifest is what an upload left that never ended, and so is a checkpoint without one; no
 reader looks at them, but they take room. An upload that is still going on looks the same, so only old ones are taken.
 """
 
@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from dreambooth.errors import InputError
 from pipelines.storage import MANIFEST_NAME, absolute, begun_at, filesystem, full_address
 from pipelines.stored_checkpoints import checkpoint_begun_at
-
-_RAY_TRAIN_STATE = "checkpoint_manager_snapshot.json"
-"""Beside this file of Ray Train's, checkpoints are its own: they have no manifest, and it removes them itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,6 @@ def find_leftovers(uri: str, *, older_than: datetime.timedelta) -> tuple[Leftove
         Leftover(uri=full_address(fs, prefix), size=size, begun=begun)
         for prefix, size in sizes.items()
         if f"{prefix}/{MANIFEST_NAME}" not in files
-        and f"{posixpath.dirname(prefix)}/{_RAY_TRAIN_STATE}" not in files
         and (begun := _begun(posixpath.basename(prefix))) is not None
         and now - begun > older_than
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import DreamBoothConfig
+from dreambooth.errors import Diverged
 from pipelines.collectives import from_all_ranks
 from pipelines.collector import collect_less_garbage
 from pipelines.evaluate_stage import Evaluation, evaluate
@@ -25,8 +26,9 @@ from pipelines.metrics import observed, record
 from pipelines.preemption import notice
 from pipelines.protocol_stage import run_protocol
 from pipelines.sampler_pool import SamplersHere
-from pipelines.storage import join
-from pipelines.stored_checkpoints import StoredCheckpoints
+from pipelines.storage import join, remove
+from pipelines.storage_faults import StorageFull, no_room
+from pipelines.stored_checkpoints import checkpoints_of
 from pipelines.tasks import (
     LaneTask,
     MakeClassImages,
@@ -148,10 +150,12 @@ class _Lane:
             if self.rank == 0:
                 log("stopped")
                 self._queue.call("released", name)
+        except (Diverged, StorageFull) as error:  # on every rank alike
+            if self.rank == 0:
+                self._failed(name, error)
         except Exception as error:
             if self.rank == 0:
-                log("failed", level=logging.ERROR, reason=_reason(error))
-                self._queue.call("failed", name, _reason(error), traceback.format_exc())
+                self._failed(name, error)
             if self.world_size > 1:
                 # The other ranks wait in a collective, or will: only new workers are sure to agree.
                 raise
@@ -160,14 +164,13 @@ class _Lane:
         from dreambooth.model import build_model
 
         model = build_model(self._bases.components.copied(), task.config, autocast=autocast(task.config, self._device))
-        checkpoints = StoredCheckpoints(join(task.config.run_uri, "checkpoints", task.key))
         teller = self._teller(task) if self.rank == 0 else None
         tuned = fine_tune(
             task,
             base,
             model,
             self._device,
-            checkpoints,
+            checkpoints_of(task, self._warn),
             observed(teller.tell, lane=self._number) if teller else lambda message: None,
             teller.stopping if teller else lambda: False,
             notice(),
@@ -184,6 +187,10 @@ class _Lane:
                 raise
             done = self._publisher.submit(self._conclude, task, base, tuned, evaluation)
             self._publishing[task.config.subject.name] = done
+
+    def _warn(self, text: str) -> None:
+        if self.rank == 0:
+            log("warning", level=logging.WARNING, text=text)
 
     def _teller(self, task: TrainTask) -> "_Teller":
         return _Teller(self._queue, task.config, self._task.tell_seconds)
@@ -244,11 +251,16 @@ class _Lane:
                 publish_result(base, tuned, task)
             if evaluation is not None:
                 store_evaluation(evaluation, config.run_uri, task.key)
-            StoredCheckpoints(join(config.run_uri, "checkpoints", task.key)).remove()
+            remove(join(config.run_uri, "checkpoints", task.key))
             self._queue.call("trained", name)
         except Exception as error:  # noqa: BLE001 - whatever a store or a disk raises is this subject's failure
-            log("failed", level=logging.ERROR, reason=_reason(error))
-            self._queue.call("failed", name, _reason(error), traceback.format_exc())
+            self._failed(name, error)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        """Report a failure, and whether trying again is no use."""
+        log("failed", level=logging.ERROR, reason=_reason(error))
+        final = isinstance(error, Diverged) or no_room(error) is not None
+        self._queue.call("failed", name, _reason(error), traceback.format_exc(), final=final)
 
 
 def _node_id() -> str:
@@ -338,4 +350,6 @@ class _Bases:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, Diverged | StorageFull):
+        return str(error)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -10,14 +10,14 @@ from pipelines.clock import Clock
 from pipelines.cluster import Resources, ray_cluster
 from pipelines.conclude import record_figures, register_result, result_tags
 from pipelines.console import RunConsole
+from pipelines.destinations import check_destinations
 from pipelines.evaluate_stage import Evaluation, evaluate, image_encoder, sample_requests
 from pipelines.evaluation_store import store_evaluation
 from pipelines.events import event_queue
 from pipelines.follow import Follower, complete_curves
-from pipelines.plan import Plan, check_destinations, describe_plan, make_plan, printable_settings
+from pipelines.plan import Plan, describe_plan, make_plan, printable_settings
 from pipelines.prior_stage import make_class_images
 from pipelines.protocol_stage import run_protocol
-from pipelines.registry import check_model_name
 from pipelines.sampler_pool import SamplerPool
 from pipelines.summary import PersonalizeResult, finished_result, write_summary
 from pipelines.tasks import PriorSet, ProtocolTask, Samplers, Source, base_source
@@ -59,18 +59,13 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
 def checked_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
     """The plan of a run, everything it needs looked at."""
     plan = make_plan(config, resources)
-    check_model_name(plan.config.model_name)
-    check_destinations(plan, nodes=resources.nodes if resources is not None else 1)
+    check_destinations([plan], nodes=resources.nodes if resources is not None else 1)
     return plan
 
 
 def check_batch_destinations(batch: BatchPlan) -> None:
-    """Prove that the results of many subjects can be written, each place once; InputError when not."""
-    roots = {(plan.config.storage.root, plan.config.tracking): plan for plan in batch.subjects}
-    for plan in roots.values():
-        check_destinations(plan, nodes=batch.resources.nodes)
-    for plan in batch.subjects:
-        check_model_name(plan.config.model_name)
+    """Prove that the results of many subjects can be written; InputError when not."""
+    check_destinations(batch.subjects, lanes=batch.lanes, nodes=batch.resources.nodes)
 
 
 def _pool(plan: Plan, resources: Resources) -> SamplerPool:

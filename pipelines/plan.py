@@ -14,7 +14,7 @@ from dreambooth.inspection import inspect_images
 from dreambooth.prior import PriorPlan, prior_plan
 from pipelines.cluster import Resources, local_resources
 from pipelines.protocol_stage import bank_address, check_protocol, protocol_task
-from pipelines.storage import absolute, check_writable, is_local
+from pipelines.storage import absolute, is_local
 from pipelines.tasks import ProtocolTask
 
 
@@ -74,6 +74,26 @@ class Plan:
         counts = self.base.parameter_counts
         return trained + int(weights * (counts["unet"] + counts["text_encoder"]))  # frozen, and run at every step
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What a checkpoint takes, all workers' parts together; measured in test_checkpoint_size.py.
+
+        Weights, two moments of Adam and the moving average, in fp32. Under ZeRO 1 and 2 the weights are there twice, in
+        the model's file and as the shards' masters; DeepSpeed writes frozen weights, too.
+        """
+        train, trained = self.config.train, self.trained_parameters
+        stage = self.config.zero.stage if self.engine == "deepspeed" else 0
+        counts, embedding_only = self.base.parameter_counts, train.method == "textual_inversion"
+        each = 12 + (4 if stage in (1, 2) else 0) + (4 if train.ema_decay else 0)
+        frozen = counts["unet"] + counts["text_encoder"] if embedding_only and self.engine == "deepspeed" else 0
+        best = counts["text_encoder"] if embedding_only else trained
+        return each * trained + 4 * frozen + (4 * best if train.keep == "best" else 0)
+
+    @property
+    def published_bytes(self) -> int:
+        """What the published model takes."""
+        return sum(self.base.parameter_counts.values()) * (4 if self.config.storage.dtype == "float32" else 2)
+
 
 def make_plan(
     config: DreamBoothConfig,
@@ -130,19 +150,6 @@ def make_plan(
         key=_key(config, base, inspection.data_hash, prior, f"{place} {config.zero if engine == 'deepspeed' else ''}"),
         warnings=tuple(warnings),
     )
-
-
-def check_destinations(plan: Plan, *, nodes: int = 1) -> None:
-    """Prove that results can be written where they are to go, from a cluster of `nodes`; InputError when not."""
-    from pipelines.tracking import check_tracking
-
-    exported = sum(plan.base.parameter_counts.values()) * 4
-    # Weights and two Adam moments in fp32, with EMA a fourth; two checkpoints are kept while a third is written.
-    checkpoint = (16 if plan.config.train.ema_decay else 12) * plan.trained_parameters
-    check_writable(plan.config.run_uri, need_bytes=exported + 3 * checkpoint)
-    if plan.prior is not None:
-        check_writable(plan.config.prior_uri)
-    check_tracking(plan.config.tracking, nodes=nodes)
 
 
 def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:

@@ -21,7 +21,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -46,6 +46,14 @@ class FileRecord:
 
     size: int
     sha256: str
+
+
+class Damaged(InputError):
+    """A file isn't what its manifest says; `what` is the file, what was expected and what was got."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; publish it again")
+        self.what = what
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,9 +148,9 @@ def publish(
 ) -> Manifest:
     """Upload all files below a directory under a fresh prefix of `parent_uri`, the manifest last.
 
-    `verify` is called with the manifest before it is written, when all files have arrived; what it raises leaves a
-    prefix that no reader looks at. Raises ValueError for a directory without files, with a file named manifest.json, or
-    metadata that isn't JSON.
+    `verify` is called with the manifest before it is written, when all files have arrived. Nothing stays under the
+    prefix when something is raised. Raises ValueError for a directory without files, with a file named manifest.json,
+    or metadata that isn't JSON.
     """
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     if not names:
@@ -152,19 +160,36 @@ def publish(
     metadata = json.loads(json.dumps(metadata))
     now = datetime.datetime.now(datetime.UTC)
     uri = join(absolute(parent_uri), f"{now:%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(4)}")
-    fs, root = filesystem(uri)
-    files = {}
-    for name in names:
-        record = FileRecord(size=(directory / name).stat().st_size, sha256=_sha256(directory / name))
-        target = f"{root}/{name}"
-        _make_parent(fs, target)
-        _within(_seconds(record.size), fs, "put_file", str(directory / name), target)
-        if (size := fs.info(target)["size"]) != record.size:
-            raise OSError(errno.EIO, f"{name} has {record.size} bytes, but {size} arrived at {uri}")
-        files[name] = record
-    manifest = Manifest(uri=uri, files=files, metadata=metadata)
-    verify(manifest)
-    return write_manifest(manifest)
+    try:
+        files = {name: upload(directory / name, join(uri, name)) for name in names}
+        manifest = Manifest(uri=uri, files=files, metadata=metadata)
+        verify(manifest)
+        return write_manifest(manifest)
+    except BaseException:
+        with suppress(Exception):
+            remove(uri)
+        raise
+
+
+def upload(path: Path, uri: str) -> FileRecord:
+    """Copy a file to an address, however large it is; returns its size and sha256 here.
+
+    Raises OSError when not as many bytes arrived.
+    """
+    fs, target = filesystem(uri)
+    record = FileRecord(size=path.stat().st_size, sha256=sha256(path))
+    _make_parent(fs, target)
+    _within(_seconds(record.size), fs, "put_file", str(path), target)
+    if (size := fs.info(target)["size"]) != record.size:
+        raise OSError(errno.EIO, f"{path.name} has {record.size} bytes, but {size} arrived at {uri}")
+    return record
+
+
+def remove(uri: str) -> None:
+    """Remove a file, or a folder with all that is in it; nothing where there is none."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
 
 
 def write_manifest(manifest: Manifest) -> Manifest:
@@ -219,14 +244,13 @@ def read_manifest(uri: str) -> Manifest:
 def fetch(publication: Manifest | str, directory: Path) -> Path:
     """Bring a publication's files into a directory, each compared with its size and sha256; returns the directory.
 
-    Files that are there already, whole, aren't fetched again. Raises InputError naming the file, what was expected and
-    what was got.
+    Files that are there already, whole, aren't fetched again. Raises Damaged.
     """
     manifest = read_manifest(publication) if isinstance(publication, str) else publication
     fs, root = filesystem(manifest.uri)
     for name, record in manifest.files.items():
         target = directory / _check_name(name)
-        if target.is_file() and target.stat().st_size == record.size and _sha256(target) == record.sha256:
+        if target.is_file() and target.stat().st_size == record.size and sha256(target) == record.sha256:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
@@ -234,9 +258,7 @@ def fetch(publication: Manifest | str, directory: Path) -> Path:
             try:
                 fs.get_file(f"{root}/{name}", str(partial))
             except FileNotFoundError:
-                raise InputError(
-                    f"{name} is in the manifest at {manifest.uri}, but the file is missing there"
-                ) from None
+                raise Damaged(f"{name} is in the manifest at {manifest.uri}, but the file is missing there") from None
             _compare(manifest, name, partial)
             partial.replace(target)
         finally:
@@ -245,13 +267,13 @@ def fetch(publication: Manifest | str, directory: Path) -> Path:
 
 
 @contextmanager
-def opened(publication: Manifest | str) -> Iterator[Path]:
+def opened(publication: Manifest | str, *, compare: bool = False) -> Iterator[Path]:
     """A publication's files in a folder that is there as long as the context: its own where it is local, else a copy.
 
-    Sizes are compared first, and of a copy the sha256, too; InputError as by `fetch`.
+    Sizes are compared first, and of a copy, or with `compare`, the sha256, too; Damaged as by `fetch`.
     """
     manifest = read_manifest(publication) if isinstance(publication, str) else publication
-    directory = _local_directory(manifest)
+    directory = _local_directory(manifest, compare=compare)
     if directory is not None:
         yield directory
         return
@@ -259,7 +281,7 @@ def opened(publication: Manifest | str) -> Iterator[Path]:
         yield fetch(manifest, Path(folder))
 
 
-def _local_directory(manifest: Manifest) -> Path | None:
+def _local_directory(manifest: Manifest, *, compare: bool) -> Path | None:
     fs, root = filesystem(manifest.uri)
     if not isinstance(fs, LocalFileSystem):
         return None
@@ -268,7 +290,9 @@ def _local_directory(manifest: Manifest) -> Path | None:
         size = path.stat().st_size if path.is_file() else None
         if size != record.size:
             got = "is missing" if size is None else f"has {size} bytes"
-            raise InputError(f"{name} at {manifest.uri} {got}; its manifest says {record.size} bytes. Publish it again")
+            raise Damaged(f"{name} at {manifest.uri} {got}, and its manifest says {record.size} bytes")
+        if compare:
+            _compare(manifest, name, path)
     return Path(root)
 
 
@@ -354,11 +378,12 @@ def _compare(manifest: Manifest, name: str, path: Path) -> None:
     expected = manifest.files[name]
     size = path.stat().st_size
     if size != expected.size:
-        raise InputError(f"{name} at {manifest.uri}: expected {expected.size} bytes, got {size}; publish it again")
-    if (got := _sha256(path)) != expected.sha256:
-        raise InputError(f"{name} at {manifest.uri}: expected sha256 {expected.sha256}, got {got}; publish it again")
+        raise Damaged(f"{name} at {manifest.uri}: expected {expected.size} bytes, got {size}")
+    if (got := sha256(path)) != expected.sha256:
+        raise Damaged(f"{name} at {manifest.uri}: expected sha256 {expected.sha256}, got {got}")
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content, which is read piece by piece."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

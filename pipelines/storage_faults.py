@@ -1,6 +1,11 @@
 """What a storage driver's error means, in words that say what to do."""
 
 import errno
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _UNREACHABLE = (
     "EndpointConnectionError",
@@ -13,14 +18,58 @@ _UNREACHABLE = (
     "gaierror",
 )
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_SERVICE = ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507")
 _WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidSecurity")
+
+
+class StorageFull(RuntimeError):
+    """There is no room for what has to be written, or writing isn't allowed at all: trying again doesn't help."""
+
+
+@contextmanager
+def room_for(what: str, place: str) -> Iterator[None]:
+    """Within, an error that means that there is no room is a StorageFull: for what, where, why, and what is free."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StorageFull) or (reason := no_room(error)) is None:
+            raise
+        raise StorageFull(f"can't write {what} to {place}{_free(place)}: {reason}") from error
+
+
+def _free(place: str) -> str:
+    folder = next((one for one in (Path(place), *Path(place).parents) if one.exists()), None)
+    if "://" in place or folder is None:
+        return ""
+    return f" ({readable_size(shutil.disk_usage(folder).free)} free)"
+
+
+def readable_size(count: int) -> str:
+    """In GB or MB of a million bytes, as `df -H` has them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def no_room(error: BaseException) -> str | None:
+    """What `explain` says of an error, if trying again is no use: a full or read-only disk, or a used-up quota."""
+    if isinstance(error, StorageFull):
+        return str(error)
+    for cause in _chain(error):
+        if _error_number(cause) in (*_FULL, errno.EROFS) or _service_code(cause) in _FULL_SERVICE:
+            return explain(error)
+    return None
 
 
 def explain(error: BaseException) -> str:
     """Say what an error of writing means: full, read-only, forbidden, unreachable, no bucket, wrong credentials."""
     causes = _chain(error)
+    numbers = {_error_number(cause) for cause in causes}
     names = {name for cause in causes for name in _class_names(cause)}
     code = next((code for cause in causes if (code := _service_code(cause))), None)
+    if code in _FULL_SERVICE or numbers & set(_FULL):
+        return "no space is left there; free some, or name another folder"
+    if errno.EROFS in numbers:
+        return "it is on a read-only file system; name another folder"
     if names & set(_NO_CREDENTIALS):
         return f"{error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     if code in _WRONG_KEYS:
@@ -39,10 +88,6 @@ def explain(error: BaseException) -> str:
 
 
 def _explain_local(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no space is left there; free some, or name another folder"
-    if error.errno == errno.EROFS:
-        return "it is on a read-only file system; name another folder"
     if isinstance(error, PermissionError):
         return "this user may not write there; change its permissions, or name another folder"
     if isinstance(error, NotADirectoryError | FileExistsError):
@@ -59,6 +104,14 @@ def _chain(error: BaseException) -> list[BaseException]:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
     return chain
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The system's error number; safetensors has it in its text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def _class_names(error: BaseException) -> list[str]:

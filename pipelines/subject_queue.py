@@ -154,12 +154,12 @@ class SubjectQueue:
         self._trained.pop(name, None)
         self._change(name, state="done", reason=None, traceback=None)
 
-    def failed(self, name: str, reason: str, traceback: str | None = None) -> None:
-        """A subject failed: it goes to the end of the queue, or is set aside."""
+    def failed(self, name: str, reason: str, traceback: str | None = None, *, final: bool = False) -> None:
+        """A subject failed: it goes to the end of the queue, or is set aside, at once where the failure is `final`."""
         self._leave_lane(name)
         self._trained.pop(name, None)
         failures = self._records[name].failures + 1
-        state: State = "waiting" if failures <= self._retries else "failed"
+        state: State = "waiting" if failures <= self._retries and not final else "failed"
         if state == "waiting":
             record_metric("dreambooth_retries_total", 1, batch=self._batch)
         self._change(

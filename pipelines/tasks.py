@@ -144,6 +144,7 @@ class TrainTask:
     key: str
     data_hash: str
     base_hash: str
+    checkpoint_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """One subject's fine-tuning as a Ray Train run: the driver's side.
 
-The run is named by the plan's key, so the same command after a crash of the driver finds its checkpoints, and a
-finished one finds its published model and trains nothing.
+The same command after a crash of the driver finds the checkpoints of the plan's key, and a finished one its published
+model, and trains nothing.
 """
 
+import secrets
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,15 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.config import DreamBoothConfig
-from dreambooth.errors import Diverged
 from pipelines.cluster import WORKER_ENVIRONMENT, worker_group
 from pipelines.plan import Plan
 from pipelines.preemption import answering_workers
-from pipelines.storage import Manifest, exists, filesystem, join, published, pyarrow_filesystem, read_json
+from pipelines.storage import Manifest, join, published, pyarrow_filesystem, read_json, remove
 from pipelines.tasks import PriorSet, TrainTask
-from pipelines.train_worker import diverged_uri, train_worker
-
-CHECKPOINTS_KEPT = 2
+from pipelines.train_worker import train_worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,42 +66,39 @@ def find_model(config: DreamBoothConfig, key: str) -> Manifest | None:
 def train(plan: Plan, prior_set: PriorSet | None, events: Any) -> TrainResult:
     """Fine-tune, export, publish and verify; goes on from the last checkpoint of an interrupted run.
 
-    Raises Diverged when the loss stops being a number, RuntimeError when the workers failed more often than allowed.
+    Raises RuntimeError when the loss stops being a number, there is no room for what is written, or the workers failed
+    more often than allowed.
     """
-    reason = diverged_uri(plan.config, plan.key)
     if (result := find_result(plan)) is None:
-        if exists(reason):
-            _take(reason)
-        _fit(plan, prior_set, events)
+        reason = _fit(plan, prior_set, events)
+        if reason is not None:
+            raise RuntimeError(reason)
         result = find_result(plan)
-    if result is None and exists(reason):
-        _remove_checkpoints(plan)
-        raise Diverged(_take(reason))
     if result is None:
         raise RuntimeError(f"training ended, but there is no model at {join(plan.config.run_uri, 'model')}")
-    _remove_checkpoints(plan)
+    remove(join(plan.config.run_uri, "checkpoints", plan.key))
     return result
 
 
-def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> None:
+def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> str | None:
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     cluster = plan.config.cluster
-    storage_filesystem, storage_path = pyarrow_filesystem(join(plan.config.run_uri, "checkpoints"))
+    storage_filesystem, storage_path = pyarrow_filesystem(join(plan.config.run_uri, "lanes"))
     task = train_task(plan, prior_set)
     trainer = TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]
         train_loop_config={"task": task, "events": events},
         scaling_config=worker_group(cluster, use_gpu=plan.use_gpu),
         # mypy sees the RunConfig of Ray Train V1, the interpreter V2's.
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]
-            name=run_name(plan),
+            # A name that was used before would be taken for a run to go on with.
+            name=secrets.token_hex(4),
             storage_path=storage_path,
             storage_filesystem=storage_filesystem,
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             worker_runtime_env=WORKER_ENVIRONMENT,
             callbacks=[answering_workers()],
@@ -111,7 +106,8 @@ def _fit(plan: Plan, prior_set: PriorSet | None, events: Any) -> None:
     )
     try:
         with _interruptible():
-            trainer.fit()
+            reason: str | None = trainer.fit().return_value  # type: ignore[attr-defined]
+            return reason
     except TrainingFailedError as error:
         raise RuntimeError(f"training {plan.config.subject.name} failed: {str(error).strip()}") from None
 
@@ -127,6 +123,7 @@ def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
         key=plan.key,
         data_hash=plan.data_hash,
         base_hash=plan.base.hash,
+        checkpoint_bytes=plan.checkpoint_bytes,
     )
 
 
@@ -142,23 +139,3 @@ def _interruptible() -> Iterator[None]:
     finally:
         if main_thread:
             signal.signal(signal.SIGINT, before)
-
-
-def _take(uri: str) -> str:
-    """Read a message and remove it: it is news once."""
-    message = str(read_json(uri))
-    fs, path = filesystem(uri)
-    fs.rm_file(path)
-    return message
-
-
-def run_name(plan: Plan) -> str:
-    """Name of the Ray Train run."""
-    return f"{plan.config.subject.name}-{plan.key}"
-
-
-def _remove_checkpoints(plan: Plan) -> None:
-    """The model is published and verified: its checkpoints, three times its size, have done their work."""
-    fs, path = filesystem(join(plan.config.run_uri, "checkpoints", run_name(plan)))
-    if fs.exists(path):
-        fs.rm(path, recursive=True)

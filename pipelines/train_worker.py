@@ -1,33 +1,31 @@
 """One subject's fine-tuning as a Ray Train run: what runs on every worker."""
 
-import tempfile
+import logging
 import time
-from pathlib import Path
 from typing import Any
 
 from dreambooth.base_model import resolve_base_model
-from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import Diverged
 from pipelines.collector import collect_less_garbage
-from pipelines.fine_tune import History, autocast, fine_tune, publish_result
-from pipelines.logs import about, to_stderr
+from pipelines.fine_tune import autocast, fine_tune, publish_result
+from pipelines.logs import about, log, to_stderr
 from pipelines.metrics import observed
 from pipelines.preemption import notice
-from pipelines.storage import join, write_json
+from pipelines.storage_faults import StorageFull
+from pipelines.stored_checkpoints import checkpoints_of
 from pipelines.tasks import TrainTask
 
 
-def train_worker(loop_config: dict[str, Any]) -> None:
-    """Load, restore, fit, export."""
+def train_worker(loop_config: dict[str, Any]) -> str | None:
+    """Load, restore, fit, export; says, on every rank, why it ended where starting again would only repeat it."""
     collect_less_garbage()
     to_stderr()
     with about(lane="run", subject=loop_config["task"].config.subject.name):
-        _train(loop_config["task"], loop_config["events"])
+        return _train(loop_config["task"], loop_config["events"])
 
 
-def _train(task: TrainTask, events: Any) -> None:
+def _train(task: TrainTask, events: Any) -> str | None:
     import ray.train
-    import ray.train.collective
     import ray.train.torch
     import torch
 
@@ -48,49 +46,20 @@ def _train(task: TrainTask, events: Any) -> None:
     if base.hash != task.base_hash:
         raise RuntimeError(f"the base model here has hash {base.hash}, the driver's has {task.base_hash}; use one copy")
     model = load_model(base.directory, config, autocast=autocast(config, device))
-    attempt = ray.train.collective.broadcast_from_rank_zero(f"{time.time_ns():x}")
-    try:
-        tuned = fine_tune(task, base, model, device, _ReportedCheckpoints(rank, attempt), tell, leaving=notice())
-    except Diverged as error:
-        # Every rank sees the same mean loss and ends here; starting the workers again would only repeat it.
+
+    def warn(text: str) -> None:
         if rank == 0:
-            write_json(diverged_uri(config, task.key), str(error))
-        return
+            log("warning", level=logging.WARNING, text=text)
+            tell({"kind": "warning", "text": text})
+
+    try:
+        tuned = fine_tune(task, base, model, device, checkpoints_of(task, warn), tell, leaving=notice())
+    except (Diverged, StorageFull) as error:
+        return str(error)
     tell({"kind": "phase", "phase": "exporting", "time": time.time()})
-    if rank == 0:
-        publish_result(base, tuned, task)
-
-
-def diverged_uri(config: DreamBoothConfig, key: str) -> str:
-    """Where a run whose loss stopped being a number says so."""
-    return join(config.run_uri, "training", f"{key}.diverged.json")
-
-
-class _ReportedCheckpoints:
-    """Checkpoints that Ray Train keeps for the run."""
-
-    def __init__(self, rank: int, attempt: str) -> None:
-        self._rank = rank
-        self._attempt = attempt
-
-    def restore(self, engine: Any) -> History:
-        import ray.train
-
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return History()
-        with checkpoint.as_directory() as folder:
-            engine.load(Path(folder))
-            return History.load(Path(folder))
-
-    def save(self, engine: Any, history: History) -> None:
-        import ray.train
-
-        with tempfile.TemporaryDirectory(prefix="dreambooth-checkpoint-") as folder:
-            engine.save(Path(folder))
-            if self._rank == 0:
-                history.save(Path(folder))
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            # A name used by an attempt that died could hold its stale files, so every attempt has names of its own.
-            name = f"step-{history.step:08d}-{self._attempt}"
-            ray.train.report({"step": history.step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+    try:
+        if rank == 0:
+            publish_result(base, tuned, task)
+    except StorageFull as error:
+        return str(error)
+    return None

@@ -37,14 +37,12 @@ def test_only_old_prefixes_without_a_manifest_go(store: str, tmp_path: Path) -> 
     assert exists(join(store, "prior", "abc", "000000.png"))
 
 
-def test_checkpoints_of_lanes_go_too_and_those_of_ray_train_stay(store: str) -> None:
+def test_checkpoints_that_were_never_finished_go_too(store: str) -> None:
     old, new = "step-00000010-16f3a1b2c3d4e5f6", "step-00000020-fff3a1b2c3d4e5f6"
     for key in ("whole", "broken"):
         for name in (old, new):
             write_bytes(join(store, "rex", "checkpoints", key, name, "rank-0.safetensors"), b"1234567")
     write_manifest(Manifest(uri=join(store, "rex", "checkpoints", "whole", old), files={}, metadata={}))
-    write_bytes(join(store, "rex", "checkpoints", "rex-key", old, "rank-0.pt"), b"of a run of its own")
-    write_bytes(join(store, "rex", "checkpoints", "rex-key", "checkpoint_manager_snapshot.json"), b"{}")
 
     [found] = find_leftovers(store, older_than=DAY)
     assert found.uri.endswith(f"rex/checkpoints/broken/{old}")
@@ -52,7 +50,7 @@ def test_checkpoints_of_lanes_go_too_and_those_of_ray_train_stay(store: str) -> 
     remove_leftovers((found,))
     assert find_leftovers(store, older_than=DAY) == ()
     assert exists(join(store, "rex", "checkpoints", "broken", new, "rank-0.safetensors"))
-    assert exists(join(store, "rex", "checkpoints", "rex-key", old, "rank-0.pt"))
+    assert exists(join(store, "rex", "checkpoints", "whole", old, "rank-0.safetensors"))
 
 
 def test_the_command_lists_and_then_removes(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_local_publications_are_read_in_place(model: Path, tmp_path: Path) -> No
         assert (directory / "model_index.json").read_text() == "{}"
     (directory / "model_index.json").unlink()
     with (
-        pytest.raises(InputError, match=r"model_index.json at .* is missing; its manifest says 2 bytes"),
+        pytest.raises(InputError, match=r"model_index.json at .* is missing, and its manifest says 2 bytes"),
         storage.opened(published),
     ):
         pass

@@ -49,7 +49,14 @@ def queued(name: str, class_noun: str | None = None, *, key: str = "k", count: i
         }
     )
     task = TrainTask(
-        config=config, images=(), prior_set=None, engine="torch", key=key, data_hash="", base_hash="0" * 16
+        config=config,
+        images=(),
+        prior_set=None,
+        engine="torch",
+        key=key,
+        data_hash="",
+        base_hash="0" * 16,
+        checkpoint_bytes=0,
     )
     record = SubjectRecord(name=name, key=key, class_noun="dog", identifier="tfz")
     return QueuedSubject(record=record, task=task, prior=None if class_noun is None else prior(class_noun, count))
