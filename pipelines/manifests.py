@@ -6,17 +6,20 @@ down at the end. What the manifests refer to (namespace, secrets, settings, queu
 configuration gives the same manifests, byte for byte.
 """
 
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, StrictUndefined, Template
 
 from dreambooth.errors import InputError
 from pipelines.certificates import tls_environment
-from pipelines.pages import render
 from pipelines.plan import Plan
 
 Manifest = dict[str, Any]
@@ -150,8 +153,7 @@ def _filled(plans: Sequence[Plan], lanes: int, placement: Placement, **context: 
 
     largest = max(plans, key=host_bytes)
     pods = worker_pods(largest, lanes=lanes, gpus_per_node=placement.gpus_per_node)
-    text = render(
-        "kuberay.yaml",
+    text = _template().render(
         **asdict(placement),
         **context,
         pods=pods,
@@ -164,6 +166,14 @@ def _filled(plans: Sequence[Plan], lanes: int, placement: Placement, **context: 
         give_notice=GIVE_NOTICE,
     )
     return list(yaml.safe_load_all(text))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # JSON is YAML, and what it quotes means the text that it was.
+    environment.filters["yaml"] = partial(json.dumps, ensure_ascii=False)
+    return environment.from_string(Path(__file__).with_name("kuberay.yaml").read_text(encoding="utf-8"))
 
 
 def _metadata(name: str, plans: Sequence[Plan], placement: Placement, *, queued: bool) -> Manifest:

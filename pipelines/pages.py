@@ -5,7 +5,6 @@ Pages are self-contained: pictures lie inside as WebP, charts are drawn by uPlot
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -31,13 +30,11 @@ def render(template: str, **context: Any) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
-        autoescape=lambda name: name is None or name.endswith(".html"),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # JSON is YAML, and what it quotes means the text that it was.
-    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.globals["asset"] = lambda name: Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
     return environment
 
