@@ -5,14 +5,14 @@ Each file is read once and decoded once, whatever is asked of it.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from PIL import Image
 
 from dreambooth.errors import InputError
-from dreambooth.images import InstanceImage, decode_image, open_image, read_image
+from dreambooth.images import InstanceImage, decode, open_image, read_image, search_images
 
 _NEAR_BITS = 5
 """Difference hashes of 64 bits: the same photograph saved again differs in none to a few, another one in twenty."""
@@ -22,6 +22,7 @@ _NEAR_BITS = 5
 class Inspection:
     """`data_hash` is that of the images (see the function), `warnings` say what makes them a poor set."""
 
+    images: tuple[InstanceImage, ...]
     data_hash: str
     warnings: tuple[str, ...]
 
@@ -37,20 +38,30 @@ class _Look:
         return self.address.rsplit("/", 1)[-1]
 
 
+def inspect_addresses(addresses: Sequence[str], *, resolution: int, max_pixels: int) -> Inspection:
+    """Find images and inspect them; the warnings name what lies beside them and is not used."""
+    found = search_images(addresses)
+    inspection = inspect_images(found.images, resolution=resolution, max_pixels=max_pixels)
+    return replace(inspection, warnings=found.warnings + inspection.warnings)
+
+
 def inspect_images(images: Sequence[InstanceImage], *, resolution: int, max_pixels: int) -> Inspection:
     """Read and decode every image; one InputError names all faults: damage, too many pixels, or fewer than needed.
 
     `resolution` is the side, in pixels, of the squares that training wants: both sides of an image have to reach it.
     """
-    digest, faults, looks = hashlib.sha256(), [], []
+    digest = hashlib.sha256()
+    faults, looks, remarks = [], [], []
     for instance_image in images:
         address = instance_image.address
         try:
             content = read_image(address)
-            image = decode_image(content, address, max_pixels=max_pixels)
+            decoded = decode(content, address, max_pixels=max_pixels)
         except InputError as error:
             faults.append(str(error))
             continue
+        image = decoded.image
+        remarks += [f"{address} {warning}" for warning in decoded.warnings]
         if min(image.size) < resolution:
             faults.append(
                 f"{address} is {image.width} x {image.height} pixels, but images.resolution is {resolution}; "
@@ -60,7 +71,8 @@ def inspect_images(images: Sequence[InstanceImage], *, resolution: int, max_pixe
         looks.append(_Look(address=address, size=image.size, difference_hash=_difference_hash(image)))
     if faults:
         raise InputError("\n".join(faults))
-    return Inspection(data_hash=_short(digest), warnings=tuple(_warnings(looks, max_pixels)))
+    warnings = (*remarks, *_warnings(looks, max_pixels))
+    return Inspection(images=tuple(images), data_hash=_short(digest), warnings=warnings)
 
 
 def data_hash(images: Sequence[InstanceImage]) -> str:

@@ -9,8 +9,8 @@ from dreambooth.config import ClusterConfig, DreamBoothConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import choose_identifier, describe, token_ids_in_prompts
-from dreambooth.images import InstanceImage, find_instance_images
-from dreambooth.inspection import inspect_images
+from dreambooth.images import InstanceImage
+from dreambooth.inspection import inspect_addresses
 from dreambooth.prior import PriorPlan, prior_plan
 from pipelines.cluster import Resources, local_resources
 from pipelines.protocol_stage import bank_address, check_protocol, protocol_task
@@ -93,9 +93,10 @@ def make_plan(
     use_gpu = resources.use_gpu(config.cluster)
     config = _absolute(config)
     base = base or resolve_base_model(config.base_model, config.revision)
-    images = find_instance_images(config.subject.instance_images)
     resolution = config.images.resolution or base.resolution
-    inspection = inspect_images(images, resolution=resolution, max_pixels=config.images.max_pixels)
+    inspection = inspect_addresses(
+        config.subject.instance_images, resolution=resolution, max_pixels=config.images.max_pixels
+    )
     tokenizer = load_tokenizer(base.directory)
     warnings = list(inspection.warnings)
     if config.subject.identifier is None:
@@ -122,7 +123,7 @@ def make_plan(
     return Plan(
         config=config,
         base=base,
-        images=images,
+        images=inspection.images,
         data_hash=inspection.data_hash,
         prior=prior,
         engine=engine,
