@@ -267,7 +267,8 @@ def models(tracking_uri: str | None) -> None:
 @click.option("--markdown", is_flag=True, help="As the page docs/settings.md.")
 def settings(markdown: bool) -> None:
     """List all settings with their defaults and what they mean."""
-    from dreambooth.config import MINIATURE, DreamBoothConfig, list_settings
+    from dreambooth.config import MINIATURE, DreamBoothConfig
+    from dreambooth.explain_settings import list_settings
 
     if markdown:
         from pipelines.settings_page import settings_page
