@@ -1,6 +1,7 @@
 """What is wrong with settings, in words: where, what was expected, what was got, and the nearest known name."""
 
 import difflib
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ValidationError
 
@@ -35,7 +36,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def nearest_setting(unknown: str, known: list[str]) -> str | None:
+def nearest_setting(unknown: str, known: Sequence[str]) -> str | None:
     """The setting, or group of settings, spelled most alike; a word in common counts more than letters."""
 
     def likeness(name: str) -> float:

@@ -40,7 +40,9 @@ def decode_text(content: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{name} {_fault(content, error)}; {_SAVE}") from None
     if "\0" in text:
-        likely = "looks like UTF-16 without its byte-order mark" if _pairs(content) else "holds the control character U+0000"
+        likely = (
+            "looks like UTF-16 without its byte-order mark" if _pairs(content) else "holds the control character U+0000"
+        )
         raise InputError(f"{name} {likely}, so it can't be read as text; {_SAVE}")
     return text
 
