@@ -47,6 +47,15 @@ def decode_text(content: bytes, name: str) -> str:
     return text
 
 
+def utf8_fault(text: str) -> str | None:
+    """What is wrong with a name or an argument that the system gave: bytes that aren't UTF-8. None: nothing."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"{text.encode('utf-8', 'backslashreplace').decode()!r} holds bytes that aren't UTF-8"
+    return None
+
+
 def _fault(content: bytes, error: UnicodeDecodeError) -> str:
     """What is wrong, and how the line would read in the encoding that is the most likely one."""
     if error.encoding != "utf-8":

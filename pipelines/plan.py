@@ -9,8 +9,8 @@ from dreambooth.config import ClusterConfig, DreamBoothConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import choose_identifier, describe, token_ids_in_prompts
-from dreambooth.images import InstanceImage, find_instance_images
-from dreambooth.inspection import inspect_images
+from dreambooth.images import InstanceImage
+from dreambooth.inspection import inspect_addresses
 from dreambooth.prior import PriorPlan, prior_plan
 from pipelines.cluster import Resources, local_resources
 from pipelines.protocol_stage import bank_address, check_protocol, protocol_task
@@ -93,9 +93,10 @@ def make_plan(
     use_gpu = resources.use_gpu(config.cluster)
     config = _absolute(config)
     base = base or resolve_base_model(config.base_model, config.revision)
-    images = find_instance_images(config.subject.instance_images)
     resolution = config.images.resolution or base.resolution
-    inspection = inspect_images(images, resolution=resolution, max_pixels=config.images.max_pixels)
+    inspection = inspect_addresses(
+        config.subject.instance_images, resolution=resolution, max_pixels=config.images.max_pixels
+    )
     tokenizer = load_tokenizer(base.directory)
     warnings = list(inspection.warnings)
     if config.subject.identifier is None:
@@ -117,12 +118,12 @@ def make_plan(
         )
     prior = _prior(config, base, use_gpu)
     engine = _engine(config)
-    check_protocol(config)
+    warnings += check_protocol(config)
     place = f"{engine} on {'cuda' if use_gpu else 'cpu'}"
     return Plan(
         config=config,
         base=base,
-        images=images,
+        images=inspection.images,
         data_hash=inspection.data_hash,
         prior=prior,
         engine=engine,
@@ -158,7 +159,7 @@ def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
 def local_addresses(config: DreamBoothConfig) -> list[str]:
     """What a cluster of several nodes can't see unless they share a disk."""
     addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
-    if Path(config.base_model).is_dir():
+    if config.base_model != "miniature" and Path(config.base_model).is_dir():
         addresses.append(config.base_model)
     return [address for address in addresses if is_local(address)]
 

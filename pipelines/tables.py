@@ -122,7 +122,7 @@ def _cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _delimiter(text: str) -> str:
-    """What separates cells: comma, semicolon (Excel in much of Europe) or tab, whichever gives the header most names."""
+    """What separates cells: comma, semicolon (Excel in Europe) or tab, whichever makes most names of the header."""
 
     def names(delimiter: str) -> int:
         try:
