@@ -9,10 +9,23 @@
 
 import re
 import unicodedata
+from functools import cache
 from string import Formatter
-from typing import Annotated
+from types import NoneType
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from dreambooth.strict_yaml import Misread
 
 IDENTIFIER_PLACEHOLDER = "[V]"
 CLASS_NOUN_PLACEHOLDER = "{class_noun}"
@@ -24,6 +37,39 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_is_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what YAML doesn't read as the text it looks like, and text that nothing can write down."""
+        annotation: Any = cls.model_fields[str(info.field_name)].annotation
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if _takes_text(annotation):
+                _check_is_text(each, optional=NoneType in get_args(annotation))
+            if isinstance(each, str) and (unfit := re.search("[\0\ud800-\udfff]", each)):
+                raise ValueError(_hidden(unfit[0], each))
+        return value
+
+
+@cache
+def _takes_text(annotation: Any) -> bool:
+    """Whether a setting is text, or a list of texts; a choice of words is none."""
+    return annotation is str or any(_takes_text(part) for part in get_args(annotation))
+
+
+def _check_is_text(value: object, *, optional: bool) -> None:
+    if isinstance(value, Misread):
+        raise ValueError(f'YAML reads {value} as {value.reading}; quote it: "{value}"')
+    if isinstance(value, bool):
+        raise ValueError(f'expected text, got {str(value).lower()}; quote it: "{str(value).lower()}"')
+    if isinstance(value, int | float):
+        raise ValueError(f'expected text, got the number {value}; quote it: "{value}"')
+    if value is None and not optional:
+        raise ValueError("expected text, got nothing, which is what YAML reads an empty value, ~ and null as; quote it")
+
+
+def _hidden(char: str, text: str) -> str:
+    return f"expected visible characters, got the control character U+{ord(char):04X} in {text!r}"
+
 
 def name_from(text: str) -> str:
     """A subject name made of any text, such as a folder's name; empty where it has neither letter nor digit.
@@ -34,20 +80,25 @@ def name_from(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-")
 
 
-def _check_name(name: str) -> str:
+def check_name(name: str) -> str:
+    """A subject's or a batch's name as it is; ValueError, with the nearest spelling, for one unfit for paths."""
     if not _NAME.fullmatch(name):
+        # Accents are left off: é is no other letter to who reads a path.
+        plain = name_from(
+            "".join(each for each in unicodedata.normalize("NFKD", name) if not unicodedata.combining(each))
+        )
         raise ValueError(
             f"a subject name becomes part of paths and model names, so it takes 1 to 63 of a-z, 0-9 and '-', "
-            f"with no '-' at either end; got {name!r}"
+            f"with no '-' at either end{f'; write {plain}' if plain else ''}; got {name!r}"
         )
     return name
 
 
 def _check_words(words: str) -> str:
     """Refuse what can't stand in a prompt: nothing at all, or control and other invisible characters."""
-    hidden = [f"U+{ord(char):04X}" for char in words if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn")]
+    hidden = [char for char in words if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn")]
     if hidden:
-        raise ValueError(f"expected visible characters, got the control character {hidden[0]} in {words!r}")
+        raise ValueError(_hidden(hidden[0], words))
     if not words.strip():
         raise ValueError("expected at least one visible character, got an empty text")
     return " ".join(words.split())
@@ -74,7 +125,7 @@ class Subject(Frozen):
     or a list of images, local or at any address that fsspec knows.
     """
 
-    name: Annotated[str, AfterValidator(_check_name)] = Field(
+    name: Annotated[str, AfterValidator(check_name)] = Field(
         description="of folders and of the registered model: a-z, 0-9 and dashes, 63 at most"
     )
     class_noun: Words = Field(description="what the subject is: dog, backpack, fire engine")

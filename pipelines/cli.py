@@ -102,7 +102,9 @@ def run(
 def _settings(
     config: Path | None, flags: dict[str, str | int | None], overrides: tuple[str, ...]
 ) -> "DreamBoothConfig":
-    from dreambooth.config import load_config, merge, read_yaml
+    from dreambooth.config import load_config, merge, nest, parse_override, read_yaml
+    from dreambooth.subject import as_tuple
+    from pipelines.subject_list import settings_beside
 
     settings = read_yaml(config) if config is not None else {}
     places = {
@@ -117,34 +119,14 @@ def _settings(
         "output": "storage.run",
         "address": "cluster.address",
     }
-    for flag, place in places.items():
-        value: Any = flags[flag]
-        if value is not None:
-            for key in reversed(place.split(".")):
-                value = {key: value}
-            settings = merge(settings, value)
+    given = nest((place, flags[flag]) for flag, place in places.items() if flags[flag] is not None)
+    for over in (given, *map(parse_override, overrides)):
+        settings = merge(settings, over)
     subject = settings.get("subject")
-    images = subject.get("instance_images") if isinstance(subject, dict) else None
-    if isinstance(images, str):
-        settings = merge({"subject": {"name": _name_from(images)} | _subject_file(images)}, settings)
-    return load_config(settings, overrides)
-
-
-def _subject_file(images: str) -> dict[str, Any]:
-    """What a subject.yaml among the instance images says of the subject (name, class_noun, identifier)."""
-    from dreambooth.config import read_yaml
-
-    path = Path(images, "subject.yaml")
-    return read_yaml(path) if path.is_file() else {}
-
-
-def _name_from(images: str) -> str:
-    """A subject name from the images' folder: `photos/My Dog/` gives my-dog."""
-    from dreambooth.subject import name_from
-
-    folder = images.rstrip("/").rsplit("/", 2 if "*" in images else 1)
-    stem = folder[-2] if "*" in images and len(folder) > 1 else folder[-1]
-    return name_from(stem)
+    images = as_tuple(subject.get("instance_images")) if isinstance(subject, dict) else None
+    if isinstance(images, list | tuple) and images and all(type(image) is str and image.strip() for image in images):
+        settings = merge(settings_beside(images), settings)
+    return load_config(settings)
 
 
 def _dry_run(config: "DreamBoothConfig", console: Any) -> None:
@@ -267,7 +249,8 @@ def models(tracking_uri: str | None) -> None:
 @click.option("--markdown", is_flag=True, help="As the page docs/settings.md.")
 def settings(markdown: bool) -> None:
     """List all settings with their defaults and what they mean."""
-    from dreambooth.config import MINIATURE, DreamBoothConfig, list_settings
+    from dreambooth.config import MINIATURE, DreamBoothConfig
+    from dreambooth.explain_settings import list_settings
 
     if markdown:
         from pipelines.settings_page import settings_page

@@ -118,7 +118,7 @@ def make_plan(
         )
     prior = _prior(config, base, use_gpu)
     engine = _engine(config)
-    check_protocol(config)
+    warnings += check_protocol(config)
     place = f"{engine} on {'cuda' if use_gpu else 'cpu'}"
     return Plan(
         config=config,
@@ -159,7 +159,7 @@ def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
 def local_addresses(config: DreamBoothConfig) -> list[str]:
     """What a cluster of several nodes can't see unless they share a disk."""
     addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
-    if Path(config.base_model).is_dir():
+    if config.base_model != "miniature" and Path(config.base_model).is_dir():
         addresses.append(config.base_model)
     return [address for address in addresses if is_local(address)]
 

@@ -62,7 +62,7 @@ def _sides(
     stored = {source: read_samples(source) for source in (settings.a, settings.b) if has_samples(source)}
     shown = next(iter(next(iter(stored.values())).values())) if stored else None
     models = {source: find_model(source, tracking_uri) for source in (settings.a, settings.b) if source not in stored}
-    references = _references(settings, shown) if models else ()
+    references = _references(settings, shown, say) if models else ()
 
     def side(source: str) -> _Labelled:
         if source in stored:
@@ -81,9 +81,9 @@ def _sides(
     return side(settings.a), side(settings.b)
 
 
-def _references(settings: StudySettings, shown: SubjectSamples | None) -> tuple[bytes, ...]:
+def _references(settings: StudySettings, shown: SubjectSamples | None, say: Callable[[str], None]) -> tuple[bytes, ...]:
     if settings.instance_images is not None:
-        return read_references(settings.instance_images)
+        return read_references(settings.instance_images, say)
     if shown is None:
         raise InputError("a study of two models needs photographs to compare with; give --instance-images DIR")
     return shown.references

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dreambooth.bounds import NotNegative, Positive
+from dreambooth.bounds import Count, Guidance, Number, SamplingSteps, Seed, Steps
 from dreambooth.subject import Frozen, PromptTemplates, Subject, Words, as_tuple, fill_prompt
 
 
@@ -23,10 +23,10 @@ class EvaluationConfig(Frozen):
         min_length=1,
         description="[V] stands for the identifier, {class_noun} for the class noun",
     )
-    images_per_prompt: Positive = Field(4, description="samples per prompt")
-    num_inference_steps: Positive = Field(25, description="sampling steps; of the registered model too")
-    guidance_scale: float = Field(7.5, ge=1, description="classifier-free guidance; of the registered model too")
-    seed: NotNegative = Field(1, description="of the first sample of a prompt; the next have the next seeds")
+    images_per_prompt: Count = Field(4, description="samples per prompt")
+    num_inference_steps: SamplingSteps = Field(25, description="sampling steps; of the registered model too")
+    guidance_scale: Guidance = Field(7.5, description="classifier-free guidance; of the registered model too")
+    seed: Seed = Field(1, description="of the first sample of a prompt; the next have the next seeds")
     image_encoder: str | None = Field(
         None, description="ViT for similarities; None: the miniature's for the miniature, else facebook/dino-vits16"
     )
@@ -46,12 +46,12 @@ class EvaluationConfig(Frozen):
     real_images: Annotated[tuple[str, ...] | None, BeforeValidator(as_tuple)] = Field(
         None, description="pictures of the subject that samples are compared with; None: the instance images"
     )
-    every: Positive | None = Field(
+    every: Steps | None = Field(
         None,
         description="steps between measurements of the score during training, the bank's DINO + CLIP-T of "
         "evaluation.prompts; None: not measured",
     )
-    score_images: Positive = Field(2, description="samples per prompt of such a measurement")
+    score_images: Count = Field(2, description="samples per prompt of such a measurement")
 
     @model_validator(mode="after")
     def _prompts_differ(self) -> Self:
@@ -68,6 +68,6 @@ class EvaluationConfig(Frozen):
 class GateConfig(Frozen):
     """When a new version of a registered model becomes its `champion`: by the protocol's figures, of one bank."""
 
-    dino_margin: float = Field(0.02, ge=0, description="how much lower its DINO may be than the champion's")
-    clip_t_margin: float = Field(0.01, ge=0, description="how much lower its CLIP-T may be than the champion's")
-    pres_limit: float = Field(0.6, gt=-1, le=1, description="its PRES has to be lower than this")
+    dino_margin: Number = Field(0.02, ge=0, le=2, description="how much lower its DINO may be than the champion's")
+    clip_t_margin: Number = Field(0.01, ge=0, le=2, description="how much lower its CLIP-T may be than the champion's")
+    pres_limit: Number = Field(0.6, gt=-1, le=1, description="its PRES has to be lower than this")

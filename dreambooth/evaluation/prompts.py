@@ -22,6 +22,7 @@ import yaml
 
 from dreambooth.errors import InputError
 from dreambooth.subject import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, fill_identifier, fill_prompt
+from dreambooth.text_files import read_text
 
 OWN = "own"
 _DATA = Path(__file__).parent
@@ -96,10 +97,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
     Raises InputError for a file that can't be read or holds none.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"can't read the prompts in {path}: {error}") from None
+    lines = [line.strip() for line in read_text(path, what="the prompts in").split("\n")]
     prompts = tuple(line for line in lines if line and not line.startswith("#"))
     if not prompts:
         raise InputError(f"{path} holds no prompts; expected one a line, such as 'a photo of [V] {{class_noun}}'")

@@ -21,6 +21,7 @@ from dreambooth.images.names import (
     reason_not_used,
 )
 from dreambooth.subject import Words
+from dreambooth.text_files import decode_text
 
 _SHOWN = 20
 
@@ -222,9 +223,7 @@ def _read_caption(address: str | None) -> str | None:
         return None
     content = read_file(address)
     try:
-        return TypeAdapter(Words).validate_python(" ".join(content.decode("utf-8-sig").split()))
-    except UnicodeDecodeError as error:
-        raise InputError(f"the caption {address} is not UTF-8 text: {error}; save it as UTF-8 or remove it") from None
+        return TypeAdapter(Words).validate_python(" ".join(decode_text(content, f"the caption {address}").split()))
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InputError(f"the caption {address}: {message}; write one, or remove it for the instance prompt") from None

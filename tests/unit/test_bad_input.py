@@ -239,7 +239,7 @@ class TestSettings:
         ("content", "message"),
         [
             (b"a: [1", "run.yaml is not valid YAML"),
-            (b"\xff\xfe\x00", "run.yaml is not valid YAML"),
+            (b"\xff\xfe\x00", "run.yaml begins as UTF-16-LE and breaks off"),
             (b"", "run.yaml should hold settings"),
             (b"- a", "run.yaml should hold settings"),
         ],

@@ -58,7 +58,7 @@ class TestReading:
         with pytest.raises(InputError, match=r"can't read the configuration .*run\.yaml: No such file"):
             load_config(tmp_path / "run.yaml")
 
-    @pytest.mark.parametrize("content", [b"a: [1", b"\xff\xfe\x00", b"a: b: c", b"a:\n\t- b"])
+    @pytest.mark.parametrize("content", [b"a: [1", b"a: b: c", b"a:\n\t- b"])
     def test_not_yaml(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "run.yaml").write_bytes(content)
         with pytest.raises(InputError, match=r"run\.yaml is not valid YAML"):
