@@ -25,8 +25,9 @@ class DreamBoothModel(nn.Module):
 
     `text_encoder` None means that text embeddings are given instead of token ids. `identifier_token_ids` get a learning
     rate of their own (see `IdentifierEmbedding`); they start at the embedding of the token `embedding_like` if one is
-    given. `probe_ids` (N, L) are the prompts whose hidden states go with an export (see `dreambooth.probe`). Parameters stay in fp32; with `autocast` the matrix products run in bf16, so an update of 5e-6 is not rounded
-    away as it would be in bf16 weights.
+    given. Hidden states of the prompts `probe_ids` (N, L) go with an export (see `dreambooth.probe`). Parameters stay
+    in fp32; with `autocast` the matrix products run in bf16, so an update of 5e-6 is not rounded away as it would be in
+    bf16 weights.
     """
 
     def __init__(
@@ -166,12 +167,11 @@ def build_model(components: Components, config: DreamBoothConfig, *, autocast: b
 
 def _identifier_tokens(directory: Path, config: DreamBoothConfig) -> tuple[Sequence[int], int | None]:
     """The tokens whose embeddings are learnt apart, and the token like which they start (None: as they are)."""
-    embedding_only = config.train.method == "textual_inversion"
-    if config.train.identifier_learning_rate is None and not embedding_only:
+    if not config.train.learns_identifier_apart:
         return (), None
     tokenizer = load_tokenizer(directory)
     token_ids = token_ids_in_prompts(tokenizer, str(config.subject.identifier))
-    if not embedding_only:
+    if config.train.method != "textual_inversion":
         return token_ids, None
     # Of a class noun of several words the last says what the thing is: "stuffed animal", "fire engine".
     return token_ids, token_ids_in_prompts(tokenizer, config.subject.class_noun)[-1]

@@ -1,4 +1,4 @@
-"""What the trained text encoder computes for a few prompts, kept beside its weights so that an export can be held to it.
+"""What the trained text encoder computes for a few prompts, kept beside its weights to hold the export to it.
 
 Weights are no proof of each other: the change of the identifier's embedding is added in training and put into the table
 at the export, and a table that is written wrong is stored, read again and compared without a difference. So the
