@@ -16,7 +16,7 @@ from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import token_ids_in_prompts
 from dreambooth.identifier_embedding import IdentifierEmbedding
 from dreambooth.losses import Losses, NoiseSchedule, prior_preservation_loss
-from dreambooth.probe import HIDDEN_STATES, INPUT_IDS, hidden_states, probe_prompts
+from dreambooth.probe import HIDDEN_STATES, hidden_states, probe_prompts
 from dreambooth.quiet import hide_progress_bars
 
 
@@ -94,7 +94,7 @@ class DreamBoothModel(nn.Module):
         if self.probe_ids is None:
             return whole
         states = hidden_states(self.family, self.text_encoder, text_encoder, self.probe_ids, embedding)
-        return whole | {INPUT_IDS: self.probe_ids, HIDDEN_STATES: states}
+        return whole | {HIDDEN_STATES: states}
 
 
 def load_schedule(directory: Path) -> NoiseSchedule:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from dreambooth.identifier_embedding import IdentifierEmbedding
 
 OWNER = "probe"
-INPUT_IDS, HIDDEN_STATES = f"{OWNER}.input_ids", f"{OWNER}.hidden_states"
+HIDDEN_STATES = f"{OWNER}.hidden_states"
+"""(N, L, D) of `probe_prompts`, in an engine's state_dict."""
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 """The largest relative difference of a hidden state that rounding the weights to a dtype may make. On the miniature it

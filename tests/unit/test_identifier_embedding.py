@@ -17,6 +17,7 @@ from dreambooth.export import export_pipeline, verify_export
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import token_ids_in_prompts
 from dreambooth.model import DreamBoothModel, load_components, load_model
+from dreambooth.probe import probe_prompts
 
 
 def configured(identifier: str = "tfz", **train: object) -> DreamBoothConfig:
@@ -101,6 +102,11 @@ def state_of(model: DreamBoothModel) -> dict[str, torch.Tensor]:
     return model.exported({name: p.detach().clone() for name, p in model.named_parameters()})
 
 
+def probes(identifier: str = "tfz") -> list[str]:
+    config = configured(identifier)
+    return probe_prompts(config.subject, config.prompts)
+
+
 def fold_wrongly(model: DreamBoothModel, state: dict[str, torch.Tensor], part: float) -> dict[str, torch.Tensor]:
     """The export without a part of the change."""
     assert model.identifier_embedding is not None
@@ -151,14 +157,14 @@ class TestRepeatedTokens:
         identifier: str,
         dtype: torch.dtype,
     ) -> None:
-        model = moved(identifier)
+        model, prompts = moved(identifier), probes(identifier)
         state = state_of(model)
         export_pipeline(tiny_pipeline, state, tmp_path / "right", dtype=dtype)
-        verify_export(tmp_path / "right", tiny_pipeline, state, dtype=dtype)
+        verify_export(tmp_path / "right", tiny_pipeline, state, dtype=dtype, prompts=prompts)
         wrong = fold_wrongly(model, state, 0.1)
         export_pipeline(tiny_pipeline, wrong, tmp_path / "wrong", dtype=dtype)
         with pytest.raises(ValueError, match="computes something else than the trained one"):
-            verify_export(tmp_path / "wrong", tiny_pipeline, wrong, dtype=dtype)
+            verify_export(tmp_path / "wrong", tiny_pipeline, wrong, dtype=dtype, prompts=prompts)
 
     def test_nor_is_another_architecture(self, tiny_pipeline: Path, tmp_path: Path) -> None:
         """The right tensors, and a configuration that computes something else of them."""
@@ -167,7 +173,7 @@ class TestRepeatedTokens:
         path = tmp_path / "model" / "text_encoder" / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_act": "relu", "num_attention_heads": 4}))
         with pytest.raises(ValueError, match=r"the text encoder in .* computes something else"):
-            verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16)
+            verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16, prompts=probes())
 
     def test_a_model_kept_as_its_change_computes_the_same(
         self, tiny_pipeline: Path, tmp_path: Path, moved: Callable[..., DreamBoothModel]
@@ -176,15 +182,15 @@ class TestRepeatedTokens:
         export_pipeline(tiny_pipeline, state, tmp_path / "model", dtype=torch.float16)
         write_delta(base, tmp_path / "model", tmp_path / "delta")
         rebuild(tmp_path / "delta", tmp_path / "rebuilt", base)
-        verify_export(tmp_path / "rebuilt", tiny_pipeline, state, dtype=torch.float16)
+        verify_export(tmp_path / "rebuilt", tiny_pipeline, state, dtype=torch.float16, prompts=probes("x22"))
 
     def test_a_frozen_text_encoder_has_to_compute_as_the_bases(self, tiny_pipeline: Path, tmp_path: Path) -> None:
         state = state_of(load_model(tiny_pipeline, configured("tfz", train_text_encoder=False)))
         export_pipeline(tiny_pipeline, state, tmp_path / "model", dtype=torch.float16)
-        verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16)
+        verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16, prompts=probes())
         path = tmp_path / "model" / "text_encoder" / "model.safetensors"
         stored = load_file(path)
         name = next(name for name in stored if name.endswith("final_layer_norm.weight"))
         save_file(stored | {name: -stored[name]}, path, {"format": "pt"})
         with pytest.raises(ValueError, match="computes something else"):
-            verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16)
+            verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16, prompts=probes())
