@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth.base_model import pipeline_files
+from dreambooth.families import family_of
+from dreambooth.probe import HIDDEN_STATES, OWNER, TOLERANCES, largest_difference
 
 COMPONENTS = {"denoiser": "unet", "text_encoder": "text_encoder"}
 """Where the parts of `DreamBoothModel` live in a pipeline directory."""
@@ -39,10 +41,14 @@ def export_pipeline(base: Path, state: Mapping[str, Tensor], target: Path, *, dt
         save_file(on_disk, target / component / _WEIGHTS[component], {"format": "pt"})
 
 
-def verify_export(directory: Path, base: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
-    """Read a published directory and compare it with the trained weights, tensor by tensor.
+def verify_export(
+    directory: Path, base: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype, prompts: Sequence[str]
+) -> None:
+    """Read a published directory and compare it with what was trained, tensor by tensor and by what it computes.
 
-    Raises ValueError naming the first tensor that is missing or differs.
+    Hidden states of `prompts`, the probe's (`dreambooth.probe`), by its tokenizer and text encoder have to be those of
+    the trained one, or of the base's where that stayed frozen, within what rounding to `dtype` makes of them. Raises
+    ValueError naming the first tensor that is missing or differs, or the difference.
     """
     for component, tensors in _by_component(base, state).items():
         stored = load_file(directory / component / _WEIGHTS[component])
@@ -51,6 +57,33 @@ def verify_export(directory: Path, base: Path, state: Mapping[str, Tensor], *, d
                 raise ValueError(f"{directory / component} lacks {name}, which was trained")
             if not torch.equal(stored[name], tensor.to(dtype)):
                 raise ValueError(f"{name} in {directory / component} is not what was trained")
+    _verify_text_encoder(directory, base, state, dtype, list(prompts))
+
+
+def _verify_text_encoder(
+    directory: Path, base: Path, state: Mapping[str, Tensor], dtype: torch.dtype, prompts: list[str]
+) -> None:
+    family = family_of(base)
+
+    def computed(folder: Path, weights: Mapping[str, Tensor]) -> Tensor:
+        text_encoder = family.load_text_encoder(folder).eval()
+        if weights:
+            text_encoder.load_state_dict(weights)
+        with torch.no_grad():
+            return family.encode_text(text_encoder, family.tokenize(folder, prompts))
+
+    by_weights = computed(base, _of_owner("text_encoder", state))
+    expected = state.get(HIDDEN_STATES, by_weights)
+    for what, found, tolerance in (
+        ("with the weights to be published", by_weights, TOLERANCES[torch.float32]),
+        (f"in {directory}", computed(directory, {}), TOLERANCES[dtype]),
+    ):
+        difference = largest_difference(found, expected)
+        if not difference <= tolerance:
+            raise ValueError(
+                f"the text encoder {what} computes something else than the trained one: hidden states differ by "
+                f"{difference:.2g} of their norm, and no more than {tolerance:g} is rounding"
+            )
 
 
 def load_trained(base: Path, state: Mapping[str, Tensor], *, device: str, dtype: torch.dtype) -> Any:
@@ -66,7 +99,7 @@ def put_weights(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     """Put an engine's state_dict into a pipeline's components; returns what was there, to be put back."""
     before: dict[str, Tensor] = {}
     for owner, component in COMPONENTS.items():
-        trained = {name.partition(".")[2]: tensor for name, tensor in state.items() if name.startswith(f"{owner}.")}
+        trained = _of_owner(owner, state)
         if trained:
             module = getattr(pipeline, component)
             before |= {f"{owner}.{name}": weight.detach().clone() for name, weight in module.named_parameters()}
@@ -74,12 +107,17 @@ def put_weights(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     return before
 
 
+def _of_owner(owner: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.partition(".")[2]: tensor for name, tensor in state.items() if name.startswith(f"{owner}.")}
+
+
 def _by_component(base: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Split a state_dict by component, under the names that the base's own files use."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         owner, _, rest = name.partition(".")
-        parts.setdefault(COMPONENTS[owner], {})[rest] = tensor
+        if owner != OWNER:
+            parts.setdefault(COMPONENTS[owner], {})[rest] = tensor
     return {component: _named_as_in(base / component, tensors) for component, tensors in parts.items()}
 
 

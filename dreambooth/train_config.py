@@ -79,6 +79,12 @@ class TrainConfig(Frozen):
         return TEXTUAL_INVERSION_RATE if rate is None else rate
 
     @property
+    def learns_identifier_apart(self) -> bool:
+        """Whether the identifier's embedding has a learning rate of its own."""
+        embedding_only = self.method == "textual_inversion"
+        return embedding_only or (self.train_text_encoder and self.identifier_learning_rate is not None)
+
+    @property
     def runs_text_encoder(self) -> bool:
         """Whether every step runs the text encoder; else prompts are encoded once."""
         return self.train_text_encoder or self.method == "textual_inversion"

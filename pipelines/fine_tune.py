@@ -266,8 +266,10 @@ def _export(base: BaseModel, state: dict[str, Any], task: TrainTask, *, step: in
     import torch
 
     from dreambooth.export import export_pipeline, verify_export
+    from dreambooth.probe import probe_prompts
 
     config = task.config
+    prompts = probe_prompts(config.subject, config.prompts)
     dtype = getattr(torch, config.storage.dtype)
     with tempfile.TemporaryDirectory(prefix="dreambooth-export-") as folder:
         export_pipeline(base.directory, state, Path(folder, "model"), dtype=dtype)
@@ -288,7 +290,7 @@ def _export(base: BaseModel, state: dict[str, Any], task: TrainTask, *, step: in
 
         def verify(manifest: Manifest) -> None:
             with opened(manifest) as directory:
-                verify_export(directory, base.directory, state, dtype=dtype)
+                verify_export(directory, base.directory, state, dtype=dtype, prompts=prompts)
 
         return publish(Path(folder, "model"), join(config.run_uri, "model"), metadata=metadata, verify=verify)
 

@@ -8,7 +8,7 @@ from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import ClusterConfig, DreamBoothConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import load_tokenizer
-from dreambooth.identifier import choose_identifier, describe, token_ids_in_prompts
+from dreambooth.identifier import check_own_tokens, choose_identifier, describe, token_ids_in_prompts
 from dreambooth.images import InstanceImage
 from dreambooth.inspection import inspect_addresses
 from dreambooth.prior import PriorPlan, prior_plan
@@ -53,8 +53,7 @@ class Plan:
         """How many parameters are fine-tuned."""
         counts = self.base.parameter_counts
         if self.config.train.method == "textual_inversion":
-            tokenizer = load_tokenizer(self.base.directory)
-            return self.base.embedding_width * len(token_ids_in_prompts(tokenizer, str(self.config.subject.identifier)))
+            return self.base.embedding_width * len(set(_identifier_tokens(self.config, self.base)))
         return counts["unet"] + (counts["text_encoder"] if self.config.train.train_text_encoder else 0)
 
     @property
@@ -111,6 +110,10 @@ def make_plan(
             "images": config.images.model_copy(update={"resolution": resolution}),
         }
     )
+    shared = check_own_tokens(
+        tokenizer, config.subject, config.prompts, learnt_apart=config.train.learns_identifier_apart
+    )
+    warnings += [shared] if shared is not None else []
     if resources.nodes > 1 and (local := local_addresses(config)):
         warnings.append(
             f"the cluster has {resources.nodes} nodes, and these are local paths: {', '.join(local)}; unless all nodes "
@@ -225,6 +228,10 @@ def _engine(config: DreamBoothConfig) -> str:
     return engine
 
 
+def _identifier_tokens(config: DreamBoothConfig, base: BaseModel) -> tuple[int, ...]:
+    return token_ids_in_prompts(load_tokenizer(base.directory), str(config.subject.identifier))
+
+
 def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, place: str) -> str:
     """What decides the published weights and the layout of checkpoints; what decides neither is left out."""
     train = config.train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
@@ -233,6 +240,9 @@ def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: Pri
     prompts = [config.prompts.instance_prompt(config.subject), str(config.subject.identifier)]
     if train.method == "textual_inversion":
         prompts.append(config.subject.class_noun)  # whose embedding the identifier's starts as
+    tokens = _identifier_tokens(config, base) if train.learns_identifier_apart else ()
+    if len(set(tokens)) < len(tokens):
+        prompts.append("each token once")  # models without this in their key have a part of what was learnt
     parts: list[Any] = [base.hash, images_hash, *prompts, images, train, config.storage.dtype, place]
     parts += [str(config.cluster.num_workers)]
     parts += [prior.key, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]

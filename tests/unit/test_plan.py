@@ -1,5 +1,6 @@
 """The plan of a run: what decides its result, what is chosen where a choice is open, and what it will take."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,38 @@ class TestChoices:
         assert plan().warnings == ()
         (warning,) = plan("subject.identifier=beach").warnings
         assert "the identifier 'beach' is" in warning
+
+    @pytest.mark.parametrize(
+        ("identifier", "shared"),
+        [
+            ("a7x", r"'a' with the class prompt 'a photo of a dog'"),
+            ("photo", r"'photo' with the class prompt"),
+            ("dog bqx", "'dog' with the class noun"),
+        ],
+    )
+    def test_words_that_are_learnt_along_with_the_identifier(
+        self, plan: MachinePlan, identifier: str, shared: str
+    ) -> None:
+        warnings = [w for w in plan(f"subject.identifier={identifier}").warnings if "shares" in w]
+        assert len(warnings) == 1
+        assert re.search(shared, warnings[0])
+
+    @pytest.mark.parametrize("identifier", ["dog dog", "bqx dog", "DOG tfz"])
+    @pytest.mark.parametrize("how", ["train.identifier_learning_rate=1e-3", "train.method=textual_inversion"])
+    def test_an_embedding_of_its_own_that_is_the_class_nouns_too(
+        self, plan: MachinePlan, identifier: str, how: str
+    ) -> None:
+        with pytest.raises(InputError, match="is read as 'dog', and so is the class noun 'dog'"):
+            plan(f"subject.identifier={identifier}", how)
+        assert plan(f"subject.identifier={identifier}").warnings
+
+    def test_a_repeated_token_is_one_to_learn(self, plan: MachinePlan) -> None:
+        inversion = "train.method=textual_inversion"
+        widths = [
+            plan(inversion, f"subject.identifier={identifier}").trained_parameters
+            for identifier in ("tfz tfz", "'1111'", "x22")
+        ]
+        assert widths == [16, 16, 32]
 
     def test_a_single_photograph_is_warned_of(self, plan: MachinePlan, instance_folder: Path) -> None:
         (warning,) = plan(images=instance_folder / "00.png").warnings
