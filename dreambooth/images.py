@@ -20,6 +20,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from pydantic import TypeAdapter, ValidationError
 
 from dreambooth.errors import InputError
+from dreambooth.reach import prove_store
 from dreambooth.subject import Words
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def _accessing(address: str) -> Iterator[None]:
 def _images_at(address: str) -> list[tuple[str, str | None]]:
     """Addresses of images, and of the captions beside them."""
     with _accessing(address):
+        prove_store(address, what=f"can't read {address}")
         filesystem, path = fsspec.core.url_to_fs(address)
         # Some remember a listing for as long as the process lives; pictures may have been added since.
         filesystem.invalidate_cache()

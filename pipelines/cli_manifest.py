@@ -102,8 +102,8 @@ def _lanes(plans: "tuple[Plan, ...]") -> int:
 
 def _check_reachable(plan: "Plan") -> None:
     """InputError for an address that only this machine knows, and for a password that would be readable."""
+    from dreambooth.addresses import shown
     from dreambooth.errors import InputError
-    from pipelines.mlflow_client import without_password
     from pipelines.plan import local_addresses
 
     if local := local_addresses(plan.config):
@@ -111,9 +111,9 @@ def _check_reachable(plan: "Plan") -> None:
             f"{plan.config.subject.name}: {local[0]} is a path of this machine, which pods don't see; expected an "
             f"address such as s3://bucket/folder"
         )
-    if (uri := plan.config.tracking.uri) is not None and without_password(uri) != uri:
+    if (uri := plan.config.tracking.uri) is not None and shown(uri) != uri:
         raise InputError(
-            f"tracking.uri {without_password(uri)} holds a password, which a manifest would show; leave it out and set "
+            f"tracking.uri {shown(uri)} holds a password, which a manifest would show; leave it out and set "
             f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the secret dreambooth-credentials"
         )
 

@@ -51,7 +51,7 @@ class Commands(click.Group):
             with _tracebacks_aside(), _flushed():
                 return super().invoke(ctx)
         except click.ClickException as error:
-            error.message = without_credentials(error.message)
+            object.__setattr__(error, "message", without_credentials(error.message))
             raise
         except (click.exceptions.Exit, click.Abort):
             raise
@@ -138,7 +138,7 @@ def _write_details(error: BaseException) -> Path | None:
 
 @contextlib.contextmanager
 def _flushed() -> Iterator[None]:
-    """What is printed within is written before the command ends: at Python's own exit it would be too late for words."""
+    """What is printed within is written before the command ends: at Python's exit it is too late for words."""
     try:
         yield
     finally:

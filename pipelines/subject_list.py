@@ -21,6 +21,7 @@ import yaml
 
 from dreambooth.config import DreamBoothConfig, load_config, merge
 from dreambooth.errors import InputError
+from dreambooth.reach import prove_store
 from dreambooth.subject import name_from
 from pipelines.storage import absolute, filesystem, is_local, join
 from pipelines.storage_faults import explain
@@ -70,6 +71,7 @@ def _read(address: str) -> tuple[Row, list[Row], str]:
         "csv": _from_csv,
     }
     try:
+        prove_store(address, what=f"can't read {address!r}")
         fs, path = filesystem(address, patient=False)
         if fs.isdir(path):
             return {}, _from_folder(address), address
