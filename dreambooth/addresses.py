@@ -23,6 +23,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.\-]*", re.IGNORECASE)
 _LAST_OF_CHAIN = re.compile(r"::(?=[a-z][a-z0-9+.\-]*://)", re.IGNORECASE)  # fsspec's simplecache::s3://bucket/x
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
 _WITHOUT_USERS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf", "memory", "file"}
+_WITH_NAMES = {"sftp", "ssh", "smb", "hdfs", "webhdfs", "postgresql", "postgres", "mysql", "mssql"}
 _HARMLESS = {
     "sslmode",
     "charset",
@@ -110,7 +111,8 @@ def shown(address: str) -> str:
     if ":" not in before and scheme.lower() in _WITHOUT_USERS:
         before, at, after = "", "", rest  # an object's key may hold an @
     user, colon, _ = before.partition(":")
-    user = f"{user}:{_HIDDEN}" if colon and not re.search(r"[/?#@\s]", user) else _HIDDEN
+    if colon or not _is_name(user, scheme):
+        user = f"{user}:{_HIDDEN}" if colon and not re.search(r"[/?#@\s]", user) else _HIDDEN
     authority, path = _split(after)
     return f"{scheme}{separator}{f'{user}@' if at else ''}{_without_values(_shown_host(authority) + path)}"
 
@@ -125,6 +127,11 @@ def without_credentials(text: str) -> str:
     for secret in sorted(set(_secrets()), key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
     return re.sub(r"[\w+.:\-]*://\S+", _shown_word, text)
+
+
+def _is_name(user: str, scheme: str) -> bool:
+    """Whether a user without a password is no more than a name: of a web server's address it may be a token."""
+    return scheme.lower().partition("+")[0] in _WITH_NAMES and re.fullmatch(r"[\w.\-]+", user) is not None
 
 
 def _shown_word(found: "re.Match[str]") -> str:
@@ -156,11 +163,11 @@ def _secrets() -> Iterator[str]:
 
 def _credentials(text: str) -> Iterator[str]:
     """What may be a password in an address, as it is written and as it is meant, however malformed the address is."""
-    _, separator, rest = text.partition("://")
-    before, at, _ = rest.rpartition("@")
-    if not separator or not at or rest.startswith("/"):
-        return
+    scheme, separator, rest = text.partition("://")
+    before, at, _ = (rest if separator else text).rpartition("@")
     user, colon, password = before.partition(":")
+    if not at or rest.startswith("/") or shown(text) == text or (not colon and _is_name(user, scheme)):
+        return
     for secret in (password if colon else user, *re.split(r"[/?#@\s]", password)):
         yield from {secret, unquote(secret)} - {""}
 

@@ -32,8 +32,8 @@ def _check_resolution(resolution: int) -> int:
 def _check_without_secret(address: str) -> str:
     if holds_credentials(address):
         raise ValueError(
-            f"{shown(address)} holds a name, a password or a token, and results say where they lie; leave it out, and hand "
-            f"it on as its driver takes it (AWS_ACCESS_KEY_ID, FSSPEC_FTP_PASSWORD, …)"
+            f"{shown(address)} holds a name, a password or a token, and results say where they lie; leave it out, and "
+            f"hand it on as its driver takes it (AWS_ACCESS_KEY_ID, FSSPEC_FTP_PASSWORD, …)"
         )
     return address
 

@@ -52,6 +52,7 @@ def _planned(config: str, overrides: tuple[str, ...]) -> "tuple[str, str | None,
     """(command, the file's content unless the cluster reads it itself, plans, lanes)."""
     from dreambooth.config import load_config
     from dreambooth.errors import InputError
+    from dreambooth.reach import prove_store
     from pipelines.cluster import Resources
     from pipelines.plan import make_plan
     from pipelines.storage import filesystem, is_local, read_bytes
@@ -61,6 +62,7 @@ def _planned(config: str, overrides: tuple[str, ...]) -> "tuple[str, str | None,
     anything = Resources(cpus=1 << 20, gpus=1 << 20)
     if is_local(config) and Path(config).is_dir():
         raise InputError(f"{config} is a folder of this machine; put it where the cluster reads it (s3://…)")
+    prove_store(config, what=f"can't read {config!r}")
     fs, path = filesystem(config)
     if not fs.isfile(path):
         raise InputError(f"there is nothing at {config!r}; expected the YAML of a run, or a batch's table")

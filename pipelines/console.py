@@ -30,9 +30,8 @@ class RunConsole:
             return
         width = max(len(what) for what, _ in rows)
         for what, value in rows:
-            self._console.print(
-                Text.assemble((f"{what:<{width}}", "bold"), "  ", without_credentials(value)), soft_wrap=True
-            )
+            line = Text.assemble((f"{what:<{width}}", "bold"), "  ", without_credentials(value))
+            self._console.print(line, soft_wrap=True)
 
     def findings(self, table: RenderableType) -> None:
         """A table of what is wrong, shown even when quiet; wide enough, where there is no terminal, to be read."""
@@ -42,9 +41,8 @@ class RunConsole:
     def line(self, text: str) -> None:
         """One plain line, with the seconds since the start."""
         if not self._quiet:
-            self._console.print(
-                Text(f"[{time.monotonic() - self._began:5.0f} s] {without_credentials(text)}"), soft_wrap=True
-            )
+            seconds = time.monotonic() - self._began
+            self._console.print(Text(f"[{seconds:5.0f} s] {without_credentials(text)}"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A warning that says what to do."""

@@ -26,17 +26,13 @@ from mlflow.store.entities import PagedList
 
 from dreambooth.addresses import Address, check_address, shown, without_credentials
 from dreambooth.errors import InputError
-from dreambooth.reach import prove_port, prove_server
+from dreambooth.reach import prove_port, prove_server, within
 from pipelines.environment import environment
 
 _T = TypeVar("_T")
 SQLITE = "sqlite:///"
-_DATABASES: dict[str, tuple[int, bytes | None]] = {
-    "postgresql": (5432, bytes.fromhex("0000000804d2162f")),  # its SSLRequest, which it answers with one letter
-    "mysql": (3306, b""),  # it speaks first
-    "mssql": (1433, None),
-}
-"""A database's port, and what makes it answer: None where it takes more than that to know."""
+_DATABASE_PORTS = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mssql": 1433}
+_DATABASE_SECONDS = 8.0
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 
 
@@ -94,7 +90,7 @@ def check_connection(uri: str) -> MlflowClient:
     if uri.startswith(SQLITE):
         _check_folder(uri)
     elif "://" in uri:
-        _check_answer(Address.parse(uri, what="tracking.uri"), about)
+        _check_answer(uri, about)
     with environment(_QUICK):
         try:
             client = connect(uri)
@@ -116,15 +112,31 @@ def every(search: Callable[..., PagedList[_T]]) -> Iterator[_T]:
             return
 
 
-def _check_answer(server: Address, about: str) -> None:
+def _check_answer(uri: str, about: str) -> None:
     """Raise InputError, which begins with `about`, unless a server or a database answers within seconds."""
+    server = Address.parse(uri, what="tracking.uri")
     cure = "start the server, correct tracking.uri, or leave it out to use a local database"
-    kind = server.scheme.partition("+")[0]
     if server.scheme in ("http", "https"):
         prove_server(server, what=about, cure=cure)
-    elif kind in _DATABASES and server.host:
-        port, asks = _DATABASES[kind]
-        prove_port(server.host, server.port or port, what=about, cure=cure, asks=asks)
+    elif (port := _DATABASE_PORTS.get(server.scheme.partition("+")[0])) is not None and server.host:
+        prove_port(server.host, server.port or port, what=about, cure=cure)
+        _check_database(uri, about)
+
+
+def _check_database(uri: str, about: str) -> None:
+    """Raise InputError unless a database lets us in; MLflow tries again for an hour what it refuses."""
+    import sqlalchemy
+
+    def enter() -> None:
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+        engine.connect().close()
+
+    try:
+        within(_DATABASE_SECONDS, enter)
+    except TimeoutError:
+        raise InputError(f"{about}: it takes the connection and says nothing for seconds; is it a database?") from None
+    except Exception as error:  # noqa: BLE001 - SQLAlchemy's, the driver's, or there is no such driver
+        raise InputError(f"{about}: {_explain(error)}") from None
 
 
 def _check_folder(uri: str) -> None:
