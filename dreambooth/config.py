@@ -8,11 +8,13 @@ starts.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from dreambooth.addresses import check_address, holds_credentials, shown
 from dreambooth.bounds import (
     MOST_IMAGES,
     Count,
@@ -31,6 +33,19 @@ from dreambooth.strict_yaml import NotYaml, parse_yaml
 from dreambooth.subject import Frozen, PromptTemplates, Subject, Words
 from dreambooth.text_files import read_text
 from dreambooth.train_config import TrainConfig
+
+
+def _check_without_secret(address: str) -> str:
+    if holds_credentials(address):
+        raise ValueError(
+            f"{shown(address)} holds a name, a password or a token, and results say where they lie; leave it out, and "
+            f"hand it on as its driver takes it (AWS_ACCESS_KEY_ID, FSSPEC_FTP_PASSWORD, …)"
+        )
+    return address
+
+
+Place = Annotated[str, AfterValidator(partial(check_address, what="the address"))]
+OpenPlace = Annotated[Place, AfterValidator(_check_without_secret)]
 
 
 class ImagesConfig(Frozen):
@@ -78,7 +93,7 @@ class ZeroConfig(Frozen):
 class ClusterConfig(Frozen):
     """Which Ray cluster, and how much of it one subject takes."""
 
-    address: str | None = Field(None, description="None: start Ray here; 'auto' or an address: join that cluster")
+    address: Place | None = Field(None, description="None: start Ray here; 'auto' or an address: join that cluster")
     num_workers: Count = Field(1, description="that train one subject together")
     min_workers: Count | None = Field(
         None,
@@ -101,16 +116,18 @@ class ClusterConfig(Frozen):
 class StorageConfig(Frozen):
     """Where results go: a local path or any address that fsspec knows."""
 
-    root: str = Field("output", description="of everything; any address that fsspec knows, such as s3://bucket/results")
-    run: str | None = Field(None, description="folder of this run; None: <root>/<subject name>")
-    prior: str | None = Field(None, description="folder of the shared class-image sets; None: <root>/prior")
+    root: OpenPlace = Field(
+        "output", description="of everything; any address that fsspec knows, such as s3://bucket/results"
+    )
+    run: OpenPlace | None = Field(None, description="folder of this run; None: <root>/<subject name>")
+    prior: OpenPlace | None = Field(None, description="folder of the shared class-image sets; None: <root>/prior")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="of a published model's weights")
 
 
 class TrackingConfig(Frozen):
     """MLflow."""
 
-    uri: str | None = Field(None, description="tracking address; None: sqlite:///mlflow.db in the working folder")
+    uri: Place | None = Field(None, description="tracking address; None: sqlite:///mlflow.db in the working folder")
     experiment: str = Field("dreambooth", description="the MLflow experiment of runs and batches")
     register_model: bool = Field(True, description="register the result; false: only publish it")
     registered_model_name: str | None = Field(None, description="None: dreambooth-<subject name>")

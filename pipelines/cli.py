@@ -9,7 +9,6 @@ import click
 import yaml
 
 from dreambooth import __version__
-from dreambooth.errors import InputError
 from dreambooth.quiet import quiet
 from pipelines.cli_batch import batch
 from pipelines.cli_doctor import doctor
@@ -20,33 +19,21 @@ from pipelines.cli_paper import paper
 from pipelines.cli_serve import serve
 from pipelines.cli_study import study
 from pipelines.collector import collect_less_garbage
+from pipelines.endings import INTERRUPTED, Commands
 
 if TYPE_CHECKING:
     from dreambooth.config import DreamBoothConfig
 
-INPUT_ERROR, FAILURE = 2, 1
 _WIDE = 1000
 
 
-class _Commands(click.Group):
-    """Turns an InputError into its message and exit code 2."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command, with the libraries it imports told to be silent; SIGTERM stops it as Ctrl-C does."""
-        quiet()
-        collect_less_garbage()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            click.secho(f"error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
-            ctx.exit(INPUT_ERROR)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def main() -> None:
     """Fine-tune text-to-image models on your subjects: DreamBooth on Ray, DeepSpeed and MLflow."""
+    quiet()
+    collect_less_garbage()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops a command as Ctrl-C does
 
 
 _SET = click.option(
@@ -89,12 +76,9 @@ def run(
     console = RunConsole(quiet=silent)
     try:
         result = personalize(settings, console)
-    except RuntimeError as error:
-        click.secho(f"failed: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
-        sys.exit(FAILURE)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on from the last checkpoint", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     for what, value in describe_result(result):
         click.echo(f"{what:>14}  {value}")
 

@@ -85,9 +85,6 @@ def _run(plan: "BatchPlan", console: "RunConsole", *, silent: bool) -> None:
     try:
         with kind(total=len(plan.subjects), quiet=silent) as view:
             outcome = run_batch(plan, view, encoder)
-    except RuntimeError as error:
-        click.secho(f"failed: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
-        sys.exit(1)
     except KeyboardInterrupt:
         click.echo("stopped at once; the same command goes on from the last checkpoints", err=True)
         sys.exit(130)

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dreambooth.addresses import shown
 from pipelines.evaluation_record import RecordedFigures, describe_figures, pass_gate, record_evaluation
 from pipelines.evaluation_store import load_evaluation
 from pipelines.follow import complete_curves
@@ -94,7 +95,7 @@ def result_tags(plan: Plan) -> dict[str, Any]:
         "subject": config.subject.name,
         "identifier": config.subject.identifier,
         "class_noun": config.subject.class_noun,
-        "base_model": config.base_model,
+        "base_model": shown(config.base_model),
         "base_hash": plan.base.hash,
         "data_hash": plan.data_hash,
         "prior_set": plan.prior.key if plan.prior else "none",

@@ -125,7 +125,8 @@ def probe_tracking(config: DreamBoothConfig) -> str:
     """Write a run and a registered model, read them, delete them; InputError for what is refused."""
     import secrets
 
-    from pipelines.mlflow_client import connect, quietly, without_password
+    from dreambooth.addresses import shown
+    from pipelines.mlflow_client import connect, quietly
     from pipelines.tracking import check_tracking
 
     uri = check_tracking(config.tracking)
@@ -136,12 +137,12 @@ def probe_tracking(config: DreamBoothConfig) -> str:
         run = client.create_run(experiment_id, run_name=name)
         client.log_metric(run.info.run_id, "probe", 1.0)
         if client.get_run(run.info.run_id).data.metrics != {"probe": 1.0}:
-            raise InputError(f"MLflow at {without_password(uri)} gives back other metrics than were written")
+            raise InputError(f"MLflow at {shown(uri)} gives back other metrics than were written")
         client.delete_run(run.info.run_id)
         if config.tracking.register_model:
             client.create_registered_model(name)
             client.delete_registered_model(name)
-    return f"{without_password(uri)} takes runs{' and models' if config.tracking.register_model else ''}"
+    return f"{shown(uri)} takes runs{' and models' if config.tracking.register_model else ''}"
 
 
 def _judge_silent(silent: Sequence[str]) -> Finding:

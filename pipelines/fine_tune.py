@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dreambooth.addresses import shown
 from dreambooth.base_model import BaseModel
 from dreambooth.best_checkpoint import Scores
 from dreambooth.config import DreamBoothConfig
@@ -278,7 +279,7 @@ def _export(base: BaseModel, state: dict[str, Any], task: TrainTask, *, step: in
             "subject": config.subject.name,
             "identifier": config.subject.identifier,
             "class_noun": config.subject.class_noun,
-            "base_model": config.base_model,
+            "base_model": shown(config.base_model),
             "base_hash": task.base_hash,
             "data_hash": task.data_hash,
             "prior_set": task.prior_set.key if task.prior_set else None,

@@ -10,8 +10,10 @@ from typing import Any
 
 from PIL import Image
 
+from dreambooth.addresses import shown
 from dreambooth.errors import InputError
 from dreambooth.images import png_bytes
+from dreambooth.reach import prove_store
 from dreambooth.subject import IDENTIFIER_PLACEHOLDER, fill_identifier
 from pipelines import storage
 from pipelines.report import Row, contact_sheet
@@ -212,6 +214,7 @@ def _from_directory(model: str, prompts: Sequence[str], seed: int, settings: Set
 
 def find_published(model: str) -> storage.Manifest:
     """A published model at an address, or the newest one below it; InputError when there is none."""
+    prove_store(model, what=f"can't read {shown(model)!r}")
     if storage.exists(storage.join(model, storage.MANIFEST_NAME)):
         return storage.read_manifest(model)
     newest = storage.published(model)
@@ -220,6 +223,6 @@ def find_published(model: str) -> storage.Manifest:
     if storage.is_local(model) and Path(storage.absolute(model), "model_index.json").is_file():
         return storage.Manifest(uri=storage.absolute(model), files={}, metadata={})
     raise InputError(
-        f"there is no model at {model!r}; expected a published model, a diffusers directory (one with a "
+        f"there is no model at {shown(model)!r}; expected a published model, a diffusers directory (one with a "
         f"model_index.json), or models:/NAME@ALIAS"
     )

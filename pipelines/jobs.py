@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dreambooth.addresses import Address, holds_credentials, shown
 from dreambooth.errors import InputError
 from pipelines.relayed_view import RELAY_VARIABLE
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_DASHBOARD = "http://HEAD:8265"
+_PATIENCE_SECONDS = (4.0, 5.0)  # for the connection, for the answer
 _TABLES = (".yaml", ".yml", ".jsonl", ".csv")
 _PACKAGES = ("dreambooth", "pipelines")
 _VARIABLES = {"PYTHONUNBUFFERED": "1", RELAY_VARIABLE: "1"}
@@ -59,11 +62,10 @@ def make_job(command: str, arguments: Sequence[str]) -> Job:
     files: dict[str, Path] = {}
     named = []
     for argument in arguments:
-        if re.search(r"://[^/@\s]*:[^/@\s]+@", argument):
-            shown = re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", argument)
+        if "://" in argument and holds_credentials(argument):
             raise InputError(
-                f"{shown} holds a password, and whoever may look at the cluster's jobs reads their commands; leave it "
-                f"out and hand it on with --env MLFLOW_TRACKING_PASSWORD, or set it on the nodes"
+                f"{shown(argument)} holds a password, and whoever may look at the cluster's jobs reads their commands; "
+                f"leave it out and hand it on with --env MLFLOW_TRACKING_PASSWORD, or set it on the nodes"
             )
         path = Path(argument)
         if path.suffix.lower() in _TABLES and path.is_file():
@@ -153,9 +155,10 @@ def _details(client: Any, job_id: str) -> Any:
 
 def connect(address: str | None) -> Any:
     """A client of a cluster's Jobs API; InputError that says which of address and token is wrong."""
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
-    if not address.startswith(("http://", "https://")):
-        raise InputError(f"--address is {address!r}; expected the dashboard's, such as http://HEAD:8265")
+    variable = os.environ.get("RAY_API_SERVER_ADDRESS")
+    what = "RAY_API_SERVER_ADDRESS" if variable and not address else "--address"
+    address = address or variable or DEFAULT_ADDRESS
+    _prove_dashboard(address, what)
     if (
         "RAY_AUTH_TOKEN" in os.environ
         or "RAY_AUTH_TOKEN_PATH" in os.environ
@@ -169,8 +172,32 @@ def connect(address: str | None) -> Any:
 
     for chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
-    with explained(address):
+    with explained(shown(address)):
         return JobSubmissionClient(address)
+
+
+def _prove_dashboard(address: str, what: str) -> None:
+    """Raise InputError unless a Ray dashboard answers within seconds: Ray's own client waits for it without end."""
+    import requests
+
+    if not address.startswith(("http://", "https://")) or not Address.parse(address, what=what).host:
+        raise InputError(f"{what} is {shown(address)!r}; expected the dashboard's, such as {_DASHBOARD}")
+    try:
+        answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=_PATIENCE_SECONDS)
+    except requests.Timeout:
+        fault = "it says nothing for seconds"
+    except requests.exceptions.SSLError:
+        fault = "its certificate isn't trusted here, or it doesn't speak https"
+    except requests.RequestException as error:
+        unknown = "NameResolutionError" in str(error) or "resolve" in str(error)
+        fault = "there is no host of that name" if unknown else "nothing listens there, or something else than http"
+    else:
+        if answer.status_code in (401, 403) or "ray_version" in answer.text:
+            return
+        fault = f"a web server is there, but no Ray dashboard (/api/version gives {answer.status_code})"
+    raise InputError(
+        f"no Ray dashboard answers at {shown(address)}: {fault}; expected its address, such as {_DASHBOARD}"
+    )
 
 
 @contextmanager
@@ -188,7 +215,7 @@ def explained(address: str) -> Any:
         raise InputError(f"{address} wants a token (401): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN") from None
     except ConnectionError:
         raise InputError(
-            f"nothing answers at {address}; expected the dashboard's address, such as http://HEAD:8265"
+            f"nothing answers at {address}; expected the dashboard's address, such as {_DASHBOARD}"
         ) from None
 
 

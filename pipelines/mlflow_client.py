@@ -8,12 +8,10 @@ import contextlib
 import logging
 import os
 import re
-import socket
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 # Read by MLflow when it is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -26,12 +24,15 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.store.entities import PagedList
 
+from dreambooth.addresses import Address, check_address, shown, without_credentials
 from dreambooth.errors import InputError
+from dreambooth.reach import prove_port, prove_server, within
 from pipelines.environment import environment
 
 _T = TypeVar("_T")
 SQLITE = "sqlite:///"
-_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_DATABASE_PORTS = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mssql": 1433}
+_DATABASE_SECONDS = 8.0
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 
 
@@ -41,13 +42,15 @@ def resolve_tracking_uri(uri: str | None) -> str:
     A path of SQLite becomes absolute, since other processes work in other folders.
     Raises InputError for a folder, which MLflow no longer writes to.
     """
+    what = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
     uri = (uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db").strip()
+    check_address(uri, what=what)
     if uri.startswith(SQLITE):
         path, _, query = uri.removeprefix(SQLITE).partition("?")
         return f"{SQLITE}{Path(path).expanduser().absolute()}{'?' if query else ''}{query}"
     if uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks")):
         raise InputError(
-            f"tracking.uri is {uri!r}, a folder; expected a database such as {SQLITE}mlflow.db or a server such as "
+            f"{what} is {shown(uri)!r}, a folder; expected a database such as {SQLITE}mlflow.db or a server such as "
             f"http://127.0.0.1:5000"
         )
     return uri.rstrip("/")
@@ -83,19 +86,18 @@ def default_tracking(uri: str) -> Iterator[None]:
 
 def check_connection(uri: str) -> MlflowClient:
     """Prove within seconds that a resolved tracking address answers; raises InputError that says what is wrong."""
-    shown = without_password(uri)
-    parts = urlsplit(uri)
+    about = f"no MLflow tracking at {shown(uri)}"
     if uri.startswith(SQLITE):
         _check_folder(uri)
-    elif parts.hostname:
-        _check_port(parts.hostname, parts.port or _default_port(parts.scheme), shown)
+    elif "://" in uri:
+        _check_answer(uri, about)
     with environment(_QUICK):
         try:
             client = connect(uri)
             with quietly():
                 client.search_experiments(max_results=1)
         except Exception as error:  # MLflow's, SQLAlchemy's, the database driver's, requests'
-            raise InputError(f"no MLflow tracking at {shown}: {_explain(error)}") from error
+            raise InputError(f"{about}: {_explain(error)}") from error
     return client
 
 
@@ -110,23 +112,31 @@ def every(search: Callable[..., PagedList[_T]]) -> Iterator[_T]:
             return
 
 
-def without_password(uri: str) -> str:
-    """An address as it may be shown."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+def _check_answer(uri: str, about: str) -> None:
+    """Raise InputError, which begins with `about`, unless a server or a database answers within seconds."""
+    server = Address.parse(uri, what="tracking.uri")
+    cure = "start the server, correct tracking.uri, or leave it out to use a local database"
+    if server.scheme in ("http", "https"):
+        prove_server(server, what=about, cure=cure)
+    elif (port := _DATABASE_PORTS.get(server.scheme.partition("+")[0])) is not None and server.host:
+        prove_port(server.host, server.port or port, what=about, cure=cure)
+        _check_database(uri, about)
 
 
-def _default_port(scheme: str) -> int:
-    return _DATABASE_PORTS.get(scheme.partition("+")[0], 443 if scheme == "https" else 80)
+def _check_database(uri: str, about: str) -> None:
+    """Raise InputError unless a database lets us in; MLflow tries again for an hour what it refuses."""
+    import sqlalchemy
 
+    def enter() -> None:
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+        engine.connect().close()
 
-def _check_port(host: str, port: int, shown: str) -> None:
     try:
-        socket.create_connection((host, port), timeout=5).close()
-    except OSError as error:
-        raise InputError(
-            f"no MLflow tracking at {shown}: nothing answers at {host}:{port} ({error}); start the server, correct "
-            f"tracking.uri, or leave it out to use a local database"
-        ) from error
+        within(_DATABASE_SECONDS, enter)
+    except TimeoutError:
+        raise InputError(f"{about}: it takes the connection and says nothing for seconds; is it a database?") from None
+    except Exception as error:  # noqa: BLE001 - SQLAlchemy's, the driver's, or there is no such driver
+        raise InputError(f"{about}: {_explain(error)}") from None
 
 
 def _check_folder(uri: str) -> None:
@@ -145,4 +155,4 @@ def _explain(error: Exception) -> str:
         return "the file isn't an SQLite database; name another one in tracking.uri"
     if "Can't locate revision" in first or "out-of-date database schema" in first:
         return "another version of MLflow made this database; run 'mlflow db upgrade', or name another one"
-    return f"{type(error).__name__}: {first}"
+    return without_credentials(f"{type(error).__name__}: {first}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreambooth.addresses import shown
 from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import ClusterConfig, DreamBoothConfig, config_hash
 from dreambooth.errors import InputError
@@ -256,13 +257,17 @@ def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: Pri
 
 
 def printable_settings(config: DreamBoothConfig) -> dict[str, Any]:
-    """All settings as plain values, for people and for MLflow; passwords in addresses left out."""
-    from pipelines.mlflow_client import without_password
-
-    settings = config.model_dump(mode="json", by_alias=True)
-    if config.tracking.uri is not None:
-        settings["tracking"]["uri"] = without_password(config.tracking.uri)
+    """All settings as plain values, for people and for MLflow; passwords and tokens in addresses left out."""
+    settings: dict[str, Any] = _shown(config.model_dump(mode="json", by_alias=True))
     return settings
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _shown(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_shown(each) for each in value]
+    return shown(value) if isinstance(value, str) and "://" in value else value
 
 
 def describe_plan(plan: Plan) -> list[tuple[str, str]]:
@@ -278,7 +283,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     rows = [
         ("subject", f"{config.subject.name}: {len(plan.images)} images of a {config.subject.class_noun}"),
         ("instance prompt", config.prompts.instance_prompt(config.subject)),
-        ("base model", f"{config.base_model} ({counts}), hash {plan.base.hash}"),
+        ("base model", f"{shown(config.base_model)} ({counts}), hash {plan.base.hash}"),
         ("trained", f"{trained}, {_count(plan.trained_parameters)} parameters, at {config.images.resolution} px"),
         ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
         (

@@ -21,6 +21,7 @@ from fsspec import AbstractFileSystem
 from dreambooth.config import DreamBoothConfig, load_config, merge, nest
 from dreambooth.errors import InputError
 from dreambooth.explain_settings import nearest_setting
+from dreambooth.reach import prove_store
 from dreambooth.strict_yaml import parse_yaml
 from dreambooth.subject import name_from
 from dreambooth.text_files import decode_text
@@ -77,6 +78,7 @@ def _listed(row: Row, name: str, common: Settings, place: str, overrides: Sequen
 def _read(address: str) -> tuple[Settings, list[Row], str]:
     """(settings of all, rows, the folder that relative addresses start from)."""
     with _reading(address):
+        prove_store(address, what=f"can't read {address!r}")
         fs, path = filesystem(address, patient=False)
         if fs.isdir(path):
             return {}, list(_from_folder(fs, path)), address

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from dreambooth.addresses import without_credentials
 from dreambooth.prior import PriorPlan
 from pipelines.class_image_sets import ClassImageSets, WantedSet
 from pipelines.metrics import record as record_metric
@@ -167,14 +168,15 @@ class SubjectQueue:
             state=state,
             lane=None,
             failures=failures,
-            reason=reason,
-            traceback=traceback,
+            reason=without_credentials(reason),
+            traceback=None if traceback is None else without_credentials(traceback),
             ended=time.time(),
         )
         self._place(self._records[name])
 
     def unregistered(self, name: str, reason: str) -> None:
         """A trained subject could not be registered: its model is there, so that alone is tried again."""
+        reason = without_credentials(reason)
         failures = self._records[name].failures + 1
         if failures <= self._retries:
             record_metric("dreambooth_retries_total", 1, batch=self._batch)

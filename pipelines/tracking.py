@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from dreambooth.addresses import shown
 from dreambooth.config import TrackingConfig
 from dreambooth.errors import InputError
 from pipelines.mlflow_client import (
@@ -29,7 +30,6 @@ from pipelines.mlflow_client import (
     connect,
     quietly,
     resolve_tracking_uri,
-    without_password,
 )
 
 # Only after mlflow_client has told MLflow to be silent.
@@ -87,12 +87,12 @@ class TrackedRun:
         """The run's page, where the tracking address is a server."""
         if not self.tracking_uri.startswith("http"):
             return None
-        return f"{without_password(self.tracking_uri)}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{shown(self.tracking_uri)}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     @property
     def hint(self) -> str:
         """How to look at the run: its page, or the command that serves it."""
-        return self.url or f"mlflow ui --backend-store-uri {without_password(self.tracking_uri)}"
+        return self.url or f"mlflow ui --backend-store-uri {shown(self.tracking_uri)}"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Add points to curves; they are written every two seconds, and at the end."""

@@ -20,6 +20,7 @@ from dreambooth.images.names import (
     may_be_picture,
     reason_not_used,
 )
+from dreambooth.reach import prove_store
 from dreambooth.subject import Words
 from dreambooth.text_files import decode_text
 
@@ -93,6 +94,7 @@ class _Place:
 
 def _look_at(address: str) -> _Place:
     with accessing(address):
+        prove_store(address, what=f"can't read {address}")
         filesystem, path = fsspec.core.url_to_fs(address)
         # Some remember a listing for as long as the process lives; pictures may have been added since.
         filesystem.invalidate_cache()
