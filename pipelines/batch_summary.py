@@ -18,7 +18,7 @@ from pipelines.pace import remember_paces
 from pipelines.plan import Plan
 from pipelines.storage import exists, join, read_bytes, read_json, write_bytes, write_json
 from pipelines.tasks import STATES, SubjectRecord
-from pipelines.tracking import TrackedRun
+from pipelines.tracked_run import TrackedRun
 
 SHOWN = 200
 """Of how many subjects pictures and curves are shown."""

@@ -13,7 +13,8 @@ from pipelines.protocol_stage import find_evaluation
 from pipelines.registry import RegisteredVersion, register
 from pipelines.storage import opened
 from pipelines.summary import write_summary
-from pipelines.tracking import TrackedRun, track
+from pipelines.tracked_run import TrackedRun
+from pipelines.tracking import track
 from pipelines.train_stage import TrainResult, find_result
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from dreambooth.config import DreamBoothConfig
 from pipelines.console import RunConsole, Update
 from pipelines.events import Message
-from pipelines.tracking import TrackedRun
+from pipelines.tracked_run import TrackedRun
 
 
 class Follower:

@@ -21,7 +21,8 @@ from pipelines.registry import check_model_name
 from pipelines.sampler_pool import SamplerPool
 from pipelines.summary import PersonalizeResult, finished_result, write_summary
 from pipelines.tasks import PriorSet, ProtocolTask, Samplers, Source, base_source
-from pipelines.tracking import TrackedRun, track
+from pipelines.tracked_run import TrackedRun
+from pipelines.tracking import track
 from pipelines.train_stage import train
 
 

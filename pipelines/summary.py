@@ -21,7 +21,7 @@ from pipelines.registry import RegisteredVersion, find_version
 from pipelines.report import Row, contact_sheet, loss_curve
 from pipelines.run_report import render_run
 from pipelines.storage import MANIFEST_NAME, exists, join, read_json, write_bytes, write_json
-from pipelines.tracking import TrackedRun
+from pipelines.tracked_run import TrackedRun
 from pipelines.train_stage import TrainResult
 
 
