@@ -15,7 +15,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from dreambooth.config import TrackingConfig
-from pipelines.mlflow_client import connect, explain, mlflow_line, quietly, without_password
+from pipelines.mlflow_client import connect, mlflow_line, quietly, without_password
 from pipelines.mlflow_database import database_path
 from pipelines.mlflow_line import Away, Call, chunks, is_refusal
 
@@ -52,7 +52,7 @@ class TrackedRun:
         self._flushing = False
         self._flushed = time.monotonic()
         self._lock = threading.Lock()
-        self._refusals: list[str] = []
+        self._refused: Exception | None = None
         self._ended = False
 
     def begin(self, config: TrackingConfig, name: str, resume_key: str | None, parent: str | None) -> None:
@@ -156,18 +156,24 @@ class TrackedRun:
 
     def log_image(self, image: Image.Image | Path, key: str, step: int) -> None:
         """Add a picture to the row of pictures named `key`, unless it has one at that step."""
-        name = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", key)
         if isinstance(image, Path):
             with Image.open(image) as opened:
                 image = opened.convert("RGB")
-        prefix = f"images/{name.replace('/', '~')}+step+{step}+"  # as MLflow names them; the small copy comes last
+        self.log_missing_images({(key, step): lambda: image})
+
+    def log_missing_images(self, pictures: Mapping[tuple[str, int], Callable[[], Image.Image]]) -> None:
+        """Add the pictures, each by its row and step, that the run doesn't have."""
 
         def send(client: MlflowClient, run_id: str) -> None:
             there = [item.path for item in client.list_artifacts(run_id, "images")]
-            if not any(path.startswith(prefix) and path.endswith(".webp") for path in there):
-                client.log_image(run_id, image, key=name, step=step, synchronous=True)
+            for (key, step), picture in pictures.items():
+                name = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", key)
+                prefix = f"images/{name.replace('/', '~')}+step+{step}+"  # MLflow's; the small copy comes last
+                if not any(path.startswith(prefix) and path.endswith(".webp") for path in there):
+                    client.log_image(run_id, picture(), key=name, step=step, synchronous=True)
 
-        self._post(send)
+        if pictures:
+            self._post(send, extra=float(len(pictures)))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file with the run, as it is now."""
@@ -225,26 +231,26 @@ class TrackedRun:
         """
         return self._line.wait(self._post(operation, extra=extra, note=False))
 
-    def end(self, status: str) -> str | None:
-        """Send what waits and set the status: FINISHED, FAILED or KILLED. Says what MLflow lacks; None: nothing."""
+    def end(self, status: str) -> Exception | None:
+        """Send what waits and set the status: FINISHED, FAILED or KILLED. Returns why MLflow lacks something, if so.
+
+        What it lacks then is not sent any more. A second call does nothing.
+        """
         if self._ended:
             return None
         self._ended = True
         self.flush()
         try:
             self.call(lambda client, run_id: client.set_terminated(run_id, status))
-        except (Away, MlflowException, RuntimeError) as error:
+        except (Away, MlflowException, LookupError) as error:
             self._line.discard(self)
-            return f"MLflow at {without_password(self.tracking_uri)} is away: {explain(error)}"
-        if self._refusals:
-            shown, count = without_password(self.tracking_uri), len(self._refusals)
-            return f"MLflow at {shown} refused {count} calls: {self._refusals[0]}"
-        return None
+            return error
+        return self._refused
 
     def _post(self, operation: Callable[[MlflowClient, str], _T], *, extra: float = 0.0, note: bool = True) -> Call[_T]:
         def send() -> _T:
             if self.run is None:
-                raise ValueError("the run could not be started in MLflow")
+                raise LookupError("the run could not be started")
             return operation(self._connected(), str(self.run.info.run_id))
 
         call = self._line.post(_quiet(send), owner=self, extra=extra, alive=self._answers)
@@ -253,8 +259,8 @@ class TrackedRun:
         return call
 
     def _note(self, future: Future[_T]) -> None:
-        if not future.cancelled() and (error := future.exception()) is not None:
-            self._refusals.append(explain(error))
+        if isinstance(error := future.exception(), Exception):
+            self._refused = self._refused or error
 
     def _send_points(self, client: MlflowClient, run_id: str) -> None:
         with self._lock:
@@ -265,7 +271,7 @@ class TrackedRun:
         except Exception as error:
             if not is_refusal(error):
                 raise
-            self._refusals.append(explain(error))
+            self._refused = self._refused or error
         with self._lock:
             del self._points[: len(points)]
 
