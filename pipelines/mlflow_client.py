@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,12 +75,38 @@ def mlflow_line() -> Line:
     return _line
 
 
+class _Quiet:
+    """Keeps warnings ignored while any thread wants it: each on its own would put back what another has set."""
+
+    def __init__(self) -> None:
+        self._lock, self._wanted, self._before = threading.Lock(), 0, warnings.catch_warnings()
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._wanted:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+            self._wanted += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._wanted -= 1
+            if not self._wanted:
+                self._before.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Within, no warning of MLflow or its dependencies is shown: they are for its developers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    _quiet.enter()
+    try:
         yield
+    finally:
+        _quiet.leave()
 
 
 @contextlib.contextmanager

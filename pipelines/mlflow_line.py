@@ -165,8 +165,8 @@ class Line:
 
     def _is_its_own(self, call: Call[Any]) -> bool:
         """Whether a call that has failed for long fails although MLflow answers."""
-        if call.alive is None or self._since is None or time.monotonic() - self._since < patience() + call.extra:
-            return False
+        if call.alive is None or self._since is None or time.monotonic() - self._since < patience() / 2 + call.extra:
+            return False  # before those who wait lose theirs
         with contextlib.suppress(Exception):
             call.alive()
             return True
