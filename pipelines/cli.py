@@ -19,11 +19,13 @@ from pipelines.cli_paper import paper
 from pipelines.cli_serve import serve
 from pipelines.cli_study import study
 from pipelines.collector import collect_less_garbage
+from pipelines.command import this_command
 from pipelines.endings import INTERRUPTED, Commands
 
 if TYPE_CHECKING:
     from dreambooth.config import DreamBoothConfig
 
+INCOMPLETE = 3
 _WIDE = 1000
 
 
@@ -62,7 +64,8 @@ def run(
     """Personalize one subject: class images, fine-tuning, evaluation, registration.
 
     CONFIG is a YAML file; flags go over it, --set goes over flags. Running the same command again does only what is
-    missing: an interrupted run goes on from its last checkpoint.
+    missing: an interrupted run goes on from its last checkpoint. Exit code 0: all done, 3: the model is published, but
+    MLflow was away and lacks some of it.
     """
     settings = _settings(config, flags, overrides)
     from pipelines.console import RunConsole
@@ -81,6 +84,9 @@ def run(
         sys.exit(INTERRUPTED)
     for what, value in describe_result(result):
         click.echo(f"{what:>14}  {value}")
+    if result.error is not None:
+        click.echo(f"{'to complete':>14}  {this_command()}")
+        sys.exit(INCOMPLETE)
 
 
 def _settings(

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.command import this_command
+
 if TYPE_CHECKING:
     from pipelines.batch_plan import BatchPlan
     from pipelines.console import RunConsole
 
-SOME_FAILED = 3
+INCOMPLETE = 3
 
 
 @click.command()
@@ -36,7 +38,8 @@ def batch(
     """Personalize many subjects: class images once per class, warm workers, one report.
 
     SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. Running the same command again
-    does only what is missing. Exit code 0: all done, 3: some failed.
+    does only what is missing. Exit code 0: all done, 3: some failed, or MLflow was away and
+    lacks some that are published.
     """
     from pipelines.batch_console import checks_table
     from pipelines.batch_plan import describe_batch, make_batch_plan
@@ -92,7 +95,7 @@ def _run(plan: "BatchPlan", console: "RunConsole", *, silent: bool) -> None:
     if outcome.interrupted:
         click.echo("stopped, checkpoints are written; the same command goes on from there", err=True)
         sys.exit(130)
-    sys.exit(SOME_FAILED if outcome.failed else 0)
+    sys.exit(INCOMPLETE if outcome.failed or outcome.summary["untracked"] else 0)
 
 
 def batch_name(subjects: str) -> str:
@@ -108,6 +111,9 @@ def _print_outcome(summary: dict[str, Any]) -> None:
     states = ", ".join(f"{counts[state]} {state}" for state in counts if state != "total" and counts[state])
     rows = [("subjects", f"{counts['total']}: {states}")]
     rows += [("failed", f"{name}: {reason}") for name, reason in summary["failures"].items()]
+    if (reason := summary["untracked"]) is not None:
+        lacks = f"MLflow lacks {counts['trained']} published subjects" if counts["trained"] else "MLflow lacks figures"
+        rows += [("not complete", f"{lacks} of this batch ({reason})"), ("to complete", this_command())]
     rows += [("report", summary["report"]), ("MLflow", summary["mlflow"]["look"])]
     for what, value in rows:
         click.echo(f"{what:>14}  {value}")

@@ -24,7 +24,7 @@ from pipelines.registry import RegisteredVersion, version_of
 from pipelines.sampler_pool import SamplerPool
 from pipelines.storage import Manifest, absolute, check_writable, read_manifest
 from pipelines.tasks import Source, base_source
-from pipelines.tracking import TrackedRun
+from pipelines.tracked_run import TrackedRun
 
 _NAMED = ("auto", "dreambench", "miniature")
 
@@ -110,7 +110,7 @@ def _find(model: str, tracking_uri: str | None) -> _Model:
     return _Model(
         manifest=read_manifest(published),
         registered=registered,
-        run=TrackedRun(client, uri, run),
+        run=TrackedRun(uri, run),
         params=run.data.params,
     )
 
