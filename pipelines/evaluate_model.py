@@ -19,6 +19,7 @@ from pipelines.console import RunConsole
 from pipelines.evaluation_record import RecordedFigures, pass_gate, record_evaluation
 from pipelines.generate import find_published, registered_address
 from pipelines.mlflow_client import check_connection, quietly, resolve_tracking_uri
+from pipelines.plan import choose_sampling_dtype
 from pipelines.protocol_stage import check_protocol, protocol_task, run_protocol
 from pipelines.registry import RegisteredVersion, version_of
 from pipelines.sampler_pool import SamplerPool
@@ -69,7 +70,11 @@ def evaluate_model(
         use_gpu = resources.use_gpu(config.cluster)
         metadata = found.manifest.metadata
         task = protocol_task(
-            config, inspection.images, model_key=metadata["key"], base_hash=metadata["base_hash"], use_gpu=use_gpu
+            config,
+            inspection.images,
+            model_key=metadata["key"],
+            base_hash=metadata["base_hash"],
+            dtype=choose_sampling_dtype(use_gpu=use_gpu),
         )
         assert task is not None
         pool = SamplerPool(

@@ -40,6 +40,7 @@ class FidelityScorer:
             num_inference_steps=evaluation.num_inference_steps,
             guidance_scale=evaluation.guidance_scale,
             resolution=int(config.images.resolution or 0),
+            dtype=task.sampling_dtype,
         )
         self._sampler = ImageSampler(use_gpu=device != "cpu", num_threads=torch.get_num_threads())
         self._instance = self._sampler.seen(instance_pictures(config, task.images), self._bank).embeddings

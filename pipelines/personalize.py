@@ -134,7 +134,11 @@ def _class_images(plan: Plan, pool: SamplerPool, console: RunConsole) -> PriorSe
 
 def _wanted(plan: Plan, base: Source, fine_tuned: Source) -> int:
     """How many calls there are for samplers."""
-    samples = len(sample_requests(plan.config, base, fine_tuned)) if plan.config.evaluation.enabled else 0
+    samples = (
+        len(sample_requests(plan.config, base, fine_tuned, plan.sampling_dtype))
+        if plan.config.evaluation.enabled
+        else 0
+    )
     protocol = plan.protocol
     return samples + (len(protocol.base_sets) + len(protocol.fine_tuned_sets) if protocol is not None else 0)
 
@@ -152,6 +156,7 @@ def _evaluate(
             base=base,
             fine_tuned=fine_tuned,
             encoder=encoder,
+            dtype=plan.sampling_dtype,
             on_progress=lambda made, total: update(made, total, "images"),
         )
     store_evaluation(evaluation, plan.config.run_uri, plan.key)

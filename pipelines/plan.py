@@ -24,6 +24,7 @@ class Plan:
     """A configuration with every open choice made, and what was found out on the way.
 
     `key` names the result: the hash of all that decides the trained weights. The same key is the same result.
+    `sampling_dtype` is what pictures are computed in, on whatever machine: they are stored by it.
     """
 
     config: DreamBoothConfig
@@ -33,6 +34,7 @@ class Plan:
     prior: PriorPlan | None
     engine: str
     use_gpu: bool
+    sampling_dtype: str
     key: str
     warnings: tuple[str, ...]
 
@@ -46,7 +48,7 @@ class Plan:
     def protocol(self) -> ProtocolTask | None:
         """What is measured of the model by the paper's protocol, if anything."""
         return protocol_task(
-            self.config, self.images, model_key=self.key, base_hash=self.base.hash, use_gpu=self.use_gpu
+            self.config, self.images, model_key=self.key, base_hash=self.base.hash, dtype=self.sampling_dtype
         )
 
     @property
@@ -120,7 +122,8 @@ def make_plan(
             f"the cluster has {resources.nodes} nodes, and these are local paths: {', '.join(local)}; unless all nodes "
             f"share them, use an address such as s3://bucket/folder"
         )
-    prior = _prior(config, base, use_gpu)
+    dtype = choose_sampling_dtype(use_gpu=use_gpu)
+    prior = _prior(config, base, dtype)
     engine = _engine(config)
     warnings += check_protocol(config)
     place = f"{engine} on {'cuda' if use_gpu else 'cpu'}"
@@ -132,6 +135,7 @@ def make_plan(
         prior=prior,
         engine=engine,
         use_gpu=use_gpu,
+        sampling_dtype=dtype,
         key=_key(config, base, inspection.data_hash, prior, f"{place} {config.zero if engine == 'deepspeed' else ''}"),
         warnings=tuple(warnings),
     )
@@ -197,17 +201,22 @@ def _absolute_folder(address: str) -> str:
     return str(folder.absolute()) if folder.is_dir() else address
 
 
-def _prior(config: DreamBoothConfig, base: BaseModel, use_gpu: bool) -> PriorPlan | None:
-    if not config.prior.enabled:
-        return None
+def choose_sampling_dtype(*, use_gpu: bool) -> str:
+    """What pictures are computed in: decided here, once, by what is best where the plan is made."""
     from dreambooth.sampling import sampling_dtype
 
+    return str(sampling_dtype("cuda" if use_gpu else "cpu")).removeprefix("torch.")
+
+
+def _prior(config: DreamBoothConfig, base: BaseModel, dtype: str) -> PriorPlan | None:
+    if not config.prior.enabled:
+        return None
     return prior_plan(
         config.prior,
         base_hash=base.hash,
         class_prompt=config.prompts.class_prompt(config.subject),
         resolution=config.images.resolution or base.resolution,
-        dtype=sampling_dtype("cuda" if use_gpu else "cpu"),
+        dtype=dtype,
     )
 
 
@@ -246,7 +255,7 @@ def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: Pri
         prompts.append("each token once")  # models without this in their key have a part of what was learnt
     parts: list[Any] = [base.hash, images_hash, *prompts, images, train, config.storage.dtype, place]
     parts += [str(config.cluster.num_workers)]
-    parts += [prior.key, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
+    parts += [prior.recipe, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
     if train.by_score:
         # What the scores are measured on, and by, decides which weights are exported.
         evaluation = config.evaluation

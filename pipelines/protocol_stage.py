@@ -37,12 +37,9 @@ if TYPE_CHECKING:
 
 
 def protocol_task(
-    config: DreamBoothConfig, images: Sequence[InstanceImage], *, model_key: str, base_hash: str, use_gpu: bool
+    config: DreamBoothConfig, images: Sequence[InstanceImage], *, model_key: str, base_hash: str, dtype: str
 ) -> ProtocolTask | None:
-    """What is to be measured of a run's model, or None where the configuration asks for nothing."""
-    from dreambooth.sampling import sampling_dtype
-
-    dtype = str(sampling_dtype("cuda" if use_gpu else "cpu")).removeprefix("torch.")
+    """What is to be measured of a run's model, from pictures computed in `dtype`; None where nothing is asked for."""
     protocol = protocol_of(config, dtype=dtype)
     if protocol is None:
         return None
@@ -166,6 +163,7 @@ def _request(pictures: SampleSet) -> SampleRequest:
         num_inference_steps=pictures.num_inference_steps,
         guidance_scale=pictures.guidance_scale,
         resolution=pictures.resolution,
+        dtype=pictures.dtype,
     )
 
 

@@ -127,6 +127,7 @@ def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
         key=plan.key,
         data_hash=plan.data_hash,
         base_hash=plan.base.hash,
+        sampling_dtype=plan.sampling_dtype,
     )
 
 

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from dreambooth.config import load_config
 from dreambooth.errors import InputError
 from dreambooth.identifier import choose_identifier
 from pipelines.cluster import Resources
+from pipelines.evaluate_stage import sample_requests
 from pipelines.plan import Plan, check_destinations, describe_plan, make_plan
+from pipelines.tasks import Source
+from pipelines.train_stage import train_task
 
 MachinePlan = Callable[..., Plan]
 
@@ -119,6 +123,39 @@ class TestKey:
         machine = Resources(cpus=8, gpus=1)
         assert plan(resources=machine).key != plan("cluster.use_gpu=false", resources=machine).key
         assert plan("cluster.use_gpu=false", resources=machine).key == plan().key
+
+    def test_pictures_of_earlier_code_are_not_found_and_what_was_trained_on_them_is(
+        self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def names(made: Plan) -> set[str]:
+            assert made.prior is not None
+            assert made.protocol is not None
+            sets = (*made.protocol.base_sets, *made.protocol.fine_tuned_sets)
+            return {made.prior.key, made.protocol.key, *(pictures.key for pictures in sets)}
+
+        measured = ("evaluation.protocol=miniature", "evaluation.bank=miniature")
+        now = plan(*measured)
+        pictures = names(now)
+        for module in ("dreambooth.prior", "dreambooth.evaluation.protocol"):
+            monkeypatch.setattr(f"{module}.STORED", 1)
+        before = plan(*measured)
+        assert not pictures & names(before)
+        assert (before.key, before.model_key) == (now.key, now.model_key)
+
+    @pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
+    def test_all_pictures_are_planned_in_the_dtype_that_is_best_where_the_plan_is_made(
+        self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch, native: bool, dtype: str
+    ) -> None:
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda: native)
+        made = plan("evaluation.protocol=miniature", "evaluation.bank=miniature")
+        assert made.prior is not None
+        assert made.protocol is not None
+        task, (base, *_) = train_task(made, None), made.protocol.base_sets
+        assert {made.prior.dtype, base.dtype, made.sampling_dtype, task.sampling_dtype} == {dtype}
+        source = Source(address="base")
+        requests = [request for _, request in sample_requests(made.config, source, source, made.sampling_dtype)]
+        assert {request.dtype for request in requests} == {dtype}
 
     def test_a_registered_models_key_holds_how_it_is_served(self, plan: MachinePlan) -> None:
         other = plan("evaluation.guidance_scale=2.5")
