@@ -5,10 +5,9 @@ a hole of zeros. Each format is asked in the way that it can answer:
 
 - PNG carries a checksum for each of its parts.
 - JPEG and WebP are codes without gaps: decoded wrongly, they need more bits, or fewer, than there are.
-- AVIF, HEIC, JPEG 2000, QOI and compressed TIFFs are coded so that no run of zeros comes about.
+- AVIF, HEIC, JPEG 2000, QOI and compressed TIFFs are coded so that no run of zeros comes about, or have checksums.
 - BMP, PPM and plain TIFFs are numbers, and zero is one of them. But nothing in a photograph is a run of zeros that
-  begins within a row, reaches past the beginning of the next, and has no zero above. (So a hole that is shorter than a
-  row of theirs is not found.)
+  begins within a row, is as long as one, and has hardly a zero above. (So a shorter hole of theirs is not found.)
 - GIF has blocks of stated lengths, over which its decoder trips by itself.
 """
 
@@ -21,14 +20,15 @@ from dreambooth.images.bmff import coded_items
 from dreambooth.images.errors import Damage
 from dreambooth.images.jpeg import check_jpeg
 from dreambooth.images.webp import check_webp
+from dreambooth.images.zeros import long_run
 
-_RUN = bytes(32)
-"""Sound files of the formats that make no runs of zeros held 16 of them at most, flat pictures of 9 megapixels, too."""
 _J2K_DATA, _QOI_HEADER_BYTES = b"\xff\x93", 14
 _TIFF_PARTS = ((273, 279), (324, 325))
 """Tags of where strips or tiles begin and how long they are."""
 _TIFF_COMPRESSION, _TIFF_JPEG_TABLES = 259, 347
-_LZW, _JPEG, _PACKBITS = 5, 7, 32773
+_FEW = 0.05
+"""Zeros that a dark photograph holds by itself, as a share."""
+_LZW, _JPEG, _PACKBITS, _DEFLATE = 5, 7, 32773, (8, 32946)
 
 
 def row_order(image: ImageFile.ImageFile) -> int:
@@ -79,10 +79,8 @@ def _check_png(content: bytes) -> None:
 
 
 def _check_run(content: bytes, start: int, stop: int) -> None:
-    place = content.find(_RUN, start, stop)
-    if place >= 0:
-        length = stop - place - len(content[place:stop].lstrip(b"\0"))
-        raise Damage(f"its {length} bytes from byte {place} on are zeros, where a whole one has none")
+    if (run := long_run(content, start, stop)) is not None:
+        raise Damage(f"{run}, where a whole one has none")
 
 
 def _check_tiff(content: bytes, image: Image.Image) -> list[str]:
@@ -93,6 +91,8 @@ def _check_tiff(content: bytes, image: Image.Image) -> list[str]:
     for start, size in parts:
         if compression in (_LZW, _PACKBITS):
             _check_run(content, start, start + size)
+        elif compression in _DEFLATE and long_run(content, start, start + size):
+            zlib.decompress(content[start : start + size])  # checks the sum at its end; libtiff may not come that far
         elif compression == _JPEG:
             # Each is a JPEG; tables that all of them share go behind its first marker.
             part, tables = content[start : start + size], bytes(tags.get(_TIFF_JPEG_TABLES, b""))[2:-2]
@@ -106,5 +106,6 @@ def _check_rows(pixels: np.ndarray) -> None:
     zero = np.logical_not(pixels.reshape(pixels.shape[0] * width, -1)).all(axis=1)
     edges = np.flatnonzero(np.diff(np.concatenate(([False], zero, [False]))))
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        if stop - start >= width and start % width and not zero[max(start - width, 0) : start].any():
+        above = zero[max(start - width, 0) : start]
+        if stop - start >= width and start % width and above.mean() < _FEW:
             raise Damage(f"its {stop - start} pixels from number {start} on are zeros, and begin within a row")
