@@ -14,7 +14,6 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dreambooth.bounds import (
-    MOST_IMAGES,
     Count,
     Guidance,
     Number,
@@ -27,6 +26,8 @@ from dreambooth.bounds import (
 from dreambooth.errors import InputError
 from dreambooth.evaluation.config import EvaluationConfig, GateConfig
 from dreambooth.explain_settings import explain
+from dreambooth.limits import MOST_IMAGES
+from dreambooth.service_names import ExperimentName, ModelName
 from dreambooth.strict_yaml import NotYaml, parse_yaml
 from dreambooth.subject import Frozen, PromptTemplates, Subject, Words
 from dreambooth.text_files import read_text
@@ -111,9 +112,9 @@ class TrackingConfig(Frozen):
     """MLflow."""
 
     uri: str | None = Field(None, description="tracking address; None: sqlite:///mlflow.db in the working folder")
-    experiment: str = Field("dreambooth", description="the MLflow experiment of runs and batches")
+    experiment: ExperimentName = Field("dreambooth", description="the MLflow experiment of runs and batches")
     register_model: bool = Field(True, description="register the result; false: only publish it")
-    registered_model_name: str | None = Field(None, description="None: dreambooth-<subject name>")
+    registered_model_name: ModelName | None = Field(None, description="None: dreambooth-<subject name>")
 
 
 class RegistryConfig(Frozen):

@@ -30,6 +30,8 @@ def find_leftovers(uri: str, *, older_than: datetime.timedelta) -> tuple[Leftove
 
     Raises InputError when there is nothing at the address.
     """
+    if uri.startswith("models:"):
+        raise InputError(f"{uri!r} is a registered model; expected a folder that holds runs, such as output")
     fs, root = filesystem(absolute(uri))
     if not fs.exists(root):
         raise InputError(f"there is nothing at {uri!r}; expected a folder that holds runs, such as output")
