@@ -286,7 +286,7 @@ def nest(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     {'train': {'seed': 1, 'max_train_steps': 5}}
     """
     nested: dict[str, Any] = {}
-    for path, value in _leaves(given):
+    for path, value in leaves(given):
         below = nested
         for depth, part in enumerate(path[:-1], start=1):
             inner = below.setdefault(part, {})
@@ -299,11 +299,12 @@ def nest(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return nested
 
 
-def _leaves(given: Iterable[tuple[str, Any]], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves(given: Iterable[tuple[str, Any]], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(names of the levels, value) of every single setting, of dotted names or nested ones."""
     for key, value in given:
         path = (*above, *str(key).split("."))
         if isinstance(value, dict) and value:
-            yield from _leaves(value.items(), path)
+            yield from leaves(value.items(), path)
         else:
             yield path, {} if value == {} else value
 

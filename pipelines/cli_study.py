@@ -18,9 +18,7 @@ _DEFAULT_OUTPUT = "output/study"
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="A B | STUDY")
 @click.option("--report", "reporting", is_flag=True, help="Count the answers so far, write report.json, and stop.")
-@click.option(
-    "--questions", default=25, show_default=True, type=click.IntRange(1, MOST_IMAGES), help="How many, at most."
-)
+@click.option("--questions", default=25, show_default=True, type=click.IntRange(1, 10_000), help="How many, at most.")
 @click.option("--instance-images", metavar="DIR", help="Photographs to compare models with.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="For models; the evaluation's if left out.")
 @click.option("--images-per-prompt", default=1, show_default=True, type=click.IntRange(1, 1000), help="For models.")
