@@ -16,7 +16,6 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from dreambooth.addresses import check_address, holds_credentials, shown
 from dreambooth.bounds import (
-    MOST_IMAGES,
     Count,
     Guidance,
     Number,
@@ -29,6 +28,8 @@ from dreambooth.bounds import (
 from dreambooth.errors import InputError
 from dreambooth.evaluation.config import EvaluationConfig, GateConfig
 from dreambooth.explain_settings import explain
+from dreambooth.limits import MOST_IMAGES
+from dreambooth.service_names import ExperimentName, ModelName
 from dreambooth.strict_yaml import NotYaml, parse_yaml
 from dreambooth.subject import Frozen, PromptTemplates, Subject, Words
 from dreambooth.text_files import read_text
@@ -128,9 +129,9 @@ class TrackingConfig(Frozen):
     """MLflow."""
 
     uri: Place | None = Field(None, description="tracking address; None: sqlite:///mlflow.db in the working folder")
-    experiment: str = Field("dreambooth", description="the MLflow experiment of runs and batches")
+    experiment: ExperimentName = Field("dreambooth", description="the MLflow experiment of runs and batches")
     register_model: bool = Field(True, description="register the result; false: only publish it")
-    registered_model_name: str | None = Field(None, description="None: dreambooth-<subject name>")
+    registered_model_name: ModelName | None = Field(None, description="None: dreambooth-<subject name>")
 
 
 class RegistryConfig(Frozen):
@@ -302,7 +303,7 @@ def nest(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     {'train': {'seed': 1, 'max_train_steps': 5}}
     """
     nested: dict[str, Any] = {}
-    for path, value in _leaves(given):
+    for path, value in leaves(given):
         below = nested
         for depth, part in enumerate(path[:-1], start=1):
             inner = below.setdefault(part, {})
@@ -315,11 +316,12 @@ def nest(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return nested
 
 
-def _leaves(given: Iterable[tuple[str, Any]], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves(given: Iterable[tuple[str, Any]], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(names of the levels, value) of every single setting, of dotted names or nested ones."""
     for key, value in given:
         path = (*above, *str(key).split("."))
         if isinstance(value, dict) and value:
-            yield from _leaves(value.items(), path)
+            yield from leaves(value.items(), path)
         else:
             yield path, {} if value == {} else value
 

@@ -76,12 +76,18 @@ class _Reader:
         self._open.append(node)
         try:
             if node.tag not in (f"{_TAG}seq", f"{_TAG}map"):
-                raise InputError(f"{self._name}, {_line(node)}: {node.tag!r} is no kind of value that settings take")
+                raise self._foreign(node)
             if isinstance(node, SequenceNode):
                 return [self.value(item) for item in node.value]
             return self._mapping(node)
         finally:
             self._open.pop()
+
+    def _foreign(self, node: Node) -> NotYaml:
+        """An object of Python's, a set, or whatever else a tag asks for."""
+        return NotYaml(
+            f"{self._name} is not valid YAML for settings: {_line(node)} has a value of the kind {node.tag!r}"
+        )
 
     def _mapping(self, node: Node) -> Mapping:
         mapping = Mapping()
@@ -116,7 +122,7 @@ class _Reader:
         if kind == "timestamp":
             return misread(text, "a date")
         if kind not in ("bool", "int", "float"):
-            raise InputError(f"{self._name}, {_line(node)}: {node.tag!r} is no kind of value that settings take")
+            raise self._foreign(node)
         try:
             value = getattr(SafeConstructor(), f"construct_yaml_{kind}")(node)
         except (ValueError, KeyError, IndexError):  # 0x_, more digits than Python reads, !!bool perhaps

@@ -5,6 +5,7 @@ the encodings of single bytes can't be told apart, and a wrong guess would be tr
 """
 
 import codecs
+import re
 from pathlib import Path
 
 from dreambooth.errors import InputError
@@ -52,7 +53,8 @@ def utf8_fault(text: str) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return f"{text.encode('utf-8', 'backslashreplace').decode()!r} holds bytes that aren't UTF-8"
+        shown = text.encode("utf-8", "surrogateescape" if re.search("[\udc80-\udcff]", text) else "surrogatepass")
+        return f"{shown!r}, holds bytes that aren't UTF-8"
     return None
 
 

@@ -4,7 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dreambooth.bounds import MOST_STEPS, Count, Decay, Fraction, Gamma, Number, Rate, Seed, Steps, Whole
+from dreambooth.bounds import Count, Decay, Fraction, Gamma, Number, Rate, Seed, Steps, Whole
+from dreambooth.limits import MOST_STEPS
 from dreambooth.subject import Frozen
 
 TEXTUAL_INVERSION_RATE = 5e-3

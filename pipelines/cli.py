@@ -9,10 +9,12 @@ import click
 import yaml
 
 from dreambooth import __version__
+from dreambooth.limits import LARGEST_SEED, LARGEST_SIDE, MOST_GUIDANCE, MOST_IMAGES, MOST_SAMPLING_STEPS
 from dreambooth.quiet import quiet
 from pipelines.cli_batch import batch
 from pipelines.cli_doctor import doctor
 from pipelines.cli_evaluate import evaluate
+from pipelines.cli_given import Real
 from pipelines.cli_jobs import jobs_group, submit
 from pipelines.cli_manifest import manifest
 from pipelines.cli_paper import paper
@@ -142,16 +144,23 @@ def _dry_run(config: "DreamBoothConfig", console: Any) -> None:
 @main.command()
 @click.argument("prompt")
 @click.option("--model", required=True, help="models:/NAME@latest, models:/NAME/3, a published prefix or a folder.")
-@click.option("--num", default=4, show_default=True, type=click.IntRange(min=1), help="How many images.")
+@click.option("--num", default=4, show_default=True, type=click.IntRange(1, MOST_IMAGES), help="How many images.")
 @click.option(
-    "--seed", default=0, show_default=True, type=int, help="Of the first image; the next have the next seeds."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, LARGEST_SEED),
+    help="Of the first image; the next have the next seeds.",
 )
 @click.option(
-    "--steps", "num_inference_steps", type=click.IntRange(min=1), help="Sampling steps; the model's own default."
+    "--steps",
+    "num_inference_steps",
+    type=click.IntRange(1, MOST_SAMPLING_STEPS),
+    help="Sampling steps; the model's own default.",
 )
-@click.option("--guidance", "guidance_scale", type=click.FloatRange(min=1), help="The model's own default.")
-@click.option("--height", type=click.IntRange(min=8))
-@click.option("--width", type=click.IntRange(min=8))
+@click.option("--guidance", "guidance_scale", type=Real(1, MOST_GUIDANCE), help="The model's own default.")
+@click.option("--height", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
+@click.option("--width", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
 @click.option("--output", default="generated", show_default=True, help="Folder or address of the images.")
 @click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
 def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) -> None:
@@ -166,7 +175,7 @@ def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) 
 @main.command()
 @click.option("--base-model", default="miniature", show_default=True)
 @click.option("--revision")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100_000))
 @click.option("--check", metavar="WORD", help="Say into which tokens this identifier splits and how common they are.")
 def identifiers(base_model: str, revision: str | None, limit: int, check: str | None) -> None:
     """List rare tokens of a base model's tokenizer that can be identifiers, rarest first, and why."""
@@ -185,7 +194,7 @@ def identifiers(base_model: str, revision: str | None, limit: int, check: str | 
 
 @main.command()
 @click.argument("address", default="output")
-@click.option("--older-than", default=24.0, show_default=True, type=click.FloatRange(min=0), help="Hours.")
+@click.option("--older-than", default=24.0, show_default=True, type=Real(0, 876_000), help="Hours.")
 @click.option("--dry-run", is_flag=True, help="Only list.")
 def gc(address: str, older_than: float, dry_run: bool) -> None:
     """Remove what attempts that died left below ADDRESS: publications and checkpoints without a manifest."""

@@ -1,12 +1,12 @@
 """`dreambooth batch`: many subjects with one command."""
 
-import re
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dreambooth.errors import InputError
 from pipelines.command import this_command
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def batch(
     from pipelines.subject_list import read_batch
 
     console = RunConsole(quiet=silent)
+    name = _checked_name(name) if name is not None else batch_name(subjects)
     listed = read_batch(subjects, (*overrides, *([f"cluster.address={address}"] if address else [])))
     cluster = next((subject.config.cluster for subject in listed if subject.config is not None), None)
     with ExitStack() as stack:
@@ -60,7 +61,7 @@ def batch(
         checks = check_subjects(listed, resources)
         if not silent or any(check.errors or check.warnings for check in checks):
             console.findings(checks_table(checks))
-        plan = make_batch_plan(name or batch_name(subjects), valid_plans(checks, skip_invalid=skip_invalid), resources)
+        plan = make_batch_plan(name, valid_plans(checks, skip_invalid=skip_invalid), resources)
         if joined is None and not dry_run:
             ready = stack.enter_context(ray_cluster_meanwhile(plan.cluster))
         from pipelines.personalize import check_batch_destinations  # imports MLflow, while Ray starts
@@ -98,11 +99,22 @@ def _run(plan: "BatchPlan", console: "RunConsole", *, silent: bool) -> None:
     sys.exit(INCOMPLETE if outcome.failed or outcome.summary["untracked"] else 0)
 
 
+def _checked_name(name: str) -> str:
+    from dreambooth.subject import check_name
+
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise InputError(f"--name: {error}") from None
+
+
 def batch_name(subjects: str) -> str:
     """The name of a batch, from its table's or folder's: `photos/My Dogs/` gives my-dogs."""
     from dreambooth.subject import name_from
+    from pipelines.tables import TABLES
 
-    stem = re.sub(r"\.(yaml|yml|jsonl|csv)$", "", subjects.rstrip("/").rsplit("/", 1)[-1], flags=re.IGNORECASE)
+    stem = subjects.rstrip("/").rsplit("/", 1)[-1]
+    stem = next((stem[: -len(end)] for end in TABLES if stem.lower().endswith(end)), stem)
     return name_from(stem) or "batch"
 
 

@@ -24,7 +24,7 @@ _SHOWN = {
     show_default=True,
     help="auto, dreambench, miniature, or a text file of prompts, one a line, with [V] and {class_noun}.",
 )
-@click.option("--images-per-prompt", type=click.IntRange(min=1), help="evaluation.images_per_prompt")
+@click.option("--images-per-prompt", type=click.IntRange(1, 10_000), help="evaluation.images_per_prompt")
 @click.option("--bank", type=click.Choice(["auto", "paper", "miniature"]), help="evaluation.bank")
 @click.option(
     "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."

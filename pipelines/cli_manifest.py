@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.cli_given import Real
+
 if TYPE_CHECKING:
     from pipelines.plan import Plan
 
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 @click.option("--image", required=True, help="What infra/docker/Dockerfile builds, where the cluster can pull it.")
 @click.option("--namespace", default="dreambooth", show_default=True)
 @click.option("--queue", default="dreambooth", show_default=True, help="Kueue's LocalQueue; '' for none.")
-@click.option("--retries", default=2, show_default=True, type=click.IntRange(min=0), help="On a new cluster each.")
-@click.option("--deadline", default=24.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Hours.")
-@click.option("--gpus-per-node", default=8, show_default=True, type=click.IntRange(min=1))
+@click.option("--retries", default=2, show_default=True, type=click.IntRange(0, 100), help="On a new cluster each.")
+@click.option("--deadline", default=24.0, show_default=True, type=Real(0.01, 8760), help="Hours.")
+@click.option("--gpus-per-node", default=8, show_default=True, type=click.IntRange(1, 1024))
 def manifest(
     kind: str, config: str, overrides: tuple[str, ...], image: str, queue: str, deadline: float, **options: Any
 ) -> None:

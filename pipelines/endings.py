@@ -34,10 +34,12 @@ import click
 from dreambooth import __version__
 from dreambooth.addresses import without_credentials
 from dreambooth.errors import InputError
+from pipelines.cli_given import check_text
 
 FAILURE, INPUT_ERROR, INTERRUPTED, UNREAD = 1, 2, 130, 141
 _RAISED = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Diverged|Stopped|Exit|Interrupt)\b.*")
 _KEPT = 50
+_GIVEN = "dreambooth.given"
 _aside: "collections.deque[str]" = collections.deque(maxlen=_KEPT)
 """Tracebacks that libraries logged or threads ended with: for the file, should the command fail."""
 
@@ -45,10 +47,16 @@ _aside: "collections.deque[str]" = collections.deque(maxlen=_KEPT)
 class Commands(click.Group):
     """A group whose commands never end in a traceback."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep what was given, to be looked at before anything is done with it."""
+        ctx.meta[_GIVEN] = tuple(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; see the module for how it ends."""
         try:
             with _tracebacks_aside(), _flushed():
+                check_text(ctx.meta[_GIVEN])
                 return super().invoke(ctx)
         except click.ClickException as error:
             object.__setattr__(error, "message", without_credentials(error.message))

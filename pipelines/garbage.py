@@ -32,6 +32,8 @@ def find_leftovers(uri: str, *, older_than: datetime.timedelta) -> tuple[Leftove
 
     Raises InputError when there is nothing at the address.
     """
+    if uri.startswith("models:"):
+        raise InputError(f"{uri!r} is a registered model; expected a folder that holds runs, such as output")
     prove_store(uri, what=f"can't read {shown(uri)!r}")
     fs, root = filesystem(absolute(uri))
     if not fs.exists(root):

@@ -4,7 +4,8 @@ import base64
 import dataclasses
 import difflib
 import io
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,25 @@ from PIL import Image
 from dreambooth.addresses import shown
 from dreambooth.errors import InputError
 from dreambooth.images import png_bytes
+from dreambooth.limits import LARGEST_SEED, LARGEST_SIDE, MOST_GUIDANCE, MOST_IMAGES, MOST_SAMPLING_STEPS
 from dreambooth.reach import prove_store
+from dreambooth.service_names import model_name_fault
 from dreambooth.subject import IDENTIFIER_PLACEHOLDER, fill_identifier
+from dreambooth.text_files import utf8_fault
 from pipelines import storage
 from pipelines.report import Row, contact_sheet
 
+_ADDRESS = re.compile(r"models:/*(?P<name>[^/@]+)(?:@(?P<alias>[\w-]{1,255})|/(?P<version>[0-9]{1,9}))?")
 Settings = dict[str, Any]  # of sampling; only what was given
 _DEFAULTS: Settings = {"num_inference_steps": 25, "guidance_scale": 7.5}  # of a directory that says nothing of them
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "num": (1, MOST_IMAGES),
+    "seed": (0, LARGEST_SEED),
+    "num_inference_steps": (1, MOST_SAMPLING_STEPS),
+    "guidance_scale": (1, MOST_GUIDANCE),
+    "height": (8, LARGEST_SIDE),
+    "width": (8, LARGEST_SIDE),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,18 +126,16 @@ def _found(address: str, says: Mapping[str, Any]) -> FoundModel:
 def _check(prompt: str, **settings: float) -> None:
     if not prompt.strip():
         raise InputError("the prompt is empty; expected a text such as 'a photo of [V] dog'")
-    rules: dict[str, tuple[str, Callable[[float], bool]]] = {
-        "num": ("at least 1", lambda value: value >= 1),
-        "seed": ("at least 0", lambda value: value >= 0),
-        "num_inference_steps": ("at least 1", lambda value: value >= 1),
-        "guidance_scale": ("at least 1", lambda value: value >= 1),
-        "height": ("a multiple of 8", lambda value: value >= 8 and value % 8 == 0),
-        "width": ("a multiple of 8", lambda value: value >= 8 and value % 8 == 0),
-    }
+    if (fault := utf8_fault(prompt)) is not None:
+        raise InputError(f"the prompt {fault}")
     for name, value in settings.items():
-        expected, holds = rules[name]
-        if not holds(value):
-            raise InputError(f"{name} is {value}; expected {expected}")
+        low, high = _RANGES[name]
+        if not low <= value <= high:
+            raise InputError(f"{name} is {value}; expected {low} to {high}")
+        if name in ("height", "width") and value % 8:
+            raise InputError(f"{name} is {value}; expected a multiple of 8")
+    if settings["seed"] + settings["num"] - 1 > LARGEST_SEED:
+        raise InputError(f"seed is {settings['seed']}; expected one that {settings['num']} images can count up from")
 
 
 def _from_registry(
@@ -170,14 +181,17 @@ def registered_address(client: Any, model: str) -> str:
     return f"models:/{name}/{client.get_model_version_by_alias(name, alias or 'latest').version}"
 
 
-def parse_address(model: str) -> tuple[str, str, str]:
-    """(name, alias, version) of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; what it doesn't give is empty."""
-    rest = model.removeprefix("models:").lstrip("/")
-    name, at, alias = rest.partition("@")
-    name, slash, version = name.partition("/") if not at else (name, "", "")
-    if not model.startswith("models:") or not name or (at and not alias) or (slash and not version.isdigit()):
+def parse_address(model: str, *, pattern: bool = False) -> tuple[str, str, str]:
+    """(name, alias, version) of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; what it doesn't give is empty.
+
+    The name in a `pattern` may hold `*`. Raises InputError for what the registry has no such address for.
+    """
+    parts = _ADDRESS.fullmatch(model)
+    if parts is None:
         raise InputError(f"the model is {model!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
-    return name, alias, version
+    if (fault := model_name_fault(parts["name"], pattern=pattern)) is not None:
+        raise InputError(f"the model is {model!r}; {fault}")
+    return parts["name"], parts["alias"] or "", parts["version"] or ""
 
 
 def _unknown(name: str, known: list[str]) -> str:

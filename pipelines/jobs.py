@@ -20,12 +20,13 @@ from typing import Any, Literal
 
 from dreambooth.addresses import Address, holds_credentials, shown
 from dreambooth.errors import InputError
+from dreambooth.text_files import utf8_fault
+from pipelines.job_paths import check_reachable, elsewhere, settings_in, settings_of, split
 from pipelines.relayed_view import RELAY_VARIABLE
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _DASHBOARD = "http://HEAD:8265"
 _PATIENCE_SECONDS = (4.0, 5.0)  # for the connection, for the answer
-_TABLES = (".yaml", ".yml", ".jsonl", ".csv")
 _PACKAGES = ("dreambooth", "pipelines")
 _VARIABLES = {"PYTHONUNBUFFERED": "1", RELAY_VARIABLE: "1"}
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -35,10 +36,14 @@ Fate = Literal["submitted", "submitted again", "already running", "already done"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to run: arguments of `dreambooth`, those that are local files named as they are called on the cluster."""
+    """What is to run: arguments of `dreambooth`, those that are local files named as they are called on the cluster.
+
+    `stored` says whether the command or its files name a place for results.
+    """
 
     arguments: tuple[str, ...]
     files: Mapping[str, Path]
+    stored: bool
 
     @property
     def id(self) -> str:
@@ -57,29 +62,35 @@ class Job:
 def make_job(command: str, arguments: Sequence[str]) -> Job:
     """Make a job of a command and its arguments; tables and configurations among them travel with it.
 
-    Raises InputError for a password in an argument, and for a relative folder, which means nothing where a job works.
+    Raises InputError for a password in an argument, and for a relative path, which means nothing where a job works.
     """
-    files: dict[str, Path] = {}
-    named = []
     for argument in arguments:
         if "://" in argument and holds_credentials(argument):
             raise InputError(
                 f"{shown(argument)} holds a password, and whoever may look at the cluster's jobs reads their commands; "
                 f"leave it out and hand it on with --env MLFLOW_TRACKING_PASSWORD, or set it on the nodes"
             )
-        path = Path(argument)
-        if path.suffix.lower() in _TABLES and path.is_file():
+    files: dict[str, Path] = {}
+    words: list[str] = []
+    settings: list[tuple[str, Any]] = []
+    for part in split(arguments):
+        path = Path(part.value)
+        if part.option:
+            settings += (given := settings_of(part))
+            check_reachable(given)
+        elif path.is_file():
+            check_reachable(found := settings_in(command, path), f"{part.value}: ")
+            settings += found
             name = f"inputs/{len(files)}/{path.name}"
             files[name] = path
-            named.append(name)
-        elif path.is_dir() and not path.is_absolute():
-            raise InputError(
-                f"{argument!r} is a folder here, and the job runs elsewhere; give an address that the cluster reads, "
-                f"such as s3://bucket/{path.name}, or, on a disk that it shares, the whole path"
-            )
-        else:
-            named.append(argument)
-    return Job(arguments=(command, *named), files=files)
+            part = part.renamed(name)
+        elif "://" not in part.value and not path.is_absolute():
+            if path.is_dir():
+                raise elsewhere(part.value)
+            raise InputError(f"there is nothing at {part.value!r}; expected a configuration or a table of subjects")
+        words += part.words
+    stored = any(name in ("storage.root", "storage.run") for name, _ in settings)
+    return Job(arguments=(command, *words), files=files, stored=stored)
 
 
 def environment(names: Sequence[str]) -> dict[str, str]:
@@ -87,6 +98,9 @@ def environment(names: Sequence[str]) -> dict[str, str]:
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise InputError(f"--env {missing[0]}: this variable is not set here; export it, or leave the flag out")
+    for name in names:
+        if (fault := utf8_fault(os.environ[name])) is not None:
+            raise InputError(f"--env {name}: {fault}; set it anew")
     return {name: os.environ[name] for name in names}
 
 

@@ -17,7 +17,6 @@ from pipelines.follow import Follower
 from pipelines.plan import Plan, check_destinations, describe_plan, make_plan
 from pipelines.prior_stage import make_class_images
 from pipelines.protocol_stage import run_protocol
-from pipelines.registry import check_model_name
 from pipelines.sampler_pool import SamplerPool
 from pipelines.summary import PersonalizeResult, is_tracked, stored_result
 from pipelines.tasks import PriorSet, ProtocolTask, Samplers, Source, base_source
@@ -60,7 +59,6 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
 def checked_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
     """The plan of a run, everything it needs looked at."""
     plan = make_plan(config, resources)
-    check_model_name(plan.config.model_name)
     check_destinations(plan, nodes=resources.nodes if resources is not None else 1)
     return plan
 
@@ -70,8 +68,6 @@ def check_batch_destinations(batch: BatchPlan) -> None:
     roots = {(plan.config.storage.root, plan.config.tracking): plan for plan in batch.subjects}
     for plan in roots.values():
         check_destinations(plan, nodes=batch.resources.nodes)
-    for plan in batch.subjects:
-        check_model_name(plan.config.model_name)
 
 
 def _pool(plan: Plan, resources: Resources) -> SamplerPool:

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from dreambooth.errors import InputError
 from dreambooth.quiet import quiet
 from pipelines.environment import environment
 from pipelines.figure_tags import banks_of, figures_of
@@ -42,14 +41,6 @@ class RegisteredVersion:
     version: int
     uri: str
     model_id: str
-
-
-def check_model_name(name: str) -> None:
-    """Raise InputError for a name that MLflow's registry or its addresses can't hold."""
-    if not name.strip() or re.search(r"[/:@'\"]", name):
-        raise InputError(
-            f"tracking.registered_model_name is {name!r}; expected a name without '/', ':', '@' and quotes"
-        )
 
 
 def register(

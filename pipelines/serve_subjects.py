@@ -29,7 +29,7 @@ def find_subjects(pattern: str, tracking_uri: str) -> tuple[ServedSubject, ...]:
 
     Models of the pattern that have no such alias or version are passed over; InputError when none is left.
     """
-    name, alias, version = parse_address(pattern)
+    name, alias, version = parse_address(pattern, pattern=True)
     client = check_connection(tracking_uri)
     with quietly():
         models = every(client.search_registered_models)
