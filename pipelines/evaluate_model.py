@@ -13,8 +13,10 @@ from dreambooth.base_model import resolve_base_model
 from dreambooth.config import DreamBoothConfig, load_config, merge
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import OWN, read_prompts
+from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.images import InstanceImage, find_instance_images
 from dreambooth.inspection import inspect_images
+from dreambooth.prompt_checks import check_evaluation
 from pipelines.cluster import ray_cluster
 from pipelines.console import RunConsole
 from pipelines.evaluation_record import RecordedFigures, pass_gate, record_evaluation
@@ -60,6 +62,10 @@ def evaluate_model(
     found = _find(model, tracking_uri)
     config = _config(found, instance_images, prompts, overrides)
     images = _checked_images(config)
+    for warning in check_evaluation(
+        config, load_tokenizer(resolve_base_model(config.base_model, config.revision).directory)
+    ):
+        console.warn(warning)
     with ray_cluster(config.cluster) as resources:
         use_gpu = resources.use_gpu(config.cluster)
         metadata = found.manifest.metadata

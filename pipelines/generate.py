@@ -11,8 +11,11 @@ from typing import Any
 from PIL import Image
 
 from dreambooth.errors import InputError
+from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.images import png_bytes
-from dreambooth.subject import IDENTIFIER_PLACEHOLDER, fill_identifier
+from dreambooth.prompt_checks import check_plain, check_prompt, shortened
+from dreambooth.subject import fill_identifier
+from dreambooth.wording import IDENTIFIER_PLACEHOLDER, check_wording
 from pipelines import storage
 from pipelines.report import Row, contact_sheet
 
@@ -22,10 +25,11 @@ _DEFAULTS: Settings = {"num_inference_steps": 25, "guidance_scale": 7.5}  # of a
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateResult:
-    """Addresses of what was written."""
+    """Addresses of what was written, and how the model may have read the prompt otherwise than it was meant."""
 
     paths: tuple[str, ...]
     contact_sheet: str
+    warnings: tuple[str, ...] = ()
 
 
 def generate(
@@ -58,25 +62,46 @@ def generate(
     output = storage.absolute(output)
     storage.check_writable(output)
     seeds = range(seed, seed + num)
-    images = sample_prompts(model, [prompt] * num, seed=seed, settings=given, tracking_uri=tracking_uri)
+    warnings: list[str] = []
+    images = sample_prompts(
+        model, [prompt] * num, seed=seed, settings=given, tracking_uri=tracking_uri, warn=warnings.append
+    )
     paths = [storage.join(output, f"{one}.png") for one in seeds]
     for path, image in zip(paths, images, strict=True):
         storage.write_bytes(path, png_bytes(image))
     sheet = storage.join(output, "contact_sheet.png")
     storage.write_bytes(sheet, png_bytes(contact_sheet([Row(title=prompt, images=images)], title=model)))
-    return GenerateResult(paths=tuple(paths), contact_sheet=sheet)
+    return GenerateResult(paths=tuple(paths), contact_sheet=sheet, warnings=tuple(warnings))
 
 
 def sample_prompts(
-    model: str, prompts: Sequence[str], *, seed: int, settings: Settings, tracking_uri: str | None
+    model: str,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    settings: Settings,
+    tracking_uri: str | None,
+    warn: Callable[[str], None] = lambda warning: None,
 ) -> list[Image.Image]:
     """One picture per prompt, the i-th with `seed` + i; `settings` are those of sampling, where not the model's own.
 
-    Raises InputError for a model that isn't there (naming those that are).
+    Raises InputError for a model that isn't there (naming those that are), and for prompts that it can't read whole.
     """
     if model.startswith("models:"):
-        return _from_registry(model, tracking_uri, prompts, seed, settings)
-    return _from_directory(model, prompts, seed, settings)
+        return _from_registry(model, tracking_uri, prompts, seed, settings, warn)
+    return _from_directory(model, prompts, seed, settings, warn)
+
+
+def _check_prompts(prompts: Sequence[str], identifier: str | None, tokenizer: Any, warn: Callable[[str], None]) -> None:
+    """Check each prompt once, as a model with this identifier (None: it doesn't say) reads it."""
+    for prompt in dict.fromkeys(prompts):
+        what = f"the prompt {shortened(prompt)!r}"
+        if identifier is None:
+            warnings = check_plain(prompt, what=what, tokenizer=tokenizer)
+        else:
+            warnings = check_prompt(prompt, what=what, identifier=identifier, tokenizer=tokenizer, whole=True)
+        for warning in warnings:
+            warn(warning)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +136,7 @@ def _found(address: str, says: Mapping[str, Any]) -> FoundModel:
 def _check(prompt: str, **settings: float) -> None:
     if not prompt.strip():
         raise InputError("the prompt is empty; expected a text such as 'a photo of [V] dog'")
+    check_wording(prompt, what=f"the prompt {shortened(prompt)!r}")
     rules: dict[str, tuple[str, Callable[[float], bool]]] = {
         "num": ("at least 1", lambda value: value >= 1),
         "seed": ("at least 0", lambda value: value >= 0),
@@ -126,7 +152,12 @@ def _check(prompt: str, **settings: float) -> None:
 
 
 def _from_registry(
-    model: str, tracking_uri: str | None, prompts: Sequence[str], seed: int, settings: Settings
+    model: str,
+    tracking_uri: str | None,
+    prompts: Sequence[str],
+    seed: int,
+    settings: Settings,
+    warn: Callable[[str], None],
 ) -> list[Image.Image]:
     """Sample from a registered model, by MLflow alone."""
     from dreambooth.quiet import hide_progress_bars, quiet
@@ -142,6 +173,8 @@ def _from_registry(
 
     with quietly(), default_tracking(uri):
         served = mlflow.pyfunc.load_model(registered_address(client, model))
+        own = served.unwrap_python_model()
+        _check_prompts(prompts, own.identifier, own.pipeline.tokenizer, warn)
         answer = served.predict(pd.DataFrame({"prompt": list(prompts)}), {"seed": seed, **settings})
     return [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["image"]]
 
@@ -187,16 +220,16 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"there is no registered model {name!r}{hint} Known are {', '.join(known[:20])}{more}"
 
 
-def _from_directory(model: str, prompts: Sequence[str], seed: int, settings: Settings) -> list[Image.Image]:
+def _from_directory(
+    model: str, prompts: Sequence[str], seed: int, settings: Settings, warn: Callable[[str], None]
+) -> list[Image.Image]:
     """Sample from a published model, the newest one below an address, or a local diffusers directory."""
     manifest = find_published(model)
-    if any(IDENTIFIER_PLACEHOLDER in prompt for prompt in prompts):
-        identifier = manifest.metadata.get("identifier")
-        if not identifier:
-            raise InputError(
-                f"{model!r} doesn't say what its identifier is; write it yourself in place of {IDENTIFIER_PLACEHOLDER}"
-            )
-        prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
+    identifier = manifest.metadata.get("identifier") or None
+    if identifier is None and any(IDENTIFIER_PLACEHOLDER in prompt for prompt in prompts):
+        raise InputError(
+            f"{model!r} doesn't say what its identifier is; write it yourself in place of {IDENTIFIER_PLACEHOLDER}"
+        )
 
     import torch
 
@@ -205,6 +238,8 @@ def _from_directory(model: str, prompts: Sequence[str], seed: int, settings: Set
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     own = {name: manifest.metadata.get(name, value) for name, value in _DEFAULTS.items()}
     with storage.opened(manifest) as directory:
+        _check_prompts(prompts, identifier, load_tokenizer(directory), warn)
+        prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
         pipeline = load_pipeline(directory, device=device, dtype=dtype)
         seeds = range(seed, seed + len(prompts))
         return sample(pipeline, prompts, seeds, **{**own, **settings})

@@ -2,17 +2,24 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dreambooth.bounds import NotNegative, Positive
 from dreambooth.subject import Frozen, PromptTemplates, Subject, Words, as_tuple, fill_prompt
+from dreambooth.wording import PROMPT_FIELDS, misplaced
+
+
+def _check_prompt(prompt: str) -> str:
+    if fault := misplaced(prompt, known=PROMPT_FIELDS):
+        raise ValueError(f"{prompt!r}: {fault}")
+    return prompt
 
 
 class EvaluationConfig(Frozen):
     """The samples a person looks at, the similarities measured on them, and the figures of the paper's protocol."""
 
     enabled: bool = Field(True, description="false: no samples for the contact sheet, and no similarities")
-    prompts: tuple[Words, ...] = Field(
+    prompts: tuple[Annotated[Words, AfterValidator(_check_prompt)], ...] = Field(
         (
             "a photo of [V] {class_noun}",
             "a photo of [V] {class_noun} on the beach",
@@ -55,7 +62,8 @@ class EvaluationConfig(Frozen):
 
     @model_validator(mode="after")
     def _prompts_differ(self) -> Self:
-        if len(set(self.prompts)) < len(self.prompts):
+        # Text encoders read lower case.
+        if len({prompt.casefold() for prompt in self.prompts}) < len(self.prompts):
             raise ValueError(f"expected prompts that differ, got {list(self.prompts)}")
         return self
 
