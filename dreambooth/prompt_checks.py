@@ -11,28 +11,26 @@ picture of half a prompt passes for one of all of it. Of a caption words may be 
 identifier: captions that a program wrote are often too long, and what they begin with is true of the picture.
 """
 
+import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.prompts import OWN, prompt_list
-from dreambooth.evaluation.protocol import named
 from dreambooth.identifier import candidates, token_ids_in_prompts
-from dreambooth.images import InstanceImage
-from dreambooth.subject import fill_identifier, fill_prompt
+from dreambooth.subject import fill_identifier
 from dreambooth.wording import IDENTIFIER_PLACEHOLDER, check_wording
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dreambooth.config import DreamBoothConfig
-
 _SHOWN = 60
-_MOST = 5
+_CURE = "shorten it, or put what matters first"
+_MEANT = f"write {IDENTIFIER_PLACEHOLDER} where the subject is meant"
 _OF_TUTORIALS = frozenset(("sks", "ohwx", "zwx", "shs", "smg", "tok"))
+_BESIDE = re.compile(r"[^\W\d_]+\[V\]|\[V\](?:[^\W\d_]+|\[V\])")
 _ALPHABETS = ("LATIN", "CYRILLIC", "GREEK")
 
 
@@ -59,8 +57,10 @@ def shortened(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
-def read(tokenizer: "PreTrainedTokenizerBase", text: str, identifier: str | None = None) -> Reading:
-    """Read a text, its placeholders filled, as the text encoder of a base model will.
+def read(
+    tokenizer: "PreTrainedTokenizerBase", text: str, identifier: str | None = None, *, length: int | None = None
+) -> Reading:
+    """Read a text, its placeholders filled, as a text encoder of `length` positions will; None: the tokenizer's own.
 
     Raises InputError for one that holds the tokenizer's own mark of a beginning or an end.
     """
@@ -68,7 +68,7 @@ def read(tokenizer: "PreTrainedTokenizerBase", text: str, identifier: str | None
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
     for mark in {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(ids):
         raise InputError(f"{tokenizer.convert_ids_to_tokens(mark)!r} ends a text for the base model; leave it out")
-    fits = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    fits = (length or tokenizer.model_max_length) - tokenizer.num_special_tokens_to_add()
     lost = ""
     if len(ids) > fits:
         first = offsets[fits][0]
@@ -77,112 +77,35 @@ def read(tokenizer: "PreTrainedTokenizerBase", text: str, identifier: str | None
     return Reading(tokens=len(ids), fits=fits, lost=lost, meant=_count(own, ids), names=_count(own, ids[:fits]))
 
 
-def check_prompt(
-    text: str, *, what: str, identifier: str, tokenizer: "PreTrainedTokenizerBase", whole: bool
-) -> tuple[str, ...]:
-    """Warnings about a caption or prompt, each a sentence that begins with `what`. `[V]` is filled in here.
+@dataclass(frozen=True, kw_only=True)
+class PromptReader:
+    """Reads texts as a base model does; `identifier` None is for texts that name no subject."""
 
-    Raises InputError where it holds a placeholder that is none, where the identifier is cut off or glued to a word, and
-    for a text that has to be read `whole` where any word is cut off.
-    """
-    check_wording(text, what=what, identifier=identifier)
-    filled = fill_identifier(text, identifier)
-    try:
-        reading = read(tokenizer, filled, identifier)
-    except InputError as error:
-        raise InputError(f"{what}: {error}") from None
-    if reading.lost and (whole or (reading.meant and not reading.names)):
-        identifier_too = ", the identifier with it" if reading.meant and not reading.names else ""
-        raise InputError(f"{what} {reading}{identifier_too}; shorten it, or put what matters first")
-    if IDENTIFIER_PLACEHOLDER in text and not reading.meant:
-        near = next(word for word in text.split() if IDENTIFIER_PLACEHOLDER in word)
-        raise InputError(f"{what}: in {near!r} the identifier becomes part of another word; put spaces around it")
-    warnings = [f"{what} {reading}"] if reading.lost else []
-    if not reading.meant:
-        warnings.append(f"{what} names no {IDENTIFIER_PLACEHOLDER}{_other_identifier(tokenizer, filled, identifier)}")
-    return (*warnings, *(f"{what}: {each}" for each in strange_letters(text)))
+    tokenizer: "PreTrainedTokenizerBase"
+    identifier: str | None
 
+    def check(self, text: str, *, what: str, whole: bool, cure: str = _CURE) -> tuple[str, ...]:
+        """Warnings about a caption or prompt, each a sentence that begins with `what`. `[V]` is filled in here.
 
-def check_plain(text: str, *, what: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Warnings about a text without the identifier, such as the class prompt; InputError where any of it is cut off."""
-    reading = read(tokenizer, text)
-    if reading.lost:
-        raise InputError(f"{what} {reading}; shorten it")
-    return tuple(f"{what}: {each}" for each in strange_letters(text))
-
-
-def check_texts(
-    config: "DreamBoothConfig", images: Sequence[InstanceImage], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[str, ...]:
-    """Warnings about all texts of a run whose identifier is decided; one InputError for all faults of them."""
-    subject, identifier = config.subject, str(config.subject.identifier)
-    instance, of_class = config.prompts.instance_prompt(subject), config.prompts.class_prompt(subject)
-    checks: list[Callable[[], tuple[str, ...]]] = [
-        partial(
-            check_prompt, instance, what="prompts.instance", identifier=identifier, tokenizer=tokenizer, whole=True
-        ),
-        partial(check_plain, of_class, what="prompts.class", tokenizer=tokenizer),
-    ]
-    captions: list[Callable[[], tuple[str, ...]]] = [
-        partial(
-            check_prompt,
-            image.caption,
-            what=f"the caption of {image.address}",
-            identifier=identifier,
-            tokenizer=tokenizer,
-            whole=False,
-        )
-        for image in images
-        if image.caption is not None
-    ]
-    warned = list(_all_of(checks))
-    of_captions = list(_all_of(captions))
-    more = len(of_captions) - _MOST
-    warned += [*of_captions[:_MOST], *([f"and {more} more warnings about captions"] if more > 0 else [])]
-    return (*warned, *check_evaluation(config, tokenizer))
-
-
-def check_evaluation(config: "DreamBoothConfig", tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Warnings about the prompts that samples are drawn from; one InputError for all faults of them.
-
-    Prompts that figures or scores are measured on have to be read whole, by the base model and by the bank's CLIP.
-    """
-    settings = config.evaluation
-    own = settings.enabled or settings.every is not None or settings.protocol == OWN
-    scored = settings.every is not None or settings.protocol == OWN
-    texts = [(text, f"evaluation.prompts: {shortened(text)!r}", scored) for text in settings.prompts if own]
-    if settings.protocol not in ("none", OWN):
-        shipped = prompt_list(named(settings.protocol, config.base_model), config.subject.class_noun)
-        texts += [(each.text, f"evaluation.protocol {shipped.name}: {each.text!r}", True) for each in shipped.prompts]
-    noun, identifier = config.prompts.noun_beside_identifier(config.subject), str(config.subject.identifier)
-    return _all_of(
-        [
-            partial(
-                check_prompt,
-                fill_prompt(text, IDENTIFIER_PLACEHOLDER, noun),
-                what=what,
-                identifier=identifier,
-                tokenizer=tokenizer,
-                whole=whole,
-            )
-            for text, what, whole in texts
-        ]
-    )
-
-
-def _all_of(checks: Sequence[Callable[[], tuple[str, ...]]]) -> tuple[str, ...]:
-    """What all of them warn of; one InputError with the faults of all."""
-    warnings: list[str] = []
-    faults: list[str] = []
-    for check in checks:
+        Raises InputError where it holds a placeholder that is none, where the identifier is cut off or becomes part of
+        another word, and for a text that has to be read `whole` where any word is cut off.
+        """
+        check_wording(text, what=what, identifier=self.identifier)
+        filled = text if self.identifier is None else fill_identifier(text, self.identifier)
         try:
-            warnings += check()
+            reading = read(self.tokenizer, filled, self.identifier)
         except InputError as error:
-            faults.append(str(error))
-    if faults:
-        more = [f"and {len(faults) - _MOST} more such texts"] if len(faults) > _MOST else []
-        raise InputError("\n".join([*faults[:_MOST], *more]))
-    return tuple(warnings)
+            raise InputError(f"{what}: {error}") from None
+        nameless = reading.meant > 0 and not reading.names
+        if reading.lost and (whole or nameless):
+            raise InputError(f"{what} {reading}{', the identifier with it' if nameless else ''}; {cure}")
+        if near := _glued(text, self.identifier, reading):
+            raise InputError(f"{what}: in {near!r} the identifier becomes part of another word; put spaces around it")
+        warnings = [f"{what} {reading}"] if reading.lost else []
+        if self.identifier is not None and not reading.meant:
+            other = _other_identifier(self.tokenizer, filled, self.identifier)
+            warnings.append(f"{what} names no {IDENTIFIER_PLACEHOLDER}{other}; {_MEANT}")
+        return (*warnings, *(f"{what}: {each}" for each in strange_letters(text)))
 
 
 def strange_letters(text: str) -> Iterator[str]:
@@ -198,6 +121,15 @@ def strange_letters(text: str) -> Iterator[str]:
         used = {unicodedata.name(char, "").partition(" ")[0] for char in word if char.isalpha()}
         if len(used & set(_ALPHABETS)) > 1:
             yield f"{word!r} has letters of two alphabets that look alike; type it again"
+
+
+def _glued(text: str, identifier: str | None, reading: Reading) -> str | None:
+    """The word with `[V]` in it that is read as another word; None where there is none."""
+    if identifier is None or IDENTIFIER_PLACEHOLDER not in text:
+        return None
+    if identifier.isalnum() and (found := _BESIDE.search(text)):
+        return found[0]
+    return None if reading.meant else next(word for word in text.split() if IDENTIFIER_PLACEHOLDER in word)
 
 
 def _other_identifier(tokenizer: "PreTrainedTokenizerBase", text: str, identifier: str) -> str:

@@ -72,12 +72,12 @@ def misplaced(text: str, *, known: Sequence[str], identifier: str | None = None)
         name = re.sub(r"[\s-]+", "_", match[2].strip("\\ ").casefold())
         if _means(name, match[1]) or (braces and match[1] == "{"):
             return f"{match[0]!r} is no placeholder here; {_instead(_means(name, match[1]), known)}"
-    if bare := _BARE.search(rest):
-        meant = "class noun" if "class_noun" in bare[0] else "identifier"
-        return f"{bare[0]!r} is no placeholder here; {_instead(meant, known)}"
     plain = _BRACKETED.sub("", rest)
     if half := _HALF.search(plain) or (re.search("[{}]", plain) if braces else None):
         return f"the bracket in {half[0]!r} has no partner; {_instead('', known)}"
+    if bare := _BARE.search(rest):
+        meant = "class noun" if "class_noun" in bare[0] else "identifier"
+        return f"{bare[0]!r} is no placeholder here; {_instead(meant, known)}"
     return None
 
 

@@ -16,7 +16,7 @@ from dreambooth.evaluation.prompts import OWN, read_prompts
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.images import InstanceImage, find_instance_images
 from dreambooth.inspection import inspect_images
-from dreambooth.prompt_checks import check_evaluation
+from dreambooth.run_texts import check_evaluation
 from pipelines.cluster import ray_cluster
 from pipelines.console import RunConsole
 from pipelines.evaluation_record import RecordedFigures, pass_gate, record_evaluation

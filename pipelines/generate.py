@@ -13,7 +13,7 @@ from PIL import Image
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.images import png_bytes
-from dreambooth.prompt_checks import check_plain, check_prompt, shortened
+from dreambooth.prompt_checks import PromptReader, shortened
 from dreambooth.subject import fill_identifier
 from dreambooth.wording import IDENTIFIER_PLACEHOLDER, check_wording
 from pipelines import storage
@@ -94,13 +94,9 @@ def sample_prompts(
 
 def _check_prompts(prompts: Sequence[str], identifier: str | None, tokenizer: Any, warn: Callable[[str], None]) -> None:
     """Check each prompt once, as a model with this identifier (None: it doesn't say) reads it."""
+    reader = PromptReader(tokenizer=tokenizer, identifier=identifier)
     for prompt in dict.fromkeys(prompts):
-        what = f"the prompt {shortened(prompt)!r}"
-        if identifier is None:
-            warnings = check_plain(prompt, what=what, tokenizer=tokenizer)
-        else:
-            warnings = check_prompt(prompt, what=what, identifier=identifier, tokenizer=tokenizer, whole=True)
-        for warning in warnings:
+        for warning in reader.check(prompt, what=f"the prompt {shortened(prompt)!r}", whole=True):
             warn(warning)
 
 

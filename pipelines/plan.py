@@ -12,7 +12,7 @@ from dreambooth.identifier import choose_identifier, describe, token_ids_in_prom
 from dreambooth.images import InstanceImage, find_instance_images
 from dreambooth.inspection import inspect_images
 from dreambooth.prior import PriorPlan, prior_plan
-from dreambooth.prompt_checks import check_texts
+from dreambooth.run_texts import check_texts
 from pipelines.cluster import Resources, local_resources
 from pipelines.protocol_stage import bank_address, check_protocol, protocol_task
 from pipelines.storage import absolute, check_writable, is_local
@@ -111,7 +111,6 @@ def make_plan(
             "images": config.images.model_copy(update={"resolution": resolution}),
         }
     )
-    warnings += check_texts(config, images, tokenizer)
     if resources.nodes > 1 and (local := local_addresses(config)):
         warnings.append(
             f"the cluster has {resources.nodes} nodes, and these are local paths: {', '.join(local)}; unless all nodes "
@@ -120,6 +119,7 @@ def make_plan(
     prior = _prior(config, base, use_gpu)
     engine = _engine(config)
     check_protocol(config)
+    warnings += check_texts(config, images, tokenizer)
     place = f"{engine} on {'cuda' if use_gpu else 'cpu'}"
     return Plan(
         config=config,

@@ -9,7 +9,7 @@ from typing import Any
 from dreambooth.base_model import resolve_base_model
 from dreambooth.errors import InputError
 from dreambooth.images import png_bytes
-from dreambooth.prompt_checks import check_prompt
+from dreambooth.prompt_checks import PromptReader
 from dreambooth.subject import fill_identifier
 from pipelines.serve_requests import Asked, Drawn, Refused
 from pipelines.serve_subjects import ServedSubject
@@ -110,9 +110,9 @@ class SubjectSampler:
     @staticmethod
     def _read(loaded: LoadedSubject, asked: Asked) -> tuple[str, ...] | Refused:
         """Warnings about a prompt, or why it isn't drawn."""
-        identifier, tokenizer = loaded.subject.identifier, loaded.pipeline.tokenizer
+        reader = PromptReader(tokenizer=loaded.pipeline.tokenizer, identifier=loaded.subject.identifier)
         try:
-            return check_prompt(asked.prompt, what="the prompt", identifier=identifier, tokenizer=tokenizer, whole=True)
+            return reader.check(asked.prompt, what="the prompt", whole=True)
         except InputError as error:
             return Refused(422, str(error))
 
