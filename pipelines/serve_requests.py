@@ -101,8 +101,9 @@ def _no_number(constant: str) -> NoReturn:
 
 
 def _about_unknown(name: str) -> str:
-    nearest = difflib.get_close_matches(name, Asked.model_fields, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(Asked.model_fields)}"
+    known = list(Asked.model_fields)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [each for each in known if name in each]
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
     return f"unknown field {_shown(name)}; {hint}"
 
 

@@ -31,6 +31,7 @@ from pipelines.serve_subjects import find_subjects
 from pipelines.tracking import check_tracking, track
 
 IDENTIFIERS = {"rex": "zqx", "mug": "tfz", "bag": "rjs"}
+SIDES = {"rex": 64, "mug": 64, "bag": 32}  # in pixels, of what they were trained at; the base's are 64
 PATTERN = "models:/dreambooth-*@champion"
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -52,12 +53,12 @@ def fine_tuned(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def tracking_uri(tiny_pipeline: Path, fine_tuned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A registry with them, the second as its change against the base; and one model that is no champion."""
+    """A registry with them, the second as its change against the base; and two models that are no champions."""
     uri = check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"))
     base, client = resolve_base_model(str(tiny_pipeline)), connect(uri)
     changes = tmp_path_factory.mktemp("delta") / "mug"
     write_delta(base, fine_tuned["mug"], changes)
-    directories = fine_tuned | {"mug": changes, "new": fine_tuned["rex"]}
+    directories = fine_tuned | {"mug": changes, "new": fine_tuned["rex"], "old": fine_tuned["rex"]}
     for name, directory in directories.items():
         with track(TrackingConfig(uri=uri), run_name=name) as run:
             version = register(
@@ -65,7 +66,8 @@ def tracking_uri(tiny_pipeline: Path, fine_tuned: dict[str, Path], tmp_path_fact
                 tracking_uri=uri,
                 model_directory=directory,
                 name=f"dreambooth-{name}",
-                tags={"base_model": base.address, "base_hash": base.hash},
+                tags={"base_model": base.address, "base_hash": base.hash}
+                | ({"resolution": SIDES[name]} if name in SIDES else {}),
                 identifier=IDENTIFIERS.get(name, "xkq"),
                 class_noun="dog",
                 result_key=name,
@@ -99,17 +101,27 @@ def service(tracking_uri: str, server: str) -> str:
 @pytest.fixture(scope="module")
 def busy_service(tracking_uri: str, server: str) -> str:
     """The address of a service as it is by default, but for less room than there are subjects."""
-    return f"{server}{start(tracking_uri, 'busy', subjects_loaded=2, batch=8, queue=32)}"
+    return f"{server}{start(tracking_uri, 'busy')}"
 
 
-def start(tracking_uri: str, name: str, **limits: int) -> str:
+def start(
+    tracking_uri: str, name: str, *, pattern: str = PATTERN, subjects_loaded: int = 2, batch: int = 8, queue: int = 32
+) -> str:
     """Start a service; returns the path below which it answers."""
     from ray import serve
 
     from pipelines.serve_app import ServeSettings, application
 
-    settings = ServeSettings(base_shared=True, replicas=1, use_gpu=False, loopback=True, **limits)
-    subjects = find_subjects(PATTERN, tracking_uri)
+    settings = ServeSettings(
+        base_shared=True,
+        replicas=1,
+        subjects_loaded=subjects_loaded,
+        batch=batch,
+        queue=queue,
+        use_gpu=False,
+        loopback=True,
+    )
+    subjects = find_subjects(pattern, tracking_uri)
     serve.run(application(subjects, tracking_uri, settings), name=name, route_prefix=f"/{name}")
     return f"/{name}"
 
@@ -174,11 +186,34 @@ def test_twenty_requests_at_once_over_three_subjects_give_what_each_gives_alone(
                 [seed + place],
                 num_inference_steps=body["num_inference_steps"],
                 guidance_scale=4.0,
+                height=SIDES[name],
+                width=SIDES[name],
             )
             together = Image.open(io.BytesIO(base64.b64decode(image)))
             apart = np.abs(np.asarray(together, np.int16) - np.asarray(alone, np.int16)).max()
             assert apart <= 1, (name, body)
         assert len(made["images"]) == num
+
+
+def test_a_prompt_that_is_cut_off_is_refused_and_those_beside_it_are_not(busy_service: str) -> None:
+    prompts = ["a photo of [V] dog", f"a photo {'on the beach ' * 8}of [V] dog", "a photo of a dog"] * 3
+    bodies = [{"subject": "rex", "prompt": prompt, "seed": seed} for seed, prompt in enumerate(prompts)]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        answers = list(pool.map(lambda body: ask(f"{busy_service}/generate", body), bodies))
+    assert [status for status, _ in answers] == [200, 422, 200] * 3
+    assert answers[0][1]["warnings"] == []
+    assert answers[1][1]["detail"].startswith("the prompt has 29 tokens, and the base model reads 22: 'beach on the")
+    assert answers[2][1]["warnings"] == ["the prompt names no [V]; write [V] where the subject is meant"]
+
+
+def test_a_version_that_is_deleted_while_it_is_served_takes_nobody_along(tracking_uri: str, server: str) -> None:
+    address = f"{server}{start(tracking_uri, 'fading', pattern='models:/dreambooth-*@latest')}"
+    connect(tracking_uri).delete_model_version("dreambooth-old", "1")
+    with ThreadPoolExecutor(6) as pool:
+        bodies = [{"subject": name, "prompt": "a [V] dog"} for name in ("old", "rex", "mug")] * 2
+        answers = list(pool.map(lambda body: ask(f"{address}/generate", body), bodies))
+    assert [status for status, _ in answers] == [503, 200, 200] * 2
+    assert answers[0][1]["detail"].startswith("old can't be loaded: ")
 
 
 def test_it_says_what_is_wrong_with_a_request(service: str) -> None:

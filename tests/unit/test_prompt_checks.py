@@ -248,7 +248,7 @@ class TestSettings:
         settings = (f"evaluation.prompts=['a [V] dog {LONG}']", "evaluation.bank=miniature")
         if scored:
             for measured in ("evaluation.protocol=own", "evaluation.every=2"):
-                with pytest.raises(InputError, match="'beach on the beach' is cut off"):
+                with pytest.raises(InputError, match="'the beach on the beach' is cut off"):
                     check_texts(load(*settings, measured), (), tokenizer)
         else:
             [warning] = check_texts(load(*settings), (), tokenizer)
