@@ -10,7 +10,6 @@
 import re
 import unicodedata
 from functools import cache
-from string import Formatter
 from types import NoneType
 from typing import Annotated, Any, get_args
 
@@ -26,9 +25,16 @@ from pydantic import (
 )
 
 from dreambooth.strict_yaml import Misread
+from dreambooth.wording import (
+    CLASS_NOUN_PLACEHOLDER,
+    IDENTIFIER_PLACEHOLDER,
+    PROMPT_FIELDS,
+    TEMPLATE_FIELDS,
+    misplaced,
+    visible,
+)
 
-IDENTIFIER_PLACEHOLDER = "[V]"
-CLASS_NOUN_PLACEHOLDER = "{class_noun}"
+_ARTICLE = re.compile(r"(an?|the)\s+(?=\S)", re.IGNORECASE)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -94,16 +100,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def _check_words(words: str) -> str:
-    """Refuse what can't stand in a prompt: nothing at all, or control and other invisible characters."""
-    hidden = [char for char in words if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn")]
-    if hidden:
-        raise ValueError(_hidden(hidden[0], words))
-    if not words.strip():
-        raise ValueError("expected at least one visible character, got an empty text")
-    return " ".join(words.split())
-
-
 def as_tuple(value: object) -> object:
     """One address as a list of one."""
     return (value,) if isinstance(value, str) else value
@@ -115,7 +111,22 @@ def _check_addresses(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return addresses
 
 
-Words = Annotated[str, AfterValidator(_check_words)]
+Words = Annotated[str, AfterValidator(visible)]
+
+
+def _check_noun(noun: str) -> str:
+    """Refuse what prompts would say twice, or what stands for something else."""
+    if fault := misplaced(noun, known=()):
+        raise ValueError(f"{noun!r} holds a placeholder: {fault}")
+    if _ARTICLE.match(noun):
+        raise ValueError(f"expected the noun without its article, {_ARTICLE.sub('', noun)!r}, got {noun!r}")
+    return noun
+
+
+def _check_identifier(identifier: str) -> str:
+    if identifier.casefold() in [each.casefold() for each in (*PROMPT_FIELDS, *TEMPLATE_FIELDS)]:
+        raise ValueError(f"{identifier!r} is a placeholder; give a rare word, or leave it out and one is chosen")
+    return identifier
 
 
 class Subject(Frozen):
@@ -128,34 +139,43 @@ class Subject(Frozen):
     name: Annotated[str, AfterValidator(check_name)] = Field(
         description="of folders and of the registered model: a-z, 0-9 and dashes, 63 at most"
     )
-    class_noun: Words = Field(description="what the subject is: dog, backpack, fire engine")
-    identifier: Words | None = Field(None, description="the rare token that names the subject; None: one is chosen")
+    class_noun: Annotated[Words, AfterValidator(_check_noun)] = Field(
+        description="what the subject is: dog, backpack, fire engine"
+    )
+    identifier: Annotated[Words, AfterValidator(_check_identifier)] | None = Field(
+        None, description="the rare token that names the subject; None: one is chosen"
+    )
     instance_images: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_check_addresses)] = Field(
         description="folder, glob or list of photographs, three to five of them; photo.txt beside photo.jpg captions it"
     )
 
     @model_validator(mode="after")
     def _identifier_is_not_the_class_noun(self) -> "Subject":
-        if self.identifier is not None and self.identifier.casefold() == self.class_noun.casefold():
+        if self.identifier is None:
+            return self
+        identifier, noun = _folded(self.identifier), _folded(self.class_noun)
+        if identifier == noun:
             raise ValueError(
                 f"identifier and class_noun are both {self.class_noun!r}; the identifier has to be another, rare word "
                 f"(leave it out and one is chosen)"
             )
+        if f" {identifier} " in f" {noun} ":
+            raise ValueError(
+                f"class_noun {self.class_noun!r} holds the identifier {self.identifier!r}, which prompts put before "
+                f"it; leave it out of the class noun, or every member of the class has that name"
+            )
         return self
 
 
+def _folded(words: str) -> str:
+    """As tokenizers read it: composed, and in lower case."""
+    return unicodedata.normalize("NFC", words).casefold()
+
+
 def _check_template(template: str) -> str:
-    known = {"identifier", "class_noun", "article"}
-    try:
-        parsed = list(Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(f"not a prompt template: {error} in {template!r}") from None
-    fields = {field for _, field, _, _ in parsed if field is not None}
-    if any(spec or conversion for _, _, spec, conversion in parsed):
-        raise ValueError(f"{template!r}: expected plain fields such as {{class_noun}}, without ':' and '!'")
-    if fields - known:
-        raise ValueError(f"{template!r} holds {sorted(fields - known)}; a template knows {sorted(known)}")
-    return _check_words(template)
+    if fault := misplaced(template, known=TEMPLATE_FIELDS):
+        raise ValueError(f"{template!r}: {fault}")
+    return visible(template)
 
 
 Template = Annotated[str, AfterValidator(_check_template)]
@@ -164,6 +184,15 @@ Template = Annotated[str, AfterValidator(_check_template)]
 def _check_names_identifier(template: str) -> str:
     if "{identifier}" not in template:
         raise ValueError(f"expected {{identifier}} in the instance template, got {template!r}")
+    return template
+
+
+def _check_names_no_identifier(template: str) -> str:
+    if "{identifier}" in template:
+        raise ValueError(
+            f"{template!r} names the identifier, and class images show any other member of the class; leave "
+            f"{{identifier}} out"
+        )
     return template
 
 
@@ -176,7 +205,7 @@ class PromptTemplates(Frozen):
     instance: Annotated[Template, AfterValidator(_check_names_identifier)] = Field(
         "a photo of {identifier} {class_noun}", description="what an instance image is trained with"
     )
-    class_: Template = Field(
+    class_: Annotated[Template, AfterValidator(_check_names_no_identifier)] = Field(
         "a photo of {article} {class_noun}", alias="class", description="what class images are made and trained with"
     )
 

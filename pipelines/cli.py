@@ -168,6 +168,8 @@ def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) 
     from pipelines.generate import generate as generate_images
 
     result = generate_images(model, prompt, tracking_uri=tracking_uri, **options)
+    for warning in result.warnings:
+        click.echo(f"warning: {warning}", err=True)
     for path in [*result.paths, result.contact_sheet]:
         click.echo(path)
 

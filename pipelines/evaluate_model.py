@@ -13,7 +13,9 @@ from dreambooth.base_model import resolve_base_model
 from dreambooth.config import DreamBoothConfig, load_config, merge
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import OWN, read_prompts
+from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.inspection import inspect_addresses
+from dreambooth.run_texts import check_evaluation
 from pipelines.cluster import ray_cluster
 from pipelines.console import RunConsole
 from pipelines.evaluation_record import RecordedFigures, pass_gate, record_evaluation
@@ -64,7 +66,8 @@ def evaluate_model(
         resolution=int(config.images.resolution or 0),
         max_pixels=config.images.max_pixels,
     )
-    for warning in (*inspection.warnings, *warnings):
+    tokenizer = load_tokenizer(resolve_base_model(config.base_model, config.revision).directory)
+    for warning in (*inspection.warnings, *warnings, *check_evaluation(config, tokenizer)):
         console.warn(warning)
     with ray_cluster(config.cluster) as resources:
         use_gpu = resources.use_gpu(config.cluster)

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from PIL import Image
 
 from dreambooth.addresses import shown
 from dreambooth.errors import InputError
+from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.images import png_bytes
 from dreambooth.limits import LARGEST_SEED, LARGEST_SIDE, MOST_GUIDANCE, MOST_IMAGES, MOST_SAMPLING_STEPS
+from dreambooth.prompt_checks import PromptReader, shortened
 from dreambooth.reach import prove_store
 from dreambooth.service_names import model_name_fault
-from dreambooth.subject import IDENTIFIER_PLACEHOLDER, fill_identifier
+from dreambooth.subject import fill_identifier
 from dreambooth.text_files import utf8_fault
+from dreambooth.wording import IDENTIFIER_PLACEHOLDER, check_wording
 from pipelines import storage
 from pipelines.report import Row, contact_sheet
 
@@ -37,10 +40,11 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateResult:
-    """Addresses of what was written."""
+    """Addresses of what was written, and how the model may have read the prompt otherwise than it was meant."""
 
     paths: tuple[str, ...]
     contact_sheet: str
+    warnings: tuple[str, ...] = ()
 
 
 def generate(
@@ -73,25 +77,42 @@ def generate(
     output = storage.absolute(output)
     storage.check_writable(output)
     seeds = range(seed, seed + num)
-    images = sample_prompts(model, [prompt] * num, seed=seed, settings=given, tracking_uri=tracking_uri)
+    warnings: list[str] = []
+    images = sample_prompts(
+        model, [prompt] * num, seed=seed, settings=given, tracking_uri=tracking_uri, warn=warnings.append
+    )
     paths = [storage.join(output, f"{one}.png") for one in seeds]
     for path, image in zip(paths, images, strict=True):
         storage.write_bytes(path, png_bytes(image))
     sheet = storage.join(output, "contact_sheet.png")
     storage.write_bytes(sheet, png_bytes(contact_sheet([Row(title=prompt, images=images)], title=model)))
-    return GenerateResult(paths=tuple(paths), contact_sheet=sheet)
+    return GenerateResult(paths=tuple(paths), contact_sheet=sheet, warnings=tuple(warnings))
 
 
 def sample_prompts(
-    model: str, prompts: Sequence[str], *, seed: int, settings: Settings, tracking_uri: str | None
+    model: str,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    settings: Settings,
+    tracking_uri: str | None,
+    warn: Callable[[str], None] = lambda warning: None,
 ) -> list[Image.Image]:
     """One picture per prompt, the i-th with `seed` + i; `settings` are those of sampling, where not the model's own.
 
-    Raises InputError for a model that isn't there (naming those that are).
+    Raises InputError for a model that isn't there (naming those that are), and for prompts that it can't read whole.
     """
     if model.startswith("models:"):
-        return _from_registry(model, tracking_uri, prompts, seed, settings)
-    return _from_directory(model, prompts, seed, settings)
+        return _from_registry(model, tracking_uri, prompts, seed, settings, warn)
+    return _from_directory(model, prompts, seed, settings, warn)
+
+
+def _check_prompts(prompts: Sequence[str], identifier: str | None, tokenizer: Any, warn: Callable[[str], None]) -> None:
+    """Check each prompt once, as a model with this identifier (None: it doesn't say) reads it."""
+    reader = PromptReader(tokenizer=tokenizer, identifier=identifier)
+    for prompt in dict.fromkeys(prompts):
+        for warning in reader.check(prompt, what=f"the prompt {shortened(prompt)!r}", whole=True):
+            warn(warning)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +149,7 @@ def _check(prompt: str, **settings: float) -> None:
         raise InputError("the prompt is empty; expected a text such as 'a photo of [V] dog'")
     if (fault := utf8_fault(prompt)) is not None:
         raise InputError(f"the prompt {fault}")
+    check_wording(prompt, what=f"the prompt {shortened(prompt)!r}")
     for name, value in settings.items():
         low, high = _RANGES[name]
         if not low <= value <= high:
@@ -139,7 +161,12 @@ def _check(prompt: str, **settings: float) -> None:
 
 
 def _from_registry(
-    model: str, tracking_uri: str | None, prompts: Sequence[str], seed: int, settings: Settings
+    model: str,
+    tracking_uri: str | None,
+    prompts: Sequence[str],
+    seed: int,
+    settings: Settings,
+    warn: Callable[[str], None],
 ) -> list[Image.Image]:
     """Sample from a registered model, by MLflow alone."""
     from dreambooth.quiet import hide_progress_bars, quiet
@@ -155,6 +182,8 @@ def _from_registry(
 
     with quietly(), default_tracking(uri):
         served = mlflow.pyfunc.load_model(registered_address(client, model))
+        own = served.unwrap_python_model()
+        _check_prompts(prompts, own.identifier, own.pipeline.tokenizer, warn)
         answer = served.predict(pd.DataFrame({"prompt": list(prompts)}), {"seed": seed, **settings})
     return [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["image"]]
 
@@ -203,16 +232,16 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"there is no registered model {name!r}{hint} Known are {', '.join(known[:20])}{more}"
 
 
-def _from_directory(model: str, prompts: Sequence[str], seed: int, settings: Settings) -> list[Image.Image]:
+def _from_directory(
+    model: str, prompts: Sequence[str], seed: int, settings: Settings, warn: Callable[[str], None]
+) -> list[Image.Image]:
     """Sample from a published model, the newest one below an address, or a local diffusers directory."""
     manifest = find_published(model)
-    if any(IDENTIFIER_PLACEHOLDER in prompt for prompt in prompts):
-        identifier = manifest.metadata.get("identifier")
-        if not identifier:
-            raise InputError(
-                f"{model!r} doesn't say what its identifier is; write it yourself in place of {IDENTIFIER_PLACEHOLDER}"
-            )
-        prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
+    identifier = manifest.metadata.get("identifier") or None
+    if identifier is None and any(IDENTIFIER_PLACEHOLDER in prompt for prompt in prompts):
+        raise InputError(
+            f"{model!r} doesn't say what its identifier is; write it yourself in place of {IDENTIFIER_PLACEHOLDER}"
+        )
 
     import torch
 
@@ -221,6 +250,8 @@ def _from_directory(model: str, prompts: Sequence[str], seed: int, settings: Set
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     own = {name: manifest.metadata.get(name, value) for name, value in _DEFAULTS.items()}
     with storage.opened(manifest) as directory:
+        _check_prompts(prompts, identifier, load_tokenizer(directory), warn)
+        prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
         pipeline = load_pipeline(directory, device=device, dtype=dtype)
         seeds = range(seed, seed + len(prompts))
         return sample(pipeline, prompts, seeds, **{**own, **settings})

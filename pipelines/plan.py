@@ -13,6 +13,7 @@ from dreambooth.identifier import check_own_tokens, choose_identifier, describe,
 from dreambooth.images import InstanceImage
 from dreambooth.inspection import inspect_addresses
 from dreambooth.prior import PriorPlan, prior_plan
+from dreambooth.run_texts import check_texts
 from pipelines.cluster import Resources, local_resources
 from pipelines.protocol_stage import bank_address, check_protocol, protocol_task
 from pipelines.storage import absolute, check_writable, is_local
@@ -126,6 +127,7 @@ def make_plan(
     prior = _prior(config, base, dtype)
     engine = _engine(config)
     warnings += check_protocol(config)
+    warnings += check_texts(config, inspection.images, tokenizer)
     place = f"{engine} on {'cuda' if use_gpu else 'cpu'}"
     return Plan(
         config=config,

@@ -7,7 +7,7 @@ from typing import Any
 from dreambooth.errors import InputError
 from dreambooth.images import open_image, png_bytes
 from dreambooth.inspection import inspect_addresses
-from dreambooth.subject import IDENTIFIER_PLACEHOLDER
+from dreambooth.wording import IDENTIFIER_PLACEHOLDER
 from pipelines.evaluated import Evaluated, find_evaluated, read_evaluation, read_pictures
 from pipelines.generate import FoundModel, sample_prompts
 from pipelines.storage import exists, join, read_json

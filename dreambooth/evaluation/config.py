@@ -1,27 +1,43 @@
 """What a run is told of its evaluation, and of what a model has to reach to become the champion."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from dreambooth.bounds import Count, Guidance, Number, SamplingSteps, Seed, Steps
 from dreambooth.subject import Frozen, PromptTemplates, Subject, Words, as_tuple, fill_prompt
+from dreambooth.wording import PROMPT_FIELDS, misplaced
+
+
+def _check_prompt(prompt: str) -> str:
+    if fault := misplaced(prompt, known=PROMPT_FIELDS):
+        raise ValueError(f"{prompt!r}: {fault}")
+    return prompt
+
+
+def _check_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    if not prompts:
+        raise ValueError("expected at least one prompt, got none")
+    if len({prompt.casefold() for prompt in prompts}) < len(prompts):  # text encoders read lower case
+        raise ValueError(f"expected prompts that differ, got {list(prompts)}")
+    return prompts
 
 
 class EvaluationConfig(Frozen):
     """The samples a person looks at, the similarities measured on them, and the figures of the paper's protocol."""
 
     enabled: bool = Field(True, description="false: no samples for the contact sheet, and no similarities")
-    prompts: tuple[Words, ...] = Field(
-        (
-            "a photo of [V] {class_noun}",
-            "a photo of [V] {class_noun} on the beach",
-            "a photo of [V] {class_noun} in the snow",
-            "a photo of [V] {class_noun} in the jungle",
-            "a photo of [V] {class_noun} on a cobblestone street",
-        ),
-        min_length=1,
-        description="[V] stands for the identifier, {class_noun} for the class noun",
+    prompts: Annotated[tuple[Annotated[Words, AfterValidator(_check_prompt)], ...], AfterValidator(_check_prompts)] = (
+        Field(
+            (
+                "a photo of [V] {class_noun}",
+                "a photo of [V] {class_noun} on the beach",
+                "a photo of [V] {class_noun} in the snow",
+                "a photo of [V] {class_noun} in the jungle",
+                "a photo of [V] {class_noun} on a cobblestone street",
+            ),
+            description="[V] stands for the identifier, {class_noun} for the class noun",
+        )
     )
     images_per_prompt: Count = Field(4, description="samples per prompt")
     num_inference_steps: SamplingSteps = Field(25, description="sampling steps; of the registered model too")
@@ -52,12 +68,6 @@ class EvaluationConfig(Frozen):
         "evaluation.prompts; None: not measured",
     )
     score_images: Count = Field(2, description="samples per prompt of such a measurement")
-
-    @model_validator(mode="after")
-    def _prompts_differ(self) -> Self:
-        if len(set(self.prompts)) < len(self.prompts):
-            raise ValueError(f"expected prompts that differ, got {list(self.prompts)}")
-        return self
 
     def prompts_of(self, subject: Subject, templates: PromptTemplates) -> list[str]:
         """The prompts with a subject's identifier put in, and its class noun if it was taught with one."""

@@ -21,8 +21,9 @@ from typing import Any
 import yaml
 
 from dreambooth.errors import InputError
-from dreambooth.subject import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, fill_identifier, fill_prompt
+from dreambooth.subject import fill_identifier, fill_prompt
 from dreambooth.text_files import read_text
+from dreambooth.wording import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, PROMPT_FIELDS, check_wording
 
 OWN = "own"
 _DATA = Path(__file__).parent
@@ -62,6 +63,8 @@ class PromptList:
         texts = [prompt.text for prompt in self.prompts]
         if repeated := sorted({text for text in texts if texts.count(text) > 1}):
             raise InputError(f"the prompt list {self.name!r} holds {repeated[0]!r} twice; expected prompts that differ")
+        for text in texts:
+            check_wording(text, what=f"the prompt {text!r} of {self.name!r}", known=PROMPT_FIELDS)
         lacking = [text for text in texts if IDENTIFIER_PLACEHOLDER not in text]
         if lacking:
             raise InputError(

@@ -95,7 +95,7 @@ class TestKey:
         assert plan(override).key == plan().key
 
     def test_looking_decides_nothing(self, plan: MachinePlan) -> None:
-        looking = ("evaluation.protocol=dreambench", "evaluation.every=2", "evaluation.bank=miniature")
+        looking = ("evaluation.protocol=miniature", "evaluation.every=2", "evaluation.bank=miniature")
         assert plan(*looking).key == plan().key
 
     def test_scores_count_where_they_choose_the_weights(self, plan: MachinePlan) -> None:
