@@ -5,9 +5,10 @@ at the export, and a table that is written wrong is stored, read again and compa
 hidden states travel with the weights.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,10 @@ class Trained(dict[str, Tensor]):
     """Trained weights by name, and what they computed; `probe` is None where training doesn't run the text encoder."""
 
     probe: Probe | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, and read again, without the probe: as a dict that `torch.load` takes with weights_only."""
+        return OrderedDict, (), None, None, iter(self.items())
 
     def as_tensors(self) -> dict[str, Tensor]:
         """All of it under names, for a file; `from_tensors` reads it again."""

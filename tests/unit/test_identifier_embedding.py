@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from dreambooth.base_model import resolve_base_model
+from dreambooth.best_checkpoint import Score, Scores
 from dreambooth.config import DreamBoothConfig, load_config
 from dreambooth.delta import rebuild, write_delta
 from dreambooth.engine import TorchEngine
@@ -189,3 +190,19 @@ class TestRepeatedTokens:
         save_file(stored | {name: -stored[name]}, path, {"format": "pt"})
         with pytest.raises(ValueError, match="computes something else"):
             verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16)
+
+    def test_trained_weights_can_be_saved_as_they_are_and_with_what_they_compute(
+        self, tmp_path: Path, moved: Callable[..., DreamBoothModel]
+    ) -> None:
+        state = state_of(moved("x22"))
+        assert state.probe is not None
+        torch.save({"state": state}, tmp_path / "state.pt")
+        plain = torch.load(tmp_path / "state.pt", weights_only=True)["state"]
+        assert plain.keys() == state.keys()
+        scores = Scores(measured=[Score(step=1, dino=0.5, clip_t=0.2)], weights=state)
+        scores.save(tmp_path)
+        again = Scores.load(tmp_path, [scores.measured[0].as_dict()]).weights
+        assert isinstance(again, Trained)
+        assert again.probe is not None
+        assert again.keys() == state.keys()
+        assert torch.equal(again.probe.hidden_states, state.probe.hidden_states)
