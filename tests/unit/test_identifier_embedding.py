@@ -76,7 +76,7 @@ def test_copied_components_stay_apart(tiny_pipeline: Path) -> None:
 
 
 def test_a_frozen_text_encoder_has_none(tiny_pipeline: Path) -> None:
-    model = load_model(tiny_pipeline, configured(train_text_encoder=False, identifier_learning_rate=0.1))
+    model = load_model(tiny_pipeline, configured(train_text_encoder=False))
     assert model.identifier_embedding is None
     assert all(name.startswith("denoiser.") for name, _ in model.named_parameters())
 
