@@ -33,7 +33,7 @@ from dreambooth.service_names import ExperimentName, ModelName
 from dreambooth.strict_yaml import NotYaml, parse_yaml
 from dreambooth.subject import Frozen, PromptTemplates, Subject, Words
 from dreambooth.text_files import read_text
-from dreambooth.train_config import TrainConfig
+from dreambooth.train_config import RATES_OF_TEXT_ENCODER, TrainConfig
 
 
 def _check_without_secret(address: str) -> str:
@@ -246,6 +246,14 @@ MINIATURE: dict[str, Any] = {
 """What differs from the defaults for `base_model: miniature`; a user's own settings go over it."""
 
 
+def _miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """MINIATURE, without rates for a text encoder that stays frozen; a user's own rates for it are refused."""
+    if str(_setting(settings, "train", "train_text_encoder")).lower() not in ("false", "no", "off", "0", "n", "f"):
+        return MINIATURE
+    train = {name: value for name, value in MINIATURE["train"].items() if name not in RATES_OF_TEXT_ENCODER}
+    return MINIATURE | {"train": train}
+
+
 def _setting(settings: dict[str, Any], group: str, name: str) -> Any:
     values = settings.get(group)
     return values.get(name) if isinstance(values, dict) else None
@@ -266,7 +274,7 @@ def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) 
     for override in overrides:
         settings = merge(settings, parse_override(override))
     if settings.get("base_model", "miniature") == "miniature":
-        settings = merge(MINIATURE, settings)
+        settings = merge(_miniature_defaults(settings), settings)
     try:
         return DreamBoothConfig.model_validate(settings)
     except ValidationError as error:

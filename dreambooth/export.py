@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreambooth.base_model import pipeline_files
 from dreambooth.families import family_of
-from dreambooth.probe import HIDDEN_STATES, OWNER, TOLERANCES, largest_difference
+from dreambooth.probe import TOLERANCES, Trained, largest_difference
 
 COMPONENTS = {"denoiser": "unet", "text_encoder": "text_encoder"}
 """Where the parts of `DreamBoothModel` live in a pipeline directory."""
@@ -41,14 +41,12 @@ def export_pipeline(base: Path, state: Mapping[str, Tensor], target: Path, *, dt
         save_file(on_disk, target / component / _WEIGHTS[component], {"format": "pt"})
 
 
-def verify_export(
-    directory: Path, base: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype, prompts: Sequence[str]
-) -> None:
+def verify_export(directory: Path, base: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
     """Read a published directory and compare it with what was trained, tensor by tensor and by what it computes.
 
-    Hidden states of `prompts`, the probe's (`dreambooth.probe`), by its tokenizer and text encoder have to be those of
-    the trained one, or of the base's where that stayed frozen, within what rounding to `dtype` makes of them. Raises
-    ValueError naming the first tensor that is missing or differs, or the difference.
+    Hidden states of a few prompts by its text encoder have to be those of the trained one (`dreambooth.probe`), or of
+    the base's where that stayed frozen, within what rounding to `dtype` makes of them. Raises ValueError naming the
+    first tensor that is missing or differs, or the difference.
     """
     for component, tensors in _by_component(base, state).items():
         stored = load_file(directory / component / _WEIGHTS[component])
@@ -57,23 +55,22 @@ def verify_export(
                 raise ValueError(f"{directory / component} lacks {name}, which was trained")
             if not torch.equal(stored[name], tensor.to(dtype)):
                 raise ValueError(f"{name} in {directory / component} is not what was trained")
-    _verify_text_encoder(directory, base, state, dtype, list(prompts))
+    _verify_text_encoder(directory, base, state, dtype)
 
 
-def _verify_text_encoder(
-    directory: Path, base: Path, state: Mapping[str, Tensor], dtype: torch.dtype, prompts: list[str]
-) -> None:
-    family = family_of(base)
+def _verify_text_encoder(directory: Path, base: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    family, probe = family_of(base), state.probe if isinstance(state, Trained) else None
+    input_ids = family.tokenize(base, ["a photo of a dog"]) if probe is None else probe.input_ids
 
     def computed(folder: Path, weights: Mapping[str, Tensor]) -> Tensor:
         text_encoder = family.load_text_encoder(folder).eval()
         if weights:
             text_encoder.load_state_dict(weights)
         with torch.no_grad():
-            return family.encode_text(text_encoder, family.tokenize(folder, prompts))
+            return family.encode_text(text_encoder, input_ids)
 
     by_weights = computed(base, _of_owner("text_encoder", state))
-    expected = state.get(HIDDEN_STATES, by_weights)
+    expected = by_weights if probe is None else probe.hidden_states
     for what, found, tolerance in (
         ("with the weights to be published", by_weights, TOLERANCES[torch.float32]),
         (f"in {directory}", computed(directory, {}), TOLERANCES[dtype]),
@@ -116,8 +113,7 @@ def _by_component(base: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         owner, _, rest = name.partition(".")
-        if owner != OWNER:
-            parts.setdefault(COMPONENTS[owner], {})[rest] = tensor
+        parts.setdefault(COMPONENTS[owner], {})[rest] = tensor
     return {component: _named_as_in(base / component, tensors) for component, tensors in parts.items()}
 
 

@@ -16,7 +16,7 @@ from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import token_ids_in_prompts
 from dreambooth.identifier_embedding import IdentifierEmbedding
 from dreambooth.losses import Losses, NoiseSchedule, prior_preservation_loss
-from dreambooth.probe import HIDDEN_STATES, hidden_states, probe_prompts
+from dreambooth.probe import Probe, Trained, hidden_states, probe_prompts
 from dreambooth.quiet import hide_progress_bars
 
 
@@ -75,13 +75,13 @@ class DreamBoothModel(nn.Module):
             weight=weight,
         )
 
-    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def exported(self, state: Mapping[str, Tensor]) -> Trained:
         """The trained components of a base model, whole, from the parameters of this module by name, fp32 on the CPU.
 
         With what the text encoder, where it is run, computes for the probe's prompts.
         """
         if self.text_encoder is None:
-            return dict(state)
+            return Trained(state)
         owner, embedding = "text_encoder.", None
         text_encoder = {name.removeprefix(owner): p for name, p in state.items() if name.startswith(owner)}
         exported, denoiser = text_encoder, {n: p for n, p in state.items() if n.startswith("denoiser.")}
@@ -90,11 +90,11 @@ class DreamBoothModel(nn.Module):
             exported = self.identifier_embedding.folded(text_encoder, embedding[1])
             if not any(parameter.requires_grad for parameter in self.denoiser.parameters()):
                 denoiser = {}
-        whole = denoiser | {f"{owner}{name}": parameter for name, parameter in exported.items()}
-        if self.probe_ids is None:
-            return whole
-        states = hidden_states(self.family, self.text_encoder, text_encoder, self.probe_ids, embedding)
-        return whole | {HIDDEN_STATES: states}
+        trained = Trained(denoiser | {f"{owner}{name}": parameter for name, parameter in exported.items()})
+        if self.probe_ids is not None:
+            states = hidden_states(self.family, self.text_encoder, text_encoder, self.probe_ids, embedding)
+            trained.probe = Probe(input_ids=self.probe_ids, hidden_states=states)
+        return trained
 
 
 def load_schedule(directory: Path) -> NoiseSchedule:

@@ -2,11 +2,13 @@
 
 Weights are no proof of each other: the change of the identifier's embedding is added in training and put into the table
 at the export, and a table that is written wrong is stored, read again and compared without a difference. So the
-hidden states travel with the weights, under names that are no component's.
+hidden states travel with the weights.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +19,40 @@ if TYPE_CHECKING:
     from dreambooth.families import Family
     from dreambooth.identifier_embedding import IdentifierEmbedding
 
-OWNER = "probe"
-HIDDEN_STATES = f"{OWNER}.hidden_states"
-"""(N, L, D) of `probe_prompts`, in an engine's state_dict."""
+_INPUT_IDS, _HIDDEN_STATES = "probe.input_ids", "probe.hidden_states"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Token ids (N, L) of prompts, and what a text encoder made of them (N, L, D)."""
+
+    input_ids: Tensor
+    hidden_states: Tensor
+
+
+class Trained(dict[str, Tensor]):
+    """Trained weights by name, and what they computed; `probe` is None where training doesn't run the text encoder."""
+
+    probe: Probe | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, and read again, without the probe: as a dict that `torch.load` takes with weights_only."""
+        return OrderedDict, (), None, None, iter(self.items())
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """All of it under names, for a file; `from_tensors` reads it again."""
+        if self.probe is None:
+            return self
+        return {**self, _INPUT_IDS: self.probe.input_ids, _HIDDEN_STATES: self.probe.hidden_states}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """What `as_tensors` gave."""
+        trained = cls({name: tensor for name, tensor in tensors.items() if name not in (_INPUT_IDS, _HIDDEN_STATES)})
+        if _HIDDEN_STATES in tensors:
+            trained.probe = Probe(input_ids=tensors[_INPUT_IDS], hidden_states=tensors[_HIDDEN_STATES])
+        return trained
+
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 """The largest relative difference of a hidden state that rounding the weights to a dtype may make. On the miniature it

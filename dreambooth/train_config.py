@@ -11,6 +11,9 @@ from dreambooth.subject import Frozen
 TEXTUAL_INVERSION_RATE = 5e-3
 """The base learning rate of Textual Inversion (arXiv 2208.01618, section 4)."""
 
+RATES_OF_TEXT_ENCODER = ("text_encoder_learning_rate", "identifier_learning_rate")
+"""Settings of TrainConfig that a frozen text encoder has no use for."""
+
 
 class TrainConfig(Frozen):
     """The fine-tuning of denoiser and text encoder, or of the identifier's embedding alone."""
@@ -60,6 +63,19 @@ class TrainConfig(Frozen):
             raise ValueError(
                 f"lr_warmup_steps is {self.lr_warmup_steps}, but there are only {self.max_train_steps} max_train_steps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_are_used(self) -> Self:
+        """A rate of what isn't trained would change nothing, without a word."""
+        if self.train_text_encoder or self.method == "textual_inversion":
+            return self
+        for name in RATES_OF_TEXT_ENCODER:
+            if (rate := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"{name} is {rate}, but train_text_encoder is false, and what it is for is part of the text "
+                    f"encoder; leave one of them out"
+                )
         return self
 
     @property

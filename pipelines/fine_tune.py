@@ -5,7 +5,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,7 +72,7 @@ class Stopped(RuntimeError):
 class FineTuned:
     """What comes out: the exported parameters (on rank 0), and a record of how, for `find_result`."""
 
-    state: dict[str, Any]
+    state: Mapping[str, Any]
     record: dict[str, Any]
 
 
@@ -193,12 +193,12 @@ class _NoLongerRising(Exception):
     """The score has not risen for as many measurements as the training waits for."""
 
 
-def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[int, dict[str, Any]]:
+def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[int, Mapping[str, Any]]:
     """The step whose weights are exported, and those weights (on rank 0); every rank has to call it."""
     best = history.scores.best
     if config.train.keep == "last" or best is None or best.step == history.step:
         return history.step, engine.state_dict()
-    return best.step, dict(history.scores.weights or {})
+    return best.step, history.scores.weights or {}
 
 
 def publish_result(base: BaseModel, tuned: FineTuned, task: TrainTask) -> Manifest:
@@ -262,15 +262,13 @@ def _validation_samples(base: BaseModel, state: dict[str, Any], config: DreamBoo
     return [png_bytes(image) for image in images]
 
 
-def _export(base: BaseModel, state: dict[str, Any], task: TrainTask, *, step: int) -> Manifest:
+def _export(base: BaseModel, state: Mapping[str, Any], task: TrainTask, *, step: int) -> Manifest:
     """Publish the fine-tuned pipeline, once it was read again and is what was trained."""
     import torch
 
     from dreambooth.export import export_pipeline, verify_export
-    from dreambooth.probe import probe_prompts
 
     config = task.config
-    prompts = probe_prompts(config.subject, config.prompts)
     dtype = getattr(torch, config.storage.dtype)
     with tempfile.TemporaryDirectory(prefix="dreambooth-export-") as folder:
         export_pipeline(base.directory, state, Path(folder, "model"), dtype=dtype)
@@ -291,7 +289,7 @@ def _export(base: BaseModel, state: dict[str, Any], task: TrainTask, *, step: in
 
         def verify(manifest: Manifest) -> None:
             with opened(manifest) as directory:
-                verify_export(directory, base.directory, state, dtype=dtype, prompts=prompts)
+                verify_export(directory, base.directory, state, dtype=dtype)
 
         return publish(Path(folder, "model"), join(config.run_uri, "model"), metadata=metadata, verify=verify)
 

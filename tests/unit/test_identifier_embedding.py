@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from dreambooth.base_model import resolve_base_model
+from dreambooth.best_checkpoint import Score, Scores
 from dreambooth.config import DreamBoothConfig, load_config
 from dreambooth.delta import rebuild, write_delta
 from dreambooth.engine import TorchEngine
@@ -17,7 +18,7 @@ from dreambooth.export import export_pipeline, verify_export
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import token_ids_in_prompts
 from dreambooth.model import DreamBoothModel, load_components, load_model
-from dreambooth.probe import probe_prompts
+from dreambooth.probe import Trained
 
 
 def configured(identifier: str = "tfz", **train: object) -> DreamBoothConfig:
@@ -75,7 +76,7 @@ def test_copied_components_stay_apart(tiny_pipeline: Path) -> None:
 
 
 def test_a_frozen_text_encoder_has_none(tiny_pipeline: Path) -> None:
-    model = load_model(tiny_pipeline, configured(train_text_encoder=False, identifier_learning_rate=0.1))
+    model = load_model(tiny_pipeline, configured(train_text_encoder=False))
     assert model.identifier_embedding is None
     assert all(name.startswith("denoiser.") for name, _ in model.named_parameters())
 
@@ -98,22 +99,17 @@ def moved(tiny_pipeline: Path) -> Callable[..., DreamBoothModel]:
     return make
 
 
-def state_of(model: DreamBoothModel) -> dict[str, torch.Tensor]:
+def state_of(model: DreamBoothModel) -> Trained:
     return model.exported({name: p.detach().clone() for name, p in model.named_parameters()})
 
 
-def probes(identifier: str = "tfz") -> list[str]:
-    config = configured(identifier)
-    return probe_prompts(config.subject, config.prompts)
-
-
-def fold_wrongly(model: DreamBoothModel, state: dict[str, torch.Tensor], part: float) -> dict[str, torch.Tensor]:
+def fold_wrongly(model: DreamBoothModel, state: Trained, part: float) -> Trained:
     """The export without a part of the change."""
     assert model.identifier_embedding is not None
     name = next(name for name in state if name.endswith("token_embedding.weight"))
     table = state[name].clone()
     table[model.identifier_embedding.token_ids] -= part * model.identifier_embedding.change.detach()
-    return state | {name: table}
+    return Trained.from_tensors(state.as_tensors() | {name: table})
 
 
 class TestRepeatedTokens:
@@ -157,14 +153,14 @@ class TestRepeatedTokens:
         identifier: str,
         dtype: torch.dtype,
     ) -> None:
-        model, prompts = moved(identifier), probes(identifier)
+        model = moved(identifier)
         state = state_of(model)
         export_pipeline(tiny_pipeline, state, tmp_path / "right", dtype=dtype)
-        verify_export(tmp_path / "right", tiny_pipeline, state, dtype=dtype, prompts=prompts)
+        verify_export(tmp_path / "right", tiny_pipeline, state, dtype=dtype)
         wrong = fold_wrongly(model, state, 0.1)
         export_pipeline(tiny_pipeline, wrong, tmp_path / "wrong", dtype=dtype)
         with pytest.raises(ValueError, match="computes something else than the trained one"):
-            verify_export(tmp_path / "wrong", tiny_pipeline, wrong, dtype=dtype, prompts=prompts)
+            verify_export(tmp_path / "wrong", tiny_pipeline, wrong, dtype=dtype)
 
     def test_nor_is_another_architecture(self, tiny_pipeline: Path, tmp_path: Path) -> None:
         """The right tensors, and a configuration that computes something else of them."""
@@ -173,7 +169,7 @@ class TestRepeatedTokens:
         path = tmp_path / "model" / "text_encoder" / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_act": "relu", "num_attention_heads": 4}))
         with pytest.raises(ValueError, match=r"the text encoder in .* computes something else"):
-            verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16, prompts=probes())
+            verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16)
 
     def test_a_model_kept_as_its_change_computes_the_same(
         self, tiny_pipeline: Path, tmp_path: Path, moved: Callable[..., DreamBoothModel]
@@ -182,15 +178,31 @@ class TestRepeatedTokens:
         export_pipeline(tiny_pipeline, state, tmp_path / "model", dtype=torch.float16)
         write_delta(base, tmp_path / "model", tmp_path / "delta")
         rebuild(tmp_path / "delta", tmp_path / "rebuilt", base)
-        verify_export(tmp_path / "rebuilt", tiny_pipeline, state, dtype=torch.float16, prompts=probes("x22"))
+        verify_export(tmp_path / "rebuilt", tiny_pipeline, state, dtype=torch.float16)
 
     def test_a_frozen_text_encoder_has_to_compute_as_the_bases(self, tiny_pipeline: Path, tmp_path: Path) -> None:
         state = state_of(load_model(tiny_pipeline, configured("tfz", train_text_encoder=False)))
         export_pipeline(tiny_pipeline, state, tmp_path / "model", dtype=torch.float16)
-        verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16, prompts=probes())
+        verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16)
         path = tmp_path / "model" / "text_encoder" / "model.safetensors"
         stored = load_file(path)
         name = next(name for name in stored if name.endswith("final_layer_norm.weight"))
         save_file(stored | {name: -stored[name]}, path, {"format": "pt"})
         with pytest.raises(ValueError, match="computes something else"):
-            verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16, prompts=probes())
+            verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16)
+
+    def test_trained_weights_can_be_saved_as_they_are_and_with_what_they_compute(
+        self, tmp_path: Path, moved: Callable[..., DreamBoothModel]
+    ) -> None:
+        state = state_of(moved("x22"))
+        assert state.probe is not None
+        torch.save({"state": state}, tmp_path / "state.pt")
+        plain = torch.load(tmp_path / "state.pt", weights_only=True)["state"]
+        assert plain.keys() == state.keys()
+        scores = Scores(measured=[Score(step=1, dino=0.5, clip_t=0.2)], weights=state)
+        scores.save(tmp_path)
+        again = Scores.load(tmp_path, [scores.measured[0].as_dict()]).weights
+        assert isinstance(again, Trained)
+        assert again.probe is not None
+        assert again.keys() == state.keys()
+        assert torch.equal(again.probe.hidden_states, state.probe.hidden_states)

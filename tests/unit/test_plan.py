@@ -1,5 +1,6 @@
 """The plan of a run: what decides its result, what is chosen where a choice is open, and what it will take."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from dreambooth.config import load_config
 from dreambooth.errors import InputError
 from dreambooth.identifier import choose_identifier
+from dreambooth.model import load_schedule
 from pipelines.cluster import Resources
 from pipelines.evaluate_stage import sample_requests
 from pipelines.plan import Plan, check_destinations, describe_plan, make_plan
@@ -255,6 +257,23 @@ class TestChoices:
             for identifier in ("tfz tfz", "'1111'", "x22")
         ]
         assert widths == [16, 16, 32]
+
+    @pytest.mark.parametrize(
+        ("changes", "warned"),
+        [
+            ({"rescale_betas_zero_snr": True}, True),
+            ({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, False),
+            ({"rescale_betas_zero_snr": False}, False),
+        ],
+    )
+    def test_noise_that_is_predicted_where_there_is_nothing_else(
+        self, plan: MachinePlan, tiny_pipeline: Path, tmp_path: Path, changes: dict[str, object], warned: bool
+    ) -> None:
+        copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))
+        path = copy / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        assert float(load_schedule(copy).alphas_cumprod[-1] == 0) == changes["rescale_betas_zero_snr"]
+        assert any("ends in pure noise" in warning for warning in plan(base=copy).warnings) == warned
 
     def test_a_single_photograph_is_warned_of(self, plan: MachinePlan, instance_folder: Path) -> None:
         (warning,) = plan(images=instance_folder / "00.png").warnings
