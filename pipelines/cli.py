@@ -20,6 +20,7 @@ from pipelines.cli_serve import serve
 from pipelines.cli_study import study
 from pipelines.collector import collect_less_garbage
 from pipelines.endings import INTERRUPTED, Commands
+from pipelines.machine import settle
 
 if TYPE_CHECKING:
     from dreambooth.config import DreamBoothConfig
@@ -32,6 +33,7 @@ _WIDE = 1000
 def main() -> None:
     """Fine-tune text-to-image models on your subjects: DreamBooth on Ray, DeepSpeed and MLflow."""
     quiet()
+    settle()
     collect_less_garbage()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops a command as Ctrl-C does
 
