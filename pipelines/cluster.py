@@ -175,7 +175,8 @@ def _connect(config: ClusterConfig) -> None:
     if config.address is None:
         here = local_resources()
         check_loopback()
-        folder = ray_folder()
+        if (folder := ray_folder()) is not None:
+            common["_temp_dir"] = folder
         with environment(_HERE):
             ray.init(
                 address="local",
@@ -183,7 +184,6 @@ def _connect(config: ClusterConfig) -> None:
                 num_gpus=here.gpus,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
-                **({} if folder is None else {"_temp_dir": folder}),
                 **common,
             )
         return

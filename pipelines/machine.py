@@ -1,6 +1,6 @@
 """What a process needs of the machine it is on, beside the product: a home, folders, shared memory, the loopback.
 
-Containers lack one or the other: a user without an entry in passwd, a home that nobody may write to, a TMPDIR of another
+Containers lack one or the other: a user without an entry in passwd, a home that can't be written, a TMPDIR of another
 machine. `settle` makes do where it can, `faults` says what it can't mend, and `dreambooth doctor` asks for both.
 """
 
@@ -77,8 +77,8 @@ def ray_folder() -> str | None:
         if _takes_sockets(folder):
             return f"{folder}/ray"
     raise InputError(
-        f"no folder takes Ray's sockets: {_about_folder(wanted)}, and {', '.join(_SHORT_FOLDERS)} can't be written; set "
-        f"TMPDIR to a folder that can be, with a path of {_LONGEST_SOCKET - len(_SOCKETS)} bytes at most"
+        f"no folder takes Ray's sockets: {_about_folder(wanted)}, and {', '.join(_SHORT_FOLDERS)} can't be written; "
+        f"set TMPDIR to a folder that can be, with a path of {_LONGEST_SOCKET - len(_SOCKETS)} bytes at most"
     )
 
 
@@ -148,8 +148,8 @@ def _about_memory() -> Iterator[MachineFault]:
     free = size.f_bavail * size.f_frsize
     if free < _LEAST_SHARED_BYTES:
         yield MachineFault(
-            found=f"{_SHARED_MEMORY} has {free >> 20} MiB free, and Ray's object store takes {_LEAST_SHARED_BYTES >> 20}; "
-            f"it goes to a folder on disk, which is slower",
+            found=f"{_SHARED_MEMORY} has {free >> 20} MiB free; Ray's object store, of {_LEAST_SHARED_BYTES >> 20} MiB, "
+            f"goes to a folder on disk, which is slower",
             cure="docker run --shm-size=1g, or an emptyDir of medium Memory in Kubernetes",
         )
 
