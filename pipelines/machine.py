@@ -148,8 +148,8 @@ def _about_memory() -> Iterator[MachineFault]:
     free = size.f_bavail * size.f_frsize
     if free < _LEAST_SHARED_BYTES:
         yield MachineFault(
-            found=f"{_SHARED_MEMORY} has {free >> 20} MiB free; Ray's object store, of {_LEAST_SHARED_BYTES >> 20} MiB, "
-            f"goes to a folder on disk, which is slower",
+            found=f"{_SHARED_MEMORY} has {free >> 20} MiB free; Ray's objects, {_LEAST_SHARED_BYTES >> 20} MiB of room for them, "
+            f"go to a folder on disk, which is slower",
             cure="docker run --shm-size=1g, or an emptyDir of medium Memory in Kubernetes",
         )
 
