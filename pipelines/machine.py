@@ -30,7 +30,7 @@ _CACHES = {
 """Variables of what is written to the home by default; what is only read there stays where it is."""
 _USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 _SHARED_MEMORY = Path("/dev/shm")
-_LEAST_SHARED_BYTES = 512 << 20
+_OBJECTS_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +146,10 @@ def _about_memory() -> Iterator[MachineFault]:
         return
     size = os.statvfs(_SHARED_MEMORY)
     free = size.f_bavail * size.f_frsize
-    if free < _LEAST_SHARED_BYTES:
+    if free < _OBJECTS_BYTES:
         yield MachineFault(
-            found=f"{_SHARED_MEMORY} has {free >> 20} MiB free; Ray's objects, {_LEAST_SHARED_BYTES >> 20} MiB of room for them, "
-            f"go to a folder on disk, which is slower",
+            found=f"{_SHARED_MEMORY} has {free >> 20} MiB free, and Ray's objects have room of {_OBJECTS_BYTES >> 20}; "
+            f"they go to a folder on disk, which is slower",
             cure="docker run --shm-size=1g, or an emptyDir of medium Memory in Kubernetes",
         )
 
