@@ -157,7 +157,10 @@ def _without_values(text: str) -> str:
 def _secrets() -> Iterator[str]:
     candidates = set(_seen)
     for name, value in os.environ.items():
-        candidates.update([value] if _SECRET_VARIABLE.search(name) else _credentials(value))
+        if _SECRET_VARIABLE.search(name):
+            candidates.add(value)
+        elif _SCHEME.fullmatch(value.partition("://")[0]):
+            candidates.update(_credentials(value))
     return (secret for secret in candidates if len(secret) >= _SHORTEST)
 
 

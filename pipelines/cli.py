@@ -23,6 +23,7 @@ from pipelines.cli_study import study
 from pipelines.collector import collect_less_garbage
 from pipelines.command import this_command
 from pipelines.endings import INTERRUPTED, Commands
+from pipelines.machine import settle
 
 if TYPE_CHECKING:
     from dreambooth.config import DreamBoothConfig
@@ -36,6 +37,7 @@ _WIDE = 1000
 def main() -> None:
     """Fine-tune text-to-image models on your subjects: DreamBooth on Ray, DeepSpeed and MLflow."""
     quiet()
+    settle()
     collect_less_garbage()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops a command as Ctrl-C does
 

@@ -18,6 +18,7 @@ from dreambooth.reach import within
 from pipelines.cluster_address import about_token, prove_cluster
 from pipelines.endings import sentence
 from pipelines.environment import environment
+from pipelines.machine import check_loopback, ray_folder
 from pipelines.preemption import WATCHER_SWITCH
 
 _QUIET = {
@@ -173,6 +174,9 @@ def _connect(config: ClusterConfig) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.address is None:
         here = local_resources()
+        check_loopback()
+        if (folder := ray_folder()) is not None:
+            common["_temp_dir"] = folder
         with environment(_HERE):
             ray.init(
                 address="local",

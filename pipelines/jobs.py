@@ -210,7 +210,7 @@ def _prove_dashboard(address: str, what: str) -> None:
             return
         fault = f"a web server is there, but no Ray dashboard (/api/version gives {answer.status_code})"
     raise InputError(
-        f"no Ray dashboard answers at {shown(address)}: {fault}; expected its address, such as {_DASHBOARD}"
+        f"nothing answers at {shown(address)} as Ray's dashboard: {fault}; expected its address, such as {_DASHBOARD}"
     )
 
 
