@@ -72,7 +72,10 @@ class Scores:
         if self.weights is not None:
             from safetensors.torch import save_file
 
-            save_file({name: weight.contiguous() for name, weight in self.weights.items()}, folder / _WEIGHTS)
+            from dreambooth.probe import Trained
+
+            tensors = self.weights.as_tensors() if isinstance(self.weights, Trained) else self.weights
+            save_file({name: weight.contiguous() for name, weight in tensors.items()}, folder / _WEIGHTS)
 
     @classmethod
     def load(cls, folder: Path, measured: list[dict[str, float]]) -> "Scores":
@@ -82,5 +85,7 @@ class Scores:
         if (folder / _WEIGHTS).is_file():
             from safetensors.torch import load_file
 
-            weights = load_file(folder / _WEIGHTS)
+            from dreambooth.probe import Trained
+
+            weights = Trained.from_tensors(load_file(folder / _WEIGHTS))
         return cls(measured=scores, weights=weights)

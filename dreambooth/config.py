@@ -5,29 +5,48 @@ from YAML with dotted overrides (`load_config`), and whatever is wrong with it i
 starts.
 """
 
-import difflib
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from dreambooth.bounds import NotNegative, Positive
+from dreambooth.addresses import check_address, holds_credentials, shown
+from dreambooth.bounds import (
+    Count,
+    Guidance,
+    Number,
+    Resolution,
+    Retries,
+    SamplingSteps,
+    Seed,
+    Whole,
+)
 from dreambooth.errors import InputError
 from dreambooth.evaluation.config import EvaluationConfig, GateConfig
+from dreambooth.explain_settings import explain
+from dreambooth.limits import MOST_IMAGES
+from dreambooth.service_names import ExperimentName, ModelName
+from dreambooth.strict_yaml import NotYaml, parse_yaml
 from dreambooth.subject import Frozen, PromptTemplates, Subject, Words
-from dreambooth.train_config import TrainConfig
+from dreambooth.text_files import read_text
+from dreambooth.train_config import RATES_OF_TEXT_ENCODER, TrainConfig
 
 
-def _check_resolution(resolution: int) -> int:
-    if resolution < 16 or resolution % 8:
-        raise ValueError(f"expected a multiple of 8, at least 16, got {resolution}")
-    return resolution
+def _check_without_secret(address: str) -> str:
+    if holds_credentials(address):
+        raise ValueError(
+            f"{shown(address)} holds a name, a password or a token, and results say where they lie; leave it out, and "
+            f"hand it on as its driver takes it (AWS_ACCESS_KEY_ID, FSSPEC_FTP_PASSWORD, …)"
+        )
+    return address
 
 
-Resolution = Annotated[int, AfterValidator(_check_resolution)]
+Place = Annotated[str, AfterValidator(partial(check_address, what="the address"))]
+OpenPlace = Annotated[Place, AfterValidator(_check_without_secret)]
 
 
 class ImagesConfig(Frozen):
@@ -35,23 +54,27 @@ class ImagesConfig(Frozen):
 
     resolution: Resolution | None = Field(None, description="side in pixels; None: what the base model was trained at")
     crop: Literal["center", "random"] = Field("center", description="which square is cut from a photograph")
-    crops_per_image: Positive = Field(8, description="how many random crops of an image are encoded; center has one")
+    crops_per_image: Count = Field(8, description="how many random crops of an image are encoded; center has one")
     flip: bool = Field(False, description="also train on mirrored images; wrong for subjects with a left and a right")
-    max_pixels: Positive = Field(50_000_000, description="larger images are refused before they are decoded")
+    max_pixels: Whole = Field(
+        50_000_000, ge=1, le=2**31, description="larger images are refused before they are decoded"
+    )
 
 
 class PriorConfig(Frozen):
     """The class images of prior preservation (paper, section 3.2)."""
 
-    prior_loss_weight: float = Field(1.0, ge=0, description="the paper's lambda; 0 turns prior preservation off")
-    num_class_images: Positive = Field(200, description="made once per class and setting, shared by its subjects")
-    num_inference_steps: Positive = Field(25, description="sampling steps of a class image")
-    guidance_scale: float = Field(7.5, ge=1, description="classifier-free guidance of a class image")
-    batch_size: Positive = Field(8, description="images sampled together; part of the set's key")
-    num_actors: Positive | None = Field(
-        None, description="parallel samplers; None: as many as the cluster has room for"
+    prior_loss_weight: Number = Field(
+        1.0, ge=0, le=1000, description="the paper's lambda; 0 turns prior preservation off"
     )
-    seed: NotNegative = Field(0, description="of the class images")
+    num_class_images: Whole = Field(
+        200, ge=1, le=MOST_IMAGES, description="made once per class and setting, shared by its subjects"
+    )
+    num_inference_steps: SamplingSteps = Field(25, description="sampling steps of a class image")
+    guidance_scale: Guidance = Field(7.5, description="classifier-free guidance of a class image")
+    batch_size: Count = Field(8, description="images sampled together; part of the set's key")
+    num_actors: Count | None = Field(None, description="parallel samplers; None: as many as the cluster has room for")
+    seed: Seed = Field(0, description="of the class images")
 
     @property
     def enabled(self) -> bool:
@@ -71,22 +94,22 @@ class ZeroConfig(Frozen):
 class ClusterConfig(Frozen):
     """Which Ray cluster, and how much of it one subject takes."""
 
-    address: str | None = Field(None, description="None: start Ray here; 'auto' or an address: join that cluster")
-    num_workers: Positive = Field(1, description="that train one subject together")
-    min_workers: Positive | None = Field(
+    address: Place | None = Field(None, description="None: start Ray here; 'auto' or an address: join that cluster")
+    num_workers: Count = Field(1, description="that train one subject together")
+    min_workers: Count | None = Field(
         None,
         description="as few go on when the cluster shrinks, until there is room again; None: all or none",
     )
-    resize_seconds: float = Field(
-        60.0, gt=0, description="with min_workers: between looks whether there is room for more workers"
+    resize_seconds: Number = Field(
+        60.0, gt=0, le=86_400, description="with min_workers: between looks whether there is room for more workers"
     )
     use_gpu: bool | Literal["auto"] = Field("auto", description="auto: where the cluster has any, one a worker")
-    cpus_per_worker: Positive = Field(1, description="reserved for a worker; without a GPU, its threads too")
-    max_failures: NotNegative = Field(2, description="how often a worker group is started again after a failure")
-    lanes: Positive | None = Field(
+    cpus_per_worker: Count = Field(1, description="reserved for a worker; without a GPU, its threads too")
+    max_failures: Retries = Field(2, description="how often a worker group is started again after a failure")
+    lanes: Count | None = Field(
         None, description="of a batch: worker groups that train subjects side by side; None: as many as there is room"
     )
-    subject_retries: NotNegative = Field(
+    subject_retries: Retries = Field(
         1, description="of a batch: how often a subject that failed is tried again before it is set aside"
     )
 
@@ -94,19 +117,21 @@ class ClusterConfig(Frozen):
 class StorageConfig(Frozen):
     """Where results go: a local path or any address that fsspec knows."""
 
-    root: str = Field("output", description="of everything; any address that fsspec knows, such as s3://bucket/results")
-    run: str | None = Field(None, description="folder of this run; None: <root>/<subject name>")
-    prior: str | None = Field(None, description="folder of the shared class-image sets; None: <root>/prior")
+    root: OpenPlace = Field(
+        "output", description="of everything; any address that fsspec knows, such as s3://bucket/results"
+    )
+    run: OpenPlace | None = Field(None, description="folder of this run; None: <root>/<subject name>")
+    prior: OpenPlace | None = Field(None, description="folder of the shared class-image sets; None: <root>/prior")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="of a published model's weights")
 
 
 class TrackingConfig(Frozen):
     """MLflow."""
 
-    uri: str | None = Field(None, description="tracking address; None: sqlite:///mlflow.db in the working folder")
-    experiment: str = Field("dreambooth", description="the MLflow experiment of runs and batches")
+    uri: Place | None = Field(None, description="tracking address; None: sqlite:///mlflow.db in the working folder")
+    experiment: ExperimentName = Field("dreambooth", description="the MLflow experiment of runs and batches")
     register_model: bool = Field(True, description="register the result; false: only publish it")
-    registered_model_name: str | None = Field(None, description="None: dreambooth-<subject name>")
+    registered_model_name: ModelName | None = Field(None, description="None: dreambooth-<subject name>")
 
 
 class RegistryConfig(Frozen):
@@ -221,6 +246,14 @@ MINIATURE: dict[str, Any] = {
 """What differs from the defaults for `base_model: miniature`; a user's own settings go over it."""
 
 
+def _miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """MINIATURE, without rates for a text encoder that stays frozen; a user's own rates for it are refused."""
+    if str(_setting(settings, "train", "train_text_encoder")).lower() not in ("false", "no", "off", "0", "n", "f"):
+        return MINIATURE
+    train = {name: value for name, value in MINIATURE["train"].items() if name not in RATES_OF_TEXT_ENCODER}
+    return MINIATURE | {"train": train}
+
+
 def _setting(settings: dict[str, Any], group: str, name: str) -> Any:
     values = settings.get(group)
     return values.get(name) if isinstance(values, dict) else None
@@ -241,7 +274,7 @@ def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) 
     for override in overrides:
         settings = merge(settings, parse_override(override))
     if settings.get("base_model", "miniature") == "miniature":
-        settings = merge(MINIATURE, settings)
+        settings = merge(_miniature_defaults(settings), settings)
     try:
         return DreamBoothConfig.model_validate(settings)
     except ValidationError as error:
@@ -249,16 +282,14 @@ def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) 
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file; InputError when it can't be read or holds none."""
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"can't read the configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
+    """The settings in a YAML file, dotted ones nested; InputError when it can't be read, holds none or one twice."""
+    settings = parse_yaml(read_text(path, what="the configuration"), str(path))
     if not isinstance(settings, dict):
         raise InputError(f"{path} should hold settings such as 'base_model: miniature', got {type(settings).__name__}")
-    return settings
+    try:
+        return nest(settings.items())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def parse_override(override: str) -> dict[str, Any]:
@@ -267,12 +298,44 @@ def parse_override(override: str) -> dict[str, Any]:
     if not separator or not all(path.strip().split(".")):
         raise InputError(f"--set takes a.b=value, such as train.max_train_steps=400; got {override!r}")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text, f"--set {path.strip()}")
+    except NotYaml:
         value = text
-    for key in reversed(path.strip().split(".")):
-        value = {key: value}
-    return dict(value)
+    return nest([(path.strip(), value)])
+
+
+def nest(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Settings level by level, of dotted names or nested ones; InputError for one that is given in both ways.
+
+    >>> nest([("train.seed", 1), ("train", {"max_train_steps": 5})])
+    {'train': {'seed': 1, 'max_train_steps': 5}}
+    """
+    nested: dict[str, Any] = {}
+    for path, value in leaves(given):
+        below = nested
+        for depth, part in enumerate(path[:-1], start=1):
+            inner = below.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise _twice(path[:depth], inner, {".".join(path[depth:]): value})
+            below = inner
+        if path[-1] in below and value != {}:
+            raise _twice(path, below[path[-1]], value)
+        below.setdefault(path[-1], value)
+    return nested
+
+
+def leaves(given: Iterable[tuple[str, Any]], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(names of the levels, value) of every single setting, of dotted names or nested ones."""
+    for key, value in given:
+        path = (*above, *str(key).split("."))
+        if isinstance(value, dict) and value:
+            yield from leaves(value.items(), path)
+        else:
+            yield path, {} if value == {} else value
+
+
+def _twice(path: tuple[str, ...], one: Any, other: Any) -> InputError:
+    return InputError(f"{'.'.join(path)} is given twice, as {one!r} and as {other!r}; leave one of them out")
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -284,49 +347,3 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"{key}: expected settings such as {key}.{next(iter(value), '…')}, got {below!r}")
         merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
-
-
-def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """One line a fault: where it is, what was expected, what was got, and for an unknown setting the nearest one."""
-    lines, known = [], [name for name, _, _ in list_settings(root)]
-    for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            nearest = _nearest(where, known)
-            hint = f"; did you mean {nearest}?" if nearest else "; 'dreambooth settings' lists all"
-            lines.append(f"unknown setting {where}{hint}")
-        elif fault["type"] == "missing":
-            lines.append(f"{where} is missing")
-        elif fault["type"] == "model_type":
-            example = next((name for name in known if name.startswith(f"{where}.")), "base_model")
-            lines.append(f"{where}: expected settings such as {example}, got {fault['input']!r}")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            got = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
-            lines.append(f"{where}: {message[0].lower()}{message[1:]}{got}" if where else message)
-    return "\n".join(lines)
-
-
-def _nearest(unknown: str, known: list[str]) -> str | None:
-    """The setting, or group of settings, spelled most alike; a word in common counts more than letters."""
-
-    def likeness(name: str) -> float:
-        words, others = (set(each.rsplit(".", 1)[-1].split("_")) for each in (unknown, name))
-        return difflib.SequenceMatcher(None, unknown, name).ratio() + 0.3 * bool(words & others)
-
-    groups = dict.fromkeys(name.split(".")[0] for name in known)
-    best = max([*known, *groups], key=likeness)
-    return best if likeness(best) >= 0.5 else None
-
-
-def list_settings(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
-    """All settings as (dotted name, default, description); "required" where there is no default."""
-    rows = []
-    for name, field in model.model_fields.items():
-        dotted = f"{prefix}{field.alias or name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            rows += list_settings(field.annotation, f"{dotted}.")
-        else:
-            default = "required" if field.is_required() else str(field.default)
-            rows.append((dotted, default, field.description or ""))
-    return rows

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import fsspec
 
+from dreambooth.addresses import shown, without_credentials
 from dreambooth.errors import InputError
+from dreambooth.reach import prove_store
 
 _VERSIONS = (
     "ETag",
@@ -71,14 +73,17 @@ def from_store(address: str, *, what: str) -> Path:
     Raises InputError that begins with `what` when it can't be read or copied.
     """
     address = address.rstrip("/")
+    prove_store(address, what=f"{what} {shown(address)!r} can't be read")
     try:
         filesystem, path = fsspec.url_to_fs(address)
         filesystem.invalidate_cache()  # some remember a listing for as long as the process lives
         listing = {name: info for name, info in filesystem.find(path, detail=True).items() if info["type"] == "file"}
     except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
-        raise InputError(f"{what} {address!r} can't be read: {type(error).__name__}: {error}") from None
+        raise InputError(
+            f"{what} {shown(address)!r} can't be read: {type(error).__name__}: {without_credentials(str(error))}"
+        ) from None
     if not listing:
-        raise InputError(f"{what} {address!r}: there is nothing at that address")
+        raise InputError(f"{what} {shown(address)!r}: there is nothing at that address")
     files = [(name, info["size"], *(str(info.get(key)) for key in _VERSIONS)) for name, info in listing.items()]
     stamp = hashlib.sha256(repr([address, sorted(files)]).encode()).hexdigest()[:16]
     target = cache_directory() / "bases" / stamp
@@ -98,5 +103,8 @@ def from_store(address: str, *, what: str) -> Path:
                             raise OSError(errno.EIO, f"{name} has {info['size']} bytes, but {size} arrived")
                     whole.rename(target)
                 except Exception as error:
-                    raise InputError(f"{what} {address!r} can't be copied to {target.parent}: {error!r}") from error
+                    raise InputError(
+                        f"{what} {shown(address)!r} can't be copied to {target.parent}: "
+                        f"{without_credentials(repr(error))}"
+                    ) from error
     return target

@@ -4,7 +4,7 @@ An engine owns backward and step: dividing by the accumulation steps, averaging 
 the moving average, and saving all of that. The loop owns everything else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from torch import distributed as dist
 
 from dreambooth.batches import Batch
 from dreambooth.ema import Ema
+from dreambooth.errors import Diverged
 from dreambooth.losses import Losses
 from dreambooth.model import DreamBoothModel
 from dreambooth.optimizer import build_lr_scheduler, build_optimizer
@@ -26,6 +27,7 @@ class Engine(Protocol):
 
     rank: int
     world_size: int
+    device: str
 
     def __call__(self, batch: Batch) -> Losses:
         """Losses of this rank's batch."""
@@ -35,6 +37,12 @@ class Engine(Protocol):
 
     def step(self) -> None:
         """At the accumulation boundary: average over ranks, clip, update, schedule. Between: nothing."""
+
+    def diverged_at(self, *, wait: bool = True) -> int | None:
+        """The first step of this process whose gradient was not finite, alike on every rank; None before there is one.
+
+        With `wait` False also None where only the device knows so far.
+        """
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of `values` over all ranks."""
@@ -48,16 +56,42 @@ class Engine(Protocol):
         """Of the denoiser and, where it is trained, the text encoder."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is exported, whole, fp32 and on the CPU, on rank 0; empty elsewhere. Every rank has to call it."""
+        """What is exported, whole, fp32 and on the CPU, on rank 0; empty elsewhere. Every rank has to call it.
+
+        Raises Diverged, on every rank, when a gradient was not finite, or a weight or moment isn't.
+        """
 
     def save(self, directory: Path) -> None:
-        """Write this rank's part of a checkpoint. Every rank has to call it."""
+        """Write this rank's part of a checkpoint. Every rank has to call it. Raises Diverged as `state_dict` does."""
 
     def load(self, directory: Path) -> None:
         """Read what `save` wrote at an accumulation boundary, on these ranks or another number of them."""
 
     def close(self) -> None:
         """Free what the engine holds, so that the process can train another model."""
+
+
+def diverged(what: str, config: TrainConfig) -> Diverged:
+    """The error of a training that is no longer one of numbers, which says what to lower."""
+    return Diverged(
+        f"{what}; lower train.learning_rate (it is {config.learning_rate}) "
+        f"or train.max_grad_norm (it is {config.max_grad_norm})"
+    )
+
+
+def check_finite(engine: Engine, tensors: Iterable[Tensor], steps: int, config: TrainConfig) -> None:
+    """Raise Diverged, on every rank, when a gradient so far was not finite or one of this rank's `tensors` isn't.
+
+    Every rank has to call it. ZeRO passes over a step whose gradient is not finite, and a moment that overflows stops
+    its weight for ever, both without a word.
+    """
+    if (step := engine.diverged_at()) is not None:
+        raise diverged(f"the gradient is not finite at step {step}", config)
+    # The largest of a tensor's values needs no copy of it, and is NaN where one of them is.
+    largest = [torch.linalg.vector_norm(tensor.detach(), torch.inf).cpu() for tensor in tensors if tensor.numel()]
+    broken = torch.tensor(float(not all(value.isfinite() for value in largest)), device=engine.device)
+    if float(engine.mean(broken)) > 0:
+        raise diverged(f"weights or their moments are not finite after step {steps}", config)
 
 
 class TorchEngine:
@@ -75,6 +109,7 @@ class TorchEngine:
         self.ema = None if config.ema_decay is None else Ema(self.parameters, config.ema_decay)
         self._micro_steps = 0
         self._grad_norm = torch.zeros(())
+        self._diverged_at = torch.zeros((), dtype=torch.long, device=device)
 
     def __call__(self, batch: Batch) -> Losses:
         """Losses of this rank's batch."""
@@ -93,6 +128,9 @@ class TorchEngine:
         if self.world_size > 1:
             self._average_gradients()
         self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        # Kept on the device: to ask it at every step would make it wait for this process.
+        first = (self._diverged_at == 0) & ~self._grad_norm.isfinite()
+        self._diverged_at = torch.where(first, self._steps + 1, self._diverged_at)
         self.optimizer.step()
         self.lr_scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -106,6 +144,18 @@ class TorchEngine:
         flat /= self.world_size
         for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(averaged.view_as(gradient))
+
+    @property
+    def _steps(self) -> int:
+        return int(self.lr_scheduler.last_epoch)
+
+    def diverged_at(self, *, wait: bool = True) -> int | None:
+        """The first step whose gradient was not finite."""
+        return (int(self._diverged_at) or None) if wait or self.device == "cpu" else None
+
+    def _check(self) -> None:
+        moments = (moment for of_one in self.optimizer.state.values() for moment in of_one.values())
+        check_finite(self, [*self.parameters, *moments], self._steps, self.config)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of `values` over all ranks."""
@@ -125,6 +175,7 @@ class TorchEngine:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The trained parameters, or their moving average."""
+        self._check()
         if self.rank:
             return {}
         with nullcontext() if self.ema is None else self.ema.applied():
@@ -133,6 +184,7 @@ class TorchEngine:
 
     def save(self, directory: Path) -> None:
         """Write parameters, optimizer and schedule; ranks hold the same, so rank 0 writes for all."""
+        self._check()
         if self.rank:
             return
         state = {

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth.base_model import pipeline_files
+from dreambooth.families import family_of
+from dreambooth.probe import TOLERANCES, Trained, largest_difference
 
 COMPONENTS = {"denoiser": "unet", "text_encoder": "text_encoder"}
 """Where the parts of `DreamBoothModel` live in a pipeline directory."""
@@ -40,9 +42,11 @@ def export_pipeline(base: Path, state: Mapping[str, Tensor], target: Path, *, dt
 
 
 def verify_export(directory: Path, base: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
-    """Read a published directory and compare it with the trained weights, tensor by tensor.
+    """Read a published directory and compare it with what was trained, tensor by tensor and by what it computes.
 
-    Raises ValueError naming the first tensor that is missing or differs.
+    Hidden states of a few prompts by its text encoder have to be those of the trained one (`dreambooth.probe`), or of
+    the base's where that stayed frozen, within what rounding to `dtype` makes of them. Raises ValueError naming the
+    first tensor that is missing or differs, or the difference.
     """
     for component, tensors in _by_component(base, state).items():
         stored = load_file(directory / component / _WEIGHTS[component])
@@ -51,6 +55,32 @@ def verify_export(directory: Path, base: Path, state: Mapping[str, Tensor], *, d
                 raise ValueError(f"{directory / component} lacks {name}, which was trained")
             if not torch.equal(stored[name], tensor.to(dtype)):
                 raise ValueError(f"{name} in {directory / component} is not what was trained")
+    _verify_text_encoder(directory, base, state, dtype)
+
+
+def _verify_text_encoder(directory: Path, base: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    family, probe = family_of(base), state.probe if isinstance(state, Trained) else None
+    input_ids = family.tokenize(base, ["a photo of a dog"]) if probe is None else probe.input_ids
+
+    def computed(folder: Path, weights: Mapping[str, Tensor]) -> Tensor:
+        text_encoder = family.load_text_encoder(folder).eval()
+        if weights:
+            text_encoder.load_state_dict(weights)
+        with torch.no_grad():
+            return family.encode_text(text_encoder, input_ids)
+
+    by_weights = computed(base, _of_owner("text_encoder", state))
+    expected = by_weights if probe is None else probe.hidden_states
+    for what, found, tolerance in (
+        ("with the weights to be published", by_weights, TOLERANCES[torch.float32]),
+        (f"in {directory}", computed(directory, {}), TOLERANCES[dtype]),
+    ):
+        difference = largest_difference(found, expected)
+        if not difference <= tolerance:
+            raise ValueError(
+                f"the text encoder {what} computes something else than the trained one: hidden states differ by "
+                f"{difference:.2g} of their norm, and no more than {tolerance:g} is rounding"
+            )
 
 
 def load_trained(base: Path, state: Mapping[str, Tensor], *, device: str, dtype: torch.dtype) -> Any:
@@ -66,12 +96,16 @@ def put_weights(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     """Put an engine's state_dict into a pipeline's components; returns what was there, to be put back."""
     before: dict[str, Tensor] = {}
     for owner, component in COMPONENTS.items():
-        trained = {name.partition(".")[2]: tensor for name, tensor in state.items() if name.startswith(f"{owner}.")}
+        trained = _of_owner(owner, state)
         if trained:
             module = getattr(pipeline, component)
             before |= {f"{owner}.{name}": weight.detach().clone() for name, weight in module.named_parameters()}
             module.load_state_dict(trained)
     return before
+
+
+def _of_owner(owner: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.partition(".")[2]: tensor for name, tensor in state.items() if name.startswith(f"{owner}.")}
 
 
 def _by_component(base: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

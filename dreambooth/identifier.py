@@ -32,6 +32,8 @@ from dreambooth.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dreambooth.subject import PromptTemplates, Subject
+
 MAX_TOKENS = 3
 DRAWN_FROM = 256
 """An identifier is drawn from this many of the rarest candidates."""
@@ -144,6 +146,39 @@ def describe(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> Descripti
 def token_ids_in_prompts(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> tuple[int, ...]:
     """The tokens of an identifier as it stands within a prompt."""
     return _ids_in_prompts(tokenizer, [identifier])[0]
+
+
+def check_own_tokens(
+    tokenizer: "PreTrainedTokenizerBase", subject: "Subject", templates: "PromptTemplates", *, learnt_apart: bool
+) -> str | None:
+    """A warning where the identifier shares tokens with other words of the training's prompts; None where it doesn't.
+
+    What those tokens learn, every prompt with one of those words gets, class prompts among them. Raises InputError
+    where the identifier's embedding is learnt at a rate of its own (`learnt_apart`) and the word is the class noun.
+    """
+    own = set(token_ids_in_prompts(tokenizer, str(subject.identifier)))
+    words = {
+        "the class noun": subject.class_noun,
+        "the class prompt": templates.class_prompt(subject),
+        "the instance prompt": templates.instance_prompt(subject.model_copy(update={"identifier": " "})),
+    }
+    for where, text in words.items():
+        shared = [
+            _show(tokenizer, index) for index in own & set(_ids_in_prompts(tokenizer, [" ".join(text.split())])[0])
+        ]
+        if not (named := ", ".join(repr(token) for token in sorted(shared) if token)):
+            continue
+        if learnt_apart and where == "the class noun":
+            raise InputError(
+                f"the identifier {subject.identifier!r} is read as {named}, and so is the class noun "
+                f"{subject.class_noun!r}: every picture of the class would be learnt as the subject; choose an "
+                f"identifier without that word, or leave it out and one is chosen"
+            )
+        return (
+            f"the identifier {subject.identifier!r} shares {named} with {where} {text!r}, so what it learns changes "
+            f"that word too; leave it out to have one chosen, or see 'dreambooth identifiers'"
+        )
+    return None
 
 
 def _draw(texts: Sequence[str], name: str) -> int:

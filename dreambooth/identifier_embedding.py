@@ -16,30 +16,47 @@ from torch import Tensor, nn
 class IdentifierEmbedding(nn.Module):
     """`change` (N, D) is added to the embeddings of N tokens wherever they stand in a prompt.
 
-    It starts at zero, or with `like` at what makes each of the N embeddings that of the token `like`.
+    A token that the identifier has twice ("x22") is one of the N: there is one row of the table for it. The change
+    starts at zero, or with `like` at what makes each of the N embeddings that of the token `like`.
     """
 
     token_ids: Tensor
 
     def __init__(self, text_encoder: nn.Module, token_ids: Sequence[int], *, like: int | None = None) -> None:
         super().__init__()
-        table: nn.Embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
+        token_ids = list(dict.fromkeys(token_ids))
+        table = _table_of(text_encoder)
         self.change = nn.Parameter(torch.zeros(len(token_ids), table.embedding_dim))
         if like is not None:
             with torch.no_grad():
-                self.change.copy_(table.weight[like] - table.weight[list(token_ids)])
+                self.change.copy_(table.weight[like] - table.weight[token_ids])
         self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
         self._table_name = next(name for name, weight in text_encoder.named_parameters() if weight is table.weight)
         table.register_forward_hook(lambda _, inputs, output: self(inputs[0], output))
 
+    def added_to(self, text_encoder: nn.Module, change: Tensor) -> None:
+        """Have another text encoder's embeddings changed as those of this module's are, by `change` (N, D)."""
+        ids = self.token_ids.to(change.device)
+        _table_of(text_encoder).register_forward_hook(
+            lambda _, inputs, output: _changed(inputs[0], output, ids, change)
+        )
+
     def forward(self, input_ids: Tensor, embeddings: Tensor) -> Tensor:
         """Embeddings (B, L, D) of input_ids (B, L), changed where a token is the identifier's."""
-        is_identifier = torch.eq(input_ids.unsqueeze(-1), self.token_ids)  # (B, L, N)
-        changed: Tensor = embeddings + is_identifier.to(self.change.dtype) @ self.change
-        return changed
+        return _changed(input_ids, embeddings, self.token_ids, self.change)
 
     def folded(self, text_encoder: Mapping[str, Tensor], change: Tensor) -> dict[str, Tensor]:
         """The text encoder's weights with the change put into the table."""
         table = text_encoder[self._table_name].clone()
         table[self.token_ids.to(table.device)] += change.to(table.device)
         return {**text_encoder, self._table_name: table}
+
+
+def _changed(input_ids: Tensor, embeddings: Tensor, token_ids: Tensor, change: Tensor) -> Tensor:
+    is_identifier = torch.eq(input_ids.unsqueeze(-1), token_ids)  # (B, L, N)
+    return embeddings + is_identifier.to(change.dtype) @ change
+
+
+def _table_of(text_encoder: nn.Module) -> nn.Embedding:
+    table: nn.Embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
+    return table

@@ -65,11 +65,14 @@ class NoiseSchedule:
     def min_snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
         """min-SNR weights (N,) of timesteps (N,) (arXiv 2303.09556, section 3.4).
 
-        min(SNR, gamma) / SNR for noise; for velocity the denominator is SNR + 1.
+        min(SNR, gamma) / SNR for noise, which is min(1, gamma / SNR) and so 1 where a schedule ends in pure noise
+        (SNR 0); for velocity the denominator is SNR + 1, and the weight there is 0.
         """
         alphas_cumprod = self.alphas_cumprod.to(timesteps.device)[timesteps]
         snr = alphas_cumprod / (1 - alphas_cumprod)
-        return snr.clamp(max=gamma) / (snr + (self.prediction_type == "v_prediction"))
+        if self.prediction_type == "epsilon":
+            return (gamma / snr).clamp(max=1)
+        return snr.clamp(max=gamma) / (snr + 1)
 
 
 def prior_preservation_loss(

@@ -16,6 +16,7 @@ from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import token_ids_in_prompts
 from dreambooth.identifier_embedding import IdentifierEmbedding
 from dreambooth.losses import Losses, NoiseSchedule, prior_preservation_loss
+from dreambooth.probe import Probe, Trained, hidden_states, probe_prompts
 from dreambooth.quiet import hide_progress_bars
 
 
@@ -24,8 +25,9 @@ class DreamBoothModel(nn.Module):
 
     `text_encoder` None means that text embeddings are given instead of token ids. `identifier_token_ids` get a learning
     rate of their own (see `IdentifierEmbedding`); they start at the embedding of the token `embedding_like` if one is
-    given. Parameters stay in fp32; with `autocast` the matrix products run in bf16, so an update of 5e-6 is not rounded
-    away as it would be in bf16 weights.
+    given. Hidden states of the prompts `probe_ids` (N, L) go with an export (see `dreambooth.probe`). Parameters stay
+    in fp32; with `autocast` the matrix products run in bf16, so an update of 5e-6 is not rounded away as it would be in
+    bf16 weights.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class DreamBoothModel(nn.Module):
         identifier_token_ids: Sequence[int] = (),
         embedding_like: int | None = None,
         min_snr_gamma: float | None = None,
+        probe_ids: Tensor | None = None,
         autocast: bool = False,
     ) -> None:
         super().__init__()
@@ -53,6 +56,7 @@ class DreamBoothModel(nn.Module):
         self.schedule = schedule
         self.prior_loss_weight = prior_loss_weight
         self.min_snr_gamma = min_snr_gamma
+        self.probe_ids = probe_ids
         self.autocast = autocast
 
     def forward(self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor) -> Losses:
@@ -71,16 +75,26 @@ class DreamBoothModel(nn.Module):
             weight=weight,
         )
 
-    def exported(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The trained components of a base model, whole, from the parameters of this module by name."""
-        if self.identifier_embedding is None:
-            return dict(state)
-        owner, change = "text_encoder.", state["identifier_embedding.change"]
+    def exported(self, state: Mapping[str, Tensor]) -> Trained:
+        """The trained components of a base model, whole, from the parameters of this module by name, fp32 on the CPU.
+
+        With what the text encoder, where it is run, computes for the probe's prompts.
+        """
+        if self.text_encoder is None:
+            return Trained(state)
+        owner, embedding = "text_encoder.", None
         text_encoder = {name.removeprefix(owner): p for name, p in state.items() if name.startswith(owner)}
-        folded = self.identifier_embedding.folded(text_encoder, change)
-        denoiser_trained = any(parameter.requires_grad for parameter in self.denoiser.parameters())
-        others = {name: p for name, p in state.items() if denoiser_trained and name.startswith("denoiser.")}
-        return others | {f"{owner}{name}": parameter for name, parameter in folded.items()}
+        exported, denoiser = text_encoder, {n: p for n, p in state.items() if n.startswith("denoiser.")}
+        if self.identifier_embedding is not None:
+            embedding = self.identifier_embedding, state["identifier_embedding.change"]
+            exported = self.identifier_embedding.folded(text_encoder, embedding[1])
+            if not any(parameter.requires_grad for parameter in self.denoiser.parameters()):
+                denoiser = {}
+        trained = Trained(denoiser | {f"{owner}{name}": parameter for name, parameter in exported.items()})
+        if self.probe_ids is not None:
+            states = hidden_states(self.family, self.text_encoder, text_encoder, self.probe_ids, embedding)
+            trained.probe = Probe(input_ids=self.probe_ids, hidden_states=states)
+        return trained
 
 
 def load_schedule(directory: Path) -> NoiseSchedule:
@@ -139,6 +153,9 @@ def build_model(components: Components, config: DreamBoothConfig, *, autocast: b
         prior_loss_weight=config.prior.prior_loss_weight,
         identifier_token_ids=token_ids,
         embedding_like=embedding_like,
+        probe_ids=components.family.tokenize(components.directory, probe_prompts(config.subject, config.prompts))
+        if text_encoder is not None
+        else None,
         min_snr_gamma=config.train.min_snr_gamma,
         autocast=autocast,
     )
@@ -150,12 +167,11 @@ def build_model(components: Components, config: DreamBoothConfig, *, autocast: b
 
 def _identifier_tokens(directory: Path, config: DreamBoothConfig) -> tuple[Sequence[int], int | None]:
     """The tokens whose embeddings are learnt apart, and the token like which they start (None: as they are)."""
-    embedding_only = config.train.method == "textual_inversion"
-    if config.train.identifier_learning_rate is None and not embedding_only:
+    if not config.train.learns_identifier_apart:
         return (), None
     tokenizer = load_tokenizer(directory)
     token_ids = token_ids_in_prompts(tokenizer, str(config.subject.identifier))
-    if not embedding_only:
+    if config.train.method != "textual_inversion":
         return token_ids, None
     # Of a class noun of several words the last says what the thing is: "stuffed animal", "fire engine".
     return token_ids, token_ids_in_prompts(tokenizer, config.subject.class_noun)[-1]

@@ -2,7 +2,8 @@
 
 When are two sets the same? When everything that decides their pixels is: base model, class prompt, sampler, steps,
 guidance, resolution, dtype, seed, and how many images are sampled together (a batch's shape can change the last bits of
-floats). That is the set's key, so subjects of one class share a set, and asking for more images tops it up.
+floats). That is the set's recipe, by which it is found, so subjects of one class share a set, and asking for more
+images tops it up.
 """
 
 import hashlib
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING
 from dreambooth.config import PriorConfig
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import StableDiffusionPipeline
     from PIL import Image
 
 SAMPLER = "dpm-solver++"
 """Name of the sampler that `load_pipeline` sets (arXiv 2211.01095)."""
+STORED = 2
+"""Part of the name of all stored pictures that are found by what they were made from. It goes up when those of earlier
+code may be others than their name says, so that they are not found: of 1 they could be another base model's, or of
+another dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +43,15 @@ class PriorPlan:
     sampler: str = SAMPLER
 
     @cached_property
-    def key(self) -> str:
-        """Content address: 20 hex digits of the sha256 over all but the count."""
+    def recipe(self) -> str:
+        """20 hex digits of the sha256 over all but the count; what is trained on the set is named by it."""
         identity = {name: value for name, value in asdict(self).items() if name != "count"}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
+
+    @cached_property
+    def key(self) -> str:
+        """Where the set lies: 20 hex digits of the sha256 over its recipe and `STORED`."""
+        return hashlib.sha256(f"{self.recipe} {STORED}".encode()).hexdigest()[:20]
 
     def blocks(self, present: Iterable[str] = ()) -> list[range]:
         """The blocks of images with something missing: each is sampled together, whoever does it."""
@@ -57,9 +66,7 @@ class PriorPlan:
         return [index for index in range(self.count) if image_name(index) not in have]
 
 
-def prior_plan(
-    config: PriorConfig, *, base_hash: str, class_prompt: str, resolution: int, dtype: "torch.dtype"
-) -> PriorPlan:
+def prior_plan(config: PriorConfig, *, base_hash: str, class_prompt: str, resolution: int, dtype: str) -> PriorPlan:
     """The plan of a run's class images."""
     return PriorPlan(
         base_hash=base_hash,
@@ -69,7 +76,7 @@ def prior_plan(
         guidance_scale=config.guidance_scale,
         batch_size=config.batch_size,
         seed=config.seed,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype,
         count=config.num_class_images,
     )
 
@@ -80,12 +87,14 @@ def image_name(index: int) -> str:
 
 
 def image_seed(plan: PriorPlan, index: int) -> int:
-    """Seed of one class image, from the set's key and the image's index alone."""
-    return int.from_bytes(hashlib.sha256(f"{plan.key}/{index}".encode()).digest()[:7], "big")
+    """Seed of one class image, from the set's recipe and the image's index alone."""
+    return int.from_bytes(hashlib.sha256(f"{plan.recipe}/{index}".encode()).digest()[:7], "big")
 
 
 def generate_block(pipeline: "StableDiffusionPipeline", plan: PriorPlan, block: range) -> "list[Image.Image]":
     """Sample all images of a block, always together, so that they don't depend on which of them were missing."""
+    import torch
+
     from dreambooth.sampling import sample
 
     return sample(
@@ -97,4 +106,5 @@ def generate_block(pipeline: "StableDiffusionPipeline", plan: PriorPlan, block: 
         height=plan.resolution,
         width=plan.resolution,
         batch_size=len(block),
+        dtype=getattr(torch, plan.dtype),
     )

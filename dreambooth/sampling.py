@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 def sampling_dtype(device: str) -> torch.dtype:
-    """What denoiser and text encoder compute in: half precision where the device has it, else fp32.
+    """What denoiser and text encoder had best compute in here: half precision where the device has it, else fp32.
 
     On a CPU that is bf16 under autocast, with weights and the sampler's arithmetic in fp32: twice as fast where the CPU
-    multiplies bf16 itself, slower where it would be emulated.
+    multiplies bf16 itself, slower where it is emulated. Pictures that are stored by their dtype are asked for in that
+    (`sample`), whatever would be best where they are made.
     """
     if device.startswith("cuda"):
         return torch.float16
@@ -30,8 +31,13 @@ def sampling_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def weights_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """What weights are kept in for sampling in `dtype`: fp16 on a GPU, else fp32, with autocast where that is less."""
+    return torch.float16 if device.startswith("cuda") and dtype is torch.float16 else torch.float32
+
+
 def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> "StableDiffusionPipeline":
-    """Load a diffusers directory for sampling with DPM-Solver++, without progress bars and without a safety checker.
+    """Load a diffusers directory, its weights in `dtype`, for sampling with DPM-Solver++ and without progress bars.
 
     The VAE stays in fp32 whatever `dtype` is: some overflow in fp16, which gives black pictures.
     """
@@ -51,14 +57,7 @@ def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> "Stabl
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae.to(torch.float32)
-    _lay_out(pipeline.unet)
     return pipeline
-
-
-def _lay_out(unet: torch.nn.Module) -> None:
-    """In fp32 on a CPU convolutions are a tenth faster with channels last; in bf16 they are slower."""
-    if next(unet.parameters()).device.type == "cpu" and sampling_dtype("cpu") is torch.float32:
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def personalized(base: "StableDiffusionPipeline", directory: Path) -> "StableDiffusionPipeline":
@@ -70,7 +69,6 @@ def personalized(base: "StableDiffusionPipeline", directory: Path) -> "StableDif
     unet = UNet2DConditionModel.from_pretrained(directory, subfolder="unet", **options)
     text_encoder = CLIPTextModel.from_pretrained(directory, subfolder="text_encoder", **options)
     trained = {"unet": unet.to(base.device), "text_encoder": text_encoder.to(base.device)}
-    _lay_out(trained["unet"])
     pipeline = StableDiffusionPipeline(**{**base.components, **trained}, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -86,20 +84,29 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     batch_size: int = 8,
+    dtype: torch.dtype | None = None,
 ) -> list[Image.Image]:
     """Sample one image per (prompt, seed) pair, in order.
+
+    `dtype` is what denoiser and text encoder compute in, emulated where the device has to; None is what is best here.
+    `height` and `width` None are what the model was trained at.
 
     Raises ValueError when there are not as many seeds as prompts, RuntimeError for a picture that is no number.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
+    if dtype is None:
+        dtype = sampling_dtype("cpu") if pipeline.device.type == "cpu" else pipeline.unet.dtype
+    _lay_out(pipeline.unet, dtype)
+    computing = torch.autocast(pipeline.device.type, dtype, enabled=dtype is not pipeline.unet.dtype)
     images: list[Image.Image] = []
-    texts, nothing = _encode(pipeline, prompts)
+    with computing:
+        texts, nothing = _encode(pipeline, prompts)
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         # Noise comes from CPU generators on every device: the same seed is the same picture on a laptop and a GPU.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]]
-        with _autocast(pipeline.device), computed_once(pipeline.unet, guided=guidance_scale > 1):
+        with computing, computed_once(pipeline.unet, guided=guidance_scale > 1):
             latents = pipeline(
                 prompt_embeds=texts[batch],
                 negative_prompt_embeds=nothing.expand_as(texts[batch]),
@@ -118,14 +125,16 @@ def sample(
 def _encode(pipeline: "StableDiffusionPipeline", prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Embeddings of the prompts (N, L, D) and of no prompt (1, L, D), each text encoded once."""
     places = {text: place for place, text in enumerate(dict.fromkeys([*prompts, ""]))}
-    with _autocast(pipeline.device):
-        embeddings, _ = pipeline.encode_prompt(list(places), pipeline.device, 1, do_classifier_free_guidance=False)
+    embeddings, _ = pipeline.encode_prompt(list(places), pipeline.device, 1, do_classifier_free_guidance=False)
     return embeddings[[places[prompt] for prompt in prompts]], embeddings[[places[""]]]
 
 
-def _autocast(device: torch.device) -> torch.autocast:
-    bf16 = device.type == "cpu" and sampling_dtype("cpu") is torch.bfloat16
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+def _lay_out(unet: torch.nn.Module, dtype: torch.dtype) -> None:
+    """On a CPU convolutions are a tenth faster with channels last in fp32, and slower with them in bf16."""
+    layout = torch.channels_last if dtype is torch.float32 else torch.contiguous_format
+    weight = next(weight for weight in unet.parameters() if weight.ndim == 4)
+    if weight.device.type == "cpu" and not weight.is_contiguous(memory_format=layout):
+        unet.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 @torch.no_grad()

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from dreambooth.batches import TrainingData, pairs_of
-from dreambooth.engine import Engine
-from dreambooth.errors import Diverged
+from dreambooth.engine import Engine, diverged
 from dreambooth.train_config import TrainConfig
 
 
@@ -43,7 +42,8 @@ def fit(
 
     `on_step(step, metrics)` is called after every optimizer step, on every rank, with metrics on every `log_every`-th
     step (and before a checkpoint) and None between: metrics make the ranks wait for each other. Raises Diverged when a
-    loss or a gradient is not finite.
+    loss or a gradient is not finite: after that step where the engine knows at once, else before the next `on_step`
+    with metrics.
     """
     images_per_step = config.micro_batch_size * config.gradient_accumulation_steps * engine.world_size
     images_per_step *= 1 if data.class_ is None else 2
@@ -66,7 +66,7 @@ def fit(
         metrics = None
         # Before a checkpoint too, so that none is written of a run that diverged.
         wanted = (step + 1) % config.log_every == 0 or (step + 1) % config.checkpoint_every == 0
-        if wanted or step + 1 == config.max_train_steps:
+        if wanted or step + 1 == config.max_train_steps or engine.diverged_at(wait=False) is not None:
             total, instance, prior = engine.mean(sums / config.gradient_accumulation_steps).tolist()
             now = time.perf_counter()
             metrics = StepMetrics(
@@ -80,11 +80,10 @@ def fit(
                 images_per_second=images_per_step * (step + 1 - logged) / (now - began),
             )
             began, logged = now, step + 1
-            if not math.isfinite(total) or not math.isfinite(metrics.grad_norm):
-                # ZeRO passes over a step whose gradient is not finite, without a word, and would for ever.
-                raise Diverged(
-                    f"the loss is {total} and its gradient's norm {metrics.grad_norm} at step {step + 1}; lower "
-                    f"train.learning_rate (it is {config.learning_rate}) "
-                    f"or train.max_grad_norm (it is {config.max_grad_norm})"
-                )
+            at = engine.diverged_at()
+            if at is not None and at <= step:
+                raise diverged(f"the gradient is not finite at step {at}", config)
+            if at is not None or not math.isfinite(total):
+                norm = metrics.grad_norm
+                raise diverged(f"the loss is {total} and its gradient's norm {norm} at step {step + 1}", config)
         on_step(step + 1, metrics)

@@ -16,6 +16,7 @@ from pipelines.batch_plan import BatchPlan
 from pipelines.batch_summary import write_batch_summary
 from pipelines.conclude import conclude
 from pipelines.lanes import Lanes
+from pipelines.mlflow_line import Away
 from pipelines.plan import Plan
 from pipelines.prior_stage import prior_set, seal
 from pipelines.queue_actor import start_queue
@@ -32,6 +33,8 @@ _NODES_SECONDS = 1.0
 """Between looks which nodes are there."""
 _AGAIN_SECONDS = 5.0
 """Between two tries to register a subject."""
+_AWAY_SECONDS = 30.0
+"""The same where MLflow is away."""
 
 
 class View(Protocol):
@@ -65,7 +68,10 @@ class LaneGroup(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOutcome:
-    """How a batch ended: what its summary.json holds, and whether it was interrupted."""
+    """How a batch ended: what its summary.json holds, and whether it was interrupted.
+
+    The summary's `untracked` says why MLflow lacks something, if it does.
+    """
 
     uri: str
     summary: dict[str, Any]
@@ -97,10 +103,17 @@ def run_batch(
     queue = start_queue(plan.uri, driver, queued_subjects(plan), retries=plan.cluster.subject_retries)
     first = plan.subjects[0].config
     lanes = make_lanes(plan, driver, queue, encoder)
-    lanes.start()
+    if not _is_trained(ray.get(queue.snapshot.remote())):
+        lanes.start()
     with ExitStack() as stack:
         run = stack.enter_context(
-            track(first.tracking, run_name=plan.name, params={"subjects": len(plan.subjects)}, resume_key=plan.key)
+            track(
+                first.tracking,
+                run_name=plan.name,
+                params={"subjects": len(plan.subjects)},
+                resume_key=plan.key,
+                say=lambda text: view.line(f"warning: {text}"),
+            )
         )
         driving = stack.enter_context(_Driving(plan, queue, lanes, view, lambda one: conclude(one, run.run_id)))
         interrupted = False
@@ -111,10 +124,15 @@ def run_batch(
             view.line("stopping after this step; checkpoints are written (Ctrl-C again stops at once)")
             driving.until_stopped()
         records: Sequence[SubjectRecord] = ray.get(queue.records.remote())
-        summary = write_batch_summary(plan, records, run, seconds=time.time() - began)
+        summary = write_batch_summary(plan, records, run, seconds=time.time() - began, untracked=driving.untracked)
         _until_ended(lanes)
         ray.kill(queue)
     return BatchOutcome(uri=plan.uri, summary=summary, interrupted=interrupted)
+
+
+def _is_trained(snapshot: Snapshot) -> bool:
+    """Whether no lane has anything left to do."""
+    return not snapshot.counts["waiting"] and not snapshot.counts["training"]
 
 
 def _until_ended(lanes: LaneGroup) -> None:
@@ -159,6 +177,10 @@ class _Driving:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="conclude")
         self._concluding: dict[str, Future[str]] = {}
         self._not_before: dict[str, float] = {}
+        self._away_until = 0.0
+        self._last_words = False
+        self.untracked: str | None = None
+        """Why MLflow could not be reached when a subject was to be registered last; None when it could."""
         self._nodes: dict[str, frozenset[str]] = {}
         self._looked_at_nodes = 0.0
 
@@ -172,7 +194,7 @@ class _Driving:
         told_by: float | None = time.monotonic() + _STARTING_SECONDS
         while True:
             snapshot = self._look()
-            if snapshot.finished:
+            if snapshot.finished or self._waits_for_mlflow_alone(snapshot):
                 return
             if snapshot.lanes:
                 told_by = None
@@ -187,14 +209,24 @@ class _Driving:
                 self._no_lane_left()
             time.sleep(_POLL_SECONDS)
 
+    def _waits_for_mlflow_alone(self, snapshot: Snapshot) -> bool:
+        """Whether all is published, and MLflow could not be reached since: the same command registers the rest."""
+        if not _is_trained(snapshot):
+            return False
+        if not self._last_words:  # one more try for those that it was away for
+            self._last_words, self.untracked = True, None
+            self._away_until = 0.0
+            return False
+        return self.untracked is not None and not self._concluding
+
     def until_stopped(self) -> None:
         import ray
 
         ray.get(self._queue.stop.remote())
         working = True
         while working:
-            lanes_left = self._lanes.tend(-1)
-            working = bool(self._look().trained) or lanes_left
+            lanes_left, snapshot = self._lanes.tend(-1), self._look()
+            working = lanes_left or (bool(snapshot.trained) and self.untracked is None)
             time.sleep(_POLL_SECONDS)
 
     def _look(self) -> Snapshot:
@@ -209,8 +241,9 @@ class _Driving:
         for prior in snapshot.sets_to_seal:
             seal(self._parents[prior.key], prior)
             ray.get(self._queue.sealed.remote(prior.key))
+        now = time.monotonic()
         for name in snapshot.trained:
-            if name not in self._concluding and time.monotonic() >= self._not_before.get(name, 0.0):
+            if not self._concluding and now >= max(self._away_until, self._not_before.get(name, 0.0)):
                 self._concluding[name] = self._thread.submit(self._conclude, self._plans[name])
         return snapshot
 
@@ -237,10 +270,14 @@ class _Driving:
         for name in [name for name, future in self._concluding.items() if future.done()]:
             try:
                 result = self._concluding.pop(name).result()
+            except Away as error:  # the fault of no subject
+                self._away_until = time.monotonic() + _AWAY_SECONDS
+                self.untracked = str(error)
             except Exception as error:  # noqa: BLE001 - MLflow's, the database's, the store's
                 self._not_before[name] = time.monotonic() + _AGAIN_SECONDS
                 told.append(self._queue.unregistered.remote(name, f"{type(error).__name__}: {error}"))
             else:
+                self.untracked = None
                 told.append(self._queue.done.remote(name))
                 self._view.line(f"{name}: {result}")
         ray.get(told)

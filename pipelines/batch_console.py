@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dreambooth.addresses import without_credentials
 from pipelines.subject_checks import SubjectCheck
 from pipelines.tasks import Progress, State
 
@@ -31,8 +32,8 @@ def checks_table(checks: Sequence[SubjectCheck]) -> RenderableType:
         if not (check.errors or check.warnings) and len(checks) > _SHOWN_FAULTLESS:
             continue
         subject = check.plan.config.subject if check.plan is not None else None
-        findings = [Text(f"error: {error}", style="red") for error in check.errors]
-        findings += [Text(f"warning: {warning}", style="yellow") for warning in check.warnings]
+        findings = [Text(f"error: {without_credentials(error)}", style="red") for error in check.errors]
+        findings += [Text(f"warning: {without_credentials(warning)}", style="yellow") for warning in check.warnings]
         table.add_row(
             Text(check.name),
             Text(subject.class_noun if subject else "–"),
@@ -106,7 +107,7 @@ class BatchView:
 
     def warn(self, text: str) -> None:
         """A warning that says what to do."""
-        self._console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+        self._console.print(Text(f"warning: {without_credentials(text)}", style="yellow"), soft_wrap=True)
 
     def _left(self, settled: int) -> float | None:
         """Seconds left, by the pace since the first subject of this attempt was finished."""

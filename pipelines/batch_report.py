@@ -2,21 +2,22 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
+from typing import Any
 
 from pipelines.batch_result import BatchResult, SubjectResult
 from pipelines.evaluated import Evaluated, read_pictures
+from pipelines.pages import Cell, Chart, Picture, Table, cell, loss_chart, number, picture, render
 from pipelines.report_evaluation import (
     MOST_CELLS,
     addresses_of_grid,
     copies,
     figures_of_batch,
-    grid_of_batch,
+    grids_of_batch,
     nearest,
     sample_address,
     warnings_of,
 )
-from pipelines.report_page import cell, facts, loss_curve, note, number, picture, render_page, section, table
 from pipelines.tasks import STATES
 
 SHOWN = 200
@@ -35,30 +36,25 @@ _SIMILARITIES = {
 def render_report(result: BatchResult) -> str:
     """The page as HTML; everything that comes from data is escaped."""
     counts = Counter(subject.record.state for subject in result.subjects)
-    states = "".join(f'<li class="{state}"><b>{counts[state]}</b> {state}</li>' for state in STATES if counts[state])
     shown = result.subjects[:SHOWN]
-    more = len(result.subjects) - len(shown)
     evaluated = [subject.evaluated for subject in result.subjects if subject.evaluated is not None]
-    figures = "".join(_figure(subject) for subject in shown if subject.contact_sheet or subject.history)
-    return render_page(
-        result.name,
-        f'<ul class="states">{states}</ul>',
-        facts(result.facts),
-        warnings_of(evaluated),
-        section("Subjects", _subjects(result.subjects)),
-        _failures([subject for subject in result.subjects if subject.record.state == "failed"]),
-        figures_of_batch(evaluated),
-        _pictures(evaluated),
-        section(
-            "Contact sheets and curves",
-            f'<div class="grid">{figures}</div>',
-            note(f"Pictures and curves of {more} more subjects are in their own folders.") if more else "",
-        ),
+    return render(
+        "batch.html",
+        title=result.name,
+        states=[(state, counts[state]) for state in STATES if counts[state]],
+        facts=result.facts,
+        warnings=warnings_of(evaluated),
+        subjects=_subjects(result.subjects),
+        failed=[subject.record for subject in result.subjects if subject.record.state == "failed"],
+        figures=figures_of_batch(evaluated),
+        **_pictures(evaluated),
+        sheets=[_sheet(subject) for subject in shown if subject.contact_sheet or subject.history],
+        sheets_left_out=len(result.subjects) - len(shown),
     )
 
 
-def _pictures(evaluated: Sequence[Evaluated]) -> str:
-    """The grid of as many subjects as a page can hold, and of those the samples that are most like a photograph."""
+def _pictures(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
+    """The grids of as many subjects as a page can hold, and of those the samples that are most like a photograph."""
     cells = 0
     shown: list[Evaluated] = []
     for each in evaluated:
@@ -70,12 +66,14 @@ def _pictures(evaluated: Sequence[Evaluated]) -> str:
     for each, pair in nearest(shown, most=_COPIES):
         wanted += [sample_address(each, pair), each.instance[pair.instance]]
     pictures = read_pictures(wanted)
-    more = len(evaluated) - len(shown)
-    left_out = note(f"{more} more subjects have pages of their own, in their folders.") if more else ""
-    return grid_of_batch(shown, pictures) + left_out + copies(shown, pictures, most=_COPIES)
+    return {
+        "grids": grids_of_batch(shown, pictures),
+        "grids_left_out": len(evaluated) - len(shown),
+        "copies": copies(shown, pictures, most=_COPIES),
+    }
 
 
-def _subjects(subjects: Sequence[SubjectResult]) -> str:
+def _subjects(subjects: Sequence[SubjectResult]) -> Table:
     """A row for each; no columns of similarities where nothing was measured."""
     measured = _SIMILARITIES if any(subject.similarity for subject in subjects) else {}
     columns = (
@@ -89,10 +87,10 @@ def _subjects(subjects: Sequence[SubjectResult]) -> str:
         "attempts",
         "registered",
     )
-    return table(columns, [_row(subject, list(measured)) for subject in subjects])
+    return Table(columns=columns, rows=[_row(subject, list(measured)) for subject in subjects])
 
 
-def _row(subject: SubjectResult, similarities: Sequence[str]) -> list[str]:
+def _row(subject: SubjectResult, similarities: Sequence[str]) -> list[Cell]:
     record, similarity = subject.record, subject.similarity or {}
     seconds = record.ended - record.began if record.ended and record.began else None
     return [
@@ -108,22 +106,17 @@ def _row(subject: SubjectResult, similarities: Sequence[str]) -> list[str]:
     ]
 
 
-def _failures(failed: Sequence[SubjectResult]) -> str:
-    parts = []
-    for subject in failed:
-        record = subject.record
-        trace = f"<details><summary>traceback</summary><pre>{escape(record.traceback or '')}</pre></details>"
-        parts.append(
-            f"<article><h3>{escape(record.name)}</h3><p>{escape(record.reason or 'no reason is known')}</p>"
-            f"{trace if record.traceback else ''}</article>"
-        )
-    return section("Failures", *parts)
+@dataclass(frozen=True, kw_only=True)
+class _Sheet:
+    name: str
+    sheet: Picture | None
+    curve: Chart | None
 
 
-def _figure(subject: SubjectResult) -> str:
-    name = escape(subject.record.name)
-    sheet = ""
-    if subject.contact_sheet is not None:
-        image = picture(subject.contact_sheet, side=_SHEET_WIDTH, alt=f"contact sheet of {subject.record.name}")
-        sheet = f'<a id="{name}" href="#{name}">{image}</a>'
-    return f"<figure><figcaption>{name}</figcaption>{sheet}{loss_curve(subject.history)}</figure>"
+def _sheet(subject: SubjectResult) -> _Sheet:
+    name, content = subject.record.name, subject.contact_sheet
+    return _Sheet(
+        name=name,
+        sheet=picture(content, side=_SHEET_WIDTH, alt=f"contact sheet of {name}") if content is not None else None,
+        curve=loss_chart(subject.history),
+    )

@@ -14,20 +14,24 @@ from pipelines.batch_plan import BatchPlan, describe_batch
 from pipelines.batch_report import render_report
 from pipelines.batch_result import BatchResult, SubjectResult
 from pipelines.evaluated import find_evaluated
+from pipelines.mlflow_client import explain
 from pipelines.pace import remember_paces
 from pipelines.plan import Plan
 from pipelines.storage import exists, join, read_bytes, read_json, write_bytes, write_json
 from pipelines.tasks import STATES, SubjectRecord
-from pipelines.tracking import TrackedRun
+from pipelines.tracked_run import TrackedRun
 
 SHOWN = 200
 """Of how many subjects pictures and curves are shown."""
 
 
 def write_batch_summary(
-    plan: BatchPlan, records: Sequence[SubjectRecord], run: TrackedRun, *, seconds: float
+    plan: BatchPlan, records: Sequence[SubjectRecord], run: TrackedRun, *, seconds: float, untracked: str | None = None
 ) -> dict[str, Any]:
-    """Write what a batch came to, to its folder and to its MLflow run; returns summary.json's content."""
+    """Write what a batch came to, to its folder and to its MLflow run, and end that; returns summary.json's content.
+
+    `untracked` is why MLflow lacks subjects that are published.
+    """
     plans = {subject.config.subject.name: subject for subject in plan.subjects}
     subjects = [_subject(plans[record.name], record, shown=place < SHOWN) for place, record in enumerate(records)]
     counts = Counter(record.state for record in records)
@@ -41,14 +45,19 @@ def write_batch_summary(
         "wall_seconds": round(seconds, 2),
         "lane_busy_share": lane_busy_share(subjects),
         "report": join(plan.uri, "report.html"),
-        "mlflow": {"look": run.hint, "run_id": run.run_id},
+        "mlflow": {"look": run.hint, "run_id": run.known_id},
         "failures": {record.name: record.reason for record in records if record.state == "failed"},
         "results": [_row(subject) for subject in subjects],
     }
-    write_json(join(plan.uri, "summary.json"), summary)
     paces = [(plans[s.record.name], s.steps_per_second) for s in subjects if s.steps_per_second is not None]
     remember_paces(plan.subjects[0].config.storage.root, plan.name, paces)
     _track(run, subjects, summary, page)
+    # One that did not finish is taken up again by the same command.
+    whole = counts["done"] + counts["failed"] == len(records)
+    error = run.end("FINISHED" if whole else "KILLED")
+    summary["untracked"] = untracked or (None if error is None else explain(error))
+    summary["mlflow"] = {"look": run.hint, "run_id": run.known_id}
+    write_json(join(plan.uri, "summary.json"), summary)
     return summary
 
 
@@ -73,7 +82,7 @@ def lane_busy_share(subjects: Sequence[SubjectResult]) -> float | None:
 
 def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult:
     uri = plan.config.run_uri
-    if record.state != "done" or not exists(join(uri, "summary.json")):
+    if record.state not in ("done", "trained") or not exists(join(uri, "summary.json")):
         return SubjectResult(record=record)
     summary = read_json(join(uri, "summary.json"))
     steps, steps_per_second = summary["steps"] - summary["resumed_from"], summary["steps_per_second"]

@@ -9,44 +9,37 @@ import click
 import yaml
 
 from dreambooth import __version__
-from dreambooth.errors import InputError
+from dreambooth.limits import LARGEST_SEED, LARGEST_SIDE, MOST_GUIDANCE, MOST_IMAGES, MOST_SAMPLING_STEPS
 from dreambooth.quiet import quiet
 from pipelines.cli_batch import batch
 from pipelines.cli_doctor import doctor
 from pipelines.cli_evaluate import evaluate
+from pipelines.cli_given import Real
 from pipelines.cli_jobs import jobs_group, submit
 from pipelines.cli_manifest import manifest
 from pipelines.cli_paper import paper
 from pipelines.cli_serve import serve
 from pipelines.cli_study import study
 from pipelines.collector import collect_less_garbage
+from pipelines.command import this_command
+from pipelines.endings import INTERRUPTED, Commands
+from pipelines.machine import settle
 
 if TYPE_CHECKING:
     from dreambooth.config import DreamBoothConfig
 
-INPUT_ERROR, FAILURE = 2, 1
+INCOMPLETE = 3
 _WIDE = 1000
 
 
-class _Commands(click.Group):
-    """Turns an InputError into its message and exit code 2."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command, with the libraries it imports told to be silent; SIGTERM stops it as Ctrl-C does."""
-        quiet()
-        collect_less_garbage()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            click.secho(f"error: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
-            ctx.exit(INPUT_ERROR)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def main() -> None:
     """Fine-tune text-to-image models on your subjects: DreamBooth on Ray, DeepSpeed and MLflow."""
+    quiet()
+    settle()
+    collect_less_garbage()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops a command as Ctrl-C does
 
 
 _SET = click.option(
@@ -75,7 +68,8 @@ def run(
     """Personalize one subject: class images, fine-tuning, evaluation, registration.
 
     CONFIG is a YAML file; flags go over it, --set goes over flags. Running the same command again does only what is
-    missing: an interrupted run goes on from its last checkpoint.
+    missing: an interrupted run goes on from its last checkpoint. Exit code 0: all done, 3: the model is published, but
+    MLflow was away and lacks some of it.
     """
     settings = _settings(config, flags, overrides)
     from pipelines.console import RunConsole
@@ -89,20 +83,22 @@ def run(
     console = RunConsole(quiet=silent)
     try:
         result = personalize(settings, console)
-    except RuntimeError as error:
-        click.secho(f"failed: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
-        sys.exit(FAILURE)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on from the last checkpoint", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     for what, value in describe_result(result):
         click.echo(f"{what:>14}  {value}")
+    if result.error is not None:
+        click.echo(f"{'to complete':>14}  {this_command()}")
+        sys.exit(INCOMPLETE)
 
 
 def _settings(
     config: Path | None, flags: dict[str, str | int | None], overrides: tuple[str, ...]
 ) -> "DreamBoothConfig":
-    from dreambooth.config import load_config, merge, read_yaml
+    from dreambooth.config import load_config, merge, nest, parse_override, read_yaml
+    from dreambooth.subject import as_tuple
+    from pipelines.subject_list import settings_beside
 
     settings = read_yaml(config) if config is not None else {}
     places = {
@@ -117,34 +113,14 @@ def _settings(
         "output": "storage.run",
         "address": "cluster.address",
     }
-    for flag, place in places.items():
-        value: Any = flags[flag]
-        if value is not None:
-            for key in reversed(place.split(".")):
-                value = {key: value}
-            settings = merge(settings, value)
+    given = nest((place, flags[flag]) for flag, place in places.items() if flags[flag] is not None)
+    for over in (given, *map(parse_override, overrides)):
+        settings = merge(settings, over)
     subject = settings.get("subject")
-    images = subject.get("instance_images") if isinstance(subject, dict) else None
-    if isinstance(images, str):
-        settings = merge({"subject": {"name": _name_from(images)} | _subject_file(images)}, settings)
-    return load_config(settings, overrides)
-
-
-def _subject_file(images: str) -> dict[str, Any]:
-    """What a subject.yaml among the instance images says of the subject (name, class_noun, identifier)."""
-    from dreambooth.config import read_yaml
-
-    path = Path(images, "subject.yaml")
-    return read_yaml(path) if path.is_file() else {}
-
-
-def _name_from(images: str) -> str:
-    """A subject name from the images' folder: `photos/My Dog/` gives my-dog."""
-    from dreambooth.subject import name_from
-
-    folder = images.rstrip("/").rsplit("/", 2 if "*" in images else 1)
-    stem = folder[-2] if "*" in images and len(folder) > 1 else folder[-1]
-    return name_from(stem)
+    images = as_tuple(subject.get("instance_images")) if isinstance(subject, dict) else None
+    if isinstance(images, list | tuple) and images and all(type(image) is str and image.strip() for image in images):
+        settings = merge(settings_beside(images), settings)
+    return load_config(settings)
 
 
 def _dry_run(config: "DreamBoothConfig", console: Any) -> None:
@@ -170,16 +146,23 @@ def _dry_run(config: "DreamBoothConfig", console: Any) -> None:
 @main.command()
 @click.argument("prompt")
 @click.option("--model", required=True, help="models:/NAME@latest, models:/NAME/3, a published prefix or a folder.")
-@click.option("--num", default=4, show_default=True, type=click.IntRange(min=1), help="How many images.")
+@click.option("--num", default=4, show_default=True, type=click.IntRange(1, MOST_IMAGES), help="How many images.")
 @click.option(
-    "--seed", default=0, show_default=True, type=int, help="Of the first image; the next have the next seeds."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, LARGEST_SEED),
+    help="Of the first image; the next have the next seeds.",
 )
 @click.option(
-    "--steps", "num_inference_steps", type=click.IntRange(min=1), help="Sampling steps; the model's own default."
+    "--steps",
+    "num_inference_steps",
+    type=click.IntRange(1, MOST_SAMPLING_STEPS),
+    help="Sampling steps; the model's own default.",
 )
-@click.option("--guidance", "guidance_scale", type=click.FloatRange(min=1), help="The model's own default.")
-@click.option("--height", type=click.IntRange(min=8))
-@click.option("--width", type=click.IntRange(min=8))
+@click.option("--guidance", "guidance_scale", type=Real(1, MOST_GUIDANCE), help="The model's own default.")
+@click.option("--height", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
+@click.option("--width", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
 @click.option("--output", default="generated", show_default=True, help="Folder or address of the images.")
 @click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
 def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) -> None:
@@ -187,6 +170,8 @@ def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) 
     from pipelines.generate import generate as generate_images
 
     result = generate_images(model, prompt, tracking_uri=tracking_uri, **options)
+    for warning in result.warnings:
+        click.echo(f"warning: {warning}", err=True)
     for path in [*result.paths, result.contact_sheet]:
         click.echo(path)
 
@@ -194,7 +179,7 @@ def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) 
 @main.command()
 @click.option("--base-model", default="miniature", show_default=True)
 @click.option("--revision")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100_000))
 @click.option("--check", metavar="WORD", help="Say into which tokens this identifier splits and how common they are.")
 def identifiers(base_model: str, revision: str | None, limit: int, check: str | None) -> None:
     """List rare tokens of a base model's tokenizer that can be identifiers, rarest first, and why."""
@@ -213,7 +198,7 @@ def identifiers(base_model: str, revision: str | None, limit: int, check: str | 
 
 @main.command()
 @click.argument("address", default="output")
-@click.option("--older-than", default=24.0, show_default=True, type=click.FloatRange(min=0), help="Hours.")
+@click.option("--older-than", default=24.0, show_default=True, type=Real(0, 876_000), help="Hours.")
 @click.option("--dry-run", is_flag=True, help="Only list.")
 def gc(address: str, older_than: float, dry_run: bool) -> None:
     """Remove what attempts that died left below ADDRESS: publications and checkpoints without a manifest."""
@@ -267,7 +252,8 @@ def models(tracking_uri: str | None) -> None:
 @click.option("--markdown", is_flag=True, help="As the page docs/settings.md.")
 def settings(markdown: bool) -> None:
     """List all settings with their defaults and what they mean."""
-    from dreambooth.config import MINIATURE, DreamBoothConfig, list_settings
+    from dreambooth.config import MINIATURE, DreamBoothConfig
+    from dreambooth.explain_settings import list_settings
 
     if markdown:
         from pipelines.settings_page import settings_page

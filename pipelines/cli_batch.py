@@ -1,17 +1,19 @@
 """`dreambooth batch`: many subjects with one command."""
 
-import re
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dreambooth.errors import InputError
+from pipelines.command import this_command
+
 if TYPE_CHECKING:
     from pipelines.batch_plan import BatchPlan
     from pipelines.console import RunConsole
 
-SOME_FAILED = 3
+INCOMPLETE = 3
 
 
 @click.command()
@@ -36,7 +38,8 @@ def batch(
     """Personalize many subjects: class images once per class, warm workers, one report.
 
     SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. Running the same command again
-    does only what is missing. Exit code 0: all done, 3: some failed.
+    does only what is missing. Exit code 0: all done, 3: some failed, or MLflow was away and
+    lacks some that are published.
     """
     from pipelines.batch_console import checks_table
     from pipelines.batch_plan import describe_batch, make_batch_plan
@@ -46,6 +49,7 @@ def batch(
     from pipelines.subject_list import read_batch
 
     console = RunConsole(quiet=silent)
+    name = _checked_name(name) if name is not None else batch_name(subjects)
     listed = read_batch(subjects, (*overrides, *([f"cluster.address={address}"] if address else [])))
     cluster = next((subject.config.cluster for subject in listed if subject.config is not None), None)
     with ExitStack() as stack:
@@ -57,7 +61,7 @@ def batch(
         checks = check_subjects(listed, resources)
         if not silent or any(check.errors or check.warnings for check in checks):
             console.findings(checks_table(checks))
-        plan = make_batch_plan(name or batch_name(subjects), valid_plans(checks, skip_invalid=skip_invalid), resources)
+        plan = make_batch_plan(name, valid_plans(checks, skip_invalid=skip_invalid), resources)
         if joined is None and not dry_run:
             ready = stack.enter_context(ray_cluster_meanwhile(plan.cluster))
         from pipelines.personalize import check_batch_destinations  # imports MLflow, while Ray starts
@@ -85,9 +89,6 @@ def _run(plan: "BatchPlan", console: "RunConsole", *, silent: bool) -> None:
     try:
         with kind(total=len(plan.subjects), quiet=silent) as view:
             outcome = run_batch(plan, view, encoder)
-    except RuntimeError as error:
-        click.secho(f"failed: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
-        sys.exit(1)
     except KeyboardInterrupt:
         click.echo("stopped at once; the same command goes on from the last checkpoints", err=True)
         sys.exit(130)
@@ -95,14 +96,25 @@ def _run(plan: "BatchPlan", console: "RunConsole", *, silent: bool) -> None:
     if outcome.interrupted:
         click.echo("stopped, checkpoints are written; the same command goes on from there", err=True)
         sys.exit(130)
-    sys.exit(SOME_FAILED if outcome.failed else 0)
+    sys.exit(INCOMPLETE if outcome.failed or outcome.summary["untracked"] else 0)
+
+
+def _checked_name(name: str) -> str:
+    from dreambooth.subject import check_name
+
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise InputError(f"--name: {error}") from None
 
 
 def batch_name(subjects: str) -> str:
     """The name of a batch, from its table's or folder's: `photos/My Dogs/` gives my-dogs."""
     from dreambooth.subject import name_from
+    from pipelines.tables import TABLES
 
-    stem = re.sub(r"\.(yaml|yml|jsonl|csv)$", "", subjects.rstrip("/").rsplit("/", 1)[-1], flags=re.IGNORECASE)
+    stem = subjects.rstrip("/").rsplit("/", 1)[-1]
+    stem = next((stem[: -len(end)] for end in TABLES if stem.lower().endswith(end)), stem)
     return name_from(stem) or "batch"
 
 
@@ -111,6 +123,9 @@ def _print_outcome(summary: dict[str, Any]) -> None:
     states = ", ".join(f"{counts[state]} {state}" for state in counts if state != "total" and counts[state])
     rows = [("subjects", f"{counts['total']}: {states}")]
     rows += [("failed", f"{name}: {reason}") for name, reason in summary["failures"].items()]
+    if (reason := summary["untracked"]) is not None:
+        lacks = f"MLflow lacks {counts['trained']} published subjects" if counts["trained"] else "MLflow lacks figures"
+        rows += [("not complete", f"{lacks} of this batch ({reason})"), ("to complete", this_command())]
     rows += [("report", summary["report"]), ("MLflow", summary["mlflow"]["look"])]
     for what, value in rows:
         click.echo(f"{what:>14}  {value}")

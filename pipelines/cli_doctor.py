@@ -25,11 +25,15 @@ def doctor(config: Path | None, address: str | None, overrides: tuple[str, ...])
     from rich.table import Table
 
     from pipelines.cluster import ray_cluster
-    from pipelines.doctor import examine
+    from pipelines.doctor import examine, judge_machines
+    from pipelines.machine import faults
 
     settings = _settings(config, address, overrides)
-    with ray_cluster(settings.cluster):
-        findings = examine(settings)
+    findings = [judge_machines({"here": faults()})]
+    # Where no Ray can be started, what is known without one is all there is to be said.
+    if settings.cluster.address is not None or findings[0].state != "failure":
+        with ray_cluster(settings.cluster):
+            findings = examine(settings)
     table = Table("check", "state", "found", "what to do", box=None)
     colours = {"ok": "green", "warning": "yellow", "failure": "red"}
     for finding in findings:

@@ -31,9 +31,9 @@ def submit(
     """
     from pipelines import jobs
 
-    job = jobs.make_job(command, arguments)
     values = jobs.environment(variables)
-    if not any("storage.root=" in argument or "storage.run=" in argument for argument in arguments) and not job.files:
+    job = jobs.make_job(command, arguments)
+    if not job.stored and not any("://" in word for word in job.arguments[1:2]):  # a remote file may say where
         click.echo("warning: results go to a folder on the cluster's head; set storage.root=s3://…", err=True)
     client = jobs.connect(address)
     job_id, fate = jobs.submit(client, job, with_code=not image_has_package, variables=values)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.cli_given import Real
+
 if TYPE_CHECKING:
     from pipelines.plan import Plan
 
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 @click.option("--image", required=True, help="What infra/docker/Dockerfile builds, where the cluster can pull it.")
 @click.option("--namespace", default="dreambooth", show_default=True)
 @click.option("--queue", default="dreambooth", show_default=True, help="Kueue's LocalQueue; '' for none.")
-@click.option("--retries", default=2, show_default=True, type=click.IntRange(min=0), help="On a new cluster each.")
-@click.option("--deadline", default=24.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Hours.")
-@click.option("--gpus-per-node", default=8, show_default=True, type=click.IntRange(min=1))
+@click.option("--retries", default=2, show_default=True, type=click.IntRange(0, 100), help="On a new cluster each.")
+@click.option("--deadline", default=24.0, show_default=True, type=Real(0.01, 8760), help="Hours.")
+@click.option("--gpus-per-node", default=8, show_default=True, type=click.IntRange(1, 1024))
 def manifest(
     kind: str, config: str, overrides: tuple[str, ...], image: str, queue: str, deadline: float, **options: Any
 ) -> None:
@@ -52,6 +54,7 @@ def _planned(config: str, overrides: tuple[str, ...]) -> "tuple[str, str | None,
     """(command, the file's content unless the cluster reads it itself, plans, lanes)."""
     from dreambooth.config import load_config
     from dreambooth.errors import InputError
+    from dreambooth.reach import prove_store
     from pipelines.cluster import Resources
     from pipelines.plan import make_plan
     from pipelines.storage import filesystem, is_local, read_bytes
@@ -61,6 +64,7 @@ def _planned(config: str, overrides: tuple[str, ...]) -> "tuple[str, str | None,
     anything = Resources(cpus=1 << 20, gpus=1 << 20)
     if is_local(config) and Path(config).is_dir():
         raise InputError(f"{config} is a folder of this machine; put it where the cluster reads it (s3://…)")
+    prove_store(config, what=f"can't read {config!r}")
     fs, path = filesystem(config)
     if not fs.isfile(path):
         raise InputError(f"there is nothing at {config!r}; expected the YAML of a run, or a batch's table")
@@ -102,8 +106,8 @@ def _lanes(plans: "tuple[Plan, ...]") -> int:
 
 def _check_reachable(plan: "Plan") -> None:
     """InputError for an address that only this machine knows, and for a password that would be readable."""
+    from dreambooth.addresses import shown
     from dreambooth.errors import InputError
-    from pipelines.mlflow_client import without_password
     from pipelines.plan import local_addresses
 
     if local := local_addresses(plan.config):
@@ -111,9 +115,9 @@ def _check_reachable(plan: "Plan") -> None:
             f"{plan.config.subject.name}: {local[0]} is a path of this machine, which pods don't see; expected an "
             f"address such as s3://bucket/folder"
         )
-    if (uri := plan.config.tracking.uri) is not None and without_password(uri) != uri:
+    if (uri := plan.config.tracking.uri) is not None and shown(uri) != uri:
         raise InputError(
-            f"tracking.uri {without_password(uri)} holds a password, which a manifest would show; leave it out and set "
+            f"tracking.uri {shown(uri)} holds a password, which a manifest would show; leave it out and set "
             f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the secret dreambooth-credentials"
         )
 

@@ -45,9 +45,6 @@ def paper(quick: bool, output: str, overrides: tuple[str, ...], dry_run: bool, p
         try:
             with BatchView(total=len(plan.batch.subjects), quiet=silent) as view:
                 result = run_paper(plan, view)
-        except RuntimeError as error:
-            click.secho(f"failed: {error}", err=True, fg="red" if sys.stderr.isatty() else None)
-            sys.exit(1)
         except KeyboardInterrupt:
             click.echo("stopped at once; the same command goes on from the last checkpoints", err=True)
             sys.exit(130)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dreambooth.errors import InputError
+from dreambooth.limits import LARGEST_SEED
 
 if TYPE_CHECKING:
     from pipelines.study_store import StudyFile
@@ -17,11 +18,18 @@ _DEFAULT_OUTPUT = "output/study"
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="A B | STUDY")
 @click.option("--report", "reporting", is_flag=True, help="Count the answers so far, write report.json, and stop.")
-@click.option("--questions", default=25, show_default=True, type=click.IntRange(min=1), help="How many, at most.")
+@click.option("--questions", default=25, show_default=True, type=click.IntRange(1, 10_000), help="How many, at most.")
 @click.option("--instance-images", metavar="DIR", help="Photographs to compare models with.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="For models; the evaluation's if left out.")
-@click.option("--images-per-prompt", default=1, show_default=True, type=click.IntRange(min=1), help="For models.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of pictures, sides and order.")
+@click.option("--images-per-prompt", default=1, show_default=True, type=click.IntRange(1, 1000), help="For models.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    # Pictures after the first have the seeds that follow.
+    type=click.IntRange(0, LARGEST_SEED - 10**9),
+    help="Of pictures, sides and order.",
+)
 @click.option("--output", metavar="DIR", help=f"Folder of the study; {_DEFAULT_OUTPUT} if left out.")
 @click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")

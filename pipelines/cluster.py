@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dreambooth.config import ClusterConfig
 from dreambooth.errors import InputError
+from dreambooth.reach import within
+from pipelines.cluster_address import about_token, prove_cluster
+from pipelines.endings import sentence
 from pipelines.environment import environment
+from pipelines.machine import check_loopback, ray_folder
 from pipelines.preemption import WATCHER_SWITCH
 
 _QUIET = {
@@ -40,6 +45,7 @@ WORKER_ENVIRONMENT = {"env_vars": {"GLIBC_TUNABLES": _ALLOCATOR}}
 """Of processes that train. A step frees and takes the same tensors again: given back to the system in between, they
 would come as pages to be zeroed, a fourteenth of the time of the miniature's step on a CPU."""
 _OBJECT_STORE_BYTES = 512 << 20
+_JOIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +174,9 @@ def _connect(config: ClusterConfig) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.address is None:
         here = local_resources()
+        check_loopback()
+        if (folder := ray_folder()) is not None:
+            common["_temp_dir"] = folder
         with environment(_HERE):
             ray.init(
                 address="local",
@@ -178,19 +187,17 @@ def _connect(config: ClusterConfig) -> None:
                 **common,
             )
         return
+    address = prove_cluster(config.address)
+    join = partial(ray.init, address=config.address, runtime_env={"env_vars": _QUIET}, **common)
     try:
-        ray.init(address=config.address, runtime_env={"env_vars": _QUIET}, **common)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        within(_JOIN_SECONDS, join)
+    except (OSError, ValueError, RuntimeError) as error:
         if "AuthenticationError" in str(error.__cause__):  # Ray keeps no more of it than its text
-            raise InputError(_about_token(config.address)) from None
+            raise InputError(about_token(address)) from None
+        reason = (
+            f"it takes more than {_JOIN_SECONDS:.0f} seconds" if isinstance(error, TimeoutError) else sentence(error)
+        )
         raise InputError(
-            f"there is no Ray cluster to join at cluster.address {config.address!r}: {str(error).splitlines()[0]}; "
-            f"leave it out to start Ray here"
+            f"the Ray cluster at {address} can't be joined: {reason}; look at 'ray status' there, or leave "
+            f"cluster.address out to start Ray here"
         ) from None
-
-
-def _about_token(address: str) -> str:
-    """Ray says "missing or incorrect"; whether one was given is known here."""
-    if os.environ.get("RAY_AUTH_MODE") == "token":
-        return f"the Ray cluster at {address} refuses the token: it is another cluster's; set RAY_AUTH_TOKEN"
-    return f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"

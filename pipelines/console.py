@@ -8,6 +8,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from dreambooth.addresses import without_credentials
+
 PLAIN_LINE_SECONDS = 10.0
 _PLAIN_WIDTH = 160
 
@@ -28,7 +30,8 @@ class RunConsole:
             return
         width = max(len(what) for what, _ in rows)
         for what, value in rows:
-            self._console.print(Text.assemble((f"{what:<{width}}", "bold"), "  ", value), soft_wrap=True)
+            line = Text.assemble((f"{what:<{width}}", "bold"), "  ", without_credentials(value))
+            self._console.print(line, soft_wrap=True)
 
     def findings(self, table: RenderableType) -> None:
         """A table of what is wrong, shown even when quiet; wide enough, where there is no terminal, to be read."""
@@ -38,11 +41,12 @@ class RunConsole:
     def line(self, text: str) -> None:
         """One plain line, with the seconds since the start."""
         if not self._quiet:
-            self._console.print(Text(f"[{time.monotonic() - self._began:5.0f} s] {text}"), soft_wrap=True)
+            seconds = time.monotonic() - self._began
+            self._console.print(Text(f"[{seconds:5.0f} s] {without_credentials(text)}"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A warning that says what to do."""
-        self._console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+        self._console.print(Text(f"warning: {without_credentials(text)}", style="yellow"), soft_wrap=True)
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Update]:

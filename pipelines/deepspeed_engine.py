@@ -6,6 +6,7 @@ gradients and optimizer states live.
 
 import argparse
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from torch import distributed as dist
 from dreambooth.batches import Batch
 from dreambooth.config import ZeroConfig
 from dreambooth.ema import Ema
+from dreambooth.engine import check_finite
 from dreambooth.losses import Losses
 from dreambooth.model import DreamBoothModel
 from dreambooth.optimizer import build_lr_scheduler, build_optimizer
@@ -147,6 +149,7 @@ class DeepSpeedEngine:
         # Scripts that it would copy into every checkpoint, and raise for between two of its barriers.
         self._engine._copy_recovery_script = lambda save_path: None
         self._grad_norm = 0.0
+        self._diverged_at: int | None = None
         self.ema = None if train.ema_decay is None else Ema(self._masters(), train.ema_decay)
 
     def _masters(self) -> list[Tensor]:
@@ -174,11 +177,28 @@ class DeepSpeedEngine:
             # Without ZeRO it keeps no norm; the gradients are averaged over ranks by now.
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
             self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        step = self._steps + 1
         self._engine.step()
         if boundary and self.stage > 0:
-            self._grad_norm = float(self._engine.get_global_grad_norm())
+            self._grad_norm = float(self._engine.get_global_grad_norm())  # inf where ZeRO made no step of it
+        if boundary and self._diverged_at is None and not 0 <= self._grad_norm < math.inf:
+            self._diverged_at = step
         if boundary and self.ema is not None:
             self.ema.update()
+
+    @property
+    def _steps(self) -> int:
+        return int(self._engine.lr_scheduler.last_epoch)
+
+    def diverged_at(self, *, wait: bool = True) -> int | None:
+        """The first step whose gradient was not finite: ZeRO waits for its norm at every step."""
+        return self._diverged_at
+
+    def _check(self) -> None:
+        optimizer = self._engine.optimizer
+        states = (optimizer.optimizer if self.stage else optimizer).state.values()
+        moments = (moment for state in states for moment in state.values() if isinstance(moment, Tensor))
+        check_finite(self, [*self._masters(), *moments], self._steps, self.config)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of `values` over all ranks."""
@@ -197,6 +217,7 @@ class DeepSpeedEngine:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Gather the fp32 masters, or their moving average, parameter by parameter, on rank 0."""
+        self._check()
         state = {}
         with nullcontext() if self.ema is None else self.ema.applied():
             for name, parameter in self._engine.module.named_parameters():
@@ -218,6 +239,7 @@ class DeepSpeedEngine:
 
     def save(self, directory: Path) -> None:
         """Write this rank's shards; what fails is raised when no rank waits for this one any more."""
+        self._check()
         client_state = {"ema_steps": self.ema.steps if self.ema else 0}
         with _raising_at_the_end(self._engine.checkpoint_engine):
             self._engine.save_checkpoint(str(directory), tag=_TAG, client_state=client_state, save_latest=False)

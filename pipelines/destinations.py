@@ -18,11 +18,8 @@ def check_destinations(plans: Sequence[Plan], *, lanes: int = 1, nodes: int = 1)
 
     Each place is tried once, and `lanes` say how many subjects are worked at side by side.
     """
-    from pipelines.registry import check_model_name
     from pipelines.tracking import check_tracking
 
-    for plan in plans:
-        check_model_name(plan.config.model_name)
     roots = {plan.config.storage.root: plan for plan in plans}
     for plan in roots.values():
         check_writable(plan.config.run_uri)

@@ -4,13 +4,14 @@ Facts are gathered where they are (a task pinned to each node), and judged here,
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
 from pipelines.cluster import Resources
+from pipelines.machine import MachineFault, faults
 from pipelines.node_facts import PACKAGES, NodeFacts, ask_nodes, dashboard_answers
 from pipelines.storage import absolute
 
@@ -35,7 +36,8 @@ def examine(config: DreamBoothConfig) -> list[Finding]:
     root = absolute(config.storage.root)  # tasks run in folders of their own
     config = config.model_copy(update={"storage": config.storage.model_copy(update={"root": root})})
     nodes, silent = ask_nodes(config)
-    findings = [_judge_silent(silent), judge_versions(nodes), *judge_nodes(nodes, config)]
+    machines = {node.node: node.faults for node in nodes} if config.cluster.address else {"here": faults()}
+    findings = [_judge_silent(silent), judge_versions(nodes), judge_machines(machines), *judge_nodes(nodes, config)]
     findings.append(_try("tracking", lambda: probe_tracking(config)))
     if config.cluster.address is None:
         found = "Ray was started here for this, without a dashboard: nobody else reaches it"
@@ -98,6 +100,16 @@ def judge_nodes(nodes: Sequence[NodeFacts], config: DreamBoothConfig) -> list[Fi
     ]
 
 
+def judge_machines(machines: Mapping[str, Sequence[MachineFault]]) -> Finding:
+    """Homes, folders, shared memory and loopbacks: what is wrong with each, by the machine's name."""
+    found = "; ".join(f"{name}: {fault.found}" for name, its_faults in machines.items() for fault in its_faults)
+    if not found:
+        return Finding(check="machine", state="ok", found="home, folders, shared memory and loopback are sound")
+    every = [fault for its_faults in machines.values() for fault in its_faults]
+    state: State = "failure" if any(fault.stops for fault in every) else "warning"
+    return Finding(check="machine", state=state, found=found, cure="; ".join(dict.fromkeys(f.cure for f in every)))
+
+
 def judge_auth(without_token: int | None, host: str) -> Finding:
     """Whether whoever reaches the dashboard may run code: `without_token` is its answer to a call without one."""
     if without_token in (401, 403):
@@ -125,7 +137,8 @@ def probe_tracking(config: DreamBoothConfig) -> str:
     """Write a run and a registered model, read them, delete them; InputError for what is refused."""
     import secrets
 
-    from pipelines.mlflow_client import connect, quietly, without_password
+    from dreambooth.addresses import shown
+    from pipelines.mlflow_client import connect, quietly
     from pipelines.tracking import check_tracking
 
     uri = check_tracking(config.tracking)
@@ -136,12 +149,12 @@ def probe_tracking(config: DreamBoothConfig) -> str:
         run = client.create_run(experiment_id, run_name=name)
         client.log_metric(run.info.run_id, "probe", 1.0)
         if client.get_run(run.info.run_id).data.metrics != {"probe": 1.0}:
-            raise InputError(f"MLflow at {without_password(uri)} gives back other metrics than were written")
+            raise InputError(f"MLflow at {shown(uri)} gives back other metrics than were written")
         client.delete_run(run.info.run_id)
         if config.tracking.register_model:
             client.create_registered_model(name)
             client.delete_registered_model(name)
-    return f"{without_password(uri)} takes runs{' and models' if config.tracking.register_model else ''}"
+    return f"{shown(uri)} takes runs{' and models' if config.tracking.register_model else ''}"
 
 
 def _judge_silent(silent: Sequence[str]) -> Finding:

@@ -67,7 +67,8 @@ def _by_counting(plan: BatchPlan, costs: dict[str, StepCost]) -> str:
     if speed is None:
         return f"not estimated: no worker answered within {_ANSWER_SECONDS:.0f} s"
     device = "cuda" if plan.use_gpu else "cpu"
-    sampling_speed = _SHARE_IN_SAMPLING[device] * (speed.half if _samples_in_half(device) else speed.fp32)
+    samples_in_half = plan.subjects[0].sampling_dtype != "float32"
+    sampling_speed = _SHARE_IN_SAMPLING[device] * (speed.half if samples_in_half else speed.fp32)
     training = samples = 0.0
     for subject in plan.subjects:
         cost = costs[subject.config.subject.name]
@@ -130,14 +131,6 @@ def _measured(plan: BatchPlan) -> Speed | None:
         ray.cancel(answer, force=True)
         return None
     return speed
-
-
-def _samples_in_half(device: str) -> bool:
-    import torch
-
-    from dreambooth.sampling import sampling_dtype
-
-    return sampling_dtype(device) != torch.float32
 
 
 def _cost(plan: Plan) -> StepCost:

@@ -13,19 +13,21 @@ from dreambooth.base_model import resolve_base_model
 from dreambooth.config import DreamBoothConfig, load_config, merge
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import OWN, read_prompts
-from dreambooth.images import InstanceImage, find_instance_images
-from dreambooth.inspection import inspect_images
+from dreambooth.families.stable_diffusion import load_tokenizer
+from dreambooth.inspection import inspect_addresses
+from dreambooth.run_texts import check_evaluation
 from pipelines.cluster import ray_cluster
 from pipelines.console import RunConsole
 from pipelines.evaluation_record import RecordedFigures, pass_gate, record_evaluation
 from pipelines.generate import find_published, registered_address
 from pipelines.mlflow_client import check_connection, quietly, resolve_tracking_uri
+from pipelines.plan import choose_sampling_dtype
 from pipelines.protocol_stage import check_protocol, protocol_task, run_protocol
 from pipelines.registry import RegisteredVersion, version_of
 from pipelines.sampler_pool import SamplerPool
 from pipelines.storage import Manifest, absolute, check_writable, read_manifest
 from pipelines.tasks import Source, base_source
-from pipelines.tracking import TrackedRun
+from pipelines.tracked_run import TrackedRun
 
 _NAMED = ("auto", "dreambench", "miniature")
 
@@ -58,13 +60,24 @@ def evaluate_model(
     """
     console = console or RunConsole()
     found = _find(model, tracking_uri)
-    config = _config(found, instance_images, prompts, overrides)
-    images = _checked_images(config)
+    config, warnings = _config(found, instance_images, prompts, overrides)
+    inspection = inspect_addresses(
+        config.subject.instance_images,
+        resolution=int(config.images.resolution or 0),
+        max_pixels=config.images.max_pixels,
+    )
+    tokenizer = load_tokenizer(resolve_base_model(config.base_model, config.revision).directory)
+    for warning in (*inspection.warnings, *warnings, *check_evaluation(config, tokenizer)):
+        console.warn(warning)
     with ray_cluster(config.cluster) as resources:
         use_gpu = resources.use_gpu(config.cluster)
         metadata = found.manifest.metadata
         task = protocol_task(
-            config, images, model_key=metadata["key"], base_hash=metadata["base_hash"], use_gpu=use_gpu
+            config,
+            inspection.images,
+            model_key=metadata["key"],
+            base_hash=metadata["base_hash"],
+            dtype=choose_sampling_dtype(use_gpu=use_gpu),
         )
         assert task is not None
         pool = SamplerPool(
@@ -105,13 +118,15 @@ def _find(model: str, tracking_uri: str | None) -> _Model:
     return _Model(
         manifest=read_manifest(published),
         registered=registered,
-        run=TrackedRun(client, uri, run),
+        run=TrackedRun(uri, run),
         params=run.data.params,
     )
 
 
-def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[str, ...]) -> DreamBoothConfig:
-    """A configuration that means the model: what its manifest and its run say, then what was asked for."""
+def _config(
+    model: _Model, instance_images: str, prompts: str, overrides: tuple[str, ...]
+) -> tuple[DreamBoothConfig, tuple[str, ...]]:
+    """A configuration that means the model: what its manifest and its run say, then what was asked for; warnings."""
     metadata, params = model.manifest.metadata, model.params
     settings: dict[str, Any] = {
         "subject": {
@@ -141,7 +156,7 @@ def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[
     config = load_config(merge(settings, {"evaluation": chosen}), overrides)
     if config.evaluation.protocol == "none":
         raise InputError("evaluation.protocol is 'none', which measures nothing; leave it out, or give --prompts")
-    check_protocol(config)
+    warnings = check_protocol(config)
     base = resolve_base_model(config.base_model, config.revision)
     if base.hash != metadata["base_hash"]:
         raise InputError(
@@ -151,10 +166,5 @@ def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[
     for place in (config.run_uri, config.prior_uri):
         check_writable(place)
     resolution = config.images.resolution or base.resolution
-    return config.model_copy(update={"images": config.images.model_copy(update={"resolution": resolution})})
-
-
-def _checked_images(config: DreamBoothConfig) -> tuple[InstanceImage, ...]:
-    images = find_instance_images(config.subject.instance_images)
-    inspect_images(images, resolution=int(config.images.resolution or 0), max_pixels=config.images.max_pixels)
-    return images
+    images = config.images.model_copy(update={"resolution": resolution})
+    return config.model_copy(update={"images": images}), warnings

@@ -58,12 +58,13 @@ def evaluate(
     base: Source,
     fine_tuned: Source,
     encoder: str | None,
+    dtype: str,
     on_progress: Callable[[int, int], None] = lambda made, total: None,
 ) -> Evaluation:
-    """Sample before and after, prompt by prompt; `on_progress(made, total)` counts images."""
+    """Sample before and after, prompt by prompt, computing in `dtype`; `on_progress(made, total)` counts images."""
     class_prompt = config.prompts.class_prompt(config.subject)
     prompts = config.evaluation.prompts_of(config.subject, config.prompts)
-    requests = sample_requests(config, base, fine_tuned)
+    requests = sample_requests(config, base, fine_tuned, dtype)
     pictures = _sample(samplers, requests, on_progress)
     before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, fine_tuned)
     instance = tuple(instance_pictures(config, images))
@@ -80,7 +81,9 @@ def evaluate(
     return Evaluation(instance=instance, before=before, after=after, class_prompt=class_prompt, similarity=similarity)
 
 
-def sample_requests(config: DreamBoothConfig, base: Source, fine_tuned: Source) -> list[tuple[Source, SampleRequest]]:
+def sample_requests(
+    config: DreamBoothConfig, base: Source, fine_tuned: Source, dtype: str
+) -> list[tuple[Source, SampleRequest]]:
     """All samples that an evaluation asks for, the base model's first."""
     class_prompt = config.prompts.class_prompt(config.subject)
     prompts = config.evaluation.prompts_of(config.subject, config.prompts)
@@ -88,11 +91,11 @@ def sample_requests(config: DreamBoothConfig, base: Source, fine_tuned: Source) 
         (source, request)
         for source in (base, fine_tuned)
         for prompt, count in [*((p, 1) for p in prompts), (class_prompt, 2)]
-        for request in _requests(config, prompt, count * config.evaluation.images_per_prompt)
+        for request in _requests(config, prompt, count * config.evaluation.images_per_prompt, dtype)
     ]
 
 
-def _requests(config: DreamBoothConfig, prompt: str, count: int) -> list[SampleRequest]:
+def _requests(config: DreamBoothConfig, prompt: str, count: int, dtype: str) -> list[SampleRequest]:
     """The same seeds for every prompt and model: pictures side by side differ by what is compared alone."""
     seeds = range(config.evaluation.seed, config.evaluation.seed + count)
     return [
@@ -102,6 +105,7 @@ def _requests(config: DreamBoothConfig, prompt: str, count: int) -> list[SampleR
             num_inference_steps=config.evaluation.num_inference_steps,
             guidance_scale=config.evaluation.guidance_scale,
             resolution=int(config.images.resolution or 0),
+            dtype=dtype,
         )
         for start in range(0, count, _IMAGES_PER_REQUEST)
         for chunk in [seeds[start : start + _IMAGES_PER_REQUEST]]

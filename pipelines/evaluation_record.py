@@ -15,7 +15,7 @@ from pipelines.figure_tags import figure_tags, figures_of
 from pipelines.gate import CHAMPION, Decision, Standing, decide
 from pipelines.mlflow_client import connect, default_tracking, quietly
 from pipelines.registry import RegisteredVersion
-from pipelines.tracking import TrackedRun
+from pipelines.tracked_run import TrackedRun
 
 # Only after mlflow_client has told MLflow to be silent.
 from mlflow import MlflowClient  # isort: skip

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.best_checkpoint import Score, Scores
-from dreambooth.errors import Diverged
 from dreambooth.evaluation.prompts import sample_seed
 from pipelines.collectives import from_rank_zero
 from pipelines.evaluate_stage import instance_pictures
@@ -41,6 +40,7 @@ class FidelityScorer:
             num_inference_steps=evaluation.num_inference_steps,
             guidance_scale=evaluation.guidance_scale,
             resolution=int(config.images.resolution or 0),
+            dtype=task.sampling_dtype,
         )
         self._sampler = ImageSampler(use_gpu=device != "cpu", num_threads=torch.get_num_threads())
         self._instance = self._sampler.seen(instance_pictures(config, task.images), self._bank).embeddings
@@ -77,11 +77,8 @@ class Scoring:
         Raises Diverged, on every rank, for weights that are no numbers: their pictures would be none either.
         """
         state = self._engine.state_dict()
-        finite = all(bool(weight.isfinite().all()) for weight in state.values())
-        measured = self._scorer.score(step, state) if self._scorer is not None and finite else None
-        score: Score | None = from_rank_zero(self._engine, measured)
-        if score is None:
-            raise Diverged(f"the weights are no numbers after step {step}; lower train.learning_rate")
+        measured = self._scorer.score(step, state) if self._scorer is not None else None
+        score: Score = from_rank_zero(self._engine, measured)
         keeps = self._keep and self._engine.rank == 0
         scores.add(score, (lambda: state) if keeps else None)
         return score

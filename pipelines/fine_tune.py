@@ -5,12 +5,13 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dreambooth.addresses import shown
 from dreambooth.base_model import BaseModel
 from dreambooth.best_checkpoint import Scores
 from dreambooth.config import DreamBoothConfig
@@ -72,7 +73,7 @@ class Stopped(RuntimeError):
 class FineTuned:
     """What comes out: the exported parameters (on rank 0), and a record of how, for `find_result`."""
 
-    state: dict[str, Any]
+    state: Mapping[str, Any]
     record: dict[str, Any]
 
 
@@ -194,12 +195,12 @@ class _NoLongerRising(Exception):
     """The score has not risen for as many measurements as the training waits for."""
 
 
-def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[int, dict[str, Any]]:
+def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[int, Mapping[str, Any]]:
     """The step whose weights are exported, and those weights (on rank 0); every rank has to call it."""
     best = history.scores.best
     if config.train.keep == "last" or best is None or best.step == history.step:
         return history.step, engine.state_dict()
-    return best.step, dict(history.scores.weights or {})
+    return best.step, history.scores.weights or {}
 
 
 def publish_result(base: BaseModel, tuned: FineTuned, task: TrainTask) -> Manifest:
@@ -267,7 +268,7 @@ def _validation_samples(base: BaseModel, state: dict[str, Any], config: DreamBoo
     return [png_bytes(image) for image in images]
 
 
-def _export(base: BaseModel, state: dict[str, Any], task: TrainTask, *, step: int) -> Manifest:
+def _export(base: BaseModel, state: Mapping[str, Any], task: TrainTask, *, step: int) -> Manifest:
     """Publish the fine-tuned pipeline, once it was read again and is what was trained."""
     import torch
 
@@ -283,7 +284,7 @@ def _export(base: BaseModel, state: dict[str, Any], task: TrainTask, *, step: in
             "subject": config.subject.name,
             "identifier": config.subject.identifier,
             "class_noun": config.subject.class_noun,
-            "base_model": config.base_model,
+            "base_model": shown(config.base_model),
             "base_hash": task.base_hash,
             "data_hash": task.data_hash,
             "prior_set": task.prior_set.key if task.prior_set else None,

@@ -8,7 +8,9 @@ import datetime
 import posixpath
 from dataclasses import dataclass
 
+from dreambooth.addresses import shown
 from dreambooth.errors import InputError
+from dreambooth.reach import prove_store
 from pipelines.storage import MANIFEST_NAME, absolute, begun_at, filesystem, full_address
 from pipelines.stored_checkpoints import checkpoint_begun_at
 
@@ -27,9 +29,12 @@ def find_leftovers(uri: str, *, older_than: datetime.timedelta) -> tuple[Leftove
 
     Raises InputError when there is nothing at the address.
     """
+    if uri.startswith("models:"):
+        raise InputError(f"{uri!r} is a registered model; expected a folder that holds runs, such as output")
+    prove_store(uri, what=f"can't read {shown(uri)!r}")
     fs, root = filesystem(absolute(uri))
     if not fs.exists(root):
-        raise InputError(f"there is nothing at {uri!r}; expected a folder that holds runs, such as output")
+        raise InputError(f"there is nothing at {shown(uri)!r}; expected a folder that holds runs, such as output")
     sizes: dict[str, int] = {}
     files = fs.find(root, detail=True)
     for path, info in files.items():

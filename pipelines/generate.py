@@ -4,28 +4,47 @@ import base64
 import dataclasses
 import difflib
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from dreambooth.addresses import shown
 from dreambooth.errors import InputError
+from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.images import png_bytes
-from dreambooth.subject import IDENTIFIER_PLACEHOLDER, fill_identifier
+from dreambooth.limits import LARGEST_SEED, LARGEST_SIDE, MOST_GUIDANCE, MOST_IMAGES, MOST_SAMPLING_STEPS
+from dreambooth.prompt_checks import PromptReader, shortened
+from dreambooth.reach import prove_store
+from dreambooth.service_names import model_name_fault
+from dreambooth.subject import fill_identifier
+from dreambooth.text_files import utf8_fault
+from dreambooth.wording import IDENTIFIER_PLACEHOLDER, check_wording
 from pipelines import storage
 from pipelines.report import Row, contact_sheet
 
+_ADDRESS = re.compile(r"models:/*(?P<name>[^/@]+)(?:@(?P<alias>[\w-]{1,255})|/(?P<version>[0-9]{1,9}))?")
 Settings = dict[str, Any]  # of sampling; only what was given
 _DEFAULTS: Settings = {"num_inference_steps": 25, "guidance_scale": 7.5}  # of a directory that says nothing of them
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "num": (1, MOST_IMAGES),
+    "seed": (0, LARGEST_SEED),
+    "num_inference_steps": (1, MOST_SAMPLING_STEPS),
+    "guidance_scale": (1, MOST_GUIDANCE),
+    "height": (8, LARGEST_SIDE),
+    "width": (8, LARGEST_SIDE),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateResult:
-    """Addresses of what was written."""
+    """Addresses of what was written, and how the model may have read the prompt otherwise than it was meant."""
 
     paths: tuple[str, ...]
     contact_sheet: str
+    warnings: tuple[str, ...] = ()
 
 
 def generate(
@@ -58,25 +77,42 @@ def generate(
     output = storage.absolute(output)
     storage.check_writable(output)
     seeds = range(seed, seed + num)
-    images = sample_prompts(model, [prompt] * num, seed=seed, settings=given, tracking_uri=tracking_uri)
+    warnings: list[str] = []
+    images = sample_prompts(
+        model, [prompt] * num, seed=seed, settings=given, tracking_uri=tracking_uri, warn=warnings.append
+    )
     paths = [storage.join(output, f"{one}.png") for one in seeds]
     for path, image in zip(paths, images, strict=True):
         storage.write_bytes(path, png_bytes(image))
     sheet = storage.join(output, "contact_sheet.png")
     storage.write_bytes(sheet, png_bytes(contact_sheet([Row(title=prompt, images=images)], title=model)))
-    return GenerateResult(paths=tuple(paths), contact_sheet=sheet)
+    return GenerateResult(paths=tuple(paths), contact_sheet=sheet, warnings=tuple(warnings))
 
 
 def sample_prompts(
-    model: str, prompts: Sequence[str], *, seed: int, settings: Settings, tracking_uri: str | None
+    model: str,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    settings: Settings,
+    tracking_uri: str | None,
+    warn: Callable[[str], None] = lambda warning: None,
 ) -> list[Image.Image]:
     """One picture per prompt, the i-th with `seed` + i; `settings` are those of sampling, where not the model's own.
 
-    Raises InputError for a model that isn't there (naming those that are).
+    Raises InputError for a model that isn't there (naming those that are), and for prompts that it can't read whole.
     """
     if model.startswith("models:"):
-        return _from_registry(model, tracking_uri, prompts, seed, settings)
-    return _from_directory(model, prompts, seed, settings)
+        return _from_registry(model, tracking_uri, prompts, seed, settings, warn)
+    return _from_directory(model, prompts, seed, settings, warn)
+
+
+def _check_prompts(prompts: Sequence[str], identifier: str | None, tokenizer: Any, warn: Callable[[str], None]) -> None:
+    """Check each prompt once, as a model with this identifier (None: it doesn't say) reads it."""
+    reader = PromptReader(tokenizer=tokenizer, identifier=identifier)
+    for prompt in dict.fromkeys(prompts):
+        for warning in reader.check(prompt, what=f"the prompt {shortened(prompt)!r}", whole=True):
+            warn(warning)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,22 +147,26 @@ def _found(address: str, says: Mapping[str, Any]) -> FoundModel:
 def _check(prompt: str, **settings: float) -> None:
     if not prompt.strip():
         raise InputError("the prompt is empty; expected a text such as 'a photo of [V] dog'")
-    rules: dict[str, tuple[str, Callable[[float], bool]]] = {
-        "num": ("at least 1", lambda value: value >= 1),
-        "seed": ("at least 0", lambda value: value >= 0),
-        "num_inference_steps": ("at least 1", lambda value: value >= 1),
-        "guidance_scale": ("at least 1", lambda value: value >= 1),
-        "height": ("a multiple of 8", lambda value: value >= 8 and value % 8 == 0),
-        "width": ("a multiple of 8", lambda value: value >= 8 and value % 8 == 0),
-    }
+    if (fault := utf8_fault(prompt)) is not None:
+        raise InputError(f"the prompt {fault}")
+    check_wording(prompt, what=f"the prompt {shortened(prompt)!r}")
     for name, value in settings.items():
-        expected, holds = rules[name]
-        if not holds(value):
-            raise InputError(f"{name} is {value}; expected {expected}")
+        low, high = _RANGES[name]
+        if not low <= value <= high:
+            raise InputError(f"{name} is {value}; expected {low} to {high}")
+        if name in ("height", "width") and value % 8:
+            raise InputError(f"{name} is {value}; expected a multiple of 8")
+    if settings["seed"] + settings["num"] - 1 > LARGEST_SEED:
+        raise InputError(f"seed is {settings['seed']}; expected one that {settings['num']} images can count up from")
 
 
 def _from_registry(
-    model: str, tracking_uri: str | None, prompts: Sequence[str], seed: int, settings: Settings
+    model: str,
+    tracking_uri: str | None,
+    prompts: Sequence[str],
+    seed: int,
+    settings: Settings,
+    warn: Callable[[str], None],
 ) -> list[Image.Image]:
     """Sample from a registered model, by MLflow alone."""
     from dreambooth.quiet import hide_progress_bars, quiet
@@ -142,6 +182,8 @@ def _from_registry(
 
     with quietly(), default_tracking(uri):
         served = mlflow.pyfunc.load_model(registered_address(client, model))
+        own = served.unwrap_python_model()
+        _check_prompts(prompts, own.identifier, own.pipeline.tokenizer, warn)
         answer = served.predict(pd.DataFrame({"prompt": list(prompts)}), {"seed": seed, **settings})
     return [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["image"]]
 
@@ -168,14 +210,17 @@ def registered_address(client: Any, model: str) -> str:
     return f"models:/{name}/{client.get_model_version_by_alias(name, alias or 'latest').version}"
 
 
-def parse_address(model: str) -> tuple[str, str, str]:
-    """(name, alias, version) of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; what it doesn't give is empty."""
-    rest = model.removeprefix("models:").lstrip("/")
-    name, at, alias = rest.partition("@")
-    name, slash, version = name.partition("/") if not at else (name, "", "")
-    if not model.startswith("models:") or not name or (at and not alias) or (slash and not version.isdigit()):
+def parse_address(model: str, *, pattern: bool = False) -> tuple[str, str, str]:
+    """(name, alias, version) of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; what it doesn't give is empty.
+
+    The name in a `pattern` may hold `*`. Raises InputError for what the registry has no such address for.
+    """
+    parts = _ADDRESS.fullmatch(model)
+    if parts is None:
         raise InputError(f"the model is {model!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
-    return name, alias, version
+    if (fault := model_name_fault(parts["name"], pattern=pattern)) is not None:
+        raise InputError(f"the model is {model!r}; {fault}")
+    return parts["name"], parts["alias"] or "", parts["version"] or ""
 
 
 def _unknown(name: str, known: list[str]) -> str:
@@ -187,16 +232,16 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"there is no registered model {name!r}{hint} Known are {', '.join(known[:20])}{more}"
 
 
-def _from_directory(model: str, prompts: Sequence[str], seed: int, settings: Settings) -> list[Image.Image]:
+def _from_directory(
+    model: str, prompts: Sequence[str], seed: int, settings: Settings, warn: Callable[[str], None]
+) -> list[Image.Image]:
     """Sample from a published model, the newest one below an address, or a local diffusers directory."""
     manifest = find_published(model)
-    if any(IDENTIFIER_PLACEHOLDER in prompt for prompt in prompts):
-        identifier = manifest.metadata.get("identifier")
-        if not identifier:
-            raise InputError(
-                f"{model!r} doesn't say what its identifier is; write it yourself in place of {IDENTIFIER_PLACEHOLDER}"
-            )
-        prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
+    identifier = manifest.metadata.get("identifier") or None
+    if identifier is None and any(IDENTIFIER_PLACEHOLDER in prompt for prompt in prompts):
+        raise InputError(
+            f"{model!r} doesn't say what its identifier is; write it yourself in place of {IDENTIFIER_PLACEHOLDER}"
+        )
 
     import torch
 
@@ -205,6 +250,8 @@ def _from_directory(model: str, prompts: Sequence[str], seed: int, settings: Set
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     own = {name: manifest.metadata.get(name, value) for name, value in _DEFAULTS.items()}
     with storage.opened(manifest) as directory:
+        _check_prompts(prompts, identifier, load_tokenizer(directory), warn)
+        prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
         pipeline = load_pipeline(directory, device=device, dtype=dtype)
         seeds = range(seed, seed + len(prompts))
         return sample(pipeline, prompts, seeds, **{**own, **settings})
@@ -212,6 +259,7 @@ def _from_directory(model: str, prompts: Sequence[str], seed: int, settings: Set
 
 def find_published(model: str) -> storage.Manifest:
     """A published model at an address, or the newest one below it; InputError when there is none."""
+    prove_store(model, what=f"can't read {shown(model)!r}")
     if storage.exists(storage.join(model, storage.MANIFEST_NAME)):
         return storage.read_manifest(model)
     newest = storage.published(model)
@@ -220,6 +268,6 @@ def find_published(model: str) -> storage.Manifest:
     if storage.is_local(model) and Path(storage.absolute(model), "model_index.json").is_file():
         return storage.Manifest(uri=storage.absolute(model), files={}, metadata={})
     raise InputError(
-        f"there is no model at {model!r}; expected a published model, a diffusers directory (one with a "
+        f"there is no model at {shown(model)!r}; expected a published model, a diffusers directory (one with a "
         f"model_index.json), or models:/NAME@ALIAS"
     )

@@ -18,11 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dreambooth.addresses import Address, holds_credentials, shown
 from dreambooth.errors import InputError
+from dreambooth.text_files import utf8_fault
+from pipelines.job_paths import check_reachable, elsewhere, settings_in, settings_of, split
 from pipelines.relayed_view import RELAY_VARIABLE
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-_TABLES = (".yaml", ".yml", ".jsonl", ".csv")
+_DASHBOARD = "http://HEAD:8265"
+_PATIENCE_SECONDS = (4.0, 5.0)  # for the connection, for the answer
 _PACKAGES = ("dreambooth", "pipelines")
 _VARIABLES = {"PYTHONUNBUFFERED": "1", RELAY_VARIABLE: "1"}
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -32,10 +36,14 @@ Fate = Literal["submitted", "submitted again", "already running", "already done"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to run: arguments of `dreambooth`, those that are local files named as they are called on the cluster."""
+    """What is to run: arguments of `dreambooth`, those that are local files named as they are called on the cluster.
+
+    `stored` says whether the command or its files name a place for results.
+    """
 
     arguments: tuple[str, ...]
     files: Mapping[str, Path]
+    stored: bool
 
     @property
     def id(self) -> str:
@@ -54,30 +62,35 @@ class Job:
 def make_job(command: str, arguments: Sequence[str]) -> Job:
     """Make a job of a command and its arguments; tables and configurations among them travel with it.
 
-    Raises InputError for a password in an argument, and for a relative folder, which means nothing where a job works.
+    Raises InputError for a password in an argument, and for a relative path, which means nothing where a job works.
     """
-    files: dict[str, Path] = {}
-    named = []
     for argument in arguments:
-        if re.search(r"://[^/@\s]*:[^/@\s]+@", argument):
-            shown = re.sub(r"(://[^/@:\s]*):[^/@\s]+@", r"\1:***@", argument)
+        if "://" in argument and holds_credentials(argument):
             raise InputError(
-                f"{shown} holds a password, and whoever may look at the cluster's jobs reads their commands; leave it "
-                f"out and hand it on with --env MLFLOW_TRACKING_PASSWORD, or set it on the nodes"
+                f"{shown(argument)} holds a password, and whoever may look at the cluster's jobs reads their commands; "
+                f"leave it out and hand it on with --env MLFLOW_TRACKING_PASSWORD, or set it on the nodes"
             )
-        path = Path(argument)
-        if path.suffix.lower() in _TABLES and path.is_file():
+    files: dict[str, Path] = {}
+    words: list[str] = []
+    settings: list[tuple[str, Any]] = []
+    for part in split(arguments):
+        path = Path(part.value)
+        if part.option:
+            settings += (given := settings_of(part))
+            check_reachable(given)
+        elif path.is_file():
+            check_reachable(found := settings_in(command, path), f"{part.value}: ")
+            settings += found
             name = f"inputs/{len(files)}/{path.name}"
             files[name] = path
-            named.append(name)
-        elif path.is_dir() and not path.is_absolute():
-            raise InputError(
-                f"{argument!r} is a folder here, and the job runs elsewhere; give an address that the cluster reads, "
-                f"such as s3://bucket/{path.name}, or, on a disk that it shares, the whole path"
-            )
-        else:
-            named.append(argument)
-    return Job(arguments=(command, *named), files=files)
+            part = part.renamed(name)
+        elif "://" not in part.value and not path.is_absolute():
+            if path.is_dir():
+                raise elsewhere(part.value)
+            raise InputError(f"there is nothing at {part.value!r}; expected a configuration or a table of subjects")
+        words += part.words
+    stored = any(name in ("storage.root", "storage.run") for name, _ in settings)
+    return Job(arguments=(command, *words), files=files, stored=stored)
 
 
 def environment(names: Sequence[str]) -> dict[str, str]:
@@ -85,6 +98,9 @@ def environment(names: Sequence[str]) -> dict[str, str]:
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise InputError(f"--env {missing[0]}: this variable is not set here; export it, or leave the flag out")
+    for name in names:
+        if (fault := utf8_fault(os.environ[name])) is not None:
+            raise InputError(f"--env {name}: {fault}; set it anew")
     return {name: os.environ[name] for name in names}
 
 
@@ -153,9 +169,10 @@ def _details(client: Any, job_id: str) -> Any:
 
 def connect(address: str | None) -> Any:
     """A client of a cluster's Jobs API; InputError that says which of address and token is wrong."""
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
-    if not address.startswith(("http://", "https://")):
-        raise InputError(f"--address is {address!r}; expected the dashboard's, such as http://HEAD:8265")
+    variable = os.environ.get("RAY_API_SERVER_ADDRESS")
+    what = "RAY_API_SERVER_ADDRESS" if variable and not address else "--address"
+    address = address or variable or DEFAULT_ADDRESS
+    _prove_dashboard(address, what)
     if (
         "RAY_AUTH_TOKEN" in os.environ
         or "RAY_AUTH_TOKEN_PATH" in os.environ
@@ -169,8 +186,32 @@ def connect(address: str | None) -> Any:
 
     for chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
-    with explained(address):
+    with explained(shown(address)):
         return JobSubmissionClient(address)
+
+
+def _prove_dashboard(address: str, what: str) -> None:
+    """Raise InputError unless a Ray dashboard answers within seconds: Ray's own client waits for it without end."""
+    import requests
+
+    if not address.startswith(("http://", "https://")) or not Address.parse(address, what=what).host:
+        raise InputError(f"{what} is {shown(address)!r}; expected the dashboard's, such as {_DASHBOARD}")
+    try:
+        answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=_PATIENCE_SECONDS)
+    except requests.Timeout:
+        fault = "it says nothing for seconds"
+    except requests.exceptions.SSLError:
+        fault = "its certificate isn't trusted here, or it doesn't speak https"
+    except requests.RequestException as error:
+        unknown = "NameResolutionError" in str(error) or "resolve" in str(error)
+        fault = "there is no host of that name" if unknown else "nothing listens there, or something else than http"
+    else:
+        if answer.status_code in (401, 403) or "ray_version" in answer.text:
+            return
+        fault = f"a web server is there, but no Ray dashboard (/api/version gives {answer.status_code})"
+    raise InputError(
+        f"nothing answers at {shown(address)} as Ray's dashboard: {fault}; expected its address, such as {_DASHBOARD}"
+    )
 
 
 @contextmanager
@@ -188,7 +229,7 @@ def explained(address: str) -> Any:
         raise InputError(f"{address} wants a token (401): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN") from None
     except ConnectionError:
         raise InputError(
-            f"nothing answers at {address}; expected the dashboard's address, such as http://HEAD:8265"
+            f"nothing answers at {address}; expected the dashboard's address, such as {_DASHBOARD}"
         ) from None
 
 

@@ -217,6 +217,7 @@ class _Lane:
             base=base,
             fine_tuned=fine_tuned,
             encoder=self._task.encoder,
+            dtype=task.sampling_dtype,
             on_progress=teller.tell_pictures,
         )
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from dreambooth.addresses import without_credentials
+
 _LOGGER = logging.getLogger("dreambooth.worker")
 _FIELDS: ContextVar[dict[str, Any]] = ContextVar("fields", default={})  # noqa: B039 - never changed in place
 
@@ -48,4 +50,4 @@ class _Json(logging.Formatter):
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
         fields = getattr(record, "fields", {})
         line = {"time": time, "level": record.levelname, "event": record.getMessage(), **fields}
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return without_credentials(json.dumps(line, ensure_ascii=False, default=str))

@@ -6,13 +6,17 @@ down at the end. What the manifests refer to (namespace, secrets, settings, queu
 configuration gives the same manifests, byte for byte.
 """
 
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, StrictUndefined, Template
 
 from dreambooth.errors import InputError
 from pipelines.certificates import tls_environment
@@ -29,14 +33,7 @@ _GPU_NODE_CPUS = 4  # per GPU: reading images, sampling and uploads beside train
 _PROCESS_BYTES = 2 << 30  # of a worker before it holds a model: Python, torch, Ray, and the batches in flight
 _SHARED_MEMORY_BYTES = 2 << 30
 
-_UNPRIVILEGED: Mapping[str, Any] = {
-    "runAsNonRoot": True,
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
 _TLS = "/tls"
-_CERTIFICATES: Mapping[str, Any] = {"name": "tls", "mountPath": _TLS, "readOnly": True}
 GIVE_NOTICE = (
     "ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod goes' "
     "--deadline-remaining-seconds 90; "
@@ -95,25 +92,10 @@ def host_bytes(plan: Plan) -> int:
 
 def ray_cluster(name: str, plans: Sequence[Plan], *, lanes: int, placement: Placement) -> Manifest:
     """A RayCluster that stays, its workers coming and going between none and as many as the plans take."""
-    spec = _cluster_spec(plans, lanes=lanes, placement=placement)
-    spec |= {
-        "enableInTreeAutoscaling": True,
-        "autoscalerOptions": {
-            "version": "v2",
-            "idleTimeoutSeconds": 300,
-            "resources": _resources(cpus=1, memory="1Gi"),
-            "env": _environment(),
-            "volumeMounts": [dict(_CERTIFICATES)],
-            "securityContext": dict(_UNPRIVILEGED),
-        },
-    }
-    spec["workerGroupSpecs"][0] |= {"replicas": 0, "minReplicas": 0}
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCluster",
-        "metadata": _metadata(_name(name), plans, placement, queued=False),
-        "spec": spec,
-    }
+    name = _name(name)
+    metadata = _metadata(name, plans, placement, queued=False)
+    [manifest] = _filled(plans, lanes, placement, kind="RayCluster", name=name, metadata=metadata)
+    return manifest
 
 
 def ray_job(
@@ -137,32 +119,16 @@ def ray_job(
             f"cluster can read it (s3://…) and give its address"
         )
     words = [f"{_CONFIG_FOLDER}/{word}" if word in files else word for word in arguments]
-    spec = _cluster_spec(plans, lanes=lanes, placement=placement)
-    head = spec["headGroupSpec"]["template"]["spec"]
-    if files:
-        head["volumes"].append({"name": "configuration", "configMap": {"name": name}})
-        head["containers"][0]["volumeMounts"].append(
-            {"name": "configuration", "mountPath": _CONFIG_FOLDER, "readOnly": True}
-        )
-    job = {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": _metadata(name, plans, placement, queued=True),
-        "spec": {
-            "entrypoint": shlex.join(["dreambooth", *words, "--set", "cluster.address=auto"]),
-            "submissionMode": "K8sJobMode",
-            "submitterPodTemplate": {"spec": _submitter(placement)},
-            # Each retry is a new cluster; what is published and checkpointed is found again.
-            "backoffLimit": placement.retries,
-            "activeDeadlineSeconds": placement.deadline_seconds,
-            "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": 600,
-            "rayClusterSpec": spec,
-        },
-    }
-    metadata = {"name": name, "namespace": placement.namespace}
-    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(files)}
-    return [config_map, job] if files else [job]
+    return _filled(
+        plans,
+        lanes,
+        placement,
+        kind="RayJob",
+        name=name,
+        metadata=_metadata(name, plans, placement, queued=True),
+        files=dict(files),
+        entrypoint=shlex.join(["dreambooth", *words, "--set", "cluster.address=auto"]),
+    )
 
 
 def to_yaml(manifests: Sequence[Manifest]) -> str:
@@ -181,109 +147,33 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_str)
 
 
-def _cluster_spec(plans: Sequence[Plan], *, lanes: int, placement: Placement) -> Manifest:
+def _filled(plans: Sequence[Plan], lanes: int, placement: Placement, **context: Any) -> list[Manifest]:
+    """The manifests of the template, with pods of the size that the largest of the plans takes."""
     import ray
 
     largest = max(plans, key=host_bytes)
     pods = worker_pods(largest, lanes=lanes, gpus_per_node=placement.gpus_per_node)
-    resources = _resources(cpus=pods.cpus, memory=_gibibytes(pods.memory_bytes), gpus=pods.gpus)
-    worker = _pod("ray-worker", placement, resources)
-    # Longer than a step and the upload of a checkpoint take.
-    worker["spec"] |= {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 120}
-    worker["spec"]["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["/bin/sh", "-c", GIVE_NOTICE]}}}
-    if pods.gpus:
-        worker["spec"]["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    return {
-        "rayVersion": ray.__version__,
-        "authOptions": {"mode": "token", "secretName": "dreambooth-ray-token"},
-        "headGroupSpec": {
-            # Drivers and queues take no CPU of Ray's.
-            "rayStartParams": {"num-cpus": "0"},
-            "serviceType": "ClusterIP",
-            "template": _pod("ray-head", placement, _resources(cpus=2, memory="6Gi")),
-        },
-        "workerGroupSpecs": [
-            {
-                "groupName": "workers",
-                "replicas": pods.count,
-                "minReplicas": pods.count,
-                "maxReplicas": pods.count,
-                "rayStartParams": {},
-                "template": worker,
-            }
-        ],
-    }
+    text = _template().render(
+        **asdict(placement),
+        **context,
+        pods=pods,
+        memory=_gibibytes(pods.memory_bytes),
+        shared_memory=_gibibytes(_SHARED_MEMORY_BYTES),
+        ray_version=ray.__version__,
+        tls=_TLS,
+        tls_environment=tls_environment(_TLS),
+        config_folder=_CONFIG_FOLDER,
+        give_notice=GIVE_NOTICE,
+    )
+    return list(yaml.safe_load_all(text))
 
 
-def _pod(container: str, placement: Placement, resources: Manifest) -> Manifest:
-    shared = {"medium": "Memory", "sizeLimit": _gibibytes(_SHARED_MEMORY_BYTES)}
-    return {
-        "spec": {
-            "initContainers": [_certificate(placement)],
-            "containers": [
-                {
-                    "name": container,
-                    "image": placement.image,
-                    "envFrom": [
-                        {"configMapRef": {"name": "dreambooth-settings"}},
-                        {"secretRef": {"name": "dreambooth-credentials"}},
-                    ],
-                    "env": _environment(),
-                    "resources": resources,
-                    "securityContext": dict(_UNPRIVILEGED),
-                    "volumeMounts": [
-                        {"name": "shared-memory", "mountPath": "/dev/shm"},
-                        {"name": "cache", "mountPath": "/cache"},
-                        dict(_CERTIFICATES),
-                    ],
-                }
-            ],
-            "volumes": [
-                {"name": "shared-memory", "emptyDir": shared},
-                {"name": "cache", "emptyDir": {"sizeLimit": "20Gi"}},
-                {"name": "tls", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
-                {"name": "authority", "secret": {"secretName": "dreambooth-authority"}},
-            ],
-        }
-    }
-
-
-def _certificate(placement: Placement) -> Manifest:
-    """Makes the pod's certificate for the traffic between nodes; no other container sees the authority's key."""
-    names = ["$(POD_IP)", f"*.{placement.namespace}.svc.cluster.local"]
-    return {
-        "name": "certificate",
-        "image": placement.image,
-        "command": ["python", "-m", "pipelines.certificates", "node", "/authority", _TLS, *names],
-        "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
-        "resources": _resources(cpus=1, memory="256Mi"),
-        "securityContext": dict(_UNPRIVILEGED),
-        "volumeMounts": [
-            {"name": "authority", "mountPath": "/authority", "readOnly": True},
-            {"name": "tls", "mountPath": _TLS},
-        ],
-    }
-
-
-def _environment() -> list[Manifest]:
-    """By names of their own, since KubeRay hands these, and not a ConfigMap's, to the container that waits for Ray."""
-    return [{"name": name, "value": value} for name, value in tls_environment(_TLS).items()]
-
-
-def _submitter(placement: Placement) -> Manifest:
-    """The pod that hands the job to the cluster and follows its log."""
-    return {
-        "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "containers": [
-            {
-                "name": "ray-job-submitter",
-                "image": placement.image,
-                "resources": _resources(cpus=1, memory="1Gi"),
-                "securityContext": dict(_UNPRIVILEGED),
-            }
-        ],
-    }
+@cache
+def _template() -> Template:
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # JSON is YAML, and what it quotes means the text that it was.
+    environment.filters["yaml"] = partial(json.dumps, ensure_ascii=False)
+    return environment.from_string(Path(__file__).with_name("kuberay.yaml").read_text(encoding="utf-8"))
 
 
 def _metadata(name: str, plans: Sequence[Plan], placement: Placement, *, queued: bool) -> Manifest:
@@ -309,12 +199,6 @@ def _name(name: str) -> str:
         return name
     stem, _, key = name.rpartition("-")
     return f"{stem[: LONGEST_NAME - len(key) - 1].rstrip('-')}-{key}"
-
-
-def _resources(*, cpus: int, memory: str, gpus: int = 0) -> Manifest:
-    """Requests equal to limits: what Ray counts on is there, and a pod isn't the first to be evicted."""
-    amounts = {"cpu": str(cpus), "memory": memory} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
-    return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
 def _gibibytes(count: int) -> str:

@@ -1,7 +1,7 @@
 """What every node of a cluster says of itself, and of what it reaches; gathered there, by a task pinned to each."""
 
-import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
+from pipelines.machine import MachineFault, faults
 
 PACKAGES = ("dreambooth", "ray", "torch", "deepspeed", "diffusers", "transformers", "mlflow", "safetensors")
 _PATIENCE_SECONDS = 120
@@ -31,6 +32,7 @@ class NodeFacts:
     storage_error: str | None
     base_error: str | None
     base_load_seconds: float
+    faults: tuple[MachineFault, ...] = ()
 
 
 def ask_nodes(config: DreamBoothConfig) -> tuple[list[NodeFacts], list[str]]:
@@ -78,12 +80,13 @@ def facts_of_this_node(config: DreamBoothConfig) -> dict[str, Any]:
         "versions": installed_versions(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": _gpus(),
-        "free_disk_bytes": shutil.disk_usage(os.environ.get("TMPDIR", "/tmp")).free,
+        "free_disk_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
         "compiler": shutil.which("c++") or shutil.which("g++"),
         "built_ops": _built_ops(),
         "storage_error": storage_error,
         "base_error": base_error,
         "base_load_seconds": time.perf_counter() - began,
+        "faults": faults(working_folder=False),
     }
 
 

@@ -8,20 +8,20 @@ from dreambooth.errors import InputError
 from pipelines.batch_plan import BatchPlan
 from pipelines.clock import Clock
 from pipelines.cluster import Resources, ray_cluster
-from pipelines.conclude import record_figures, register_result, result_tags
+from pipelines.conclude import conclude_stored, finish, track_plan
 from pipelines.console import RunConsole
 from pipelines.destinations import check_destinations
 from pipelines.evaluate_stage import Evaluation, evaluate, image_encoder, sample_requests
 from pipelines.evaluation_store import store_evaluation
 from pipelines.events import event_queue
-from pipelines.follow import Follower, complete_curves
-from pipelines.plan import Plan, describe_plan, make_plan, printable_settings
+from pipelines.follow import Follower
+from pipelines.plan import Plan, describe_plan, make_plan
 from pipelines.prior_stage import make_class_images
 from pipelines.protocol_stage import run_protocol
 from pipelines.sampler_pool import SamplerPool
-from pipelines.summary import PersonalizeResult, finished_result, write_summary
+from pipelines.summary import PersonalizeResult, is_tracked, stored_result
 from pipelines.tasks import PriorSet, ProtocolTask, Samplers, Source, base_source
-from pipelines.tracking import TrackedRun, track
+from pipelines.tracked_run import TrackedRun
 from pipelines.train_stage import train
 
 
@@ -38,9 +38,13 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
                 resources = stack.enter_context(ray_cluster(config.cluster))
         with clock.stage("check"):
             plan = checked_plan(config, resources)
-        if (finished := finished_result(plan)) is not None:
-            console.line(f"nothing to do: {plan.config.run_uri} holds the result of this configuration")
-            return finished
+        if (stored := stored_result(plan)) is not None:
+            if is_tracked(plan, stored):
+                console.line(f"nothing to do: {plan.config.run_uri} holds the result of this configuration")
+                return stored
+            console.line(f"{plan.config.run_uri} holds the result of this configuration; MLflow gets what it lacks")
+            if (result := conclude_stored(plan, earlier=stored.summary, say=console.warn)) is not None:
+                return result
         encoder = encoder_of(plan, console)
         for warning in plan.warnings:
             console.warn(warning)
@@ -48,10 +52,7 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
         if resources is None:
             with clock.stage("ray"):
                 resources = stack.enter_context(ray_cluster(config.cluster))
-        params, name = printable_settings(plan.config), plan.config.subject.name
-        run = stack.enter_context(
-            track(plan.config.tracking, run_name=name, params=params, tags=result_tags(plan), resume_key=plan.key)
-        )
+        run = stack.enter_context(track_plan(plan, say=console.warn))
         pool = stack.enter_context(closing(_pool(plan, resources)))
         return _stages(plan, pool, encoder, run, console, clock)
 
@@ -84,10 +85,9 @@ def _stages(
     with clock.stage("class_images"):
         prior_set = _class_images(plan, pool, console)
     with clock.stage("train"):
-        follower = Follower(run, console, config)
+        follower = Follower(run, console, config, plan.key)
         with follower, event_queue(follower.handle, follower.warn) as events:
             trained = train(plan, prior_set, events)
-        complete_curves(run, trained.history, trained.scores)
     console.line(f"published and verified: {trained.model.uri}")
     base, fine_tuned = base_source(plan.config, plan.base.hash), Source(address=trained.model.uri, published=True)
     with pool.started(_wanted(plan, base, fine_tuned)) as samplers:
@@ -96,11 +96,8 @@ def _stages(
         if plan.protocol is not None:
             with clock.stage("protocol"):
                 _measure(plan.protocol, samplers, base, fine_tuned, console)
-    with clock.stage("register"):
-        version = register_result(plan, trained, run) if config.tracking.register_model else None
-        figures = record_figures(plan, version, run)
     startup = clock.startup(follower.milestones)
-    return write_summary(plan, trained, evaluation, figures, version, run, clock.seconds, startup)
+    return finish(plan, trained, evaluation, run, clock.seconds, startup)
 
 
 def encoder_of(plan: Plan, console: RunConsole) -> str | None:
@@ -132,7 +129,11 @@ def _class_images(plan: Plan, pool: SamplerPool, console: RunConsole) -> PriorSe
 
 def _wanted(plan: Plan, base: Source, fine_tuned: Source) -> int:
     """How many calls there are for samplers."""
-    samples = len(sample_requests(plan.config, base, fine_tuned)) if plan.config.evaluation.enabled else 0
+    samples = (
+        len(sample_requests(plan.config, base, fine_tuned, plan.sampling_dtype))
+        if plan.config.evaluation.enabled
+        else 0
+    )
     protocol = plan.protocol
     return samples + (len(protocol.base_sets) + len(protocol.fine_tuned_sets) if protocol is not None else 0)
 
@@ -150,6 +151,7 @@ def _evaluate(
             base=base,
             fine_tuned=fine_tuned,
             encoder=encoder,
+            dtype=plan.sampling_dtype,
             on_progress=lambda made, total: update(made, total, "images"),
         )
     store_evaluation(evaluation, plan.config.run_uri, plan.key)

@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth.base_model import BaseModel, resolve_base_model
+from dreambooth.addresses import shown
+from dreambooth.base_model import BaseModel, resolve_base_model, schedule_warning
 from dreambooth.config import ClusterConfig, DreamBoothConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import load_tokenizer
-from dreambooth.identifier import choose_identifier, describe, token_ids_in_prompts
-from dreambooth.images import InstanceImage, find_instance_images
-from dreambooth.inspection import inspect_images
+from dreambooth.identifier import check_own_tokens, choose_identifier, describe, token_ids_in_prompts
+from dreambooth.images import InstanceImage
+from dreambooth.inspection import inspect_addresses
 from dreambooth.prior import PriorPlan, prior_plan
+from dreambooth.run_texts import check_texts
 from pipelines.cluster import Resources, local_resources
 from pipelines.protocol_stage import bank_address, check_protocol, protocol_task
 from pipelines.storage import absolute, is_local
@@ -23,6 +25,7 @@ class Plan:
     """A configuration with every open choice made, and what was found out on the way.
 
     `key` names the result: the hash of all that decides the trained weights. The same key is the same result.
+    `sampling_dtype` is what pictures are computed in, on whatever machine: they are stored by it.
     """
 
     config: DreamBoothConfig
@@ -32,6 +35,7 @@ class Plan:
     prior: PriorPlan | None
     engine: str
     use_gpu: bool
+    sampling_dtype: str
     key: str
     warnings: tuple[str, ...]
 
@@ -45,7 +49,7 @@ class Plan:
     def protocol(self) -> ProtocolTask | None:
         """What is measured of the model by the paper's protocol, if anything."""
         return protocol_task(
-            self.config, self.images, model_key=self.key, base_hash=self.base.hash, use_gpu=self.use_gpu
+            self.config, self.images, model_key=self.key, base_hash=self.base.hash, dtype=self.sampling_dtype
         )
 
     @property
@@ -53,8 +57,7 @@ class Plan:
         """How many parameters are fine-tuned."""
         counts = self.base.parameter_counts
         if self.config.train.method == "textual_inversion":
-            tokenizer = load_tokenizer(self.base.directory)
-            return self.base.embedding_width * len(token_ids_in_prompts(tokenizer, str(self.config.subject.identifier)))
+            return self.base.embedding_width * len(set(_identifier_tokens(self.config, self.base)))
         return counts["unet"] + (counts["text_encoder"] if self.config.train.train_text_encoder else 0)
 
     @property
@@ -76,7 +79,7 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """What a checkpoint takes, all workers' parts together; measured in test_checkpoint_size.py.
+        """What a checkpoint takes, all workers' parts together.
 
         Weights, two moments of Adam and the moving average, in fp32. Under ZeRO 1 and 2 the weights are there twice, in
         the model's file and as the shards' masters; DeepSpeed writes frozen weights, too.
@@ -113,9 +116,10 @@ def make_plan(
     use_gpu = resources.use_gpu(config.cluster)
     config = _absolute(config)
     base = base or resolve_base_model(config.base_model, config.revision)
-    images = find_instance_images(config.subject.instance_images)
     resolution = config.images.resolution or base.resolution
-    inspection = inspect_images(images, resolution=resolution, max_pixels=config.images.max_pixels)
+    inspection = inspect_addresses(
+        config.subject.instance_images, resolution=resolution, max_pixels=config.images.max_pixels
+    )
     tokenizer = load_tokenizer(base.directory)
     warnings = list(inspection.warnings)
     if config.subject.identifier is None:
@@ -130,23 +134,30 @@ def make_plan(
             "images": config.images.model_copy(update={"resolution": resolution}),
         }
     )
+    shared = check_own_tokens(
+        tokenizer, config.subject, config.prompts, learnt_apart=config.train.learns_identifier_apart
+    )
+    warnings += [warning for warning in (shared, schedule_warning(base.directory)) if warning is not None]
     if resources.nodes > 1 and (local := local_addresses(config)):
         warnings.append(
             f"the cluster has {resources.nodes} nodes, and these are local paths: {', '.join(local)}; unless all nodes "
             f"share them, use an address such as s3://bucket/folder"
         )
-    prior = _prior(config, base, use_gpu)
+    dtype = choose_sampling_dtype(use_gpu=use_gpu)
+    prior = _prior(config, base, dtype)
     engine = _engine(config)
-    check_protocol(config)
+    warnings += check_protocol(config)
+    warnings += check_texts(config, inspection.images, tokenizer)
     place = f"{engine} on {'cuda' if use_gpu else 'cpu'}"
     return Plan(
         config=config,
         base=base,
-        images=images,
+        images=inspection.images,
         data_hash=inspection.data_hash,
         prior=prior,
         engine=engine,
         use_gpu=use_gpu,
+        sampling_dtype=dtype,
         key=_key(config, base, inspection.data_hash, prior, f"{place} {config.zero if engine == 'deepspeed' else ''}"),
         warnings=tuple(warnings),
     )
@@ -165,7 +176,7 @@ def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
 def local_addresses(config: DreamBoothConfig) -> list[str]:
     """What a cluster of several nodes can't see unless they share a disk."""
     addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
-    if Path(config.base_model).is_dir():
+    if config.base_model != "miniature" and Path(config.base_model).is_dir():
         addresses.append(config.base_model)
     return [address for address in addresses if is_local(address)]
 
@@ -199,17 +210,22 @@ def _absolute_folder(address: str) -> str:
     return str(folder.absolute()) if folder.is_dir() else address
 
 
-def _prior(config: DreamBoothConfig, base: BaseModel, use_gpu: bool) -> PriorPlan | None:
-    if not config.prior.enabled:
-        return None
+def choose_sampling_dtype(*, use_gpu: bool) -> str:
+    """What pictures are computed in: decided here, once, by what is best where the plan is made."""
     from dreambooth.sampling import sampling_dtype
 
+    return str(sampling_dtype("cuda" if use_gpu else "cpu")).removeprefix("torch.")
+
+
+def _prior(config: DreamBoothConfig, base: BaseModel, dtype: str) -> PriorPlan | None:
+    if not config.prior.enabled:
+        return None
     return prior_plan(
         config.prior,
         base_hash=base.hash,
         class_prompt=config.prompts.class_prompt(config.subject),
         resolution=config.images.resolution or base.resolution,
-        dtype=sampling_dtype("cuda" if use_gpu else "cpu"),
+        dtype=dtype,
     )
 
 
@@ -231,6 +247,10 @@ def _engine(config: DreamBoothConfig) -> str:
     return engine
 
 
+def _identifier_tokens(config: DreamBoothConfig, base: BaseModel) -> tuple[int, ...]:
+    return token_ids_in_prompts(load_tokenizer(base.directory), str(config.subject.identifier))
+
+
 def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, place: str) -> str:
     """What decides the published weights and the layout of checkpoints; what decides neither is left out."""
     train = config.train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
@@ -239,9 +259,12 @@ def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: Pri
     prompts = [config.prompts.instance_prompt(config.subject), str(config.subject.identifier)]
     if train.method == "textual_inversion":
         prompts.append(config.subject.class_noun)  # whose embedding the identifier's starts as
+    tokens = _identifier_tokens(config, base) if train.learns_identifier_apart else ()
+    if len(set(tokens)) < len(tokens):
+        prompts.append("each token once")  # models without this in their key have a part of what was learnt
     parts: list[Any] = [base.hash, images_hash, *prompts, images, train, config.storage.dtype, place]
     parts += [str(config.cluster.num_workers)]
-    parts += [prior.key, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
+    parts += [prior.recipe, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
     if train.by_score:
         # What the scores are measured on, and by, decides which weights are exported.
         evaluation = config.evaluation
@@ -252,13 +275,17 @@ def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: Pri
 
 
 def printable_settings(config: DreamBoothConfig) -> dict[str, Any]:
-    """All settings as plain values, for people and for MLflow; passwords in addresses left out."""
-    from pipelines.mlflow_client import without_password
-
-    settings = config.model_dump(mode="json", by_alias=True)
-    if config.tracking.uri is not None:
-        settings["tracking"]["uri"] = without_password(config.tracking.uri)
+    """All settings as plain values, for people and for MLflow; passwords and tokens in addresses left out."""
+    settings: dict[str, Any] = _shown(config.model_dump(mode="json", by_alias=True))
     return settings
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _shown(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_shown(each) for each in value]
+    return shown(value) if isinstance(value, str) and "://" in value else value
 
 
 def describe_plan(plan: Plan) -> list[tuple[str, str]]:
@@ -274,7 +301,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     rows = [
         ("subject", f"{config.subject.name}: {len(plan.images)} images of a {config.subject.class_noun}"),
         ("instance prompt", config.prompts.instance_prompt(config.subject)),
-        ("base model", f"{config.base_model} ({counts}), hash {plan.base.hash}"),
+        ("base model", f"{shown(config.base_model)} ({counts}), hash {plan.base.hash}"),
         ("trained", f"{trained}, {_count(plan.trained_parameters)} parameters, at {config.images.resolution} px"),
         ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
         (

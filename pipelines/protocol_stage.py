@@ -15,6 +15,7 @@ from dreambooth.config import DreamBoothConfig
 from dreambooth.evaluation.config import EvaluationConfig
 from dreambooth.evaluation.protocol import SampleSet, protocol_of
 from dreambooth.images import InstanceImage, find_instance_images
+from dreambooth.inspection import inspect_addresses
 from pipelines.evaluate_stage import instance_pictures
 from pipelines.samplers import picture_name
 from pipelines.storage import exists, join, read_json, write_json
@@ -36,12 +37,9 @@ if TYPE_CHECKING:
 
 
 def protocol_task(
-    config: DreamBoothConfig, images: Sequence[InstanceImage], *, model_key: str, base_hash: str, use_gpu: bool
+    config: DreamBoothConfig, images: Sequence[InstanceImage], *, model_key: str, base_hash: str, dtype: str
 ) -> ProtocolTask | None:
-    """What is to be measured of a run's model, or None where the configuration asks for nothing."""
-    from dreambooth.sampling import sampling_dtype
-
-    dtype = str(sampling_dtype("cuda" if use_gpu else "cpu")).removeprefix("torch.")
+    """What is to be measured of a run's model, from pictures computed in `dtype`; None where nothing is asked for."""
     protocol = protocol_of(config, dtype=dtype)
     if protocol is None:
         return None
@@ -57,11 +55,19 @@ def protocol_task(
     )
 
 
-def check_protocol(config: DreamBoothConfig) -> None:
-    """Raise InputError for prompts or encoders that no evaluation can be done with, at the end or during training."""
-    _real_images(config, ())
+def check_protocol(config: DreamBoothConfig) -> tuple[str, ...]:
+    """Raise InputError for prompts, pictures or encoders that no evaluation can be done with, at the end or on the way.
+
+    Returns warnings of the pictures that samples are compared with, where those aren't the instance images.
+    """
     if protocol_of(config, dtype="float32") is not None or config.evaluation.every is not None:
         bank_address(config.evaluation, config.base_model)
+    if config.evaluation.real_images is None:
+        return ()
+    real = inspect_addresses(
+        config.evaluation.real_images, resolution=1, max_pixels=config.images.max_pixels, trained=False
+    )
+    return tuple(f"evaluation.real_images: {warning}" for warning in real.warnings)
 
 
 def _real_images(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> tuple[InstanceImage, ...]:
@@ -157,6 +163,7 @@ def _request(pictures: SampleSet) -> SampleRequest:
         num_inference_steps=pictures.num_inference_steps,
         guidance_scale=pictures.guidance_scale,
         resolution=pictures.resolution,
+        dtype=pictures.dtype,
     )
 
 

@@ -5,6 +5,7 @@ folder, gigabytes for Stable Diffusion. The alias `latest` is kept by MLflow its
 (the name is reserved, and nothing else can be given it).
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import re
@@ -12,10 +13,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from dreambooth.errors import InputError
 from dreambooth.quiet import quiet
+from pipelines.environment import environment
 from pipelines.figure_tags import banks_of, figures_of
-from pipelines.mlflow_client import check_connection, connect, default_tracking, every, quietly, resolve_tracking_uri
+from pipelines.mlflow_client import connect, default_tracking, every, prove_connection, quietly, resolve_tracking_uri
 from pipelines.storage import MANIFEST_NAME
 
 # Only after mlflow_client has told MLflow to be silent.
@@ -40,14 +41,6 @@ class RegisteredVersion:
     version: int
     uri: str
     model_id: str
-
-
-def check_model_name(name: str) -> None:
-    """Raise InputError for a name that MLflow's registry or its addresses can't hold."""
-    if not name.strip() or re.search(r"[/:@'\"]", name):
-        raise InputError(
-            f"tracking.registered_model_name is {name!r}; expected a name without '/', ':', '@' and quotes"
-        )
 
 
 def register(
@@ -118,7 +111,9 @@ class ListedModel:
 
 def list_models(tracking_uri: str | None) -> tuple[ListedModel, ...]:
     """The latest version of every model that this project registered, by name."""
-    client = check_connection(resolve_tracking_uri(tracking_uri))
+    client = prove_connection(resolve_tracking_uri(tracking_uri))
+    if client is None:
+        return ()
     newest: dict[str, ModelVersion] = {}
     with quietly():
         for version in every(client.search_model_versions):
@@ -130,9 +125,9 @@ def list_models(tracking_uri: str | None) -> tuple[ListedModel, ...]:
 
 def find_version(tracking_uri: str | None, name: str, result_key: str) -> RegisteredVersion | None:
     """The version that a result was registered as, or None."""
-    client = connect(resolve_tracking_uri(tracking_uri))
+    client = prove_connection(resolve_tracking_uri(tracking_uri))
     with quietly():
-        return _find(client, name, result_key)
+        return None if client is None else _find(client, name, result_key)
 
 
 def version_of(client: MlflowClient, address: str) -> tuple[RegisteredVersion, Mapping[str, str], str | None]:
@@ -220,18 +215,30 @@ def _public_version(package: str) -> str:
     return importlib.metadata.version(package).partition("+")[0]
 
 
+def upload_seconds(size: int) -> float:
+    """How long an upload of so many bytes may take, to MLflow or through it to a store."""
+    return 30 + size / 5_000_000
+
+
 def _upload(client: MlflowClient, package: Path, run_id: str, name: str, tags: dict[str, str]) -> str:
-    """Upload a model and compare what arrived; returns its id."""
+    """Upload a model and compare what arrived, unless an earlier attempt has; returns its id."""
     experiment_id = client.get_run(run_id).info.experiment_id
+    here = f"source_run_id = '{run_id}' AND tags.`{RESULT_TAG}` = '{tags[RESULT_TAG]}'"
+    for known in client.search_logged_models([experiment_id], filter_string=here):
+        if known.status == LoggedModelStatus.READY:
+            return str(known.model_id)
     model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)
     try:
-        client.log_model_artifacts(model.model_id, str(package))
+        largest = max(path.stat().st_size for path in package.rglob("*") if path.is_file())
+        with environment({"MLFLOW_HTTP_REQUEST_TIMEOUT": str(int(upload_seconds(largest)))}):
+            client.log_model_artifacts(model.model_id, str(package))
         _check_arrival(client, model.model_id, package)
     except BaseException:
-        client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+        with contextlib.suppress(Exception):  # where MLflow has gone away, what was caught says so
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
         raise
-    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return str(model.model_id)
 
 

@@ -3,13 +3,13 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from itertools import chain
 
 from dreambooth.evaluation.bootstrap import Interval
 from dreambooth.evaluation.figures import Figures, NearestInstance, column
 from pipelines.evaluated import Evaluated, PromptPictures
-from pipelines.report_page import cell, note, number, picture, section, table
+from pipelines.pages import Cell, Picture, Table, cell, number, picture
 
 FIGURES = {
     "dino": ("DINO", "similarity to the photographs, by DINO: is it the subject"),
@@ -35,25 +35,57 @@ MOST_CELLS = 1000
 """Pictures of a batch's grid, over which it would not open on a phone."""
 
 
-def warnings_of(evaluated: Sequence[Evaluated]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A sample and the base model's of the same noise; None for a picture that is gone."""
+
+    fine_tuned: Picture | None
+    base: Picture | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptCard:
+    """A prompt, its figures in words, and its samples."""
+
+    prompt: str
+    figures: str
+    pairs: Sequence[Pair]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Subjects by prompts; `rows` are (subject, a pair for each prompt)."""
+
+    prompts: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Pair]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyCard:
+    """A sample beside the photograph that is nearest to it."""
+
+    sample: Picture
+    photograph: Picture
+    caption: str
+
+
+def warnings_of(evaluated: Sequence[Evaluated]) -> list[str]:
     """What went wrong, in words, with the subject's name where there are several."""
     named = [(each.subject, warning) for each in evaluated if each.figures for warning in each.figures.warnings]
-    prefix = len(evaluated) > 1
-    lines = "".join(f"<li>{escape(f'{name}: {text}' if prefix else text)}</li>" for name, text in named)
-    return f'<ul class="warnings">{lines}</ul>' if lines else ""
+    return [f"{name}: {text}" if len(evaluated) > 1 else text for name, text in named]
 
 
-def figures_of_run(figures: Figures) -> str:
-    """All figures of one subject with their intervals, and what they mean."""
+def figures_of_run(figures: Figures) -> tuple[Table, str]:
+    """All figures of one subject with their intervals, and by what they were measured."""
     rows = [
         [cell(title), _interval(figures.figures[name].interval), cell(meaning)]
         for name, (title, meaning) in FIGURES.items()
         if name in figures.figures
     ]
-    return section("Figures", table(("figure", "mean", "what it says"), rows), note(_measured_by(figures)))
+    return Table(columns=("figure", "mean", "what it says"), rows=rows), _measured_by(figures)
 
 
-def prompts_of_run(figures: Figures) -> str:
+def prompts_of_run(figures: Figures) -> Table:
     """The figures of each prompt."""
     rows = [
         [cell(row.prompt), cell(row.application)]
@@ -61,10 +93,10 @@ def prompts_of_run(figures: Figures) -> str:
         for row in figures.per_prompt
     ]
     columns = ("prompt", "application", "DINO", "CLIP-I", "CLIP-T", "CLIP-T of the base model", "DIV")
-    return section("Prompts", table(columns, rows))
+    return Table(columns=columns, rows=rows)
 
 
-def figures_of_batch(evaluated: Sequence[Evaluated]) -> str:
+def figures_of_batch(evaluated: Sequence[Evaluated]) -> list[tuple[Table, str]]:
     """A row of figures per subject and one of all, a table for each bank: theirs can't be compared."""
     banks: dict[str, list[tuple[str, Figures]]] = defaultdict(list)
     for each in evaluated:
@@ -79,64 +111,61 @@ def figures_of_batch(evaluated: Sequence[Evaluated]) -> str:
         ]
         foot = [cell("all"), *(_interval(column(name, [figures for _, figures in measured])) for name in names)]
         columns = ("subject", *(FIGURES[name][0] for name in names))
-        tables += [table(columns, rows, foot=foot if len(measured) > 1 else ()), note(_measured_by(measured[0][1]))]
-    return section("Figures", *tables)
+        table = Table(columns=columns, rows=rows, foot=foot if len(measured) > 1 else ())
+        tables.append((table, _measured_by(measured[0][1])))
+    return tables
 
 
-def grid_of_run(evaluated: Evaluated, pictures: Mapping[str, bytes]) -> str:
-    """Every prompt with its samples; the base model's lie under them until one is pointed at."""
+def cards_of_run(evaluated: Evaluated, pictures: Mapping[str, bytes]) -> list[PromptCard]:
+    """Every prompt with its samples."""
     measured = {row.prompt: row for row in evaluated.figures.per_prompt} if evaluated.figures else {}
     cards = []
     for of_prompt in evaluated.prompts:
-        pairs = [_pair(of_prompt, place, pictures, _THUMBNAIL) for place in range(len(of_prompt.fine_tuned))]
         row = measured.get(of_prompt.prompt)
-        told = f"DINO {row.dino:.2f}, CLIP-T {row.clip_t:.2f}" if row else ""
-        caption = f'{escape(of_prompt.prompt)} <span class="interval">{told}</span>'
-        cards.append(f'<figure><div class="pictures">{"".join(pairs)}</div><figcaption>{caption}</figcaption></figure>')
-    return section(
-        "Samples", note("Point at a picture, or tab to it, for the base model's of the same noise."), _cards(cards)
-    )
+        cards.append(
+            PromptCard(
+                prompt=of_prompt.prompt,
+                figures=f"DINO {row.dino:.2f}, CLIP-T {row.clip_t:.2f}" if row else "",
+                pairs=[_pair(of_prompt, place, pictures, _THUMBNAIL) for place in range(len(of_prompt.fine_tuned))],
+            )
+        )
+    return cards
 
 
-def grid_of_batch(evaluated: Sequence[Evaluated], pictures: Mapping[str, bytes]) -> str:
-    """Subjects by prompts, the first sample of each; a table for each list of prompts."""
+def grids_of_batch(evaluated: Sequence[Evaluated], pictures: Mapping[str, bytes]) -> list[Grid]:
+    """Subjects by prompts, the first sample of each; a grid for each list of prompts."""
     lists: dict[tuple[str, ...], list[Evaluated]] = defaultdict(list)
     for each in evaluated:
         lists[tuple(_template(each, of_prompt.prompt) for of_prompt in each.prompts)].append(each)
     cells = sum(len(prompts) * len(subjects) for prompts, subjects in lists.items())
     side = _SMALL_THUMBNAIL if cells > _MANY_CELLS else _THUMBNAIL
-    tables = []
-    for prompts, subjects in lists.items():
-        head = "".join(f"<th>{escape(prompt)}</th>" for prompt in prompts)
-        rows = "".join(
-            f"<tr><th>{escape(each.subject)}</th>"
-            + "".join(f"<td>{_pair(of_prompt, 0, pictures, side)}</td>" for of_prompt in each.prompts)
-            + "</tr>"
-            for each in subjects
+    return [
+        Grid(
+            prompts=prompts,
+            rows=[
+                (each.subject, [_pair(of_prompt, 0, pictures, side) for of_prompt in each.prompts]) for each in subjects
+            ],
         )
-        tables.append(
-            f'<div class="scroll"><table class="matrix"><thead><tr><th></th>{head}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>"
-        )
-    told = note("The first sample of each prompt. Point at a picture, or tab to it, for the base model's.")
-    return section("Subjects by prompts", told, *tables) if tables else ""
+        for prompts, subjects in lists.items()
+    ]
 
 
-def copies(evaluated: Sequence[Evaluated], pictures: Mapping[str, bytes], *, most: int) -> str:
+def copies(evaluated: Sequence[Evaluated], pictures: Mapping[str, bytes], *, most: int) -> list[CopyCard]:
     """The samples that are most like a photograph, beside it."""
     cards = []
     for each, pair in nearest(evaluated, most=most):
         sample, photograph = pictures.get(sample_address(each, pair)), pictures.get(each.instance[pair.instance])
         if sample is None or photograph is None:
             continue
-        shown = picture(sample, side=_THUMBNAIL, alt=f"sample: {pair.prompt}")
-        beside = picture(photograph, side=_THUMBNAIL, alt=f"photograph {pair.instance + 1}")
-        told = f"{pair.similarity:.2f}{', a near-copy' if pair.near_copy else ''}: "
         whose = f"{each.subject}: " if len(evaluated) > 1 else ""
-        caption = escape(f"{whose}{told}{pair.prompt}")
-        cards.append(f'<figure><div class="duo">{shown}{beside}</div><figcaption>{caption}</figcaption></figure>')
-    told = note("Samples on the left, the photograph that DINO finds nearest on the right; the most alike first.")
-    return section("Nearest photographs", told, _cards(cards)) if cards else ""
+        cards.append(
+            CopyCard(
+                sample=picture(sample, side=_THUMBNAIL, alt=f"sample: {pair.prompt}"),
+                photograph=picture(photograph, side=_THUMBNAIL, alt=f"photograph {pair.instance + 1}"),
+                caption=f"{whose}{pair.similarity:.2f}{', a near-copy' if pair.near_copy else ''}: {pair.prompt}",
+            )
+        )
+    return cards
 
 
 def nearest(evaluated: Sequence[Evaluated], *, most: int) -> list[tuple[Evaluated, NearestInstance]]:
@@ -164,20 +193,16 @@ def addresses_of_grid(evaluated: Evaluated, *, images: int | None) -> list[str]:
     ]
 
 
-def _pair(of_prompt: PromptPictures, place: int, pictures: Mapping[str, bytes], side: int) -> str:
+def _pair(of_prompt: PromptPictures, place: int, pictures: Mapping[str, bytes], side: int) -> Pair:
     tuned = pictures.get(of_prompt.fine_tuned[place]) if place < len(of_prompt.fine_tuned) else None
     base = pictures.get(of_prompt.base[place]) if place < len(of_prompt.base) else None
-    if tuned is None:
-        return "–"
-    over = picture(base, side=side, alt=f"base model: {of_prompt.prompt}", kind="base") if base else ""
-    return f'<span class="pair" tabindex="0">{picture(tuned, side=side, alt=of_prompt.prompt)}{over}</span>'
+    return Pair(
+        fine_tuned=picture(tuned, side=side, alt=of_prompt.prompt) if tuned else None,
+        base=picture(base, side=side, alt=f"base model: {of_prompt.prompt}") if base else None,
+    )
 
 
-def _cards(cards: Sequence[str]) -> str:
-    return f'<div class="cards">{"".join(cards)}</div>'
-
-
-def _interval(interval: Interval) -> str:
+def _interval(interval: Interval) -> Cell:
     return number(interval.mean, 3, more=f"{interval.low:.3f} to {interval.high:.3f}")
 
 

@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.evaluated import Evaluated, read_pictures
+from pipelines.pages import loss_chart, picture, render
 from pipelines.report_evaluation import (
     addresses_of_grid,
+    cards_of_run,
     copies,
     figures_of_run,
-    grid_of_run,
     nearest,
     prompts_of_run,
     sample_address,
     warnings_of,
 )
-from pipelines.report_page import facts, loss_curve, picture, render_page, section
 
 _COPIES = 8
 _INSTANCE_SIDE = 160  # pixels
@@ -31,28 +31,31 @@ def render_run(
     `described` are (what, value) rows, `history` holds one mapping of metrics a step (step, loss, instance_loss,
     prior_loss, …).
     """
-    title = f"{summary['subject']}: [V] = {summary['identifier']}, {summary['class_noun']}"
-    curve = loss_curve(history)
-    training = section("Training", f"<figure>{curve}</figure>" if curve else "")
-    if evaluated is None:
-        return render_page(title, facts(described), training)
+    subject = {
+        "title": f"{summary['subject']}: [V] = {summary['identifier']}, {summary['class_noun']}",
+        "described": described,
+        "curve": loss_chart(history),
+    }
+    return render("run.html", **subject, **(_NOTHING if evaluated is None else _evaluation(evaluated)))
+
+
+_NOTHING: Mapping[str, Any] = dict.fromkeys(("warnings", "photographs", "figures", "cards", "copies", "prompts"), ())
+
+
+def _evaluation(evaluated: Evaluated) -> Mapping[str, Any]:
     pairs = [pair for _, pair in nearest([evaluated], most=_COPIES)]
     wanted = [*evaluated.instance, *addresses_of_grid(evaluated, images=None)]
     pictures = read_pictures([*wanted, *(sample_address(evaluated, pair) for pair in pairs)])
-    photographs = [
-        picture(pictures[address], side=_INSTANCE_SIDE, alt=f"photograph {place}")
-        for place, address in enumerate(evaluated.instance, start=1)
-        if address in pictures
-    ]
     figures = evaluated.figures
-    return render_page(
-        title,
-        warnings_of([evaluated]),
-        facts(described),
-        section("Photographs", f'<div class="pictures">{"".join(photographs)}</div>' if photographs else ""),
-        figures_of_run(figures) if figures else "",
-        grid_of_run(evaluated, pictures),
-        copies([evaluated], pictures, most=_COPIES),
-        prompts_of_run(figures) if figures else "",
-        training,
-    )
+    return {
+        "warnings": warnings_of([evaluated]),
+        "photographs": [
+            picture(pictures[address], side=_INSTANCE_SIDE, alt=f"photograph {place}")
+            for place, address in enumerate(evaluated.instance, start=1)
+            if address in pictures
+        ],
+        "figures": [figures_of_run(figures)] if figures else [],
+        "cards": cards_of_run(evaluated, pictures),
+        "copies": copies([evaluated], pictures, most=_COPIES),
+        "prompts": prompts_of_run(figures) if figures else None,
+    }

@@ -1,16 +1,14 @@
 """The Ray actor that makes pictures: it loads a pipeline once and samples from it as often as it is asked."""
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreambooth.base_model import resolve_base_model
 from pipelines.collector import collect_less_garbage
+from pipelines.held_pipeline import HeldPipeline
 from pipelines.metrics import record
-from pipelines.storage import exists, join, opened, read_bytes, write_bytes
+from pipelines.storage import exists, join, read_bytes, write_bytes
 from pipelines.tasks import BankAddress, Measured, SampleRequest, Source
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 class ImageSampler:
     """Samples from one pipeline at a time.
 
-    `use_gpu` moves it to this actor's GPU, in half precision; on a CPU it runs in fp32 on `num_threads`.
+    `use_gpu` moves it to this actor's GPU; on a CPU it runs on `num_threads`. What it computes in, the caller says.
     """
 
     def __init__(self, *, use_gpu: bool, num_threads: int = 1) -> None:
@@ -35,10 +33,7 @@ class ImageSampler:
         quiet()
         torch.set_num_threads(num_threads)
         self._device = "cuda" if use_gpu else "cpu"
-        self._dtype = torch.float16 if use_gpu else torch.float32
-        self._loaded: tuple[Source, Any] | None = None
-        self._given: _Given | None = None
-        self._put_back: dict[str, Any] = {}
+        self._pipeline = HeldPipeline(self._device)
         self._bank: tuple[BankAddress, Bank] | None = None
 
     def ready(self) -> None:
@@ -46,14 +41,15 @@ class ImageSampler:
 
     def unload(self) -> None:
         """Free what is loaded; the next call loads it again."""
-        self._loaded, self._given, self._put_back, self._bank = None, None, {}, None
+        self._pipeline, self._bank = HeldPipeline(self._device), None
 
     def class_images(self, source: Source, plan: Any, block: range, wanted: Sequence[int], uri: str) -> list[int]:
         """Make a block of class images and write those wanted; returns their indices."""
         from dreambooth.images import png_bytes
         from dreambooth.prior import generate_block, image_name
 
-        images = dict(zip(block, generate_block(self._pipeline(source), plan, block), strict=True))
+        pipeline = self._pipeline.get(source, plan.dtype)
+        images = dict(zip(block, generate_block(pipeline, plan, block), strict=True))
         for index in wanted:
             write_bytes(join(uri, image_name(index)), png_bytes(images[index]))
         record("dreambooth_class_images_total", len(wanted))
@@ -61,17 +57,20 @@ class ImageSampler:
 
     def samples(self, source: Source, request: SampleRequest) -> list[bytes]:
         """Pictures as PNG, in order."""
+        import torch
+
         from dreambooth.images import png_bytes
         from dreambooth.sampling import sample
 
         images = sample(
-            self._pipeline(source),
+            self._pipeline.get(source, request.dtype),
             request.prompts,
             request.seeds,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             height=request.resolution,
             width=request.resolution,
+            dtype=getattr(torch, request.dtype),
         )
         return [png_bytes(image) for image in images]
 
@@ -111,7 +110,7 @@ class ImageSampler:
 
     def give_weights(self, source: Source, base: Source, state: dict[str, Any]) -> None:
         """From now on `source` means the base's pipeline with these trained weights, an engine's state_dict."""
-        self._given = _Given(source=source, base=base, state=state)
+        self._pipeline.give(source, base, state)
 
     def _bank_at(self, address: BankAddress) -> "Bank":
         """The bank at an address; the last one stays loaded."""
@@ -127,35 +126,6 @@ class ImageSampler:
                 )
             self._bank = address, bank
         return self._bank[1]
-
-    def _pipeline(self, source: Source) -> Any:
-        """The pipeline of a source; the last one stays loaded, and given weights come and go in its place."""
-        from dreambooth.export import put_weights
-        from dreambooth.sampling import load_pipeline
-
-        loaded, given = self._loaded, self._given
-        if loaded is not None and loaded[0] == source:
-            return loaded[1]
-        if given is not None and source == given.source:
-            pipeline = self._pipeline(given.base)
-            self._put_back = put_weights(pipeline, given.state)
-        elif loaded is not None and self._put_back and given is not None and source == given.base:
-            pipeline = loaded[1]
-            put_weights(pipeline, self._put_back)
-            self._put_back = {}
-        else:
-            self._loaded, self._put_back = None, {}
-            with _directory(source) as directory:
-                pipeline = load_pipeline(directory, device=self._device, dtype=self._dtype)
-        self._loaded = source, pipeline
-        return pipeline
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Given:
-    source: Source
-    base: Source
-    state: dict[str, Any]
 
 
 def picture_name(place: int) -> str:
@@ -178,18 +148,3 @@ def find_encoder(address: str) -> Path:
     from dreambooth.evaluation.encoders import find_image_encoder
 
     return find_image_encoder(address)
-
-
-@contextmanager
-def _directory(source: Source) -> Iterator[Path]:
-    """Where a pipeline lies on this machine, for as long as it takes to load it."""
-    if source.published:
-        with opened(source.address) as directory:
-            yield directory
-        return
-    base = resolve_base_model(source.address, source.revision)
-    if source.base_hash not in (None, base.hash):
-        raise RuntimeError(
-            f"{source.address} has hash {base.hash} here, and {source.base_hash} at the driver; use one copy"
-        )
-    yield base.directory

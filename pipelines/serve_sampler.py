@@ -6,25 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
-
 from dreambooth.base_model import resolve_base_model
+from dreambooth.errors import InputError
 from dreambooth.images import png_bytes
+from dreambooth.prompt_checks import PromptReader
 from dreambooth.subject import fill_identifier
+from pipelines.serve_requests import Asked, Drawn, Refused
 from pipelines.serve_subjects import ServedSubject
-
-MOST_IMAGES = 8
-
-
-class Asked(BaseModel):
-    """What a request asks for; what is left out is the model's own."""
-
-    subject: str = Field(description="as /subjects lists them")
-    prompt: str = Field(min_length=1, max_length=1000, description="[V] stands for the subject's identifier")
-    num: int = Field(1, ge=1, le=MOST_IMAGES, description="how many images")
-    seed: int = Field(0, ge=0, lt=2**63, description="of the first image; the next have the next seeds")
-    num_inference_steps: int | None = Field(None, ge=1, le=200)
-    guidance_scale: float | None = Field(None, ge=1, le=50)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +23,14 @@ class LoadedSubject:
     pipeline: Any
     settings: Mapping[str, Any]
 
+    @property
+    def resolution(self) -> int | None:
+        """Side in pixels that it was trained at; None where neither its signature nor its version says."""
+        return int(self.settings.get("height") or 0) or self.subject.resolution
+
 
 class SubjectSampler:
-    """Loads subjects and samples from them, one call at a time."""
+    """Loads subjects and samples from them. Not for two threads at once: subjects share the base's components."""
 
     def __init__(self, subjects: Sequence[ServedSubject], tracking_uri: str, *, base_shared: bool, device: str) -> None:
         import torch
@@ -87,20 +80,41 @@ class SubjectSampler:
             self._bases[base.hash] = load_pipeline(base.directory, device=self._device, dtype=self._dtype)
         return self._bases[subject.base_hash]
 
-    def sample(self, loaded: LoadedSubject, asked: Sequence[Asked]) -> list[list[bytes]]:
-        """PNG files for requests of one subject that want the same steps and guidance, together."""
+    def sample(self, loaded: LoadedSubject, asked: Sequence[Asked]) -> list[Drawn | Refused]:
+        """Answers to requests of one subject that want the same steps and guidance, sampled together."""
+        read = [self._read(loaded, one) for one in asked]
+        drawn = [one for one, reading in zip(asked, read, strict=True) if not isinstance(reading, Refused)]
+        pictures = iter(self._pictures(loaded, drawn) if drawn else [])
+        return [
+            reading
+            if isinstance(reading, Refused)
+            else Drawn(images=tuple(next(pictures) for _ in range(one.num)), warnings=reading)
+            for one, reading in zip(asked, read, strict=True)
+        ]
+
+    @staticmethod
+    def _pictures(loaded: LoadedSubject, asked: Sequence[Asked]) -> list[bytes]:
         from dreambooth.sampling import sample
 
-        prompts = [fill_identifier(one.prompt, loaded.subject.identifier) for one in asked for _ in range(one.num)]
         images = sample(
             loaded.pipeline,
-            prompts,
+            [fill_identifier(one.prompt, loaded.subject.identifier) for one in asked for _ in range(one.num)],
             [one.seed + place for one in asked for place in range(one.num)],
             num_inference_steps=asked[0].num_inference_steps or int(loaded.settings["num_inference_steps"]),
             guidance_scale=asked[0].guidance_scale or float(loaded.settings["guidance_scale"]),
+            height=loaded.resolution,
+            width=loaded.resolution,
         )
-        pictures = iter([png_bytes(image) for image in images])
-        return [[next(pictures) for _ in range(one.num)] for one in asked]
+        return [png_bytes(image) for image in images]
+
+    @staticmethod
+    def _read(loaded: LoadedSubject, asked: Asked) -> tuple[str, ...] | Refused:
+        """Warnings about a prompt, or why it isn't drawn."""
+        reader = PromptReader(tokenizer=loaded.pipeline.tokenizer, identifier=loaded.subject.identifier)
+        try:
+            return reader.check(asked.prompt, what="the prompt", whole=True)
+        except InputError as error:
+            return Refused(422, str(error))
 
 
 def alike(asked: Sequence[Asked]) -> list[list[int]]:

@@ -10,8 +10,9 @@ base and put the two together.
 import base64
 import importlib.util
 import io
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from typing import Any
 import pandas as pd
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 IMAGES_AT_ONCE = 8
 PLACEHOLDER = "[V]"  # stands for the model's own identifier
+MISTAKEN = re.compile(r"[\[{<]\s*(?:v|identifier|class_noun)\s*[\]}>]", re.IGNORECASE)
 
 
 class DreamBoothModel(PythonModel):
@@ -59,10 +62,12 @@ class DreamBoothModel(PythonModel):
         """Sample one picture per row of the column `prompt`; returns them as base64 PNG in the column `image`.
 
         Parameters are seed (row i takes seed + i), num_inference_steps, guidance_scale, and height and width in pixels
-        (0: the model's own). Row i of n and the same prompt alone with seed + i give the same picture.
+        (0: the model's own). Row i of n and the same prompt alone with seed + i give the same picture. Raises
+        MlflowException (status 400) for a prompt that is empty, is longer than the model reads, or holds a placeholder
+        that is none.
         """
         params = params or {}
-        prompts = [str(prompt).replace(PLACEHOLDER, self.identifier) for prompt in model_input["prompt"]]
+        prompts = self._filled([str(prompt) for prompt in model_input["prompt"]])
         images = []
         for start in range(0, len(prompts), IMAGES_AT_ONCE):
             batch = prompts[start : start + IMAGES_AT_ONCE]
@@ -81,6 +86,25 @@ class DreamBoothModel(PythonModel):
                 ).images
             images += self._decode(latents)
         return pd.DataFrame({"image": [_base64_png(image) for image in images]})
+
+    def _filled(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts with the identifier put in, each of which the model reads whole and as it was meant."""
+        tokenizer = self.pipeline.tokenizer
+        filled = [prompt.replace(PLACEHOLDER, self.identifier) for prompt in prompts]
+        for prompt, text in zip(prompts, filled, strict=True):
+            if not text.strip():
+                raise MlflowException.invalid_parameter_value("a prompt is empty; write 'a photo of [V] dog'")
+            if mistaken := MISTAKEN.search(prompt.replace(PLACEHOLDER, "")):
+                raise MlflowException.invalid_parameter_value(
+                    f"{mistaken[0]!r} in {prompt!r} is no placeholder here; {PLACEHOLDER} stands for the identifier"
+                )
+            ids, fits = tokenizer(text, verbose=False).input_ids, tokenizer.model_max_length
+            if len(ids) > fits:
+                lost = tokenizer.decode(ids[fits - 1 : -1])
+                raise MlflowException.invalid_parameter_value(
+                    f"{prompt!r} has {len(ids)} tokens, and the model reads {fits}: {lost!r} is cut off; shorten it"
+                )
+        return filled
 
     @torch.no_grad()
     def _decode(self, latents: torch.Tensor) -> list[Any]:

@@ -30,7 +30,9 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from dreambooth.addresses import check_address, shown
 from dreambooth.errors import InputError
+from dreambooth.reach import prove_store
 from pipelines.storage_faults import explain
 
 MANIFEST_NAME = "manifest.json"
@@ -71,6 +73,7 @@ def filesystem(uri: str, *, patient: bool = True) -> tuple[AbstractFileSystem, s
     `patient` S3 rides out a store that is away for half a minute; otherwise it gives up after seconds.
     Raises InputError for a scheme that fsspec doesn't know, or whose package isn't installed.
     """
+    check_address(uri, what="the address")
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
         retries = {"mode": "standard", "max_attempts": 8 if patient else 1}
@@ -80,7 +83,7 @@ def filesystem(uri: str, *, patient: bool = True) -> tuple[AbstractFileSystem, s
     try:
         fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
-        raise InputError(f"the address {uri!r} can't be used: {error}") from error
+        raise InputError(f"the address {shown(uri)!r} can't be used: {error}") from error
     if options and not patient:
         fs.retries = 1  # s3fs's own, around botocore's
     return fs, path
@@ -302,6 +305,7 @@ def check_writable(uri: str, *, need_bytes: int = 0) -> None:
     `need_bytes` is what the work will write, compared with the free space where that can be known. Raises InputError
     that says what is wrong with the address and what to do.
     """
+    prove_store(uri, what=f"can't write to {shown(uri)!r}: it can't be reached")
     fs, root = filesystem(uri, patient=False)
     probe = f"{root.rstrip('/')}/.probe-{secrets.token_hex(8)}"
     content = secrets.token_bytes(1 << 16)
@@ -310,7 +314,7 @@ def check_writable(uri: str, *, need_bytes: int = 0) -> None:
         got = fs.cat_file(probe)
         fs.rm_file(probe)
     except Exception as error:  # each driver raises its own
-        raise InputError(f"can't write to {uri!r}: {explain(error)}") from error
+        raise InputError(f"can't write to {shown(uri)!r}: {explain(error)}") from error
     if got != content:
         raise InputError(f"{uri!r} gives back other bytes than were written ({len(got)} of {len(content)})")
     if isinstance(fs, LocalFileSystem) and (free := shutil.disk_usage(root).free) < need_bytes:

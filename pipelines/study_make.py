@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import prompt_list
-from dreambooth.subject import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER
+from dreambooth.wording import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, check_wording
 from pipelines.generate import FoundModel, find_model
 from pipelines.study import SubjectSamples, make_questions
 from pipelines.study_samples import has_samples, read_references, read_samples, sample_model
@@ -57,12 +57,13 @@ def _sides(
 ) -> tuple[_Labelled, _Labelled]:
     """A's and B's samples by subject, each with the address that they are of; models draw what folders show."""
     for prompt in settings.prompts:
+        check_wording(prompt, what=f"the prompt {prompt!r}")
         if IDENTIFIER_PLACEHOLDER not in prompt:
             raise InputError(f"the prompt {prompt!r} doesn't say where the identifier goes; put [V] in its place")
     stored = {source: read_samples(source) for source in (settings.a, settings.b) if has_samples(source)}
     shown = next(iter(next(iter(stored.values())).values())) if stored else None
     models = {source: find_model(source, tracking_uri) for source in (settings.a, settings.b) if source not in stored}
-    references = _references(settings, shown) if models else ()
+    references = _references(settings, shown, say) if models else ()
 
     def side(source: str) -> _Labelled:
         if source in stored:
@@ -81,9 +82,9 @@ def _sides(
     return side(settings.a), side(settings.b)
 
 
-def _references(settings: StudySettings, shown: SubjectSamples | None) -> tuple[bytes, ...]:
+def _references(settings: StudySettings, shown: SubjectSamples | None, say: Callable[[str], None]) -> tuple[bytes, ...]:
     if settings.instance_images is not None:
-        return read_references(settings.instance_images)
+        return read_references(settings.instance_images, say)
     if shown is None:
         raise InputError("a study of two models needs photographs to compare with; give --instance-images DIR")
     return shown.references

@@ -1,12 +1,13 @@
 """Whose pictures a study compares: those that runs and batches left behind, or new ones of a model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dreambooth.errors import InputError
-from dreambooth.images import find_instance_images, open_image, png_bytes
-from dreambooth.subject import IDENTIFIER_PLACEHOLDER
+from dreambooth.images import open_image, png_bytes
+from dreambooth.inspection import inspect_addresses
+from dreambooth.wording import IDENTIFIER_PLACEHOLDER
 from pipelines.evaluated import Evaluated, find_evaluated, read_evaluation, read_pictures
 from pipelines.generate import FoundModel, sample_prompts
 from pipelines.storage import exists, join, read_json
@@ -74,10 +75,12 @@ def sample_model(
     )
 
 
-def read_references(address: str) -> tuple[bytes, ...]:
-    """Photographs at a folder, glob or address, as PNGs."""
-    images = find_instance_images([address])
-    return tuple(png_bytes(open_image(image.address, max_pixels=_LARGEST_PIXELS)) for image in images)
+def read_references(address: str, say: Callable[[str], None]) -> tuple[bytes, ...]:
+    """Photographs at a folder, glob or address, as PNGs; `say` hears what is odd about them."""
+    inspection = inspect_addresses([address], resolution=1, max_pixels=_LARGEST_PIXELS, trained=False)
+    for warning in inspection.warnings:
+        say(f"warning: {warning}")
+    return tuple(png_bytes(open_image(image.address, max_pixels=_LARGEST_PIXELS)) for image in inspection.images)
 
 
 def _of_run(uri: str, summary: dict[str, Any]) -> SubjectSamples | None:

@@ -1,42 +1,45 @@
 """Which subjects does a batch have? Read from a table or a folder, wherever fsspec reaches.
 
-A table is YAML (a list, or settings of all with the list under `subjects`), JSONL or CSV; a folder holds one folder of
-images per subject, with a small subject.yaml in it or not. Every subject has a name, a class noun, instance images, an
-identifier if it wants a certain one, and settings of its own, nested or dotted:
+A table (`pipelines.tables`) is YAML (a list, or settings of all with the list under `subjects`), JSONL or CSV; a folder
+holds one folder of images per subject, with a small subject.yaml in it or not. Every subject has a name, a class noun,
+instance images, an identifier if it wants a certain one, and settings of its own, nested or dotted:
 
     subjects:
       - {name: rex, class_noun: dog, instance_images: photos/rex}
       - {name: mug, class_noun: cup, instance_images: [a.jpg, b.jpg, c.jpg], train.max_train_steps: 800}
 """
 
-import csv
-import io
-import json
+import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
+from fsspec import AbstractFileSystem
 
-from dreambooth.config import DreamBoothConfig, load_config, merge
+from dreambooth.config import DreamBoothConfig, load_config, merge, nest
 from dreambooth.errors import InputError
+from dreambooth.explain_settings import nearest_setting
+from dreambooth.reach import prove_store
+from dreambooth.strict_yaml import parse_yaml
 from dreambooth.subject import name_from
+from dreambooth.text_files import decode_text
 from pipelines.storage import absolute, filesystem, is_local, join
 from pipelines.storage_faults import explain
+from pipelines.tables import NOTE, SUBJECT, Row, Settings, known_names, read_table
 
-_SUBJECT = ("name", "class_noun", "identifier", "instance_images")
-_REQUIRED = ("name", "class_noun", "instance_images")
-
-Row = dict[str, Any]
+_SUBJECT_FILE = "subject.yaml"
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSubject:
-    """A subject as it was read; with `faults` it can't be trained, and without a configuration they say why."""
+    """A subject as it was read, and `where`; with `faults` it can't be trained, and without a config they say why."""
 
     name: str
     config: DreamBoothConfig | None
+    where: str = ""
     faults: tuple[str, ...] = ()
 
 
@@ -50,142 +53,125 @@ def read_batch(address: str, overrides: Sequence[str] = ()) -> tuple[ListedSubje
     common, rows, place = _read(absolute(address))
     if not rows:
         raise InputError(f"{address} holds no subject; expected a row, or a folder of images, for each")
-    subjects = []
-    for number, row in enumerate(rows, start=1):
-        name = str(row.get("name") or f"subject {number}")
-        try:
-            config = load_config(merge(common, _settings(row, place)), tuple(overrides))
-            subjects.append(ListedSubject(name=name, config=config))
-        except InputError as error:
-            subjects.append(ListedSubject(name=name, config=None, faults=tuple(str(error).splitlines())))
-    return _without_clashes(subjects)
+    return _without_clashes(
+        [_listed(row, f"subject {number}", common, place, overrides) for number, row in enumerate(rows, start=1)]
+    )
 
 
-def _read(address: str) -> tuple[Row, list[Row], str]:
-    """(settings of all, rows, the folder that relative addresses start from)."""
-    readers: dict[str, Callable[[str], tuple[Row, list[Row]]]] = {
-        "yaml": _from_yaml,
-        "yml": _from_yaml,
-        "jsonl": _from_jsonl,
-        "csv": _from_csv,
-    }
+def _listed(row: Row, name: str, common: Settings, place: str, overrides: Sequence[str]) -> ListedSubject:
+    name = str(row.settings.get("name") or name)
     try:
+        settings = subject_settings(row.settings, place)
+        name = str(settings.get("subject", {}).get("name") or name)
+        if row.faults:
+            raise InputError("\n".join(row.faults))
+    except InputError as error:
+        faults = tuple(f"{row.where}: {line}" for line in str(error).splitlines())
+        return ListedSubject(name=name, config=None, where=row.where, faults=faults)
+    try:
+        config = load_config(merge(common, settings), tuple(overrides))
+    except InputError as error:
+        return ListedSubject(name=name, config=None, where=row.where, faults=tuple(str(error).splitlines()))
+    return ListedSubject(name=name, config=config, where=row.where)
+
+
+def _read(address: str) -> tuple[Settings, list[Row], str]:
+    """(settings of all, rows, the folder that relative addresses start from)."""
+    with _reading(address):
+        prove_store(address, what=f"can't read {address!r}")
         fs, path = filesystem(address, patient=False)
         if fs.isdir(path):
-            return {}, _from_folder(address), address
-        content = fs.cat_file(path).decode("utf-8-sig")  # as spreadsheets write it
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(
-            f"there is nothing at {address!r}; expected a table of subjects or a folder of folders"
-        ) from None
-    except UnicodeDecodeError:
-        raise InputError(f"{address!r} is not text; expected YAML, JSONL or CSV") from None
-    except Exception as error:  # each driver raises its own
-        raise InputError(f"can't read {address!r}: {explain(error)}") from error
-    reader = readers.get(address.rsplit(".", 1)[-1].lower())
-    if reader is None:
-        raise InputError(f"{address!r}: expected a folder, or a table that ends in .yaml, .jsonl or .csv")
-    try:
-        common, rows = reader(content)
-    except InputError as error:
-        raise InputError(f"{address}: {error}") from None
+            return {}, list(_from_folder(fs, path)), address
+        try:
+            content = fs.cat_file(path)
+        except FileNotFoundError:
+            raise InputError(
+                f"there is nothing at {address!r}; expected a table of subjects or a folder of folders"
+            ) from None
+    common, rows = read_table(content, address)
     return common, rows, address.rpartition("/")[0] or "."
 
 
-def _from_yaml(content: str) -> tuple[Row, list[Row]]:
+@contextmanager
+def _reading(address: str) -> Iterator[None]:
     try:
-        value = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise InputError(f"not valid YAML: {error}") from None
-    common = {key: part for key, part in value.items() if key != "subjects"} if isinstance(value, dict) else {}
-    rows = value.get("subjects") if isinstance(value, dict) else value
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError("expected a list of subjects such as '- {name: rex, class_noun: dog, instance_images: rex}'")
-    return common, rows
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # each driver raises its own
+        raise InputError(f"can't read {address!r}: {explain(error)}") from error
 
 
-def _from_jsonl(content: str) -> tuple[Row, list[Row]]:
-    rows = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InputError(f'line {number}: expected {{"name": …}}, got {line.strip()[:40]!r}')
-        rows.append(row)
-    return {}, rows
-
-
-def _from_csv(content: str) -> tuple[Row, list[Row]]:
-    reader = csv.DictReader(io.StringIO(content), skipinitialspace=True)
-    columns = [column.strip() for column in reader.fieldnames or []]
-    missing = [column for column in _REQUIRED if column not in columns]
-    if missing:
-        raise InputError(f"the column {missing[0]!r} is missing; it has {', '.join(columns) or 'none'}")
-    reader.fieldnames = columns
-    rows = []
-    for row in reader:
-        if None in row:
-            raise InputError(f"line {reader.line_num} has more cells than there are columns; quote cells with commas")
-        cells = {column: (cell or "").strip() for column, cell in row.items()}
-        values = {column: _value(column, cell, reader.line_num) for column, cell in cells.items() if cell}
-        if isinstance(images := values.get("instance_images"), str) and ";" in images:
-            values["instance_images"] = [image.strip() for image in images.split(";") if image.strip()]
-        rows.append(values)
-    return {}, rows
-
-
-def _value(column: str, cell: str, line: int) -> Any:
-    if column in _SUBJECT:
-        return cell
-    try:
-        return yaml.safe_load(cell)
-    except yaml.YAMLError:
-        raise InputError(f"line {line}: {column} is {cell!r}, which is no value; quote it as YAML wants it") from None
-
-
-def _from_folder(address: str) -> list[Row]:
-    fs, path = filesystem(address)
-    rows = []
+def _from_folder(fs: AbstractFileSystem, path: str) -> Iterator[Row]:
     for folder in sorted(entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory"):
         name = folder.rstrip("/").rsplit("/", 1)[-1]
         if name.startswith("."):
             continue
-        row: Row = {"name": name_from(name) or name, "instance_images": name}
-        if fs.isfile(f"{folder}/subject.yaml"):
-            row |= _said(f"{folder}/subject.yaml", fs.cat_file(f"{folder}/subject.yaml"))
-        rows.append(row)
-    return rows
+        row: Settings = {"name": name_from(name) or name, "instance_images": name}
+        try:
+            said = _subject_file(fs, folder)
+        except InputError as error:
+            yield Row(settings=row, where=name, faults=tuple(str(error).splitlines()))
+        else:
+            yield Row(settings=row | said, where=name)
 
 
-def _said(path: str, content: bytes) -> Row:
-    try:
-        said = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
+def settings_beside(images: Sequence[str]) -> Settings:
+    """What is known of a subject from where its images lie: a name after their folder, and what a subject.yaml says.
+
+    `images` are folders, globs and files at any address. Nothing is known of images in several folders.
+    Raises InputError for a subject.yaml that can't be read.
+    """
+    folders = {_folder_of(address) for address in images}
+    if len(folders) != 1:
+        return {}
+    folder = folders.pop()
+    with _reading(folder):
+        fs, path = filesystem(folder, patient=False)
+        said = _subject_file(fs, path)
+    row = {"name": name_from(folder.rstrip("/").rsplit("/", 1)[-1])} | said
+    return subject_settings(row, folder)
+
+
+def _folder_of(address: str) -> str:
+    """The folder that a folder, a glob or a file means."""
+    address = absolute(address).rstrip("/")
+    if wildcard := re.search(r"[*?\[]", address):
+        return address[: wildcard.start()].rpartition("/")[0]
+    with _reading(address):
+        fs, path = filesystem(address, patient=False)
+        is_file = "." in address.rsplit("/", 1)[-1] and not fs.isdir(path)
+    return address.rpartition("/")[0] if is_file else address
+
+
+def _subject_file(fs: AbstractFileSystem, folder: str) -> Settings:
+    """What the subject.yaml in a folder says; nothing where there is none."""
+    path = f"{folder.rstrip('/')}/{_SUBJECT_FILE}"
+    if not fs.isfile(path):
+        return {}
+    said = parse_yaml(decode_text(fs.cat_file(path), path), path)
     if not isinstance(said, dict):
         raise InputError(f"{path} should hold settings such as 'class_noun: dog', got {said!r}")
-    return said
+    groups = {name.partition(".")[0] for name in known_names()} | {NOTE}
+    for key in said:
+        if key.partition(".")[0] not in groups:
+            nearest = nearest_setting(key, known_names())
+            hint = f"did you mean {nearest}?" if nearest else "'dreambooth settings' lists all"
+            raise InputError(f"{path}: unknown setting {key}; {hint}")
+    return dict(said)
 
 
-def _settings(row: Mapping[str, Any], place: str) -> Row:
-    """A row as nested settings, its images' addresses relative to the table."""
-    settings: Row = {}
-    for key, value in row.items():
-        nested: Any = value
-        for part in reversed(f"subject.{key}".split(".") if key in _SUBJECT else str(key).split(".")):
-            nested = {part: nested}
-        settings = merge(settings, nested)
-    images = settings.get("subject", {}).get("instance_images")
-    if isinstance(images, str):
+def subject_settings(row: Mapping[str, Any], place: str) -> Settings:
+    """A row as nested settings, its images' addresses relative to `place`; InputError for one that is given twice."""
+    settings = nest((f"subject.{key}" if key in SUBJECT else key, value) for key, value in row.items() if key != NOTE)
+    subject = settings.get("subject")
+    images = subject.get("instance_images") if isinstance(subject, dict) else None
+    if type(images) is str:
         settings["subject"]["instance_images"] = _from_place(images, place)
     elif isinstance(images, list):
-        settings["subject"]["instance_images"] = [_from_place(str(image), place) for image in images]
+        settings["subject"]["instance_images"] = [
+            _from_place(image, place) if type(image) is str else image for image in images
+        ]
     return settings
 
 
@@ -204,13 +190,14 @@ def _without_clashes(subjects: Sequence[ListedSubject]) -> tuple[ListedSubject, 
             owners[what, value.casefold()].append((place, value))
     faults: dict[int, str] = {}
     for (what, _), found in owners.items():
+        places = ", ".join(subjects[place].where for place, _ in found[:_SHOWN]) + ("…" if len(found) > _SHOWN else "")
         for place, value in found if len(found) > 1 else ():
-            message = f"the {what} {value!r} is taken {len(found)} times (upper and lower case count as the same)"
+            message = (
+                f"the {what} {value!r} is taken {len(found)} times (upper and lower case count as the same): {places}"
+            )
             faults.setdefault(place, f"{message}; give every subject its own")
     return tuple(
-        ListedSubject(name=subject.name, config=subject.config, faults=(*subject.faults, faults[place]))
-        if place in faults
-        else subject
+        replace(subject, faults=(*subject.faults, faults[place])) if place in faults else subject
         for place, subject in enumerate(subjects)
     )
 

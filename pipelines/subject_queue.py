@@ -13,10 +13,11 @@ from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from dreambooth.addresses import without_credentials
 from dreambooth.prior import PriorPlan
 from pipelines.class_image_sets import ClassImageSets, WantedSet
 from pipelines.metrics import record as record_metric
-from pipelines.storage import join, write_json
+from pipelines.storage import exists, join, write_json
 from pipelines.subject_record import read_records
 from pipelines.tasks import (
     STATES,
@@ -87,7 +88,7 @@ class SubjectQueue:
         stored = read_records(self._uri)
         self._records: dict[str, SubjectRecord] = {}
         for name, subject in self._subjects.items():
-            self._records[name] = _taken_up(stored.get(name), subject.record, driver)
+            self._records[name] = _taken_up(stored.get(name), subject, driver)
         self._counts = Counter(record.state for record in self._records.values())
         for record in self._records.values():
             self._place(record)
@@ -167,14 +168,15 @@ class SubjectQueue:
             state=state,
             lane=None,
             failures=failures,
-            reason=reason,
-            traceback=traceback,
+            reason=without_credentials(reason),
+            traceback=None if traceback is None else without_credentials(traceback),
             ended=time.time(),
         )
         self._place(self._records[name])
 
     def unregistered(self, name: str, reason: str) -> None:
         """A trained subject could not be registered: its model is there, so that alone is tried again."""
+        reason = without_credentials(reason)
         failures = self._records[name].failures + 1
         if failures <= self._retries:
             record_metric("dreambooth_retries_total", 1, batch=self._batch)
@@ -276,8 +278,9 @@ def _wanted_set(plan: PriorPlan, task: TrainTask) -> WantedSet:
     return WantedSet(plan=plan, source=base_source(task.config, task.base_hash), parent_uri=task.config.prior_uri)
 
 
-def _taken_up(stored: SubjectRecord | None, asked: SubjectRecord, driver: str) -> SubjectRecord:
+def _taken_up(stored: SubjectRecord | None, subject: QueuedSubject, driver: str) -> SubjectRecord:
     """What is left of an earlier attempt: a result of the same settings counts, a claim only if its lane may live."""
+    asked, protocol = subject.record, subject.task.protocol
     if asked.state != "waiting":
         return asked
     if stored is None or stored.key != asked.key:
@@ -287,4 +290,7 @@ def _taken_up(stored: SubjectRecord | None, asked: SubjectRecord, driver: str) -
     if stored.state == "failed":
         # Whoever gives the command again may have cured the cause.
         return stored.changed(state="waiting", failures=0)
+    if stored.state == "trained" and protocol is not None and not exists(protocol.uri):
+        # Earlier code measured it on pictures that are no longer trusted: a lane measures what is published.
+        return stored.changed(state="waiting", lane=None)
     return stored

@@ -10,41 +10,49 @@ from typing import Any
 
 from PIL import Image
 
+from dreambooth.addresses import shown
 from dreambooth.config import config_hash
 from dreambooth.images import png_bytes
 from pipelines.evaluate_stage import Evaluation
 from pipelines.evaluated import find_evaluated
 from pipelines.evaluation_record import RecordedFigures, describe_figures
-from pipelines.mlflow_client import resolve_tracking_uri
+from pipelines.mlflow_client import explain, resolve_tracking_uri
 from pipelines.plan import Plan
 from pipelines.registry import RegisteredVersion, find_version
 from pipelines.report import Row, contact_sheet, loss_curve
 from pipelines.run_report import render_run
 from pipelines.storage import MANIFEST_NAME, exists, join, read_json, write_bytes, write_json
-from pipelines.tracking import TrackedRun
+from pipelines.tracked_run import TrackedRun
 from pipelines.train_stage import TrainResult
 
 
 @dataclass(frozen=True, kw_only=True)
 class PersonalizeResult:
-    """What one run ends with: where it lies, and what its summary.json holds."""
+    """What one run ends with: where it lies, what its summary.json holds, and why MLflow lacks some of it, if so."""
 
     run_uri: str
     summary: dict[str, Any]
+    error: Exception | None = None
 
 
-def finished_result(plan: Plan) -> PersonalizeResult | None:
-    """The result of an earlier run that did all that this plan asks for, or None."""
+def stored_result(plan: Plan) -> PersonalizeResult | None:
+    """The result of an earlier run that was asked for the same, or None; MLflow may lack some of it."""
     uri = plan.config.run_uri
     if not exists(join(uri, "summary.json")):
         return None
     summary = read_json(join(uri, "summary.json"))
-    wanted = plan.config.model_name if plan.config.tracking.register_model else None
     if summary.get("request") != request_key(plan) or not exists(join(summary["model_uri"], MANIFEST_NAME)):
         return None
-    if wanted is not None and find_version(plan.config.tracking.uri, wanted, plan.model_key) is None:
-        return None
     return PersonalizeResult(run_uri=uri, summary=summary)
+
+
+def is_tracked(plan: Plan, result: PersonalizeResult) -> bool:
+    """Whether MLflow has all of a result."""
+    if result.summary.get("untracked") is not None:
+        return False
+    tracking = plan.config.tracking
+    wanted = plan.config.model_name if tracking.register_model else None
+    return wanted is None or find_version(tracking.uri, wanted, plan.model_key) is not None
 
 
 def request_key(plan: Plan) -> str:
@@ -62,8 +70,12 @@ def write_summary(
     run: TrackedRun,
     seconds: dict[str, float],
     startup: dict[str, float] | None,
+    error: Exception | None = None,
 ) -> PersonalizeResult:
-    """Write the page, pictures, samples and summary.json to the run's folder, and all but the samples to MLflow."""
+    """Write the page, pictures, samples and summary.json to the run's folder, and all but the samples to MLflow.
+
+    `error` is what has kept MLflow from getting something. This ends the run there.
+    """
     uri = plan.config.run_uri
     steps = trained.steps
     pictures = {"loss_curve.png": loss_curve(trained.history)}
@@ -89,7 +101,8 @@ def write_summary(
         "contact_sheet": join(uri, "contact_sheet.png") if evaluation else None,
         "loss_curve": join(uri, "loss_curve.png"),
         "report": join(uri, "report.html"),
-        "mlflow": {"look": run.hint, "run_id": run.run_id},
+        "mlflow": {"look": run.hint, "run_id": run.known_id},
+        "untracked": _reason(run, error),
         "engine": plan.engine,
         "zero_stage": plan.config.zero.stage if plan.engine == "deepspeed" else None,
         "workers": plan.config.cluster.num_workers,
@@ -109,8 +122,14 @@ def write_summary(
     }
     result = PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)))
     _write_report(result, trained, run)
+    error = run.end("FINISHED") if error is None else error
+    summary |= {"mlflow": {"look": run.hint, "run_id": run.known_id}, "untracked": _reason(run, error)}
     write_json(join(uri, "summary.json"), summary)
-    return result
+    return PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)), error=error)
+
+
+def _reason(run: TrackedRun, error: Exception | None) -> str | None:
+    return None if error is None else f"MLflow at {shown(run.tracking_uri)}: {explain(error)}"
 
 
 def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
@@ -139,6 +158,9 @@ def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
         prompt = f"a [V] {summary['class_noun']} on the beach"
         rows.append(("registered", f"{name}, version {summary['version']}"))
         rows.append(("generate", f'dreambooth generate --model models:/{name}@latest "{prompt}"'))
+    if (reason := summary.get("untracked")) is not None:
+        lacks = "has no model of this run yet" if summary["registered_model"] is None else "lacks some of this run"
+        rows.append(("not complete", f"the model is published, but MLflow {lacks} ({reason})"))
     return [*rows, ("summary", f"{result.run_uri}/summary.json"), ("MLflow", summary["mlflow"]["look"])]
 
 

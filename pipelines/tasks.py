@@ -40,13 +40,14 @@ def base_source(config: DreamBoothConfig, base_hash: str) -> Source:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """Pictures wanted: one per (prompt, seed)."""
+    """Pictures wanted: one per (prompt, seed), computed in `dtype` whatever the device would choose for itself."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     num_inference_steps: int
     guidance_scale: float
     resolution: int
+    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ class ProtocolTask:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTask:
-    """What a worker is told: plain data only."""
+    """What a worker is told: plain data only. `sampling_dtype` is what it samples in, as the plan decided."""
 
     config: DreamBoothConfig
     images: tuple[InstanceImage, ...]
@@ -145,6 +146,7 @@ class TrainTask:
     data_hash: str
     base_hash: str
     checkpoint_bytes: int
+    sampling_dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)

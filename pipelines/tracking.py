@@ -5,44 +5,25 @@
         run.log_image(picture, "samples", step=200)
     print(run.hint)
 
-A run that was killed is taken up again by its `resume_key`, so that one training is one curve.
+No work waits for MLflow or fails because of it: where it is away, what is logged is sent later. `run.end` says what it
+still lacks; all of that lies in the run's own folder too, so the same command makes up for it. A run that was killed is
+taken up again by its `resume_key`: one training is one curve.
 """
 
 import contextlib
-import json
-import re
-import tempfile
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote
 
-from PIL import Image
-
+from dreambooth.addresses import shown
 from dreambooth.config import TrackingConfig
 from dreambooth.errors import InputError
-from pipelines.mlflow_client import (
-    SQLITE,
-    check_connection,
-    connect,
-    quietly,
-    resolve_tracking_uri,
-    without_password,
-)
+from pipelines.mlflow_client import explain, mlflow_line, prove_connection, resolve_tracking_uri
+from pipelines.mlflow_database import SQLITE
+from pipelines.mlflow_line import Away
+from pipelines.tracked_run import TrackedRun
 
 # Only after mlflow_client has told MLflow to be silent.
-from mlflow import MlflowClient  # isort: skip
-from mlflow.entities import Metric, Param, Run, RunTag  # isort: skip
-
-RESUME_TAG = "dreambooth.resume_key"
-_PARENT_TAG = "mlflow.parentRunId"
-_LONGEST_PARAM = 6000
-_LONGEST_TAG = 8000
-_FLUSH_SECONDS = 2.0  # a write takes some 10 ms, and training steps can be shorter than that
-_FLUSH_COUNT = 500  # of the 1000 that MLflow takes at once
-_PARAMS_AT_ONCE = 100
+from mlflow.exceptions import MlflowException  # isort: skip
 
 
 def check_tracking(config: TrackingConfig, *, nodes: int = 1) -> str:
@@ -58,115 +39,20 @@ def check_tracking(config: TrackingConfig, *, nodes: int = 1) -> str:
             f"runs on; start 'mlflow server' where all can reach it, and set tracking.uri (or MLFLOW_TRACKING_URI) to "
             f"its address, such as http://HEAD:5000"
         )
-    client = check_connection(uri)
-    with quietly():
-        experiment = client.get_experiment_by_name(config.experiment)
+    client = prove_connection(uri)
+    if client is None:
+        return uri
+    line = mlflow_line()
+    try:
+        experiment = line.wait(line.post(lambda: client.get_experiment_by_name(config.experiment), once=True))
+    except (Away, MlflowException) as error:
+        raise InputError(f"no MLflow tracking at {shown(uri)}: {explain(error)}") from error
     if experiment is not None and experiment.lifecycle_stage != "active":
         raise InputError(
             f"the MLflow experiment {config.experiment!r} was deleted; set tracking.experiment to another name, or run "
             f"'mlflow experiments restore --experiment-id {experiment.experiment_id}'"
         )
     return uri
-
-
-class TrackedRun:
-    """A running MLflow run; made by `track`."""
-
-    def __init__(self, client: MlflowClient, uri: str, run: Run) -> None:
-        """Take up a run that exists."""
-        self.run_id: str = run.info.run_id
-        self.experiment_id: str = run.info.experiment_id
-        self.tracking_uri = uri
-        self._client = client
-        self._pending: list[Metric] = []
-        self._flushed = time.monotonic()
-        self._lock = threading.Lock()
-
-    @property
-    def url(self) -> str | None:
-        """The run's page, where the tracking address is a server."""
-        if not self.tracking_uri.startswith("http"):
-            return None
-        return f"{without_password(self.tracking_uri)}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
-
-    @property
-    def hint(self) -> str:
-        """How to look at the run: its page, or the command that serves it."""
-        return self.url or f"mlflow ui --backend-store-uri {without_password(self.tracking_uri)}"
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add points to curves; they are written every two seconds, and at the end."""
-        now = int(time.time() * 1000)
-        with self._lock:
-            self._pending += [Metric(name, float(value), now, step) for name, value in metrics.items()]
-            due = len(self._pending) >= _FLUSH_COUNT or time.monotonic() - self._flushed > _FLUSH_SECONDS
-        if due:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the points that wait."""
-        with self._lock, quietly():
-            while self._pending:
-                self._client.log_batch(self.run_id, metrics=self._pending[:_FLUSH_COUNT], synchronous=True)
-                del self._pending[:_FLUSH_COUNT]
-            self._flushed = time.monotonic()
-
-    def logged_steps(self, metric: str) -> set[int]:
-        """The steps that a curve has points at."""
-        self.flush()
-        with quietly():
-            return {point.step for point in self._client.get_metric_history(self.run_id, metric)}
-
-    def log_image(self, image: Image.Image | Path, key: str, step: int) -> None:
-        """Add a picture to the row of pictures named `key`."""
-        name = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", key)
-        if isinstance(image, Path):
-            with Image.open(image) as opened:
-                image = opened.convert("RGB")
-        with quietly():
-            self._client.log_image(self.run_id, image, key=name, step=step, synchronous=True)
-
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a file with the run."""
-        with quietly():
-            self._client.log_artifact(self.run_id, str(path), folder)
-
-    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Keep rows as a table artifact that MLflow shows."""
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        with quietly():
-            self._client.log_table(self.run_id, {c: [row.get(c) for row in rows] for c in columns}, name)
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Keep settings, nested ones under dotted names; those the run already has stay as they are.
-
-        A value longer than MLflow takes is cut, and all values are kept whole in the artifact params.json.
-        """
-        flat = dict(_flatten(params))
-        with quietly():
-            known = self._client.get_run(self.run_id).data.params
-            new = [Param(name, _cut(value, _LONGEST_PARAM)) for name, value in flat.items() if name not in known]
-            for start in range(0, len(new), _PARAMS_AT_ONCE):
-                self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_AT_ONCE], synchronous=True)
-        if any(len(value) > _LONGEST_PARAM for value in flat.values()):
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "params.json")
-                path.write_text(json.dumps(flat, indent=2, ensure_ascii=False) + "\n")
-                self.log_artifact(path)
-
-    def set_tags(self, tags: Mapping[str, object]) -> None:
-        """Set tags of the run; a tag that is there already gets the new value."""
-        with quietly():
-            pairs = [RunTag(name, _cut(str(value), _LONGEST_TAG)) for name, value in tags.items()]
-            self._client.log_batch(self.run_id, tags=pairs, synchronous=True)
-
-    def end(self, status: str) -> None:
-        """Write what waits and set the status: FINISHED, FAILED or KILLED."""
-        try:
-            self.flush()
-        finally:
-            with quietly():
-                self._client.set_terminated(self.run_id, status)
 
 
 @contextlib.contextmanager
@@ -178,25 +64,19 @@ def track(
     tags: Mapping[str, object] | None = None,
     resume_key: str | None = None,
     parent: str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[TrackedRun]:
     """Start a run, or take up the unfinished one of the same `resume_key`; it ends FINISHED, FAILED or KILLED.
 
-    With `parent`, a run's id, it is shown nested in that run.
+    With `parent`, a run's id, it is shown nested in that run. `say` is called when MLflow goes away and comes back.
     """
-    uri = resolve_tracking_uri(config.uri)
-    client = connect(uri)
-    with quietly():
-        experiment_id = _experiment(client, uri, config.experiment)
-        unfinished = None if resume_key is None else _unfinished(client, experiment_id, resume_key)
-        if unfinished is None:
-            first_tags = {} if resume_key is None else {RESUME_TAG: resume_key}
-            run = TrackedRun(client, uri, client.create_run(experiment_id, run_name=run_name, tags=first_tags))
-        else:
-            run = TrackedRun(client, uri, unfinished)
-            client.update_run(run.run_id, status="RUNNING")
+    run = TrackedRun(resolve_tracking_uri(config.uri))
+    if say is not None:
+        mlflow_line().say = say
+    run.begin(config, run_name, resume_key, parent)
     try:
         run.log_params(params or {})
-        run.set_tags({**(tags or {}), **({} if parent is None else {_PARENT_TAG: parent})})
+        run.set_tags(tags or {})
         yield run
     except KeyboardInterrupt:
         run.end("KILLED")
@@ -204,36 +84,7 @@ def track(
     except BaseException:
         run.end("FAILED")
         raise
+    finally:
+        if say is not None:
+            mlflow_line().say = None
     run.end("FINISHED")
-
-
-def _experiment(client: MlflowClient, uri: str, name: str) -> str:
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    location = None
-    if uri.startswith(SQLITE):
-        # Beside the database, not in whatever folder the first run happened to start from.
-        database = Path(uri.removeprefix(SQLITE).partition("?")[0])
-        location = (database.parent / "mlruns" / quote(name, safe="")).as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
-
-
-def _unfinished(client: MlflowClient, experiment_id: str, resume_key: str) -> Run | None:
-    quoted = resume_key.replace("'", "")
-    if quoted != resume_key:
-        raise ValueError(f"resume_key must not hold a quote, got {resume_key!r}")
-    runs = client.search_runs([experiment_id], f"tags.`{RESUME_TAG}` = '{resume_key}'", order_by=["start_time DESC"])
-    return next((run for run in runs if run.info.status != "FINISHED"), None)
-
-
-def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", str(value)
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -124,6 +124,7 @@ def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
         data_hash=plan.data_hash,
         base_hash=plan.base.hash,
         checkpoint_bytes=plan.checkpoint_bytes,
+        sampling_dtype=plan.sampling_dtype,
     )
 
 

@@ -38,8 +38,7 @@ def _train(task: TrainTask, events: Any) -> str | None:
     if device == "cpu":
         torch.set_num_threads(config.cluster.cpus_per_worker)
     rank = ray.train.get_context().get_world_rank()
-    # Telling never waits for the driver.
-    tell = observed(events.actor.put_nowait.remote, lane="run") if rank == 0 else lambda message: None
+    tell = observed(events.put, lane="run") if rank == 0 else lambda message: None
     tell({"kind": "phase", "phase": "loading", "time": time.time()})
 
     base = resolve_base_model(config.base_model, config.revision)

@@ -162,8 +162,9 @@ def mlflow_database(shared_folder: Path) -> str:
     """The address of an empty MLflow database: to make one takes seconds. Not to be written to."""
     from filelock import FileLock
 
-    from dreambooth.config import TrackingConfig
-    from pipelines.tracking import check_tracking
+    from pipelines.mlflow_client import connect
 
+    uri = f"sqlite:///{shared_folder}/mlflow.db"
     with FileLock(shared_folder / "mlflow.lock"):
-        return check_tracking(TrackingConfig(uri=f"sqlite:///{shared_folder}/mlflow.db"))
+        connect(uri)
+    return uri

@@ -7,12 +7,16 @@ every figure carries its bank's name and hash, and `dreambooth.evaluation.figure
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 from torch import Tensor
 
 from dreambooth.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 BANKS = ("paper", "miniature")
 
@@ -94,6 +98,18 @@ def load_bank(name: str, *, device: str = "cpu", locations: BankLocations | None
 
         return PaperBank(locations or BankLocations(), device=device)
     raise InputError(f"there is no bank {name!r}; expected {' or '.join(BANKS)}")
+
+
+@lru_cache(maxsize=8)
+def text_reader(name: str, clip: str) -> "tuple[CLIPTokenizer, int]":
+    """What a bank's CLIP reads texts with, and how many tokens of them; `clip` is where the paper's is."""
+    from dreambooth.evaluation.clip import load_text_reader
+    from dreambooth.evaluation.encoders import find_encoder_directory
+    from dreambooth.miniature import CLIP_DIR
+
+    if name == "miniature":
+        return load_text_reader(CLIP_DIR)
+    return load_text_reader(find_encoder_directory(clip, what="CLIP ViT-B/32", model_type="clip"))
 
 
 def check_one_size(images: Sequence[Image.Image]) -> None:

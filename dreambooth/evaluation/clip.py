@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -11,21 +12,23 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation.encoders import IMAGES_AT_ONCE, read_transform
 from dreambooth.quiet import hide_progress_bars, quiet
 
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
 
 class CLIPEncoder:
-    """A transformers CLIPModel with its tokenizer; texts longer than it reads (77 tokens) are cut, as in the paper."""
+    """A transformers CLIPModel with its tokenizer."""
 
     def __init__(self, directory: Path, *, device: str) -> None:
         """Load model, tokenizer and transform."""
         quiet()
         hide_progress_bars()
-        from transformers import CLIPModel, CLIPTokenizer
+        from transformers import CLIPModel
 
         self.transform = read_transform(directory)
         model = CLIPModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
         self._model = model.to(device).eval()
-        self._tokenizer = CLIPTokenizer.from_pretrained(directory, local_files_only=True)
-        self._length = model.config.text_config.max_position_embeddings
+        self._tokenizer, self._length = load_text_reader(directory)
         self._device = device
 
     @torch.inference_mode()
@@ -42,12 +45,18 @@ class CLIPEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings of texts: (M, D), float32, of unit norm, on the CPU; raises InputError for no texts."""
+        """Embeddings of texts: (M, D), float32, of unit norm, on the CPU.
+
+        Raises InputError for no texts, and for one that is longer than it reads (77 tokens): a similarity to half of a
+        prompt would pass for one to all of it.
+        """
         if not texts:
             raise InputError("expected at least one text to encode, got none")
-        tokens = self._tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
-        )
+        tokens = self._tokenizer(list(texts), padding="max_length", max_length=self._length, verbose=False)
+        for text, ids in zip(texts, tokens["input_ids"], strict=True):
+            if len(ids) > self._length:
+                raise InputError(f"CLIP reads {self._length} tokens, and {text!r} has {len(ids)}; shorten the prompt")
+        tokens = tokens.convert_to_tensors("pt")
         embeddings = []
         for start in range(0, len(texts), IMAGES_AT_ONCE):
             rows = slice(start, start + IMAGES_AT_ONCE)
@@ -57,3 +66,11 @@ class CLIPEncoder:
             ).pooler_output
             embeddings.append(self._model.text_projection(pooled).float().cpu())
         return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)
+
+
+def load_text_reader(directory: Path) -> "tuple[CLIPTokenizer, int]":
+    """The tokenizer of a CLIP in a folder, and how many tokens its text encoder reads."""
+    from transformers import CLIPTextConfig, CLIPTokenizer
+
+    length = CLIPTextConfig.from_pretrained(directory, local_files_only=True).max_position_embeddings
+    return CLIPTokenizer.from_pretrained(directory, local_files_only=True), int(length)

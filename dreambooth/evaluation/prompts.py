@@ -21,7 +21,9 @@ from typing import Any
 import yaml
 
 from dreambooth.errors import InputError
-from dreambooth.subject import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, fill_identifier, fill_prompt
+from dreambooth.subject import fill_identifier, fill_prompt
+from dreambooth.text_files import read_text
+from dreambooth.wording import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, PROMPT_FIELDS, check_wording
 
 OWN = "own"
 _DATA = Path(__file__).parent
@@ -61,6 +63,8 @@ class PromptList:
         texts = [prompt.text for prompt in self.prompts]
         if repeated := sorted({text for text in texts if texts.count(text) > 1}):
             raise InputError(f"the prompt list {self.name!r} holds {repeated[0]!r} twice; expected prompts that differ")
+        for text in texts:
+            check_wording(text, what=f"the prompt {text!r} of {self.name!r}", known=PROMPT_FIELDS)
         lacking = [text for text in texts if IDENTIFIER_PLACEHOLDER not in text]
         if lacking:
             raise InputError(
@@ -96,10 +100,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
     Raises InputError for a file that can't be read or holds none.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"can't read the prompts in {path}: {error}") from None
+    lines = [line.strip() for line in read_text(path, what="the prompts in").split("\n")]
     prompts = tuple(line for line in lines if line and not line.startswith("#"))
     if not prompts:
         raise InputError(f"{path} holds no prompts; expected one a line, such as 'a photo of [V] {{class_noun}}'")

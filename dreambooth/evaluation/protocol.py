@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.evaluation.prompts import PromptList, prompt_list, sample_seed
-from dreambooth.prior import SAMPLER
+from dreambooth.prior import SAMPLER, STORED
 
 CLASS_SAMPLES = 4
 """Samples of the class prompt, as a multiple of those of any other."""
@@ -36,8 +36,8 @@ class SampleSet:
 
     @property
     def key(self) -> str:
-        """Content address: 20 hex digits of the sha256 over all fields."""
-        return _digest(asdict(self))
+        """Content address: 20 hex digits of the sha256 over all fields and `dreambooth.prior.STORED`."""
+        return _digest(asdict(self) | {"stored": STORED})
 
 
 @dataclass(frozen=True, kw_only=True)

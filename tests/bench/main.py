@@ -32,7 +32,7 @@ from dreambooth.miniature import PIPELINE_DIR, subject_dir
 from dreambooth.model import load_model
 from dreambooth.prior import PriorPlan, image_seed, prior_plan
 from dreambooth.quiet import quiet
-from dreambooth.sampling import load_pipeline, sampling_dtype
+from dreambooth.sampling import load_pipeline
 
 OUTPUT = Path("output/bench/main.json")
 ROUNDS, STEPS = 7, 20
@@ -81,6 +81,7 @@ def prior_speedup() -> dict[str, float]:
 
     from dreambooth.config import ClusterConfig
     from pipelines.cluster import ray_cluster
+    from pipelines.plan import choose_sampling_dtype
     from pipelines.prior_stage import make_class_images
     from pipelines.sampler_pool import SamplerPool
     from pipelines.tasks import Source
@@ -91,7 +92,7 @@ def prior_speedup() -> dict[str, float]:
         base_hash=resolve_base_model("miniature").hash,
         class_prompt="a photo of a car",
         resolution=64,
-        dtype=sampling_dtype("cpu"),
+        dtype=choose_sampling_dtype(use_gpu=False),
     )
     torch.set_num_threads(2)
     pipeline = load_pipeline(PIPELINE_DIR, device="cpu", dtype=torch.float32)

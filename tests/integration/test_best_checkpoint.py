@@ -11,6 +11,7 @@ from torch import Tensor
 from dreambooth.base_model import resolve_base_model
 from dreambooth.best_checkpoint import Score
 from dreambooth.config import load_config
+from dreambooth.engine import TorchEngine
 from dreambooth.errors import Diverged
 from dreambooth.model import load_model
 from pipelines.cluster import Resources
@@ -105,10 +106,15 @@ def test_it_ends_early_and_does_so_again_after_a_resume(tune: Any, monkeypatch: 
 
 
 def test_weights_that_are_no_numbers_are_not_sampled_from(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "dreambooth.engine.TorchEngine.state_dict", lambda self: {"denoiser.weight": torch.tensor([1.0, torch.nan])}
-    )
-    with pytest.raises(Diverged, match="no numbers after step 2; lower train"):
+    plain = TorchEngine.step
+
+    def step(engine: TorchEngine) -> None:
+        plain(engine)
+        if engine.lr_scheduler.last_epoch == 2:
+            engine.parameters[0].data.fill_(float("nan"))
+
+    monkeypatch.setattr(TorchEngine, "step", step)
+    with pytest.raises(Diverged, match="not finite after step 2; lower train"):
         tune()
 
 

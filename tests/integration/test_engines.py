@@ -51,7 +51,8 @@ def results(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     """What rank 0 of two has to say of every case."""
     output = tmp_path_factory.mktemp("engines")
     run_ranks(2, tiny_pipeline, output)
-    return {case.name: torch.load(output / f"{case.name}.pt", weights_only=True) for case in two_ranks.CASES}
+    names = [*(case.name for case in two_ranks.CASES), "diverging"]
+    return {name: torch.load(output / f"{name}.pt", weights_only=True) for name in names}
 
 
 def run_ranks(count: int, base: Path, output: Path, *part: int) -> None:
@@ -185,6 +186,33 @@ class TestEveryEngine:
     def test_gathering_changes_nothing(self, results: dict[str, Any], engine: str) -> None:
         state, again = results[engine]["state"], results[engine]["again"]
         assert [name for name in state if not torch.equal(state[name], again[name])] == []
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("engine", [*ENGINES, "zero2-offload-accumulation"])
+class TestNumbersThatAreNotFinite:
+    """On one of two ranks: both say so at that step, whenever metrics are due, and neither keeps anything of it."""
+
+    @pytest.fixture
+    def ranks(self, results: dict[str, Any], engine: str, autocast: bool) -> list[dict[str, Any]]:
+        ranks: list[dict[str, Any]] = results["diverging"][engine, autocast]
+        assert len(ranks) == 2
+        return ranks
+
+    def test_a_gradient(self, ranks: list[dict[str, Any]]) -> None:
+        for rank in ranks:
+            assert rank["steps"] == list(range(2, two_ranks.POISONED))
+            assert f"at step {two_ranks.POISONED}; lower train.learning_rate (it is 0.001)" in rank["fit"]
+
+    def test_nothing_is_kept_of_it(self, ranks: list[dict[str, Any]]) -> None:
+        for rank in ranks:
+            assert [f"not finite at step {two_ranks.POISONED}" in said for said in rank["after"]] == [True, True]
+
+    def test_a_moment(self, ranks: list[dict[str, Any]]) -> None:
+        """Which stops its weight for ever, while losses and gradients go on."""
+        for rank in ranks:
+            assert ["moments are not finite after step 1" in said for said in rank["moment"]] == [True, True]
+            assert rank["healthy"] == "nothing"
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -12,9 +12,11 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
-from mlflow import MlflowClient
+from mlflow import MlflowClient, pyfunc
+from mlflow.exceptions import MlflowException
 from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
 
@@ -23,13 +25,14 @@ from dreambooth.errors import InputError
 from dreambooth.sampling import load_pipeline, sample, sampling_dtype
 from pipelines import storage
 from pipelines.generate import generate
-from pipelines.mlflow_client import connect
-from pipelines.registry import RegisteredVersion, check_model_name, register
+from pipelines.mlflow_client import connect, default_tracking, quietly
+from pipelines.registry import RegisteredVersion, register
 from pipelines.tracking import check_tracking, track
 
 CHECKOUT = Path(__file__).parents[2]
 STEPS = 2
 PROMPT = "a photo of [V] dog on the beach"
+LONG = f"a photo {'on the beach ' * 8}of [V] dog"
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +119,30 @@ def test_the_weights_are_files_and_nothing_is_a_pickle(
     assert {"torch", "diffusers", "transformers", "safetensors", "pillow", "mlflow"} <= set(pinned)
     assert all(version and "+" not in version for version in pinned.values())
     assert not {"ray", "deepspeed"} & set(pinned)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "served", "generated"),
+    [
+        (" ", "a prompt is empty", "the prompt is empty"),
+        ("a photo of [v] dog", "'[v]' in 'a photo of [v] dog' is no placeholder here", "'[v]' is no placeholder here"),
+        ("a photo of {class_noun}", "'{class_noun}' in ", "write the class noun itself"),
+        (LONG, "the model reads 24: 'beach on the beach of zqx dog", "the base model reads 22: 'beach on the beach of"),
+    ],
+)
+def test_a_prompt_that_the_served_model_would_read_otherwise(
+    registered: RegisteredVersion, tracking_uri: str, working_folder: Path, prompt: str, served: str, generated: str
+) -> None:
+    with default_tracking(tracking_uri), quietly():
+        model = pyfunc.load_model(registered.uri)
+        with pytest.raises(MlflowException) as error:
+            model.predict(pd.DataFrame({"prompt": ["a photo of [V] dog", prompt]}), {"num_inference_steps": 1})
+    assert error.value.get_http_status_code() == 400
+    assert served in error.value.message
+    with pytest.raises(InputError) as refused:
+        generate(registered.uri, prompt, output="pictures", tracking_uri=tracking_uri)
+    assert generated in str(refused.value)
+    assert not Path("pictures/0.png").exists()
 
 
 SERVE = """
@@ -281,13 +308,6 @@ def test_generate_says_what_is_not_there(
     for wrong in ({"num": 0}, {"seed": -1}, {"num_inference_steps": 0}, {"guidance_scale": 0.5}, {"height": 60}):
         with pytest.raises(InputError, match=f"{next(iter(wrong))} is .*; expected"):
             generate(str(tiny_pipeline), "a dog", output=str(tmp_path), **wrong)  # type: ignore[arg-type]
-
-
-def test_names_that_the_registry_cannot_hold() -> None:
-    check_model_name("dreambooth-rex")
-    for name in ("", "a/b", "a:b", "a@b"):
-        with pytest.raises(InputError, match="expected a name without"):
-            check_model_name(name)
 
 
 def test_a_model_kept_as_its_change_serves_the_same_pictures(

@@ -20,7 +20,8 @@ from dreambooth.config import TrackingConfig
 from dreambooth.errors import InputError
 from pipelines.certificates import make_authority, make_node_certificate
 from pipelines.mlflow_client import connect
-from pipelines.tracking import RESUME_TAG, check_tracking, track
+from pipelines.tracked_run import RESUME_TAG
+from pipelines.tracking import check_tracking, track
 
 INFRA = Path(__file__).parents[2] / "infra"
 

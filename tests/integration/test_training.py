@@ -187,15 +187,32 @@ class TestDiverged:
         )
         assert run.steps == []  # nothing is logged or kept of such a step
 
-    def test_between_metrics_it_is_told_at_the_next(self, training: Callable[..., Training]) -> None:
+    @pytest.mark.parametrize(("device", "told"), [("cpu", "norm nan at step 2"), ("cuda", "not finite at step 2")])
+    def test_between_metrics_too(self, training: Callable[..., Training], device: str, told: str) -> None:
+        """At that step, or, where a device would have to be waited for, with the next metrics."""
         run = training("train.log_every=3")
 
         def poison(step: int) -> None:
             with torch.no_grad():
                 next(run.engine.model.parameters()).fill_(float("nan"))
 
-        with pytest.raises(Diverged, match="at step 3"):
+        plain = run.engine.diverged_at
+        run.engine.diverged_at = lambda *, wait=True: plain() if wait or device == "cpu" else None  # type: ignore[method-assign]
+        with pytest.raises(Diverged, match=f"{told}; lower train.learning_rate"):
             run.run(after=poison)
+        assert run.metrics == []
+
+    @pytest.mark.parametrize("kind", ["weight", "moment"])
+    def test_after_the_last_step(self, training: Callable[..., Training], tmp_path: Path, kind: str) -> None:
+        """No loss shows it any more."""
+        run = training().run()
+        parameter = run.engine.parameters[3]
+        broken = parameter.data if kind == "weight" else run.engine.optimizer.state[parameter]["exp_avg_sq"]
+        broken.view(-1)[-1] = float("inf")
+        for keep in (run.engine.state_dict, lambda: run.engine.save(tmp_path)):
+            with pytest.raises(Diverged, match="weights or their moments are not finite after step 4"):
+                keep()
+        assert list(tmp_path.glob("engine*")) == []
 
 
 class TestWhatIsTrained:

@@ -4,7 +4,8 @@
     RANK=0 WORLD_SIZE=1 ... python two_ranks.py BASE_MODEL OUTPUT START END
 
 Rank 0 writes OUTPUT/<case>.pt: the curve and the exported weights of an uninterrupted run, and of long ones the same
-once more after going on from a checkpoint. With START and END it goes on from the checkpoint at START, whoever wrote
+once more after going on from a checkpoint; and OUTPUT/diverging.pt: what every rank and engine says when numbers stop
+being finite on one rank. With START and END it goes on from the checkpoint at START, whoever wrote
 it, to END, leaves one there, and writes OUTPUT/<case>-to-END.pt.
 """
 
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from dreambooth.batches import ImageSet, TrainingData
+from dreambooth.batches import Batch, ImageSet, TrainingData
 from dreambooth.config import DreamBoothConfig, ZeroConfig, load_config
 from dreambooth.engine import Engine, TorchEngine
+from dreambooth.errors import Diverged
 from dreambooth.families import family_of
 from dreambooth.latents import LatentCache
 from dreambooth.model import load_model
@@ -28,6 +30,8 @@ from dreambooth.training import StepMetrics, fit
 
 STEPS, CHECKPOINT = 50, 40
 """Of the long runs, and where their checkpoint lies."""
+POISONED = 4
+"""The step at which one rank's numbers stop being finite."""
 FEW_STEPS = 6
 """Of the runs with accumulation."""
 
@@ -105,9 +109,9 @@ def curve_of(
     return curve
 
 
-def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "cpu") -> Any:
+def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "cpu", *, autocast: bool = False) -> Any:
     """An engine of a case, with the base model."""
-    model = load_model(base, config)
+    model = load_model(base, config, autocast=autocast)
     if case.stage is None:
         return TorchEngine(model, config.train, device)
     from pipelines import deepspeed_engine
@@ -160,6 +164,67 @@ def _run(base: Path, output: Path, case: Case) -> None:
         torch.save(result, output / f"{case.name}.pt")
 
 
+class _Poisoned:
+    """Training data whose batches are no numbers from a step on."""
+
+    class_ = None
+
+    def __init__(self, data: TrainingData, step: int) -> None:
+        self._data, self._left = data, step
+
+    def batch(self, pairs: Any) -> Batch:
+        self._left -= 1
+        batch = self._data.batch(pairs)
+        return batch if self._left > 0 else batch._replace(latents=batch.latents * float("nan"))
+
+
+def _said(function: Callable[[], Any]) -> str:
+    try:
+        function()
+    except Diverged as error:
+        return str(error)
+    return "nothing"
+
+
+def _run_diverging(base: Path, checkpoint: Path, case: Case, *, autocast: bool) -> list[dict[str, Any]]:
+    """What every rank says of a loss that is no number on rank 1 at POISONED, and of a moment there that isn't finite.
+
+    Metrics would come long after.
+    """
+    config = configuration(base, accumulation=1, accumulates=False)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"log_every": 40})})
+    engine = engine_of(base, config, case, autocast=autocast)
+    steps: list[int] = []
+    says: dict[str, Any] = {"steps": steps}
+    try:
+        data = training_data(base)
+        fit(engine, data, config.train.model_copy(update={"max_train_steps": 1}))
+        moments = [moment for state in _moments(engine) for moment in state.values() if moment.ndim]
+        kept = moments[-1].clone()
+        if engine.rank == 1:
+            moments[-1].view(-1)[0] = float("inf")
+        says["moment"] = [_said(engine.state_dict), _said(lambda: engine.save(checkpoint))]
+        moments[-1].copy_(kept)
+        says["healthy"] = _said(engine.state_dict)
+        poisoned: Any = _Poisoned(data, POISONED - 1) if engine.rank == 1 else data
+        says["fit"] = _said(
+            lambda: fit(engine, poisoned, config.train, start=1, on_step=lambda step, _: steps.append(step))
+        )
+        says["after"] = [_said(engine.state_dict), _said(lambda: engine.save(checkpoint))]
+    finally:
+        _close(engine)
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, says)
+    return everyone
+
+
+def _moments(engine: Any) -> Any:
+    if isinstance(engine, TorchEngine):
+        return engine.optimizer.state.values()
+    optimizer = engine._engine.optimizer
+    return (optimizer.optimizer if engine.stage else optimizer).state.values()
+
+
 def _run_part(base: Path, output: Path, case: Case, start: int, end: int) -> None:
     """Steps of the long run, its global batch divided over the ranks that there are now."""
     config = configuration(base, accumulation=2 // dist.get_world_size(), accumulates=False, ema_decay=None)
@@ -194,4 +259,11 @@ if __name__ == "__main__":
     else:
         for each in CASES:
             _run(base_model, results, each)
+        diverging = {
+            (each.name, autocast): _run_diverging(base_model, results, each, autocast=autocast)
+            for each in (*CASES[: len(STAGES)], CASES[-2])
+            for autocast in (False, True)
+        }
+        if dist.get_rank() == 0:
+            torch.save(diverging, results / "diverging.pt")
     dist.destroy_process_group()

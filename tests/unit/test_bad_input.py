@@ -239,7 +239,7 @@ class TestSettings:
         ("content", "message"),
         [
             (b"a: [1", "run.yaml is not valid YAML"),
-            (b"\xff\xfe\x00", "run.yaml is not valid YAML"),
+            (b"\xff\xfe\x00", "run.yaml begins as UTF-16-LE and breaks off"),
             (b"", "run.yaml should hold settings"),
             (b"- a", "run.yaml should hold settings"),
         ],
@@ -301,6 +301,50 @@ class TestSubject:
         result = CliRunner().invoke(main, ["run", "--images", str(instance_folder), "--dry-run"])
         assert result.exit_code == 2
         assert result.stderr.strip() == "error: subject.class_noun is missing"
+
+
+class TestTexts:
+    @pytest.mark.parametrize(
+        ("caption", "message"),
+        [
+            (
+                "a photo of {identifier} dog",
+                "'{identifier}' is no placeholder here; write [V] where the identifier goes",
+            ),
+            ("a photo of [v] dog", "'[v]' is no placeholder here; write [V]"),
+            ("a photo of [V] {class_noun}", "'{class_noun}' is no placeholder here; write the class noun itself"),
+            (f"a photo {'on the beach ' * 8}of [V] dog", "'beach on the beach of "),
+        ],
+    )
+    def test_a_caption_that_means_something_else(
+        self, refused: Refused, tmp_path: Path, caption: str, message: str
+    ) -> None:
+        for name in ("1.png", "2.png", "3.png"):
+            save(tmp_path / "rex" / name)
+        (tmp_path / "rex" / "2.txt").write_text(caption)
+        said = refused(images=tmp_path / "rex")
+        assert said.startswith(f"the caption of {tmp_path}/rex/2.png")
+        assert message in said
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ("evaluation.prompts=['a [V] {noun}']", "evaluation.prompts.0: 'a [V] {noun}': '{noun}' is no placeholder"),
+            (
+                "prompts.instance='a photo of [V] dog'",
+                "prompts.instance: 'a photo of [V] dog': '[V]' is no placeholder",
+            ),
+            (
+                "prompts.class='a photo of {identifier}'",
+                "prompts.class: 'a photo of {identifier}' names the identifier",
+            ),
+        ],
+    )
+    def test_a_setting_that_means_something_else(self, refused: Refused, setting: str, message: str) -> None:
+        assert refused("--set", setting).startswith(message)
+
+    def test_an_identifier_that_is_a_placeholder(self, refused: Refused) -> None:
+        assert refused("--identifier", "[V]").startswith("subject.identifier: '[V]' is a placeholder; give a rare word")
 
 
 class TestBaseModel:
@@ -378,7 +422,8 @@ class TestTracking:
         assert "secret" not in refused("--set", "tracking.uri=http://me:secret@127.0.0.1:9")
 
     def test_a_name_that_the_registry_cannot_hold(self, refused: Refused) -> None:
-        assert "registered_model_name is 'a/b'" in refused("--set", "tracking.registered_model_name=a/b")
+        message = refused("--set", "tracking.registered_model_name=a/b")
+        assert message.startswith("tracking.registered_model_name: expected a name without / : @")
 
 
 class TestStorage:
@@ -458,9 +503,19 @@ class TestOtherCommands:
             (["generate", "a [V] dog"], "Missing option '--model'"),
             (["generate", "--model", "./nowhere", "a [V] dog"], "./nowhere"),
             (["generate", "--model", "./nowhere", "--num", "0", "a [V] dog"], "Invalid value for '--num'"),
+            (["generate", "--model", "./nowhere", " "], "the prompt is empty"),
+            (["generate", "--model", "./nowhere", "a [v] dog"], "'[v]' is no placeholder here; write [V]"),
+            (["generate", "--model", "./nowhere", "a [V] {class_noun}"], "write the class noun itself, such as dog"),
         ],
     )
     def test_they_refuse_in_the_same_way(self, arguments: list[str], message: str) -> None:
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 2
         assert message in result.stderr
+
+    def test_a_prompt_that_a_model_cannot_read_whole(self, tiny_pipeline: Path, working_folder: Path) -> None:
+        prompt = f"a photo {'on the beach ' * 8}of a dog"
+        result = CliRunner().invoke(main, ["generate", "--model", str(tiny_pipeline), prompt])
+        assert result.exit_code == 2
+        assert "has 29 tokens, and the base model reads 22: 'beach on the beach of a dog' is cut off" in result.stderr
+        assert [path for path in working_folder.rglob("*") if path.is_file()] == []

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from dreambooth.config import DreamBoothConfig, list_settings, load_config
+from dreambooth.config import DreamBoothConfig, load_config
+from dreambooth.explain_settings import list_settings
 from pipelines.cli import main
 
 

@@ -1,19 +1,28 @@
 """The identifier's embedding: learnt at a rate of its own, and nothing but ordinary weights at the end."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from dreambooth.base_model import resolve_base_model
+from dreambooth.best_checkpoint import Score, Scores
 from dreambooth.config import DreamBoothConfig, load_config
+from dreambooth.delta import rebuild, write_delta
 from dreambooth.engine import TorchEngine
+from dreambooth.export import export_pipeline, verify_export
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.identifier import token_ids_in_prompts
-from dreambooth.model import load_components, load_model
+from dreambooth.model import DreamBoothModel, load_components, load_model
+from dreambooth.probe import Trained
 
 
-def configured(**train: object) -> DreamBoothConfig:
-    subject = {"name": "rex", "class_noun": "dog", "identifier": "tfz", "instance_images": "rex"}
+def configured(identifier: str = "tfz", **train: object) -> DreamBoothConfig:
+    subject = {"name": "rex", "class_noun": "dog", "identifier": identifier, "instance_images": "rex"}
     return load_config({"base_model": "some/base", "subject": subject, "train": train})
 
 
@@ -67,6 +76,133 @@ def test_copied_components_stay_apart(tiny_pipeline: Path) -> None:
 
 
 def test_a_frozen_text_encoder_has_none(tiny_pipeline: Path) -> None:
-    model = load_model(tiny_pipeline, configured(train_text_encoder=False, identifier_learning_rate=0.1))
+    model = load_model(tiny_pipeline, configured(train_text_encoder=False))
     assert model.identifier_embedding is None
     assert all(name.startswith("denoiser.") for name, _ in model.named_parameters())
+
+
+REPEATED = ("tfz tfz", "x22", "1111", "tfz x22", "tfz")
+
+
+@pytest.fixture(scope="module")
+def moved(tiny_pipeline: Path) -> Callable[..., DreamBoothModel]:
+    """A model whose identifier's embedding has moved by about its own size."""
+
+    def make(identifier: str, **train: object) -> DreamBoothModel:
+        model = load_model(tiny_pipeline, configured(identifier, **{"identifier_learning_rate": 0.5} | train))
+        assert model.identifier_embedding is not None
+        rng = torch.Generator().manual_seed(0)
+        change = model.identifier_embedding.change
+        change.data += 0.02 * torch.randn(change.shape, generator=rng)
+        return model
+
+    return make
+
+
+def state_of(model: DreamBoothModel) -> Trained:
+    return model.exported({name: p.detach().clone() for name, p in model.named_parameters()})
+
+
+def fold_wrongly(model: DreamBoothModel, state: Trained, part: float) -> Trained:
+    """The export without a part of the change."""
+    assert model.identifier_embedding is not None
+    name = next(name for name in state if name.endswith("token_embedding.weight"))
+    table = state[name].clone()
+    table[model.identifier_embedding.token_ids] -= part * model.identifier_embedding.change.detach()
+    return Trained.from_tensors(state.as_tensors() | {name: table})
+
+
+class TestRepeatedTokens:
+    """Every equal token of a prompt is changed, and the table has one row for all of them."""
+
+    @pytest.mark.parametrize("method", ["dreambooth", "textual_inversion"])
+    @pytest.mark.parametrize("identifier", REPEATED)
+    def test_what_is_exported_is_what_was_trained(
+        self, tiny_pipeline: Path, moved: Callable[..., DreamBoothModel], identifier: str, method: str
+    ) -> None:
+        model = moved(identifier, method=method)
+        assert model.text_encoder is not None
+        state = state_of(model)
+        plain = load_components(tiny_pipeline).text_encoder
+        plain.load_state_dict(
+            {name.removeprefix("text_encoder."): p for name, p in state.items() if name.startswith("text_encoder.")}
+        )
+        for prompt in (f"a photo of {identifier} dog", identifier, "a photo of a dog"):
+            trained = hidden_state(model.text_encoder.eval(), tiny_pipeline, prompt)
+            torch.testing.assert_close(hidden_state(plain.eval(), tiny_pipeline, prompt), trained)
+
+    @pytest.mark.parametrize("identifier", REPEATED)
+    def test_textual_inversion_starts_every_token_at_the_noun(self, tiny_pipeline: Path, identifier: str) -> None:
+        config = configured(identifier, method="textual_inversion")
+        model = load_model(tiny_pipeline, config)
+        assert model.text_encoder is not None
+        count = len(token_ids_in_prompts(load_tokenizer(tiny_pipeline), identifier))
+        started, like = (
+            hidden_state(model.text_encoder, tiny_pipeline, prompt)
+            for prompt in (f"a photo of {identifier}", f"a photo of {' '.join(['dog'] * count)}")
+        )
+        torch.testing.assert_close(started, like)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("identifier", ["x22", "tfz"])
+    def test_a_wrong_fold_is_not_published(
+        self,
+        tiny_pipeline: Path,
+        tmp_path: Path,
+        moved: Callable[..., DreamBoothModel],
+        identifier: str,
+        dtype: torch.dtype,
+    ) -> None:
+        model = moved(identifier)
+        state = state_of(model)
+        export_pipeline(tiny_pipeline, state, tmp_path / "right", dtype=dtype)
+        verify_export(tmp_path / "right", tiny_pipeline, state, dtype=dtype)
+        wrong = fold_wrongly(model, state, 0.1)
+        export_pipeline(tiny_pipeline, wrong, tmp_path / "wrong", dtype=dtype)
+        with pytest.raises(ValueError, match="computes something else than the trained one"):
+            verify_export(tmp_path / "wrong", tiny_pipeline, wrong, dtype=dtype)
+
+    def test_nor_is_another_architecture(self, tiny_pipeline: Path, tmp_path: Path) -> None:
+        """The right tensors, and a configuration that computes something else of them."""
+        state = state_of(load_model(tiny_pipeline, configured("tfz")))
+        export_pipeline(tiny_pipeline, state, tmp_path / "model", dtype=torch.float16)
+        path = tmp_path / "model" / "text_encoder" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_act": "relu", "num_attention_heads": 4}))
+        with pytest.raises(ValueError, match=r"the text encoder in .* computes something else"):
+            verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16)
+
+    def test_a_model_kept_as_its_change_computes_the_same(
+        self, tiny_pipeline: Path, tmp_path: Path, moved: Callable[..., DreamBoothModel]
+    ) -> None:
+        state, base = state_of(moved("x22")), resolve_base_model(str(tiny_pipeline))
+        export_pipeline(tiny_pipeline, state, tmp_path / "model", dtype=torch.float16)
+        write_delta(base, tmp_path / "model", tmp_path / "delta")
+        rebuild(tmp_path / "delta", tmp_path / "rebuilt", base)
+        verify_export(tmp_path / "rebuilt", tiny_pipeline, state, dtype=torch.float16)
+
+    def test_a_frozen_text_encoder_has_to_compute_as_the_bases(self, tiny_pipeline: Path, tmp_path: Path) -> None:
+        state = state_of(load_model(tiny_pipeline, configured("tfz", train_text_encoder=False)))
+        export_pipeline(tiny_pipeline, state, tmp_path / "model", dtype=torch.float16)
+        verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16)
+        path = tmp_path / "model" / "text_encoder" / "model.safetensors"
+        stored = load_file(path)
+        name = next(name for name in stored if name.endswith("final_layer_norm.weight"))
+        save_file(stored | {name: -stored[name]}, path, {"format": "pt"})
+        with pytest.raises(ValueError, match="computes something else"):
+            verify_export(tmp_path / "model", tiny_pipeline, state, dtype=torch.float16)
+
+    def test_trained_weights_can_be_saved_as_they_are_and_with_what_they_compute(
+        self, tmp_path: Path, moved: Callable[..., DreamBoothModel]
+    ) -> None:
+        state = state_of(moved("x22"))
+        assert state.probe is not None
+        torch.save({"state": state}, tmp_path / "state.pt")
+        plain = torch.load(tmp_path / "state.pt", weights_only=True)["state"]
+        assert plain.keys() == state.keys()
+        scores = Scores(measured=[Score(step=1, dino=0.5, clip_t=0.2)], weights=state)
+        scores.save(tmp_path)
+        again = Scores.load(tmp_path, [scores.measured[0].as_dict()]).weights
+        assert isinstance(again, Trained)
+        assert again.probe is not None
+        assert again.keys() == state.keys()
+        assert torch.equal(again.probe.hidden_states, state.probe.hidden_states)

@@ -46,7 +46,7 @@ def test_a_job_is_named_by_what_it_does(table: Path, tmp_path: Path) -> None:
     elsewhere.parent.mkdir()
     elsewhere.write_text(table.read_text())
     assert job_of(elsewhere).id == first
-    table.write_text("subjects: [1]")
+    table.write_text("subjects: []\ntrain: {seed: 1}")
     assert job_of(table).id != first
     assert make_job("batch", ["--skip-invalid"]).id != make_job("run", ["--skip-invalid"]).id
 

@@ -92,10 +92,39 @@ class TestAgainstDiffusers:
         weight = schedule(prediction_type).min_snr_weight(timesteps, gamma)
         torch.testing.assert_close(weight, expected, rtol=1e-4, atol=0)
 
-    def test_no_signal_is_no_division_by_zero_for_velocity(self) -> None:
-        weight = schedule("v_prediction", rescale_betas_zero_snr=True).min_snr_weight(torch.tensor([998, 999]), 5.0)
-        assert weight.isfinite().all()
-        assert weight[1] < weight[0]
+    @pytest.mark.parametrize("gamma", [0.5, 5.0, 20.0])
+    @pytest.mark.parametrize(("prediction_type", "at_the_end"), [("epsilon", 1.0), ("v_prediction", 0.0)])
+    def test_min_snr_where_the_schedule_ends_in_pure_noise(
+        self, prediction_type: str, at_the_end: float, gamma: float
+    ) -> None:
+        """Against the paper's weights (its section 3.4) in double precision, whose limit for SNR 0 is known."""
+        ours = schedule(prediction_type, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        assert float(ours.alphas_cumprod[-1]) == 0
+        alphas = ours.alphas_cumprod.double()[:-1]
+        snr = alphas / (1 - alphas)
+        expected = [min(s, gamma) / (s if prediction_type == "epsilon" else s + 1) for s in snr.tolist()]
+        weight = ours.min_snr_weight(torch.arange(1000), gamma)
+        torch.testing.assert_close(
+            weight.double(), torch.tensor([*expected, at_the_end]).double(), rtol=1e-4, atol=1e-9
+        )
+        # On to the limit from where there is still a signal.
+        assert abs(float(weight[-2]) - at_the_end) < 1e-3
+
+    @pytest.mark.parametrize("prediction_type", PREDICTIONS)
+    def test_the_loss_at_every_timestep_of_such_a_schedule_is_a_number(self, prediction_type: str) -> None:
+        ours = schedule(prediction_type, rescale_betas_zero_snr=True)
+        rng = torch.Generator().manual_seed(0)
+        timesteps = torch.arange(1000)
+        latents, noise = torch.randn(2, 1000, 1, 2, 2, generator=rng)
+        pred = ours.noisy_latents(latents, noise, timesteps).requires_grad_()
+        prior_preservation_loss(
+            pred,
+            ours.target(latents, noise, timesteps),
+            prior_loss_weight=1,
+            weight=ours.min_snr_weight(timesteps, 5.0),
+        ).total.backward()
+        assert pred.grad is not None
+        assert pred.grad.isfinite().all()
 
     def test_a_model_that_predicts_neither_noise_nor_velocity(self) -> None:
         with pytest.raises(InputError, match=r"prediction_type 'sample'; supported: epsilon, v_prediction"):

@@ -1,17 +1,24 @@
 """The plan of a run: what decides its result, what is chosen where a choice is open, and what it will take."""
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from dreambooth.config import load_config
 from dreambooth.errors import InputError
 from dreambooth.identifier import choose_identifier
+from dreambooth.model import load_schedule
 from pipelines.cluster import Resources
 from pipelines.destinations import check_destinations
+from pipelines.evaluate_stage import sample_requests
 from pipelines.plan import Plan, describe_plan, make_plan
+from pipelines.tasks import Source
+from pipelines.train_stage import train_task
 
 MachinePlan = Callable[..., Plan]
 
@@ -91,7 +98,7 @@ class TestKey:
         assert plan(override).key == plan().key
 
     def test_looking_decides_nothing(self, plan: MachinePlan) -> None:
-        looking = ("evaluation.protocol=dreambench", "evaluation.every=2", "evaluation.bank=miniature")
+        looking = ("evaluation.protocol=miniature", "evaluation.every=2", "evaluation.bank=miniature")
         assert plan(*looking).key == plan().key
 
     def test_scores_count_where_they_choose_the_weights(self, plan: MachinePlan) -> None:
@@ -119,6 +126,39 @@ class TestKey:
         machine = Resources(cpus=8, gpus=1)
         assert plan(resources=machine).key != plan("cluster.use_gpu=false", resources=machine).key
         assert plan("cluster.use_gpu=false", resources=machine).key == plan().key
+
+    def test_pictures_of_earlier_code_are_not_found_and_what_was_trained_on_them_is(
+        self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def names(made: Plan) -> set[str]:
+            assert made.prior is not None
+            assert made.protocol is not None
+            sets = (*made.protocol.base_sets, *made.protocol.fine_tuned_sets)
+            return {made.prior.key, made.protocol.key, *(pictures.key for pictures in sets)}
+
+        measured = ("evaluation.protocol=miniature", "evaluation.bank=miniature")
+        now = plan(*measured)
+        pictures = names(now)
+        for module in ("dreambooth.prior", "dreambooth.evaluation.protocol"):
+            monkeypatch.setattr(f"{module}.STORED", 1)
+        before = plan(*measured)
+        assert not pictures & names(before)
+        assert (before.key, before.model_key) == (now.key, now.model_key)
+
+    @pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
+    def test_all_pictures_are_planned_in_the_dtype_that_is_best_where_the_plan_is_made(
+        self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch, native: bool, dtype: str
+    ) -> None:
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda: native)
+        made = plan("evaluation.protocol=miniature", "evaluation.bank=miniature")
+        assert made.prior is not None
+        assert made.protocol is not None
+        task, (base, *_) = train_task(made, None), made.protocol.base_sets
+        assert {made.prior.dtype, base.dtype, made.sampling_dtype, task.sampling_dtype} == {dtype}
+        source = Source(address="base")
+        requests = [request for _, request in sample_requests(made.config, source, source, made.sampling_dtype)]
+        assert {request.dtype for request in requests} == {dtype}
 
     def test_a_registered_models_key_holds_how_it_is_served(self, plan: MachinePlan) -> None:
         other = plan("evaluation.guidance_scale=2.5")
@@ -186,6 +226,55 @@ class TestChoices:
         assert plan().warnings == ()
         (warning,) = plan("subject.identifier=beach").warnings
         assert "the identifier 'beach' is" in warning
+
+    @pytest.mark.parametrize(
+        ("identifier", "shared"),
+        [
+            ("a7x", r"'a' with the class prompt 'a photo of a dog'"),
+            ("photo", r"'photo' with the class prompt"),
+            ("dog bqx", "'dog' with the class noun"),
+        ],
+    )
+    def test_words_that_are_learnt_along_with_the_identifier(
+        self, plan: MachinePlan, identifier: str, shared: str
+    ) -> None:
+        warnings = [w for w in plan(f"subject.identifier={identifier}").warnings if "shares" in w]
+        assert len(warnings) == 1
+        assert re.search(shared, warnings[0])
+
+    @pytest.mark.parametrize("identifier", ["dog dog", "bqx dog", "DOG tfz"])
+    @pytest.mark.parametrize("how", ["train.identifier_learning_rate=1e-3", "train.method=textual_inversion"])
+    def test_an_embedding_of_its_own_that_is_the_class_nouns_too(
+        self, plan: MachinePlan, identifier: str, how: str
+    ) -> None:
+        with pytest.raises(InputError, match="is read as 'dog', and so is the class noun 'dog'"):
+            plan(f"subject.identifier={identifier}", how)
+        assert plan(f"subject.identifier={identifier}").warnings
+
+    def test_a_repeated_token_is_one_to_learn(self, plan: MachinePlan) -> None:
+        inversion = "train.method=textual_inversion"
+        widths = [
+            plan(inversion, f"subject.identifier={identifier}").trained_parameters
+            for identifier in ("tfz tfz", "'1111'", "x22")
+        ]
+        assert widths == [16, 16, 32]
+
+    @pytest.mark.parametrize(
+        ("changes", "warned"),
+        [
+            ({"rescale_betas_zero_snr": True}, True),
+            ({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, False),
+            ({"rescale_betas_zero_snr": False}, False),
+        ],
+    )
+    def test_noise_that_is_predicted_where_there_is_nothing_else(
+        self, plan: MachinePlan, tiny_pipeline: Path, tmp_path: Path, changes: dict[str, object], warned: bool
+    ) -> None:
+        copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))
+        path = copy / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        assert float(load_schedule(copy).alphas_cumprod[-1] == 0) == changes["rescale_betas_zero_snr"]
+        assert any("ends in pure noise" in warning for warning in plan(base=copy).warnings) == warned
 
     def test_a_single_photograph_is_warned_of(self, plan: MachinePlan, instance_folder: Path) -> None:
         (warning,) = plan(images=instance_folder / "00.png").warnings

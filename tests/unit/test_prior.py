@@ -63,7 +63,7 @@ class TestKey:
         assert {field.name for field in fields(PriorPlan)} == {*OTHERS, "count"}
 
     def test_it_is_the_same_on_every_machine(self) -> None:
-        assert plan().key == "3ef68aa3bc051c11e551"
+        assert plan().recipe == "3ef68aa3bc051c11e551"
 
     def test_what_a_run_says_is_what_is_planned(self) -> None:
         config = PriorConfig(
@@ -74,7 +74,7 @@ class TestKey:
             base_hash="0123456789abcdef",
             class_prompt="a photo of a dog",
             resolution=64,
-            dtype=torch.float32,
+            dtype="float32",
         )
         assert made == plan()
 

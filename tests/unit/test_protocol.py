@@ -108,7 +108,7 @@ def test_samples_can_be_compared_with_other_pictures_than_those_trained_on(insta
         plain = {"subject": subject | {"instance_images": str(instance_folder / "00.png")}}
         config = load_config(plain, ("images.resolution=64", "evaluation.protocol=miniature", *overrides))
         images = find_instance_images(config.subject.instance_images)
-        made = protocol_task(config, images, model_key="m", base_hash="b", use_gpu=False)
+        made = protocol_task(config, images, model_key="m", base_hash="b", dtype="float32")
         assert made is not None
         return made
 

@@ -14,7 +14,7 @@ from PIL import Image
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bootstrap import Interval
 from dreambooth.evaluation.figures import FIGURE_NAMES, BankId, Figure, Figures, NearestInstance, PromptRow
-from dreambooth.subject import IDENTIFIER_PLACEHOLDER
+from dreambooth.wording import IDENTIFIER_PLACEHOLDER
 from pipelines.batch_report import render_report
 from pipelines.batch_result import BatchResult, SubjectResult
 from pipelines.evaluate_stage import Evaluation

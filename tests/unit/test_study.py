@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -271,6 +272,23 @@ class TestServer:
         assert "default-src 'none'" in policy
         assert "script-src 'sha256-" in policy
         assert "unsafe" not in policy
+
+    def test_a_body_of_unknown_length_is_not_read(self, study: StudyFile) -> None:
+        with StudyServer(study, port=0) as server:
+            connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rstrip("/").rpartition(":")[2]))
+            connection.request("POST", "/answers", iter([b"{}"]), {"Content-Type": "application/json"})
+            assert connection.getresponse().status == 413
+            connection.close()
+
+    def test_connections_that_say_nothing_hold_nobody_up(self, study: StudyFile) -> None:
+        with StudyServer(study, port=0) as server:
+            port = int(server.url.rstrip("/").rpartition(":")[2])
+            silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(150)]
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("GET", "/questions?rater=ann")
+            assert connection.getresponse().status == 200
+            for one in [connection, *silent]:
+                one.close()
 
     def test_a_taken_port_is_said(self, study: StudyFile) -> None:
         with StudyServer(study, port=0) as server:

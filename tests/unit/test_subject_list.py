@@ -199,9 +199,11 @@ def test_a_folder_without_folders_is_an_empty_batch(memory: fsspec.AbstractFileS
 
 def test_a_subject_file_that_is_none(memory: fsspec.AbstractFileSystem) -> None:
     memory.pipe_file("/photos/rex/subject.yaml", b"{class_noun: ")
-    assert "rex/subject.yaml is not valid YAML" in refusal("memory://photos")
+    assert "rex/subject.yaml is not valid YAML" in faults("memory://photos")["rex"]
     memory.pipe_file("/photos/rex/subject.yaml", b"dog")
-    assert "rex/subject.yaml should hold settings such as 'class_noun: dog', got 'dog'" in refusal("memory://photos")
+    assert (
+        "rex/subject.yaml should hold settings such as 'class_noun: dog', got 'dog'" in faults("memory://photos")["rex"]
+    )
 
 
 def test_an_address_that_is_not_there(tmp_path: Path) -> None:

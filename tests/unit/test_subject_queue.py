@@ -3,13 +3,17 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dreambooth.config import load_config
+from dreambooth.images import find_instance_images
 from dreambooth.prior import PriorPlan, image_name
 from pipelines.prior_stage import seal
+from pipelines.protocol_stage import protocol_task
 from pipelines.storage import join, read_json, write_bytes
 from pipelines.subject_queue import QueuedSubject, SubjectQueue
 from pipelines.tasks import MakeClassImages, SubjectRecord, TrainSubject, TrainTask, Wait
@@ -57,6 +61,7 @@ def queued(name: str, class_noun: str | None = None, *, key: str = "k", count: i
         data_hash="",
         base_hash="0" * 16,
         checkpoint_bytes=0,
+        sampling_dtype="float32",
     )
     record = SubjectRecord(name=name, key=key, class_noun="dog", identifier="tfz")
     return QueuedSubject(record=record, task=task, prior=None if class_noun is None else prior(class_noun, count))
@@ -247,6 +252,32 @@ def test_the_same_command_later_does_only_what_is_missing(make: Callable[..., Su
     assert later.snapshot().trained == ("trained",)
     taken = [name_of(later.next(f"another/{i}")) for i in range(3)]
     assert taken == ["training", "failed", "waiting"]
+
+
+def test_one_whose_figures_earlier_code_measured_on_what_is_no_longer_trusted_is_measured_again(
+    make: Callable[..., SubjectQueue], instance_folder: Path
+) -> None:
+    plain = queued("a")
+    config = load_config(
+        {
+            "subject": {"name": "a", "class_noun": "dog", "identifier": "tfz", "instance_images": str(instance_folder)},
+            "base_model": "miniature",
+            "images": {"resolution": 64},
+            "storage": {"root": "memory://batch"},
+            "evaluation": {"protocol": "auto"},
+        }
+    )
+    images = find_instance_images(config.subject.instance_images)
+    protocol = protocol_task(config, images, model_key="m", base_hash="b", dtype="float32")
+    assert protocol is not None
+    subject = replace(plain, task=replace(plain.task, config=config, protocol=protocol))
+    queue = make(subject)
+    queue.next(LANE)
+    queue.trained("a")
+    assert name_of(make(subject, driver="another").next("another/0")) == "a"
+    write_bytes(protocol.uri, b"{}")
+    queue.trained("a")
+    assert make(subject, driver="a third").snapshot().trained == ("a",)
 
 
 def test_what_could_not_be_registered_is_not_trained_again(make: Callable[..., SubjectQueue]) -> None:

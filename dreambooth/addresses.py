@@ -1,0 +1,212 @@
+"""Addresses of stores, servers and clusters: their parts, what is wrong with one, and how one is shown.
+
+    Address.parse("http://me:secret@mlflow:5000/x", what="tracking.uri").port == 5000
+    shown("postgresql://me:secret@db/mlflow") == "postgresql://me:***@db/mlflow"
+    without_credentials(text)                   # any text, such as another library's error
+
+What a password is has to be guessed where an address is malformed, so more is hidden rather than less: all between `//`
+and the last `@`, a port that is no number, and the value of every query parameter that isn't known to be harmless.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from dreambooth.errors import InputError
+
+_HIDDEN = "***"
+_LAST_PORT = 65535
+_SCHEME = re.compile(r"[a-z][a-z0-9+.\-]*", re.IGNORECASE)
+_LAST_OF_CHAIN = re.compile(r"::(?=[a-z][a-z0-9+.\-]*://)", re.IGNORECASE)  # fsspec's simplecache::s3://bucket/x
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
+_WITHOUT_USERS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf", "memory", "file"}
+_WITH_NAMES = {"sftp", "ssh", "smb", "hdfs", "webhdfs", "postgresql", "postgres", "mysql", "mssql"}
+_HARMLESS = {
+    "sslmode",
+    "charset",
+    "versionid",
+    "timeout",
+    "connect_timeout",
+    "application_name",
+    "mode",
+    "cache",
+    "uri",
+}
+_SECRET_VARIABLE = re.compile(r"(PASSWORD|PASSWD|SECRET|SECRET_KEY|TOKEN|API_KEY|SECRET_ACCESS_KEY)$", re.IGNORECASE)
+_SHORTEST = 5
+"""Letters of a secret that is looked for in other text: shorter ones are parts of many words."""
+_seen: set[str] = set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """The parts of an address; `host` is a bucket's name for an object store, "" where there is none (file:///x)."""
+
+    scheme: str
+    host: str
+    port: int | None
+    user: str | None
+    password: str | None
+    rest: str
+
+    @classmethod
+    def parse(cls, text: str, *, what: str) -> "Address":
+        """Take an address `scheme://[user[:password]@]host[:port][/…]` or `host:port` apart.
+
+        Raises InputError that begins with `what`, and repeats no credentials, for anything else.
+        """
+        _seen.update(_credentials(text))
+        if (control := _CONTROL.search(text)) is not None:
+            raise InputError(f"{what} holds the control character U+{ord(control.group()):04X}; write it without")
+        scheme, separator, rest = _LAST_OF_CHAIN.split(text)[-1].partition("://")
+        if not separator:
+            scheme, rest = "", text
+        elif not _SCHEME.fullmatch(scheme):
+            raise InputError(f"{what} is {shown(text)!r}; expected an address such as scheme://host:port/path")
+        authority, path = _split(rest)
+        if "@" in authority.rpartition("@")[0] or (scheme.lower() not in _WITHOUT_USERS and _cut(authority, path)):
+            raise InputError(
+                f"{what} is {shown(text)!r}, and before its last @ there is one of / ? # @, which end a password or a "
+                f"host; write it as %2F, %3F, %23 or %40"
+            )
+        userinfo, at, place = authority.rpartition("@")
+        user, colon, password = userinfo.partition(":")
+        host, port = _host_and_port(place, f"{what} is {shown(text)!r}")
+        return cls(
+            scheme=scheme.lower(),
+            host=host,
+            port=port,
+            user=unquote(user) if at else None,
+            password=unquote(password) if colon else None,
+            rest=path,
+        )
+
+
+def check_address(text: str, *, what: str) -> str:
+    """Give an address back as it is; InputError for a malformed one. A path of this machine, which is none, passes."""
+    if (control := _CONTROL.search(text)) is not None:
+        raise InputError(f"{what} holds the control character U+{ord(control.group()):04X}; write it without")
+    if "://" in text and not text.startswith(("sqlite:", "file:")):
+        Address.parse(text, what=what)
+    return text
+
+
+def shown(address: str) -> str:
+    """An address as it may be shown: no password, no token, no user who comes without a password.
+
+    >>> shown("https://me:secret@host/model?token=abc")
+    'https://me:***@host/model?token=***'
+    """
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        if address.startswith(("models:", "runs:")) or not re.match(r"[^/\s]*:[^@]*@", address):
+            return address
+        scheme, rest = "", address
+    elif rest.startswith("/"):
+        return f"{scheme}://{_without_values(rest)}"
+    before, at, after = rest.rpartition("@")
+    if ":" not in before and scheme.lower() in _WITHOUT_USERS:
+        before, at, after = "", "", rest  # an object's key may hold an @
+    user, colon, _ = before.partition(":")
+    if colon or not _is_name(user, scheme):
+        user = f"{user}:{_HIDDEN}" if colon and not re.search(r"[/?#@\s]", user) else _HIDDEN
+    authority, path = _split(after)
+    return f"{scheme}{separator}{f'{user}@' if at else ''}{_without_values(_shown_host(authority) + path)}"
+
+
+def holds_credentials(address: str) -> bool:
+    """Whether there is something in an address that not everybody may read."""
+    return shown(address) != address
+
+
+def without_credentials(text: str) -> str:
+    """A text with the credentials of all addresses in it hidden, and whatever this process knows to be a secret."""
+    for secret in sorted(set(_secrets()), key=len, reverse=True):
+        text = text.replace(secret, _HIDDEN)
+    return re.sub(r"[\w+.:\-]*://\S+", _shown_word, text)
+
+
+def _is_name(user: str, scheme: str) -> bool:
+    """Whether a user without a password is no more than a name: of a web server's address it may be a token."""
+    return scheme.lower().partition("+")[0] in _WITH_NAMES and re.fullmatch(r"[\w.\-]+", user) is not None
+
+
+def _shown_word(found: "re.Match[str]") -> str:
+    word = found.group()
+    address = word.rstrip("'\"`)]}>,;:.…")
+    return shown(address) + word[len(address) :]
+
+
+def _shown_host(authority: str) -> str:
+    host, colon, port = authority.rpartition(":")
+    if not colon or authority.endswith("]") or _is_port(port):
+        return authority
+    return f"{host}:{_HIDDEN}"  # it may be the password of a user whose host was forgotten
+
+
+def _without_values(text: str) -> str:
+    def value(found: "re.Match[str]") -> str:
+        return found.group() if found[2].lower() in _HARMLESS else f"{found[1]}{found[2]}={_HIDDEN}"
+
+    return re.sub(r"([?&;#])([^=&;#?\s]+)=[^&;#\s]*", value, text)
+
+
+def _secrets() -> Iterator[str]:
+    candidates = set(_seen)
+    for name, value in os.environ.items():
+        if _SECRET_VARIABLE.search(name):
+            candidates.add(value)
+        elif _SCHEME.fullmatch(value.partition("://")[0]):
+            candidates.update(_credentials(value))
+    return (secret for secret in candidates if len(secret) >= _SHORTEST)
+
+
+def _credentials(text: str) -> Iterator[str]:
+    """What may be a password in an address, as it is written and as it is meant, however malformed the address is."""
+    scheme, separator, rest = text.partition("://")
+    before, at, _ = (rest if separator else text).rpartition("@")
+    user, colon, password = before.partition(":")
+    if not at or rest.startswith("/") or shown(text) == text or (not colon and _is_name(user, scheme)):
+        return
+    for secret in (password if colon else user, *re.split(r"[/?#@\s]", password)):
+        yield from {secret, unquote(secret)} - {""}
+
+
+def _split(rest: str) -> tuple[str, str]:
+    """(all up to the first of / ? #, what follows)."""
+    end = next((index for index, letter in enumerate(rest) if letter in "/?#"), len(rest))
+    return rest[:end], rest[end:]
+
+
+def _cut(authority: str, path: str) -> bool:
+    """Whether what reads as host and port may be a user and the beginning of a password."""
+    return "@" in path and "@" not in authority and ":" in authority and not authority.startswith("[")
+
+
+def _host_and_port(text: str, so_far: str) -> tuple[str, int | None]:
+    bracketed = re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text)
+    if bracketed is not None:
+        host, port = bracketed[1], bracketed[2]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise InputError(f"{so_far}; expected an IPv6 address in the brackets, such as [::1]:6379") from None
+    elif text.count(":") > 1:
+        raise InputError(f"{so_far}; an IPv6 address goes in brackets, such as [::1]:6379")
+    else:
+        host, colon, after = text.partition(":")
+        port = after if colon else None
+    if re.search(r"\s", host) or (port is not None and not host):
+        raise InputError(f"{so_far}; expected the name of a host, without blanks")
+    if port is None:
+        return host, None
+    if not _is_port(port):
+        raise InputError(f"{so_far}; expected a port from 1 to {_LAST_PORT} after the host")
+    return host, int(port)
+
+
+def _is_port(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,5}", text) is not None and 1 <= int(text) <= _LAST_PORT

@@ -1,0 +1,61 @@
+"""What is wrong with settings, in words: where, what was expected, what was got, and the nearest known name."""
+
+import difflib
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ValidationError
+
+_LONGEST = 120
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """One line a fault: where it is, what was expected, what was got, and for an unknown setting the nearest one."""
+    lines, known = [], [name for name, _, _ in list_settings(root)]
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            nearest = nearest_setting(where, known)
+            hint = f"; did you mean {nearest}?" if nearest else "; 'dreambooth settings' lists all"
+            lines.append(f"unknown setting {where}{hint}")
+        elif fault["type"] == "missing":
+            lines.append(f"{where} is missing")
+        elif fault["type"] == "model_type":
+            example = next((name for name in known if name.startswith(f"{where}.")), "base_model")
+            lines.append(f"{where}: expected settings such as {example}, got {_shown(fault['input'])}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            got = "" if fault["type"] == "value_error" else f", got {_shown(fault['input'])}"
+            # Pydantic's begin with a capital; what begins with two is an abbreviation.
+            message = message if message[:2].isupper() else message[0].lower() + message[1:]
+            lines.append(f"{where}: {message}{got}" if where else message)
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def nearest_setting(unknown: str, known: Sequence[str]) -> str | None:
+    """The setting, or group of settings, spelled most alike; a word in common counts more than letters."""
+
+    def likeness(name: str) -> float:
+        words, others = (set(each.rsplit(".", 1)[-1].split("_")) for each in (unknown, name))
+        return difflib.SequenceMatcher(None, unknown, name).ratio() + 0.3 * bool(words & others)
+
+    groups = dict.fromkeys(name.split(".")[0] for name in known)
+    best = max([*known, *groups], key=likeness)
+    return best if likeness(best) >= 0.5 else None
+
+
+def list_settings(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
+    """All settings as (dotted name, default, description); "required" where there is no default."""
+    rows = []
+    for name, field in model.model_fields.items():
+        dotted = f"{prefix}{field.alias or name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            rows += list_settings(field.annotation, f"{dotted}.")
+        else:
+            default = "required" if field.is_required() else str(field.default)
+            rows.append((dotted, default, field.description or ""))
+    return rows

@@ -1,0 +1,34 @@
+"""Addresses of files, local or at any address that fsspec knows, with errors in words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+
+from dreambooth.errors import InputError
+
+EXPECTED = "expected a folder, a glob or a list of pictures (JPEG, PNG, WebP, HEIC, AVIF, TIFF, ...)"
+
+
+@contextmanager
+def accessing(address: str) -> Iterator[None]:
+    """InputError, naming the address and the cause, for whatever a file system raises."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"there is nothing at {address}; {EXPECTED}") from None
+    except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
+        raise InputError(f"can't read {address}: {error}; {EXPECTED} that this machine can read") from None
+
+
+def read_file(address: str) -> bytes:
+    """The bytes of a file; InputError, naming it and the cause, when it can't be read."""
+    with accessing(address):
+        if address.startswith("/"):  # thousands of subjects have many files, and a disk's need no detour
+            return Path(address).read_bytes()
+        filesystem, path = fsspec.core.url_to_fs(address)
+        content: bytes = filesystem.cat_file(path)
+    return content

@@ -1,0 +1,56 @@
+"""Pictures into the squares and the numbers that training and sampling want."""
+
+import io
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    import torch
+
+
+def squares(
+    image: Image.Image,
+    *,
+    resolution: int,
+    crop: Literal["center", "random"],
+    crops_per_image: int,
+    flip: bool,
+    seed: int,
+) -> list[Image.Image]:
+    """Cut RGB squares of `resolution` pixels that are as large as the picture allows.
+
+    "center" gives one; "random" gives `crops_per_image`, placed uniformly along the longer side and always the same for
+    the same seed. `flip` adds the mirror image of each behind them.
+    """
+    side = min(image.size)
+    slack = image.width - side, image.height - side
+    if crop == "center":
+        corners = [(slack[0] / 2, slack[1] / 2)]
+    else:
+        rng = random.Random(seed)
+        corners = [(rng.random() * slack[0], rng.random() * slack[1]) for _ in range(crops_per_image)]
+    # Cropping and scaling in one go never makes a large picture in between, whatever the aspect ratio.
+    cut = [
+        image.resize((resolution, resolution), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+        for left, top in corners
+    ]
+    return cut + [ImageOps.mirror(square) for square in cut] if flip else cut
+
+
+def to_pixels(images: Sequence[Image.Image]) -> "torch.Tensor":
+    """RGB pictures of one size as float32 in [-1, 1], (N, 3, H, W)."""
+    import torch
+
+    pixels = np.stack([np.asarray(image, dtype=np.float32) for image in images])  # (N, H, W, 3)
+    return torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

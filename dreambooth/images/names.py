@@ -1,0 +1,94 @@
+"""What a file in a folder of photographs is, by its name and, where that says nothing, by its first bytes."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+_PICTURES = (
+    *("jpg", "jpeg", "jpe", "jfif", "jfi", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff"),
+    *("avif", "avifs", "heic", "heics", "heif", "heifs", "hif"),
+    *("jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm", "pnm", "qoi"),
+)
+_CAPTIONS = ("txt", "caption")
+_SYSTEM = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "subject.yaml", "subject.yml", "__macosx"))
+"""What operating systems leave, and our own description of the subject."""
+_MASK = re.compile(r"(.+?)(?:-masklabel|-condlabel|[-_. ]mask)", re.IGNORECASE)
+
+_REASONS = {
+    "a camera's raw data; convert it to TIFF, PNG or JPEG": "3fr arw cr2 cr3 crw dng erf iiq kdc mef mrw nef nrw orf "
+    "pef raf raw rw2 rwl sr2 srf srw x3f",
+    "a kind of picture that is not read; convert it to PNG or JPEG": "ai dds emf eps exr fits hdr icns ico jxl jxr "
+    "kra pcx pdf ps psb psd sgi svg tga wdp wmf xbm xcf xpm",
+    "a video; save some frames of it as pictures": "3gp avi m4v mkv mov mp4 mpeg mpg mts webm wmv",
+    "an archive; unpack it": "7z bz2 gz rar tar tgz xz zip zst",
+    "it describes pictures in a form that is not read; the caption of photo.jpg is photo.txt": "cap csv json jsonl "
+    "parquet tags toml tsv xml yaml yml",
+    "it holds changes to a picture, which are not applied; export the picture with them": "aae dop lrv pp3 thm xmp",
+    "no picture": "db html ini js log md npy npz onnx pdf pkl pt py safetensors sh rtf doc docx odt url",
+}
+_REASON_OF = {suffix: reason for reason, suffixes in reversed(_REASONS.items()) for suffix in suffixes.split()}
+_OTHER = "its first bytes are those of no picture that is read"
+
+HEAD_BYTES = 16
+_SIGNATURE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|II\*\0|MM\0\*|\0\0\0\x0cjP  |qoif"
+    rb"|....ftyp(?:avi[fs]|mif1|msf1|hei[cxms]|hev[cx])",
+    re.DOTALL,
+)
+
+
+def is_system_file(path: str) -> bool:
+    """Whether nobody means it for a picture: hidden, left by an operating system, or the subject's own settings."""
+    name = _name(path).lower()
+    return name.startswith(".") or name in _SYSTEM
+
+
+def has_picture_name(path: str) -> bool:
+    """Whether it ends as pictures do that are read."""
+    return _suffix(path) in _PICTURES
+
+
+def may_be_picture(path: str) -> bool:
+    """Whether its name says nothing about what it is."""
+    return not is_caption_name(path) and _suffix(path) not in _REASON_OF
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins with `head`, HEAD_BYTES of it, is a picture of a kind that is read."""
+    return _SIGNATURE.match(head) is not None
+
+
+def reason_not_used(path: str) -> str:
+    """Why a file that is neither a picture nor a caption is not used, and what to do."""
+    return _REASON_OF.get(_suffix(path), _OTHER)
+
+
+def is_caption_name(path: str) -> bool:
+    """Whether it ends as captions do."""
+    return _suffix(path) in _CAPTIONS
+
+
+def caption_names(picture: str) -> Iterator[str]:
+    """What the caption of photo.jpg may be called: its own before one that others share."""
+    for stem in dict.fromkeys((picture, _stem(picture))):
+        for suffix in _CAPTIONS:
+            yield f"{stem}.{suffix}"
+
+
+def masked_picture(path: str, paths: Iterable[str]) -> str | None:
+    """The picture among `paths` that this one is the mask of, by the names of OneTrainer and others."""
+    mask = _MASK.fullmatch(_stem(path)) if has_picture_name(path) else None
+    if mask is None:
+        return None
+    return next((other for other in paths if has_picture_name(other) and _stem(other) == mask[1]), None)
+
+
+def _name(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _suffix(path: str) -> str:
+    return _name(path).lower().rpartition(".")[2] if "." in _name(path) else ""
+
+
+def _stem(path: str) -> str:
+    return path.removesuffix(f".{path.rpartition('.')[2]}") if _suffix(path) else path

@@ -1,0 +1,177 @@
+"""The line of calls to MLflow, with operations that fail, hang and come back as a server's do."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
+
+from pipelines.mlflow_line import Away, Line, chunks, is_refusal
+
+
+@pytest.fixture(autouse=True)
+def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request may take a second, so callers wait for two."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    line = Line(explain=str)
+    yield line
+    line.discard(None)
+
+
+class Server:
+    """Takes what it is given, while it is up."""
+
+    def __init__(self) -> None:
+        self.up, self.taken, self.tries = True, list[int](), 0
+
+    def take(self, value: int) -> Callable[[], int]:
+        def operation() -> int:
+            self.tries += 1
+            if not self.up:
+                raise ConnectionError("nothing answers")
+            self.taken.append(value)
+            return value
+
+        return operation
+
+
+def test_what_is_posted_arrives_in_order_and_once(line: Line) -> None:
+    server = Server()
+    for value in range(100):
+        line.post(server.take(value))
+    assert line.wait(line.post(server.take(100))) == 100
+    assert server.taken == list(range(101))
+
+
+def test_posting_waits_for_nothing_and_all_is_sent_when_the_server_is_back(line: Line) -> None:
+    server = Server()
+    server.up = False
+    began = time.monotonic()
+    for value in range(20):
+        line.post(server.take(value))
+    assert time.monotonic() - began < 0.5
+    time.sleep(0.3)
+    assert server.taken == []
+    server.up = True
+    assert line.wait(line.post(server.take(20))) == 20
+    assert server.taken == list(range(21))
+
+
+def test_all_callers_share_one_patience(line: Line) -> None:
+    server = Server()
+    server.up = False
+    began = time.monotonic()
+    with pytest.raises(Away, match="nothing answers"):
+        line.wait(line.post(server.take(0)))
+    line.post(server.take(1))
+    first = time.monotonic() - began
+    assert 2 <= first < 8
+    time.sleep(2.5)
+    began = time.monotonic()
+    for value in range(20):
+        with pytest.raises(Away):
+            line.wait(line.post(server.take(value)))
+    assert time.monotonic() - began < 8  # the first could wait that long alone
+
+
+def test_it_is_tried_again_only_now_and_then(line: Line) -> None:
+    server = Server()
+    server.up = False
+    line.post(server.take(0))
+    time.sleep(3)
+    assert 2 <= server.tries <= 4  # after 0, 0.5, 1.5 and 3.5 seconds
+
+
+def test_a_call_that_never_ends_is_given_up_and_another_line_is_started(line: Line) -> None:
+    never = threading.Event()
+    began = time.monotonic()
+    with pytest.raises(Away, match="has not answered for 2 s"):
+        line.wait(line.post(never.wait))
+    assert time.monotonic() - began < 8
+    assert line.closed
+    never.set()
+
+
+def test_a_server_that_always_answers_late_is_given_up(line: Line) -> None:
+    for _ in range(20):
+        line.post(lambda: time.sleep(0.9))
+    began = time.monotonic()
+    with pytest.raises(Away, match=r"too slowly; set MLFLOW_HTTP_REQUEST_TIMEOUT \(now 1\)"):
+        line.wait(line.post(lambda: None))
+    assert 6 <= time.monotonic() - began < 12
+
+
+def test_a_long_upload_has_its_own_time(line: Line) -> None:
+    assert line.wait(line.post(lambda: time.sleep(3) or "there", extra=5.0)) == "there"
+
+
+def test_what_is_refused_is_not_tried_again_and_does_not_hold_up_the_rest(line: Line) -> None:
+    server = Server()
+    refused = line.post(lambda: int("x"))
+    assert line.wait(line.post(server.take(1))) == 1
+    with pytest.raises(ValueError, match="invalid literal"):
+        line.wait(refused)
+
+
+def test_what_fails_although_the_server_answers_is_given_up(line: Line) -> None:
+    server = Server()
+    broken = line.post(lambda: 1 / 0, alive=server.take(-1))
+    assert line.wait(line.post(server.take(1))) == 1
+    with pytest.raises(ZeroDivisionError):
+        line.wait(broken)
+
+
+def test_calls_of_one_owner_can_be_taken_out(line: Line) -> None:
+    server, mine, others = Server(), object(), object()
+    server.up = False
+    for owner in (mine, others, mine):
+        line.post(server.take(0), owner=owner)
+    assert line.discard(mine) == 2
+    assert (line.waiting(mine), line.waiting(others)) == (0, 1)
+    line.discard(others)
+
+
+def test_going_away_and_coming_back_are_said_once(line: Line) -> None:
+    server, said = Server(), list[str]()
+    line.say = said.append
+    server.up = False
+    line.post(server.take(0))
+    time.sleep(4)
+    server.up = True
+    line.wait(line.post(server.take(1)))
+    assert [text.partition(" (")[0] for text in said] == ["MLflow is away", "MLflow answers again"]
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"), [(ConnectionError("refused"), False), (TimeoutError(), False), (ValueError("a name"), True)]
+)
+def test_which_errors_are_refusals(error: Exception, refused: bool) -> None:
+    assert is_refusal(error) is refused
+
+
+@pytest.mark.parametrize(
+    ("code", "refused"),
+    [
+        ("RESOURCE_DOES_NOT_EXIST", True),
+        ("INVALID_PARAMETER_VALUE", True),
+        ("RESOURCE_ALREADY_EXISTS", True),
+        ("TEMPORARILY_UNAVAILABLE", False),
+        ("INTERNAL_ERROR", False),
+        ("REQUEST_LIMIT_EXCEEDED", False),
+        ("UNAUTHENTICATED", False),
+        ("PERMISSION_DENIED", False),
+    ],
+)
+def test_which_answers_of_mlflow_are_refusals(code: str, refused: bool) -> None:
+    assert is_refusal(MlflowException("said", error_code=ErrorCode.Value(code))) is refused
+
+
+def test_no_group_is_cut_in_two() -> None:
+    assert chunks([[1, 2], [3], [4, 5, 6], [7]], 3) == [[1, 2, 3], [4, 5, 6], [7]]
+    assert chunks([], 3) == []
