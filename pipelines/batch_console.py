@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dreambooth.addresses import without_credentials
 from pipelines.subject_checks import SubjectCheck
-from pipelines.tasks import Progress, State
+from pipelines.tasks import Message, Progress, State
 
 PLAIN_LINE_SECONDS = 10.0
 _SHOWN_LANES = 12
@@ -104,6 +104,11 @@ class BatchView:
         """One plain line, with the seconds since the start."""
         if not self._quiet:
             self._console.print(Text(f"[{self.seconds():5.0f} s] {text}"), soft_wrap=True)
+
+    def message(self, name: str, message: Message) -> None:
+        """Say what a lane warns of; how far it is comes with `update`."""
+        if message["kind"] == "warning":
+            self.warn(f"{name}: {message['text']}")
 
     def warn(self, text: str) -> None:
         """A warning that says what to do."""

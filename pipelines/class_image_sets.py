@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from dreambooth.prior import PriorPlan
 from pipelines.prior_stage import images_present, is_whole
-from pipelines.storage import join
 from pipelines.tasks import MakeClassImages, Source
 
 
@@ -42,7 +41,7 @@ class ClassImageSets:
             if one.plan.count > most.plan.count:
                 self._wanted[one.plan.key] = one
         self._sets: dict[str, _ClassSet] = {}
-        self._handed: dict[str, list[tuple[str, range]]] = {}
+        self._handed: dict[str, list[tuple[str, range | None]]] = {}  # None: a set to seal
         self.made = self.to_make = 0
 
     def waits(self, name: str, key: str) -> bool:
@@ -55,18 +54,20 @@ class ClassImageSets:
         return True
 
     def hand_out(self, lane: str, count: int) -> MakeClassImages | None:
-        """Blocks of one set for a lane of `count` workers; None: all are made or handed out."""
+        """Blocks of one set for a lane of `count` workers, or a set to seal; None: all are made or handed out."""
+        sealing = {key for handed in self._handed.values() for key, block in handed if block is None}
         for key, one in self._sets.items():
             blocks = tuple(one.open.popleft() for _ in range(min(count, len(one.open))))
-            if blocks:
-                self._handed[lane] = [(key, block) for block in blocks]
-                return MakeClassImages(
-                    plan=one.wanted.plan,
-                    source=one.wanted.source,
-                    uri=join(one.wanted.parent_uri, key),
-                    blocks=blocks,
-                    wanted=tuple(tuple(sorted(one.missing.intersection(block))) for block in blocks),
-                )
+            if not blocks and (one.missing or one.whole or key in sealing):
+                continue
+            self._handed[lane] = [(key, block) for block in blocks] or [(key, None)]
+            return MakeClassImages(
+                plan=one.wanted.plan,
+                source=one.wanted.source,
+                parent_uri=one.wanted.parent_uri,
+                blocks=blocks,
+                wanted=tuple(tuple(sorted(one.missing.intersection(block))) for block in blocks),
+            )
         return None
 
     def written(self, lane: str, key: str, indices: Collection[int]) -> None:
@@ -80,15 +81,13 @@ class ClassImageSets:
         """What a lane had in hand is handed out again; says whether it had anything."""
         handed = self._handed.pop(lane, [])
         for key, block in handed:
-            self._sets[key].open.append(block)
+            if block is not None:
+                self._sets[key].open.append(block)
         return bool(handed)
 
-    def to_seal(self) -> tuple[PriorPlan, ...]:
-        """Sets that lack nothing but their manifest."""
-        return tuple(one.wanted.plan for one in self._sets.values() if not one.missing and not one.whole)
-
-    def sealed(self, key: str) -> tuple[str, ...]:
-        """A set has its manifest: names of the subjects that waited for it."""
+    def sealed(self, lane: str, key: str) -> tuple[str, ...]:
+        """A lane has given a set its manifest: names of the subjects that waited for it."""
+        self._handed.pop(lane, None)
         one = self._sets[key]
         one.whole = True
         waited = tuple(one.waiting)

@@ -1,9 +1,31 @@
 """Where a run's time goes."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from pipelines.tasks import Message
+
+
+class Milestones:
+    """When a lane first got where, in seconds since the epoch.
+
+    `up` is when its workers were there, `loading` when they took the subject, `training`, `measuring` and `evaluating`
+    when they began that, and `first_step` when a step was made.
+    """
+
+    def __init__(self) -> None:
+        self.times: dict[str, float] = {}
+
+    def take(self, message: Message) -> None:
+        """Take a message of a lane."""
+        if message["kind"] == "step":
+            self.times.setdefault("first_step", message["time"])
+        elif message["kind"] == "phase":
+            self.times.setdefault(message["phase"], message["time"])
+            if "up" in message:
+                self.times.setdefault("up", message["up"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,30 +38,48 @@ class Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the time within as this stage's."""
-        self.began[name] = time.time()
+        self.begin(name)
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
 
-    def startup(self, milestones: Mapping[str, float]) -> dict[str, float] | None:
+    def begin(self, name: str) -> None:
+        """A stage begins now."""
+        self.began[name] = time.time()
+
+    def take_lane(self, milestones: Milestones, *, protocol: bool) -> None:
+        """The stages of a lane that was started when "train" began, and is done now."""
+        began, done, times = self.began["train"], time.time(), milestones.times
+        up = times.get("up", began)
+        loading = times.get("loading", up)
+        evaluating = times.get("evaluating", done)
+        trained = times.get("measuring", evaluating)
+        parts = {
+            "class_images": loading - up,  # starting the workers is counted with the training
+            "train": (up - began) + (trained - loading),
+            "evaluate": done - evaluating,
+        } | ({"protocol": evaluating - trained} if protocol else {})
+        self.seconds.update({name: round(seconds, 2) for name, seconds in parts.items()})
+
+    def startup(self, milestones: Milestones) -> dict[str, float] | None:
         """Seconds from the start of this process to the first training step, by what they went into.
 
-        `milestones` are the workers': when they were up ("loading"), had loaded ("training") and had made a step
-        ("first_step"). None when nothing was trained.
+        None when nothing was trained.
         """
         import psutil
 
-        if "first_step" not in milestones:
+        times = milestones.times
+        if not {"up", "loading", "training", "first_step"} <= times.keys():
             return None
         created = psutil.Process().create_time()
         parts = {
             "imports": min(self.began.values()) - created,
             "check": self.seconds["check"],
             "ray": self.seconds["ray"],
-            "class_images": self.seconds["class_images"],
-            "worker_start": milestones["loading"] - self.began["train"],
-            "loading": milestones["training"] - milestones["loading"],
-            "first_step": milestones["first_step"] - milestones["training"],
-            "total": milestones["first_step"] - created,
+            "worker_start": times["up"] - self.began["train"],
+            "class_images": times["loading"] - times["up"],
+            "loading": times["training"] - times["loading"],
+            "first_step": times["first_step"] - times["training"],
+            "total": times["first_step"] - created,
         }
         return {name: round(seconds, 2) for name, seconds in parts.items()}

@@ -21,7 +21,7 @@ from pipelines.registry import RegisteredVersion, register, upload_seconds
 from pipelines.storage import opened
 from pipelines.summary import PersonalizeResult, write_summary
 from pipelines.tracked_run import TrackedRun
-from pipelines.tracking import track
+from pipelines.tracking import begin, track
 from pipelines.train_stage import TrainResult, find_result
 
 # Only after mlflow_client has told MLflow to be silent.
@@ -76,15 +76,21 @@ def track_plan(
     plan: Plan, *, parent: str | None = None, say: Callable[[str], None] | None = None
 ) -> AbstractContextManager[TrackedRun]:
     """The MLflow run of a plan."""
-    return track(
-        plan.config.tracking,
-        run_name=plan.config.subject.name,
-        params=printable_settings(plan.config),
-        tags=result_tags(plan),
-        resume_key=plan.key,
-        parent=parent,
-        say=say,
-    )
+    return track(plan.config.tracking, **_identity(plan), parent=parent, say=say)
+
+
+def begin_run(plan: Plan, *, parent: str | None) -> TrackedRun:
+    """The MLflow run of a plan, begun; `track_plan` takes it up again to end it."""
+    return begin(plan.config.tracking, **_identity(plan), parent=parent)
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    return {
+        "run_name": plan.config.subject.name,
+        "params": printable_settings(plan.config),
+        "tags": result_tags(plan),
+        "resume_key": plan.key,
+    }
 
 
 def finish(

@@ -1,72 +1,31 @@
 """Fine-tuning one subject on one worker, whoever runs it: a run of its own, or a lane that goes through many."""
 
-import json
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.addresses import shown
 from dreambooth.base_model import BaseModel
-from dreambooth.best_checkpoint import Scores
 from dreambooth.config import DreamBoothConfig
-from dreambooth.images import png_bytes
 from pipelines.collectives import from_all_ranks
-from pipelines.events import Message
+from pipelines.history import Checkpoints, History
+from pipelines.hooks import Checkpoint, Hooks, Leave, NoLongerRising, Record, Samples, Score, Tell
 from pipelines.logs import log
 from pipelines.metrics import record
-from pipelines.preemption import Leaving
+from pipelines.preemption import Leaving, while_training
 from pipelines.storage import Manifest, join, opened, publish, write_json
 from pipelines.storage_faults import room_for
 from pipelines.tasks import TrainTask
 from pipelines.train_data import ClassLatents, train_data
 
 if TYPE_CHECKING:
-    from dreambooth.training import StepMetrics
-
-_PROGRESS = "progress.json"
-
-
-@dataclass(kw_only=True)
-class History:
-    """Where a run stands; kept in every checkpoint, so that a resumed run ends with the whole history."""
-
-    step: int = 0
-    metrics: list[dict[str, float]] = field(default_factory=list)
-    scores: Scores = field(default_factory=Scores)
-
-    def save(self, folder: Path) -> None:
-        """Write it into a checkpoint's folder."""
-        scores = [score.as_dict() for score in self.scores.measured]
-        progress = {"step": self.step, "metrics": self.metrics, "scores": scores}
-        Path(folder, _PROGRESS).write_text(json.dumps(progress))
-        self.scores.save(folder)
-
-    @classmethod
-    def load(cls, folder: Path) -> "History":
-        """What `save` wrote."""
-        progress = json.loads(Path(folder, _PROGRESS).read_text())
-        scores = Scores.load(folder, progress["scores"])
-        return cls(step=progress["step"], metrics=progress["metrics"], scores=scores)
-
-
-class Checkpoints(Protocol):
-    """Where a worker group keeps what it needs to go on. Every rank calls both."""
-
-    def restore(self, engine: Any) -> History:
-        """Load the newest checkpoint into the engine; an empty history where there is none."""
-
-    def save(self, engine: Any, history: History) -> None:
-        """Write a checkpoint."""
-
-
-class Stopped(RuntimeError):
-    """The worker was asked to stop; a checkpoint has been written."""
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +42,8 @@ def fine_tune(
     model: Any,
     device: str,
     checkpoints: Checkpoints,
-    tell: Callable[[Message], None],
-    stopping: Callable[[], bool] | None = None,
+    tell: Tell,
+    stopping: Callable[[], bool] = lambda: False,
     leaving: Callable[[], bool] | None = None,
     class_latents: ClassLatents | None = None,
 ) -> FineTuned:
@@ -102,11 +61,9 @@ def fine_tune(
     from torch import distributed as dist
 
     from dreambooth.training import fit
-    from pipelines.fidelity import Scoring
 
     task = replace(task, config=_shared(task.config, dist.get_world_size() if dist.is_initialized() else 1))
     config = task.config
-    every = config.evaluation.every
     num_train_timesteps = len(model.schedule.alphas_cumprod)
     data = train_data(
         base, task, class_latents or ClassLatents(), num_train_timesteps=num_train_timesteps, device=device
@@ -116,41 +73,14 @@ def fine_tune(
     if engine.rank:
         history.scores.weights = None
     resumed_from = history.step
-    scoring = Scoring(task, engine, device)
-    leave = Leaving(leaving, lambda mine: _any_rank(engine, mine, device))
+    hooks = _hooks(task, base, engine, checkpoints, history, device, tell, stopping, leaving)
     workers = {"workers": engine.world_size, "asked": config.cluster.num_workers}
     tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
-
-    def on_step(step: int, metrics: "StepMetrics | None") -> None:
-        history.step = step
-        if metrics is not None:
-            history.metrics.append(metrics.as_dict())
-            tell({"kind": "step", "metrics": metrics.as_dict()})
-        last = step == config.train.max_train_steps
-        if every is not None and (last or step % every == 0):
-            tell({"kind": "score", "score": scoring.measure(step, history.scores).as_dict()})
-            if not last and history.scores.ends(config.train.stop_after):
-                raise _NoLongerRising
-        stop = stopping is not None and _any_rank(engine, stopping(), device)
-        noticed = not last and leave.noticed(step)
-        if not last and (stop or noticed or step % config.train.checkpoint_every == 0):
-            began_saving = time.perf_counter()
-            checkpoints.save(engine, history)
-            tell({"kind": "checkpoint", "step": step, "seconds": time.perf_counter() - began_saving})
-            leave.go()
-        if stop and not last:
-            raise Stopped(f"stopped after step {step}")
-        if not last and config.train.validate_every and step % config.train.validate_every == 0:
-            state = engine.state_dict()
-            if engine.rank == 0:
-                tell({"kind": "samples", "step": step, "images": _validation_samples(base, state, config, device)})
-
-    aside = _Timed(on_step)  # checkpoints, samples and scores are no steps
     began = time.perf_counter()
     try:
-        with leave.while_training(), suppress(_NoLongerRising):
-            fit(engine, data, config.train, start=resumed_from, on_step=aside)
-        seconds = time.perf_counter() - began - aside.seconds
+        with while_training(), suppress(NoLongerRising):
+            fit(engine, data, config.train, start=resumed_from, on_step=hooks)
+        seconds = time.perf_counter() - began - hooks.seconds
         peaks, resident = from_all_ranks(engine, _peak_memory(device)), from_all_ranks(engine, _resident_memory())
         exported, state = _exported(engine, history, config)
     finally:
@@ -177,22 +107,33 @@ def _shared(config: DreamBoothConfig, workers: int) -> DreamBoothConfig:
     return config.model_copy(update={"train": train})
 
 
-class _Timed:
-    """Calls a function and adds up the seconds that it takes."""
+def _hooks(
+    task: TrainTask,
+    base: BaseModel,
+    engine: Any,
+    checkpoints: Checkpoints,
+    history: History,
+    device: str,
+    tell: Tell,
+    stopping: Callable[[], bool],
+    leaving: Callable[[], bool] | None,
+) -> Hooks:
+    """In their order: what ends the training early comes before what is only done for its sake."""
+    from pipelines.fidelity import Scoring
 
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function, self.seconds = function, 0.0
+    config = task.config
 
-    def __call__(self, *arguments: Any) -> None:
-        began = time.perf_counter()
-        try:
-            self._function(*arguments)
-        finally:
-            self.seconds += time.perf_counter() - began
+    def any_rank(here: bool) -> bool:
+        return _any_rank(engine, here, device)
 
-
-class _NoLongerRising(Exception):
-    """The score has not risen for as many measurements as the training waits for."""
+    checkpoint = Checkpoint(checkpoints, engine, history, config, tell)
+    return Hooks(
+        Record(history, tell),
+        Score(Scoring(task, engine, device), history, config, tell),
+        Leave(Leaving(leaving, any_rank), checkpoint, any_rank, config, stopping=stopping),
+        checkpoint,
+        Samples(base, engine, config, device, tell),
+    )
 
 
 def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[int, Mapping[str, Any]]:
@@ -244,28 +185,6 @@ def _engine(model: Any, task: TrainTask, device: str) -> Any:
     from pipelines.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(model, task.config.train, task.config.zero, device)
-
-
-def _validation_samples(base: BaseModel, state: dict[str, Any], config: DreamBoothConfig, device: str) -> list[bytes]:
-    """One picture per evaluation prompt from the weights as they are, as PNG."""
-    import torch
-
-    from dreambooth.export import load_trained
-    from dreambooth.sampling import sample
-
-    evaluation = config.evaluation
-    prompts = evaluation.prompts_of(config.subject, config.prompts)
-    pipeline = load_trained(base.directory, state, device=device, dtype=torch.float32)
-    images = sample(
-        pipeline,
-        prompts,
-        [evaluation.seed] * len(prompts),
-        num_inference_steps=evaluation.num_inference_steps,
-        guidance_scale=evaluation.guidance_scale,
-        height=config.images.resolution,
-        width=config.images.resolution,
-    )
-    return [png_bytes(image) for image in images]
 
 
 def _export(base: BaseModel, state: Mapping[str, Any], task: TrainTask, *, step: int) -> Manifest:

@@ -1,92 +1,75 @@
-"""What the driver does with what workers tell: a bar for the person, curves and pictures for MLflow."""
+"""Curves and pictures in MLflow, while subjects train and when they are done."""
 
 import io
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from PIL import Image
 
 from dreambooth.config import DreamBoothConfig
-from pipelines.console import RunConsole, Update
-from pipelines.events import Message
+from pipelines.plan import Plan
 from pipelines.storage import filesystem, join, write_bytes
+from pipelines.tasks import Message
 from pipelines.tracked_run import TrackedRun
 
 
-class Follower:
-    """Follows the training of a plan's `key`.
+class Curves:
+    """Writes to MLflow what lanes report of subjects while they train; `begin` gives a subject's run there.
 
-    `milestones` maps a phase (and "first_step") to the time it was reached.
+    Nothing is lost where it gives None, or where a message doesn't arrive: what MLflow lacks is made up for when the
+    subject is concluded.
     """
 
-    def __init__(self, run: TrackedRun, console: RunConsole, config: DreamBoothConfig, key: str) -> None:
-        self.milestones: dict[str, float] = {}
-        self._run = run
-        self._console = console
-        self._steps = config.train.max_train_steps
-        self._folder = validation_folder(config, key)
-        self._warned = False
-        self._stack = ExitStack()
-        self._update: Update = lambda done, total, note: None
+    def __init__(self, begin: Callable[[Plan], TrackedRun | None]) -> None:
+        self._begin = begin
+        self._runs: dict[str, TrackedRun] = {}
 
     def __enter__(self) -> Self:
-        """Show the bar."""
-        self._update = self._stack.enter_context(self._console.bar("training"))
+        """Nothing is begun yet."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away."""
-        self._stack.close()
+        """End the runs of subjects that have not been concluded."""
+        for run in self._runs.values():
+            run.end("KILLED")
 
-    def handle(self, message: Message) -> None:
-        """Take one message of a worker."""
-        if message["kind"] == "step":
-            self._step(message["metrics"])
-        elif message["kind"] == "phase":
-            self.milestones.setdefault(message["phase"], message["time"])
-            if message["phase"] == "training":
-                self._began(message["start"], message["workers"], message["asked"])
-        elif message["kind"] == "score":
-            self._log(score_point(message["score"]))
-        elif message["kind"] == "warning":
-            self._console.warn(message["text"])
-        elif message["kind"] == "samples":
-            self._samples(message["step"], message["images"])
+    def take(self, plan: Plan, message: Message) -> None:
+        """Write what a message of a lane has for MLflow."""
+        if message["kind"] not in ("step", "score", "samples"):
+            return
+        if message["kind"] == "samples":
+            for index, image in enumerate(message["images"]):
+                write_bytes(join(validation_folder(plan.config, plan.key), f"{message['step']:08d}-{index}.png"), image)
+        run = self._run(plan)
+        if run is None or run.behind:
+            return
+        if message["kind"] == "samples":
+            for index, image in enumerate(message["images"]):
+                run.log_image(Image.open(io.BytesIO(image)), f"validation/{index}", message["step"])
+            return
+        point = step_point(message["metrics"]) if message["kind"] == "step" else score_point(message["score"])
+        run.log_metrics(point[1], point[0])
 
-    def warn(self, error: Exception) -> None:
-        """Say once that something could not be followed; what is missing is made up for by `complete`."""
-        if not self._warned:
-            self._console.warn(f"training goes on, but it can't be followed now: {type(error).__name__}: {error}")
-        self._warned = True
+    def leave(self, name: str) -> None:
+        """Send what waits: the subject is concluded now, in the same run."""
+        if (run := self._runs.pop(name, None)) is not None:
+            run.flush()
 
-    def _began(self, start: int, workers: int, asked: int) -> None:
-        fewer = f" with {workers} of {asked} workers" if workers < asked else ""
-        if start or fewer:
-            whence = f"from the checkpoint of step {start}" if start else "from the beginning"
-            self._console.line(f"going on {whence}{fewer}")
+    def failed(self, names: Iterable[str]) -> None:
+        """End the runs of subjects that were set aside."""
+        for name in names:
+            if (run := self._runs.pop(name, None)) is not None:
+                run.end("FAILED")
 
-    def _step(self, metrics: dict[str, Any]) -> None:
-        self.milestones.setdefault("first_step", time.time())
-        step = int(metrics["step"])
-        note = f"loss {metrics['loss']:.3f}  {metrics['images_per_second']:.1f} images/s"
-        self._update(step, self._steps, note)
-        self._log(step_point(metrics))
-
-    def _log(self, point: tuple[int, Mapping[str, float]]) -> None:
-        step, metrics = point
-        self._run.log_metrics(metrics, step)
-
-    def _samples(self, step: int, images: list[bytes]) -> None:
-        for index, image in enumerate(images):
-            if not self._run.behind:
-                self._run.log_image(Image.open(io.BytesIO(image)), f"validation/{index}", step)
-            write_bytes(join(self._folder, f"{step:08d}-{index}.png"), image)
+    def _run(self, plan: Plan) -> TrackedRun | None:
+        name = plan.config.subject.name
+        if name not in self._runs and (run := self._begin(plan)) is not None:
+            self._runs[name] = run
+        return self._runs.get(name)
 
 
 def validation_folder(config: DreamBoothConfig, key: str) -> str:

@@ -5,7 +5,6 @@ which went before it; class images are encoded once for the subjects that share 
 weights that are here anyway; publishing goes on behind the next subject's training.
 """
 
-import dataclasses
 import logging
 import time
 import traceback
@@ -13,26 +12,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from dreambooth.base_model import BaseModel, resolve_base_model
-from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import Diverged
-from pipelines.collectives import from_all_ranks
+from pipelines.collectives import from_all_ranks, from_rank_zero
 from pipelines.collector import collect_less_garbage
 from pipelines.evaluate_stage import Evaluation, evaluate
 from pipelines.evaluation_store import store_evaluation
-from pipelines.events import Message
-from pipelines.fine_tune import FineTuned, Stopped, autocast, fine_tune, publish_result
+from pipelines.fine_tune import FineTuned, autocast, fine_tune, publish_result
+from pipelines.hooks import Stopped
+from pipelines.lane_reports import QueueCaller, Reports
 from pipelines.logs import about, log, to_stderr
 from pipelines.metrics import observed, record
 from pipelines.preemption import notice
+from pipelines.prior_stage import seal
 from pipelines.protocol_stage import run_protocol
-from pipelines.sampler_pool import SamplersHere
-from pipelines.storage import join, remove
+from pipelines.shared_samplers import SharedSamplers
+from pipelines.storage import Manifest, join, remove
 from pipelines.storage_faults import StorageFull, no_room
 from pipelines.stored_checkpoints import checkpoints_of
 from pipelines.tasks import (
     LaneTask,
     MakeClassImages,
-    Progress,
+    Message,
     Source,
     TrainSubject,
     TrainTask,
@@ -72,12 +72,14 @@ def lane_worker(loop_config: dict[str, Any]) -> None:
 class _Lane:
     def __init__(self, task: LaneTask, device: str, rank: int, world_size: int) -> None:
         self._task, self._device, self.rank, self.world_size = task, device, rank, world_size
-        self._queue = _Caller(task.queue)
+        self._queue = QueueCaller(task.queue)
         self._nodes = frozenset(from_all_ranks(self, _node_id()))
         self._bases = _Bases()
         self._class_latents = ClassLatents()
-        self._samplers = SamplersHere(use_gpu=device != "cpu", num_threads=task.num_threads)
+        self._samplers = SharedSamplers(rank, world_size, use_gpu=device != "cpu", num_threads=task.num_threads)
+        self._up = time.time()
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
+        self._publication: Future[None]
         self._publishing: dict[str, Future[None]] = {}
         # The driver's part of a lane's name is another one each time, which would make ever new curves.
         self._number = task.lane.rpartition("/")[2]
@@ -108,7 +110,10 @@ class _Lane:
         """Rank 0 asks, and all ranks get the same work."""
         work: Work | None = None
         if self.rank == 0:
-            self._publishing = {name: done for name, done in self._publishing.items() if not done.done()}
+            self._forget_published()
+            while len(self._publishing) >= _PUBLISHING_AT_ONCE:
+                next(iter(self._publishing.values())).result()
+                self._forget_published()
             work = self._queue.call(
                 "next",
                 self._task.lane,
@@ -123,29 +128,37 @@ class _Lane:
             return work
         import ray.train.collective
 
+        # Ray's has no time limit, as torch's have: rank 0 may wait long, for an upload or for work.
         same: Work | None = ray.train.collective.broadcast_from_rank_zero(work)
         return same
 
+    def _forget_published(self) -> None:
+        self._publishing = {name: done for name, done in self._publishing.items() if not done.done()}
+
     def _class_images(self, work: MakeClassImages) -> None:
+        """Make a block on every rank that has one; a set that is complete gets its manifest."""
         if self.rank < len(work.blocks):
             block, wanted = work.blocks[self.rank], work.wanted[self.rank]
             self._samplers.sampler.class_images(work.source, work.plan, block, wanted, work.uri)
-        if self.world_size > 1:
-            import ray.train.collective
-
-            ray.train.collective.barrier()
-        if self.rank == 0:
+        from_all_ranks(self, None)  # all have written theirs
+        if self.rank:
+            return
+        if work.blocks:
             indices = {index for part in work.wanted for index in part}
             self._queue.call("made", self._task.lane, work.plan.key, indices)
+        else:
+            seal(work.parent_uri, work.plan)
+            self._queue.call("sealed", self._task.lane, work.plan.key)
 
     def _subject(self, task: TrainTask) -> None:
         name = task.config.subject.name
+        reports = Reports(self._queue, task.config, self._task.tell_seconds) if self.rank == 0 else None
         try:
+            self._tell(reports, {"kind": "phase", "phase": "loading", "up": self._up})
             base = self._bases.get(task)
-            if find_model(task.config, task.key) is None:
-                self._train(task, base)
-            elif self.rank == 0:
-                self._conclude(task, None, None, self._evaluate(task, None, self._teller(task)))
+            manifest = from_rank_zero(self, find_model(task.config, task.key) if self.rank == 0 else None)
+            tuned = None if manifest is not None else self._train(task, base, reports)
+            self._evaluate_and_conclude(task, manifest, tuned, reports)
         except Stopped:
             if self.rank == 0:
                 log("stopped")
@@ -160,102 +173,128 @@ class _Lane:
                 # The other ranks wait in a collective, or will: only new workers are sure to agree.
                 raise
 
-    def _train(self, task: TrainTask, base: BaseModel) -> None:
+    def _train(self, task: TrainTask, base: BaseModel, reports: Reports | None) -> FineTuned:
+        """Train, and publish behind what comes next."""
         from dreambooth.model import build_model
 
+        def tell(message: Message) -> None:
+            self._tell(reports, message)
+
+        def warn(text: str) -> None:
+            if self.rank == 0:
+                log("warning", level=logging.WARNING, text=text)
+            tell({"kind": "warning", "text": text})
+
         model = build_model(self._bases.components.copied(), task.config, autocast=autocast(task.config, self._device))
-        teller = self._teller(task) if self.rank == 0 else None
         tuned = fine_tune(
             task,
             base,
             model,
             self._device,
-            checkpoints_of(task, self._warn),
-            observed(teller.tell, lane=self._number) if teller else lambda message: None,
-            teller.stopping if teller else lambda: False,
+            checkpoints_of(task, warn),
+            observed(tell, lane=self._number) if reports is not None else tell,
+            reports.stopping if reports is not None else lambda: False,
             notice(),
             self._class_latents,
         )
-        if teller is not None:
-            while len(self._publishing) >= _PUBLISHING_AT_ONCE:
-                next(iter(self._publishing.values())).result()
-                self._publishing = {name: done for name, done in self._publishing.items() if not done.done()}
-            try:
-                evaluation = self._evaluate(task, tuned, teller)
-            except Stopped:
-                publish_result(base, tuned, task)  # or it would have to be trained again
-                raise
-            done = self._publisher.submit(self._conclude, task, base, tuned, evaluation)
+        if self.rank == 0:
+            self._publication = self._publisher.submit(self._publish, task, base, tuned)
+        return tuned
+
+    def _tell(self, reports: Reports | None, message: Message) -> None:
+        if reports is not None:
+            reports.tell(message)
+
+    def _evaluate_and_conclude(
+        self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None, reports: Reports | None
+    ) -> None:
+        """Sample and measure on all ranks; the end of the subject goes on behind the next one's training."""
+        try:
+            evaluation = self._evaluate(task, manifest, tuned, reports)
+        except Stopped:
+            if self.rank == 0 and tuned is not None:
+                self._publication.result()  # or it would have to be trained again
+            raise
+        if self.rank == 0:
+            publication = self._publication if tuned is not None else None
+            done = self._publisher.submit(self._conclude, task, publication, evaluation)
             self._publishing[task.config.subject.name] = done
 
-    def _warn(self, text: str) -> None:
-        if self.rank == 0:
-            log("warning", level=logging.WARNING, text=text)
+    def _evaluate(
+        self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None, reports: Reports | None
+    ) -> Evaluation | None:
+        """Sample and measure; the figures are written at once, the samples with the model (None on other ranks).
 
-    def _teller(self, task: TrainTask) -> "_Teller":
-        return _Teller(self._queue, task.config, self._task.tell_seconds)
-
-    def _evaluate(self, task: TrainTask, tuned: FineTuned | None, teller: "_Teller") -> Evaluation | None:
-        """Sample and measure; the figures are written at once, the samples with the model.
-
-        Raises Stopped when told to stop.
+        Raises Stopped, on every rank, when told to stop.
         """
-        config = task.config
+        config, found = task.config, None
         if task.protocol is None and not config.evaluation.enabled:
             return None
-        base, fine_tuned = self._sources(task, tuned)
-        if task.protocol is not None:
-            run_protocol(
-                task.protocol, self._samplers, base=base, fine_tuned=fine_tuned, on_progress=teller.tell_pictures
-            )
-        if not config.evaluation.enabled:
-            return None
-        return evaluate(
-            config,
-            task.images,
-            self._samplers,
-            base=base,
-            fine_tuned=fine_tuned,
-            encoder=self._task.encoder,
-            dtype=task.sampling_dtype,
-            on_progress=teller.tell_pictures,
-        )
+        base, fine_tuned = self._sources(task, manifest, tuned)
 
-    def _sources(self, task: TrainTask, tuned: FineTuned | None) -> tuple[Source, Source]:
+        def measure() -> None:
+            nonlocal found
+            assert reports is not None
+            if task.protocol is not None:
+                reports.tell({"kind": "phase", "phase": "measuring"})
+                run_protocol(
+                    task.protocol, self._samplers, base=base, fine_tuned=fine_tuned, on_progress=reports.tell_pictures
+                )
+            if not config.evaluation.enabled:
+                return
+            reports.tell({"kind": "phase", "phase": "evaluating"})
+            found = evaluate(
+                config,
+                task.images,
+                self._samplers,
+                base=base,
+                fine_tuned=fine_tuned,
+                encoder=self._task.encoder,
+                dtype=task.sampling_dtype,
+                on_progress=reports.tell_pictures,
+            )
+
+        stopped: Stopped | None = None
+        try:
+            self._samplers.sharing(measure)
+        except Stopped as error:
+            stopped = error
+        if from_rank_zero(self, stopped is not None):
+            raise stopped or Stopped("stopped in the evaluation")
+        return found
+
+    def _sources(self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None) -> tuple[Source, Source]:
         """The base model's pipeline and the fine-tuned one's: the weights in memory, as they will be published."""
         import torch
 
         config = task.config
         base = base_source(config, task.base_hash)
         if tuned is None:
-            manifest = find_model(config, task.key)
             assert manifest is not None
             return base, Source(address=manifest.uri, published=True)
         fine_tuned, dtype = Source(address=f"trained:{task.key}"), getattr(torch, config.storage.dtype)
         state = {name: weight.to(dtype) for name, weight in tuned.state.items()}
-        self._samplers.sampler.give_weights(fine_tuned, base, state)
+        self._samplers.give_weights(fine_tuned, base, state)
         return base, fine_tuned
 
-    def _conclude(
-        self, task: TrainTask, base: BaseModel | None, tuned: FineTuned | None, evaluation: Evaluation | None
-    ) -> None:
-        """Publish and verify, store the samples, and tell: all that the next subject need not wait for."""
-        with about(lane=self._number, subject=task.config.subject.name):  # in a thread of its own
-            self._conclude_here(task, base, tuned, evaluation)
+    def _publish(self, task: TrainTask, base: BaseModel, tuned: FineTuned) -> None:
+        """Publish and verify, in a thread of its own: the subject's evaluation need not wait for that."""
+        with about(lane=self._number, subject=task.config.subject.name):
+            publish_result(base, tuned, task)
 
-    def _conclude_here(
-        self, task: TrainTask, base: BaseModel | None, tuned: FineTuned | None, evaluation: Evaluation | None
-    ) -> None:
+    def _conclude(self, task: TrainTask, publication: Future[None] | None, evaluation: Evaluation | None) -> None:
+        """Store the samples of what is published, and tell the queue: the next subject need not wait for that."""
         name, config = task.config.subject.name, task.config
-        try:
-            if base is not None and tuned is not None:
-                publish_result(base, tuned, task)
-            if evaluation is not None:
-                store_evaluation(evaluation, config.run_uri, task.key)
-            remove(join(config.run_uri, "checkpoints", task.key))
-            self._queue.call("trained", name)
-        except Exception as error:  # noqa: BLE001 - whatever a store or a disk raises is this subject's failure
-            self._failed(name, error)
+        with about(lane=self._number, subject=name):
+            try:
+                if publication is not None:
+                    publication.result()
+                if evaluation is not None:
+                    store_evaluation(evaluation, config.run_uri, task.key)
+                remove(join(config.run_uri, "checkpoints", task.key))
+                self._queue.call("trained", name)
+            except Exception as error:  # noqa: BLE001 - whatever a store or a disk raises is this subject's failure
+                self._failed(name, error)
 
     def _failed(self, name: str, error: Exception) -> None:
         """Report a failure, and whether trying again is no use."""
@@ -268,63 +307,6 @@ def _node_id() -> str:
     import ray
 
     return str(ray.get_runtime_context().get_node_id())
-
-
-class _Caller:
-    """Calls to the queue's actor, which is made again when its node dies."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        import ray
-
-        return ray.get(getattr(self._actor, method).remote(*arguments, **keywords))
-
-    def start(self, method: str, *arguments: Any) -> Any:
-        return getattr(self._actor, method).remote(*arguments)
-
-
-class _Teller:
-    """Tells the queue now and then how far a subject is, and learns whether to stop, without waiting for it."""
-
-    def __init__(self, queue: _Caller, config: DreamBoothConfig, every_seconds: float) -> None:
-        steps = config.train.max_train_steps
-        self._queue, self._name, self._every_seconds = queue, config.subject.name, every_seconds
-        self._progress = Progress(step=steps, steps=steps, images_per_second=0.0, loss=0.0)
-        self._told = 0.0
-        self._answer: Any = None
-        self._stop = False
-
-    def tell(self, message: Message) -> None:
-        """Of the training."""
-        if message["kind"] != "step":
-            return
-        metrics = message["metrics"]
-        self._tell(step=int(metrics["step"]), images_per_second=metrics["images_per_second"], loss=metrics["loss"])
-
-    def tell_pictures(self, made: int, total: int) -> None:
-        """Of the evaluation. Raises Stopped when told to stop."""
-        self._tell(pictures=(made, total))
-        if made < total and self.stopping():
-            raise Stopped(f"stopped at picture {made} of the evaluation")
-
-    def _tell(self, **changes: Any) -> None:
-        if time.monotonic() - self._told < self._every_seconds:
-            return
-        self.stopping()  # the last answer, before another takes its place: steps may be slower than reports
-        self._told = time.monotonic()
-        self._progress = dataclasses.replace(self._progress, **changes)
-        self._answer = self._queue.start("progress", self._name, self._progress)
-
-    def stopping(self) -> bool:
-        """Whether to stop, as far as the queue has answered."""
-        import ray
-
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._stop = self._stop or bool(ray.get(self._answer))
-            self._answer = None
-        return self._stop
 
 
 class _Bases:

@@ -10,9 +10,10 @@ from typing import Any
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.figures import BankId
-from pipelines.batch import View, run_batch
+from pipelines.batch import run_batch
 from pipelines.batch_plan import BatchPlan, make_batch_plan
 from pipelines.cluster import Resources
+from pipelines.driver import View
 from pipelines.paper_experiments import Setting
 from pipelines.paper_markdown import render_markdown
 from pipelines.paper_page import render_page

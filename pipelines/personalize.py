@@ -1,34 +1,36 @@
-"""One subject, end to end, on one screen: class images -> fine-tuning -> evaluation -> registry -> summary."""
+"""One subject, end to end, on one screen: a batch of one, with a view of its own."""
 
-import time
-from contextlib import ExitStack, closing
+import secrets
+from contextlib import ExitStack
 
 from dreambooth.config import DreamBoothConfig
 from dreambooth.errors import InputError
+from pipelines.batch import queued_subjects
 from pipelines.batch_plan import BatchPlan
 from pipelines.clock import Clock
-from pipelines.cluster import Resources, ray_cluster
+from pipelines.cluster import Resources, ray_cluster, ray_cluster_meanwhile
 from pipelines.conclude import conclude_stored, finish, track_plan
 from pipelines.console import RunConsole
 from pipelines.destinations import check_destinations
-from pipelines.evaluate_stage import Evaluation, evaluate, image_encoder, sample_requests
-from pipelines.evaluation_store import store_evaluation
-from pipelines.events import event_queue
-from pipelines.follow import Follower
+from pipelines.driver import Driver, until_ended
+from pipelines.evaluate_stage import image_encoder
+from pipelines.evaluation_store import load_evaluation
+from pipelines.follow import Curves
+from pipelines.lanes import Lanes
 from pipelines.plan import Plan, describe_plan, make_plan
-from pipelines.prior_stage import make_class_images
-from pipelines.protocol_stage import run_protocol
-from pipelines.sampler_pool import SamplerPool
+from pipelines.queue_actor import start_queue
+from pipelines.run_view import RunView
+from pipelines.storage import join, remove
 from pipelines.summary import PersonalizeResult, is_tracked, stored_result
-from pipelines.tasks import PriorSet, ProtocolTask, Samplers, Source, base_source
 from pipelines.tracked_run import TrackedRun
-from pipelines.train_stage import train
+from pipelines.train_stage import find_result
 
 
 def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> PersonalizeResult:
     """Run one subject through every stage; the same call again does only what is missing.
 
-    Raises InputError before any work starts when something given is wrong.
+    The first KeyboardInterrupt is raised when a checkpoint is written, the second at once. Raises InputError before any
+    work starts when something given is wrong, RuntimeError when the subject fails more often than allowed.
     """
     console, clock = console or RunConsole(), Clock()
     with ExitStack() as stack:
@@ -45,16 +47,71 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
             console.line(f"{plan.config.run_uri} holds the result of this configuration; MLflow gets what it lacks")
             if (result := conclude_stored(plan, earlier=stored.summary, say=console.warn)) is not None:
                 return result
+        if resources is None:
+            ready = stack.enter_context(ray_cluster_meanwhile(config.cluster))
         encoder = encoder_of(plan, console)
         for warning in plan.warnings:
             console.warn(warning)
         console.table(describe_plan(plan))
         if resources is None:
             with clock.stage("ray"):
-                resources = stack.enter_context(ray_cluster(config.cluster))
-        run = stack.enter_context(track_plan(plan, say=console.warn))
-        pool = stack.enter_context(closing(_pool(plan, resources)))
-        return _stages(plan, pool, encoder, run, console, clock)
+                resources = ready()
+        return _drive(plan, resources, encoder, console, clock)
+
+
+def _drive(
+    plan: Plan, resources: Resources, encoder: str | None, console: RunConsole, clock: Clock
+) -> PersonalizeResult:
+    """Drive a batch of one, whose queue and lane leave nothing behind."""
+    import ray
+
+    work = BatchPlan(
+        name=plan.config.subject.name,
+        uri=join(plan.config.run_uri, "work"),
+        key=plan.key,
+        subjects=(plan,),
+        lanes=1,
+        cluster=plan.config.cluster,
+        use_gpu=plan.use_gpu,
+        resources=resources,
+    )
+    remove(work.uri)  # of a driver that was killed
+    name = secrets.token_hex(4)
+    queue = start_queue(work.uri, name, queued_subjects(work), retries=plan.config.cluster.max_failures)
+    lanes = Lanes(work, name, queue, encoder)
+    clock.begin("train")
+    lanes.start()
+    results: list[PersonalizeResult] = []
+    with (
+        track_plan(plan, say=console.warn) as run,
+        RunView(console, plan.config.train.max_train_steps) as view,
+        Curves(lambda one: run) as curves,
+    ):
+
+        def conclude(one: Plan) -> str:
+            clock.take_lane(view.milestones, protocol=one.protocol is not None)
+            results.append(_finish(one, run, view, clock))
+            return ""
+
+        interrupted = Driver(work, queue, lanes, view, curves, conclude).drive()
+        [record] = ray.get(queue.records.remote())
+        until_ended(lanes)
+        ray.kill(queue)
+        remove(work.uri)
+        if interrupted and not results:
+            raise KeyboardInterrupt
+        if not results:
+            raise RuntimeError(f"{record.name} failed: {record.reason}")
+        return results[-1]
+
+
+def _finish(plan: Plan, run: TrackedRun, view: RunView, clock: Clock) -> PersonalizeResult:
+    trained = find_result(plan)
+    if trained is None:
+        raise RuntimeError(f"training ended, but there is no model at {join(plan.config.run_uri, 'model')}")
+    view.line(f"published and verified: {trained.model.uri}")
+    evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
+    return finish(plan, trained, evaluation, run, clock.seconds, clock.startup(view.milestones))
 
 
 def checked_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
@@ -69,37 +126,6 @@ def check_batch_destinations(batch: BatchPlan) -> None:
     check_destinations(batch.subjects, lanes=batch.lanes, nodes=batch.resources.nodes)
 
 
-def _pool(plan: Plan, resources: Resources) -> SamplerPool:
-    here = plan.config.cluster.address is None and resources.nodes == 1
-    return SamplerPool(
-        actors=plan.config.prior.num_actors or (resources.gpus if plan.use_gpu else resources.cpus),
-        use_gpu=plan.use_gpu,
-        keep=here and not plan.use_gpu,
-    )
-
-
-def _stages(
-    plan: Plan, pool: SamplerPool, encoder: str | None, run: TrackedRun, console: RunConsole, clock: Clock
-) -> PersonalizeResult:
-    config = plan.config
-    with clock.stage("class_images"):
-        prior_set = _class_images(plan, pool, console)
-    with clock.stage("train"):
-        follower = Follower(run, console, config, plan.key)
-        with follower, event_queue(follower.handle, follower.warn) as events:
-            trained = train(plan, prior_set, events)
-    console.line(f"published and verified: {trained.model.uri}")
-    base, fine_tuned = base_source(plan.config, plan.base.hash), Source(address=trained.model.uri, published=True)
-    with pool.started(_wanted(plan, base, fine_tuned)) as samplers:
-        with clock.stage("evaluate"):
-            evaluation = _evaluate(plan, samplers, base, fine_tuned, encoder, console)
-        if plan.protocol is not None:
-            with clock.stage("protocol"):
-                _measure(plan.protocol, samplers, base, fine_tuned, console)
-    startup = clock.startup(follower.milestones)
-    return finish(plan, trained, evaluation, run, clock.seconds, startup)
-
-
 def encoder_of(plan: Plan, console: RunConsole) -> str | None:
     """The image encoder that similarities are measured with; None, with a warning, where there is none to be had."""
     if not plan.config.evaluation.enabled:
@@ -111,59 +137,3 @@ def encoder_of(plan: Plan, console: RunConsole) -> str | None:
             raise
         console.warn(f"similarities will not be measured: {error}")
         return None
-
-
-def _class_images(plan: Plan, pool: SamplerPool, console: RunConsole) -> PriorSet | None:
-    if plan.prior is None:
-        return None
-    began = time.perf_counter()
-    with console.bar("class images") as update:
-
-        def on_progress(made: int, missing: int) -> None:
-            update(made, missing, f"{made / (time.perf_counter() - began):.1f} images/s")
-
-        return make_class_images(
-            plan.prior, base_source(plan.config, plan.base.hash), plan.config.prior_uri, pool, on_progress
-        )
-
-
-def _wanted(plan: Plan, base: Source, fine_tuned: Source) -> int:
-    """How many calls there are for samplers."""
-    samples = (
-        len(sample_requests(plan.config, base, fine_tuned, plan.sampling_dtype))
-        if plan.config.evaluation.enabled
-        else 0
-    )
-    protocol = plan.protocol
-    return samples + (len(protocol.base_sets) + len(protocol.fine_tuned_sets) if protocol is not None else 0)
-
-
-def _evaluate(
-    plan: Plan, samplers: Samplers, base: Source, fine_tuned: Source, encoder: str | None, console: RunConsole
-) -> Evaluation | None:
-    if not plan.config.evaluation.enabled:
-        return None
-    with console.bar("evaluation samples") as update:
-        evaluation = evaluate(
-            plan.config,
-            plan.images,
-            samplers,
-            base=base,
-            fine_tuned=fine_tuned,
-            encoder=encoder,
-            dtype=plan.sampling_dtype,
-            on_progress=lambda made, total: update(made, total, "images"),
-        )
-    store_evaluation(evaluation, plan.config.run_uri, plan.key)
-    return evaluation
-
-
-def _measure(protocol: ProtocolTask, samplers: Samplers, base: Source, fine_tuned: Source, console: RunConsole) -> None:
-    with console.bar("protocol samples") as update:
-        run_protocol(
-            protocol,
-            samplers,
-            base=base,
-            fine_tuned=fine_tuned,
-            on_progress=lambda made, total: update(made, total, "images"),
-        )

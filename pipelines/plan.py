@@ -82,12 +82,14 @@ class Plan:
         """What a checkpoint takes, all workers' parts together.
 
         Weights, two moments of Adam and the moving average, in fp32. Under ZeRO 1 and 2 the weights are there twice, in
-        the model's file and as the shards' masters; DeepSpeed writes frozen weights, too.
+        the model's file and as the shards' masters. DeepSpeed writes frozen weights, too, and without ZeRO every rank
+        writes the whole moving average.
         """
         train, trained = self.config.train, self.trained_parameters
         stage = self.config.zero.stage if self.engine == "deepspeed" else 0
         counts, embedding_only = self.base.parameter_counts, train.method == "textual_inversion"
-        each = 12 + (4 if stage in (1, 2) else 0) + (4 if train.ema_decay else 0)
+        copies = self.config.cluster.num_workers if self.engine == "deepspeed" and stage == 0 else 1
+        each = 12 + (4 if stage in (1, 2) else 0) + (4 * copies if train.ema_decay else 0)
         frozen = counts["unet"] + counts["text_encoder"] if embedding_only and self.engine == "deepspeed" else 0
         best = counts["text_encoder"] if embedding_only else trained
         return each * trained + 4 * frozen + (4 * best if train.keep == "best" else 0)

@@ -57,6 +57,16 @@ def notice() -> Callable[[], bool] | None:
     return lambda: ray.train.get_preemption_info() is not None
 
 
+@contextmanager
+def while_training() -> Iterator[None]:
+    """SIGTERM waits for a checkpoint as long as this lasts."""
+    _training.set()
+    try:
+        yield
+    finally:
+        _training.clear()
+
+
 class Leaving:
     """Asks now and then whether a worker has to go: because of its machine, which is said once, or because of SIGTERM.
 
@@ -65,15 +75,6 @@ class Leaving:
 
     def __init__(self, machine_goes: Callable[[], bool] | None, any_rank: Callable[[bool], bool]) -> None:
         self._machine_goes, self._any_rank = machine_goes, any_rank
-
-    @contextmanager
-    def while_training(self) -> Iterator[None]:
-        """SIGTERM waits for a checkpoint as long as this lasts."""
-        _training.set()
-        try:
-            yield
-        finally:
-            _training.clear()
 
     def noticed(self, step: int) -> bool:
         """Whether a checkpoint is wanted for it; every rank has to ask at every step."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from dreambooth.errors import InputError
 from pipelines.collectives import from_all_ranks, from_rank_zero
-from pipelines.fine_tune import History
+from pipelines.history import History
 from pipelines.storage import (
     MANIFEST_NAME,
     Damaged,

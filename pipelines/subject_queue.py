@@ -21,6 +21,7 @@ from pipelines.storage import exists, join, write_json
 from pipelines.subject_record import read_records
 from pipelines.tasks import (
     STATES,
+    Message,
     Progress,
     State,
     SubjectRecord,
@@ -34,6 +35,7 @@ from pipelines.tasks import (
 _SHORTEST_WAIT_SECONDS = 0.2
 _ASKED_PER_SECOND = 100
 """By all lanes together, when none has anything to do."""
+_MOST_MESSAGES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,7 @@ class Snapshot:
     """How a batch stands: subjects by state, those in lanes, class images (made, to make), and what needs the driver.
 
     `trained` are the names of subjects that wait for their registration, `failures` (name, reason) pairs of those set
-    aside, `sets_to_seal` sets of class images that lack nothing but their manifest, `lanes` how many came for work,
-    and `nodes` the ids of the nodes on which a lane's workers are.
+    aside, `lanes` how many came for work, and `nodes` the ids of the nodes on which a lane's workers are.
     """
 
     counts: Mapping[State, int]
@@ -59,7 +60,6 @@ class Snapshot:
     class_images: tuple[int, int]
     trained: tuple[str, ...]
     failures: tuple[tuple[str, str], ...]
-    sets_to_seal: tuple[PriorPlan, ...]
     lanes: int
     nodes: Mapping[str, frozenset[str]]
     finished: bool
@@ -79,6 +79,7 @@ class SubjectQueue:
         self._ready: deque[tuple[str, float]] = deque()  # with the time since when it could start
         self._sets = ClassImageSets([_wanted_set(subject.prior, subject.task) for subject in subjects if subject.prior])
         self._progress: dict[str, Progress] = {}
+        self._messages: deque[tuple[str, Message]] = deque(maxlen=_MOST_MESSAGES)
         self._claims: dict[str, list[str]] = {}
         self._lanes: set[str] = set()
         self._nodes: dict[str, frozenset[str]] = {}
@@ -134,15 +135,22 @@ class SubjectQueue:
         """Class images of a set have been written."""
         self._sets.written(lane, key, indices)
 
-    def sealed(self, key: str) -> None:
-        """A set has its manifest: its subjects can start."""
-        self._ready.extend((name, time.time()) for name in self._sets.sealed(key))
+    def sealed(self, lane: str, key: str) -> None:
+        """A lane has given a set its manifest: its subjects can start."""
+        self._ready.extend((name, time.time()) for name in self._sets.sealed(lane, key))
 
-    def progress(self, name: str, progress: Progress) -> bool:
-        """Take how far a subject has come; says whether to stop."""
+    def progress(self, name: str, progress: Progress, messages: Sequence[Message] = ()) -> bool:
+        """Take how far a subject has come, and messages for the driver; says whether to stop."""
         if self._records[name].state == "training":
             self._progress[name] = progress
+        self._messages.extend((name, message) for message in messages)
         return self._stopping
+
+    def messages(self) -> tuple[tuple[str, Message], ...]:
+        """What lanes had to say since the last call, with the subject's name; of too much, the newest."""
+        taken = tuple(self._messages)
+        self._messages.clear()
+        return taken
 
     def trained(self, name: str) -> None:
         """A subject's model is published and its samples are stored."""
@@ -216,7 +224,6 @@ class SubjectQueue:
             class_images=(self._sets.made, self._sets.to_make),
             trained=tuple(self._trained),
             failures=tuple(self._failures.items()),
-            sets_to_seal=self._sets.to_seal(),
             lanes=len(self._lanes),
             nodes=dict(self._nodes),
             finished=not (self._counts["waiting"] or self._counts["training"] or self._counts["trained"]),

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 EVALUATION_FORMAT = 1
 
+Message = dict[str, Any]
+"""What a worker reports: `kind` says what, the other fields belong to it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -151,13 +154,21 @@ class TrainTask:
 
 @dataclass(frozen=True, kw_only=True)
 class MakeClassImages:
-    """Make these blocks of a set, one a worker; `wanted` holds the missing images of each."""
+    """Make these blocks of a set, one a worker; `wanted` holds the missing images of each.
+
+    Without blocks, all images are there, and the set lacks its manifest alone.
+    """
 
     plan: PriorPlan
     source: Source
-    uri: str
-    blocks: tuple[range, ...]
-    wanted: tuple[tuple[int, ...], ...]
+    parent_uri: str
+    blocks: tuple[range, ...] = ()
+    wanted: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def uri(self) -> str:
+        """Where the set lies."""
+        return join(self.parent_uri, self.plan.key)
 
 
 @dataclass(frozen=True, kw_only=True)

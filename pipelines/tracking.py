@@ -55,6 +55,23 @@ def check_tracking(config: TrackingConfig, *, nodes: int = 1) -> str:
     return uri
 
 
+def begin(
+    config: TrackingConfig,
+    *,
+    run_name: str,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, object] | None = None,
+    resume_key: str | None = None,
+    parent: str | None = None,
+) -> TrackedRun:
+    """Start a run as `track` does; whoever calls it ends it."""
+    run = TrackedRun(resolve_tracking_uri(config.uri))
+    run.begin(config, run_name, resume_key, parent)
+    run.log_params(params or {})
+    run.set_tags(tags or {})
+    return run
+
+
 @contextlib.contextmanager
 def track(
     config: TrackingConfig,
@@ -70,13 +87,10 @@ def track(
 
     With `parent`, a run's id, it is shown nested in that run. `say` is called when MLflow goes away and comes back.
     """
-    run = TrackedRun(resolve_tracking_uri(config.uri))
     if say is not None:
         mlflow_line().say = say
-    run.begin(config, run_name, resume_key, parent)
+    run = begin(config, run_name=run_name, params=params, tags=tags, resume_key=resume_key, parent=parent)
     try:
-        run.log_params(params or {})
-        run.set_tags(tags or {})
         yield run
     except KeyboardInterrupt:
         run.end("KILLED")

@@ -33,11 +33,12 @@ from pipelines.cluster import Resources, ray_cluster
 from pipelines.collector import collect_less_garbage
 from pipelines.lanes import tell_seconds
 from pipelines.plan import Plan
+from pipelines.prior_stage import seal
 from pipelines.storage import join, write_bytes, write_json
 from pipelines.subject_checks import check_subjects, valid_plans
 from pipelines.subject_list import read_batch
 from pipelines.subject_record import read_records
-from pipelines.tasks import MakeClassImages, Progress, State, TrainSubject
+from pipelines.tasks import MakeClassImages, Message, Progress, State, TrainSubject
 
 if TYPE_CHECKING:  # what checks in other processes imports this module, and should not have to import MLflow
     from pipelines.batch import BatchOutcome
@@ -88,7 +89,11 @@ def sleeping_lane(queue: Any, lane: str, seconds: float, tell_every: float) -> N
             indices = {index for block in work.wanted for index in block}
             for index in indices:
                 write_bytes(join(work.uri, image_name(index)), b"")
-            ray.get(queue.made.remote(lane, work.plan.key, indices))
+            if work.blocks:
+                ray.get(queue.made.remote(lane, work.plan.key, indices))
+            else:
+                seal(work.parent_uri, work.plan)
+                ray.get(queue.sealed.remote(lane, work.plan.key))
         else:
             time.sleep(work.seconds)
         work = ray.get(queue.next.remote(lane))
@@ -125,6 +130,9 @@ class StopAt:
             raise KeyboardInterrupt
 
     def line(self, text: str) -> None:
+        pass
+
+    def message(self, name: str, message: Message) -> None:
         pass
 
 

@@ -23,7 +23,7 @@ from pipelines.conclude import conclude
 from pipelines.mlflow_client import connect, quietly
 from pipelines.plan import Plan, make_plan
 from pipelines.storage import join, published, read_json
-from pipelines.tasks import Progress, State
+from pipelines.tasks import Message, Progress, State
 
 FOUR_CPUS = Resources(cpus=4, gpus=0)
 
@@ -34,6 +34,7 @@ class Silent:
     def __init__(self, watch: Callable[[Mapping[str, Progress]], None] = lambda running: None) -> None:
         self.watch = watch
         self.lines: list[str] = []
+        self.messages: list[tuple[str, Message]] = []
 
     def update(
         self,
@@ -47,6 +48,9 @@ class Silent:
 
     def line(self, text: str) -> None:
         self.lines.append(text)
+
+    def message(self, name: str, message: Message) -> None:
+        self.messages.append((name, message))
 
 
 @pytest.fixture

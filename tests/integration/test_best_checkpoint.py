@@ -15,7 +15,8 @@ from dreambooth.engine import TorchEngine
 from dreambooth.errors import Diverged
 from dreambooth.model import load_model
 from pipelines.cluster import Resources
-from pipelines.fine_tune import FineTuned, History, fine_tune
+from pipelines.fine_tune import FineTuned, fine_tune
+from pipelines.history import History
 from pipelines.plan import make_plan
 from pipelines.train_stage import train_task
 

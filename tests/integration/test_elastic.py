@@ -38,6 +38,8 @@ def training(cluster: Cluster, make_config: Any, tmp_path: Path) -> Callable[[st
             train__max_train_steps=STEPS,
             train__checkpoint_every=EVERY,
             storage__root=str(tmp_path / name),
+            evaluation__enabled="false",
+            tracking__uri=f"sqlite:///{tmp_path}/{name}.db",
         )
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))

@@ -24,6 +24,9 @@ class Silent:
     def line(self, text: str) -> None:
         pass
 
+    def message(self, *_: object) -> None:
+        pass
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)

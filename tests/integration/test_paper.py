@@ -35,6 +35,9 @@ class Silent:
     def line(self, text: str) -> None:
         """Nothing."""
 
+    def message(self, *_: object) -> None:
+        pass
+
 
 @pytest.fixture(scope="module")
 def result(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> PaperResult:

@@ -1,4 +1,4 @@
-"""Ray Train with DeepSpeed on two workers, killed in the middle: what comes out is what would have come out."""
+"""A run with DeepSpeed on two workers, killed in the middle: what comes out is what would have come out."""
 
 import signal
 import subprocess
@@ -13,23 +13,15 @@ import pytest
 import yaml
 
 from dreambooth.config import DreamBoothConfig
-from pipelines.cluster import Resources
-from pipelines.events import event_queue
+from pipelines import personalize as driver
 from pipelines.mlflow_client import connect, quietly
-from pipelines.plan import Plan, make_plan
-from pipelines.prior_stage import make_class_images
-from pipelines.sampler_pool import SamplerPool
-from pipelines.storage import join, published, read_json
-from pipelines.tasks import PriorSet, Source
-from pipelines.train_stage import TrainResult, train
+from pipelines.run_view import RunView
+from pipelines.storage import join, published, read_json, read_manifest
+from pipelines.tasks import Message
 
 pytestmark = pytest.mark.recovery
-STEPS, EVERY = 160, 40
-FOUR_CPUS = Resources(cpus=4, gpus=0)
-
-
-def losses(result: TrainResult) -> list[tuple[float, float, float]]:
-    return [(step["step"], step["loss"], step["grad_norm"]) for step in result.history]
+STEPS, EVERY = 400, 95
+"""No multiple of ten, at which workers look whether they have to go."""
 
 
 @pytest.fixture
@@ -43,6 +35,7 @@ def interruptible(make_config: Any, class_images: Path) -> Callable[[Path], Drea
             train__max_train_steps=STEPS,
             train__checkpoint_every=EVERY,
             train__ema_decay=0.9,
+            evaluation__enabled="false",
             storage__run=folder / "run",
             storage__prior=class_images,
             tracking__uri=f"sqlite:///{folder}/mlflow.db",
@@ -52,65 +45,90 @@ def interruptible(make_config: Any, class_images: Path) -> Callable[[Path], Drea
     return make
 
 
-def run(plan: Plan, handle: Any) -> TrainResult:
-    source = Source(address=plan.config.base_model)
-    assert plan.prior is not None
-    prior_set: PriorSet = make_class_images(
-        plan.prior, source, plan.config.prior_uri, SamplerPool(actors=1, use_gpu=False)
-    )
-    with event_queue(handle, pytest.fail) as events:
-        return train(plan, prior_set, events)
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Message], None]], None]:
+    """Calls a function with every message that a run's view gets."""
+
+    def watch(handle: Callable[[Message], None]) -> None:
+        class Watching(RunView):
+            def message(self, name: str, message: Message) -> None:
+                super().message(name, message)
+                handle(message)
+
+        monkeypatch.setattr(driver, "RunView", Watching)
+
+    return watch
+
+
+def record_of(summary: dict[str, Any], config: DreamBoothConfig) -> dict[str, Any]:
+    record: dict[str, Any] = read_json(join(config.run_uri, "training", f"{summary['key']}.json"))
+    return record
+
+
+def losses(record: dict[str, Any]) -> list[tuple[float, float, float]]:
+    return [(step["step"], step["loss"], step["grad_norm"]) for step in record["history"]]
+
+
+def weights(summary: dict[str, Any]) -> dict[str, str]:
+    return {name: record.sha256 for name, record in read_manifest(summary["model_uri"]).files.items()}
 
 
 @pytest.fixture(scope="module")
-def uninterrupted() -> dict[str, TrainResult]:
-    """The result of a run that nothing happened to, kept by the first test for the second."""
+def uninterrupted() -> dict[str, Any]:
+    """The summary and record of a run that nothing happened to, kept by the first test for the second."""
     return {}
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_worker_told_to_end_and_a_killed_one_change_nothing(
-    interruptible: Callable[[Path], DreamBoothConfig], tmp_path: Path, uninterrupted: dict[str, TrainResult]
+    interruptible: Callable[[Path], DreamBoothConfig],
+    watched: Callable[[Callable[[Message], None]], None],
+    tmp_path: Path,
+    uninterrupted: dict[str, Any],
 ) -> None:
-    plan = make_plan(interruptible(tmp_path / "calm"), FOUR_CPUS)
-    calm = uninterrupted["result"] = run(plan, lambda message: None)
-    assert [step["step"] for step in calm.history] == list(range(1, STEPS + 1))
-    assert len(calm.peak_memory_bytes) == 2
-    assert min(calm.peak_memory_bytes) > 100 << 20
-    assert not Path(join(plan.config.run_uri, "checkpoints", f"coral-car-{plan.key}")).exists()
+    config = interruptible(tmp_path / "calm")
+    calm = driver.personalize(config).summary
+    uninterrupted["record"] = record_of(calm, config)
+    assert [step[0] for step in losses(uninterrupted["record"])] == list(range(1, STEPS + 1))
+    assert len(calm["peak_memory_bytes"]) == 2
+    assert min(calm["peak_memory_bytes"]) > 100 << 20
+    assert not list(Path(config.run_uri, "checkpoints").iterdir())
+    assert not Path(config.run_uri, "work").exists()
 
     ended: list[signal.Signals] = []
     starts: list[int] = []
     checkpoints: list[int] = []
 
-    def strike(message: dict[str, Any]) -> None:
+    def strike(message: Message) -> None:
         if message["kind"] == "checkpoint":
             checkpoints.append(message["step"])
         elif message["kind"] == "phase" and message["phase"] == "training":
             starts.append(message["start"])
         elif message["kind"] == "step":
-            for how, step in ((signal.SIGTERM, EVERY // 2), (signal.SIGKILL, STEPS - 30)):
-                if message["metrics"]["step"] >= step and how not in ended:
+            for how, step in ((signal.SIGTERM, 20), (signal.SIGKILL, STEPS - 200)):
+                if message["metrics"]["step"] >= step and how not in ended and (ended or how == signal.SIGTERM):
+                    if ended and len(starts) < 2:
+                        continue
                     ended.append(how)
                     below = psutil.Process().children(recursive=True)
                     workers = [process for process in below if "RayTrainWorker" in " ".join(process.cmdline())]
                     workers[-1].send_signal(how)
 
-    struck_plan = make_plan(interruptible(tmp_path / "struck"), FOUR_CPUS)
-    assert struck_plan.key == plan.key
-    struck = run(struck_plan, strike)
+    watched(strike)
+    struck_config = interruptible(tmp_path / "struck")
+    struck = driver.personalize(struck_config).summary
+    assert struck["key"] == calm["key"]
     assert ended == [signal.SIGTERM, signal.SIGKILL]
-    assert checkpoints[0] % EVERY
-    assert starts[:2] == [0, checkpoints[0]]  # who is told to end loses no step
-    assert struck.resumed_from in range(EVERY, STEPS, EVERY)
-    assert losses(struck) == losses(calm)
-    assert {name: record.sha256 for name, record in struck.model.files.items()} == {
-        name: record.sha256 for name, record in calm.model.files.items()
-    }
+    [told] = [step for step in checkpoints if step % EVERY]
+    assert starts[:2] == [0, told]  # who is told to end loses no step
+    assert struck["resumed_from"] in (told, *range(EVERY, STEPS, EVERY))
+    assert len(starts) == 3
+    assert losses(record_of(struck, struck_config)) == losses(uninterrupted["record"])
+    assert weights(struck) == weights(calm)
 
 
 def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(
-    interruptible: Callable[[Path], DreamBoothConfig], tmp_path: Path, uninterrupted: dict[str, TrainResult]
+    interruptible: Callable[[Path], DreamBoothConfig], tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
     config = interruptible(tmp_path / "driver")
     path = tmp_path / "run.yaml"
@@ -126,11 +144,8 @@ def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(
 
     subprocess.run(command, cwd=tmp_path, check=True, timeout=400)
     summary = read_json(join(config.run_uri, "summary.json"))
-    assert summary["resumed_from"] in range(EVERY, STEPS, EVERY)
-    record = read_json(join(config.run_uri, "training", f"{summary['key']}.json"))
-    assert [(step["step"], step["loss"], step["grad_norm"]) for step in record["history"]] == losses(
-        uninterrupted["result"]
-    )
+    assert summary["resumed_from"] >= 2 * EVERY
+    assert losses(record_of(summary, config)) == losses(uninterrupted["record"])
     with quietly():
         curve = connect(config.tracking.uri).get_metric_history(summary["mlflow"]["run_id"], "loss")
     assert {point.step for point in curve} == set(range(1, STEPS + 1))
@@ -139,13 +154,12 @@ def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(
 def stop_after(
     step: int, how: signal.Signals, command: list[str], config: DreamBoothConfig
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command until a checkpoint of a step counts, as Ray Train says in its snapshot, and send it a signal."""
+    """Run a command until a checkpoint of a step, or a later one, is whole, and send it a signal."""
     checkpoints = Path(config.run_uri, "checkpoints")
 
     def counts() -> bool:
-        return any(
-            f"step-{step:08d}-" in path.read_text() for path in checkpoints.glob("*/checkpoint_manager_snapshot.json")
-        )
+        whole = [path.parent.name.split("-")[1] for path in checkpoints.glob("*/step-*/manifest.json")]
+        return any(int(name) >= step for name in whole)
 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
         deadline = time.monotonic() + 300

@@ -1,4 +1,4 @@
-"""Trains on a cluster that runs already and prints what its workers tell; started by test_elastic.py.
+"""Runs a configuration on a cluster that runs already and prints what its lane reports; started by test_elastic.py.
 
     RAY_AUTH_TOKEN=... python train_elsewhere.py CONFIG.yaml OUTPUT.json
 
@@ -8,27 +8,26 @@ Every message is a line of JSON. OUTPUT gets the history of the finished trainin
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from dreambooth.config import load_config
-from pipelines.cluster import ray_cluster
-from pipelines.events import event_queue
-from pipelines.plan import make_plan
-from pipelines.train_stage import train
+from pipelines import personalize
+from pipelines.console import RunConsole
+from pipelines.run_view import RunView
+from pipelines.storage import join, read_json
+from pipelines.tasks import Message
 
 
-def _print(message: dict[str, Any]) -> None:
-    print(json.dumps(message), flush=True)
+class Printing(RunView):
+    """Prints every message."""
 
-
-def _raise(error: Exception) -> None:
-    raise error
+    def message(self, name: str, message: Message) -> None:
+        """Print a message."""
+        print(json.dumps(message), flush=True)
 
 
 if __name__ == "__main__":
     configuration, output = load_config(Path(sys.argv[1])), Path(sys.argv[2])
-    with ray_cluster(configuration.cluster) as resources:
-        plan = make_plan(configuration, resources)
-        with event_queue(_print, _raise) as events:
-            result = train(plan, None, events)
-    output.write_text(json.dumps({"history": result.history, "workers": len(result.peak_memory_bytes)}))
+    personalize.RunView = Printing  # type: ignore[misc]
+    result = personalize.personalize(configuration, RunConsole(quiet=True))
+    record = read_json(join(result.run_uri, "training", f"{result.summary['key']}.json"))
+    output.write_text(json.dumps({"history": record["history"], "workers": len(record["peak_memory_bytes"])}))

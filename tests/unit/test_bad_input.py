@@ -46,7 +46,8 @@ def refused(
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr(pipelines.personalize, "ray_cluster", start)
+    for name in ("ray_cluster", "ray_cluster_meanwhile"):
+        monkeypatch.setattr(pipelines.personalize, name, start)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_database)
 
     def invoke(*arguments: str | Path, images: str | Path = instance_folder) -> str:

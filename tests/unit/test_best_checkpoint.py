@@ -10,7 +10,7 @@ from torch import Tensor
 from dreambooth.best_checkpoint import Score, Scores
 from dreambooth.config import load_config
 from dreambooth.errors import InputError
-from pipelines.fine_tune import History
+from pipelines.history import History
 
 
 class FakeEngine:

@@ -178,7 +178,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_stored_checkpoints as tests
-from pipelines.fine_tune import History
+from pipelines.history import History
 save = History.save
 def dying(history, folder):
     save(history, folder)

@@ -16,7 +16,7 @@ from pipelines.prior_stage import seal
 from pipelines.protocol_stage import protocol_task
 from pipelines.storage import join, read_json, write_bytes
 from pipelines.subject_queue import QueuedSubject, SubjectQueue
-from pipelines.tasks import MakeClassImages, SubjectRecord, TrainSubject, TrainTask, Wait
+from pipelines.tasks import MakeClassImages, Progress, SubjectRecord, TrainSubject, TrainTask, Wait
 
 LANE, OTHER = "driver/0", "driver/1"
 
@@ -165,11 +165,47 @@ def test_a_subject_starts_when_its_own_class_is_ready(make: Callable[..., Subjec
     assert isinstance(third, MakeClassImages)
     assert third.plan.class_prompt == "a photo of a cup"
     queue.made("driver/2", second.plan.key, write(second))
-    [whole] = queue.snapshot().sets_to_seal
-    seal(join(uri, "prior"), whole)
-    queue.sealed(whole.key)
+    complete = queue.next("driver/2")
+    assert isinstance(complete, MakeClassImages)
+    assert (complete.blocks, complete.plan.class_prompt) == ((), "a photo of a dog")
+    last = queue.next("driver/3")
+    assert isinstance(last, MakeClassImages)
+    assert last.blocks  # one lane seals a set
+    seal(complete.parent_uri, complete.plan)
+    queue.sealed("driver/2", complete.plan.key)
     assert name_of(queue.next("driver/2")) == "rex"
     assert queue.snapshot().class_images == (4, 8)
+
+
+def test_a_set_that_a_lost_lane_was_to_seal_is_sealed_by_another(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("rex", "dog"))
+    work = queue.next(LANE, count=2)
+    assert isinstance(work, MakeClassImages)
+    queue.made(LANE, work.plan.key, write(work))
+    assert queue.next(LANE) == MakeClassImages(plan=work.plan, source=work.source, parent_uri=work.parent_uri)
+    assert isinstance(queue.next(OTHER), Wait)
+    queue.lane_ended(LANE)
+    assert queue.next(OTHER) == MakeClassImages(plan=work.plan, source=work.source, parent_uri=work.parent_uri)
+
+
+def test_what_lanes_report_is_taken_once(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"))
+    assert name_of(queue.next(LANE)) == "a"
+    progress = Progress(step=1, steps=4, images_per_second=2.0, loss=0.5)
+    assert not queue.progress("a", progress, ({"kind": "step"}, {"kind": "score"}))
+    assert queue.snapshot().running == {"a": progress}
+    assert queue.messages() == (("a", {"kind": "step"}), ("a", {"kind": "score"}))
+    assert queue.messages() == ()
+    queue.stop()
+    assert queue.progress("a", progress)
+
+
+def test_a_failure_that_would_come_again_is_not_tried_again(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("full"), retries=3)
+    assert name_of(queue.next(LANE)) == "full"
+    queue.failed("full", "no space is left there", final=True)
+    assert queue.next(LANE) is None
+    assert queue.snapshot().failures == (("full", "no space is left there"),)
 
 
 def test_blocks_of_a_lost_lane_are_made_by_another(make: Callable[..., SubjectQueue]) -> None:
