@@ -60,7 +60,7 @@ def _halve_transparent_colour(image: Image.Image) -> None:
 
 def _deep_grey(image: Image.Image) -> _Layers:
     """Grey of 16 bits (a TIFF's 12 and a PGM's any are scaled to it), which Pillow would cut off at 255."""
-    if not image.mode.startswith("I;16") and image.format != "PPM":
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         raise Undefined(
             f"its pixels are {'floating-point' if image.mode == 'F' else '32-bit'} numbers, and which of them is white "
             f"is not said; save it with 8 or 16 bits"
