@@ -83,7 +83,9 @@ def _follow_profile(colours: Image.Image, image: Image.Image) -> tuple[Image.Ima
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
         colours, mode = _as_profile_wants(colours, profile.profile.xcolor_space.strip())
-        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+        # Its shortcut for curves is made for 8 bits: dark tones of linear light would be ten levels off.
+        flags = ImageCms.Flags.NOOPTIMIZE if mode == "I;16" else ImageCms.Flags.NONE
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
         return ImageCms.applyTransform(colours, transform) or colours, []
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
         # As most viewers do. The photograph is sound; only its colours may be a little off.
