@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -51,18 +52,9 @@ def inks() -> bytes:
     return b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + identity + ramp * 4 + bytes(lab) + ramp * 3
 
 
+_LIGHTS = {b"rXYZ": xyz(0.515, 0.241, -0.001), b"gXYZ": xyz(0.292, 0.692, 0.042), b"bXYZ": xyz(0.157, 0.067, 0.784)}
 PROFILES = {
-    "RGB": icc(
-        b"RGB ",
-        {
-            **{
-                b"rXYZ": xyz(0.515, 0.2412, -0.001),
-                b"gXYZ": xyz(0.292, 0.6922, 0.0419),
-                b"bXYZ": xyz(0.157, 0.067, 0.784),
-            },
-            **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve(1.8)),
-        },
-    ),
+    "RGB": icc(b"RGB ", _LIGHTS | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve(1.8))),
     "GRAY": icc(b"GRAY", {b"kTRC": curve(1.0)}),
     "CMYK": icc(b"CMYK", {b"A2B0": inks()}, b"Lab "),
 }
@@ -140,7 +132,7 @@ def test_a_profile_is_followed_in_every_mode(mode: str, kind: str, space: str) -
     expected = srgb_of(native, PROFILES[space])
     assert np.abs(pixels(opened(content)) - expected).max() <= 1
     if mode != "1":  # black and white mean the same under any of them
-        assert np.abs(np.asarray(plain.convert("RGB")).astype(int) - expected).max() > 20
+        assert np.abs(np.asarray(plain.convert("RGB")).astype(int) - expected).max() > 15
     assert opened(content).warnings == ()
 
 
@@ -245,14 +237,17 @@ def test_numbers_without_a_white_are_refused(content: bytes, cause: str) -> None
     [
         (Image.new("L", (4, 4), 7), 7),
         (Image.new("RGB", (4, 4), (7, 8, 9)), (7, 8, 9)),
-        (Image.new("P", (4, 4), 3), 3),
+        (colours().quantize(4), 2),
         (Image.fromarray(np.full((4, 4), 777, np.uint16)), 777),
     ],
     ids=["L", "RGB", "P", "16 bits"],
 )
 def test_a_transparent_colour_lies_on_white(image: Image.Image, transparency: object) -> None:
     content = saved(image, "PNG", transparency=transparency)
-    assert (pixels(opened(content)) == 255).all()
+    see_through = (np.asarray(image).reshape(*image.size[::-1], -1) == np.array(transparency)).all(axis=-1)
+    white = (pixels(opened(content)) == 255).all(axis=-1)
+    assert see_through.any()
+    assert np.array_equal(white, see_through)
 
 
 def test_lab_is_its_own_space() -> None:
@@ -260,9 +255,11 @@ def test_lab_is_its_own_space() -> None:
         colours(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
     )
     assert lab is not None
-    got = pixels(opened(saved(lab, "TIFF")))
-    inside = np.abs(got - np.asarray(colours()).astype(int)).max()
-    assert inside <= 8  # eight bits of Lab
+    back = ImageCms.profileToProfile(
+        lab, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert back is not None
+    assert np.abs(pixels(opened(saved(lab, "TIFF"))) - np.asarray(back)).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -282,7 +279,7 @@ def test_a_profile_that_cant_be_followed_is_a_warning(image: Image.Image, option
 def test_a_gamma_without_a_profile_is_a_warning() -> None:
     plain = saved(colours(), "PNG")
     content = struct.pack(">I", 100_000)
-    chunk = struct.pack(">I", 4) + b"gAMA" + content + struct.pack(">I", __import__("zlib").crc32(b"gAMA" + content))
+    chunk = struct.pack(">I", 4) + b"gAMA" + content + struct.pack(">I", zlib.crc32(b"gAMA" + content))
     decoded = opened(plain[:33] + chunk + plain[33:])
     assert "gamma of 1" in decoded.warnings[0]
 
