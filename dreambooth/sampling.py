@@ -61,15 +61,22 @@ def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> "Stabl
 
 
 def personalized(base: "StableDiffusionPipeline", directory: Path) -> "StableDiffusionPipeline":
-    """A pipeline with denoiser and text encoder of a fine-tuned one in `directory`, and all else shared with `base`."""
+    """A pipeline with denoiser and text encoder of a fine-tuned one in `directory`, and all else shared with `base`.
+
+    But for the scheduler, which counts the steps of a call.
+    """
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
     options = {"dtype": base.unet.dtype, "local_files_only": True, "use_safetensors": True}
     unet = UNet2DConditionModel.from_pretrained(directory, subfolder="unet", **options)
     text_encoder = CLIPTextModel.from_pretrained(directory, subfolder="text_encoder", **options)
-    trained = {"unet": unet.to(base.device), "text_encoder": text_encoder.to(base.device)}
-    pipeline = StableDiffusionPipeline(**{**base.components, **trained}, requires_safety_checker=False)
+    own = {
+        "unet": unet.to(base.device),
+        "text_encoder": text_encoder.to(base.device),
+        "scheduler": type(base.scheduler).from_config(base.scheduler.config),
+    }
+    pipeline = StableDiffusionPipeline(**{**base.components, **own}, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

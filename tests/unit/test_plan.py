@@ -435,3 +435,18 @@ class TestDescription:
         assert "class images" not in rows
         assert rows["steps"] == "10 of 1 instance images"
         assert rows["engine"] == "PyTorch"
+
+
+def test_captions_are_read_before_anything_starts(plan: MachinePlan, instance_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(instance_folder, tmp_path / "rex"))
+    (folder / "00.txt").write_text("a photo of [V] dog on the beach")
+    (folder / "01.txt").write_text("a photo of a dog")
+    (folder / "02.txt").write_text(f"a photo of [V] dog {'in the snow ' * 8}")
+    assert plan(images=folder).warnings == (
+        f"the caption of {folder}/01.png names no [V]; write [V] where the subject is meant",
+        f"the caption of {folder}/02.png has 29 tokens, and the base model reads 22: 'snow in the snow in the snow' is "
+        f"cut off",
+    )
+    (folder / "03.txt").write_text(f"a photo {'in the snow ' * 8}of [V] dog")
+    with pytest.raises(InputError, match=r"03\.png has 29 tokens, .* is cut off, the identifier with it; shorten it"):
+        plan(images=folder)
