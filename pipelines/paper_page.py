@@ -105,7 +105,7 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], kin
 def _cell(interval: Interval | None) -> str:
     if interval is None:
         return "<td class=n>–</td>"
-    return f"<td class=n>{interval.mean:.3f}<small>{interval.low:.3f} to {interval.high:.3f}</small></td>"
+    return f"<td class=n>{interval.mean:.3f}<small>{interval.ends}</small></td>"
 
 
 def _webp(image: Image.Image) -> str:
