@@ -199,6 +199,7 @@ class TestInAProcessOfItsOwn:
                 process.send_signal(each)
                 time.sleep(0.02)
             said = process.communicate(timeout=30)[1]
-        assert process.returncode == INTERRUPTED
+        # A second one may find Python past its own handlers, at its very end: for a shell that is 130, too.
+        assert process.returncode in (INTERRUPTED, *([-signal.SIGINT] if len(signals) > 1 else []))
         assert len(said.splitlines()) <= 1  # a second one may come while the first is answered
         assert "Traceback" not in said
