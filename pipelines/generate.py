@@ -74,6 +74,8 @@ def generate(
     }
     given = {name: value for name, value in settings.items() if value is not None}
     _check(prompt, num=num, seed=seed, **given)
+    if model.startswith("models:"):
+        parse_address(model)  # before anything is written or asked
     output = storage.absolute(output)
     storage.check_writable(output)
     seeds = range(seed, seed + num)
