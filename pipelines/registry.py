@@ -17,6 +17,7 @@ from dreambooth.quiet import quiet
 from pipelines.environment import environment
 from pipelines.figure_tags import banks_of, figures_of
 from pipelines.mlflow_client import connect, default_tracking, every, prove_connection, quietly, resolve_tracking_uri
+from pipelines.mlflow_line import not_twice
 from pipelines.storage import MANIFEST_NAME
 
 # Only after mlflow_client has told MLflow to be silent.
@@ -85,9 +86,10 @@ def register(
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        made = client.create_model_version(
-            name, source=f"models:/{model_id}", run_id=run_id, tags=all_tags, model_id=model_id
-        )
+        with not_twice():
+            made = client.create_model_version(
+                name, source=f"models:/{model_id}", run_id=run_id, tags=all_tags, model_id=model_id
+            )
     return _version(name, made.version, model_id)
 
 
@@ -227,7 +229,8 @@ def _upload(client: MlflowClient, package: Path, run_id: str, name: str, tags: d
     for known in client.search_logged_models([experiment_id], filter_string=here):
         if known.status == LoggedModelStatus.READY:
             return str(known.model_id)
-    model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)
+    with not_twice():
+        model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)
     try:
         largest = max(path.stat().st_size for path in package.rglob("*") if path.is_file())
         with environment({"MLFLOW_HTTP_REQUEST_TIMEOUT": str(int(upload_seconds(largest)))}):
