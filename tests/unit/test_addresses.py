@@ -496,3 +496,24 @@ def test_a_certificate_of_ones_own_is_no_fault_here(tmp_path: Path) -> None:
         thread.start()
         prove_store(f"https://127.0.0.1:{server.getsockname()[1]}/x", what="x")
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        (NOWHERE, "nothing listens there"),
+        (UNKNOWN, "there is no host of that name"),
+        ("silent", "it says nothing for seconds"),
+        ("not-a-url", "HF_ENDPOINT is"),
+    ],
+    indirect=["place"],
+)
+def test_a_hub_that_is_not_there(place: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    from dreambooth.base_model import resolve_base_model
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", place if place == "not-a-url" else f"http://{place}")
+    with refused_within_seconds(expected):
+        resolve_base_model("owner/name")
