@@ -78,9 +78,9 @@ def _read(address: str) -> tuple[Settings, list[Row], str]:
     """(settings of all, rows, the folder that relative addresses start from)."""
     with _reading(address):
         fs, path = filesystem(address, patient=False)
-        if fs.isdir(path):
-            return {}, list(_from_folder(fs, path)), address
         try:
+            if fs.isdir(path):
+                return {}, list(_from_folder(fs, path)), address
             content = fs.cat_file(path)
         except FileNotFoundError:
             raise InputError(
