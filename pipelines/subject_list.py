@@ -80,9 +80,9 @@ def _read(address: str) -> tuple[Settings, list[Row], str]:
     with _reading(address):
         prove_store(address, what=f"can't read {address!r}")
         fs, path = filesystem(address, patient=False)
-        if fs.isdir(path):
-            return {}, list(_from_folder(fs, path)), address
         try:
+            if fs.isdir(path):
+                return {}, list(_from_folder(fs, path)), address
             content = fs.cat_file(path)
         except FileNotFoundError:
             raise InputError(

@@ -205,12 +205,13 @@ class TestPaths:
         assert switches <= set(SWITCHES)
         assert set(OPTIONS) <= {word for option in options for word in option.opts}
 
-    def test_through_the_command_line(self) -> None:
+    def test_through_the_command_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from click.testing import CliRunner
 
         from pipelines.cli import main
 
         nobody = ["--address", "http://127.0.0.1:9"]
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", nobody[1])  # which Ray's client sets, and is put back
         noun = CliRunner().invoke(main, ["submit", "run", "--images", "s3://b/rex", "--class-noun", "dog", *nobody])
         assert (noun.exit_code, "is a folder here" in noun.stderr) == (2, False)
         images = CliRunner().invoke(main, ["submit", "run", "--images", "photos", "--class-noun", "dog", *nobody])
