@@ -130,7 +130,7 @@ def ask(address: str, body: dict[str, Any] | None = None, **headers: str) -> tup
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address, data, {"Content-Type": "application/json", **headers})
     try:
-        with _OPENER.open(request, timeout=120) as answer:
+        with _OPENER.open(request, timeout=500) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
