@@ -4,12 +4,13 @@ import heapq
 import io
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
+import rich.progress
 from rich.console import Console
-from rich.progress import Task, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import TaskID
 
 from pipelines.console import RunConsole
 from pipelines.tasks import STATES, Progress, State
@@ -118,20 +119,20 @@ def test_a_runs_bar_goes_by_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch
     now, out = [0.0], io.StringIO()
     console = Console(file=out, force_terminal=True, width=120, get_time=lambda: now[0])
     monkeypatch.setattr("pipelines.console.Console", lambda **settings: console)
-    shown = []
+    shown: list[tuple[float, float]] = []
 
-    def time_left(self: TimeRemainingColumn, task: Task) -> Text:
-        if task.time_remaining is not None:
-            shown.append((task.completed, task.time_remaining))
-        return Text("")
+    class Noted(rich.progress.Progress):
+        def update(self, task_id: TaskID, **changes: Any) -> None:
+            super().update(task_id, **changes)
+            [task] = self.tasks
+            if task.time_remaining is not None:
+                shown.append((task.completed, task.time_remaining))
 
-    monkeypatch.setattr(TimeRemainingColumn, "render", time_left)
+    monkeypatch.setattr("pipelines.console.Progress", Noted)
     with RunConsole().bar("training") as update:
         for step in range(began_with + 1, 401):
             now[0] += 0.5 + (35 if step == 300 else 0)
             update(step, 400, "")
-            if step % 20 == 0:
-                console.print("")
     steady = [(step, left) for step, left in shown if began_with + 20 <= step < 300]
     assert steady
     for step, left in steady:
