@@ -1,12 +1,18 @@
 """The time left of a batch, against a simulation in which it is known."""
 
 import heapq
+import io
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
+import rich.progress
+from rich.console import Console
+from rich.progress import TaskID
 
+from pipelines.console import RunConsole
 from pipelines.tasks import STATES, Progress, State
 from pipelines.time_left import TimeLeft
 
@@ -105,3 +111,31 @@ def test_class_images_that_are_still_to_be_made_take_their_time_first() -> None:
             counts |= {"done": 1, "training": 0}
         left = estimate.update(now, counts, {} if now == 60 else {"rex": progress}, (now, 100))
     assert left == pytest.approx(3 * 60 + 40, rel=0.05)
+
+
+@pytest.mark.parametrize("began_with", [0, 200])
+def test_a_runs_bar_goes_by_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch, began_with: int) -> None:
+    """Two steps a second, and 35 seconds of scores in the middle; what a checkpoint had does not count."""
+    now, out = [0.0], io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, get_time=lambda: now[0])
+    monkeypatch.setattr("pipelines.console.Console", lambda **settings: console)
+    shown: list[tuple[float, float]] = []
+
+    class Noted(rich.progress.Progress):
+        def update(self, task_id: TaskID, **changes: Any) -> None:
+            super().update(task_id, **changes)
+            [task] = self.tasks
+            if task.time_remaining is not None:
+                shown.append((task.completed, task.time_remaining))
+
+    monkeypatch.setattr("pipelines.console.Progress", Noted)
+    with RunConsole().bar("training") as update:
+        for step in range(began_with + 1, 401):
+            now[0] += 0.5 + (35 if step == 300 else 0)
+            update(step, 400, "")
+    steady = [(step, left) for step, left in shown if began_with + 20 <= step < 300]
+    assert steady
+    for step, left in steady:
+        assert left == pytest.approx((400 - step) / 2, abs=1)
+    for step, left in shown:
+        assert left < 2 * (400 - step) / 2 + 1
