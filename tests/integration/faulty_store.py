@@ -45,7 +45,7 @@ def faulty_proxy(upstream: str, fate: Callable[[], str]) -> Iterator[str]:
     """Within, an address that leads to HOST:PORT, where `fate` says what becomes of each call.
 
     It "passes", is "refused" (503) or has its "answer lost" (carried out, and 503); "silent" is never answered, "late"
-    after three seconds, and a number answers with that status.
+    after four seconds, and a number answers with that status.
     """
     closing = threading.Event()
 
@@ -62,7 +62,7 @@ def faulty_proxy(upstream: str, fate: Callable[[], str]) -> Iterator[str]:
                 self.answer(int(becomes) if becomes.isdigit() else 503, {"Content-Type": "application/xml"}, _BUSY)
                 return
             if becomes == "late":
-                closing.wait(3)
+                closing.wait(4)
             connection = http.client.HTTPConnection(upstream, timeout=60)
             try:
                 # With its own Host, which the signature is made over.

@@ -3,9 +3,11 @@
 A real server behind a proxy that misbehaves for it; and, killed for real, with a whole run that goes on meanwhile.
 """
 
+import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from faulty_store import faulty_proxy
@@ -36,14 +38,16 @@ class Tracker:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
     server.start()
+    with track(TrackingConfig(uri=server.uri), run_name="first"):
+        pass  # a server's first answers take seconds
     yield server
     server.kill()
 
 
 @pytest.fixture
 def tracker(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Tracker, TrackingConfig]]:
-    """Requests may take two seconds here, so callers wait for four."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    """Requests may take three seconds here, so callers wait for six."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     tracker = Tracker()
     with faulty_proxy(server.host, tracker.decide) as address:
         yield tracker, TrackingConfig(uri=address)
@@ -64,7 +68,15 @@ def pictures(client: MlflowClient, run_id: str) -> list[str]:
         return [item.path for item in client.list_artifacts(run_id, "images") if item.path.endswith(".png")]
 
 
-@pytest.mark.parametrize("fate", ["500", "503", "429", "401", "403", "silent", "late"])
+@pytest.mark.parametrize(
+    "fate",
+    [
+        "503",
+        "401",
+        "silent",
+        *(pytest.param(fate, marks=pytest.mark.recovery) for fate in ("500", "429", "403", "late")),
+    ],
+)
 def test_a_server_that_misbehaves_in_mid_run_holds_nothing_up_and_gets_all_later(
     fate: str, tracker: tuple[Tracker, TrackingConfig], client: MlflowClient
 ) -> None:
@@ -85,7 +97,7 @@ def test_a_server_that_misbehaves_in_mid_run_holds_nothing_up_and_gets_all_later
         assert time.monotonic() - began < 1.0
         missing = run.end("FINISHED")
         assert isinstance(missing, Away), missing
-        assert time.monotonic() - began < 20.0
+        assert time.monotonic() - began < 40.0
     proxy.fate = "passes"
     with track(config, run_name="rex", params={"steps": 40}, resume_key=key) as again:
         assert again.run_id == run_id
@@ -120,10 +132,8 @@ def test_a_server_that_comes_back_within_the_run_gets_every_point_once(
         assert [one.info.run_id for one in found] == [run.run_id]
         assert points(client, run.run_id) == [(step, 1 / step) for step in range(1, 30)]
         assert len(pictures(client, run.run_id)) == 1
-        assert client.load_table(experiment.experiment_id, "subjects.json", [run.run_id])["subject"].tolist() == [
-            "rex",
-            "tim",
-        ]
+        table = json.loads(Path(client.download_artifacts(run.run_id, "subjects.json")).read_text())
+        assert table == {"columns": ["subject"], "data": [["rex"], ["tim"]]}
 
 
 def test_a_server_that_is_away_from_the_start_of_the_run(
@@ -137,7 +147,7 @@ def test_a_server_that_is_away_from_the_start_of_the_run(
         assert run.hint == config.uri
         assert time.monotonic() - began < 1.0
         assert isinstance(run.end("FINISHED"), Away)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 40
 
 
 def test_what_one_call_is_refused_is_said_and_the_rest_arrives(
