@@ -117,6 +117,19 @@ def shown(address: str) -> str:
     return f"{scheme}{separator}{f'{user}@' if at else ''}{_without_values(_shown_host(authority) + path)}"
 
 
+def named_place(address: str) -> str:
+    """The part of an address that a name may be taken from: bucket or host, and path, without credentials and query.
+
+    >>> named_place("https://me:secret@host/photos/rex.zip?token=abc")
+    'host/photos/rex.zip'
+    """
+    if "://" not in address or address.startswith("file:"):
+        return address
+    parts = Address.parse(address, what="the address")
+    rest = re.split("[?#]", parts.rest)[0] if parts.scheme in ("http", "https") else parts.rest
+    return f"{parts.host}{rest}"
+
+
 def holds_credentials(address: str) -> bool:
     """Whether there is something in an address that not everybody may read."""
     return shown(address) != address

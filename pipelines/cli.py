@@ -9,6 +9,7 @@ import click
 import yaml
 
 from dreambooth import __version__
+from dreambooth.addresses import named_place, shown
 from dreambooth.quiet import quiet
 from pipelines.cli_batch import batch
 from pipelines.cli_doctor import doctor
@@ -128,7 +129,7 @@ def _name_from(images: str) -> str:
     """A subject name from the images' folder: `photos/My Dog/` gives my-dog."""
     from dreambooth.subject import name_from
 
-    folder = images.rstrip("/").rsplit("/", 2 if "*" in images else 1)
+    folder = named_place(images).rstrip("/").rsplit("/", 2 if "*" in images else 1)
     stem = folder[-2] if "*" in images and len(folder) > 1 else folder[-1]
     return name_from(stem)
 
@@ -174,7 +175,7 @@ def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) 
 
     result = generate_images(model, prompt, tracking_uri=tracking_uri, **options)
     for path in [*result.paths, result.contact_sheet]:
-        click.echo(path)
+        click.echo(shown(path))
 
 
 @main.command()
@@ -209,7 +210,7 @@ def gc(address: str, older_than: float, dry_run: bool) -> None:
 
     leftovers = find_leftovers(address, older_than=datetime.timedelta(hours=older_than))
     for leftover in leftovers:
-        click.echo(f"{leftover.size / 2**20:8.1f} MiB  begun {leftover.begun:%Y-%m-%d %H:%M}  {leftover.uri}")
+        click.echo(f"{leftover.size / 2**20:8.1f} MiB  begun {leftover.begun:%Y-%m-%d %H:%M}  {shown(leftover.uri)}")
     if not dry_run:
         remove_leftovers(leftovers)
     click.echo(f"{len(leftovers)} leftover{'s' * (len(leftovers) != 1)} {'found' if dry_run else 'removed'}")

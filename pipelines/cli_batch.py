@@ -97,9 +97,12 @@ def _run(plan: "BatchPlan", console: "RunConsole", *, silent: bool) -> None:
 
 def batch_name(subjects: str) -> str:
     """The name of a batch, from its table's or folder's: `photos/My Dogs/` gives my-dogs."""
+    from dreambooth.addresses import named_place
     from dreambooth.subject import name_from
 
-    stem = re.sub(r"\.(yaml|yml|jsonl|csv)$", "", subjects.rstrip("/").rsplit("/", 1)[-1], flags=re.IGNORECASE)
+    stem = re.sub(
+        r"\.(yaml|yml|jsonl|csv)$", "", named_place(subjects).rstrip("/").rsplit("/", 1)[-1], flags=re.IGNORECASE
+    )
     return name_from(stem) or "batch"
 
 

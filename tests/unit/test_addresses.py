@@ -210,6 +210,14 @@ class TestPasswordsAreNeverShown:
         }
         self.hidden(password, yaml.safe_dump(printable_settings(load_config(settings))))
 
+    def test_by_a_name_that_is_taken_from_an_address(self, password: str) -> None:
+        from pipelines.cli import _name_from
+        from pipelines.cli_batch import batch_name
+
+        quoted = quote(password, safe="")
+        assert _name_from(f"https://me:{quoted}@host/photos/Red-Dog?X-Amz-Signature={quoted}") == "red-dog"
+        assert batch_name(f"https://me:{quoted}@host/My Dogs.csv?sig={quoted}") == "my-dogs"
+
     def test_by_what_refuses_a_job(self, password: str) -> None:
         with pytest.raises(InputError, match="holds a password") as refused:
             make_job("run", ["--set", f"tracking.uri=http://me:{password}@mlflow:5000"])
