@@ -21,7 +21,8 @@ _HIDDEN = "***"
 _LAST_PORT = 65535
 _SCHEME = re.compile(r"[a-z][a-z0-9+.\-]*", re.IGNORECASE)
 _LAST_OF_CHAIN = re.compile(r"::(?=[a-z][a-z0-9+.\-]*://)", re.IGNORECASE)  # fsspec's simplecache::s3://bucket/x
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NOT_IN_A_HOST = re.compile(r"[\s\x80-\x9f\u200b-\u200f\u202a-\u202e\u2060\ufeff]")  # a path may hold joined emoji
 _WITHOUT_USERS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf", "memory", "file"}
 _WITH_NAMES = {"sftp", "ssh", "smb", "hdfs", "webhdfs", "postgresql", "postgres", "mysql", "mssql"}
 _HARMLESS = {
@@ -212,7 +213,7 @@ def _host_and_port(text: str, so_far: str) -> tuple[str, int | None]:
     else:
         host, colon, after = text.partition(":")
         port = after if colon else None
-    if re.search(r"\s", host) or (port is not None and not host):
+    if _NOT_IN_A_HOST.search(host) or (port is not None and not host):
         raise InputError(f"{so_far}; expected the name of a host, without blanks")
     if port is None:
         return host, None
