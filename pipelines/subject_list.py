@@ -18,6 +18,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from dreambooth.addresses import named_place
 from dreambooth.config import DreamBoothConfig, load_config, merge, nest
 from dreambooth.errors import InputError
 from dreambooth.explain_settings import nearest_setting
@@ -129,7 +130,7 @@ def settings_beside(images: Sequence[str]) -> Settings:
     with _reading(folder):
         fs, path = filesystem(folder, patient=False)
         said = _subject_file(fs, path)
-    row = {"name": name_from(folder.rstrip("/").rsplit("/", 1)[-1])} | said
+    row = {"name": name_from(named_place(folder).rstrip("/").rsplit("/", 1)[-1])} | said
     return subject_settings(row, folder)
 
 
