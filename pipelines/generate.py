@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from dreambooth.base_settings import BaseSettings
 from dreambooth.errors import InputError
 from dreambooth.images import png_bytes
 from dreambooth.subject import IDENTIFIER_PLACEHOLDER, fill_identifier
@@ -205,6 +206,9 @@ def _from_directory(model: str, prompts: Sequence[str], seed: int, settings: Set
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     own = {name: manifest.metadata.get(name, value) for name, value in _DEFAULTS.items()}
     with storage.opened(manifest) as directory:
+        if not {"height", "width"} <= settings.keys():
+            resolution = manifest.metadata.get("resolution") or BaseSettings(directory).resolution
+            own |= {"height": resolution, "width": resolution}
         pipeline = load_pipeline(directory, device=device, dtype=dtype)
         seeds = range(seed, seed + len(prompts))
         return sample(pipeline, prompts, seeds, **{**own, **settings})
