@@ -1,5 +1,6 @@
 """Configurations of base models: the library's own values for what isn't there, and a sentence for what is wrong."""
 
+import enum
 import inspect
 import json
 import shutil
@@ -20,7 +21,7 @@ from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.model import load_components
 from dreambooth.sampling import sample
 
-GONE = object()
+GONE = enum.Enum("Field", ["GONE"]).GONE
 
 
 @pytest.fixture
