@@ -56,11 +56,12 @@ def register(
     result_key: str,
     num_inference_steps: int,
     guidance_scale: float,
+    resolution: int = 0,
 ) -> RegisteredVersion:
     """Register a diffusers directory as the next version of a model; the same `result_key` twice is one version.
 
-    `num_inference_steps` and `guidance_scale` become the served model's defaults. `tags` go onto the version, with the
-    identifier and the class noun.
+    `num_inference_steps`, `guidance_scale` and `resolution` (in pixels; 0: the directory's own) become the served
+    model's defaults. `tags` go onto the version, with the identifier and the class noun.
     """
     client = connect(tracking_uri)
     quiet()
@@ -78,7 +79,7 @@ def register(
                 model_directory,
                 prompt=f"a photo of [V] {class_noun}",
                 identifier=identifier,
-                signature=_signature(num_inference_steps, guidance_scale),
+                signature=_signature(num_inference_steps, guidance_scale, resolution),
             )
             model_id = _upload(client, package, run_id, re.sub(r"[^\w-]", "-", name), all_tags)
         try:
@@ -171,13 +172,13 @@ def _version(name: str, version: int | str, model_id: str) -> RegisteredVersion:
     return RegisteredVersion(name=name, version=int(version), uri=f"models:/{name}/{version}", model_id=model_id)
 
 
-def _signature(num_inference_steps: int, guidance_scale: float) -> ModelSignature:
+def _signature(num_inference_steps: int, guidance_scale: float, resolution: int) -> ModelSignature:
     params = [
         ParamSpec("seed", "long", 0),
         ParamSpec("num_inference_steps", "long", num_inference_steps),
         ParamSpec("guidance_scale", "double", float(guidance_scale)),
-        ParamSpec("height", "long", 0),
-        ParamSpec("width", "long", 0),
+        ParamSpec("height", "long", resolution),
+        ParamSpec("width", "long", resolution),
     ]
     return ModelSignature(
         inputs=Schema([ColSpec("string", "prompt")]),
