@@ -170,15 +170,3 @@ def _count_parameters(directory: Path, part: str) -> int:
         except SafetensorError as error:
             raise InputError(f"{path} is damaged: {error}; copy it again") from None
     return count
-
-
-def schedule_warning(directory: Path) -> str | None:
-    """A warning for a noise schedule whose last timestep can't be learnt; None where it can."""
-    config = json.loads((directory / "scheduler" / "scheduler_config.json").read_text())
-    if not config.get("rescale_betas_zero_snr") or config.get("prediction_type", "epsilon") != "epsilon":
-        return None
-    return (
-        "the base model's schedule ends in pure noise (rescale_betas_zero_snr), and it predicts noise, which says "
-        "nothing of the picture there (arXiv 2305.08891, section 3.2); if it was trained for velocity, its "
-        "scheduler_config.json should say prediction_type v_prediction, else rescale_betas_zero_snr false"
-    )

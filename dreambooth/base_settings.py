@@ -110,6 +110,17 @@ class BaseSettings:
             )
         return int(sides.pop()) * self.downscaling
 
+    @property
+    def schedule_warning(self) -> str | None:
+        """A warning for a noise schedule whose last timestep can't be learnt; None where it can."""
+        if not self["scheduler.rescale_betas_zero_snr"] or self["scheduler.prediction_type"] != "epsilon":
+            return None
+        return (
+            "the base model's schedule ends in pure noise (rescale_betas_zero_snr), and it predicts noise, which says "
+            "nothing of the picture there (arXiv 2305.08891, section 3.2); if it was trained for velocity, its "
+            "scheduler_config.json should say prediction_type v_prediction, else rescale_betas_zero_snr false"
+        )
+
     def check_trainable(self) -> None:
         """Raise InputError for a UNet that takes more than noisy latents, a timestep and a text."""
         if self["unet.in_channels"] != self["vae.latent_channels"]:

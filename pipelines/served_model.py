@@ -65,8 +65,8 @@ class DreamBoothModel(PythonModel):
 
         Parameters are seed (row i takes seed + i), num_inference_steps, guidance_scale, and height and width in pixels
         (by default what it was trained at; so is 0). Row i of n and the same prompt alone with seed + i give the same
-        picture. Raises MlflowException (status 400) for a prompt that is empty, is longer than the model reads, or holds
-        a placeholder that is none.
+        picture. Raises MlflowException (status 400) for a prompt that is empty, is longer than the model reads, or
+        holds a placeholder that is none.
         """
         params = params or {}
         prompts = self._filled([str(prompt) for prompt in model_input["prompt"]])
