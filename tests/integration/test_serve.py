@@ -202,7 +202,7 @@ def test_a_prompt_that_is_cut_off_is_refused_and_those_beside_it_are_not(busy_se
         answers = list(pool.map(lambda body: ask(f"{busy_service}/generate", body), bodies))
     assert [status for status, _ in answers] == [200, 422, 200] * 3
     assert answers[0][1]["warnings"] == []
-    assert answers[1][1]["detail"].startswith("the prompt has 29 tokens, and the base model reads 22: 'beach on the")
+    assert answers[1][1]["detail"].startswith("the prompt has 31 tokens, and the base model reads 22: 'beach on the")
     assert answers[2][1]["warnings"] == ["the prompt names no [V]; write [V] where the subject is meant"]
 
 
