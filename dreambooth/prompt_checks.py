@@ -105,7 +105,7 @@ class PromptReader:
         if self.identifier is not None and not reading.meant:
             other = _other_identifier(self.tokenizer, filled, self.identifier)
             warnings.append(f"{what} names no {IDENTIFIER_PLACEHOLDER}{other}; {_MEANT}")
-        return (*warnings, *(f"{what}: {each}" for each in strange_letters(text)))
+        return (*warnings, *(f"{what}: {each}" for each in strange_letters(filled)))
 
 
 def strange_letters(text: str) -> Iterator[str]:
