@@ -130,8 +130,13 @@ def settings_beside(images: Sequence[str]) -> Settings:
     with _reading(folder):
         fs, path = filesystem(folder, patient=False)
         said = _subject_file(fs, path)
-    row = {"name": name_from(named_place(folder).rstrip("/").rsplit("/", 1)[-1])} | said
+    row = {"name": name_after(folder)} | said
     return subject_settings(row, folder)
+
+
+def name_after(folder: str) -> str:
+    """A subject's name from its folder's address: `photos/My Dog/` gives my-dog."""
+    return name_from(named_place(folder).rstrip("/").rsplit("/", 1)[-1])
 
 
 def _folder_of(address: str) -> str:

@@ -212,11 +212,11 @@ class TestPasswordsAreNeverShown:
         self.hidden(password, yaml.safe_dump(printable_settings(load_config(settings))))
 
     def test_by_a_name_that_is_taken_from_an_address(self, password: str) -> None:
-        from pipelines.cli import _name_from
         from pipelines.cli_batch import batch_name
+        from pipelines.subject_list import name_after
 
         quoted = quote(password, safe="")
-        assert _name_from(f"https://me:{quoted}@host/photos/Red-Dog?X-Amz-Signature={quoted}") == "red-dog"
+        assert name_after(f"https://me:{quoted}@host/photos/Red-Dog?X-Amz-Signature={quoted}") == "red-dog"
         assert batch_name(f"https://me:{quoted}@host/My Dogs.csv?sig={quoted}") == "my-dogs"
 
     def test_by_what_refuses_a_job(self, password: str) -> None:

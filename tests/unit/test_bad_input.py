@@ -99,7 +99,7 @@ class TestInstanceImages:
     def test_a_missing_folder(self, refused: Refused, tmp_path: Path) -> None:
         message = refused(images=tmp_path / "nowhere")
         assert message.startswith(
-            f"there is nothing at {tmp_path}/nowhere; expected a folder, a glob or a list of pictures"
+            f"there is nothing at {tmp_path}/nowhere; expected a folder, a glob or a list of .jpg"
         )
 
     def test_an_empty_folder(self, refused: Refused, tmp_path: Path) -> None:
