@@ -21,7 +21,8 @@ _HIDDEN = "***"
 _LAST_PORT = 65535
 _SCHEME = re.compile(r"[a-z][a-z0-9+.\-]*", re.IGNORECASE)
 _LAST_OF_CHAIN = re.compile(r"::(?=[a-z][a-z0-9+.\-]*://)", re.IGNORECASE)  # fsspec's simplecache::s3://bucket/x
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NOT_IN_A_HOST = re.compile(r"[\s\x80-\x9f\u200b-\u200f\u202a-\u202e\u2060\ufeff]")  # a path may hold joined emoji
 _WITHOUT_USERS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf", "memory", "file"}
 _WITH_NAMES = {"sftp", "ssh", "smb", "hdfs", "webhdfs", "postgresql", "postgres", "mysql", "mssql"}
 _HARMLESS = {
@@ -117,6 +118,19 @@ def shown(address: str) -> str:
     return f"{scheme}{separator}{f'{user}@' if at else ''}{_without_values(_shown_host(authority) + path)}"
 
 
+def named_place(address: str) -> str:
+    """The part of an address that a name may be taken from: bucket or host, and path, without credentials and query.
+
+    >>> named_place("https://me:secret@host/photos/rex.zip?token=abc")
+    'host/photos/rex.zip'
+    """
+    if "://" not in address or address.startswith("file:"):
+        return address
+    parts = Address.parse(address, what="the address")
+    rest = re.split("[?#]", parts.rest)[0] if parts.scheme in ("http", "https") else parts.rest
+    return f"{parts.host}{rest}"
+
+
 def holds_credentials(address: str) -> bool:
     """Whether there is something in an address that not everybody may read."""
     return shown(address) != address
@@ -199,7 +213,7 @@ def _host_and_port(text: str, so_far: str) -> tuple[str, int | None]:
     else:
         host, colon, after = text.partition(":")
         port = after if colon else None
-    if re.search(r"\s", host) or (port is not None and not host):
+    if _NOT_IN_A_HOST.search(host) or (port is not None and not host):
         raise InputError(f"{so_far}; expected the name of a host, without blanks")
     if port is None:
         return host, None

@@ -4,14 +4,13 @@ A base is named by the sha256 over its files, so class images and models say exa
 """
 
 import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from dreambooth.base_settings import BaseSettings, read_json
 from dreambooth.download import from_hub, from_store, is_hub_id, is_remote
 from dreambooth.errors import InputError
 
@@ -19,12 +18,7 @@ _COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 _SUFFIXES = (".json", ".txt", ".safetensors")
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema)\b|non_ema")
 _WEIGHTS = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
-_SETTINGS = (
-    *(f"{part}/config.json" for part in _WEIGHTS),
-    "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer_config.json",
-)
-_PREDICTIONS = ("epsilon", "v_prediction")
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +35,19 @@ class BaseModel:
         return _hash_directory(self.directory)
 
     @cached_property
-    def resolution(self) -> int:
-        """Side in pixels of the images it was trained on."""
-        unet = json.loads((self.directory / "unet" / "config.json").read_text())
-        vae = json.loads((self.directory / "vae" / "config.json").read_text())
-        downsamplings = len(vae["block_out_channels"]) - 1
-        return int(unet["sample_size"]) << downsamplings
+    def settings(self) -> BaseSettings:
+        """What its configuration files say."""
+        return BaseSettings(self.directory)
 
-    @cached_property
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the images it was trained on; InputError where it doesn't say."""
+        return self.settings.resolution
+
+    @property
     def embedding_width(self) -> int:
         """Width of the text encoder's token embeddings."""
-        return int(json.loads((self.directory / "text_encoder" / "config.json").read_text())["hidden_size"])
+        return int(self.settings["text_encoder.hidden_size"])
 
     @cached_property
     def parameter_counts(self) -> dict[str, int]:
@@ -98,43 +94,49 @@ def _find(address: str, revision: str | None) -> Path:
 
 def _check_whole(directory: Path) -> None:
     """Find now what a copy that broke off lacks, not when workers load it."""
-    settings = {name: _read_json(directory / name) for name in _SETTINGS}
+    BaseSettings(directory).check_trainable()
     vocabularies = [directory / "tokenizer" / name for name in ("tokenizer.json", "vocab.json")]
-    if not any(_read_json(path) for path in vocabularies if path.is_file()):
+    if not any(read_json(path) for path in vocabularies if path.is_file()):
         raise InputError(f"there is neither {vocabularies[0]} nor {vocabularies[1].name}; is the copy complete?")
-    prediction = settings["scheduler/scheduler_config.json"].get("prediction_type", "epsilon")
-    if prediction not in _PREDICTIONS:
-        raise InputError(
-            f"the base model's scheduler has prediction_type {prediction!r}; supported: {', '.join(_PREDICTIONS)}"
-        )
     for part in _WEIGHTS:
         _count_parameters(directory, part)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except OSError:
-        raise InputError(f"there is no {path}; is the copy complete?") from None
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}; copy it again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: expected settings, got {type(content).__name__}; copy it again")
-    return content
-
-
-def _weight_files(directory: Path, part: str) -> list[Path]:
-    """The files that `from_pretrained` reads: one, or those of an index."""
+def weight_files(directory: Path, part: str) -> list[Path]:
+    """The files that `from_pretrained` reads: one, or those of an index. InputError, and why, where there are none."""
     whole = directory / part / f"{_WEIGHTS[part]}.safetensors"
-    if whole.is_file():
-        return [whole]
     index = whole.with_name(f"{whole.name}.index.json")
+    # Where a repository has both, diffusers takes the several files, transformers the one.
+    if whole.is_file() and not (index.is_file() and part != "text_encoder"):
+        return [whole]
     if not index.is_file():
-        raise InputError(
-            f"there is no {whole}; is the copy complete? A pipeline in another format becomes one with "
-            f"StableDiffusionPipeline.from_pretrained(…).save_pretrained(…)"
+        raise InputError(f"there is no {whole}; is the copy complete? {_instead(whole.parent)}")
+    names = read_json(index).get("weight_map")
+    names = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise InputError(f"{index} is damaged: expected a weight_map with files beside it; copy it again")
+    return [whole.with_name(name) for name in names]
+
+
+def _instead(folder: Path) -> str:
+    """What to do about weights of another kind than is read."""
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
+    variants = [(name, found[1]) for name in others if (found := _VARIANT.search(name)) and found[1]]
+    for name, variant in variants:
+        if name.endswith(".safetensors"):
+            return (
+                f"There is {name}, a variant; download the weights themselves, or write them with "
+                f"StableDiffusionPipeline.from_pretrained(..., variant={variant!r}).save_pretrained(...)"
+            )
+    if others:
+        return (
+            f"There is {', '.join(others)}, which isn't read, as it could run anything; where you trust it, write "
+            f"safetensors: StableDiffusionPipeline.from_pretrained(..., use_safetensors=False).save_pretrained(...)"
         )
-    return [whole.with_name(name) for name in sorted(set(_read_json(index)["weight_map"].values()))]
+    return (
+        "A pipeline in another format becomes one with "
+        "StableDiffusionPipeline.from_pretrained(...).save_pretrained(...)"
+    )
 
 
 def pipeline_files(directory: Path) -> list[Path]:
@@ -159,7 +161,7 @@ def _count_parameters(directory: Path, part: str) -> int:
     from safetensors import SafetensorError, safe_open
 
     count = 0
-    for path in _weight_files(directory, part):
+    for path in weight_files(directory, part):
         try:
             with safe_open(path, framework="pt") as tensors:
                 count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
@@ -168,15 +170,3 @@ def _count_parameters(directory: Path, part: str) -> int:
         except SafetensorError as error:
             raise InputError(f"{path} is damaged: {error}; copy it again") from None
     return count
-
-
-def schedule_warning(directory: Path) -> str | None:
-    """A warning for a noise schedule whose last timestep can't be learnt; None where it can."""
-    config = json.loads((directory / "scheduler" / "scheduler_config.json").read_text())
-    if not config.get("rescale_betas_zero_snr") or config.get("prediction_type", "epsilon") != "epsilon":
-        return None
-    return (
-        "the base model's schedule ends in pure noise (rescale_betas_zero_snr), and it predicts noise, which says "
-        "nothing of the picture there (arXiv 2305.08891, section 3.2); if it was trained for velocity, its "
-        "scheduler_config.json should say prediction_type v_prediction, else rescale_betas_zero_snr false"
-    )

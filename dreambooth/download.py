@@ -10,9 +10,9 @@ from pathlib import Path
 
 import fsspec
 
-from dreambooth.addresses import shown, without_credentials
+from dreambooth.addresses import Address, shown, without_credentials
 from dreambooth.errors import InputError
-from dreambooth.reach import prove_store
+from dreambooth.reach import prove_server, prove_store
 
 _VERSIONS = (
     "ETag",
@@ -54,17 +54,40 @@ def from_hub(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    fault = _hub_fault()
     try:
         return Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=list(allow), ignore_patterns=list(ignore))
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                allow_patterns=list(allow),
+                ignore_patterns=list(ignore),
+                local_files_only=fault is not None,
+            )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = fault or (str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise InputError(
             f"{what} {hub_id!r}{f' at {revision!r}' if revision else ''} is neither a folder here nor to be had from "
             f"the hub ({type(error).__name__}: {reason}); check the name and the network, or download it and give its "
             f"folder"
         ) from None
+
+
+def _hub_fault() -> str | None:
+    """Why the hub can't be asked, found within seconds: then what is here has to do. InputError for HF_ENDPOINT."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    hub = Address.parse(constants.ENDPOINT, what="HF_ENDPOINT")
+    if hub.scheme not in ("http", "https"):
+        raise InputError(f"HF_ENDPOINT is {shown(constants.ENDPOINT)!r}; expected an address such as https://host")
+    try:
+        prove_server(hub, what="the hub", cure="is there a network?")
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def from_store(address: str, *, what: str) -> Path:

@@ -1,11 +1,11 @@
 """A training step on tensors without data, so that what one takes can be counted for a base model of any size."""
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dreambooth.base_settings import BaseSettings
 from dreambooth.families import family_of
 from dreambooth.families.stable_diffusion import load_tokenizer
 
@@ -46,6 +46,6 @@ class EmptyStep:
 
 def latent_shape(directory: Path, resolution: int) -> tuple[int, int, int]:
     """(C, H, W) of the latent of an image of `resolution` pixels."""
-    scale = 2 ** (len(json.loads((directory / "vae" / "config.json").read_text())["block_out_channels"]) - 1)
-    channels = json.loads((directory / "unet" / "config.json").read_text())["in_channels"]
-    return channels, resolution // scale, resolution // scale
+    settings = BaseSettings(directory)
+    side = resolution // settings.downscaling
+    return settings["unet.in_channels"], side, side

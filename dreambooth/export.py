@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dreambooth.base_model import pipeline_files
+from dreambooth.base_model import pipeline_files, weight_files
+from dreambooth.base_settings import BaseSettings
 from dreambooth.families import family_of
 from dreambooth.probe import TOLERANCES, Trained, largest_difference
 
@@ -21,11 +23,14 @@ COMPONENTS = {"denoiser": "unet", "text_encoder": "text_encoder"}
 _WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
 
 
-def export_pipeline(base: Path, state: Mapping[str, Tensor], target: Path, *, dtype: torch.dtype) -> None:
+def export_pipeline(
+    base: Path, state: Mapping[str, Tensor], target: Path, *, dtype: torch.dtype, resolution: int | None = None
+) -> None:
     """Write a diffusers directory: the base's files, with the trained components' weights put in, as `dtype`.
 
-    `state` is an engine's state_dict. Raises ValueError when its names are not exactly those of the base's weights: a
-    component that is trained is trained in all its layers.
+    `resolution`, in pixels, is what it was trained at, and will be sampled at where nothing else is asked for; None is
+    the base's. `state` is an engine's state_dict. Raises ValueError when its names are not exactly those of the base's
+    weights: a component that is trained is trained in all its layers.
     """
     trained = _by_component(base, state)
     for source in pipeline_files(base):
@@ -35,6 +40,8 @@ def export_pipeline(base: Path, state: Mapping[str, Tensor], target: Path, *, dt
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target / name)
     _leave_out_what_is_missing(target)
+    if resolution is not None:
+        _set_resolution(target, resolution)
     for component, tensors in trained.items():
         on_disk = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
         (target / component).mkdir(parents=True, exist_ok=True)
@@ -120,7 +127,7 @@ def _by_component(base: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str
 def _named_as_in(directory: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """transformers 5 dropped the prefix `text_model.` that Stable Diffusion's files, and older releases, use."""
     expected: set[str] = set()
-    for path in directory.glob("*.safetensors"):
+    for path in weight_files(directory.parent, directory.name):
         with safe_open(path, framework="pt") as stored:
             expected |= set(stored.keys())
     # A buffer in old files and a parameter nowhere.
@@ -132,6 +139,15 @@ def _named_as_in(directory: Path, tensors: dict[str, Tensor]) -> dict[str, Tenso
             f"what was trained and the weights in {directory} differ in {len(differing)} names, first {differing[0]}"
         )
     return named
+
+
+def _set_resolution(directory: Path, resolution: int) -> None:
+    """Name a resolution in the UNet's configuration, where every diffusers pipeline finds what it samples at."""
+    path = directory / "unet" / "config.json"
+    size = resolution // BaseSettings(directory).downscaling
+    # A size below 64 that an early version of diffusers has written would be taken for a mistake.
+    settings = json.loads(path.read_text()) | {"sample_size": size, "_diffusers_version": diffusers.__version__}
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _leave_out_what_is_missing(directory: Path) -> None:

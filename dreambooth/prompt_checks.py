@@ -73,7 +73,7 @@ def read(
     if len(ids) > fits:
         first = offsets[fits][0]
         lost = text[text.rfind(" ", 0, first + 1) + 1 :]
-    own = list(token_ids_in_prompts(tokenizer, identifier)) if identifier else []
+    own = _own_ids(tokenizer, identifier) if identifier else []
     return Reading(tokens=len(ids), fits=fits, lost=lost, meant=_count(own, ids), names=_count(own, ids[:fits]))
 
 
@@ -105,7 +105,7 @@ class PromptReader:
         if self.identifier is not None and not reading.meant:
             other = _other_identifier(self.tokenizer, filled, self.identifier)
             warnings.append(f"{what} names no {IDENTIFIER_PLACEHOLDER}{other}; {_MEANT}")
-        return (*warnings, *(f"{what}: {each}" for each in strange_letters(text)))
+        return (*warnings, *(f"{what}: {each}" for each in strange_letters(filled)))
 
 
 def strange_letters(text: str) -> Iterator[str]:
@@ -142,6 +142,11 @@ def _other_identifier(tokenizer: "PreTrainedTokenizerBase", text: str, identifie
 @lru_cache(maxsize=8)
 def _rare(tokenizer: "PreTrainedTokenizerBase") -> frozenset[str]:
     return frozenset(candidate.text for candidate in candidates(tokenizer))
+
+
+@lru_cache(maxsize=64)
+def _own_ids(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> list[int]:
+    return list(token_ids_in_prompts(tokenizer, identifier))
 
 
 def _count(own: Sequence[int], ids: Sequence[int]) -> int:

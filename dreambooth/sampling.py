@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.computed_once import computed_once
+from dreambooth.families import family_of
+from dreambooth.families.stable_diffusion import read_tokenizer
 from dreambooth.quiet import hide_progress_bars, quiet
 
 if TYPE_CHECKING:
@@ -39,37 +41,49 @@ def weights_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
 def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> "StableDiffusionPipeline":
     """Load a diffusers directory, its weights in `dtype`, for sampling with DPM-Solver++ and without progress bars.
 
-    The VAE stays in fp32 whatever `dtype` is: some overflow in fp16, which gives black pictures.
+    What model_index.json names beside the parts that sampling takes (a safety checker) may be there or not. The VAE
+    stays in fp32 whatever `dtype` is: some overflow in fp16, which gives black pictures.
     """
     quiet()
     hide_progress_bars()
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+    from diffusers import DPMSolverMultistepScheduler as Sampler
+    from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        directory,
-        dtype=dtype,
+    from dreambooth.latents import load_vae
+
+    family = family_of(directory)
+    pipeline = StableDiffusionPipeline(
+        unet=family.load_denoiser(directory, dtype),
+        text_encoder=family.load_text_encoder(directory, dtype),
+        vae=load_vae(directory, device),
+        tokenizer=read_tokenizer(directory),
+        scheduler=None,
         safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
-        local_files_only=True,
-        use_safetensors=True,  # never a pickle, which could run anything
+    ).to(device)
+    pipeline.scheduler = Sampler.from_config(
+        Sampler.load_config(directory, subfolder="scheduler", local_files_only=True)
     )
-    pipeline = pipeline.to(device)
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.vae.to(torch.float32)
     return pipeline
 
 
 def personalized(base: "StableDiffusionPipeline", directory: Path) -> "StableDiffusionPipeline":
-    """A pipeline with denoiser and text encoder of a fine-tuned one in `directory`, and all else shared with `base`."""
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    """A pipeline with denoiser and text encoder of a fine-tuned one in `directory`, and all else shared with `base`.
 
-    options = {"dtype": base.unet.dtype, "local_files_only": True, "use_safetensors": True}
-    unet = UNet2DConditionModel.from_pretrained(directory, subfolder="unet", **options)
-    text_encoder = CLIPTextModel.from_pretrained(directory, subfolder="text_encoder", **options)
-    trained = {"unet": unet.to(base.device), "text_encoder": text_encoder.to(base.device)}
-    pipeline = StableDiffusionPipeline(**{**base.components, **trained}, requires_safety_checker=False)
+    But for the sampler, which counts the steps of one sampling.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    family = family_of(directory)
+    own = {
+        "unet": family.load_denoiser(directory, base.unet.dtype).to(base.device),
+        "text_encoder": family.load_text_encoder(directory, base.unet.dtype).to(base.device),
+        "scheduler": None,  # a pipeline changes the settings of one that it is made with
+    }
+    pipeline = StableDiffusionPipeline(**{**base.components, **own}, requires_safety_checker=False)
+    pipeline.scheduler = type(base.scheduler).from_config(base.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -97,6 +111,8 @@ def sample(
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
     if dtype is None:
         dtype = sampling_dtype("cpu") if pipeline.device.type == "cpu" else pipeline.unet.dtype
+    # A distilled UNet takes the scale as an input instead, and is asked once a step.
+    guided = guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
     _lay_out(pipeline.unet, dtype)
     computing = torch.autocast(pipeline.device.type, dtype, enabled=dtype is not pipeline.unet.dtype)
     images: list[Image.Image] = []
@@ -106,7 +122,7 @@ def sample(
         batch = slice(start, start + batch_size)
         # Noise comes from CPU generators on every device: the same seed is the same picture on a laptop and a GPU.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]]
-        with computing, computed_once(pipeline.unet, guided=guidance_scale > 1):
+        with computing, computed_once(pipeline.unet, guided=guided):
             latents = pipeline(
                 prompt_embeds=texts[batch],
                 negative_prompt_embeds=nothing.expand_as(texts[batch]),
@@ -139,8 +155,10 @@ def _lay_out(unet: torch.nn.Module, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def _decode(pipeline: "StableDiffusionPipeline", latents: Tensor) -> list[Image.Image]:
+    """Pictures of latents, back from the denoiser's scale as `encode_latents` brings them to it."""
     vae = pipeline.vae
-    pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample  # (N, 3, H, W) in [-1, 1]
+    latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    pixels = vae.decode(latents).sample  # (N, 3, H, W) in [-1, 1]
     if not torch.isfinite(pixels).all():
         raise RuntimeError("the pictures are not numbers: the weights are damaged, or overflow in half precision")
     images: list[Image.Image] = pipeline.image_processor.postprocess(pixels)

@@ -1,7 +1,6 @@
 """What does a training step cost? Counted on shapes alone, so it takes a second whatever the size of the base model."""
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,7 +18,6 @@ class StepCost:
     flops: int
 
 
-@cache
 def step_cost(
     directory: Path, *, resolution: int, pairs: int, train_text_encoder: bool, checkpointing: bool
 ) -> StepCost:

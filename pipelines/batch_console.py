@@ -14,6 +14,7 @@ from rich.text import Text
 from dreambooth.addresses import without_credentials
 from pipelines.subject_checks import SubjectCheck
 from pipelines.tasks import Message, Progress, State
+from pipelines.time_left import TimeLeft
 
 PLAIN_LINE_SECONDS = 10.0
 _SHOWN_LANES = 12
@@ -61,7 +62,7 @@ class BatchView:
         self._began = self._clock()
         self._printed = self._began - PLAIN_LINE_SECONDS
         self._settled: int | None = None
-        self._pace: tuple[float, int] | None = None
+        self._time_left = TimeLeft(total)
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -93,7 +94,7 @@ class BatchView:
     ) -> None:
         """Show subjects by state, those in lanes, class images (made, to make), and (name, reason) of failures."""
         settled = counts["done"] + counts["failed"]
-        left = self._left(settled)
+        left = self._time_left.update(self._clock(), counts, running, class_images)
         if self._live is not None:
             self._live.update(self._table(counts, running, class_images, failures, left))
         elif not self._quiet:
@@ -113,16 +114,6 @@ class BatchView:
     def warn(self, text: str) -> None:
         """A warning that says what to do."""
         self._console.print(Text(f"warning: {without_credentials(text)}", style="yellow"), soft_wrap=True)
-
-    def _left(self, settled: int) -> float | None:
-        """Seconds left, by the pace since the first subject of this attempt was finished."""
-        now = self._clock()
-        if self._settled is not None and settled > self._settled and self._pace is None:
-            self._pace = now, settled
-        if self._pace is None or settled <= self._pace[1]:
-            return None
-        since, before = self._pace
-        return (now - since) / (settled - before) * (self.total - settled)
 
     def _plain(
         self,

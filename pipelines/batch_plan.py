@@ -1,5 +1,6 @@
 """The plan of a batch: what every subject takes, how many lanes there are, and why."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from dreambooth.config import ClusterConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.prior import PriorPlan
 from pipelines.cluster import Resources
+from pipelines.evaluate_stage import meant_encoder
 from pipelines.plan import Plan, fewer_workers
 from pipelines.prior_stage import images_present
 from pipelines.storage import join
@@ -46,6 +48,13 @@ def make_batch_plan(name: str, plans: Sequence[Plan], resources: Resources) -> B
                 f"{plan.config.subject.name} asks for other workers than {first.subject.name} "
                 f"(cluster, zero or engine differ); lanes are alike, so give these settings for the whole batch"
             )
+    encoders = dict.fromkeys(meant_encoder(plan.config) for plan in plans if plan.config.evaluation.enabled)
+    if len(encoders) > 1:
+        raise InputError(
+            f"by default subjects of these base models would be measured by other image encoders "
+            f"({', '.join(encoders)}), which can't be compared; name one for the whole batch: "
+            f"evaluation.image_encoder={next(iter(encoders))}"
+        )
     resources.check(first.cluster)
     use_gpu = plans[0].use_gpu
     per_lane = first.cluster.num_workers * (1 if use_gpu else first.cluster.cpus_per_worker)
@@ -79,16 +88,27 @@ def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
     engine = f"DeepSpeed ZeRO-{first.config.zero.stage}" if first.engine == "deepspeed" else "PyTorch"
     largest = max(plan.subjects, key=lambda subject: subject.model_state_bytes)
     steps = sum(subject.config.train.max_train_steps for subject in plan.subjects)
+    roots = dict.fromkeys(subject.config.storage.root for subject in plan.subjects)
     to_make, there = _count_class_images(plan)
     return [
         ("batch", f"{plan.name}: {len(plan.subjects)} subjects of {_count_classes(plan)} classes"),
-        ("base model", f"{first.config.base_model}, hash {first.base.hash}"),
+        *_bases(plan),
         ("workers", f"{workers} x {each} {device} a subject{fewer_workers(plan.cluster)}, {engine}"),
         ("lanes", f"{plan.lanes} ({why})"),
         ("memory", f"{largest.model_state_bytes / 2**20:.0f} MiB a worker of weights, gradients and optimizer"),
         ("class images", f"{len(plan.class_sets)} sets, {to_make} images to make, {there} there"),
         ("steps", f"{steps} in all, {steps // plan.lanes} a lane"),
-        ("writes to", f"{first.config.storage.root}, the batch's own files to {plan.uri}"),
+        ("writes to", f"{', '.join(roots)}, the batch's own files to {plan.uri}"),
+    ]
+
+
+def _bases(plan: BatchPlan) -> list[tuple[str, str]]:
+    """A row for every base model, with how many subjects are trained on it where there are several."""
+    subjects = Counter((one.config.base_model, one.base.hash) for one in plan.subjects)
+    several = len(subjects) > 1
+    return [
+        ("base model", f"{address}, hash {base_hash}{f': {count} subjects' if several else ''}")
+        for (address, base_hash), count in subjects.items()
     ]
 
 

@@ -9,6 +9,7 @@ import click
 import yaml
 
 from dreambooth import __version__
+from dreambooth.addresses import shown
 from dreambooth.limits import LARGEST_SEED, LARGEST_SIDE, MOST_GUIDANCE, MOST_IMAGES, MOST_SAMPLING_STEPS
 from dreambooth.quiet import quiet
 from pipelines.cli_batch import batch
@@ -173,7 +174,7 @@ def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) 
     for warning in result.warnings:
         click.echo(f"warning: {warning}", err=True)
     for path in [*result.paths, result.contact_sheet]:
-        click.echo(path)
+        click.echo(shown(path))
 
 
 @main.command()
@@ -208,7 +209,7 @@ def gc(address: str, older_than: float, dry_run: bool) -> None:
 
     leftovers = find_leftovers(address, older_than=datetime.timedelta(hours=older_than))
     for leftover in leftovers:
-        click.echo(f"{leftover.size / 2**20:8.1f} MiB  begun {leftover.begun:%Y-%m-%d %H:%M}  {leftover.uri}")
+        click.echo(f"{leftover.size / 2**20:8.1f} MiB  begun {leftover.begun:%Y-%m-%d %H:%M}  {shown(leftover.uri)}")
     if not dry_run:
         remove_leftovers(leftovers)
     click.echo(f"{len(leftovers)} leftover{'s' * (len(leftovers) != 1)} {'found' if dry_run else 'removed'}")

@@ -110,10 +110,11 @@ def _checked_name(name: str) -> str:
 
 def batch_name(subjects: str) -> str:
     """The name of a batch, from its table's or folder's: `photos/My Dogs/` gives my-dogs."""
+    from dreambooth.addresses import named_place
     from dreambooth.subject import name_from
     from pipelines.tables import TABLES
 
-    stem = subjects.rstrip("/").rsplit("/", 1)[-1]
+    stem = named_place(subjects).rstrip("/").rsplit("/", 1)[-1]
     stem = next((stem[: -len(end)] for end in TABLES if stem.lower().endswith(end)), stem)
     return name_from(stem) or "batch"
 

@@ -64,4 +64,6 @@ def _plain(text: str) -> str:
     """Brackets of an address or a message are no markup."""
     from rich.markup import escape
 
-    return escape(text)
+    from dreambooth.addresses import without_credentials
+
+    return escape(without_credentials(text))

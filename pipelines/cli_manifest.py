@@ -55,6 +55,7 @@ def _planned(config: str, overrides: tuple[str, ...]) -> "tuple[str, str | None,
     from dreambooth.config import load_config
     from dreambooth.errors import InputError
     from dreambooth.reach import prove_store
+    from dreambooth.text_files import decode_text
     from pipelines.cluster import Resources
     from pipelines.plan import make_plan
     from pipelines.storage import filesystem, is_local, read_bytes
@@ -68,7 +69,7 @@ def _planned(config: str, overrides: tuple[str, ...]) -> "tuple[str, str | None,
     fs, path = filesystem(config)
     if not fs.isfile(path):
         raise InputError(f"there is nothing at {config!r}; expected the YAML of a run, or a batch's table")
-    content = read_bytes(config).decode()
+    content = decode_text(read_bytes(config), config)
     if is_local(config) and _is_run(config, content):
         plans: tuple[Plan, ...] = (make_plan(load_config(Path(config), overrides), anything),)
         command, lanes = "run", 1
@@ -81,13 +82,13 @@ def _planned(config: str, overrides: tuple[str, ...]) -> "tuple[str, str | None,
 
 
 def _is_run(config: str, content: str) -> bool:
-    import yaml
+    from dreambooth.strict_yaml import NotYaml, parse_yaml
 
     if not config.lower().endswith((".yaml", ".yml")):
         return False
     try:
-        settings = yaml.safe_load(content)
-    except yaml.YAMLError:
+        settings = parse_yaml(content, config)
+    except NotYaml:
         return True  # whoever reads it next says what is wrong with it
     return isinstance(settings, dict) and "subjects" not in settings
 

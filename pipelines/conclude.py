@@ -163,6 +163,7 @@ def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> Regist
                 result_key=plan.model_key,
                 num_inference_steps=config.evaluation.num_inference_steps,
                 guidance_scale=config.evaluation.guidance_scale,
+                resolution=int(config.images.resolution or 0),
             ),
             extra=upload_seconds(size),
         )
@@ -178,6 +179,7 @@ def result_tags(plan: Plan) -> dict[str, Any]:
         "base_model": shown(config.base_model),
         "base_hash": plan.base.hash,
         "data_hash": plan.data_hash,
+        "resolution": config.images.resolution,
         "prior_set": plan.prior.key if plan.prior else "none",
         "configuration_hash": plan.key,
         "engine": plan.engine,

@@ -12,6 +12,8 @@ from dreambooth.addresses import without_credentials
 
 PLAIN_LINE_SECONDS = 10.0
 _PLAIN_WIDTH = 160
+_PACE_SECONDS = 300.0
+"""The time left goes by the pace of so long, checkpoints and scores among it; what a run began with doesn't count."""
 
 Update = Callable[[int, int, str], None]
 
@@ -66,7 +68,7 @@ class RunConsole:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self._console) as progress:
+        with Progress(*columns, console=self._console, speed_estimate_period=_PACE_SECONDS) as progress:
             task = progress.add_task(title, total=None, note="")
             yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
 

@@ -4,6 +4,7 @@ By the pace of earlier batches, where there were such; else operations are count
 run.
 """
 
+import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,21 +19,31 @@ from pipelines.plan import Plan
 from pipelines.prior_stage import images_present
 
 _MATRIX = {"cpu": 512, "cuda": 4096}
+_SMALL_MATRIX = 256
+"""On a CPU: a product of a fraction of a millisecond, which even a busy machine lets one thread finish undisturbed."""
 _SHARE_IN_TRAINING = {"cpu": 0.3, "cuda": 0.05}
 _SHARE_IN_SAMPLING = {"cpu": 0.6, "cuda": 0.05}
 """Of the speed of a large matrix product that is reached: by the miniature in two lanes on two CPU cores; and by Stable
 Diffusion 1.5's size in training on an H200, 32 TFLOP/s, if a product reaches two thirds of its data sheet's 989."""
 _START_SECONDS = 30.0
 _ANSWER_SECONDS = 60.0
-_MEASURE_SECONDS = 0.2
+_MEASURE_SECONDS = 0.3
+_LEAST_TIMES = 5
+_BUSY = 1.25
+"""Load over cores from which on it is said that others were at work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Floating-point operations per second of one worker, in fp32 and in half precision."""
+    """Floating-point operations per second of one worker, in fp32 and in half precision, when nobody disturbs it.
+
+    `load` is how many processes wanted to work there, on average over the last minute, on `cores`.
+    """
 
     fp32: float
     half: float
+    load: float = 0.0
+    cores: int = 1
 
 
 def describe_estimate(plan: BatchPlan) -> list[tuple[str, str]]:
@@ -81,7 +92,16 @@ def _by_counting(plan: BatchPlan, costs: dict[str, StepCost]) -> str:
     shown = ", ".join(
         f"{what} {clock(part)}" for what, part in zip(("training", "class images", "samples"), parts, strict=True)
     )
-    return f"about {clock(_START_SECONDS + sum(parts))}: {shown}"
+    return f"about {clock(_START_SECONDS + sum(parts))}: {shown}{about_load(speed) if device == 'cpu' else ''}"
+
+
+def about_load(speed: Speed) -> str:
+    """What to add to an estimate if others were at work while the speed was measured."""
+    if speed.load <= _BUSY * speed.cores:
+        return ""
+    return (
+        f"; measured while the machine was busy (load {speed.load:.0f} on {speed.cores} cores): longer as long as it is"
+    )
 
 
 def clock(seconds: float) -> str:
@@ -92,27 +112,34 @@ def clock(seconds: float) -> str:
 
 
 def measure_speed(device: str, num_threads: int) -> Speed:
-    """Of matrix products, here."""
+    """Of matrix products, here: the fastest of several, as others that are at work only ever make one slower."""
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        return Speed(fp32=_matmul_speed(device, half=False), half=_matmul_speed(device, half=True))
+        fastest = [_matmul_speed(device, _MATRIX[device], half=half) for half in (False, True)]
+        if device == "cpu":
+            # Threads that wait for each other on a busy machine say nothing of what they do when it is not.
+            torch.set_num_threads(1)
+            alone = [_matmul_speed(device, _SMALL_MATRIX, half=half) for half in (False, True)]
+            fastest = [max(f, max(1.0, num_threads / 2) * a) for f, a in zip(fastest, alone, strict=True)]
     finally:
         torch.set_num_threads(before)
+    return Speed(fp32=fastest[0], half=fastest[1], load=os.getloadavg()[0], cores=os.cpu_count() or 1)
 
 
-def _matmul_speed(device: str, *, half: bool) -> float:
+def _matmul_speed(device: str, size: int, *, half: bool) -> float:
     import torch
 
-    size = _MATRIX[device]
     times: list[float] = []
     one = torch.ones(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
-    while len(times) < 8 and sum(times) < _MEASURE_SECONDS:  # bf16 is slow where the CPU has none
-        began = time.perf_counter()
+    began = time.perf_counter()
+    # bf16 is slow where the CPU has none; but a single time may be of anything.
+    while len(times) < _LEAST_TIMES or time.perf_counter() - began < _MEASURE_SECONDS:
+        start = time.perf_counter()
         float((one @ one)[0, 0])  # waits for the device
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
 
 

@@ -39,10 +39,14 @@ class Evaluation:
     similarity: Similarity | None
 
 
+def meant_encoder(config: DreamBoothConfig) -> str:
+    """The address of the image encoder that a configuration means, to be had or not."""
+    return config.evaluation.image_encoder or ("miniature" if config.base_model == "miniature" else DEFAULT_ENCODER)
+
+
 def image_encoder(config: DreamBoothConfig) -> str:
     """The address of the image encoder that a configuration means; InputError when it can't be had."""
-    default = "miniature" if config.base_model == "miniature" else DEFAULT_ENCODER
-    chosen = config.evaluation.image_encoder or default
+    chosen = meant_encoder(config)
     try:
         find_encoder(chosen)
     except InputError as error:

@@ -197,7 +197,9 @@ def _export(base: BaseModel, state: Mapping[str, Any], task: TrainTask, *, step:
     dtype = getattr(torch, config.storage.dtype)
     with tempfile.TemporaryDirectory(prefix="dreambooth-export-") as folder:
         with room_for("the model", tempfile.gettempdir()):
-            export_pipeline(base.directory, state, Path(folder, "model"), dtype=dtype)
+            export_pipeline(
+                base.directory, state, Path(folder, "model"), dtype=dtype, resolution=config.images.resolution
+            )
         metadata = {
             "key": task.key,
             "subject": config.subject.name,

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from dreambooth.addresses import shown
+from dreambooth.base_settings import BaseSettings
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import load_tokenizer
 from dreambooth.images import png_bytes
@@ -74,6 +75,8 @@ def generate(
     }
     given = {name: value for name, value in settings.items() if value is not None}
     _check(prompt, num=num, seed=seed, **given)
+    if model.startswith("models:"):
+        parse_address(model)  # before anything is written or asked
     output = storage.absolute(output)
     storage.check_writable(output)
     seeds = range(seed, seed + num)
@@ -252,6 +255,9 @@ def _from_directory(
     with storage.opened(manifest) as directory:
         _check_prompts(prompts, identifier, load_tokenizer(directory), warn)
         prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
+        if not {"height", "width"} <= settings.keys():
+            resolution = manifest.metadata.get("resolution") or BaseSettings(directory).resolution
+            own |= {"height": resolution, "width": resolution}
         pipeline = load_pipeline(directory, device=device, dtype=dtype)
         seeds = range(seed, seed + len(prompts))
         return sample(pipeline, prompts, seeds, **{**own, **settings})

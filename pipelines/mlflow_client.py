@@ -73,7 +73,7 @@ def connect(uri: str) -> MlflowClient:
 def mlflow_line() -> Line:
     """The line of this process's calls to MLflow; another one where the last one's thread hangs."""
     global _line  # noqa: PLW0603 - one line for the whole process is what it is for
-    if _line is None or _line.closed:
+    if _line is None or _line.hangs:
         _line = Line(explain)
     return _line
 

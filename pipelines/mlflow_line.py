@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 _REQUEST_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _DEFAULT_REQUEST_SECONDS = 10
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
+_QUICK_RETRIES = 2
 _MISTAKES = (InputError, ValueError, TypeError, LookupError, AssertionError)
 
 
@@ -57,6 +58,7 @@ class Call(Generic[_T]):
     extra: float = 0.0
     alive: Callable[[], object] | None = None
     once: bool = False
+    suspected: bool = False
     future: "Future[_T]" = field(default_factory=Future)
 
 
@@ -70,12 +72,12 @@ class Line:
         self._explain = explain
         self.say: Callable[[str], None] | None = None
         self._calls: deque[Call[Any]] = deque()
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.RLock())
         self._since: float | None = None  # when the first attempt was begun since which none has got through
         self._attempt: float | None = None  # when the one in flight was begun
         self._pause = _FIRST_PAUSE
         self._failures, self._reason = 0, ""
-        self._hurry = self._said = self.closed = False
+        self._hurry = self._said = False
         threading.Thread(target=self._work, name="mlflow", daemon=True).start()
 
     def post(
@@ -119,6 +121,13 @@ class Line:
         with self._changed:
             return sum(call.owner is owner for call in self._calls)
 
+    @property
+    def hangs(self) -> bool:
+        """Whether the call in flight has been there for so long that it may never come back."""
+        with self._changed:
+            first = self._calls[0].extra if self._calls else 0.0
+            return self._attempt is not None and time.monotonic() - self._attempt > patience() + first
+
     def _hopeless(self, call: Call[Any], arrived: float, failures: int) -> str | None:
         now, allowed = time.monotonic(), patience()
         first = self._calls[0] if self._calls else call
@@ -135,9 +144,6 @@ class Line:
 
     def _take_out(self, calls: list[Call[Any]]) -> None:
         gone = set(map(id, calls))
-        hangs = self._attempt is not None and time.monotonic() - self._attempt > patience()
-        if hangs and self._calls and id(self._calls[0]) in gone:
-            self.closed = True  # its thread may never come back: who comes next starts another line
         self._calls = deque(call for call in self._calls if id(call) not in gone)
         if not self._calls:
             self._since = None
@@ -146,17 +152,14 @@ class Line:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._calls) or self.closed)
-                if self.closed:
-                    return
+                self._changed.wait_for(lambda: bool(self._calls))
                 call, self._attempt = self._calls[0], time.monotonic()
                 self._since = self._since or self._attempt
             self._try(call)
 
     def _try(self, call: Call[Any]) -> None:
         try:
-            # MLflow's own retries, seven of up to 120 seconds, would be made within each of those here.
-            with environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", _REQUEST_SECONDS: str(request_seconds())}):
+            with environment(_limits(0 if call.once else _QUICK_RETRIES)):
                 result = call.operation()
         except Exception as error:  # noqa: BLE001 - MLflow's, SQLAlchemy's, the database driver's, an object store's
             self._failed(call, error, final=call.once or is_refusal(error) or self._is_its_own(call))
@@ -167,10 +170,11 @@ class Line:
         """Whether a call that has failed for long fails although MLflow answers."""
         if call.alive is None or self._since is None or time.monotonic() - self._since < patience() / 2 + call.extra:
             return False  # before those who wait lose theirs
+        suspected, call.suspected = call.suspected, False
         with contextlib.suppress(Exception):
             call.alive()
-            return True
-        return False
+            call.suspected = True  # it may have come back just now
+        return suspected and call.suspected
 
     def _failed(self, call: Call[Any], error: Exception, *, final: bool) -> None:
         if final:
@@ -186,7 +190,7 @@ class Line:
         if say is not None:
             say(f"MLflow is away ({self._reason}); work goes on, and what it lacks is sent when it answers again")
         with self._changed:
-            self._changed.wait_for(lambda: self._hurry or self.closed, timeout=self._pause)
+            self._changed.wait_for(lambda: self._hurry or call.suspected, timeout=self._pause)
             self._hurry, self._pause = False, min(2 * self._pause, _LONGEST_PAUSE)
 
     def _through(self, call: Call[Any], settle: Callable[[], None], *, answered: bool = True) -> None:
@@ -201,6 +205,23 @@ class Line:
             self._changed.notify_all()
         if say is not None:
             say("MLflow answers again")
+
+
+@contextlib.contextmanager
+def not_twice() -> Iterator[None]:
+    """Within, MLflow's client makes each request once: for what would be made twice where an answer is lost."""
+    with environment(_limits(0)):
+        yield
+
+
+def _limits(retries: int) -> dict[str, str]:
+    """MLflow's own limits, per request; its defaults are seven retries of 120 seconds, later as the server asks."""
+    return {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+        _REQUEST_SECONDS: str(request_seconds()),
+    }
 
 
 def is_refusal(error: Exception) -> bool:

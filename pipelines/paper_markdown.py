@@ -46,4 +46,6 @@ def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _cell(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    if interval is None:
+        return "–"
+    return f"{interval.mean:.3f} ({interval.ends})" if interval.ends else f"{interval.mean:.3f}"

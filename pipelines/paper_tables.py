@@ -1,11 +1,11 @@
 """The tables of `dreambooth paper` and what came out, from the evaluation.json of every run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from dreambooth.evaluation.bootstrap import Interval, bootstrap_difference
-from dreambooth.evaluation.figures import BankId, Figures, column, figures_from, one_bank
+from dreambooth.evaluation.bootstrap import Interval
+from dreambooth.evaluation.figures import BankId, Figures, column, difference, figures_from, one_bank
 from pipelines.paper_experiments import COLUMN_TITLES, Claim, Experiment, Row
 from pipelines.paper_trials import Trial
 
@@ -21,9 +21,11 @@ class Finding:
 
     @property
     def verdict(self) -> Verdict:
-        """By the ends of the interval: a difference of 0 in it leaves the claim undecided."""
+        """By the ends of the interval: 0 within them leaves the claim undecided, and so does one value without any."""
         if self.difference is None:
             return "not measured"
+        if self.difference.n == 1:
+            return "undecided"
         if self.difference.low > 0:
             return "came out"
         return "did not come out" if self.difference.high < 0 else "undecided"
@@ -35,10 +37,8 @@ class Finding:
             return f"{self.claim.sentence}: not measured."
         what = COLUMN_TITLES[self.claim.column].rstrip(" ↑↓")
         mean, low, high = self.difference.mean, self.difference.low, self.difference.high
-        return (
-            f"{self.claim.sentence}: {self.verdict}; the difference in {what} is {mean:+.3f} "
-            f"({low:+.3f} to {high:+.3f})."
-        )
+        ends = f" ({low:+.3f} to {high:+.3f})" if self.difference.n > 1 else ""
+        return f"{self.claim.sentence}: {self.verdict}; the difference in {what} is {mean:+.3f}{ends}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,32 +126,8 @@ def _difference(
     shared = [subject for subject in measured[claim.higher] if subject in measured[claim.lower]]
     if not shared:
         return None
-    values = [
-        [_values(measured[slug][subject], _read(rows[slug], claim.column)) for subject in shared]
+    first, second = (
+        [(str(_read(rows[slug], claim.column)), measured[slug][subject]) for subject in shared]
         for slug in (claim.higher, claim.lower)
-    ]
-    return bootstrap_difference(*_alike(*values))
-
-
-def _values(figures: Figures, name: str | None) -> tuple[float, ...]:
-    return figures.figures[str(name)].values
-
-
-def _alike(
-    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]
-) -> tuple[list[Sequence[float]], list[Sequence[float]]]:
-    """Values that can be paired: those of real images go by image, not by prompt, so their mean meets every prompt."""
-    pairs = list(_paired(first, second))
-    return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def _paired(
-    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]
-) -> Iterator[tuple[Sequence[float], Sequence[float]]]:
-    for a, b in zip(first, second, strict=True):
-        if len(a) == len(b):
-            yield a, b
-        elif len(a) < len(b):
-            yield [sum(a) / len(a)] * len(b), b
-        else:
-            yield a, [sum(b) / len(b)] * len(a)
+    )
+    return difference(first, second)

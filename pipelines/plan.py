@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.addresses import shown
-from dreambooth.base_model import BaseModel, resolve_base_model, schedule_warning
+from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import ClusterConfig, DreamBoothConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import load_tokenizer
@@ -139,7 +139,7 @@ def make_plan(
     shared = check_own_tokens(
         tokenizer, config.subject, config.prompts, learnt_apart=config.train.learns_identifier_apart
     )
-    warnings += [warning for warning in (shared, schedule_warning(base.directory)) if warning is not None]
+    warnings += [warning for warning in (shared, base.settings.schedule_warning) if warning is not None]
     if resources.nodes > 1 and (local := local_addresses(config)):
         warnings.append(
             f"the cluster has {resources.nodes} nodes, and these are local paths: {', '.join(local)}; unless all nodes "

@@ -17,6 +17,7 @@ from dreambooth.quiet import quiet
 from pipelines.environment import environment
 from pipelines.figure_tags import banks_of, figures_of
 from pipelines.mlflow_client import connect, default_tracking, every, prove_connection, quietly, resolve_tracking_uri
+from pipelines.mlflow_line import not_twice
 from pipelines.storage import MANIFEST_NAME
 
 # Only after mlflow_client has told MLflow to be silent.
@@ -55,11 +56,12 @@ def register(
     result_key: str,
     num_inference_steps: int,
     guidance_scale: float,
+    resolution: int = 0,
 ) -> RegisteredVersion:
     """Register a diffusers directory as the next version of a model; the same `result_key` twice is one version.
 
-    `num_inference_steps` and `guidance_scale` become the served model's defaults. `tags` go onto the version, with the
-    identifier and the class noun.
+    `num_inference_steps`, `guidance_scale` and `resolution` (in pixels; 0: the directory's own) become the served
+    model's defaults. `tags` go onto the version, with the identifier and the class noun.
     """
     client = connect(tracking_uri)
     quiet()
@@ -77,7 +79,7 @@ def register(
                 model_directory,
                 prompt=f"a photo of [V] {class_noun}",
                 identifier=identifier,
-                signature=_signature(num_inference_steps, guidance_scale),
+                signature=_signature(num_inference_steps, guidance_scale, resolution),
             )
             model_id = _upload(client, package, run_id, re.sub(r"[^\w-]", "-", name), all_tags)
         try:
@@ -85,9 +87,10 @@ def register(
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        made = client.create_model_version(
-            name, source=f"models:/{model_id}", run_id=run_id, tags=all_tags, model_id=model_id
-        )
+        with not_twice():
+            made = client.create_model_version(
+                name, source=f"models:/{model_id}", run_id=run_id, tags=all_tags, model_id=model_id
+            )
     return _version(name, made.version, model_id)
 
 
@@ -169,13 +172,13 @@ def _version(name: str, version: int | str, model_id: str) -> RegisteredVersion:
     return RegisteredVersion(name=name, version=int(version), uri=f"models:/{name}/{version}", model_id=model_id)
 
 
-def _signature(num_inference_steps: int, guidance_scale: float) -> ModelSignature:
+def _signature(num_inference_steps: int, guidance_scale: float, resolution: int) -> ModelSignature:
     params = [
         ParamSpec("seed", "long", 0),
         ParamSpec("num_inference_steps", "long", num_inference_steps),
         ParamSpec("guidance_scale", "double", float(guidance_scale)),
-        ParamSpec("height", "long", 0),
-        ParamSpec("width", "long", 0),
+        ParamSpec("height", "long", resolution),
+        ParamSpec("width", "long", resolution),
     ]
     return ModelSignature(
         inputs=Schema([ColSpec("string", "prompt")]),
@@ -227,7 +230,8 @@ def _upload(client: MlflowClient, package: Path, run_id: str, name: str, tags: d
     for known in client.search_logged_models([experiment_id], filter_string=here):
         if known.status == LoggedModelStatus.READY:
             return str(known.model_id)
-    model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)
+    with not_twice():
+        model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)
     try:
         largest = max(path.stat().st_size for path in package.rglob("*") if path.is_file())
         with environment({"MLFLOW_HTTP_REQUEST_TIMEOUT": str(int(upload_seconds(largest)))}):

@@ -203,12 +203,12 @@ def _pair(of_prompt: PromptPictures, place: int, pictures: Mapping[str, bytes], 
 
 
 def _interval(interval: Interval) -> Cell:
-    return number(interval.mean, 3, more=f"{interval.low:.3f} to {interval.high:.3f}")
+    return number(interval.mean, 3, more=interval.ends)
 
 
 def _measured_by(figures: Figures) -> str:
     return (
-        f"Means and 95 % bootstrap intervals over prompts or images, by the encoders of the bank {figures.bank.name} "
+        f"Figures and their 95 % intervals over prompts or images, by the encoders of the bank {figures.bank.name} "
         f"({figures.bank.hash}). Figures of different banks can't be compared."
     )
 

@@ -48,6 +48,8 @@ class DreamBoothModel(PythonModel):
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.to(torch.float32)
+        positions = pipeline.text_encoder.config.max_position_embeddings  # some tokenizers name no length
+        pipeline.tokenizer.model_max_length = min(pipeline.tokenizer.model_max_length, positions)
         self.pipeline = pipeline
         # A CPU that multiplies bf16 itself is twice as fast with it.
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -62,9 +64,9 @@ class DreamBoothModel(PythonModel):
         """Sample one picture per row of the column `prompt`; returns them as base64 PNG in the column `image`.
 
         Parameters are seed (row i takes seed + i), num_inference_steps, guidance_scale, and height and width in pixels
-        (0: the model's own). Row i of n and the same prompt alone with seed + i give the same picture. Raises
-        MlflowException (status 400) for a prompt that is empty, is longer than the model reads, or holds a placeholder
-        that is none.
+        (by default what it was trained at; so is 0). Row i of n and the same prompt alone with seed + i give the same
+        picture. Raises MlflowException (status 400) for a prompt that is empty, is longer than the model reads, or
+        holds a placeholder that is none.
         """
         params = params or {}
         prompts = self._filled([str(prompt) for prompt in model_input["prompt"]])
@@ -110,7 +112,8 @@ class DreamBoothModel(PythonModel):
     def _decode(self, latents: torch.Tensor) -> list[Any]:
         """Pictures of latents, by the VAE in fp32: some overflow in fp16."""
         vae = self.pipeline.vae
-        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+        latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        pixels = vae.decode(latents).sample
         images: list[Any] = self.pipeline.image_processor.postprocess(pixels)
         return images
 

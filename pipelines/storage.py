@@ -300,25 +300,42 @@ def _local_directory(manifest: Manifest, *, compare: bool) -> Path | None:
 
 
 def check_writable(uri: str, *, need_bytes: int = 0) -> None:
-    """Write, read back and delete a small file, within seconds.
+    """Write, read back and delete a small file, within seconds; nothing stays, and no folder is made.
 
     `need_bytes` is what the work will write, compared with the free space where that can be known. Raises InputError
     that says what is wrong with the address and what to do.
     """
     prove_store(uri, what=f"can't write to {shown(uri)!r}: it can't be reached")
     fs, root = filesystem(uri, patient=False)
-    probe = f"{root.rstrip('/')}/.probe-{secrets.token_hex(8)}"
     content = secrets.token_bytes(1 << 16)
     try:
+        place = _existing_folder(fs, root.rstrip("/"))
+        probe = f"{place}/.probe-{secrets.token_hex(8)}"
         _write(fs, probe, content, seconds=_PROBE_SECONDS)
-        got = fs.cat_file(probe)
-        fs.rm_file(probe)
+        try:
+            got = fs.cat_file(probe)
+        finally:
+            fs.rm_file(probe)
     except Exception as error:  # each driver raises its own
         raise InputError(f"can't write to {shown(uri)!r}: {explain(error)}") from error
     if got != content:
         raise InputError(f"{uri!r} gives back other bytes than were written ({len(got)} of {len(content)})")
-    if isinstance(fs, LocalFileSystem) and (free := shutil.disk_usage(root).free) < need_bytes:
+    if isinstance(fs, LocalFileSystem) and (free := shutil.disk_usage(place or "/").free) < need_bytes:
         raise InputError(f"{uri!r} has {free / 1e9:.1f} GB free, and {need_bytes / 1e9:.1f} GB will be written there")
+
+
+def _existing_folder(fs: AbstractFileSystem, path: str) -> str:
+    """The folder itself, or the nearest above it that is there: in it the others will be made."""
+    if _has_no_folders(fs):
+        return path
+    if isinstance(fs, LocalFileSystem):
+        with suppress(FileNotFoundError):
+            Path(path).stat()  # a name that is too long, or below a file
+    while path and not fs.exists(path):
+        path = path.rpartition("/")[0]
+    if path and not fs.isdir(path):
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder", path)
+    return path
 
 
 def pyarrow_filesystem(uri: str) -> tuple[Any, str]:
@@ -364,10 +381,14 @@ def _seconds(size: int) -> float:
 
 
 def _make_parent(fs: AbstractFileSystem, path: str) -> None:
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    # An object store has no folders, and some drivers would make a missing bucket.
-    if not protocols & _OBJECT_STORES:
+    if not _has_no_folders(fs):
         fs.makedirs(fs._parent(path), exist_ok=True)
+
+
+def _has_no_folders(fs: AbstractFileSystem) -> bool:
+    """Whether it is an object store; some drivers would make a missing bucket of its "folder"."""
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    return bool(protocols & _OBJECT_STORES)
 
 
 def _check_name(name: str) -> str:

@@ -1,17 +1,16 @@
 """What a study came to: shares of questions by the majority of their raters, as in the paper's table 2."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
+from dreambooth.evaluation.intervals import wilson as wilson_ends
 from pipelines.study import ASPECTS, Aspect
 from pipelines.study_store import Answer
 
 CHOICES = ("a", "neither", "b")
-_Z = 1.959963984540054  # 97.5 % of the normal distribution lie below: a two-sided interval of 95 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +45,8 @@ def wilson(count: int, n: int) -> Share:
     """
     if not 0 <= count <= n or n == 0:
         raise ValueError(f"expected a count of 0 to n and n above 0, got {count} of {n}")
-    mean, z = count / n, _Z
-    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    return Share(
-        count=count, n=n, mean=mean, low=max(0.0, min(mean, centre - half)), high=min(1.0, max(mean, centre + half))
-    )
+    low, high = wilson_ends(count / n, n)
+    return Share(count=count, n=n, mean=count / n, low=low, high=high)
 
 
 def majority(choices: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.config import DreamBoothConfig
@@ -17,6 +17,9 @@ from pipelines.cluster import Resources, usable_cpus
 from pipelines.plan import Plan, make_plan
 from pipelines.storage import is_local
 from pipelines.subject_list import ListedSubject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _AT_ONCE, _PER_PART = 16, 64
 _PER_PROCESS, _MOST_PROCESSES = 500, 8
@@ -131,15 +134,14 @@ def _check(config: DreamBoothConfig, identifier: str | None, *, resources: Resou
 
 def _about_class_noun(plan: Plan) -> Iterator[str]:
     noun = plan.config.subject.class_noun
-    if parts := _pieces(plan.base.directory, noun):
+    if parts := _pieces(load_tokenizer(plan.base.directory), noun):
         read_as = " ".join(repr(part) for part in parts)
         yield f"the base model has no word of its own for the class noun {noun!r}, and reads it as {read_as}"
 
 
 @cache
-def _pieces(directory: Path, noun: str) -> tuple[str, ...]:
+def _pieces(tokenizer: "PreTrainedTokenizerBase", noun: str) -> tuple[str, ...]:
     """What the tokenizer splits a class noun's words into; empty when it knows each as one."""
-    tokenizer = load_tokenizer(directory)
     tokens = token_ids_in_prompts(tokenizer, noun)
     if len(tokens) <= len(noun.split()):
         return ()

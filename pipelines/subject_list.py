@@ -18,6 +18,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from dreambooth.addresses import named_place
 from dreambooth.config import DreamBoothConfig, load_config, merge, nest
 from dreambooth.errors import InputError
 from dreambooth.explain_settings import nearest_setting
@@ -80,9 +81,9 @@ def _read(address: str) -> tuple[Settings, list[Row], str]:
     with _reading(address):
         prove_store(address, what=f"can't read {address!r}")
         fs, path = filesystem(address, patient=False)
-        if fs.isdir(path):
-            return {}, list(_from_folder(fs, path)), address
         try:
+            if fs.isdir(path):
+                return {}, list(_from_folder(fs, path)), address
             content = fs.cat_file(path)
         except FileNotFoundError:
             raise InputError(
@@ -129,8 +130,13 @@ def settings_beside(images: Sequence[str]) -> Settings:
     with _reading(folder):
         fs, path = filesystem(folder, patient=False)
         said = _subject_file(fs, path)
-    row = {"name": name_from(folder.rstrip("/").rsplit("/", 1)[-1])} | said
+    row = {"name": name_after(folder)} | said
     return subject_settings(row, folder)
+
+
+def name_after(folder: str) -> str:
+    """A subject's name from its folder's address: `photos/My Dog/` gives my-dog."""
+    return name_from(named_place(folder).rstrip("/").rsplit("/", 1)[-1])
 
 
 def _folder_of(address: str) -> str:

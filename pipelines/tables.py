@@ -41,12 +41,14 @@ class Row:
 
 def read_table(content: bytes, address: str) -> tuple[Settings, list[Row]]:
     """(settings of all, rows) of a table, by the end of its name; InputError, with the line, for what can't be read."""
-    read = _READERS.get(ending(address))
-    if read is None:
+    kind = ending(address)
+    if kind not in (*_YAML, *_LINES):
         raise InputError(f"{address!r}: expected a folder, or a table that ends in .yaml, .jsonl or .csv")
     text = decode_text(content, address)
+    if kind in _YAML:
+        return _from_yaml(text, address)
     try:
-        return read(text)
+        return {}, _LINES[kind](text)
     except InputError as error:
         raise InputError(f"{address}: {error}") from None
 
@@ -62,16 +64,22 @@ def known_names() -> tuple[str, ...]:
     return (*SUBJECT, *(name for name, _, _ in list_settings(DreamBoothConfig)))
 
 
-def _from_yaml(text: str) -> tuple[Settings, list[Row]]:
-    value = parse_yaml(text, "the table")
+def _from_yaml(text: str, address: str) -> tuple[Settings, list[Row]]:
+    value = parse_yaml(text, address)
     common = {key: part for key, part in value.items() if key != "subjects"} if isinstance(value, dict) else {}
     rows = value.get("subjects") if isinstance(value, dict) else value
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError("expected a list of subjects such as '- {name: rex, class_noun: dog, instance_images: rex}'")
-    return nest(common.items()), [Row(settings=row, where=f"line {row.line}") for row in rows]
+        raise InputError(
+            f"{address}: expected a list of subjects such as '- {{name: rex, class_noun: dog, instance_images: rex}}'"
+        )
+    try:
+        settings = nest(common.items())
+    except InputError as error:
+        raise InputError(f"{address}: {error}") from None
+    return settings, [Row(settings=row, where=f"line {row.line}") for row in rows]
 
 
-def _from_jsonl(text: str) -> tuple[Settings, list[Row]]:
+def _from_jsonl(text: str) -> list[Row]:
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):  # JSON has other line separators inside of text
         if not line.strip():
@@ -85,7 +93,7 @@ def _from_jsonl(text: str) -> tuple[Settings, list[Row]]:
         if not isinstance(row, dict):
             raise InputError(f'line {number}: expected {{"name": …}}, got {line.strip()[:40]!r}')
         rows.append(Row(settings=row, where=f"line {number}"))
-    return {}, rows
+    return rows
 
 
 def _once(pairs: list[tuple[str, Any]]) -> Settings:
@@ -101,12 +109,12 @@ def _refuse_constant(name: str) -> Any:
     raise InputError(f"{name} is no number of JSON's; give a finite one, or leave the setting out")
 
 
-def _from_csv(text: str) -> tuple[Settings, list[Row]]:
+def _from_csv(text: str) -> list[Row]:
     delimiter = _delimiter(text)
     lines = _cells(text, delimiter)
     _, header = next(lines, (0, []))
     columns = _columns(header)
-    return {}, [Row(settings=_row(columns, cells, line, delimiter), where=f"line {line}") for line, cells in lines]
+    return [Row(settings=_row(columns, cells, line, delimiter), where=f"line {line}") for line, cells in lines]
 
 
 def _cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -184,11 +192,7 @@ def _value(column: str, cell: str, line: int) -> Any:
     return value
 
 
-_READERS: dict[str, Callable[[str], tuple[Settings, list[Row]]]] = {
-    "yaml": _from_yaml,
-    "yml": _from_yaml,
-    "jsonl": _from_jsonl,
-    "csv": _from_csv,
-    "tsv": _from_csv,
-}
-TABLES = tuple(f".{name}" for name in _READERS)
+_YAML = ("yaml", "yml")
+_LINES: dict[str, Callable[[str], list[Row]]] = {"jsonl": _from_jsonl, "csv": _from_csv, "tsv": _from_csv}
+TABLES = tuple(f".{kind}" for kind in (*_YAML, *_LINES))
+"""What the names of tables end in."""

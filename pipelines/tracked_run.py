@@ -18,7 +18,7 @@ from dreambooth.addresses import shown
 from dreambooth.config import TrackingConfig
 from pipelines.mlflow_client import connect, mlflow_line, quietly
 from pipelines.mlflow_database import database_path
-from pipelines.mlflow_line import Away, Call, chunks, is_refusal
+from pipelines.mlflow_line import Away, Call, chunks, is_refusal, not_twice
 
 # Only after mlflow_client has told MLflow to be silent.
 from mlflow import MlflowClient  # isort: skip
@@ -65,7 +65,8 @@ class TrackedRun:
             experiment_id = _experiment(client, self.tracking_uri, config.experiment)
             run = _unfinished(client, experiment_id, key)
             if run is None:
-                run = client.create_run(experiment_id, run_name=name, tags={RESUME_TAG: key})
+                with not_twice():
+                    run = client.create_run(experiment_id, run_name=name, tags={RESUME_TAG: key})
             elif run.info.status != "RUNNING":
                 client.update_run(run.info.run_id, status="RUNNING")
             if parent is not None:

@@ -1,10 +1,11 @@
-"""How sure is a mean? Percentile bootstrap intervals over subjects and prompts (Efron and Tibshirani 1993, chapter 13).
+"""How sure is a mean over subjects? Bootstrap intervals (Efron and Tibshirani 1993, chapter 13), at two levels.
 
-Two levels: subjects are drawn with replacement, and for each drawn subject its prompts. Images of one prompt are not
-drawn: they enter as their prompt's mean, because images of one prompt are more alike than prompts of one subject.
+Subjects are drawn with replacement, and for each drawn subject its prompts. Images of one prompt are not
+drawn: they enter as their prompt's mean, because images of one prompt are more alike than prompts of one subject. The
+percentiles are wider than the level's own, as few subjects need (Hesterberg 2015, "expanded percentile interval").
 
 >>> print(bootstrap_mean([[0.6, 0.8], [0.7, 0.9]]))
-0.750 (0.650 to 0.850, n = 4)
+0.750 (0.600 to 0.900, n = 4)
 >>> print(bootstrap_mean([[0.5]]))
 0.500 (n = 1)
 """
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -21,17 +23,26 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean of `n` values and the ends of its interval. For n = 1 both ends are the mean: nothing is known of them."""
+    """A figure of `n` values and the ends of its interval. For n = 1 both ends are the figure: nothing is known."""
 
     mean: float
     low: float
     high: float
     n: int
 
+    @property
+    def ends(self) -> str:
+        """Both ends with three decimals; empty where there is no interval."""
+        return f"{self.low:.3f} to {self.high:.3f}" if self.n > 1 else ""
+
     def __str__(self) -> str:
         """The mean with three decimals, and the interval where there is one."""
-        ends = f"{self.low:.3f} to {self.high:.3f}, " if self.n > 1 else ""
-        return f"{self.mean:.3f} ({ends}n = {self.n})"
+        return f"{self.mean:.3f} ({self.ends}{', ' if self.ends else ''}n = {self.n})"
+
+
+def none_for(figure: float) -> Interval:
+    """What is said of a figure that nothing is known about but itself."""
+    return Interval(mean=figure, low=figure, high=figure, n=1)
 
 
 def bootstrap_mean(
@@ -40,8 +51,9 @@ def bootstrap_mean(
     """Mean over subjects of the mean over each one's prompts, and its interval.
 
     `values` holds a sequence of figures for each subject, one for each prompt; lengths may differ, and each subject
-    counts alike. One subject alone is resampled over its prompts. The same values and seed give the same interval.
-    Raises ValueError for no subject, a subject without values and values that aren't finite.
+    counts alike. One subject alone is resampled over its prompts (for those `intervals.t_interval` is better). The
+    same values and seed give the same interval. Raises ValueError for no subject, a subject without values and values
+    that aren't finite.
     """
     subjects = [np.asarray(of_subject, dtype=np.float64) for of_subject in values]
     if not subjects or not all(len(of_subject) for of_subject in subjects):
@@ -51,9 +63,12 @@ def bootstrap_mean(
     mean = float(np.mean([of_subject.mean() for of_subject in subjects]))
     count = sum(len(of_subject) for of_subject in subjects)
     if count == 1:
-        return Interval(mean=mean, low=mean, high=mean, n=1)
+        return none_for(mean)
+    drawn = len(subjects) if len(subjects) > 1 else count
+    # The bootstrap's spread is too small by the root of (n - 1) / n, and few values have Student's tails.
+    tail = ndtr(-np.sqrt(drawn / (drawn - 1)) * stdtrit(drawn - 1, (1 + level) / 2))
     means = _resampled_means(subjects, resamples, np.random.default_rng(seed))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean=mean, low=float(low), high=float(high), n=count)
 
 

@@ -3,12 +3,14 @@
 Figures of two banks never come together: `column` raises for them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.bootstrap import Interval, bootstrap_mean
+from dreambooth.evaluation.bootstrap import SEED, Interval, bootstrap_difference, bootstrap_mean
+from dreambooth.evaluation.intervals import pairs_interval, share_interval, t_interval, variance_interval
 
 FIGURE_NAMES = (
     "dino",
@@ -27,6 +29,30 @@ FIGURE_NAMES = (
     "background_leak",
 )
 """Every figure there is; what each means is told in docs/metrics.md."""
+
+PAIRS = frozenset(("real_dino", "real_clip_i"))
+VARIANCES = frozenset(("context_variance",))
+SHARES = frozenset(("prompts_followed", "near_copies"))
+"""Figures that aren't means of independent values, by what they are."""
+_RANGES = {"div": (0.0, math.inf), "background_leak": (-math.inf, math.inf)}
+"""What isn't a similarity, from -1 to 1."""
+
+
+def interval_of(name: str, subjects: Sequence[Sequence[float]], *, seed: int = SEED) -> Interval:
+    """A figure's interval over subjects, each counting alike, from the values of each; over one subject's alone.
+
+    docs/metrics.md says how each is made, and how often it holds what it should.
+    """
+    if name in SHARES:
+        return share_interval(subjects)
+    if name in PAIRS | VARIANCES:
+        if len(subjects) == 1:
+            return pairs_interval(subjects[0]) if name in PAIRS else variance_interval(subjects[0])
+        return bootstrap_mean([[sum(values) / len(values)] for values in subjects], seed=seed)
+    if len(subjects) == 1:
+        lowest, highest = _RANGES.get(name, (-1.0, 1.0))
+        return t_interval(subjects[0], lowest=lowest, highest=highest)
+    return bootstrap_mean(subjects, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +131,19 @@ class Figures:
 
 
 def figures_from(content: Mapping[str, Any]) -> Figures:
-    """Figures as `as_dict` wrote them; keys of others, such as the subject's name, are passed over."""
+    """Figures as `as_dict` wrote them; keys of others, such as the subject's name, are passed over.
+
+    Intervals of figures that aren't plain means are made again: earlier versions took their values for independent.
+    """
     bank = BankId(**content["bank"])
     return Figures(
         bank=bank,
         figures={
             name: Figure(
                 bank=bank,
-                interval=Interval(**{end: figure[end] for end in ("mean", "low", "high", "n")}),
+                interval=interval_of(name, [figure["values"]])
+                if name in PAIRS | VARIANCES | SHARES
+                else Interval(**{end: figure[end] for end in ("mean", "low", "high", "n")}),
                 values=tuple(figure["values"]),
             )
             for name, figure in content["figures"].items()
@@ -124,8 +155,8 @@ def figures_from(content: Mapping[str, Any]) -> Figures:
     )
 
 
-def column(name: str, subjects: Sequence[Figures], *, seed: int = 0) -> Interval:
-    """One figure over several subjects, each counting alike, bootstrapped over subjects and prompts.
+def column(name: str, subjects: Sequence[Figures], *, seed: int = SEED) -> Interval:
+    """One figure over several subjects, each counting alike (`interval_of`).
 
     Raises InputError for figures of different banks, for no subjects, and where a subject lacks the figure.
     """
@@ -134,7 +165,33 @@ def column(name: str, subjects: Sequence[Figures], *, seed: int = 0) -> Interval
         if name not in figures.figures:
             why = figures.unmeasured.get(name, "there is no such figure")
             raise InputError(f"subject {position} of {len(subjects)} has no figure {name!r}: {why}")
-    return bootstrap_mean([figures.figures[name].values for figures in subjects], seed=seed)
+    return interval_of(name, [figures.figures[name].values for figures in subjects], seed=seed)
+
+
+def difference(first: Sequence[tuple[str, Figures]], second: Sequence[tuple[str, Figures]]) -> Interval:
+    """Mean of first - second, paired by subject, and by prompt where both are the same figure of as many prompts.
+
+    Each is (name of a figure, the subject's figures). Where shares of prompts never differ, the ends are Newcombe's
+    (1998, method 10) from those of both shares: a bootstrap of zeros would be sure.
+    """
+    one, other = ([list(figures.figures[name].values) for name, figures in side] for side in (first, second))
+    names = {name for name, _ in (*first, *second)}
+    by_prompt = len(names) == 1 and not names <= PAIRS | VARIANCES and [len(a) for a in one] == [len(b) for b in other]
+    if not by_prompt:
+        one, other = ([[sum(values) / len(values)] for values in side] for side in (one, other))
+    if len(one) == 1:
+        found = t_interval([a - b for a, b in zip(one[0], other[0], strict=True)], lowest=-2.0, highest=2.0)
+    else:
+        found = bootstrap_difference(one, other)
+    if not (names <= SHARES and found.low == found.high and found.n > 1):
+        return found
+    a, b = share_interval(one), share_interval(other)
+    return Interval(
+        mean=found.mean,
+        low=found.mean - math.hypot(a.mean - a.low, b.high - b.mean),
+        high=found.mean + math.hypot(a.high - a.mean, b.mean - b.low),
+        n=found.n,
+    )
 
 
 def one_bank(banks: Sequence[BankId]) -> BankId:

@@ -14,8 +14,7 @@ from torch import Tensor
 from dreambooth.errors import InputError
 from dreambooth.evaluation import metrics
 from dreambooth.evaluation.banks import ImageEmbeddings
-from dreambooth.evaluation.bootstrap import SEED, bootstrap_mean
-from dreambooth.evaluation.figures import BankId, Figure, Figures, NearestInstance, PromptRow
+from dreambooth.evaluation.figures import BankId, Figure, Figures, NearestInstance, PromptRow, interval_of
 from dreambooth.evaluation.similarity import directions
 from dreambooth.evaluation.verdict import warnings_of
 
@@ -42,12 +41,11 @@ def measure(
     instance: ImageEmbeddings,
     class_samples: ImageEmbeddings | None = None,
     instance_distances: Tensor | None = None,
-    seed: int = SEED,
 ) -> Figures:
     """Every figure that the given embeddings allow; `Figures.unmeasured` says of the others why they are missing.
 
     `instance_distances` (M, M) between the instance images goes with `PromptSamples.to_instance`. Intervals are
-    bootstrapped over prompts; those of pres and real_* over images.
+    over prompts; those of pres and real_* over images (`figures.interval_of`).
     Raises InputError, naming the prompt, for no prompts, no samples, embeddings that aren't finite or of another width
     than the instance images'.
     """
@@ -63,7 +61,7 @@ def measure(
     rows = tuple(_row(place, prompts, instance, copied) for place, copied in enumerate(copies))
     values, unmeasured = _values(rows, prompts, instance, class_samples)
     figures = {
-        name: Figure(bank=bank, interval=bootstrap_mean([numbers], seed=seed), values=tuple(numbers))
+        name: Figure(bank=bank, interval=interval_of(name, [numbers]), values=tuple(numbers))
         for name, numbers in values.items()
     }
     return Figures(
@@ -205,7 +203,7 @@ def _among_themselves(real: Tensor) -> list[float] | str:
 
 
 def _squared_deviations(fidelity: Sequence[float]) -> list[float] | str:
-    """Values whose mean is the unbiased variance, so that it is bootstrapped like all other figures."""
+    """Values whose mean is the unbiased variance."""
     count = len(fidelity)
     if count < 2:
         return "a variance over prompts needs at least 2 prompts"

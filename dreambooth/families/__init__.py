@@ -12,6 +12,7 @@ from dreambooth.errors import InputError
 from dreambooth.families.stable_diffusion import StableDiffusion
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -21,11 +22,11 @@ class Family(Protocol):
     pipeline_class: str
     components: tuple[str, ...]
 
-    def load_denoiser(self, directory: Path) -> "nn.Module":
-        """The denoiser, in fp32."""
+    def load_denoiser(self, directory: Path, dtype: "torch.dtype | None" = None) -> "nn.Module":
+        """The denoiser, in fp32 unless another dtype is given."""
 
-    def load_text_encoder(self, directory: Path) -> "nn.Module":
-        """The text encoder, in fp32."""
+    def load_text_encoder(self, directory: Path, dtype: "torch.dtype | None" = None) -> "nn.Module":
+        """The text encoder, in fp32 unless another dtype is given."""
 
     def empty_components(self, directory: Path, *, device: str = "meta") -> "tuple[nn.Module, nn.Module]":
         """(denoiser, text encoder) with weights that nobody has set: on the meta device, shapes alone."""

@@ -1,10 +1,13 @@
 """Stable Diffusion 1 and 2 and every model of their shape, the miniature among them: one CLIP text encoder."""
 
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from dreambooth.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import CLIPTokenizer
 
@@ -15,25 +18,17 @@ class StableDiffusion:
     pipeline_class = "StableDiffusionPipeline"
     components: tuple[str, ...] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
-    def load_denoiser(self, directory: Path) -> "nn.Module":
-        """The UNet, in fp32."""
-        import torch
+    def load_denoiser(self, directory: Path, dtype: "torch.dtype | None" = None) -> "nn.Module":
+        """The UNet, in fp32 unless another dtype is given."""
         from diffusers import UNet2DConditionModel
 
-        unet: nn.Module = UNet2DConditionModel.from_pretrained(
-            directory, subfolder="unet", dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-        return unet
+        return _load(UNet2DConditionModel, directory, "unet", dtype)
 
-    def load_text_encoder(self, directory: Path) -> "nn.Module":
-        """The CLIP text encoder, in fp32."""
-        import torch
+    def load_text_encoder(self, directory: Path, dtype: "torch.dtype | None" = None) -> "nn.Module":
+        """The CLIP text encoder, in fp32 unless another dtype is given."""
         from transformers import CLIPTextModel
 
-        text_encoder: nn.Module = CLIPTextModel.from_pretrained(
-            directory, subfolder="text_encoder", dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-        return text_encoder
+        return _load(CLIPTextModel, directory, "text_encoder", dtype)
 
     def empty_components(self, directory: Path, *, device: str = "meta") -> "tuple[nn.Module, nn.Module]":
         """(UNet, CLIP text encoder) with weights that nobody has set: on the meta device, shapes alone."""
@@ -67,9 +62,47 @@ class StableDiffusion:
         return model_pred
 
 
-@cache
-def load_tokenizer(directory: Path) -> "CLIPTokenizer":
-    """The tokenizer of a pipeline directory."""
-    from transformers import CLIPTokenizer
+def _load(kind: Any, directory: Path, part: str, dtype: "torch.dtype | None") -> "nn.Module":
+    """A component by its class: whatever else a repository holds or names isn't looked at. Never a pickle."""
+    import torch
 
-    return CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer", local_files_only=True)
+    component: nn.Module = kind.from_pretrained(
+        directory, subfolder=part, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True
+    )
+    return component
+
+
+def load_tokenizer(directory: Path) -> "CLIPTokenizer":
+    """The tokenizer of a pipeline directory, the same one for all who ask, for as long as its files stay as they are.
+
+    Raises InputError for files that make no tokenizer.
+    """
+    files = [*(directory / "tokenizer").glob("*"), directory / "text_encoder" / "config.json"]
+    states = ((str(path), path.stat()) for path in sorted(files) if path.is_file())
+    return _load_tokenizer(directory, tuple((name, state.st_size, state.st_mtime_ns) for name, state in states))
+
+
+@lru_cache(maxsize=16)
+def _load_tokenizer(directory: Path, files: tuple[tuple[str, int, int], ...]) -> "CLIPTokenizer":
+    return read_tokenizer(directory)
+
+
+def read_tokenizer(directory: Path) -> "CLIPTokenizer":
+    """A tokenizer of the caller's own. It cuts texts where the text encoder's positions end, if it doesn't before.
+
+    Raises InputError for files that make no tokenizer.
+    """
+    from transformers import CLIPTextConfig, CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer", local_files_only=True)
+        positions = CLIPTextConfig.from_pretrained(directory / "text_encoder").max_position_embeddings
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    except Exception as error:  # noqa: BLE001 - the library raises whatever a damaged file leads it to
+        raise InputError(
+            f"the tokenizer in {directory / 'tokenizer'} can't be loaded: {type(error).__name__}: {error}; is the copy "
+            f"complete?"
+        ) from None
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"the tokenizer in {directory / 'tokenizer'} has no pad_token; expected one, as <|endoftext|>")
+    return tokenizer

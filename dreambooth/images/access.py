@@ -8,7 +8,7 @@ import fsspec
 
 from dreambooth.errors import InputError
 
-EXPECTED = "expected a folder, a glob or a list of pictures (JPEG, PNG, WebP, HEIC, AVIF, TIFF, ...)"
+EXPECTED = "expected a folder, a glob or a list of .jpg, .png, .webp, .heic, .avif, .tif or other pictures"
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def _halve_transparent_colour(image: Image.Image) -> None:
 
 def _deep_grey(image: Image.Image) -> _Layers:
     """Grey of 16 bits (a TIFF's 12 and a PGM's any are scaled to it), which Pillow would cut off at 255."""
-    if not image.mode.startswith("I;16") and image.format != "PPM":
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         raise Undefined(
             f"its pixels are {'floating-point' if image.mode == 'F' else '32-bit'} numbers, and which of them is white "
             f"is not said; save it with 8 or 16 bits"
@@ -83,7 +83,9 @@ def _follow_profile(colours: Image.Image, image: Image.Image) -> tuple[Image.Ima
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
         colours, mode = _as_profile_wants(colours, profile.profile.xcolor_space.strip())
-        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+        # Its shortcut for curves is made for 8 bits: dark tones of linear light would be ten levels off.
+        flags = ImageCms.Flags.NOOPTIMIZE if mode == "I;16" else ImageCms.Flags.NONE
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
         return ImageCms.applyTransform(colours, transform) or colours, []
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
         # As most viewers do. The photograph is sound; only its colours may be a little off.

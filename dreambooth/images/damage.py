@@ -61,7 +61,7 @@ def check_whole(content: bytes, image: Image.Image, rows: int) -> list[str]:
         case "TIFF" if not rows:
             return _check_tiff(content, image)
         case _ if rows:
-            _check_rows(np.asarray(image)[::rows])
+            _check_rows(content, np.asarray(image)[::rows])
     return []
 
 
@@ -100,9 +100,11 @@ def _check_tiff(content: bytes, image: Image.Image) -> list[str]:
     return list(dict.fromkeys(remarks))
 
 
-def _check_rows(pixels: np.ndarray) -> None:
+def _check_rows(content: bytes, pixels: np.ndarray) -> None:
     """Pixels (H, W) or (H, W, C), rows as they lie in the file."""
     width = pixels.shape[1]
+    if bytes(max(width // 8, 1)) not in content:  # a row of zeros has as many bytes at least, at one bit per pixel
+        return
     zero = np.logical_not(pixels.reshape(pixels.shape[0] * width, -1)).all(axis=1)
     edges = np.flatnonzero(np.diff(np.concatenate(([False], zero, [False]))))
     for start, stop in zip(edges[::2], edges[1::2], strict=True):

@@ -57,7 +57,7 @@ def check_jpeg(content: bytes) -> list[str]:
     if not stream.ended and codes.endswith(b"\0"):
         raise Damage("it ends in zeros, where its end marker should be")
     if any(any(bits) for bits in stream.missing_bits.values()):
-        raise Damage("it ends before the last of its scans: details or colours are missing")
+        raise Damage("the last of its scans are missing, and details or colours with them")
     return _decode(codes + b"\xff\xd9", colours=len(stream.missing_bits))
 
 

@@ -1,9 +1,10 @@
-"""A proxy on loopback that stands before an object store and answers for it, now and then, that it is busy."""
+"""A proxy on loopback that stands before an object store, or MLflow, and answers for it when it is to misbehave."""
 
+import contextlib
 import http.client
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -35,17 +36,34 @@ class FaultyStore:
 def faulty_store(upstream: str, *, every: int) -> Iterator[tuple[str, FaultyStore]]:
     """Within, an address that leads to the store at `upstream`, where one call in `every` fails."""
     store = FaultyStore(upstream, every)
+    with faulty_proxy(store.upstream, store.fate) as address:
+        yield address, store
+
+
+@contextmanager
+def faulty_proxy(upstream: str, fate: Callable[[], str]) -> Iterator[str]:
+    """Within, an address that leads to HOST:PORT, where `fate` says what becomes of each call.
+
+    It "passes", is "refused" (503) or has its "answer lost" (carried out, and 503); "silent" is never answered, "late"
+    after four seconds, and a number answers with that status.
+    """
+    closing = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def relay(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            fate = store.fate()
-            if fate == "refused":
-                self.answer(503, {"Content-Type": "application/xml"}, _BUSY)
+            becomes = fate()
+            if becomes == "silent":
+                closing.wait()
                 return
-            connection = http.client.HTTPConnection(store.upstream, timeout=60)
+            if becomes == "refused" or becomes.isdigit():
+                self.answer(int(becomes) if becomes.isdigit() else 503, {"Content-Type": "application/xml"}, _BUSY)
+                return
+            if becomes == "late":
+                closing.wait(4)
+            connection = http.client.HTTPConnection(upstream, timeout=60)
             try:
                 # With its own Host, which the signature is made over.
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -58,21 +76,22 @@ def faulty_store(upstream: str, *, every: int) -> Iterator[tuple[str, FaultyStor
                 length = got.getheader("Content-Length") if self.command == "HEAD" else None
             finally:
                 connection.close()
-            if fate == "answer lost":
+            if becomes == "answer lost":
                 self.answer(503, {"Content-Type": "application/xml"}, _BUSY)
             else:
                 self.answer(got.status, headers, content, length)
 
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay
+        do_GET = do_PUT = do_POST = do_PATCH = do_HEAD = do_DELETE = relay
 
         def answer(self, status: int, headers: dict[str, str], content: bytes, length: str | None = None) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", length or str(len(content)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
+            with contextlib.suppress(ConnectionError):  # who asked did not wait for the answer
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", length or str(len(content)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass
@@ -82,8 +101,9 @@ def faulty_store(upstream: str, *, every: int) -> Iterator[tuple[str, FaultyStor
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", store
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
+        closing.set()
         server.shutdown()
         server.server_close()
         thread.join(10)

@@ -20,7 +20,7 @@ NO_NAME = "unshare --user --map-user=4242 --map-group=4242 env -u HOME -u LOGNAM
 ALONE = "ip link set lo up; mount -t tmpfs -o size=64m tmpfs /dev/shm;"
 """No interface but the loopback, and the shared memory that Docker gives."""
 BAREST = f'{ALONE} exec {NO_NAME} "$@"'
-READ_ONLY = 'mount -t tmpfs -o ro tmpfs "$HOME"; cd "$HOME"; exec "$@"'
+READ_ONLY = 'ip link set lo up; mount -t tmpfs -o ro tmpfs "$HOME"; cd "$HOME"; exec "$@"'
 """A home that can only be read, and is the working folder, too."""
 
 

@@ -130,7 +130,7 @@ def ask(address: str, body: dict[str, Any] | None = None, **headers: str) -> tup
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address, data, {"Content-Type": "application/json", **headers})
     try:
-        with _OPENER.open(request, timeout=120) as answer:
+        with _OPENER.open(request, timeout=500) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -202,7 +202,7 @@ def test_a_prompt_that_is_cut_off_is_refused_and_those_beside_it_are_not(busy_se
         answers = list(pool.map(lambda body: ask(f"{busy_service}/generate", body), bodies))
     assert [status for status, _ in answers] == [200, 422, 200] * 3
     assert answers[0][1]["warnings"] == []
-    assert answers[1][1]["detail"].startswith("the prompt has 29 tokens, and the base model reads 22: 'beach on the")
+    assert answers[1][1]["detail"].startswith("the prompt has 31 tokens, and the base model reads 22: 'beach on the")
     assert answers[2][1]["warnings"] == ["the prompt names no [V]; write [V] where the subject is meant"]
 
 
@@ -265,3 +265,17 @@ def test_models_that_are_not_there(tracking_uri: str, pattern: str, message: str
     assert [one.address for one in find_subjects("models:/dreambooth-new@latest", tracking_uri)] == [
         "models:/dreambooth-new/1"
     ]
+
+
+def test_two_models_that_would_have_one_name_keep_their_own(tracking_uri: str) -> None:
+    client = connect(tracking_uri)
+    known = client.get_model_version("dreambooth-rex", "1")
+    for name in ("twin", "dreambooth-twin"):
+        client.create_registered_model(name)
+        client.create_model_version(name, source=str(known.source), tags=known.tags)
+    found = find_subjects("models:/*twin@latest", tracking_uri)
+    assert [(one.name, one.address) for one in found] == [
+        ("dreambooth-twin", "models:/dreambooth-twin/1"),
+        ("twin", "models:/twin/1"),
+    ]
+    assert [one.resolution for one in found] == [64, 64]

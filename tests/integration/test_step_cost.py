@@ -1,5 +1,8 @@
 """What a step costs is counted on shapes alone, and is what a real step does."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from dreambooth.base_model import BaseModel
 from dreambooth.families import family_of
 from dreambooth.step_cost import StepCost, step_cost
 from pipelines import counted
-from pipelines.estimate import clock, measure_speed
+from pipelines.estimate import about_load, clock, measure_speed
 
 AS_IT_IS: dict[str, Any] = {"resolution": 64, "pairs": 1, "train_text_encoder": True, "checkpointing": False}
 
@@ -68,6 +71,33 @@ def test_speed_is_measured_here() -> None:
     speed = measure_speed("cpu", 1)
     assert 1e8 < speed.fp32 < 1e14
     assert 1e7 < speed.half < 1e15
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_others_that_are_at_work_make_an_estimate_little_longer(num_threads: int) -> None:
+    """On a machine that has four times as much to do as it has cores for, against the same without."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    alone = measure_speed("cpu", num_threads)
+    others = [subprocess.Popen(spin) for _ in range(4 * (os.cpu_count() or 1))]
+    try:
+        busy = [measure_speed("cpu", num_threads) for _ in range(2)]
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    for speed in busy:
+        assert speed.fp32 > alone.fp32 / 3
+        assert speed.half > alone.half / 3
+
+
+def test_a_busy_machine_is_told_with_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (7.0, 3.0, 1.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert about_load(measure_speed("cpu", 1)) == (
+        "; measured while the machine was busy (load 7 on 2 cores): longer as long as it is"
+    )
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0, 3.0, 1.0))
+    assert about_load(measure_speed("cpu", 1)) == ""
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(7.4, "7 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")])

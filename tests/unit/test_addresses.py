@@ -69,7 +69,7 @@ class TestParts:
             ("http://:5000", "expected the name of a host"),
             ("http://ho st:5000", "expected the name of a host, without blanks"),
             ("http://ho\nst", "control character U+000A"),
-            ("http://ho\u200bst", "control character U+200B"),
+            ("http://ho\u200bst", "expected the name of a host, without blanks"),
             ("http://[::1:5000", "brackets"),
             ("http://[nonsense]:5000", "expected an IPv6 address in the brackets"),
             ("::1:5000", "an IPv6 address goes in brackets"),
@@ -87,7 +87,8 @@ class TestParts:
         assert expected in str(refused.value)
 
     @pytest.mark.parametrize(
-        "path", ["output", "./a b/c", "/x/y:z@1", "models:/a@latest", "sqlite:////x/y.db", "file:///x"]
+        "path",
+        ["output", "./a b/c", "/x/y:z@1", "Ali\u200dAhmad", "models:/a@latest", "sqlite:////x/y.db", "file:///x"],
     )
     def test_a_path_of_this_machine_passes(self, path: str) -> None:
         assert check_address(path, what="x") == path
@@ -209,6 +210,14 @@ class TestPasswordsAreNeverShown:
             "instance_images": f"https://host/x.png?X-Amz-Signature={quote(password, safe='')}",
         }
         self.hidden(password, yaml.safe_dump(printable_settings(load_config(settings))))
+
+    def test_by_a_name_that_is_taken_from_an_address(self, password: str) -> None:
+        from pipelines.cli_batch import batch_name
+        from pipelines.subject_list import name_after
+
+        quoted = quote(password, safe="")
+        assert name_after(f"https://me:{quoted}@host/photos/Red-Dog?X-Amz-Signature={quoted}") == "red-dog"
+        assert batch_name(f"https://me:{quoted}@host/My Dogs.csv?sig={quoted}") == "my-dogs"
 
     def test_by_what_refuses_a_job(self, password: str) -> None:
         with pytest.raises(InputError, match="holds a password") as refused:
@@ -496,3 +505,24 @@ def test_a_certificate_of_ones_own_is_no_fault_here(tmp_path: Path) -> None:
         thread.start()
         prove_store(f"https://127.0.0.1:{server.getsockname()[1]}/x", what="x")
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        (NOWHERE, "nothing listens there"),
+        (UNKNOWN, "there is no host of that name"),
+        ("silent", "it says nothing for seconds"),
+        ("not-a-url", "HF_ENDPOINT is"),
+    ],
+    indirect=["place"],
+)
+def test_a_hub_that_is_not_there(place: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    from dreambooth.base_model import resolve_base_model
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", place if place == "not-a-url" else f"http://{place}")
+    with refused_within_seconds(expected):
+        resolve_base_model("owner/name")

@@ -60,7 +60,7 @@ def refused(
             assert result.exit_code == 2, (result.output, result.exception)
             assert result.stdout == ""
             assert "Traceback" not in result.stderr
-            messages.append(re.sub(r"\.probe-[0-9a-f]+", ".probe", result.stderr.strip()))
+            messages.append(re.sub(r"\.probe-[0-9a-f]+(\.[0-9a-f]+\.part)?", ".probe", result.stderr.strip()))
         assert messages[0] == messages[1]
         written = output.rglob("*") if output.is_dir() else ()
         assert [path for path in written if path.is_file()] == []
@@ -135,7 +135,7 @@ class TestInstanceImages:
 
     def test_something_else_under_an_images_name(self, refused: Refused, folder: Path) -> None:
         (folder / "bad.jpg").write_text("<html>404</html>")
-        assert f"{folder}/bad.jpg is no JPEG, PNG or WebP" in refused(images=folder)
+        assert f"{folder}/bad.jpg is no JPEG, PNG, WebP, AVIF" in refused(images=folder)
 
     def test_an_image_bomb(self, refused: Refused, folder: Path) -> None:
         bomb(folder / "bomb.png", 10_000)

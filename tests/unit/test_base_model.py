@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.errors import InputError
+from dreambooth.families.stable_diffusion import load_tokenizer
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -111,7 +112,7 @@ class TestWhatIsNoPipeline:
 
     def test_a_model_that_predicts_neither_noise_nor_velocity(self, base: Path) -> None:
         change(base / "scheduler" / "scheduler_config.json", prediction_type="sample")
-        assert "prediction_type 'sample'; supported: epsilon, v_prediction" in fault(base)
+        assert 'prediction_type is "sample"; expected epsilon or v_prediction' in fault(base)
 
 
 class TestIncompleteCopies:
@@ -152,9 +153,52 @@ class TestIncompleteCopies:
         (base / UNET).write_bytes((base / UNET).read_bytes()[:size])
         assert f"{base / UNET} is damaged" in fault(base)
 
-    def test_weights_in_a_pickle_alone(self, base: Path) -> None:
-        (base / UNET).rename(base / "unet" / "diffusion_pytorch_model.bin")
-        assert "save_pretrained" in fault(base)
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("diffusion_pytorch_model.bin", "use_safetensors=False).save_pretrained"),
+            ("diffusion_pytorch_model.ckpt", "could run anything"),
+            ("diffusion_pytorch_model.fp16.safetensors", "variant='fp16').save_pretrained"),
+            ("diffusion_pytorch_model.bf16-00001-of-00002.safetensors", "variant='bf16').save_pretrained"),
+            ("diffusion_pytorch_model.fp16.bin", "use_safetensors=False).save_pretrained"),
+            ("something.else", ".save_pretrained"),
+        ],
+    )
+    def test_weights_of_another_kind_alone(self, base: Path, name: str, told: str) -> None:
+        (base / UNET).rename(base / "unet" / name)
+        assert f"there is no {base / UNET}; is the copy complete?" in fault(base)
+        assert told in fault(base)
+
+    @pytest.mark.parametrize(
+        "content", ["{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": {"a": "../b"}}']
+    )
+    def test_an_index_that_names_no_weights(self, base: Path, content: str) -> None:
+        (base / UNET).rename(base / "unet" / "diffusion_pytorch_model-00001-of-00001.safetensors")
+        index = base / f"{UNET}.index.json"
+        index.write_text(content)
+        assert f"{index} is damaged" in fault(base)
+
+    @pytest.mark.parametrize(
+        ("name", "damage"),
+        [
+            ("tokenizer/tokenizer.json", lambda content: '{"model": 1}'),
+            (
+                "tokenizer/tokenizer_config.json",
+                lambda content: content.replace('"pad_token": "', '"pad_token": null, "x": "'),
+            ),
+        ],
+    )
+    def test_a_tokenizer_that_is_none(self, base: Path, name: str, damage: Callable[[str], str]) -> None:
+        path = base / name
+        path.write_text(damage(path.read_text()))
+        with pytest.raises(InputError, match=f"the tokenizer in {base / 'tokenizer'}"):
+            load_tokenizer(resolve_base_model(str(base)).directory)
+
+    def test_a_tokenizer_whose_files_change_is_read_again(self, base: Path) -> None:
+        assert load_tokenizer(base) is load_tokenizer(base)
+        assert load_tokenizer(base).model_max_length == 24
+        change(base / "tokenizer" / "tokenizer_config.json", model_max_length=12)
+        assert load_tokenizer(base).model_max_length == 12
 
     def test_one_of_several_files_of_weights(self, base: Path) -> None:
         from diffusers import UNet2DConditionModel

@@ -74,7 +74,7 @@ def test_one_table_says_what_is_wrong_with_whom(photos: str) -> None:
     errors = {
         "good": "the name 'good' is taken 2 times",
         "Good": "a subject name becomes part of paths and model names",
-        "broken": "3.png is no JPEG, PNG or WebP",
+        "broken": "3.png is no JPEG, PNG, WebP, AVIF",
         "small": "3.png is 20 x 20 pixels",
         "twice-0": "the identifier 'sks' is taken 2 times",
         "twice-1": "the identifier 'sks' is taken 2 times",

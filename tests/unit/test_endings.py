@@ -39,7 +39,7 @@ WORK: dict[tuple[str, ...], tuple[list[str], str]] = {
     ("identifiers",): ([], "dreambooth.base_model.resolve_base_model"),
     ("gc",): ([], "pipelines.garbage.find_leftovers"),
     ("models",): ([], "pipelines.registry.list_models"),
-    ("settings",): ([], "dreambooth.config.list_settings"),
+    ("settings",): ([], "dreambooth.explain_settings.list_settings"),
 }
 """Of every command, arguments that it takes and where its work begins."""
 
@@ -130,7 +130,7 @@ def test_a_folder_that_takes_no_file_is_not_another_fault(monkeypatch: pytest.Mo
     def throw(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dreambooth.config.list_settings", throw)
+    monkeypatch.setattr("dreambooth.explain_settings.list_settings", throw)
     monkeypatch.setattr(os, "open", full)
     result = CliRunner().invoke(main, ["settings"])
     assert (result.exit_code, result.stdout) == (FAILURE, "")
@@ -150,7 +150,7 @@ def test_what_libraries_log_and_threads_raise_has_no_traceback(monkeypatch: pyte
         thread.join()
         raise KeyError("outer")
 
-    monkeypatch.setattr("dreambooth.config.list_settings", work)
+    monkeypatch.setattr("dreambooth.explain_settings.list_settings", work)
     result = CliRunner().invoke(main, ["settings"])
     assert "Traceback" not in result.stderr
     assert "warning: a thread ended: ZeroDivisionError: division by zero" in result.stderr
@@ -184,9 +184,10 @@ class TestInAProcessOfItsOwn:
     def test_signals(self, signals: list[signal.Signals]) -> None:
         """In work that begins and never ends."""
         code = (
-            "import dreambooth.config, time, pipelines.cli as cli\n"
+            "import dreambooth.explain_settings, signal, time, pipelines.cli as cli\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
             "def work(*_):\n    print('working', flush=True)\n    time.sleep(600)\n"
-            "dreambooth.config.list_settings = work\n"
+            "dreambooth.explain_settings.list_settings = work\n"
             "cli.main(['settings'])"
         )
         process = subprocess.Popen(
@@ -199,6 +200,7 @@ class TestInAProcessOfItsOwn:
                 process.send_signal(each)
                 time.sleep(0.02)
             said = process.communicate(timeout=30)[1]
-        assert process.returncode == INTERRUPTED
-        assert len(said.splitlines()) <= 1  # a second one may come while the first is answered
+        # A second one may come while the first is answered, or when Python has put its handlers away.
+        assert process.returncode in (INTERRUPTED, *(-each for each in signals[1:]))
+        assert len(said.splitlines()) <= 1
         assert "Traceback" not in said

@@ -61,3 +61,38 @@ def test_a_folder_that_no_run_made(tiny_pipeline: Path, instance_folder: Path, t
 def test_a_model_that_is_not_registered(mlflow_database: str, instance_folder: Path) -> None:
     message = refused("models:/rex@latest", instance_folder, tracking_uri=mlflow_database)
     assert "there is no registered model 'rex'" in message
+
+
+def test_what_is_odd_about_the_photographs_is_said_as_by_run(
+    tiny_pipeline: Path, instance_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the command line, up to where work would start: two equal pictures, and a damaged one among others."""
+    from click.testing import CliRunner
+
+    import pipelines.evaluate_model
+    from dreambooth.base_model import resolve_base_model
+    from pipelines.cli import main
+
+    def start(*arguments: object) -> None:
+        raise InputError("work would start")
+
+    monkeypatch.setattr(pipelines.evaluate_model, "ray_cluster", start)
+    base = resolve_base_model(str(tiny_pipeline))
+    metadata = {"key": "k", "subject": "rex", "class_noun": "dog", "identifier": "tfz", "num_inference_steps": 2}
+    metadata |= {"base_model": str(tiny_pipeline), "base_hash": base.hash, "guidance_scale": 2.0, "resolution": 64}
+    model = publish(tiny_pipeline, str(tmp_path / "rex" / "model"), metadata=metadata).uri
+    photos = Path(shutil.copytree(instance_folder, tmp_path / "photos"))
+    shutil.copyfile(photos / "00.png", photos / "05.png")
+    others = Path(shutil.copytree(photos, tmp_path / "others"))
+    given = ["evaluate", "--model", model, "--instance-images", str(photos), "--set", "evaluation.bank=miniature"]
+    given += ["--prompts", "miniature", "--set", f"evaluation.real_images={others}"]
+
+    result = CliRunner().invoke(main, given)
+    assert (result.exit_code, "work would start" in result.stderr) == (2, True), result.output
+    assert "warning: 00.png and 05.png are the same picture" in result.stderr
+    assert "warning: evaluation.real_images: 00.png and 05.png are the same picture" in result.stderr
+
+    (others / "bad.png").write_bytes((photos / "00.png").read_bytes()[:2000])
+    result = CliRunner().invoke(main, given)
+    assert (result.exit_code, "work would start" in result.stderr) == (2, False)
+    assert f"{others}/bad.png is damaged" in result.stderr

@@ -1,5 +1,6 @@
 """Fine-tuned weights in a diffusers directory: whole, under the right names, and proven to be there."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import CLIPTextModel
 from dreambooth.config import load_config
 from dreambooth.export import export_pipeline, load_trained, verify_export
 from dreambooth.model import load_model
+from dreambooth.sampling import load_pipeline, sample
 
 UNET, TEXT_ENCODER = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 
@@ -64,6 +66,21 @@ class TestRoundTrip:
         assert files(tmp_path / "model") == files(tiny_pipeline)
         for name in files(tiny_pipeline) - {UNET, TEXT_ENCODER}:
             assert (tmp_path / "model" / name).read_bytes() == (tiny_pipeline / name).read_bytes(), name
+
+    @pytest.mark.parametrize("resolution", [64, 32, 96])
+    @pytest.mark.parametrize("sample_size", [16, [16, 16], None], ids=str)
+    def test_it_is_sampled_at_what_it_was_trained_at(
+        self, tiny_pipeline: Path, state: dict[str, Tensor], tmp_path: Path, resolution: int, sample_size: Any
+    ) -> None:
+        base = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))
+        config = base / "unet" / "config.json"
+        settings = json.loads(config.read_text()) | {"sample_size": sample_size, "_diffusers_version": "0.6.0"}
+        config.write_text(json.dumps(settings))
+        export_pipeline(base, state, tmp_path / "model", dtype=torch.float32, resolution=resolution)
+        verify_export(tmp_path / "model", base, state, dtype=torch.float32)
+        pipeline = load_pipeline(tmp_path / "model", device="cpu", dtype=torch.float32)
+        [image] = sample(pipeline, ["a dog"], [0], num_inference_steps=1, guidance_scale=1.0)
+        assert image.size == (resolution, resolution)
 
     def test_a_frozen_text_encoder_is_the_bases(self, tiny_pipeline: Path, tmp_path: Path) -> None:
         state = trained(tiny_pipeline, text_encoder=False)

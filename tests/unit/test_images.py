@@ -1,9 +1,8 @@
 """Instance images, from real files with real faults."""
 
-import io
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -14,13 +13,10 @@ from PIL import Image, ImageCms
 
 from dreambooth.errors import InputError
 from dreambooth.images import (
-    InstanceImage,
-    find_instance_images,
     open_image,
     squares,
     to_pixels,
 )
-from dreambooth.inspection import inspect_images
 
 MAX_PIXELS = 1_000_000
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -71,92 +67,6 @@ def pixel(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
     value = image.getpixel((x, y))
     assert isinstance(value, tuple)
     return tuple(int(channel) for channel in value)
-
-
-def data_hash(images: Sequence[InstanceImage]) -> str:
-    return inspect_images(images, resolution=8, max_pixels=MAX_PIXELS).data_hash
-
-
-class TestFind:
-    def test_a_folder_gives_its_images_by_name_and_nothing_else(self, folder: Path) -> None:
-        for name in ("b.PNG", "a.jpeg", "c.webp", "d.jpg"):
-            gradient(8, 8).save(folder / name)
-        (folder / "notes.md").write_text("not an image")
-        (folder / "._a.jpeg").write_bytes(b"what a Mac leaves behind")
-        (folder / "sub.jpg").mkdir()
-        names = [Path(image.address).name for image in find_instance_images((str(folder),))]
-        assert names == ["a.jpeg", "b.PNG", "c.webp", "d.jpg"]
-
-    def test_order_is_by_name_however_they_are_listed(self, folder: Path) -> None:
-        paths = [str(folder / name) for name in ("2.png", "1.png", "3.png")]
-        for path in paths:
-            gradient(8, 8).save(path)
-        assert find_instance_images(paths) == find_instance_images(paths[::-1]) == find_instance_images((str(folder),))
-
-    def test_an_image_named_twice_counts_once(self, folder: Path) -> None:
-        gradient(8, 8).save(folder / "1.png")
-        assert len(find_instance_images((str(folder), str(folder / "1.png")))) == 1
-
-    def test_a_glob(self, folder: Path) -> None:
-        for name in ("day-1.png", "day-2.png", "night-1.png"):
-            gradient(8, 8).save(folder / name)
-        assert len(find_instance_images((str(folder / "day-*"),))) == 2
-
-    def test_brackets_in_a_real_name_are_no_glob(self, folder: Path) -> None:
-        gradient(8, 8).save(folder / "rex [1].png")
-        assert len(find_instance_images((str(folder / "rex [1].png"),))) == 1
-
-    def test_relative_addresses_become_absolute(self, working_folder: Path) -> None:
-        gradient(8, 8).save("1.png")
-        assert find_instance_images((".",))[0].address == str(working_folder / "1.png")
-
-    def test_any_fsspec_address(self, memory: fsspec.AbstractFileSystem) -> None:
-        buffer = io.BytesIO()
-        gradient(8, 6).save(buffer, "png")
-        memory.pipe({"/rex/1.png": buffer.getvalue(), "/rex/1.txt": b"rex asleep"})
-        (found,) = find_instance_images(("memory://rex",))
-        assert found == InstanceImage(address="memory:///rex/1.png", caption="rex asleep")
-        assert open_image(found.address, max_pixels=MAX_PIXELS).size == (8, 6)
-        assert find_instance_images(("memory://rex/*.png",)) == (found,)
-
-    def test_a_caption_beside_an_image(self, folder: Path) -> None:
-        for name in ("1.png", "2.png"):
-            gradient(8, 8).save(folder / name)
-        (folder / "1.txt").write_text("\ufeffa photo of sks dog\n  on a  chair\n", encoding="utf-8")
-        captions = [image.caption for image in find_instance_images((str(folder),))]
-        assert captions == ["a photo of sks dog on a chair", None]
-
-    @pytest.mark.parametrize(
-        ("content", "cause"),
-        [(b" \n", "empty"), (b"sks \x00 dog", r"U\+0000"), (b"\xff\xfe\x00", "UTF-8")],
-    )
-    def test_a_caption_that_is_none(self, folder: Path, content: bytes, cause: str) -> None:
-        gradient(8, 8).save(folder / "1.png")
-        (folder / "1.txt").write_bytes(content)
-        with pytest.raises(InputError, match=rf"1\.txt.*{cause}"):
-            find_instance_images((str(folder),))
-
-    def test_missing_folder(self, folder: Path) -> None:
-        with pytest.raises(InputError, match=r"nothing at .*nowhere; expected a folder, a glob or a list"):
-            find_instance_images((str(folder / "nowhere"),))
-
-    def test_empty_folder(self, folder: Path) -> None:
-        with pytest.raises(InputError, match=r"rex holds no files"):
-            find_instance_images((str(folder),))
-
-    def test_no_image_among_the_files(self, folder: Path) -> None:
-        for name in ("a.psd", "b.txt", "c.mov", "d.md"):
-            (folder / name).write_text("x")
-        with pytest.raises(InputError, match=r"no image among the 4 file\(s\).*a\.psd, b\.txt, c\.mov and 1 more"):
-            find_instance_images((str(folder),))
-
-    def test_a_glob_that_matches_nothing(self, folder: Path) -> None:
-        with pytest.raises(InputError, match=r"no file matches .*\*\.jpg"):
-            find_instance_images((str(folder / "*.jpg"),))
-
-    def test_an_unknown_protocol(self) -> None:
-        with pytest.raises(InputError, match=r"can't read nosuch://bucket/rex: .*nosuch"):
-            find_instance_images(("nosuch://bucket/rex",))
 
 
 class TestOpen:
@@ -299,39 +209,3 @@ class TestSquares:
         assert pixels.shape == (2, 3, 4, 6)
         assert pixels.dtype == torch.float32
         torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([-1.0, 1.0, -0.6]))
-
-
-class TestInspection:
-    def test_sound_images_pass(self, folder: Path) -> None:
-        gradient(64, 80).save(folder / "1.png")
-        inspect_images(find_instance_images((str(folder),)), resolution=64, max_pixels=MAX_PIXELS)
-
-    def test_all_faults_are_told_at_once(self, folder: Path) -> None:
-        gradient(64, 64).save(folder / "good.png")
-        gradient(64, 48).save(folder / "small.png")
-        (folder / "zero.jpg").touch()
-        (folder / "bomb.png").write_bytes(png(2000, 2000))
-        images = find_instance_images((str(folder),))
-        with pytest.raises(InputError) as caught:
-            inspect_images(images, resolution=64, max_pixels=MAX_PIXELS)
-        bomb, small, zero = str(caught.value).splitlines()
-        assert "bomb.png is 2000 x 2000 = 4000000 pixels, but images.max_pixels is 1000000" in bomb
-        assert "small.png is 64 x 48 pixels, but images.resolution is 64" in small
-        assert "zero.jpg is empty" in zero
-
-
-class TestDataHash:
-    def test_the_same_wherever_it_lies(self, folder: Path, memory: fsspec.AbstractFileSystem) -> None:
-        gradient(8, 8).save(folder / "1.png")
-        memory.pipe("/other/name.png", (folder / "1.png").read_bytes())
-        here, there = (find_instance_images((address,)) for address in (str(folder), "memory://other"))
-        assert data_hash(here) == data_hash(there)
-        assert len(data_hash(here)) == 16
-
-    def test_images_captions_and_order_count(self, folder: Path) -> None:
-        gradient(8, 8).save(folder / "1.png")
-        gradient(9, 8).save(folder / "2.png")
-        one, two = find_instance_images((str(folder),))
-        told = InstanceImage(address=one.address, caption="a photo of sks dog")
-        hashes = [data_hash(images) for images in ((one, two), (two, one), (one,), (told, two))]
-        assert len(set(hashes)) == 4

@@ -122,3 +122,97 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
         connect("HEAD:8265")
     with pytest.raises(InputError, match="no job 'x'; it has dreambooth-run-1"):
         status(Client(**{"dreambooth-run-1": "RUNNING"}), "x")
+
+
+class TestPaths:
+    """What is a path is decided by the option that a word stands behind, whatever lies in the working folder."""
+
+    @pytest.fixture(autouse=True)
+    def _things_that_lie_here(self, working_folder: Path) -> None:
+        for name in ("dog", "miniature", "photos", "auto"):
+            (working_folder / name).mkdir()
+        (working_folder / "run.yaml").write_text("subject: {class_noun: dog}\nbase_model: miniature\n")
+        (working_folder / "s.csv").write_text("name,class_noun,instance_images\nrex,dog,s3://b/rex\n")
+
+    @pytest.mark.parametrize(
+        ("command", "arguments"),
+        [
+            ("run", ("--images", "s3://b/rex", "--class-noun", "dog")),
+            ("run", ("--class-noun=dog", "--name", "dog", "--identifier", "photos")),
+            ("run", ("--base-model", "miniature", "--images=/shared/rex")),
+            ("run", ("--set", "subject.class_noun=dog", "--set", "tracking.experiment=photos")),
+            ("run", ("--set", "base_model=miniature", "--quiet", "--dry-run")),
+            ("batch", ("s3://b/pets.yaml", "--name", "dog", "--skip-invalid")),
+            ("batch", ("--name", "s.csv", "/shared/pets")),
+            ("batch", ("/shared/pets.csv", "--set=storage.root=s3://b/out")),
+        ],
+    )
+    def test_what_goes_through_as_it_is(self, command: str, arguments: tuple[str, ...]) -> None:
+        job = make_job(command, arguments)
+        assert (job.arguments, job.files) == ((command, *arguments), {})
+
+    @pytest.mark.parametrize(
+        ("command", "arguments", "named"),
+        [
+            ("run", ("--class-noun", "dog", "run.yaml"), ("--class-noun", "dog", "inputs/0/run.yaml")),
+            ("run", ("--", "run.yaml"), ("inputs/0/run.yaml",)),
+            ("batch", ("s.csv", "--name", "dog"), ("inputs/0/s.csv", "--name", "dog")),
+        ],
+    )
+    def test_a_file_that_travels(self, command: str, arguments: tuple[str, ...], named: tuple[str, ...]) -> None:
+        job = make_job(command, arguments)
+        assert job.arguments == (command, *named)
+        assert list(job.files) == [word for word in named if word.startswith("inputs/")]
+
+    @pytest.mark.parametrize(
+        ("command", "arguments", "message"),
+        [
+            ("run", ("--images", "photos"), "subject.instance_images 'photos' is a path here"),
+            ("run", ("--images", "nowhere/*.jpg"), "subject.instance_images 'nowhere/*.jpg' is a path here"),
+            ("run", ("--images=~/photos",), "subject.instance_images '~/photos' is a path here"),
+            ("run", ("--output", "out"), "storage.run 'out' is a path here"),
+            ("run", ("--base-model", "dog"), "base_model 'dog' is a path here"),
+            ("run", ("--base-model", "./none"), "base_model './none' is a path here"),
+            ("run", ("--set", "storage.prior=prior"), "storage.prior 'prior' is a path here"),
+            ("run", ("--set", "storage={root: out}"), "storage.root 'out' is a path here"),
+            ("run", ("--set", "subject.instance_images=[s3://b/1.png, 2.png]"), "'2.png' is a path here"),
+            ("run", ("nowhere.yaml",), "there is nothing at 'nowhere.yaml'"),
+            ("run", ("dog",), "'dog' is a folder here"),
+            ("batch", ("photos",), "'photos' is a folder here"),
+            ("batch", ("relative.yaml",), "relative.yaml: subject.instance_images 'photos' is a path here"),
+            ("run", ("relative-run.yaml",), "relative-run.yaml: storage.root 'out' is a path here"),
+        ],
+    )
+    def test_a_path_that_means_nothing_there(
+        self, working_folder: Path, command: str, arguments: tuple[str, ...], message: str
+    ) -> None:
+        (working_folder / "relative.yaml").write_text("[{name: rex, class_noun: dog, instance_images: photos}]")
+        (working_folder / "relative-run.yaml").write_text("storage.root: out\n")
+        with pytest.raises(InputError) as caught:
+            make_job(command, arguments)
+        assert message in str(caught.value)
+
+    def test_all_switches_and_paths_of_the_commands_are_known(self) -> None:
+        import click
+
+        from pipelines.cli import main
+        from pipelines.job_paths import OPTIONS, SWITCHES
+
+        options = [param for name in ("run", "batch") for param in main.commands[name].params]
+        switches = {
+            word for option in options if isinstance(option, click.Option) and option.is_flag for word in option.opts
+        }
+        assert switches <= set(SWITCHES)
+        assert set(OPTIONS) <= {word for option in options for word in option.opts}
+
+    def test_through_the_command_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from click.testing import CliRunner
+
+        from pipelines.cli import main
+
+        nobody = ["--address", "http://127.0.0.1:9"]
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", nobody[1])  # which Ray's client sets, and is put back
+        noun = CliRunner().invoke(main, ["submit", "run", "--images", "s3://b/rex", "--class-noun", "dog", *nobody])
+        assert (noun.exit_code, "is a folder here" in noun.stderr) == (2, False)
+        images = CliRunner().invoke(main, ["submit", "run", "--images", "photos", "--class-noun", "dog", *nobody])
+        assert (images.exit_code, "'photos' is a path here" in images.stderr) == (2, True)

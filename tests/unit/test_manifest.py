@@ -128,3 +128,12 @@ def test_a_batch_without_lanes_is_asked_for_them(run_yaml: Path, tmp_path: Path)
     table.write_text('{"name": "rex", "class_noun": "dog", "instance_images": "memory://photos/red-dog"}')
     done = run_manifest("rayjob", table, "--set", "storage.root=memory://results")
     assert (done.exit_code, "cluster.lanes is open" in done.output) == (2, True)
+
+
+def test_a_folder_named_like_the_built_in_base_is_nothing_of_the_runs(
+    run_yaml: Path, working_folder: Path, manifests_of: Manifests
+) -> None:
+    (working_folder / "miniature").mkdir()
+    (run_yaml.parent / "utf16.yaml").write_bytes(run_yaml.read_text().encode("utf-16"))
+    configuration, _ = manifests_of("rayjob", run_yaml.parent / "utf16.yaml")
+    assert configuration["data"] == {"run.yaml": run_yaml.read_text()}

@@ -167,7 +167,8 @@ class TestTables:
         assert lowers.difference is not None
         assert lowers.difference.mean == pytest.approx(0.2)
         assert lowers.verdict == "came out"
-        assert raises.verdict == "did not come out"
+        assert raises.verdict == "undecided"  # one value, of which nothing more is known
+        assert raises.sentence.endswith("the difference in DIV is -0.100.")
         assert table.subjects == {"prior": ("a", "b"), "no-prior": ("a",)}
 
     def test_without_a_row_nothing_is_said(self) -> None:

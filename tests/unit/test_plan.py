@@ -13,6 +13,7 @@ from dreambooth.config import load_config
 from dreambooth.errors import InputError
 from dreambooth.identifier import choose_identifier
 from dreambooth.model import load_schedule
+from pipelines.batch_plan import describe_batch, make_batch_plan
 from pipelines.cluster import Resources
 from pipelines.destinations import check_destinations
 from pipelines.evaluate_stage import sample_requests
@@ -375,6 +376,26 @@ class TestDestinations:
         with pytest.raises(InputError, match=f"can't write to '{tmp_path}/file/here': a part of the path is a file"):
             check_destinations([plan(f"storage.{place}={tmp_path}/file/here")])
 
+    def test_a_batch_names_every_base_model(self, plan: MachinePlan, tiny_pipeline: Path, tmp_path: Path) -> None:
+        resources = Resources(cpus=8, gpus=0)
+        copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "other"))
+        (copy / "vae" / "note.txt").write_text("another one")
+        plans = [plan(), plan(base=copy), plan("train.seed=1", base=copy)]
+        rows = [value for name, value in describe_batch(make_batch_plan("b", plans, resources)) if name == "base model"]
+        assert rows == [
+            f"{tiny_pipeline}, hash {plans[0].base.hash}: 1 subjects",
+            f"{copy}, hash {plans[1].base.hash}: 2 subjects",
+        ]
+        alone = dict(describe_batch(make_batch_plan("b", plans[:1], resources)))
+        assert alone["base model"] == f"{tiny_pipeline}, hash {plans[0].base.hash}"
+
+    def test_a_batch_is_not_measured_by_the_first_subjects_encoder(self, plan: MachinePlan) -> None:
+        resources = Resources(cpus=8, gpus=0)
+        with pytest.raises(InputError, match=r"evaluation\.image_encoder=facebook/dino-vits16"):
+            make_batch_plan("b", [plan(), plan(base="miniature")], resources)
+        encoder = "evaluation.image_encoder=miniature"
+        assert make_batch_plan("b", [plan(encoder), plan(encoder, base="miniature")], resources).lanes == 2
+
     def test_without_prior_preservation_its_folder_is_not_looked_at(self, plan: MachinePlan, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         check_destinations([plan(f"storage.prior={tmp_path}/file/here", "prior.prior_loss_weight=0")])
@@ -476,3 +497,18 @@ class TestDescription:
         assert "class images" not in rows
         assert rows["steps"] == "10 of 1 instance images"
         assert rows["engine"] == "PyTorch"
+
+
+def test_captions_are_read_before_anything_starts(plan: MachinePlan, instance_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(instance_folder, tmp_path / "rex"))
+    (folder / "00.txt").write_text("a photo of [V] dog on the beach")
+    (folder / "01.txt").write_text("a photo of a dog")
+    (folder / "02.txt").write_text(f"a photo of [V] dog {'in the snow ' * 8}")
+    assert plan(images=folder).warnings == (
+        f"the caption of {folder}/01.png names no [V]; write [V] where the subject is meant",
+        f"the caption of {folder}/02.png has 29 tokens, and the base model reads 22: 'snow in the snow in the snow' is "
+        f"cut off",
+    )
+    (folder / "03.txt").write_text(f"a photo {'in the snow ' * 8}of [V] dog")
+    with pytest.raises(InputError, match=r"03\.png has 29 tokens, .* is cut off, the identifier with it; shorten it"):
+        plan(images=folder)

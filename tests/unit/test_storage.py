@@ -183,9 +183,13 @@ def test_json_and_bytes(parent: str) -> None:
 
 
 def test_a_writable_address_passes_and_keeps_nothing(parent: str) -> None:
-    storage.check_writable(parent)
     fs, path = storage.filesystem(parent)
-    assert fs.ls(path) == []
+    above = path.rpartition("/")[0]
+    before = fs.ls(above) if fs.exists(above) else None
+    storage.check_writable(parent)
+    storage.check_writable(storage.join(parent, "not", "there", "yet"))
+    assert not fs.exists(path)
+    assert (fs.ls(above) if fs.exists(above) else None) == before
 
 
 def test_a_folder_with_too_little_space(tmp_path: Path) -> None:

@@ -295,3 +295,18 @@ class TestServer:
             port = int(server.url.rstrip("/").rpartition(":")[2])
             with pytest.raises(InputError, match=f"port {port}"):
                 StudyServer(study, port=port)
+
+
+def test_photographs_are_looked_at_as_a_run_looks_at_them(instance_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from pipelines.study_samples import read_references
+
+    photos = Path(shutil.copytree(instance_folder, tmp_path / "photos"))
+    shutil.copyfile(photos / "00.png", photos / "05.png")
+    said: list[str] = []
+    assert len(read_references(str(photos), said.append)) == 6
+    assert said == ["warning: 00.png and 05.png are the same picture"]
+    (photos / "06.png").write_bytes((photos / "00.png").read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"06\.png is damaged"):
+        read_references(str(photos), said.append)

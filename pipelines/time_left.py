@@ -1,0 +1,161 @@
+"""When will a batch be finished? By the pace of its lanes: seconds a step, a picture, and around them a subject.
+
+So a subject counts from its first step on, what earlier attempts did counts for nothing, and the last subjects are not
+divided over lanes that have nothing to do any more.
+"""
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipelines.tasks import Progress, State
+
+_LANES_SECONDS = 60.0
+"""Lanes between two subjects are lanes: as many as there were at once for so long."""
+_STEADY_SECONDS = 20.0
+_ENOUGH_PICTURES, _ENOUGH_PART = 10, 0.3
+"""Pictures, or the part of them all, that say what the others take: one more or less makes little of it."""
+
+
+@dataclass
+class _Rate:
+    """Lane seconds, and what was done in them: the part of a subject's steps or pictures, or class images."""
+
+    seconds: float = 0.0
+    work: float = 0.0
+
+    def take(self, seconds: float, work: float) -> None:
+        self.seconds += seconds
+        self.work += work
+
+    @property
+    def each(self) -> float:
+        return self.seconds / self.work if self.work > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class _Look:
+    now: float
+    counts: Mapping[State, int]
+    running: Mapping[str, Progress]
+    made: int
+
+    @property
+    def in_lanes(self) -> int:
+        return max(self.counts["training"], len(self.running))
+
+    @property
+    def settled(self) -> int:
+        """Subjects that need no lane any more."""
+        return self.counts["done"] + self.counts["failed"] + self.counts["trained"]
+
+
+class TimeLeft:
+    """Takes every view of a batch of `total` subjects, and estimates the seconds that are left."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._lanes, self._lanes_at = 0, 0.0
+        self._steps, self._pictures, self._making = _Rate(), _Rate(), _Rate()
+        self._around = _Rate()  # a subject: loading, encoding, exporting
+        self._pending = 0.0  # seconds around subjects of which the next is not seen yet
+        self._since: dict[str, tuple[float, float]] = {}  # when a subject was seen to move on, and how far it was
+        self._knows_pictures = False
+        self._end: tuple[float, float] | None = None  # what was said last, and when
+        self._whole = _Rate()  # a subject, for lanes that don't say how far they are
+        self._last: _Look | None = None
+
+    def update(
+        self,
+        now: float,
+        counts: Mapping[State, int],
+        running: Mapping[str, Progress],
+        class_images: tuple[int, int] | None,
+    ) -> float | None:
+        """Seconds left after what is seen at `now`; None until enough is known of a whole subject."""
+        made, to_make = class_images or (0, 0)
+        look = _Look(now, dict(counts), dict(running), made)
+        if self._last is not None:
+            self._take(self._last, look)
+        self._note_phases(look)
+        if look.in_lanes >= self._lanes or now - self._lanes_at > _LANES_SECONDS:
+            self._lanes, self._lanes_at = look.in_lanes, now
+        if not self._knows_pictures and not self._whole.work:
+            return None
+        each = self._steps.each + self._pictures.each + self._around.each if self._steps.work else self._whole.each
+        left = [self._left(progress, each) for progress in running.values()]
+        left += [each] * (look.in_lanes - len(left))
+        left += [0.0] * (self._lanes - len(left))
+        waiting = self.total - look.settled - look.in_lanes
+        return self._steady(now, _finished(left, each, waiting) + max(0, to_make - made) * self._making.each)
+
+    def _steady(self, now: float, left: float) -> float:
+        """Put the end off bit by bit: pictures come in whole ones, and now and then a pace only seems to be slower."""
+        end = now + left
+        if self._end is not None and end > self._end[1]:
+            end = self._end[1] + (end - self._end[1]) * min(1.0, (now - self._end[0]) / _STEADY_SECONDS)
+        self._end = now, end
+        return max(0.0, end - now)
+
+    def _note_phases(self, look: _Look) -> None:
+        """Remember when each subject was first seen in its phase."""
+        last = self._last.running if self._last is not None else {}
+        for name, progress in look.running.items():
+            was = last.get(name)
+            if was is None or (was.pictures is None) != (progress.pictures is None):
+                self._since[name] = look.now, _fraction(progress)
+            made, total = progress.pictures or (0, 1)
+            self._knows_pictures |= made >= _ENOUGH_PICTURES or made / total >= _ENOUGH_PART
+        self._since = {name: self._since[name] for name in look.running}
+        self._last = look
+
+    def _left(self, progress: Progress, each: float) -> float:
+        rest = 1 - _fraction(progress)
+        if not self._steps.work:
+            return each * rest
+        return (
+            rest * self._steps.each + self._pictures.each if progress.pictures is None else rest * self._pictures.each
+        )
+
+    def _take(self, last: _Look, look: _Look) -> None:
+        """Count what went on between two looks.
+
+        Only subjects seen in the same phase twice say what it takes; of the others, what their phases would have
+        taken is no time around them.
+        """
+        seconds = look.now - last.now
+        if look.made > last.made:
+            self._making.take(seconds, look.made - last.made)
+        around = seconds * last.in_lanes
+        self._whole.take(around, max(0, look.settled - last.settled))
+        for name, was in last.running.items():
+            rate, now = (self._steps if was.pictures is None else self._pictures), look.running.get(name)
+            if now is not None and (was.pictures is None) == (now.pictures is None):
+                since, done = self._since[name]
+                if (fraction := _fraction(now)) > done:
+                    rate.take(look.now - since, fraction - done)
+                    self._since[name] = look.now, fraction
+                around -= seconds
+            else:
+                around -= seconds if now is not None else min(seconds, (1 - _fraction(was)) * rate.each)
+        for name in look.running.keys() - last.running.keys():
+            around -= min(seconds, _fraction(look.running[name]) * self._steps.each)
+        self._pending += max(0.0, around)
+        if entered := len(look.running.keys() - last.running.keys()):
+            self._around.take(self._pending, entered)
+            self._pending = 0.0
+
+
+def _fraction(progress: Progress) -> float:
+    done, total = (progress.step, progress.steps) if progress.pictures is None else progress.pictures
+    return min(1.0, done / total) if total else 1.0
+
+
+def _finished(lanes: list[float], each: float, waiting: int) -> float:
+    """When the last lane is finished: `lanes` are free after so many seconds, and subjects that wait take `each`."""
+    if not lanes:
+        return each * max(0, waiting)
+    heapq.heapify(lanes)
+    for _ in range(waiting):
+        heapq.heapreplace(lanes, lanes[0] + each)
+    return max(lanes)

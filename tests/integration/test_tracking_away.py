@@ -1,0 +1,163 @@
+"""MLflow goes away, misbehaves and comes back: work does not wait, and every point arrives once.
+
+A real server behind a proxy that misbehaves for it; and, killed for real, with a whole run that goes on meanwhile.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faulty_store import faulty_proxy
+from mlflow import MlflowClient
+from mlflow_server import MlflowServer
+from PIL import Image
+
+from dreambooth.config import TrackingConfig
+from pipelines.mlflow_client import connect, quietly
+from pipelines.mlflow_line import Away
+from pipelines.tracking import track
+
+
+class Tracker:
+    """A proxy before MLflow; `fate` is what becomes of calls."""
+
+    fate = "passes"
+    count = 0
+
+    def decide(self) -> str:
+        self.count += 1
+        if self.fate == "every third answer lost":
+            return "passes" if self.count % 3 else "answer lost"
+        return self.fate
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    with track(TrackingConfig(uri=server.uri), run_name="first"):
+        pass  # a server's first answers take seconds
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def tracker(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Tracker, TrackingConfig]]:
+    """Requests may take three seconds here, so callers wait for six."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    tracker = Tracker()
+    with faulty_proxy(server.host, tracker.decide) as address:
+        yield tracker, TrackingConfig(uri=address)
+
+
+@pytest.fixture(scope="module")
+def client(server: MlflowServer) -> MlflowClient:
+    return connect(server.uri)
+
+
+def points(client: MlflowClient, run_id: str) -> list[tuple[int, float]]:
+    with quietly():
+        return [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
+
+
+def pictures(client: MlflowClient, run_id: str) -> list[str]:
+    with quietly():
+        return [item.path for item in client.list_artifacts(run_id, "images") if item.path.endswith(".png")]
+
+
+@pytest.mark.parametrize(
+    "fate",
+    [
+        "503",
+        "401",
+        "silent",
+        *(pytest.param(fate, marks=pytest.mark.recovery) for fate in ("500", "429", "403", "late")),
+    ],
+)
+def test_a_server_that_misbehaves_in_mid_run_holds_nothing_up_and_gets_all_later(
+    fate: str, tracker: tuple[Tracker, TrackingConfig], client: MlflowClient
+) -> None:
+    proxy, config = tracker
+    picture, key = Image.new("RGB", (64, 64), "teal"), f"rex-{fate}"
+    with track(config, run_name="rex", params={"steps": 40}, resume_key=key) as run:
+        run.log_metrics({"loss": 1.0}, step=1)
+        run.flush()
+        run_id = run.run_id
+        proxy.fate = fate
+        began = time.monotonic()
+        for step in range(2, 40):
+            run.log_metrics({"loss": 1 / step}, step=step)
+            run.flush()
+        run.log_image(picture, "samples", step=40)
+        run.log_table([{"subject": "rex", "seconds": 1.5}], "subjects.json")
+        run.set_tags({"subject": "rex"})
+        assert time.monotonic() - began < 1.0
+        missing = run.end("FINISHED")
+        assert isinstance(missing, Away), missing
+        assert time.monotonic() - began < 40.0
+    proxy.fate = "passes"
+    with track(config, run_name="rex", params={"steps": 40}, resume_key=key) as again:
+        assert again.run_id == run_id
+        again.log_missing("loss", [(step, {"loss": 1 / step}) for step in range(1, 41)])
+        again.log_image(picture, "samples", step=40)
+        again.log_table([{"subject": "rex", "seconds": 1.5}], "subjects.json")
+        assert again.end("FINISHED") is None
+    assert points(client, run_id) == [(step, 1 / step) for step in range(1, 41)]
+    assert len(pictures(client, run_id)) == 1
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("fate", ["503", "every third answer lost"])
+def test_a_server_that_comes_back_within_the_run_gets_every_point_once(
+    fate: str, tracker: tuple[Tracker, TrackingConfig], client: MlflowClient
+) -> None:
+    proxy, config = tracker
+    proxy.fate = fate
+    with track(config, run_name="rex", params={"steps": 40}, resume_key=f"back-{fate}") as run:
+        for step in range(1, 30):
+            run.log_metrics({"loss": 1 / step}, step=step)
+            run.flush()
+        run.log_image(Image.new("RGB", (64, 64), "teal"), "samples", step=29)
+        run.log_table([{"subject": "rex"}, {"subject": "tim"}], "subjects.json")
+        if fate == "503":
+            threading.Timer(1.5, setattr, (proxy, "fate", "passes")).start()
+        assert run.end("FINISHED") is None
+    with quietly():
+        experiment = client.get_experiment_by_name(config.experiment)
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id], f"tags.`dreambooth.resume_key` = 'back-{fate}'")
+        assert [one.info.run_id for one in found] == [run.run_id]
+        assert points(client, run.run_id) == [(step, 1 / step) for step in range(1, 30)]
+        assert len(pictures(client, run.run_id)) == 1
+        table = json.loads(Path(client.download_artifacts(run.run_id, "subjects.json")).read_text())
+        assert table == {"columns": ["subject"], "data": [["rex"], ["tim"]]}
+
+
+def test_a_server_that_is_away_from_the_start_of_the_run(
+    tracker: tuple[Tracker, TrackingConfig], client: MlflowClient
+) -> None:
+    proxy, config = tracker
+    proxy.fate = "503"
+    began = time.monotonic()
+    with track(config, run_name="rex", params={"steps": 40}, resume_key="never") as run:
+        assert run.known_id is None
+        assert run.hint == config.uri
+        assert time.monotonic() - began < 1.0
+        assert isinstance(run.end("FINISHED"), Away)
+    assert time.monotonic() - began < 40
+
+
+def test_what_one_call_is_refused_is_said_and_the_rest_arrives(
+    tracker: tuple[Tracker, TrackingConfig], client: MlflowClient
+) -> None:
+    _, config = tracker
+    with track(config, run_name="rex", resume_key="refused") as run:
+        run.log_params({"a name that/is:no<good>": 1})
+        run.log_metrics({"loss": 0.5}, step=1)
+        error = run.end("FINISHED")
+    assert error is not None
+    assert "a name that/is:no<good>" in str(error)
+    assert points(client, run.run_id) == [(1, 0.5)]
