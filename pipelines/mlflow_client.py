@@ -200,10 +200,10 @@ def _check_database(uri: str, about: str) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise InputError(f"no MLflow tracking at {SQLITE}{path}: there is no folder {path.parent}; create it")
+    """Prove that a database's file can be written, or made: in the nearest folder that is there."""
+    folder = next((above for above in path.parents if above.exists()), path.parent)
     try:
-        with path.open("r+b") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+        with path.open("r+b") if path.exists() else tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(

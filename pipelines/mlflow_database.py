@@ -18,6 +18,8 @@ from dreambooth.errors import InputError
 SQLITE = "sqlite:///"
 _CLAIM_SECONDS = 10.0
 _LOCK_SECONDS = 5.0
+MAKING_SECONDS = 120.0
+"""That it may take to make one: some three, and as many more as others make theirs at the same time."""
 
 
 def database_path(uri: str) -> Path | None:
@@ -26,7 +28,7 @@ def database_path(uri: str) -> Path | None:
 
 
 def make_database(path: Path) -> None:
-    """Make an empty MLflow database, unless there is one; artifacts will lie in `mlruns` beside it.
+    """Make an empty MLflow database and its folder, unless there is one; artifacts will lie in `mlruns` beside it.
 
     Raises InputError for what can't be made there.
     """
@@ -37,6 +39,7 @@ def make_database(path: Path) -> None:
         _migrate(made, artifacts=path.absolute().parent / "mlruns")
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(made, partial)
             _put(partial, path)
         except OSError as error:

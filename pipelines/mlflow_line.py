@@ -102,8 +102,9 @@ class Line:
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
+            longest = 3 * patience() + sum(one.extra for one in self._calls)
             while not call.future.done():
-                if (reason := self._hopeless(call, arrived, failures)) is not None:
+                if (reason := self._hopeless(call, arrived + longest, failures)) is not None:
                     self._take_out([call])
                     raise Away(reason)
                 self._changed.wait(0.1)
@@ -128,7 +129,7 @@ class Line:
             first = self._calls[0].extra if self._calls else 0.0
             return self._attempt is not None and time.monotonic() - self._attempt > patience() + first
 
-    def _hopeless(self, call: Call[Any], arrived: float, failures: int) -> str | None:
+    def _hopeless(self, call: Call[Any], deadline: float, failures: int) -> str | None:
         now, allowed = time.monotonic(), patience()
         first = self._calls[0] if self._calls else call
         hangs = self._attempt is not None and now - self._attempt > allowed + first.extra
@@ -138,7 +139,7 @@ class Line:
             and (hangs or self._failures > failures)
         ):
             return self._reason or f"it takes the connection, but has not answered for {allowed:.0f} s"
-        if now - arrived > 3 * allowed + call.extra:
+        if now > deadline:
             return f"it answers too slowly; set {_REQUEST_SECONDS} (now {request_seconds()}) to wait longer"
         return None
 

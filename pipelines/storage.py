@@ -311,7 +311,7 @@ def check_writable(uri: str, *, need_bytes: int = 0) -> None:
     try:
         place = _existing_folder(fs, root.rstrip("/"))
         probe = f"{place}/.probe-{secrets.token_hex(8)}"
-        _write(fs, probe, content, seconds=_PROBE_SECONDS)
+        _within(_PROBE_SECONDS, fs, "pipe_file", probe, content)
         try:
             got = fs.cat_file(probe)
         finally:
@@ -351,10 +351,10 @@ def pyarrow_filesystem(uri: str) -> tuple[Any, str]:
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
 
 
-def _write(fs: AbstractFileSystem, path: str, content: bytes, *, seconds: float | None = None) -> None:
+def _write(fs: AbstractFileSystem, path: str, content: bytes) -> None:
     _make_parent(fs, path)
     if not isinstance(fs, LocalFileSystem):
-        _within(seconds or _seconds(len(content)), fs, "pipe_file", path, content)
+        _within(_seconds(len(content)), fs, "pipe_file", path, content)
         return
     partial = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(4)}.part")
     try:

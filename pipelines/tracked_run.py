@@ -17,7 +17,7 @@ from PIL import Image
 from dreambooth.addresses import shown
 from dreambooth.config import TrackingConfig
 from pipelines.mlflow_client import connect, mlflow_line, quietly
-from pipelines.mlflow_database import database_path
+from pipelines.mlflow_database import MAKING_SECONDS, database_path
 from pipelines.mlflow_line import Away, Call, chunks, is_refusal, not_twice
 
 # Only after mlflow_client has told MLflow to be silent.
@@ -74,7 +74,9 @@ class TrackedRun:
             self.run = run
             return run
 
-        self._begun = self._line.post(_quiet(begin), owner=self, alive=self._answers)
+        database = database_path(self.tracking_uri)
+        extra = MAKING_SECONDS if database is not None and not database.exists() else 0.0
+        self._begun = self._line.post(_quiet(begin), owner=self, extra=extra, alive=self._answers)
 
     @property
     def run_id(self) -> str:

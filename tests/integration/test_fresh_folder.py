@@ -85,7 +85,7 @@ def test_commands_that_only_look_make_nothing(arguments: list[str], working_fold
     subjects = [row[:-1] + f", instance_images: {subject_dir(row[7:].split(',')[0])}}}" for row in rows]
     (working_folder / "pets.yaml").write_text(f"subjects: [{', '.join(subjects)}]\n")
     result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == (2 if arguments[0] == "gc" else 0), result.output  # there is no output folder to look in
     assert contents(working_folder) == ["pets.yaml"]
     if arguments == ["models"]:
         assert "no model is registered here yet" in result.output

@@ -128,10 +128,11 @@ def test_nothing_is_printed_and_the_default_is_the_working_folder(working_folder
 
 
 def test_what_cannot_be_tracked_to_is_refused(tmp_path: Path, config: TrackingConfig, client: MlflowClient) -> None:
+    (tmp_path / "notes.txt").write_text("a file, not a folder")
     for uri, message in {
         "./mlruns": "a folder; expected a database",
         f"file://{tmp_path}": "a folder; expected a database",
-        f"sqlite:///{tmp_path}/absent/mlflow.db": "there is no folder",
+        f"sqlite:///{tmp_path}/notes.txt/mlflow.db": "can't be written",
         "http://127.0.0.1:9": "nothing answers at 127.0.0.1:9",
         "postgresql://me:secret@127.0.0.1:9/mlflow": r"://me:\*\*\*@127.0.0.1:9/mlflow: nothing answers",
         "nosuch://host": "no MLflow tracking at nosuch://host",

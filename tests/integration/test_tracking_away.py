@@ -4,6 +4,9 @@ A real server behind a proxy that misbehaves for it; and, killed for real, with 
 """
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from mlflow_server import MlflowServer
 from PIL import Image
 
 from dreambooth.config import TrackingConfig
+from dreambooth.miniature import subject_dir
 from pipelines.mlflow_client import connect, quietly
 from pipelines.mlflow_line import Away
 from pipelines.tracking import track
@@ -161,3 +165,60 @@ def test_what_one_call_is_refused_is_said_and_the_rest_arrives(
     assert error is not None
     assert "a name that/is:no<good>" in str(error)
     assert points(client, run.run_id) == [(1, 0.5)]
+
+
+@pytest.mark.recovery
+def test_a_run_whose_server_is_killed_ends_in_seconds_and_the_same_command_completes_it(
+    tmp_path: Path, working_folder: Path
+) -> None:
+    mlflow = MlflowServer(tmp_path)
+    mlflow.start()
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--images", str(subject_dir("coral-car")), "--quiet"]
+    for setting in (
+        f"tracking.uri={mlflow.uri}",
+        "train.max_train_steps=30",
+        "train.validate_every=10",
+        "prior.num_class_images=8",
+        "evaluation.num_inference_steps=2",
+        "evaluation.images_per_prompt=1",
+        "storage.root=out",
+    ):
+        command += ["--set", setting]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def give() -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            command, cwd=working_folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    first = give()
+    run_folder = working_folder / "out" / "coral-car"
+    deadline = time.monotonic() + 400
+    while not list((run_folder / "validation").rglob("*.png")):
+        assert first.poll() is None, first.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    mlflow.kill()
+    said = first.communicate(timeout=500)[0]
+    assert first.returncode == 3, said
+    assert "the model is published, but MLflow has no model of this run yet" in said
+    assert "to complete  dreambooth run --images" in said
+    assert "Traceback" not in said
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert summary["wall_seconds"]["register"] < 60
+    print("seconds that the dead server cost:", summary["wall_seconds"]["register"])
+
+    mlflow.start()
+    began = time.monotonic()
+    again = give()
+    said = again.communicate(timeout=500)[0]
+    assert again.returncode == 0, said
+    print("seconds to complete it:", round(time.monotonic() - began, 1))
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert (summary["registered_model"], summary["version"], summary["untracked"]) == ("dreambooth-coral-car", 1, None)
+    client, run_id = connect(mlflow.uri), summary["mlflow"]["run_id"]
+    assert [step for step, _ in points(client, run_id)] == list(range(1, 31))
+    validated = sorted(path for path in pictures(client, run_id) if "validation" in path)
+    assert len(validated) == len(list((run_folder / "validation").rglob("*.png"))) > 2
+    assert len(client.search_model_versions("name = 'dreambooth-coral-car'")) == 1
+    mlflow.kill()

@@ -406,7 +406,7 @@ class TestTracking:
         ("address", "message"),
         [
             ("http://127.0.0.1:9", "no MLflow tracking at http://127.0.0.1:9: nothing answers at 127.0.0.1:9"),
-            ("sqlite:////no/where/mlflow.db", "there is no folder /no/where; create it"),
+            ("sqlite:////proc/no/where/mlflow.db", "/proc/no/where/mlflow.db can't be written"),
             ("mlruns", "tracking.uri is 'mlruns', a folder; expected a database such as sqlite:///mlflow.db"),
             ("nosuch://host/db", "no MLflow tracking at nosuch://host/db"),
         ],
