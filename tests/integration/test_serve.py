@@ -25,7 +25,7 @@ from dreambooth.delta import write_delta
 from dreambooth.errors import InputError
 from dreambooth.images import png_bytes
 from dreambooth.sampling import load_pipeline, sample
-from pipelines.mlflow_client import connect
+from pipelines.mlflow_client import connect, default_tracking
 from pipelines.registry import register
 from pipelines.serve_subjects import find_subjects
 from pipelines.tracking import check_tracking, track
@@ -270,9 +270,10 @@ def test_models_that_are_not_there(tracking_uri: str, pattern: str, message: str
 def test_two_models_that_would_have_one_name_keep_their_own(tracking_uri: str) -> None:
     client = connect(tracking_uri)
     known = client.get_model_version("dreambooth-rex", "1")
-    for name in ("twin", "dreambooth-twin"):
-        client.create_registered_model(name)
-        client.create_model_version(name, source=str(known.source), tags=known.tags)
+    with default_tracking(tracking_uri):  # where the database's registry looks the source up
+        for name in ("twin", "dreambooth-twin"):
+            client.create_registered_model(name)
+            client.create_model_version(name, source=str(known.source), tags=known.tags)
     found = find_subjects("models:/*twin@latest", tracking_uri)
     assert [(one.name, one.address) for one in found] == [
         ("dreambooth-twin", "models:/dreambooth-twin/1"),
