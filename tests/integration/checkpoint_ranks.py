@@ -16,8 +16,8 @@ from torch import distributed as dist
 from two_ranks import Case, configuration, curve_of, engine_of, training_data
 
 from dreambooth.quiet import quiet
-from pipelines.storage_faults import StorageFull
-from pipelines.stored_checkpoints import StoredCheckpoints
+from pipelines.storage.faults import StorageFull
+from pipelines.worker.checkpoints import StoredCheckpoints
 
 STEPS = 3
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from test_engines import _free_port, two_ranks
 
-from dreambooth.config import load_config
-from pipelines.cluster import Resources
-from pipelines.plan import make_plan
+from dreambooth.config.settings import load_config
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.plan.run_plan import make_plan
 
 SCRIPT = Path(__file__).with_name("checkpoint_ranks.py")
 STAGES = (-1, 0, 1, 2, 3)

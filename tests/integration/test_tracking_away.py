@@ -18,11 +18,11 @@ from mlflow import MlflowClient
 from mlflow_server import MlflowServer
 from PIL import Image
 
-from dreambooth.config import TrackingConfig
+from dreambooth.config.settings import TrackingConfig
 from dreambooth.miniature import subject_dir
-from pipelines.mlflow_client import connect, quietly
-from pipelines.mlflow_line import Away
-from pipelines.tracking import track
+from pipelines.tracking.client import connect, quietly
+from pipelines.tracking.line import Away
+from pipelines.tracking.runs import track
 
 
 class Tracker:

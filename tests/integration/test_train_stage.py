@@ -12,12 +12,12 @@ import psutil
 import pytest
 import yaml
 
-from dreambooth.config import DreamBoothConfig
-from pipelines import personalize as driver
-from pipelines.mlflow_client import connect, quietly
-from pipelines.run_view import RunView
-from pipelines.storage import join, published, read_json, read_manifest
+from dreambooth.config.settings import DreamBoothConfig
+from pipelines.driver import personalize as driver
+from pipelines.driver.run_view import RunView
+from pipelines.storage.publications import join, published, read_json, read_manifest
 from pipelines.tasks import Message
+from pipelines.tracking.client import connect, quietly
 
 pytestmark = pytest.mark.recovery
 STEPS, EVERY = 400, 95

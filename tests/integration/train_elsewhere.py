@@ -9,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
-from dreambooth.config import load_config
-from pipelines import personalize
-from pipelines.console import RunConsole
-from pipelines.run_view import RunView
-from pipelines.storage import join, read_json
+from dreambooth.config.settings import load_config
+from pipelines.driver import personalize
+from pipelines.driver.console import RunConsole
+from pipelines.driver.run_view import RunView
+from pipelines.storage.publications import join, read_json
 from pipelines.tasks import Message
 
 

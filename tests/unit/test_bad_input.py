@@ -39,7 +39,7 @@ def refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Refused:
     """What the command line says to `dreambooth run` with sound arguments but those given."""
-    import pipelines.personalize
+    import pipelines.driver.personalize
 
     def start(*arguments: object, **options: object) -> None:
         raise AssertionError("work was started")
@@ -47,7 +47,7 @@ def refused(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     for name in ("ray_cluster", "ray_cluster_meanwhile"):
-        monkeypatch.setattr(pipelines.personalize, name, start)
+        monkeypatch.setattr(pipelines.driver.personalize, name, start)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_database)
 
     def invoke(*arguments: str | Path, images: str | Path = instance_folder) -> str:

@@ -15,16 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.config import load_config
-from dreambooth.model import load_model
-from pipelines.cluster import Resources
-from pipelines.fine_tune import FineTuned, fine_tune
-from pipelines.plan import Plan, make_plan
-from pipelines.storage import filesystem
-from pipelines.storage_faults import StorageFull
-from pipelines.stored_checkpoints import StoredCheckpoints
-from pipelines.train_stage import train_task
+from dreambooth.config.settings import load_config
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.training.model import load_model
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.train_stage import train_task
+from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.storage.faults import StorageFull
+from pipelines.storage.publications import filesystem
+from pipelines.worker.checkpoints import StoredCheckpoints
+from pipelines.worker.fine_tune import FineTuned, fine_tune
 
 
 class Killed(Exception):
@@ -178,7 +178,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_stored_checkpoints as tests
-from pipelines.history import History
+from pipelines.worker.history import History
 save = History.save
 def dying(history, folder):
     save(history, folder)

@@ -1,0 +1,105 @@
+"""Many subjects: plan, queue, lanes; and behind the lanes, registration and the report.
+
+The driver trains nothing. It starts the queue and the lanes, registers what they have published (one process writes to
+MLflow), and shows how it all stands. Whatever of it is killed, the same call goes on.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.driver.batch_summary import write_batch_summary
+from pipelines.driver.conclude import begin_run, conclude
+from pipelines.driver.driving import Driver, LaneGroup, View, is_trained, until_ended
+from pipelines.driver.follow import Curves
+from pipelines.driver.lanes import Lanes
+from pipelines.driver.summary import request_key
+from pipelines.driver.train_stage import train_task
+from pipelines.plan.batch_plan import BatchPlan
+from pipelines.plan.run_plan import Plan
+from pipelines.queue.queue_actor import start_queue
+from pipelines.queue.subject_queue import QueuedSubject
+from pipelines.stages.prior_stage import prior_set
+from pipelines.tasks import SubjectRecord
+from pipelines.tracking.runs import track
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOutcome:
+    """How a batch ended: what its summary.json holds, and whether it was interrupted.
+
+    The summary's `untracked` says why MLflow lacks something, if it does.
+    """
+
+    uri: str
+    summary: dict[str, Any]
+    interrupted: bool
+
+    @property
+    def failed(self) -> int:
+        """How many subjects were set aside."""
+        return int(self.summary["subjects"]["failed"])
+
+
+def run_batch(
+    plan: BatchPlan,
+    view: View,
+    encoder: str | None,
+    *,
+    make_lanes: Callable[[BatchPlan, str, Any, str | None], LaneGroup] = Lanes,
+    conclude: Callable[[Plan, str], str] = conclude,
+) -> BatchOutcome:
+    """Train, publish and register every subject that isn't yet. Needs a Ray that is started.
+
+    The first KeyboardInterrupt lets lanes finish their step and write checkpoints, the second stops at once. Raises
+    RuntimeError when no lane can work. Lanes, and what is done with a subject whose model they have published, can be
+    others: so the rest can be measured without them.
+    """
+    import ray
+
+    began, name = time.time(), secrets.token_hex(4)
+    queue = start_queue(plan.uri, name, queued_subjects(plan), retries=plan.cluster.subject_retries)
+    first = plan.subjects[0].config
+    lanes = make_lanes(plan, name, queue, encoder)
+    if not is_trained(ray.get(queue.snapshot.remote())):
+        lanes.start()
+    with ExitStack() as stack:
+        run = stack.enter_context(
+            track(
+                first.tracking,
+                run_name=plan.name,
+                params={"subjects": len(plan.subjects)},
+                resume_key=plan.key,
+                say=lambda text: view.line(f"warning: {text}"),
+            )
+        )
+        curves = stack.enter_context(Curves(lambda one: begin_run(one, parent=run.known_id) if run.known_id else None))
+        driver = Driver(plan, queue, lanes, view, curves, lambda one: conclude(one, run.run_id))
+        interrupted = driver.drive()
+        records: Sequence[SubjectRecord] = ray.get(queue.records.remote())
+        summary = write_batch_summary(plan, records, run, seconds=time.time() - began, untracked=driver.untracked)
+        until_ended(lanes)
+        ray.kill(queue)
+    return BatchOutcome(uri=plan.uri, summary=summary, interrupted=interrupted)
+
+
+def queued_subjects(plan: BatchPlan) -> list[QueuedSubject]:
+    """What the queue is told of every subject."""
+    return [
+        QueuedSubject(
+            record=SubjectRecord(
+                name=subject.config.subject.name,
+                key=request_key(subject),
+                class_noun=subject.config.subject.class_noun,
+                identifier=str(subject.config.subject.identifier),
+            ),
+            task=train_task(
+                subject, prior_set(subject.config.prior_uri, subject.prior) if subject.prior is not None else None
+            ),
+            prior=subject.prior,
+        )
+        for subject in plan.subjects
+    ]

@@ -1,0 +1,219 @@
+"""The driver's loop: it shows how the queue stands, and does for subjects what only one process does.
+
+It trains nothing. It hears what lanes report, concludes what they have published (one process writes to MLflow), and
+takes notice of lanes and nodes that are lost. A run is a batch of one: what differs is the view, and what is done with
+the subject's end.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from pipelines.driver.follow import Curves
+from pipelines.plan.batch_plan import BatchPlan
+from pipelines.plan.run_plan import Plan
+from pipelines.queue.subject_queue import Snapshot
+from pipelines.tasks import Message, Progress, State
+from pipelines.tracking.line import Away
+
+_POLL_SECONDS = 0.5
+_ENDING_SECONDS = 20.0
+_STARTING_SECONDS = 60.0
+_NODES_SECONDS = 1.0
+"""Between looks which nodes are there."""
+_AGAIN_SECONDS = 5.0
+"""Between two tries to register a subject."""
+_AWAY_SECONDS = 30.0
+"""The same where MLflow is away."""
+
+
+class View(Protocol):
+    """Whoever shows how a batch stands."""
+
+    def update(
+        self,
+        counts: Mapping[State, int],
+        running: Mapping[str, Progress],
+        *,
+        class_images: tuple[int, int] | None,
+        failures: Sequence[tuple[str, str]],
+    ) -> None:
+        """Show subjects by state, those in lanes, class images (made, to make), and (name, reason) of failures."""
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+
+    def message(self, name: str, message: Message) -> None:
+        """Show what a lane reports of a subject."""
+
+
+class LaneGroup(Protocol):
+    """The lanes of a batch, as the driver sees them."""
+
+    errors: list[str]
+
+    def start(self) -> None:
+        """Start all."""
+
+    def tend(self, settled: int) -> bool:
+        """Take notice of lanes that ended; `settled` counts finished subjects. False: none is left."""
+
+
+def is_trained(snapshot: Snapshot) -> bool:
+    """Whether no lane has anything left to do."""
+    return not snapshot.counts["waiting"] and not snapshot.counts["training"]
+
+
+def until_ended(lanes: LaneGroup) -> None:
+    """Wait, a while, for lanes that were told there is no more: a thread in Ray's midst must not outlive it."""
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while lanes.tend(-1) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS / 2)
+
+
+class Driver:
+    """Drives the lanes of a plan until nothing is left to do.
+
+    Subjects are concluded in a thread of their own, one after the other: `conclude` says in a line what came out.
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        queue: Any,
+        lanes: LaneGroup,
+        view: View,
+        curves: Curves,
+        conclude: Callable[[Plan], str],
+    ) -> None:
+        self._queue, self._lanes, self._view, self._curves, self._conclude = queue, lanes, view, curves, conclude
+        self._plans = {subject.config.subject.name: subject for subject in plan.subjects}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="conclude")
+        self._concluding: dict[str, Future[str]] = {}
+        self._not_before: dict[str, float] = {}
+        self._away_until = 0.0
+        self._last_words = False
+        self.untracked: str | None = None
+        """Why MLflow could not be reached when a subject was to be registered last; None when it could."""
+        self._nodes: dict[str, frozenset[str]] = {}
+        self._looked_at_nodes = 0.0
+
+    def drive(self) -> bool:
+        """Work until all is done, or, after a KeyboardInterrupt, until lanes have left checkpoints; says which.
+
+        The second KeyboardInterrupt is raised at once. Raises RuntimeError when no lane can work.
+        """
+        try:
+            self._until_finished()
+        except KeyboardInterrupt:
+            self._view.line("stopping after this step; checkpoints are written (Ctrl-C again stops at once)")
+            self._until_stopped()
+            return True
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+        return False
+
+    def _until_finished(self) -> None:
+        told_by: float | None = time.monotonic() + _STARTING_SECONDS
+        while True:
+            snapshot = self._look()
+            if snapshot.finished or self._waits_for_mlflow_alone(snapshot):
+                return
+            if snapshot.lanes:
+                told_by = None
+            elif told_by is not None and time.monotonic() > told_by:
+                told_by = None
+                self._view.line(
+                    f"no lane has started for {_STARTING_SECONDS:.0f} s: others hold what the cluster has; "
+                    f"work goes on when there is room (look with `ray status`)"
+                )
+            settled = snapshot.counts["done"] + snapshot.counts["failed"] + snapshot.counts["trained"]
+            if not self._lanes.tend(settled) and not snapshot.trained:
+                self._no_lane_left()
+            time.sleep(_POLL_SECONDS)
+
+    def _waits_for_mlflow_alone(self, snapshot: Snapshot) -> bool:
+        """Whether all is published, and MLflow could not be reached since: the same command registers the rest."""
+        if not is_trained(snapshot):
+            return False
+        if not self._last_words:  # one more try for those that it was away for
+            self._last_words, self.untracked = True, None
+            self._away_until = 0.0
+            return False
+        return self.untracked is not None and not self._concluding
+
+    def _until_stopped(self) -> None:
+        import ray
+
+        ray.get(self._queue.stop.remote())
+        working = True
+        while working:
+            lanes_left, snapshot = self._lanes.tend(-1), self._look()
+            working = lanes_left or (bool(snapshot.trained) and self.untracked is None)
+            time.sleep(_POLL_SECONDS)
+
+    def _look(self) -> Snapshot:
+        """See how the batch stands, show it, and do what waits for the driver."""
+        import ray
+
+        self._take_concluded()
+        snapshot: Snapshot
+        snapshot, messages = ray.get([self._queue.snapshot.remote(), self._queue.messages.remote()])
+        self._take_lost_nodes(snapshot)
+        made = snapshot.class_images if snapshot.class_images[1] else None
+        for name, message in messages:
+            self._view.message(name, message)
+            self._curves.take(self._plans[name], message)
+        self._view.update(snapshot.counts, snapshot.running, class_images=made, failures=snapshot.failures)
+        self._curves.failed(name for name, _ in snapshot.failures)
+        now = time.monotonic()
+        for name in snapshot.trained:
+            if not self._concluding and now >= max(self._away_until, self._not_before.get(name, 0.0)):
+                self._curves.leave(name)
+                self._concluding[name] = self._thread.submit(self._conclude, self._plans[name])
+        return snapshot
+
+    def _take_lost_nodes(self, snapshot: Snapshot) -> None:
+        """Tell the queue of lanes whose node is gone, those too that it forgot when it was on that node itself."""
+        import ray
+
+        self._nodes |= snapshot.nodes
+        if time.monotonic() - self._looked_at_nodes < _NODES_SECONDS:
+            return
+        self._looked_at_nodes = time.monotonic()
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        for lane, nodes in list(self._nodes.items()):
+            if not nodes <= alive:
+                del self._nodes[lane]
+                if ray.get(self._queue.nodes_lost.remote(lane, nodes)):
+                    self._view.line(f"lane {lane.rpartition('/')[2]} has lost a node: others get what it had")
+
+    def _take_concluded(self) -> None:
+        """Tell the queue of subjects that are registered; a subject's trouble here is its own too."""
+        import ray
+
+        told = []  # waited for together: a call stands in line behind those of all lanes
+        for name in [name for name, future in self._concluding.items() if future.done()]:
+            try:
+                result = self._concluding.pop(name).result()
+            except Away as error:  # the fault of no subject
+                self._away_until = time.monotonic() + _AWAY_SECONDS
+                self.untracked = str(error)
+            except Exception as error:  # noqa: BLE001 - MLflow's, the database's, the store's
+                self._not_before[name] = time.monotonic() + _AGAIN_SECONDS
+                told.append(self._queue.unregistered.remote(name, f"{type(error).__name__}: {error}"))
+            else:
+                self.untracked = None
+                told.append(self._queue.done.remote(name))
+                if result:
+                    self._view.line(f"{name}: {result}")
+        ray.get(told)
+
+    def _no_lane_left(self) -> None:
+        import ray
+
+        if ray.get(self._queue.snapshot.remote()).finished:
+            return
+        reasons = "\n".join(dict.fromkeys(self._lanes.errors)) or "their workers ended without a word"
+        raise RuntimeError(f"no lane can work any more: {reasons}")

@@ -1,0 +1,115 @@
+"""Curves and pictures in MLflow, while subjects train and when they are done."""
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from PIL import Image
+
+from dreambooth.config.settings import DreamBoothConfig
+from pipelines.plan.run_plan import Plan
+from pipelines.storage.publications import filesystem, join, write_bytes
+from pipelines.tasks import Message
+from pipelines.tracking.tracked_run import TrackedRun
+
+
+class Curves:
+    """Writes to MLflow what lanes report of subjects while they train; `begin` gives a subject's run there.
+
+    Nothing is lost where it gives None, or where a message doesn't arrive: what MLflow lacks is made up for when the
+    subject is concluded.
+    """
+
+    def __init__(self, begin: Callable[[Plan], TrackedRun | None]) -> None:
+        self._begin = begin
+        self._runs: dict[str, TrackedRun] = {}
+
+    def __enter__(self) -> Self:
+        """Nothing is begun yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the runs of subjects that have not been concluded."""
+        for run in self._runs.values():
+            run.end("KILLED")
+
+    def take(self, plan: Plan, message: Message) -> None:
+        """Write what a message of a lane has for MLflow."""
+        if message["kind"] not in ("step", "score", "samples"):
+            return
+        if message["kind"] == "samples":
+            for index, image in enumerate(message["images"]):
+                write_bytes(join(validation_folder(plan.config, plan.key), f"{message['step']:08d}-{index}.png"), image)
+        run = self._run(plan)
+        if run is None or run.behind:
+            return
+        if message["kind"] == "samples":
+            for index, image in enumerate(message["images"]):
+                run.log_image(Image.open(io.BytesIO(image)), f"validation/{index}", message["step"])
+            return
+        point = step_point(message["metrics"]) if message["kind"] == "step" else score_point(message["score"])
+        run.log_metrics(point[1], point[0])
+
+    def leave(self, name: str) -> None:
+        """Send what waits: the subject is concluded now, in the same run."""
+        if (run := self._runs.pop(name, None)) is not None:
+            run.flush()
+
+    def failed(self, names: Iterable[str]) -> None:
+        """End the runs of subjects that were set aside."""
+        for name in names:
+            if (run := self._runs.pop(name, None)) is not None:
+                run.end("FAILED")
+
+    def _run(self, plan: Plan) -> TrackedRun | None:
+        name = plan.config.subject.name
+        if name not in self._runs and (run := self._begin(plan)) is not None:
+            self._runs[name] = run
+        return self._runs.get(name)
+
+
+def validation_folder(config: DreamBoothConfig, key: str) -> str:
+    """Where the validation pictures of a plan's key lie, named STEP-NUMBER.png."""
+    return join(config.run_uri, "validation", key)
+
+
+def complete_curves(
+    run: TrackedRun, history: Sequence[Mapping[str, float]], scores: Sequence[Mapping[str, float]]
+) -> None:
+    """Give MLflow the points that it lacks: a lane's, those of a driver that died, or that found no server."""
+    for curve, points in (("loss", [step_point(one) for one in history]), ("score/total", [*map(score_point, scores)])):
+        if points:
+            run.log_missing(curve, points)
+
+
+def complete_pictures(run: TrackedRun, config: DreamBoothConfig, key: str) -> None:
+    """Give MLflow the validation pictures that it lacks."""
+    fs, path = filesystem(validation_folder(config, key))
+    try:
+        names = [name for name in fs.ls(path, detail=False) if name.endswith(".png")]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+    def open_picture(name: str) -> Image.Image:
+        return Image.open(io.BytesIO(fs.cat_file(name)))
+
+    pictures = {}
+    for name in sorted(names):
+        step, _, index = name.rsplit("/", 1)[-1].removesuffix(".png").partition("-")
+        pictures[f"validation/{index}", int(step)] = partial(open_picture, name)
+    run.log_missing_images(pictures)
+
+
+def step_point(metrics: Mapping[str, float]) -> tuple[int, dict[str, float]]:
+    """The step of a step's metrics, and what its curves get."""
+    return int(metrics["step"]), {name: value for name, value in metrics.items() if name != "step"}
+
+
+def score_point(score: Mapping[str, float]) -> tuple[int, dict[str, float]]:
+    """The step of a score, and what its curves get."""
+    curves = {"score/total": score["score"], "score/dino": score["dino"], "score/clip_t": score["clip_t"]}
+    return int(score["step"]), curves

@@ -1,0 +1,84 @@
+"""What a person sees of a run: one bar at a time, for class images, training and samples, and a line now and then."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from pipelines.driver.clock import Milestones
+from pipelines.driver.console import RunConsole, Update
+from pipelines.tasks import Message, Progress, State
+
+_TITLES = {"measuring": "protocol samples", "evaluating": "evaluation samples"}
+
+
+class RunView:
+    """The view of a batch of one; it remembers when what was reached."""
+
+    def __init__(self, console: RunConsole, steps: int) -> None:
+        self.milestones = Milestones()
+        self._console, self._steps = console, steps
+        self._pictures = "samples"
+        self._bar: tuple[str, Update] | None = None
+        self._open = ExitStack()
+        self._class_images: tuple[int, int] | None = None
+        self._making_since: float | None = None
+
+    def __enter__(self) -> Self:
+        """Show nothing yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the last bar away."""
+        self._open.close()
+
+    def update(
+        self,
+        counts: Mapping[State, int],
+        running: Mapping[str, Progress],
+        *,
+        class_images: tuple[int, int] | None,
+        failures: Sequence[tuple[str, str]],
+    ) -> None:
+        """Show class images while they are made, and the evaluation's pictures."""
+        if class_images is not None and class_images != self._class_images:
+            self._class_images, now = class_images, time.monotonic()
+            self._making_since = self._making_since or now
+            speed = class_images[0] / (now - self._making_since) if now > self._making_since else 0.0
+            self._show("class images", *class_images, f"{speed:.1f} images/s")
+        for progress in running.values():
+            if progress.pictures is not None:
+                self._show(self._pictures, *progress.pictures, "images")
+
+    def message(self, name: str, message: Message) -> None:
+        """Show a step, or say what a lane reports."""
+        self.milestones.take(message)
+        if message["kind"] == "step":
+            metrics = message["metrics"]
+            note = f"loss {metrics['loss']:.3f}  {metrics['images_per_second']:.1f} images/s"
+            self._show("training", int(metrics["step"]), self._steps, note)
+        elif message["kind"] == "warning":
+            self._console.warn(message["text"])
+        elif message["kind"] == "phase":
+            self._pictures = _TITLES.get(message["phase"], self._pictures)
+            if message["phase"] == "training":
+                self._began(message["start"], message["workers"], message["asked"])
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        self._console.line(text)
+
+    def _began(self, start: int, workers: int, asked: int) -> None:
+        fewer = f" with {workers} of {asked} workers" if workers < asked else ""
+        if start or fewer:
+            whence = f"from the checkpoint of step {start}" if start else "from the beginning"
+            self._console.line(f"going on {whence}{fewer}")
+
+    def _show(self, title: str, done: int, total: int, note: str) -> None:
+        if self._bar is None or self._bar[0] != title:
+            self._open.close()
+            self._bar = title, self._open.enter_context(self._console.bar(title))
+        self._bar[1](done, total, note)

@@ -1,0 +1,67 @@
+"""What a plan asks workers for, and what they have left: a published model and the record of its training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dreambooth.config.settings import DreamBoothConfig
+from pipelines.plan.run_plan import Plan
+from pipelines.storage.publications import Manifest, join, published, read_json
+from pipelines.tasks import PriorSet, TrainTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A published, verified model and how it came about: one mapping of metrics a step, bytes of memory by rank.
+
+    `steps` is how many were made, `exported_step` the one whose weights the model has; `scores` has one mapping a
+    measurement.
+    """
+
+    model: Manifest
+    history: tuple[Mapping[str, float], ...]
+    scores: tuple[Mapping[str, float], ...]
+    steps: int
+    exported_step: int
+    peak_memory_bytes: tuple[int, ...]
+    steps_per_second: float
+    resumed_from: int
+
+
+def find_result(plan: Plan) -> TrainResult | None:
+    """The result of an earlier run of the same plan, or None."""
+    manifest = find_model(plan.config, plan.key)
+    if manifest is None:
+        return None
+    record = read_json(join(plan.config.run_uri, "training", f"{plan.key}.json"))
+    return TrainResult(
+        model=manifest,
+        history=tuple(record["history"]),
+        scores=tuple(record["scores"]),
+        steps=record["steps"],
+        exported_step=record["exported_step"],
+        peak_memory_bytes=tuple(record["peak_memory_bytes"]),
+        steps_per_second=record["steps_per_second"],
+        resumed_from=record["resumed_from"],
+    )
+
+
+def find_model(config: DreamBoothConfig, key: str) -> Manifest | None:
+    """The published model of a plan's key, or None."""
+    manifest = published(join(config.run_uri, "model"))
+    return manifest if manifest is not None and manifest.metadata.get("key") == key else None
+
+
+def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
+    """What a plan's workers are told."""
+    return TrainTask(
+        config=plan.config,
+        images=plan.images,
+        prior_set=prior_set,
+        protocol=plan.protocol,
+        engine=plan.engine,
+        key=plan.key,
+        data_hash=plan.data_hash,
+        base_hash=plan.base.hash,
+        checkpoint_bytes=plan.checkpoint_bytes,
+        sampling_dtype=plan.sampling_dtype,
+    )

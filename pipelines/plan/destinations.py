@@ -1,0 +1,98 @@
+"""Can results be written where they are to go, and is there room for them? Asked before any work starts."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth.errors import InputError
+from pipelines.plan.run_plan import Plan
+from pipelines.storage.faults import readable_size
+from pipelines.storage.publications import check_writable, filesystem, is_local, join, published
+from pipelines.worker.checkpoints import CHECKPOINTS_KEPT
+
+
+def check_destinations(plans: Sequence[Plan], *, lanes: int = 1, nodes: int = 1) -> None:
+    """Prove that results can be written where they are to go, from a cluster of `nodes`; InputError when not.
+
+    Each place is tried once, and `lanes` say how many subjects are worked at side by side.
+    """
+    from pipelines.tracking.runs import check_tracking
+
+    roots = {plan.config.storage.root: plan for plan in plans}
+    for plan in roots.values():
+        check_writable(plan.config.run_uri)
+        if plan.prior is not None:
+            check_writable(plan.config.prior_uri)
+    _check_room(plans, lanes=lanes, nodes=nodes)
+    for tracking in {plan.config.tracking: None for plan in plans}:
+        check_tracking(tracking, nodes=nodes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """Bytes that will be written below a folder, and what they are."""
+
+    folder: Path
+    size: int
+    what: str
+
+
+def _check_room(plans: Sequence[Plan], *, lanes: int, nodes: int) -> None:
+    """Compare what is missing of these results with the room for it, where `lanes` work at a time; else InputError.
+
+    A disk that several folders lie on needs room for all. Object stores are not asked, nor other nodes' disks.
+    """
+    local = is_local(plans[0].config.run_uri)
+    missing = [plan for plan in plans if not local or published(join(plan.config.run_uri, "model")) is None]
+    if not missing:
+        return
+    largest = max(missing, key=lambda plan: plan.checkpoint_bytes + plan.published_bytes)
+    writes = _into_store(missing, largest, lanes) if local else []
+    if nodes == 1:
+        writes += _into_temporary_folder(largest, lanes)
+    disks: dict[int, list[_Written]] = {}
+    for write in writes:
+        disks.setdefault(write.folder.stat().st_dev, []).append(write)
+    for there in disks.values():
+        need, free = sum(write.size for write in there), shutil.disk_usage(there[0].folder).free
+        if free < need:
+            what = " and ".join(write.what for write in there)
+            raise InputError(
+                f"{str(there[0].folder)!r} has {readable_size(free)} free, and {readable_size(need)} will be written "
+                f"there: {what}; free some, or choose another folder (storage.root, TMPDIR)"
+            )
+
+
+def _into_store(missing: Sequence[Plan], largest: Plan, lanes: int) -> list[_Written]:
+    """Models stay; a lane's checkpoints go when its model is published, and one is written while others are kept."""
+    train, checkpoint = largest.config.train, largest.checkpoint_bytes
+    count = max(1, (train.max_train_steps - 1) // train.checkpoint_every)  # one at least, for who is interrupted
+    kept, most = min(CHECKPOINTS_KEPT, count), min(CHECKPOINTS_KEPT + 1, count)
+    at_once = min(lanes, len(missing))
+    each = max(most * checkpoint, kept * checkpoint + largest.published_bytes)
+    models = (len(missing) - at_once) * largest.published_bytes
+    there = sum(_size(join(plan.config.run_uri, "checkpoints", plan.key)) for plan in missing)
+    what = f"{at_once * most} checkpoints of {readable_size(checkpoint)}, "
+    what += f"{len(missing)} models of {readable_size(largest.published_bytes)}"
+    folder = _existing(Path(filesystem(largest.config.run_uri)[1]))
+    return [_Written(folder=folder, size=max(0, at_once * each + models - there), what=what)]
+
+
+def _into_temporary_folder(largest: Plan, lanes: int) -> list[_Written]:
+    """A model is put together there; what goes to an object store, too, and a copy to compare comes back."""
+    local = is_local(largest.config.run_uri)
+    size = largest.published_bytes if local else max(2 * largest.published_bytes, largest.checkpoint_bytes)
+    what = f"{readable_size(lanes * size)} in passing"
+    return [_Written(folder=_existing(Path(tempfile.gettempdir())), size=lanes * size, what=what)]
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that there is."""
+    return next(one for one in (folder, *folder.parents) if one.exists())
+
+
+def _size(uri: str) -> int:
+    folder = Path(filesystem(uri)[1])
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

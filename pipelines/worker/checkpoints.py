@@ -1,0 +1,214 @@
+"""A subject's checkpoints in its run folder: whoever takes the subject up next goes on from the newest whole one."""
+
+import datetime
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from dreambooth.errors import InputError
+from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
+from pipelines.storage.faults import StorageFull, readable_size, room_for
+from pipelines.storage.publications import (
+    MANIFEST_NAME,
+    Damaged,
+    FileRecord,
+    Manifest,
+    exists,
+    filesystem,
+    is_local,
+    join,
+    opened,
+    read_manifest,
+    remove,
+    sha256,
+    upload,
+    write_manifest,
+)
+from pipelines.tasks import TrainTask
+from pipelines.worker.history import History
+
+CHECKPOINTS_KEPT = 2
+_NAME = re.compile(r"step-\d{8}-([0-9a-f]{16})")
+
+
+def checkpoint_begun_at(name: str) -> datetime.datetime | None:
+    """When a checkpoint was begun, from its folder's name; None for a name that isn't one's."""
+    found = _NAME.fullmatch(name)
+    return None if found is None else datetime.datetime.fromtimestamp(int(found[1], 16) / 1e9, datetime.UTC)
+
+
+def checkpoints_of(task: TrainTask, warn: Callable[[str], None]) -> "StoredCheckpoints":
+    """Those of a task; those that earlier versions left to Ray Train are not read, and `warn` is called with that."""
+    config = task.config
+    earlier = join(config.run_uri, "checkpoints", f"{config.subject.name}-{task.key}")
+    if exists(earlier):
+        warn(f"{earlier} holds checkpoints of an earlier version, which can't be read; 'dreambooth gc' removes them")
+    uri = join(config.run_uri, "checkpoints", task.key)
+    return StoredCheckpoints(uri, need_bytes=task.checkpoint_bytes, warn=warn)
+
+
+class StoredCheckpoints:
+    """Checkpoints `<uri>/step-<n>-<attempt>`: every rank writes its part, then rank 0 the manifest.
+
+    A checkpoint without a manifest is an attempt that died. One that isn't as its manifest says is passed over: on rank
+    0, `warn` is called with what is wrong with it, and the one before it counts. `need_bytes` is what one takes.
+    """
+
+    def __init__(self, uri: str, *, need_bytes: int, warn: Callable[[str], None]) -> None:
+        self._uri, self._need_bytes, self._warn = uri, need_bytes, warn
+        self._damaged: set[str] = set()
+
+    def restore(self, engine: Any) -> History:
+        """Load the newest checkpoint that is whole to every rank's eyes; every rank has to call it."""
+        names: list[str] = from_rank_zero(engine, self._left_by_others() if engine.rank == 0 else None)
+        for name in reversed(names):
+            manifest: Manifest | str = from_rank_zero(engine, self._manifest(name) if engine.rank == 0 else None)
+            with ExitStack() as stack:
+                found = _whole(manifest, stack)
+                faults = [one for one in from_all_ranks(engine, found) if isinstance(one, str)]
+                if isinstance(found, Path) and not faults:
+                    engine.load(found)
+                    return History.load(found)
+            self._damaged.add(name)
+            if engine.rank == 0:
+                self._warn(f"a damaged checkpoint is passed over: {faults[0]}")
+        return History()
+
+    def save(self, engine: Any, history: History) -> None:
+        """Write a checkpoint; every rank has to call it.
+
+        Raises StorageFull, on every rank, when there is no room for it: nothing of it stays then.
+        """
+        attempt = from_rank_zero(engine, f"{time.time_ns():x}")
+        uri = join(self._uri, f"step-{history.step:08d}-{attempt}")
+        what = f"the checkpoint of step {history.step} (about {readable_size(self._need_bytes)})"
+        # Before anybody writes: who has nowhere to would leave the others alone in what saving does together.
+        folder: Path = self._on_all(engine, uri, lambda: _new_folder(uri, what, engine.rank))[engine.rank]
+        try:
+            parts = self._on_all(engine, uri, lambda: _write_part(folder, uri, what, engine, history))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        files = {name: record for part in parts for name, record in part.items()}
+        manifest = Manifest(uri=uri, files=files, metadata={"step": history.step})
+        self._on_all(engine, uri, lambda: self._seal(manifest, what) if engine.rank == 0 else None)
+
+    def _on_all(self, engine: Any, uri: str, write: Callable[[], Any]) -> list[Any]:
+        """What `write` returns on every rank; StorageFull on all, with nothing left of it, where one has no room."""
+        answers = from_all_ranks(engine, _unless_full(write))
+        full = next((answer for answer in answers if isinstance(answer, StorageFull)), None)
+        if full is not None:
+            raise StorageFull(from_rank_zero(engine, self._give_up(uri, full) if engine.rank == 0 else None))
+        return answers
+
+    def _seal(self, manifest: Manifest, what: str) -> None:
+        """Write the manifest, and remove what is older than those kept."""
+        with room_for(what, manifest.uri):
+            write_manifest(manifest)
+        whole = [name for name in _names(self._uri)[0] if name not in self._damaged]
+        for old in {*whole[:-CHECKPOINTS_KEPT], *self._damaged}:
+            remove(join(self._uri, old))
+        self._damaged.clear()
+
+    def _left_by_others(self) -> list[str]:
+        """Checkpoints with a manifest, oldest first; what attempts that died have left is cleared."""
+        whole, partial = _names(self._uri)
+        for name in partial:
+            self._warn(f"{join(self._uri, name)} has no {MANIFEST_NAME}: it was never finished, and is removed")
+            remove(join(self._uri, name))
+        return whole
+
+    def _manifest(self, name: str) -> Manifest | str:
+        """A checkpoint's manifest, or what is wrong with it."""
+        try:
+            return read_manifest(join(self._uri, name))
+        except InputError as error:
+            return str(error).partition(";")[0]  # what follows is advice for who looks at a publication
+
+    def _give_up(self, uri: str, full: StorageFull) -> str:
+        """Clear what was written, and say what is left."""
+        with suppress(Exception):
+            remove(uri)
+        whole, _ = _names(self._uri)
+        last = f"the checkpoint of step {int(whole[-1].split('-')[1])}" if whole else "the beginning"
+        return f"{full}. The same command goes on from {last}"
+
+
+def _whole(manifest: Manifest | str, stack: ExitStack) -> Path | str:
+    """A folder with a checkpoint's files, each compared with its manifest, or what is wrong with one."""
+    if isinstance(manifest, str):
+        return manifest
+    try:
+        return stack.enter_context(opened(manifest, compare=True))
+    except Damaged as error:
+        return error.what
+
+
+def _unless_full(write: Callable[[], Any]) -> Any:
+    """What `write` returns, or the StorageFull that it raises."""
+    try:
+        return write()
+    except StorageFull as error:
+        return error
+
+
+def _new_folder(uri: str, what: str, rank: int) -> Path:
+    """Where a rank writes first: on a local disk beside where its files will lie."""
+    if not is_local(uri):
+        with room_for(what, tempfile.gettempdir()):
+            return Path(tempfile.mkdtemp(prefix="dreambooth-checkpoint-"))
+    folder = Path(filesystem(uri)[1], f".part-{rank}")
+    with room_for(what, uri):
+        folder.mkdir(parents=True)
+    return folder
+
+
+def _write_part(folder: Path, uri: str, what: str, engine: Any, history: History) -> dict[str, FileRecord]:
+    """Write this rank's files, put them where they are to lie, and say what they are."""
+    written = {}
+    with room_for(what, uri if is_local(uri) else str(folder.parent)), _cleared_when_it_fails(folder):
+        engine.save(folder)
+        if engine.rank == 0:
+            history.save(folder)
+    with room_for(what, uri):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            written[name] = _move(path, join(uri, name))
+    return written
+
+
+@contextmanager
+def _cleared_when_it_fails(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _move(path: Path, uri: str) -> FileRecord:
+    if not is_local(uri):
+        record = upload(path, uri)
+        path.unlink()  # there is room for little else in some temporary folders
+        return record
+    target = Path(filesystem(uri)[1])
+    record = FileRecord(size=path.stat().st_size, sha256=sha256(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)
+    return record
+
+
+def _names(uri: str) -> tuple[list[str], list[str]]:
+    """Checkpoints with a manifest and without one, oldest first."""
+    fs, path = filesystem(uri)
+    try:
+        found = sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    names = [name for name in found if _NAME.fullmatch(name)]
+    whole = [name for name in names if exists(join(uri, name, MANIFEST_NAME))]
+    return whole, [name for name in names if name not in whole]

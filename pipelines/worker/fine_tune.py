@@ -1,0 +1,239 @@
+"""Fine-tuning one subject on one worker, whoever runs it: a run of its own, or a lane that goes through many."""
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreambooth.config.addresses import shown
+from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.models.base_model import BaseModel
+from pipelines.cluster.collectives import from_all_ranks
+from pipelines.cluster.logs import log
+from pipelines.cluster.metrics import record
+from pipelines.cluster.preemption import Leaving, while_training
+from pipelines.storage.faults import room_for
+from pipelines.storage.publications import Manifest, join, opened, publish, write_json
+from pipelines.tasks import TrainTask
+from pipelines.worker.history import Checkpoints, History
+from pipelines.worker.hooks import Checkpoint, Hooks, Leave, NoLongerRising, Record, Samples, Score, Tell
+from pipelines.worker.train_data import ClassLatents, train_data
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned:
+    """What comes out: the exported parameters (on rank 0), and a record of how, for `find_result`."""
+
+    state: Mapping[str, Any]
+    record: dict[str, Any]
+
+
+def fine_tune(
+    task: TrainTask,
+    base: BaseModel,
+    model: Any,
+    device: str,
+    checkpoints: Checkpoints,
+    tell: Tell,
+    stopping: Callable[[], bool] = lambda: False,
+    leaving: Callable[[], bool] | None = None,
+    class_latents: ClassLatents | None = None,
+) -> FineTuned:
+    """Restore, fit, gather. `tell` takes messages on every rank, `stopping` says on rank 0 whether to stop.
+
+    `class_latents` are those of the subject before, and become this one's.
+
+    `leaving`, which every rank asks as often, says on all whether the machine of one will be taken away: then a
+    checkpoint is written, from which others go on. So it is after SIGTERM, and this process ends. There may be fewer
+    workers than `cluster.num_workers` says, or more again: they share the same global batch.
+
+    Raises Diverged when the loss stops being a number, Stopped when told to stop, after a checkpoint, StorageFull when
+    there is no room for one.
+    """
+    from torch import distributed as dist
+
+    from dreambooth.training.loop import fit
+
+    task = replace(task, config=_shared(task.config, dist.get_world_size() if dist.is_initialized() else 1))
+    config = task.config
+    num_train_timesteps = len(model.schedule.alphas_cumprod)
+    data = train_data(
+        base, task, class_latents or ClassLatents(), num_train_timesteps=num_train_timesteps, device=device
+    )
+    engine = _engine(model, task, device)
+    history = checkpoints.restore(engine)
+    if engine.rank:
+        history.scores.weights = None
+    resumed_from = history.step
+    hooks = _hooks(task, base, engine, checkpoints, history, device, tell, stopping, leaving)
+    workers = {"workers": engine.world_size, "asked": config.cluster.num_workers}
+    tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
+    began = time.perf_counter()
+    try:
+        with while_training(), suppress(NoLongerRising):
+            fit(engine, data, config.train, start=resumed_from, on_step=hooks)
+        seconds = time.perf_counter() - began - hooks.seconds
+        peaks, resident = from_all_ranks(engine, _peak_memory(device)), from_all_ranks(engine, _resident_memory())
+        exported, state = _exported(engine, history, config)
+    finally:
+        engine.close()
+    training_record = {
+        "history": history.metrics,
+        "scores": [score.as_dict() for score in history.scores.measured],
+        "steps": history.step,
+        "exported_step": exported,
+        "peak_memory_bytes": peaks,
+        "resident_memory_bytes": resident,
+        "steps_per_second": (history.step - resumed_from) / seconds,
+        "resumed_from": resumed_from,
+    }
+    return FineTuned(state=state, record=training_record)
+
+
+def _shared(config: DreamBoothConfig, workers: int) -> DreamBoothConfig:
+    """The settings with the micro steps of a global batch shared by as many workers as there are."""
+    micro_steps = config.cluster.num_workers * config.train.gradient_accumulation_steps
+    if micro_steps % workers:
+        raise ValueError(f"{workers} workers can't share {micro_steps} micro steps evenly")
+    train = config.train.model_copy(update={"gradient_accumulation_steps": micro_steps // workers})
+    return config.model_copy(update={"train": train})
+
+
+def _hooks(
+    task: TrainTask,
+    base: BaseModel,
+    engine: Any,
+    checkpoints: Checkpoints,
+    history: History,
+    device: str,
+    tell: Tell,
+    stopping: Callable[[], bool],
+    leaving: Callable[[], bool] | None,
+) -> Hooks:
+    """In their order: what ends the training early comes before what is only done for its sake."""
+    from pipelines.worker.fidelity import Scoring
+
+    config = task.config
+
+    def any_rank(here: bool) -> bool:
+        return _any_rank(engine, here, device)
+
+    checkpoint = Checkpoint(checkpoints, engine, history, config, tell)
+    return Hooks(
+        Record(history, tell),
+        Score(Scoring(task, engine, device), history, config, tell),
+        Leave(Leaving(leaving, any_rank), checkpoint, any_rank, config, stopping=stopping),
+        checkpoint,
+        Samples(base, engine, config, device, tell),
+    )
+
+
+def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[int, Mapping[str, Any]]:
+    """The step whose weights are exported, and those weights (on rank 0); every rank has to call it."""
+    best = history.scores.best
+    if config.train.keep == "last" or best is None or best.step == history.step:
+        return history.step, engine.state_dict()
+    return best.step, history.scores.weights or {}
+
+
+def publish_result(base: BaseModel, tuned: FineTuned, task: TrainTask) -> Manifest:
+    """Write the record and publish the model, once it was read again and is what was trained; on rank 0.
+
+    Raises StorageFull when there is no room for it.
+    """
+    began = time.perf_counter()
+    with room_for("the model", task.config.run_uri):
+        write_json(join(task.config.run_uri, "training", f"{task.key}.json"), tuned.record)
+        manifest = _export(base, tuned.state, task, step=tuned.record["exported_step"])
+    seconds = time.perf_counter() - began
+    record("dreambooth_publish_seconds", seconds)
+    log("published", uri=manifest.uri, seconds=round(seconds, 3))
+    return manifest
+
+
+def autocast(config: DreamBoothConfig, device: str) -> bool:
+    """Whether matrix products run in bf16."""
+    import torch
+
+    if config.train.mixed_precision == "auto":
+        return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    return config.train.mixed_precision == "bf16"
+
+
+def _any_rank(engine: Any, here: bool, device: str) -> bool:
+    """Whether something is so on one rank, on every rank at the same step."""
+    import torch
+
+    if engine.world_size == 1:
+        return here
+    return bool(engine.mean(torch.tensor([float(here)], device=device)).item() > 0)
+
+
+def _engine(model: Any, task: TrainTask, device: str) -> Any:
+    if task.engine == "torch":
+        from dreambooth.training.engine import TorchEngine
+
+        return TorchEngine(model, task.config.train, device)
+    from pipelines.worker.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(model, task.config.train, task.config.zero, device)
+
+
+def _export(base: BaseModel, state: Mapping[str, Any], task: TrainTask, *, step: int) -> Manifest:
+    """Publish the fine-tuned pipeline, once it was read again and is what was trained."""
+    import torch
+
+    from dreambooth.models.export import export_pipeline, verify_export
+
+    config = task.config
+    dtype = getattr(torch, config.storage.dtype)
+    with tempfile.TemporaryDirectory(prefix="dreambooth-export-") as folder:
+        with room_for("the model", tempfile.gettempdir()):
+            export_pipeline(
+                base.directory, state, Path(folder, "model"), dtype=dtype, resolution=config.images.resolution
+            )
+        metadata = {
+            "key": task.key,
+            "subject": config.subject.name,
+            "identifier": config.subject.identifier,
+            "class_noun": config.subject.class_noun,
+            "base_model": shown(config.base_model),
+            "base_hash": task.base_hash,
+            "data_hash": task.data_hash,
+            "prior_set": task.prior_set.key if task.prior_set else None,
+            "num_inference_steps": config.evaluation.num_inference_steps,
+            "guidance_scale": config.evaluation.guidance_scale,
+            "resolution": config.images.resolution,
+            "step": step,
+        }
+
+        def verify(manifest: Manifest) -> None:
+            with opened(manifest) as directory:
+                verify_export(directory, base.directory, state, dtype=dtype)
+
+        return publish(Path(folder, "model"), join(config.run_uri, "model"), metadata=metadata, verify=verify)
+
+
+def _peak_memory(device: str) -> int:
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _resident_memory() -> int:
+    """Bytes of main memory that this process holds; 0 where the system doesn't tell as Linux does."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0

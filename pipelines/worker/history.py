@@ -1,0 +1,43 @@
+"""Where a training stands, and who keeps that."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from dreambooth.training.best_checkpoint import Scores
+
+_PROGRESS = "progress.json"
+
+
+@dataclass(kw_only=True)
+class History:
+    """Where a run stands; kept in every checkpoint, so that a resumed run ends with the whole history."""
+
+    step: int = 0
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    scores: Scores = field(default_factory=Scores)
+
+    def save(self, folder: Path) -> None:
+        """Write it into a checkpoint's folder."""
+        scores = [score.as_dict() for score in self.scores.measured]
+        progress = {"step": self.step, "metrics": self.metrics, "scores": scores}
+        Path(folder, _PROGRESS).write_text(json.dumps(progress))
+        self.scores.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> "History":
+        """What `save` wrote."""
+        progress = json.loads(Path(folder, _PROGRESS).read_text())
+        scores = Scores.load(folder, progress["scores"])
+        return cls(step=progress["step"], metrics=progress["metrics"], scores=scores)
+
+
+class Checkpoints(Protocol):
+    """Where a worker group keeps what it needs to go on. Every rank calls both."""
+
+    def restore(self, engine: Any) -> History:
+        """Load the newest checkpoint into the engine; an empty history where there is none."""
+
+    def save(self, engine: Any, history: History) -> None:
+        """Write a checkpoint."""

@@ -1,0 +1,170 @@
+"""What happens beside the steps of a training: each a small class with `on_step`, called in order after every step.
+
+All take part on every rank, and are called with a step's metrics where it has any.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.data.images import png_bytes
+from dreambooth.models.base_model import BaseModel
+from pipelines.cluster.preemption import Leaving
+from pipelines.tasks import Message
+from pipelines.worker.history import Checkpoints, History
+
+if TYPE_CHECKING:
+    from dreambooth.training.loop import StepMetrics
+    from pipelines.worker.fidelity import Scoring
+
+Tell = Callable[[Message], None]
+
+
+class Hook(Protocol):
+    """Something that happens beside the steps."""
+
+    def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
+        """After every step."""
+
+
+class Stopped(RuntimeError):
+    """The worker was asked to stop; a checkpoint has been written."""
+
+
+class NoLongerRising(Exception):
+    """The score has not risen for as many measurements as the training waits for."""
+
+
+class Hooks:
+    """All hooks in one; `seconds` is what they took, which is no part of the training's pace."""
+
+    def __init__(self, *hooks: Hook) -> None:
+        self._hooks, self.seconds = hooks, 0.0
+
+    def __call__(self, step: int, metrics: "StepMetrics | None") -> None:
+        """Call each; what one raises keeps those after it from their turn."""
+        began = time.perf_counter()
+        try:
+            for hook in self._hooks:
+                hook.on_step(step, metrics)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+class Record:
+    """Keeps the history, and reports every step's metrics."""
+
+    def __init__(self, history: History, tell: Tell) -> None:
+        self._history, self._tell = history, tell
+
+    def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
+        """Take the step in."""
+        self._history.step = step
+        if metrics is not None:
+            self._history.metrics.append(metrics.as_dict())
+            self._tell({"kind": "step", "metrics": metrics.as_dict()})
+
+
+class Score:
+    """Measures the weights every `evaluation.every` steps and after the last, and may end the training early."""
+
+    def __init__(self, scoring: "Scoring", history: History, config: DreamBoothConfig, tell: Tell) -> None:
+        self._scoring, self._history, self._config, self._tell = scoring, history, config, tell
+
+    def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
+        """Measure, where it is due. Raises NoLongerRising."""
+        every, train = self._config.evaluation.every, self._config.train
+        last = step == train.max_train_steps
+        if every is None or not (last or step % every == 0):
+            return
+        self._tell({"kind": "score", "score": self._scoring.measure(step, self._history.scores).as_dict()})
+        if not last and self._history.scores.ends(train.stop_after):
+            raise NoLongerRising
+
+
+class Checkpoint:
+    """Writes a checkpoint every `train.checkpoint_every` steps, and whenever `save` is called."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, engine: Any, history: History, config: DreamBoothConfig, tell: Tell
+    ) -> None:
+        self._checkpoints, self._engine, self._history, self._tell = checkpoints, engine, history, tell
+        self._train, self._saved = config.train, 0
+
+    def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
+        """Write one, where it is due; after the last step the model itself is written."""
+        if step < self._train.max_train_steps and step % self._train.checkpoint_every == 0:
+            self.save(step)
+
+    def save(self, step: int) -> None:
+        """Write one of this step, unless there is one."""
+        if step == self._saved:
+            return
+        began, self._saved = time.perf_counter(), step
+        self._checkpoints.save(self._engine, self._history)
+        self._tell({"kind": "checkpoint", "step": step, "seconds": time.perf_counter() - began})
+
+
+class Leave:
+    """Ends the training after a checkpoint: where `stopping` says so, or this worker or its machine has to go."""
+
+    def __init__(
+        self,
+        leaving: Leaving,
+        checkpoint: Checkpoint,
+        any_rank: Callable[[bool], bool],
+        config: DreamBoothConfig,
+        *,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._leaving, self._checkpoint, self._any_rank, self._stopping = leaving, checkpoint, any_rank, stopping
+        self._last = config.train.max_train_steps
+
+    def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
+        """Look whether to go, but after the last step. Raises Stopped."""
+        if step == self._last:
+            return
+        stop, noticed = self._any_rank(self._stopping()), self._leaving.noticed(step)
+        if not (stop or noticed):
+            return
+        self._checkpoint.save(step)
+        self._leaving.go()
+        if stop:
+            raise Stopped(f"stopped after step {step}")
+
+
+class Samples:
+    """Sends a picture per evaluation prompt every `train.validate_every` steps."""
+
+    def __init__(self, base: BaseModel, engine: Any, config: DreamBoothConfig, device: str, tell: Tell) -> None:
+        self._base, self._engine, self._config, self._device, self._tell = base, engine, config, device, tell
+
+    def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
+        """Sample from the weights as they are, where it is due."""
+        every, last = self._config.train.validate_every, self._config.train.max_train_steps
+        if not every or step % every or step == last:
+            return
+        state = self._engine.state_dict()
+        if self._engine.rank == 0:
+            self._tell({"kind": "samples", "step": step, "images": self._pictures(state)})
+
+    def _pictures(self, state: dict[str, Any]) -> list[bytes]:
+        import torch
+
+        from dreambooth.models.export import load_trained
+        from dreambooth.sampling.sampler import sample
+
+        config, evaluation = self._config, self._config.evaluation
+        prompts = evaluation.prompts_of(config.subject, config.prompts)
+        pipeline = load_trained(self._base.directory, state, device=self._device, dtype=torch.float32)
+        images = sample(
+            pipeline,
+            prompts,
+            [evaluation.seed] * len(prompts),
+            num_inference_steps=evaluation.num_inference_steps,
+            guidance_scale=evaluation.guidance_scale,
+            height=config.images.resolution,
+            width=config.images.resolution,
+        )
+        return [png_bytes(image) for image in images]

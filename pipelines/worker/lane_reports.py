@@ -1,0 +1,84 @@
+"""What a lane reports of a subject while it works at it: progress and messages to the queue, never waiting for it."""
+
+import dataclasses
+import time
+from collections import deque
+from typing import Any
+
+from dreambooth.config.settings import DreamBoothConfig
+from pipelines.tasks import Message, Progress
+from pipelines.worker.hooks import Stopped
+
+_MOST_MESSAGES = 100
+"""Between two reports: of more steps than that, MLflow gets the others when the subject is published."""
+
+
+class QueueCaller:
+    """Calls to the queue's actor, which is made again when its node dies."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """Call, and wait for the answer."""
+        import ray
+
+        return ray.get(getattr(self._actor, method).remote(*arguments, **keywords))
+
+    def start(self, method: str, *arguments: Any) -> Any:
+        """Call, and don't wait."""
+        return getattr(self._actor, method).remote(*arguments)
+
+
+class Reports:
+    """Of one subject, on rank 0. Steps are bundled, one report every so many seconds; all else goes at once."""
+
+    def __init__(self, queue: QueueCaller, config: DreamBoothConfig, every_seconds: float) -> None:
+        steps = config.train.max_train_steps
+        self._queue, self._name, self._every_seconds = queue, config.subject.name, every_seconds
+        self._progress = Progress(step=steps, steps=steps, images_per_second=0.0, loss=0.0)
+        self._messages: deque[Message] = deque(maxlen=_MOST_MESSAGES)
+        self._sent = 0.0
+        self._answer: Any = None
+        self._stop = False
+
+    def tell(self, message: Message) -> None:
+        """Report what happened."""
+        self._messages.append({"time": time.time()} | message)
+        if message["kind"] != "step":
+            self._send()
+            return
+        metrics = message["metrics"]
+        self._progress = dataclasses.replace(
+            self._progress,
+            step=int(metrics["step"]),
+            images_per_second=metrics["images_per_second"],
+            loss=metrics["loss"],
+        )
+        self._send_when_due()
+
+    def tell_pictures(self, made: int, total: int) -> None:
+        """Report the evaluation's pictures. Raises Stopped when told to stop."""
+        self._progress = dataclasses.replace(self._progress, pictures=(made, total))
+        self._send_when_due()
+        if made < total and self.stopping():
+            raise Stopped(f"stopped at picture {made} of the evaluation")
+
+    def stopping(self) -> bool:
+        """Whether to stop, as far as the queue has answered."""
+        import ray
+
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._stop = self._stop or bool(ray.get(self._answer))
+            self._answer = None
+        return self._stop
+
+    def _send_when_due(self) -> None:
+        if time.monotonic() - self._sent >= self._every_seconds:
+            self._send()
+
+    def _send(self) -> None:
+        self.stopping()  # the last answer, before another takes its place: steps may be slower than reports
+        self._sent, messages = time.monotonic(), tuple(self._messages)
+        self._messages.clear()
+        self._answer = self._queue.start("progress", self._name, self._progress, messages)

@@ -1,0 +1,338 @@
+"""A lane: warm workers that take work from the queue until there is no more.
+
+The base model is loaded once and copied in memory for every subject, so that a subject's result does not depend on
+which went before it; class images are encoded once for the subjects that share them. Samples are made here too, by
+weights that are here anyway; publishing goes on behind the next subject's training.
+"""
+
+import logging
+import time
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from dreambooth.errors import Diverged
+from dreambooth.models.base_model import BaseModel, resolve_base_model
+from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
+from pipelines.cluster.collector import collect_less_garbage
+from pipelines.cluster.logs import about, log, to_stderr
+from pipelines.cluster.metrics import observed, record
+from pipelines.cluster.preemption import notice
+from pipelines.driver.train_stage import find_model
+from pipelines.stages.evaluate_stage import Evaluation, evaluate
+from pipelines.stages.evaluation_store import store_evaluation
+from pipelines.stages.prior_stage import seal
+from pipelines.stages.protocol_stage import run_protocol
+from pipelines.storage.faults import StorageFull, no_room
+from pipelines.storage.publications import Manifest, join, remove
+from pipelines.tasks import (
+    LaneTask,
+    MakeClassImages,
+    Message,
+    Source,
+    TrainSubject,
+    TrainTask,
+    Wait,
+    Work,
+    base_source,
+)
+from pipelines.worker.checkpoints import checkpoints_of
+from pipelines.worker.fine_tune import FineTuned, autocast, fine_tune, publish_result
+from pipelines.worker.hooks import Stopped
+from pipelines.worker.lane_reports import QueueCaller, Reports
+from pipelines.worker.shared_samplers import SharedSamplers
+from pipelines.worker.train_data import ClassLatents
+
+_PUBLISHING_AT_ONCE = 2
+_LOOK_SECONDS = 0.1
+"""Between looks whether the last models are published, when there is no more work."""
+
+
+def lane_worker(loop_config: dict[str, Any]) -> None:
+    """Work until the queue has no more."""
+    collect_less_garbage()
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from dreambooth.quiet import quiet
+
+    quiet()
+    to_stderr()
+    task: LaneTask = loop_config["task"]
+    device = str(ray.train.torch.get_device())
+    if device == "cpu":
+        torch.set_num_threads(task.num_threads)
+    else:
+        torch.cuda.set_device(device)
+    context = ray.train.get_context()
+    _Lane(task, device, context.get_world_rank(), context.get_world_size()).run()
+
+
+class _Lane:
+    def __init__(self, task: LaneTask, device: str, rank: int, world_size: int) -> None:
+        self._task, self._device, self.rank, self.world_size = task, device, rank, world_size
+        self._queue = QueueCaller(task.queue)
+        self._nodes = frozenset(from_all_ranks(self, _node_id()))
+        self._bases = _Bases()
+        self._class_latents = ClassLatents()
+        self._samplers = SharedSamplers(rank, world_size, use_gpu=device != "cpu", num_threads=task.num_threads)
+        self._up = time.time()
+        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
+        self._publication: Future[None]
+        self._publishing: dict[str, Future[None]] = {}
+        # The driver's part of a lane's name is another one each time, which would make ever new curves.
+        self._number = task.lane.rpartition("/")[2]
+
+    def run(self) -> None:
+        with about(lane=self._number):
+            work = self._next(fresh=True)
+            while work is not None:
+                began = time.perf_counter()
+                self._do(work)
+                spent = "idle" if isinstance(work, Wait) else "busy"
+                if self.rank == 0:
+                    seconds = time.perf_counter() - began
+                    record(f"dreambooth_lane_{spent}_seconds_total", seconds, lane=self._number)
+                work = self._next()
+            self._publisher.shutdown(wait=True)
+
+    def _do(self, work: Work) -> None:
+        if isinstance(work, TrainSubject):
+            with about(subject=work.task.config.subject.name):
+                self._subject(work.task)
+        elif isinstance(work, MakeClassImages):
+            self._class_images(work)
+        else:
+            time.sleep(work.seconds)
+
+    def _next(self, *, fresh: bool = False) -> Work | None:
+        """Rank 0 asks, and all ranks get the same work."""
+        work: Work | None = None
+        if self.rank == 0:
+            self._forget_published()
+            while len(self._publishing) >= _PUBLISHING_AT_ONCE:
+                next(iter(self._publishing.values())).result()
+                self._forget_published()
+            work = self._queue.call(
+                "next",
+                self._task.lane,
+                count=self.world_size,
+                holding=tuple(self._publishing),
+                fresh=fresh,
+                nodes=self._nodes,
+            )
+            if work is None and self._publishing:
+                work = Wait(seconds=_LOOK_SECONDS)
+        if self.world_size == 1:
+            return work
+        import ray.train.collective
+
+        # Ray's has no time limit, as torch's have: rank 0 may wait long, for an upload or for work.
+        same: Work | None = ray.train.collective.broadcast_from_rank_zero(work)
+        return same
+
+    def _forget_published(self) -> None:
+        self._publishing = {name: done for name, done in self._publishing.items() if not done.done()}
+
+    def _class_images(self, work: MakeClassImages) -> None:
+        """Make a block on every rank that has one; a set that is complete gets its manifest."""
+        if self.rank < len(work.blocks):
+            block, wanted = work.blocks[self.rank], work.wanted[self.rank]
+            self._samplers.sampler.class_images(work.source, work.plan, block, wanted, work.uri)
+        from_all_ranks(self, None)  # all have written theirs
+        if self.rank:
+            return
+        if work.blocks:
+            indices = {index for part in work.wanted for index in part}
+            self._queue.call("made", self._task.lane, work.plan.key, indices)
+        else:
+            seal(work.parent_uri, work.plan)
+            self._queue.call("sealed", self._task.lane, work.plan.key)
+
+    def _subject(self, task: TrainTask) -> None:
+        name = task.config.subject.name
+        reports = Reports(self._queue, task.config, self._task.tell_seconds) if self.rank == 0 else None
+        try:
+            self._tell(reports, {"kind": "phase", "phase": "loading", "up": self._up})
+            base = self._bases.get(task)
+            manifest = from_rank_zero(self, find_model(task.config, task.key) if self.rank == 0 else None)
+            tuned = None if manifest is not None else self._train(task, base, reports)
+            self._evaluate_and_conclude(task, manifest, tuned, reports)
+        except Stopped:
+            if self.rank == 0:
+                log("stopped")
+                self._queue.call("released", name)
+        except (Diverged, StorageFull) as error:  # on every rank alike
+            if self.rank == 0:
+                self._failed(name, error)
+        except Exception as error:
+            if self.rank == 0:
+                self._failed(name, error)
+            if self.world_size > 1:
+                # The other ranks wait in a collective, or will: only new workers are sure to agree.
+                raise
+
+    def _train(self, task: TrainTask, base: BaseModel, reports: Reports | None) -> FineTuned:
+        """Train, and publish behind what comes next."""
+        from dreambooth.training.model import build_model
+
+        def tell(message: Message) -> None:
+            self._tell(reports, message)
+
+        def warn(text: str) -> None:
+            if self.rank == 0:
+                log("warning", level=logging.WARNING, text=text)
+            tell({"kind": "warning", "text": text})
+
+        model = build_model(self._bases.components.copied(), task.config, autocast=autocast(task.config, self._device))
+        tuned = fine_tune(
+            task,
+            base,
+            model,
+            self._device,
+            checkpoints_of(task, warn),
+            observed(tell, lane=self._number) if reports is not None else tell,
+            reports.stopping if reports is not None else lambda: False,
+            notice(),
+            self._class_latents,
+        )
+        if self.rank == 0:
+            self._publication = self._publisher.submit(self._publish, task, base, tuned)
+        return tuned
+
+    def _tell(self, reports: Reports | None, message: Message) -> None:
+        if reports is not None:
+            reports.tell(message)
+
+    def _evaluate_and_conclude(
+        self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None, reports: Reports | None
+    ) -> None:
+        """Sample and measure on all ranks; the end of the subject goes on behind the next one's training."""
+        try:
+            evaluation = self._evaluate(task, manifest, tuned, reports)
+        except Stopped:
+            if self.rank == 0 and tuned is not None:
+                self._publication.result()  # or it would have to be trained again
+            raise
+        if self.rank == 0:
+            publication = self._publication if tuned is not None else None
+            done = self._publisher.submit(self._conclude, task, publication, evaluation)
+            self._publishing[task.config.subject.name] = done
+
+    def _evaluate(
+        self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None, reports: Reports | None
+    ) -> Evaluation | None:
+        """Sample and measure; the figures are written at once, the samples with the model (None on other ranks).
+
+        Raises Stopped, on every rank, when told to stop.
+        """
+        config, found = task.config, None
+        if task.protocol is None and not config.evaluation.enabled:
+            return None
+        base, fine_tuned = self._sources(task, manifest, tuned)
+
+        def measure() -> None:
+            nonlocal found
+            assert reports is not None
+            if task.protocol is not None:
+                reports.tell({"kind": "phase", "phase": "measuring"})
+                run_protocol(
+                    task.protocol, self._samplers, base=base, fine_tuned=fine_tuned, on_progress=reports.tell_pictures
+                )
+            if not config.evaluation.enabled:
+                return
+            reports.tell({"kind": "phase", "phase": "evaluating"})
+            found = evaluate(
+                config,
+                task.images,
+                self._samplers,
+                base=base,
+                fine_tuned=fine_tuned,
+                encoder=self._task.encoder,
+                dtype=task.sampling_dtype,
+                on_progress=reports.tell_pictures,
+            )
+
+        stopped: Stopped | None = None
+        try:
+            self._samplers.sharing(measure)
+        except Stopped as error:
+            stopped = error
+        if from_rank_zero(self, stopped is not None):
+            raise stopped or Stopped("stopped in the evaluation")
+        return found
+
+    def _sources(self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None) -> tuple[Source, Source]:
+        """The base model's pipeline and the fine-tuned one's: the weights in memory, as they will be published."""
+        import torch
+
+        config = task.config
+        base = base_source(config, task.base_hash)
+        if tuned is None:
+            assert manifest is not None
+            return base, Source(address=manifest.uri, published=True)
+        fine_tuned, dtype = Source(address=f"trained:{task.key}"), getattr(torch, config.storage.dtype)
+        state = {name: weight.to(dtype) for name, weight in tuned.state.items()}
+        self._samplers.give_weights(fine_tuned, base, state)
+        return base, fine_tuned
+
+    def _publish(self, task: TrainTask, base: BaseModel, tuned: FineTuned) -> None:
+        """Publish and verify, in a thread of its own: the subject's evaluation need not wait for that."""
+        with about(lane=self._number, subject=task.config.subject.name):
+            publish_result(base, tuned, task)
+
+    def _conclude(self, task: TrainTask, publication: Future[None] | None, evaluation: Evaluation | None) -> None:
+        """Store the samples of what is published, and tell the queue: the next subject need not wait for that."""
+        name, config = task.config.subject.name, task.config
+        with about(lane=self._number, subject=name):
+            try:
+                if publication is not None:
+                    publication.result()
+                if evaluation is not None:
+                    store_evaluation(evaluation, config.run_uri, task.key)
+                remove(join(config.run_uri, "checkpoints", task.key))
+                self._queue.call("trained", name)
+            except Exception as error:  # noqa: BLE001 - whatever a store or a disk raises is this subject's failure
+                self._failed(name, error)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        """Report a failure, and whether trying again is no use."""
+        log("failed", level=logging.ERROR, reason=_reason(error))
+        final = isinstance(error, Diverged) or no_room(error) is not None
+        self._queue.call("failed", name, _reason(error), traceback.format_exc(), final=final)
+
+
+def _node_id() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+class _Bases:
+    """The base model that was used last, its weights kept in memory as they were loaded."""
+
+    def __init__(self) -> None:
+        self._base: BaseModel | None = None
+        self.components: Any = None
+
+    def get(self, task: TrainTask) -> BaseModel:
+        from dreambooth.training.model import load_components
+
+        config = task.config
+        known = self._base
+        if known is None or (known.address, known.revision) != (config.base_model, config.revision):
+            self.components = None
+            known = self._base = resolve_base_model(config.base_model, config.revision)
+            self.components = load_components(known.directory)
+        if known.hash != task.base_hash:
+            raise RuntimeError(
+                f"the base model here has hash {known.hash}, the driver's {task.base_hash}; use one copy"
+            )
+        return known
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Diverged | StorageFull):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -1,0 +1,68 @@
+"""The ranks of a lane work through a list of calls together: each has a pipeline, rank 0 has the list."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
+from pipelines.tasks import Call, Source
+from pipelines.worker.samplers import ImageSampler
+
+
+class SharedSamplers:
+    """Every rank has to make one, and to call the same methods but for `run`, which rank 0 calls within `sharing`."""
+
+    def __init__(self, rank: int, world_size: int, *, use_gpu: bool, num_threads: int) -> None:
+        """See `ImageSampler`."""
+        self.rank, self.world_size = rank, world_size
+        self.sampler = ImageSampler(use_gpu=use_gpu, num_threads=num_threads)
+        self._device = "cuda" if use_gpu else "cpu"
+
+    def give_weights(self, source: Source, base: Source, state: Mapping[str, Any]) -> None:
+        """From now on `source` means the base's pipeline with the weights that rank 0 has."""
+        self.sampler.give_weights(source, base, self._shared(state))
+
+    def sharing(self, work: Callable[[], None]) -> None:
+        """Rank 0 does the work, and the others do their share of its calls meanwhile."""
+        if self.rank == 0:
+            try:
+                work()
+            finally:
+                from_rank_zero(self, None)
+            return
+        while (calls := from_rank_zero(self, None)) is not None:
+            from_all_ranks(self, self._answer(calls))
+
+    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        """Results of the calls, in order; what a call raises on another rank is raised here."""
+        for start in range(0, len(calls), self.world_size):
+            some = from_rank_zero(self, calls[start : start + self.world_size])
+            answers = from_all_ranks(self, self._answer(some))
+            for place, (value, error) in enumerate(answers[: len(some)], start):
+                if error is not None:
+                    raise error
+                yield place, value
+
+    def _answer(self, calls: Sequence[Call]) -> tuple[Any, Exception | None]:
+        if self.rank >= len(calls):
+            return None, None
+        call = calls[self.rank]
+        try:
+            return getattr(self.sampler, call.method)(*call.arguments), None
+        except Exception as error:  # noqa: BLE001 - raised on rank 0: the others go on together
+            return None, error
+
+    def _shared(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Rank 0's tensors on every rank."""
+        if self.world_size == 1:
+            return dict(state)
+        import torch
+        from torch import distributed as dist
+
+        described = from_rank_zero(self, [(name, tensor.shape, tensor.dtype) for name, tensor in state.items()])
+        shared = {}
+        for name, shape, dtype in described:
+            tensor = state[name] if self.rank == 0 else torch.empty(shape, dtype=dtype)
+            tensor = tensor.to(self._device).contiguous()
+            dist.broadcast(tensor, src=0)
+            shared[name] = tensor.cpu()
+        return shared
