@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeVar
 
-from dreambooth.addresses import Address, shown
+from dreambooth.config.addresses import Address, shown
 from dreambooth.errors import InputError
 
 _T = TypeVar("_T")

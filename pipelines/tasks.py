@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from dreambooth.config import DreamBoothConfig
+from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.data.images import InstanceImage
+from dreambooth.data.inspection import data_hash
 from dreambooth.evaluation.protocol import Protocol, SampleSet
-from dreambooth.images import InstanceImage
-from dreambooth.inspection import data_hash
-from dreambooth.prior import PriorPlan
-from pipelines.storage import join
+from dreambooth.sampling.class_images import PriorPlan
+from pipelines.storage.publications import join
 
 if TYPE_CHECKING:
     from torch import Tensor

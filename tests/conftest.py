@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.collector import collect_less_garbage
+from pipelines.cluster.collector import collect_less_garbage
 
 collect_less_garbage()
 
@@ -83,8 +83,8 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from dreambooth.families.stable_diffusion import load_tokenizer
     from dreambooth.miniature import PIPELINE_DIR
+    from dreambooth.models.families.stable_diffusion import load_tokenizer
 
     hide_progress_bars()
     directory = tmp_path_factory.mktemp("base") / "tiny"
@@ -162,7 +162,7 @@ def mlflow_database(shared_folder: Path) -> str:
     """The address of an empty MLflow database: to make one takes seconds. Not to be written to."""
     from filelock import FileLock
 
-    from pipelines.mlflow_client import connect
+    from pipelines.tracking.client import connect
 
     uri = f"sqlite:///{shared_folder}/mlflow.db"
     with FileLock(shared_folder / "mlflow.lock"):

@@ -26,7 +26,7 @@ class BankLocations:
     """Where the paper's encoders are: folders, addresses that fsspec knows, or hub ids.
 
     lpips holds AlexNet's weights and LPIPS's linear weights. It has no home on the hub: None is `lpips` in the cache
-    (`dreambooth.download.cache_directory`).
+    (`dreambooth.models.download.cache_directory`).
     """
 
     dino: str = "facebook/dino-vits16"

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dreambooth.download import from_hub, from_store, is_hub_id, is_remote
 from dreambooth.errors import InputError
+from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remote
 from dreambooth.quiet import hide_progress_bars, quiet
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

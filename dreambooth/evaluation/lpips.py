@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dreambooth.download import cache_directory, from_hub, from_store, is_hub_id, is_remote
 from dreambooth.errors import InputError
 from dreambooth.evaluation.banks import check_one_size
+from dreambooth.models.download import cache_directory, from_hub, from_store, is_hub_id, is_remote
 
 WHAT_TO_FETCH = (
     "fetch AlexNet's weights, https://download.pytorch.org/models/alexnet-owt-7be5be79.pth, and LPIPS's linear "

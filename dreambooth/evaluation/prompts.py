@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
+from dreambooth.config.subject import fill_identifier, fill_prompt
+from dreambooth.config.text_files import read_text
+from dreambooth.config.wording import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, PROMPT_FIELDS, check_wording
 from dreambooth.errors import InputError
-from dreambooth.subject import fill_identifier, fill_prompt
-from dreambooth.text_files import read_text
-from dreambooth.wording import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, PROMPT_FIELDS, check_wording
 
 OWN = "own"
 _DATA = Path(__file__).parent

@@ -11,9 +11,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from dreambooth.config import DreamBoothConfig
+from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.evaluation.prompts import PromptList, prompt_list, sample_seed
-from dreambooth.prior import SAMPLER, STORED
+from dreambooth.sampling.class_images import SAMPLER, STORED
 
 CLASS_SAMPLES = 4
 """Samples of the class prompt, as a multiple of those of any other."""
@@ -36,7 +36,7 @@ class SampleSet:
 
     @property
     def key(self) -> str:
-        """Content address: 20 hex digits of the sha256 over all fields and `dreambooth.prior.STORED`."""
+        """Content address: 20 hex digits of the sha256 over all fields and `class_images.STORED`."""
         return _digest(asdict(self) | {"stored": STORED})
 
 

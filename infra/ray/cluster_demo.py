@@ -19,7 +19,7 @@ import yaml
 from local_nodes import Cluster, in_the_middle, kill_node, running_a_lane, started
 
 from dreambooth.miniature import subject_dir
-from pipelines import storage
+from pipelines.storage import publications as storage
 
 SERVICES = Path(__file__).resolve().parents[1] / "services" / "services.py"
 SUBJECTS = ("coral-car", "crimson-clock", "lime-car", "teal-bird")

@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 import ray.util
 
-from pipelines import storage
-from pipelines.certificates import make_authority, make_node_certificate, tls_environment
+from pipelines.cluster.certificates import make_authority, make_node_certificate, tls_environment
+from pipelines.storage import publications as storage
 
 _OBJECT_STORE_BYTES = 200 << 20
 

@@ -257,7 +257,7 @@ def _mlflow(settings: Mapping[str, str]) -> str:
 
 def _certify(folder: Path) -> None:
     """Make MLflow's certificate, and the authority that signs it, unless an earlier start has."""
-    from pipelines.certificates import make_authority, make_node_certificate  # `env` does without packages
+    from pipelines.cluster.certificates import make_authority, make_node_certificate  # `env` does without packages
 
     if not _authority(folder).exists():
         if not (folder / "authority" / "ca.key").exists():

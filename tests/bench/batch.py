@@ -16,7 +16,7 @@ and after everything else, and the median counts (`batches_of_eight` has all). W
   the two figures with `same_sampler` are over a batch that does that too.
   `peer_runs` says from how many runs of the script they come: sixteen, or with `--parts peer_few` four, of which the
   rest is reckoned.
-- lane_busy_share: see `pipelines.batch_summary.lane_busy_share`; seconds_per_subject: of batches of so many;
+- lane_busy_share: see `pipelines.driver.batch_summary.lane_busy_share`; seconds_per_subject: of batches of so many;
   control_plane: see tests/bench/control_plane.py.
 """
 
@@ -36,7 +36,7 @@ import yaml
 from peer import Peer
 
 from dreambooth.miniature import subject_dir
-from pipelines.storage import read_json
+from pipelines.storage.publications import read_json
 
 SUBJECTS = ("coral-car", "mint-dog", "lime-car", "navy-dog")
 COUNT, STEPS, CLASS_IMAGES = 8, 200, 50

@@ -26,21 +26,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.miniature import subject_dir, subject_names
-from dreambooth.prior import image_name
 from dreambooth.quiet import quiet
-from pipelines.batch_plan import BatchPlan, make_batch_plan
-from pipelines.cluster import Resources, ray_cluster
-from pipelines.collector import collect_less_garbage
-from pipelines.lanes import tell_seconds
-from pipelines.plan import Plan
-from pipelines.storage import join, write_bytes, write_json
-from pipelines.subject_checks import check_subjects, valid_plans
-from pipelines.subject_list import read_batch
-from pipelines.subject_record import read_records
+from dreambooth.sampling.class_images import image_name
+from pipelines.cluster.collector import collect_less_garbage
+from pipelines.cluster.ray_cluster import Resources, ray_cluster
+from pipelines.driver.lanes import tell_seconds
+from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
+from pipelines.plan.run_plan import Plan
+from pipelines.plan.subject_checks import check_subjects, valid_plans
+from pipelines.plan.subject_list import read_batch
+from pipelines.queue.subject_record import read_records
+from pipelines.storage.publications import join, write_bytes, write_json
 from pipelines.tasks import MakeClassImages, Progress, State, TrainSubject
 
 if TYPE_CHECKING:  # what checks in other processes imports this module, and should not have to import MLflow
-    from pipelines.batch import BatchOutcome
+    from pipelines.driver.batch import BatchOutcome
 
 HOSTS = 4
 CONSONANTS = "bcdfghjklmnpqrstvwxz"
@@ -151,7 +151,7 @@ def write_table(folder: Path, count: int) -> str:
 
 
 def planned(table: str, lanes: int) -> BatchPlan:
-    from pipelines.personalize import check_batch_destinations
+    from pipelines.driver.personalize import check_batch_destinations
 
     room = Resources(cpus=lanes, gpus=0)
     plans = valid_plans(check_subjects(read_batch(table), room), skip_invalid=False)
@@ -182,7 +182,7 @@ def write_small_summary(plan: Plan, batch_run_id: str) -> str:
 
 
 def half(plan: BatchPlan, seconds: float, stop_at: int) -> "BatchOutcome":
-    from pipelines.batch import run_batch
+    from pipelines.driver.batch import run_batch
 
     return run_batch(
         plan,

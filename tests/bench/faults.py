@@ -30,9 +30,9 @@ import yaml
 from s3fs import S3FileSystem
 
 from dreambooth.miniature import subject_dir
-from pipelines import storage
-from pipelines.mlflow_client import connect, quietly
-from pipelines.relayed_view import MARK, RELAY_VARIABLE
+from pipelines.driver.relayed_view import MARK, RELAY_VARIABLE
+from pipelines.storage import publications as storage
+from pipelines.tracking.client import connect, quietly
 from tests.integration.faulty_store import faulty_store
 
 NAMES = ("coral-car", "navy-dog")

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from dreambooth.base_model import BaseModel
-from dreambooth.batches import Batch
-from dreambooth.config import DreamBoothConfig, load_config
-from dreambooth.empty_step import latent_shape
-from dreambooth.families import family_of
-from dreambooth.families.stable_diffusion import load_tokenizer
+from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.data.batches import Batch
 from dreambooth.miniature import PIPELINE_DIR, subject_dir
-from dreambooth.model import Components, DreamBoothModel, build_model, load_schedule
-from pipelines.cluster import Resources
-from pipelines.plan import Plan, make_plan
+from dreambooth.models.base_model import BaseModel
+from dreambooth.models.families import family_of
+from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.training.empty_step import latent_shape
+from dreambooth.training.model import Components, DreamBoothModel, build_model, load_schedule
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.plan.run_plan import Plan, make_plan
 
 
 def write_configurations(folder: Path) -> None:

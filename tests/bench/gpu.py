@@ -27,14 +27,14 @@ import torch
 from full_size import configuration, random_model, write_configurations
 from loops import bare_loop, efficiency, fitted, random_data, take_turns
 
-from dreambooth.batches import TrainingData
-from dreambooth.config import DreamBoothConfig, ZeroConfig
-from dreambooth.empty_step import latent_shape
-from dreambooth.engine import TorchEngine
-from dreambooth.families.stable_diffusion import load_tokenizer
+from dreambooth.config.settings import DreamBoothConfig, ZeroConfig
+from dreambooth.data.batches import TrainingData
 from dreambooth.miniature import PIPELINE_DIR
-from dreambooth.model import DreamBoothModel
+from dreambooth.models.families.stable_diffusion import load_tokenizer
 from dreambooth.quiet import hide_progress_bars, quiet
+from dreambooth.training.empty_step import latent_shape
+from dreambooth.training.engine import TorchEngine
+from dreambooth.training.model import DreamBoothModel
 
 OUTPUT = Path("output/bench/gpu.json")
 ROUNDS = 5
@@ -84,7 +84,7 @@ class Bench:
         if stage is None:
             engine = TorchEngine(model, settings.train, self._device)
         else:
-            from pipelines.deepspeed_engine import DeepSpeedEngine
+            from pipelines.worker.deepspeed_engine import DeepSpeedEngine
 
             engine = DeepSpeedEngine(model, settings.train, ZeroConfig(stage=stage), self._device)
         try:
@@ -96,7 +96,7 @@ class Bench:
     def class_images(self) -> dict[str, float]:
         from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 
-        from dreambooth.sampling import load_pipeline, sample, sampling_dtype
+        from dreambooth.sampling.sampler import load_pipeline, sample, sampling_dtype
 
         with tempfile.TemporaryDirectory() as folder:
             with torch.device(self._device):

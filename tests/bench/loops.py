@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dreambooth.batches import ImageSet, TrainingData
-from dreambooth.config import DreamBoothConfig
-from dreambooth.engine import Engine
-from dreambooth.latents import LatentCache
-from dreambooth.model import DreamBoothModel
-from dreambooth.optimizer import build_optimizer
-from dreambooth.training import fit
+from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.data.batches import ImageSet, TrainingData
+from dreambooth.data.latents import LatentCache
+from dreambooth.training.engine import Engine
+from dreambooth.training.loop import fit
+from dreambooth.training.model import DreamBoothModel
+from dreambooth.training.optimizer import build_optimizer
 
 
 def random_data(shape: tuple[int, ...], instance_ids: Tensor, class_ids: Tensor) -> TrainingData:

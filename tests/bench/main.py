@@ -23,16 +23,16 @@ import torch
 from diffusers import StableDiffusionPipeline
 from loops import bare_loop, efficiency, fitted, random_data, take_turns
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.batches import TrainingData
-from dreambooth.config import DreamBoothConfig, load_config
-from dreambooth.engine import TorchEngine
-from dreambooth.families import family_of
+from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.data.batches import TrainingData
 from dreambooth.miniature import PIPELINE_DIR, subject_dir
-from dreambooth.model import load_model
-from dreambooth.prior import PriorPlan, image_seed, prior_plan
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.families import family_of
 from dreambooth.quiet import quiet
-from dreambooth.sampling import load_pipeline
+from dreambooth.sampling.class_images import PriorPlan, image_seed, prior_plan
+from dreambooth.sampling.sampler import load_pipeline
+from dreambooth.training.engine import TorchEngine
+from dreambooth.training.model import load_model
 
 OUTPUT = Path("output/bench/main.json")
 ROUNDS, STEPS = 7, 20
@@ -64,7 +64,7 @@ def loop_efficiency() -> dict[str, float]:
 
 
 def single_worker() -> dict[str, float]:
-    from pipelines.deepspeed_engine import DeepSpeedEngine
+    from pipelines.worker.deepspeed_engine import DeepSpeedEngine
 
     torch.set_num_threads(1)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
@@ -79,12 +79,12 @@ def single_worker() -> dict[str, float]:
 def prior_speedup() -> dict[str, float]:
     import ray
 
-    from dreambooth.config import ClusterConfig
-    from pipelines.cluster import ray_cluster
-    from pipelines.plan import choose_sampling_dtype
-    from pipelines.prior_stage import make_class_images
-    from pipelines.sampler_pool import SamplerPool
+    from dreambooth.config.settings import ClusterConfig
+    from pipelines.cluster.ray_cluster import ray_cluster
+    from pipelines.plan.run_plan import choose_sampling_dtype
+    from pipelines.stages.prior_stage import make_class_images
     from pipelines.tasks import Source
+    from pipelines.worker.sampler_pool import SamplerPool
 
     settings = config(**{"prior.num_class_images": CLASS_IMAGES})
     plan = prior_plan(

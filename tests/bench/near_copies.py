@@ -15,9 +15,9 @@ from PIL import Image, ImageChops
 from dreambooth.evaluation.banks import load_bank
 from dreambooth.evaluation.metrics import near_copies
 from dreambooth.miniature import PIPELINE_DIR
-from dreambooth.miniature.drawing import draw
-from dreambooth.miniature.photographs import to_pixels
-from dreambooth.miniature.world import CLASS_NOUNS, PLACES, Look, sample_look, sample_scene
+from dreambooth.miniature.pretraining.drawing import draw
+from dreambooth.miniature.pretraining.photographs import to_pixels
+from dreambooth.miniature.pretraining.world import CLASS_NOUNS, PLACES, Look, sample_look, sample_scene
 from dreambooth.quiet import quiet
 
 LOOKS, PHOTOGRAPHS = 20, 5

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.config import ClusterConfig, TrackingConfig
+from dreambooth.config.settings import ClusterConfig, TrackingConfig
+from dreambooth.models.base_model import resolve_base_model
 from dreambooth.quiet import quiet
-from pipelines.cluster import ray_cluster
-from pipelines.registry import register
-from pipelines.serve_app import ServeSettings, application
-from pipelines.serve_subjects import find_subjects
-from pipelines.tracking import check_tracking, track
+from pipelines.apps.serve.app import ServeSettings, application
+from pipelines.apps.serve.subjects import find_subjects
+from pipelines.cluster.ray_cluster import ray_cluster
+from pipelines.tracking.registry import register
+from pipelines.tracking.runs import check_tracking, track
 
 SUBJECTS = {"rex": "zqx", "mug": "tfz", "bag": "tqp"}
 AT_ONCE = (1, 5, 20)

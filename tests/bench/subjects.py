@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from dreambooth.config import load_config
+from dreambooth.config.settings import load_config
 from dreambooth.miniature import subject_dir, subject_names
 from dreambooth.quiet import quiet
-from pipelines.cluster import ray_cluster
-from pipelines.console import RunConsole
-from pipelines.personalize import personalize
+from pipelines.cluster.ray_cluster import ray_cluster
+from pipelines.driver.console import RunConsole
+from pipelines.driver.personalize import personalize
 
 COLUMNS = ("instance", "identifier", "class_before", "class_after")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import two_ranks
 
-from dreambooth.engine import TorchEngine
-from dreambooth.model import load_model
+from dreambooth.training.engine import TorchEngine
+from dreambooth.training.model import load_model
 
 pytestmark = pytest.mark.filterwarnings("default")  # DeepSpeed uses what PyTorch deprecates
 

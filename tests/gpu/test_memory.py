@@ -8,10 +8,10 @@ import pytest
 import torch
 from full_size import configuration, plan_of_weightless, random_batch, random_model
 
-from dreambooth.config import ZeroConfig
-from dreambooth.engine import TorchEngine
-from pipelines.deepspeed_engine import DeepSpeedEngine
-from pipelines.memory import peak_bytes
+from dreambooth.config.settings import ZeroConfig
+from dreambooth.training.engine import TorchEngine
+from pipelines.plan.memory import peak_bytes
+from pipelines.worker.deepspeed_engine import DeepSpeedEngine
 
 pytestmark = pytest.mark.filterwarnings("default")  # DeepSpeed uses what PyTorch deprecates
 

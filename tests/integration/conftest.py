@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth.config import ClusterConfig, DreamBoothConfig, load_config
+from dreambooth.config.settings import ClusterConfig, DreamBoothConfig, load_config
 
 
 @pytest.fixture(scope="session")
@@ -19,17 +19,17 @@ def ray_session() -> Iterator[None]:
     """A local Ray with four CPUs, whatever the machine has, so that four actors can be compared with one."""
     import ray
 
-    from pipelines.cluster import ray_cluster
+    from pipelines.cluster.ray_cluster import ray_cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.cluster.local_resources", _four_cpus)
+        patch.setattr("pipelines.cluster.ray_cluster.local_resources", _four_cpus)
         with ray_cluster(ClusterConfig()):
             yield
     assert not ray.is_initialized()
 
 
 def _four_cpus() -> Any:
-    from pipelines.cluster import Resources
+    from pipelines.cluster.ray_cluster import Resources
 
     return Resources(cpus=4, gpus=0)
 

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dreambooth.engine import TorchEngine
 from dreambooth.miniature import PIPELINE_DIR as MINIATURE
 from dreambooth.quiet import quiet
+from dreambooth.training.engine import TorchEngine
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from full_size import configuration, random_batch, random_model

@@ -14,16 +14,16 @@ import psutil
 import pytest
 import yaml
 
-from dreambooth.config import DreamBoothConfig
+from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.miniature import subject_dir
-from pipelines.batch import BatchOutcome, run_batch
-from pipelines.batch_plan import BatchPlan, make_batch_plan
-from pipelines.cluster import Resources
-from pipelines.conclude import conclude
-from pipelines.mlflow_client import connect, quietly
-from pipelines.plan import Plan, make_plan
-from pipelines.storage import join, published, read_json
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.batch import BatchOutcome, run_batch
+from pipelines.driver.conclude import conclude
+from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
+from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.storage.publications import join, published, read_json
 from pipelines.tasks import Progress, State
+from pipelines.tracking.client import connect, quietly
 
 FOUR_CPUS = Resources(cpus=4, gpus=0)
 

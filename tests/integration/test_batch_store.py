@@ -13,10 +13,10 @@ import pytest
 import yaml
 from s3fs import S3FileSystem
 
-from dreambooth.config import DreamBoothConfig
+from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.miniature import subject_dir
-from pipelines import storage
-from pipelines.garbage import find_leftovers
+from pipelines.apps.garbage import find_leftovers
+from pipelines.storage import publications as storage
 from tests.integration.faulty_store import faulty_store
 
 NAMES = ("coral-car", "lime-car", "navy-dog")

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.best_checkpoint import Score
-from dreambooth.config import load_config
-from dreambooth.engine import TorchEngine
+from dreambooth.config.settings import load_config
 from dreambooth.errors import Diverged
-from dreambooth.model import load_model
-from pipelines.cluster import Resources
-from pipelines.fine_tune import FineTuned, History, fine_tune
-from pipelines.plan import make_plan
-from pipelines.train_stage import train_task
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.training.best_checkpoint import Score
+from dreambooth.training.engine import TorchEngine
+from dreambooth.training.model import load_model
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.train_stage import train_task
+from pipelines.plan.run_plan import make_plan
+from pipelines.worker.fine_tune import FineTuned, History, fine_tune
 
 
 class Folders:
@@ -94,7 +94,7 @@ def test_best_is_exported_and_a_resume_is_exact(tune: Any) -> None:
 def test_it_ends_early_and_does_so_again_after_a_resume(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     falling = {2: 0.5, 4: 0.4, 6: 0.3, 8: 0.9}
     monkeypatch.setattr(
-        "pipelines.fidelity.FidelityScorer.score",
+        "pipelines.worker.fidelity.FidelityScorer.score",
         lambda self, step, state: Score(step=step, dino=falling[step], clip_t=0),
     )
     settings = ("train.keep=best", "train.stop_after=2", "train.max_train_steps=8")

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from dreambooth.computed_once import computed_once
-from dreambooth.sampling import load_pipeline, sample
+from dreambooth.sampling.computed_once import computed_once
+from dreambooth.sampling.sampler import load_pipeline, sample
 
 
 @pytest.fixture(params=["plain first block", "text in the first block"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.doctor import examine
+from pipelines.plan.doctor import examine
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

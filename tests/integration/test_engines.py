@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreambooth.engine import TorchEngine
-from dreambooth.model import load_model
+from dreambooth.training.engine import TorchEngine
+from dreambooth.training.model import load_model
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 ENGINES = ("torch", "zero0", "zero1", "zero2", "zero3")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from dreambooth.config import TrackingConfig
-from dreambooth.evaluation.config import GateConfig
-from pipelines.evaluation_record import pass_gate, record_evaluation
-from pipelines.mlflow_client import connect, default_tracking, quietly
-from pipelines.registry import RESULT_TAG, RegisteredVersion, list_models
-from pipelines.tracking import track
+from dreambooth.config.evaluation import GateConfig
+from dreambooth.config.settings import TrackingConfig
+from pipelines.tracking.client import connect, default_tracking, quietly
+from pipelines.tracking.evaluation_record import pass_gate, record_evaluation
+from pipelines.tracking.registry import RESULT_TAG, RegisteredVersion, list_models
+from pipelines.tracking.runs import track
 
 NAME = "dreambooth-rex"
 

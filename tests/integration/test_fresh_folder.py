@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dreambooth.config import TrackingConfig
+from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
 from dreambooth.miniature import subject_dir
-from pipelines import mlflow_database
 from pipelines.cli import main
-from pipelines.mlflow_client import check_connection, connect, quietly
-from pipelines.tracking import check_tracking, track
+from pipelines.tracking import database as mlflow_database
+from pipelines.tracking.client import check_connection, connect, quietly
+from pipelines.tracking.runs import check_tracking, track
 
 CHECKOUT = Path(__file__).parents[2]
 USE = """
-from dreambooth.config import TrackingConfig
-from pipelines.tracking import check_tracking, track
+from dreambooth.config.settings import TrackingConfig
+from pipelines.tracking.runs import check_tracking, track
 config = TrackingConfig()
 check_tracking(config)
 with track(config, run_name="rex", params={"steps": 1}) as run:

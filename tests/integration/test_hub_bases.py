@@ -19,18 +19,18 @@ from diffusers import StableDiffusionPipeline
 from hub_repositories import IDS, RESOLUTION, write_hub_cache
 from PIL import Image
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.config import StorageConfig
+from dreambooth.config.settings import StorageConfig
 from dreambooth.miniature import subject_dir
-from dreambooth.sampling import load_pipeline, sample
-from pipelines.cluster import Resources
-from pipelines.generate import generate
-from pipelines.mlflow_client import default_tracking, quietly
-from pipelines.plan import make_plan
-from pipelines.protocol_stage import base_samples_uri
-from pipelines.samplers import picture_name
-from pipelines.storage import published
-from pipelines.subject_list import read_batch
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.sampling.sampler import load_pipeline, sample
+from pipelines.apps.generate import generate
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.plan.run_plan import make_plan
+from pipelines.plan.subject_list import read_batch
+from pipelines.stages.protocol_stage import base_samples_uri
+from pipelines.storage.publications import published
+from pipelines.tracking.client import default_tracking, quietly
+from pipelines.worker.samplers import picture_name
 
 SUBJECTS = {"sd15": "coral-car", "sd21": "navy-dog"}
 TRAINED_AT = 64

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from dreambooth.miniature import subject_dir, subject_names
-from pipelines.batch import run_batch
-from pipelines.batch_plan import make_batch_plan
-from pipelines.cluster import Resources
-from pipelines.plan import make_plan
-from pipelines.storage import join, read_json
-from pipelines.subject_record import read_records
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.batch import run_batch
+from pipelines.plan.batch_plan import make_batch_plan
+from pipelines.plan.run_plan import make_plan
+from pipelines.queue.subject_record import read_records
+from pipelines.storage.publications import join, read_json
 
 SUBJECTS, WARM = 50, 5
 ROOM = Resources(cpus=4, gpus=0)

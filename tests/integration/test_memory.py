@@ -12,8 +12,8 @@ import pytest
 from full_size import plan_of, plan_of_weightless
 
 from dreambooth.miniature import PIPELINE_DIR
-from dreambooth.step_memory import step_memory
-from pipelines.memory import peak_bytes
+from dreambooth.training.step_memory import step_memory
+from pipelines.plan.memory import peak_bytes
 
 WITHIN = 0.15
 AS_IT_IS: dict[str, Any] = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.metrics import METRICS, record
+from pipelines.cluster.metrics import METRICS, record
 
 SECONDS = 60  # Ray's processes report every ten
 

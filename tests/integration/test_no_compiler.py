@@ -9,10 +9,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-from dreambooth.config import ZeroConfig, load_config
-from dreambooth.train_config import TrainConfig
-from dreambooth.model import load_model
-from pipelines.deepspeed_engine import DeepSpeedEngine
+from dreambooth.config.settings import ZeroConfig, load_config
+from dreambooth.config.train import TrainConfig
+from dreambooth.training.model import load_model
+from pipelines.worker.deepspeed_engine import DeepSpeedEngine
 
 base = Path(sys.argv[1])
 subject = {"name": "x", "class_noun": "car", "identifier": "tfz", "instance_images": "x"}

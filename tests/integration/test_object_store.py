@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 from s3fs import S3FileSystem
 
-from dreambooth.base_model import resolve_base_model
+from dreambooth.data.images import find_instance_images, open_image
+from dreambooth.data.inspection import inspect_images
 from dreambooth.errors import InputError
-from dreambooth.images import find_instance_images, open_image
-from dreambooth.inspection import inspect_images
-from pipelines import storage
-from pipelines.garbage import find_leftovers, remove_leftovers
-from pipelines.subject_list import read_batch
+from dreambooth.models.base_model import resolve_base_model
+from pipelines.apps.garbage import find_leftovers, remove_leftovers
+from pipelines.plan.subject_list import read_batch
+from pipelines.storage import publications as storage
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_an_upload_that_dies_midway_is_no_publication(s3: str, model: Path) -> N
     script = f"""
 import time
 from pathlib import Path
-from pipelines import storage
+from pipelines.storage import publications as storage
 
 hash_of = storage._sha256
 

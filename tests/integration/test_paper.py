@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.cluster import Resources
-from pipelines.paper import PaperResult, plan_paper, run_paper
-from pipelines.paper_settings import quick_setting
-from pipelines.paper_tables import Finding
-from pipelines.storage import read_json
+from pipelines.apps.paper.paper import PaperResult, plan_paper, run_paper
+from pipelines.apps.paper.settings import quick_setting
+from pipelines.apps.paper.tables import Finding
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.storage.publications import read_json
 
 SEEDS = ("train.seed=0", "prior.seed=0", "evaluation.seed=1")
 FOUND = (

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from dreambooth.miniature import subject_dir
-from pipelines.mlflow_client import connect, quietly
-from pipelines.storage import read_manifest
-from pipelines.study_samples import read_samples
+from pipelines.apps.study.samples import read_samples
+from pipelines.storage.publications import read_manifest
+from pipelines.tracking.client import connect, quietly
 
 COMMAND = [str(Path(sys.executable).with_name("dreambooth"))]
 SETTINGS = [

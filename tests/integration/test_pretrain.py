@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionPipeline
 
-from dreambooth.miniature.quality import BOUNDS
+from dreambooth.miniature.pretraining.quality import BOUNDS
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_stage_and_the_figures(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dreambooth.miniature.pretrain", "--output", str(tmp_path), "--minutes", "0.2"]
+    module = "dreambooth.miniature.pretraining.pretrain"
+    command = [sys.executable, "-m", module, "--output", str(tmp_path), "--minutes", "0.2"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads((tmp_path / "weights" / "quality.json").read_text())

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.prior import PriorPlan, image_name
-from pipelines.prior_stage import make_class_images
-from pipelines.sampler_pool import SamplerPool
-from pipelines.storage import read_manifest
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.sampling.class_images import PriorPlan, image_name
+from pipelines.stages.prior_stage import make_class_images
+from pipelines.storage.publications import read_manifest
 from pipelines.tasks import Source
+from pipelines.worker.sampler_pool import SamplerPool
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -7,11 +7,11 @@ import pytest
 
 from dreambooth.errors import InputError
 from dreambooth.miniature import subject_dir
-from pipelines.console import RunConsole
-from pipelines.evaluate_model import evaluate_model
-from pipelines.mlflow_client import connect, quietly
-from pipelines.personalize import personalize
-from pipelines.registry import list_models
+from pipelines.apps.evaluate_model import evaluate_model
+from pipelines.driver.console import RunConsole
+from pipelines.driver.personalize import personalize
+from pipelines.tracking.client import connect, quietly
+from pipelines.tracking.registry import list_models
 
 MODEL = "models:/dreambooth-coral-car@latest"
 

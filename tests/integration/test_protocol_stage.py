@@ -9,14 +9,14 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from dreambooth.config import load_config
+from dreambooth.config.settings import load_config
 from dreambooth.errors import InputError
 from dreambooth.evaluation import protocol
-from pipelines.cluster import Resources
-from pipelines.plan import Plan, make_plan
-from pipelines.protocol_stage import run_protocol, samples_uri
-from pipelines.sampler_pool import SamplersHere
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.stages.protocol_stage import run_protocol, samples_uri
 from pipelines.tasks import ProtocolTask, SampleRequest, Source
+from pipelines.worker.sampler_pool import SamplersHere
 
 TWO_CPUS = Resources(cpus=2, gpus=0)
 

@@ -20,14 +20,14 @@ from mlflow.exceptions import MlflowException
 from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
 
-from dreambooth.config import TrackingConfig
+from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
-from dreambooth.sampling import load_pipeline, sample, sampling_dtype
-from pipelines import storage
-from pipelines.generate import generate
-from pipelines.mlflow_client import connect, default_tracking, quietly
-from pipelines.registry import RegisteredVersion, register
-from pipelines.tracking import check_tracking, track
+from dreambooth.sampling.sampler import load_pipeline, sample, sampling_dtype
+from pipelines.apps.generate import generate
+from pipelines.storage import publications as storage
+from pipelines.tracking.client import connect, default_tracking, quietly
+from pipelines.tracking.registry import RegisteredVersion, register
+from pipelines.tracking.runs import check_tracking, track
 
 CHECKOUT = Path(__file__).parents[2]
 STEPS = 2
@@ -165,7 +165,7 @@ assert not blocked & set(sys.modules)
 blocked = {"ray", "deepspeed"}
 import contextlib, io
 with contextlib.redirect_stderr(io.StringIO()) as said:
-    from pipelines.generate import generate
+    from pipelines.apps.generate import generate
     generate("models:/dreambooth-rex@latest", sys.argv[1], num=1, output="pictures")
 assert said.getvalue() == "", said.getvalue()
 assert not blocked & set(sys.modules)
@@ -313,8 +313,8 @@ def test_generate_says_what_is_not_there(
 def test_a_model_kept_as_its_change_serves_the_same_pictures(
     tracking_uri: str, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
-    from dreambooth.base_model import resolve_base_model
-    from dreambooth.delta import write_delta
+    from dreambooth.models.base_model import resolve_base_model
+    from dreambooth.models.delta import write_delta
 
     # Not the base itself: one weight has moved.
     model = tmp_path / "model"

@@ -9,10 +9,10 @@ from PIL import Image
 
 from dreambooth.evaluation.bootstrap import Interval
 from dreambooth.evaluation.figures import BankId, Figure, Figures, NearestInstance, PromptRow
-from pipelines.batch_report import render_report
-from pipelines.batch_result import BatchResult, SubjectResult
-from pipelines.evaluated import Evaluated, PromptPictures
-from pipelines.run_report import render_run
+from pipelines.report.batch_report import render_report
+from pipelines.report.batch_result import BatchResult, SubjectResult
+from pipelines.report.evaluated import Evaluated, PromptPictures
+from pipelines.report.run_report import render_run
 from pipelines.tasks import SubjectRecord
 
 pytestmark = needs_browser

@@ -19,16 +19,16 @@ from chromium import needs_browser, open_browser
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.config import TrackingConfig
-from dreambooth.delta import write_delta
+from dreambooth.config.settings import TrackingConfig
+from dreambooth.data.images import png_bytes
 from dreambooth.errors import InputError
-from dreambooth.images import png_bytes
-from dreambooth.sampling import load_pipeline, sample
-from pipelines.mlflow_client import connect
-from pipelines.registry import register
-from pipelines.serve_subjects import find_subjects
-from pipelines.tracking import check_tracking, track
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.delta import write_delta
+from dreambooth.sampling.sampler import load_pipeline, sample
+from pipelines.apps.serve.subjects import find_subjects
+from pipelines.tracking.client import connect
+from pipelines.tracking.registry import register
+from pipelines.tracking.runs import check_tracking, track
 
 IDENTIFIERS = {"rex": "zqx", "mug": "tfz", "bag": "rjs"}
 SIDES = {"rex": 64, "mug": 64, "bag": 32}  # in pixels, of what they were trained at; the base's are 64
@@ -110,7 +110,7 @@ def start(
     """Start a service; returns the path below which it answers."""
     from ray import serve
 
-    from pipelines.serve_app import ServeSettings, application
+    from pipelines.apps.serve.app import ServeSettings, application
 
     settings = ServeSettings(
         base_shared=True,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.config import TrackingConfig
+from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
-from pipelines.mlflow_client import default_tracking
-from pipelines.tracking import check_tracking, track
+from pipelines.tracking.client import default_tracking
+from pipelines.tracking.runs import check_tracking, track
 
 # Only after mlflow_client has told MLflow to be silent.
 import mlflow  # isort: skip

@@ -11,11 +11,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreambooth.base_model import BaseModel
-from dreambooth.families import family_of
-from dreambooth.step_cost import StepCost, step_cost
-from pipelines import counted
-from pipelines.estimate import about_load, clock, measure_speed
+from dreambooth.models.base_model import BaseModel
+from dreambooth.models.families import family_of
+from dreambooth.training.step_cost import StepCost, step_cost
+from pipelines.plan import counted
+from pipelines.plan.estimate import about_load, clock, measure_speed
 
 AS_IT_IS: dict[str, Any] = {"resolution": 64, "pairs": 1, "train_text_encoder": True, "checkpointing": False}
 

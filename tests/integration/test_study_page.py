@@ -7,9 +7,9 @@ import pytest
 from chromium import Browser, needs_browser, open_browser
 from PIL import Image
 
-from pipelines.study import SubjectSamples, make_questions
-from pipelines.study_server import StudyServer
-from pipelines.study_store import StudyFile
+from pipelines.apps.study.server import StudyServer
+from pipelines.apps.study.store import StudyFile
+from pipelines.apps.study.study import SubjectSamples, make_questions
 
 LEFT, RIGHT, DOWN, BACK = "\ue012", "\ue014", "\ue015", "\ue003"  # WebDriver's codes of keys
 PROMPT = "a photo of [V] <b>dog</b> with a very long and unbreakable" + "-collar" * 20

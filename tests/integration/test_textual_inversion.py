@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.config import DreamBoothConfig, load_config
-from dreambooth.data import prepare_data
-from dreambooth.engine import TorchEngine
+from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.data.identifier import token_ids_in_prompts
+from dreambooth.data.images import find_instance_images
+from dreambooth.data.prepare import prepare_data
 from dreambooth.errors import InputError
-from dreambooth.export import export_pipeline, verify_export
-from dreambooth.families.stable_diffusion import load_tokenizer
-from dreambooth.identifier import token_ids_in_prompts
-from dreambooth.images import find_instance_images
-from dreambooth.model import load_components, load_model
-from dreambooth.training import StepMetrics, fit
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.export import export_pipeline, verify_export
+from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.training.engine import TorchEngine
+from dreambooth.training.loop import StepMetrics, fit
+from dreambooth.training.model import load_components, load_model
 
 
 def configured(base: Path | str, images: Path | str = "photos", **changes: Any) -> DreamBoothConfig:
@@ -150,7 +150,7 @@ def test_without_a_rate_it_learns_at_that_of_its_paper() -> None:
 
 
 def test_the_plan_counts_one_embedding_and_the_frozen_weights(tiny_pipeline: Path, instance_folder: Path) -> None:
-    from pipelines.plan import make_plan
+    from pipelines.plan.run_plan import make_plan
 
     base = resolve_base_model(str(tiny_pipeline))
     plan = make_plan(configured(tiny_pipeline, instance_folder))
@@ -161,7 +161,7 @@ def test_the_plan_counts_one_embedding_and_the_frozen_weights(tiny_pipeline: Pat
 
 
 def test_where_the_embedding_starts_is_part_of_the_key(tiny_pipeline: Path, instance_folder: Path) -> None:
-    from pipelines.plan import make_plan
+    from pipelines.plan.run_plan import make_plan
 
     subject = {"name": "rex", "identifier": "tfz", "instance_images": str(instance_folder)}
     keys = {make_plan(configured(tiny_pipeline, subject=subject | {"class_noun": noun})).key for noun in ("dog", "cat")}

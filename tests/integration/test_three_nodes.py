@@ -12,8 +12,8 @@ import yaml
 from local_nodes import Cluster, free_port, in_the_middle, kill_node, running_a_lane, started
 
 from dreambooth.miniature import subject_dir
-from pipelines import storage
-from pipelines.mlflow_client import connect, quietly
+from pipelines.storage import publications as storage
+from pipelines.tracking.client import connect, quietly
 
 NAMES = ("coral-car", "mint-dog", "lime-car", "navy-dog", "second-car", "second-dog")
 STEPS, CHECKPOINT_EVERY = 100, 10

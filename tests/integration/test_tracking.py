@@ -16,12 +16,12 @@ from local_nodes import free_port
 from mlflow import MlflowClient
 from PIL import Image
 
-from dreambooth.config import TrackingConfig
+from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
-from pipelines.certificates import make_authority, make_node_certificate
-from pipelines.mlflow_client import connect
-from pipelines.tracked_run import RESUME_TAG
-from pipelines.tracking import check_tracking, track
+from pipelines.cluster.certificates import make_authority, make_node_certificate
+from pipelines.tracking.client import connect
+from pipelines.tracking.runs import check_tracking, track
+from pipelines.tracking.tracked_run import RESUME_TAG
 
 INFRA = Path(__file__).parents[2] / "infra"
 
@@ -111,8 +111,8 @@ def test_an_interrupted_run_is_marked_killed(config: TrackingConfig, client: Mlf
 
 def test_nothing_is_printed_and_the_default_is_the_working_folder(working_folder: Path) -> None:
     script = (
-        "from dreambooth.config import TrackingConfig\n"
-        "from pipelines.tracking import check_tracking, track\n"
+        "from dreambooth.config.settings import TrackingConfig\n"
+        "from pipelines.tracking.runs import check_tracking, track\n"
         "config = TrackingConfig()\n"
         f"assert check_tracking(config) == 'sqlite:///{working_folder}/mlflow.db'\n"
         "with track(config, run_name='rex', params={'a': 1}) as run:\n"

@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 from mlflow_server import MlflowServer
 from PIL import Image
 
-from dreambooth.config import TrackingConfig
-from pipelines.mlflow_client import connect, quietly
-from pipelines.mlflow_line import Away
-from pipelines.tracking import track
+from dreambooth.config.settings import TrackingConfig
+from pipelines.tracking.client import connect, quietly
+from pipelines.tracking.line import Away
+from pipelines.tracking.runs import track
 
 
 class Tracker:

@@ -12,16 +12,16 @@ import psutil
 import pytest
 import yaml
 
-from dreambooth.config import DreamBoothConfig
-from pipelines.cluster import Resources
-from pipelines.events import event_queue
-from pipelines.mlflow_client import connect, quietly
-from pipelines.plan import Plan, make_plan
-from pipelines.prior_stage import make_class_images
-from pipelines.sampler_pool import SamplerPool
-from pipelines.storage import join, published, read_json
+from dreambooth.config.settings import DreamBoothConfig
+from pipelines.cluster.events import event_queue
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.train_stage import TrainResult, train
+from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.stages.prior_stage import make_class_images
+from pipelines.storage.publications import join, published, read_json
 from pipelines.tasks import PriorSet, Source
-from pipelines.train_stage import TrainResult, train
+from pipelines.tracking.client import connect, quietly
+from pipelines.worker.sampler_pool import SamplerPool
 
 pytestmark = pytest.mark.recovery
 STEPS, EVERY = 160, 40

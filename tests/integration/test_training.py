@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dreambooth.batches import TrainingData
-from dreambooth.config import DreamBoothConfig, load_config
-from dreambooth.data import prepare_data
-from dreambooth.engine import TorchEngine
+from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.data.batches import TrainingData
+from dreambooth.data.images import find_instance_images
+from dreambooth.data.latents import LatentCache
+from dreambooth.data.prepare import prepare_data
 from dreambooth.errors import Diverged
-from dreambooth.images import find_instance_images
-from dreambooth.latents import LatentCache
-from dreambooth.model import load_model
-from dreambooth.training import StepMetrics, fit
+from dreambooth.training.engine import TorchEngine
+from dreambooth.training.loop import StepMetrics, fit
+from dreambooth.training.model import load_model
 
 
 class Training:

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dreambooth.config import load_config
-from pipelines.cluster import ray_cluster
-from pipelines.events import event_queue
-from pipelines.plan import make_plan
-from pipelines.train_stage import train
+from dreambooth.config.settings import load_config
+from pipelines.cluster.events import event_queue
+from pipelines.cluster.ray_cluster import ray_cluster
+from pipelines.driver.train_stage import train
+from pipelines.plan.run_plan import make_plan
 
 
 def _print(message: dict[str, Any]) -> None:

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from dreambooth.batches import Batch, ImageSet, TrainingData
-from dreambooth.config import DreamBoothConfig, ZeroConfig, load_config
-from dreambooth.engine import Engine, TorchEngine
+from dreambooth.config.settings import DreamBoothConfig, ZeroConfig, load_config
+from dreambooth.data.batches import Batch, ImageSet, TrainingData
+from dreambooth.data.latents import LatentCache
 from dreambooth.errors import Diverged
-from dreambooth.families import family_of
-from dreambooth.latents import LatentCache
-from dreambooth.model import load_model
+from dreambooth.models.families import family_of
 from dreambooth.quiet import quiet
-from dreambooth.training import StepMetrics, fit
+from dreambooth.training.engine import Engine, TorchEngine
+from dreambooth.training.loop import StepMetrics, fit
+from dreambooth.training.model import load_model
 
 STEPS, CHECKPOINT = 50, 40
 """Of the long runs, and where their checkpoint lies."""
@@ -114,7 +114,7 @@ def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "c
     model = load_model(base, config, autocast=autocast)
     if case.stage is None:
         return TorchEngine(model, config.train, device)
-    from pipelines import deepspeed_engine
+    from pipelines.worker import deepspeed_engine
 
     zero = ZeroConfig(stage=case.stage, offload_optimizer=case.offload)
     if not case.accumulates:

@@ -18,17 +18,17 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from dreambooth.addresses import Address, check_address, shown, without_credentials
-from dreambooth.config import load_config
+from dreambooth.config.addresses import Address, check_address, shown, without_credentials
+from dreambooth.config.settings import load_config
 from dreambooth.errors import InputError
 from dreambooth.reach import prove_store
 from pipelines.cli import main
-from pipelines.cluster import ray_cluster
-from pipelines.jobs import connect as connect_to_jobs
-from pipelines.jobs import make_job
-from pipelines.mlflow_client import check_connection, resolve_tracking_uri
-from pipelines.plan import printable_settings
-from pipelines.storage import check_writable, filesystem
+from pipelines.cluster.ray_cluster import ray_cluster
+from pipelines.driver.jobs import connect as connect_to_jobs
+from pipelines.driver.jobs import make_job
+from pipelines.plan.run_plan import printable_settings
+from pipelines.storage.publications import check_writable, filesystem
+from pipelines.tracking.client import check_connection, resolve_tracking_uri
 
 SECONDS = 10.0
 SCHEMES = ("http", "https", "postgresql", "mysql+pymysql", "mssql", "ftp", "sftp", "nosuch")
@@ -212,8 +212,8 @@ class TestPasswordsAreNeverShown:
         self.hidden(password, yaml.safe_dump(printable_settings(load_config(settings))))
 
     def test_by_a_name_that_is_taken_from_an_address(self, password: str) -> None:
-        from pipelines.cli_batch import batch_name
-        from pipelines.subject_list import name_after
+        from pipelines.cli.batch import batch_name
+        from pipelines.plan.subject_list import name_after
 
         quoted = quote(password, safe="")
         assert name_after(f"https://me:{quoted}@host/photos/Red-Dog?X-Amz-Signature={quoted}") == "red-dog"
@@ -323,10 +323,10 @@ def _impatient(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     """Tests of silence wait less than a person does, but for one."""
     if "silent" in request.node.name:
         monkeypatch.setattr("dreambooth.reach._ANSWER_SECONDS", 0.3)
-        monkeypatch.setattr("pipelines.mlflow_client._DATABASE_SECONDS", 0.3)
-        monkeypatch.setattr("pipelines.cluster_address._SECONDS", 0.3)
-        monkeypatch.setattr("pipelines.cluster_address._SECONDS_MORE", 0.3)
-        monkeypatch.setattr("pipelines.jobs._PATIENCE_SECONDS", (0.3, 0.3))
+        monkeypatch.setattr("pipelines.tracking.client._DATABASE_SECONDS", 0.3)
+        monkeypatch.setattr("pipelines.cluster.address._SECONDS", 0.3)
+        monkeypatch.setattr("pipelines.cluster.address._SECONDS_MORE", 0.3)
+        monkeypatch.setattr("pipelines.driver.jobs._PATIENCE_SECONDS", (0.3, 0.3))
 
 
 NOWHERE = "127.0.0.1:1"
@@ -354,14 +354,14 @@ UNKNOWN = "no-such-host.invalid:6379"
     indirect=["place"],
 )
 def test_a_ray_cluster_that_is_not_there(place: str, expected: str) -> None:
-    from dreambooth.config import ClusterConfig
+    from dreambooth.config.settings import ClusterConfig
 
     with refused_within_seconds(expected), ray_cluster(ClusterConfig(address=place)):
         pass
 
 
 def test_silence_is_not_listened_to_for_as_long_as_ray_would(silent: str) -> None:
-    from dreambooth.config import ClusterConfig
+    from dreambooth.config.settings import ClusterConfig
 
     with refused_within_seconds("it says nothing for seconds"), ray_cluster(ClusterConfig(address=silent)):
         pass
@@ -373,7 +373,7 @@ def test_silence_is_not_listened_to_for_as_long_as_ray_would(silent: str) -> Non
 def test_auto_without_a_cluster(
     variable: str | None, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from dreambooth.config import ClusterConfig
+    from dreambooth.config.settings import ClusterConfig
 
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # other tests' clusters
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
@@ -429,9 +429,9 @@ def test_tracking_by_https_where_http_is_spoken(web: str) -> None:
 @pytest.mark.parametrize("place", [NOWHERE, UNKNOWN, "silent", "closing"], indirect=True)
 @pytest.mark.parametrize("use", ["write", "base", "images", "table"])
 def test_a_store_that_is_not_there(use: str, place: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dreambooth.base_model import resolve_base_model
-    from dreambooth.images import find_instance_images
-    from pipelines.subject_list import read_batch
+    from dreambooth.data.images import find_instance_images
+    from dreambooth.models.base_model import resolve_base_model
+    from pipelines.plan.subject_list import read_batch
 
     uses: dict[str, Callable[[], object]] = {
         "write": lambda: check_writable("s3://bucket/x"),
@@ -488,7 +488,7 @@ def test_a_server_behind_a_proxy_is_asked_for_there(web: str, monkeypatch: pytes
 
 
 def test_a_certificate_of_ones_own_is_no_fault_here(tmp_path: Path) -> None:
-    from pipelines.certificates import main as certify
+    from pipelines.cluster.certificates import main as certify
 
     certify(["authority", str(tmp_path / "authority")])
     certify(["node", str(tmp_path / "authority"), str(tmp_path / "tls"), "127.0.0.1"])
@@ -520,7 +520,7 @@ def test_a_certificate_of_ones_own_is_no_fault_here(tmp_path: Path) -> None:
 def test_a_hub_that_is_not_there(place: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    from dreambooth.base_model import resolve_base_model
+    from dreambooth.models.base_model import resolve_base_model
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", place if place == "not-a-url" else f"http://{place}")

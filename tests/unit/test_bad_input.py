@@ -39,14 +39,14 @@ def refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Refused:
     """What the command line says to `dreambooth run` with sound arguments but those given."""
-    import pipelines.personalize
+    import pipelines.driver.personalize
 
     def start(*arguments: object, **options: object) -> None:
         raise AssertionError("work was started")
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr(pipelines.personalize, "ray_cluster", start)
+    monkeypatch.setattr(pipelines.driver.personalize, "ray_cluster", start)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_database)
 
     def invoke(*arguments: str | Path, images: str | Path = instance_folder) -> str:

@@ -10,9 +10,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from dreambooth.base_model import BaseModel, resolve_base_model
 from dreambooth.errors import InputError
-from dreambooth.families.stable_diffusion import load_tokenizer
+from dreambooth.models.base_model import BaseModel, resolve_base_model
+from dreambooth.models.families.stable_diffusion import load_tokenizer
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

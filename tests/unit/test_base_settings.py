@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.base_settings import FIELDS, BaseSettings, Field
-from dreambooth.empty_step import latent_shape
 from dreambooth.errors import InputError
-from dreambooth.export import load_trained
-from dreambooth.families.stable_diffusion import load_tokenizer
-from dreambooth.model import load_components
-from dreambooth.sampling import sample
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.base_settings import FIELDS, BaseSettings, Field
+from dreambooth.models.export import load_trained
+from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.sampling.sampler import sample
+from dreambooth.training.empty_step import latent_shape
+from dreambooth.training.model import load_components
 
 GONE = enum.Enum("Field", ["GONE"]).GONE
 

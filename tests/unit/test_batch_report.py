@@ -9,9 +9,9 @@ from html import unescape
 import pytest
 from PIL import Image
 
-from pipelines.batch_report import SHOWN, render_report
-from pipelines.batch_result import BatchResult, SubjectResult
-from pipelines.batch_summary import lane_busy_share
+from pipelines.driver.batch_summary import lane_busy_share
+from pipelines.report.batch_report import SHOWN, render_report
+from pipelines.report.batch_result import BatchResult, SubjectResult
 from pipelines.tasks import SubjectRecord
 
 

@@ -7,8 +7,8 @@ import itertools
 import pytest
 from rich.console import Console
 
-from pipelines import batch_console
-from pipelines.batch_console import BatchView
+from pipelines.driver import batch_console
+from pipelines.driver.batch_console import BatchView
 from pipelines.tasks import STATES, Progress, State
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreambooth.batches import Batch, ImageSet, TrainingData, pairs_of
-from dreambooth.latents import LatentCache
+from dreambooth.data.batches import Batch, ImageSet, TrainingData, pairs_of
+from dreambooth.data.latents import LatentCache
 from dreambooth.randomness import generator
 
 SHAPE = (4, 8, 8)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreambooth.best_checkpoint import Score, Scores
-from dreambooth.config import load_config
+from dreambooth.config.settings import load_config
 from dreambooth.errors import InputError
-from pipelines.fine_tune import History
+from dreambooth.training.best_checkpoint import Score, Scores
+from pipelines.worker.fine_tune import History
 
 
 class FakeEngine:

@@ -7,11 +7,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from dreambooth.config import DreamBoothConfig
+from dreambooth.config.limits import LARGEST_SEED
+from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.errors import InputError
-from dreambooth.limits import LARGEST_SEED
+from pipelines.apps.generate import generate
 from pipelines.cli import main
-from pipelines.generate import generate
 
 OF_A_SETTING = {("run", "--steps"), ("run", "--workers"), ("run", "--zero-stage")}
 """Options that hand their number on to a setting."""

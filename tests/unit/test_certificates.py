@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.certificates import main, tls_environment
+from pipelines.cluster.certificates import main, tls_environment
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from dreambooth.config import DreamBoothConfig, load_config
-from dreambooth.explain_settings import list_settings
+from dreambooth.config.explain import list_settings
+from dreambooth.config.settings import DreamBoothConfig, load_config
 from pipelines.cli import main
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dreambooth.config import DreamBoothConfig, config_hash, load_config, parse_override
+from dreambooth.config.settings import DreamBoothConfig, config_hash, load_config, parse_override
+from dreambooth.config.train import TrainConfig
 from dreambooth.errors import InputError
-from dreambooth.train_config import TrainConfig
 
 SUBJECT = {"name": "rex", "class_noun": "dog", "instance_images": "photos/rex"}
 

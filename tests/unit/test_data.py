@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dreambooth.batches import TrainingData
-from dreambooth.config import DreamBoothConfig, load_config
-from dreambooth.data import prepare_data
-from dreambooth.families.stable_diffusion import load_tokenizer
-from dreambooth.images import find_instance_images, to_pixels
-from dreambooth.latents import encode_latents, load_vae
+from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.data.batches import TrainingData
+from dreambooth.data.images import find_instance_images, to_pixels
+from dreambooth.data.latents import encode_latents, load_vae
+from dreambooth.data.prepare import prepare_data
+from dreambooth.models.families.stable_diffusion import load_tokenizer
 
 
 @pytest.fixture

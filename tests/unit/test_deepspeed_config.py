@@ -2,9 +2,9 @@
 
 import pytest
 
-from dreambooth.config import ZeroConfig
-from dreambooth.train_config import TrainConfig
-from pipelines.deepspeed_engine import deepspeed_config
+from dreambooth.config.settings import ZeroConfig
+from dreambooth.config.train import TrainConfig
+from pipelines.worker.deepspeed_engine import deepspeed_config
 
 
 def test_sizes_and_clipping_come_from_the_settings() -> None:

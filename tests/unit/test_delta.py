@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dreambooth.base_model import BaseModel, resolve_base_model
-from dreambooth.delta import DESCRIPTION, is_delta, rebuild, write_delta
 from dreambooth.errors import InputError
-from dreambooth.export import export_pipeline
+from dreambooth.models.base_model import BaseModel, resolve_base_model
+from dreambooth.models.delta import DESCRIPTION, is_delta, rebuild, write_delta
+from dreambooth.models.export import export_pipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

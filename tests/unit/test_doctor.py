@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dreambooth.config import DreamBoothConfig, load_config
+from dreambooth.config.settings import DreamBoothConfig, load_config
 from pipelines.cli import main
-from pipelines.doctor import Finding, judge_auth, judge_encryption, judge_nodes, judge_versions, probe_tracking
-from pipelines.node_facts import PACKAGES, NodeFacts, installed_versions
+from pipelines.plan.doctor import Finding, judge_auth, judge_encryption, judge_nodes, judge_versions, probe_tracking
+from pipelines.plan.node_facts import PACKAGES, NodeFacts, installed_versions
 
 GIB = 1 << 30
 NODE = NodeFacts(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreambooth.ema import Ema
+from dreambooth.training.ema import Ema
 
 
 def masters() -> list[Tensor]:

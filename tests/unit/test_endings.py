@@ -16,30 +16,30 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipelines.cli import main
-from pipelines.endings import FAILURE, INTERRUPTED, UNREAD, sentence
+from pipelines.cli.endings import FAILURE, INTERRUPTED, UNREAD, sentence
 
 PASSWORD = "corr/ect#horse@battery"
 REMOTE = "Traceback (most recent call last):\n  File 'x.py', line 1, in f\nKeyError: 'lane'"
 
 WORK: dict[tuple[str, ...], tuple[list[str], str]] = {
-    ("run",): (["--images", "x", "--class-noun", "dog"], "pipelines.personalize.personalize"),
-    ("batch",): (["x.yaml"], "pipelines.subject_list.read_batch"),
-    ("doctor",): ([], "dreambooth.config.load_config"),
-    ("evaluate",): (["--model", "m", "--instance-images", "x"], "pipelines.evaluate_model.evaluate_model"),
-    ("paper",): ([], "pipelines.paper.plan_paper"),
-    ("serve",): (["--model", "models:/x@latest"], "pipelines.serve_subjects.find_subjects"),
-    ("submit",): (["run", "--set", "storage.root=s3://b/r"], "pipelines.jobs.connect"),
-    ("jobs", "list"): ([], "pipelines.jobs.connect"),
-    ("jobs", "logs"): (["job"], "pipelines.jobs.connect"),
-    ("jobs", "status"): (["job"], "pipelines.jobs.connect"),
-    ("jobs", "stop"): (["job"], "pipelines.jobs.connect"),
-    ("manifest",): (["rayjob", "x.yaml", "--image", "i"], "pipelines.storage.filesystem"),
-    ("study",): (["a", "b"], "pipelines.study_make.open_study"),
-    ("generate",): (["a [V] dog", "--model", "m"], "pipelines.generate.generate"),
-    ("identifiers",): ([], "dreambooth.base_model.resolve_base_model"),
-    ("gc",): ([], "pipelines.garbage.find_leftovers"),
-    ("models",): ([], "pipelines.registry.list_models"),
-    ("settings",): ([], "dreambooth.explain_settings.list_settings"),
+    ("run",): (["--images", "x", "--class-noun", "dog"], "pipelines.driver.personalize.personalize"),
+    ("batch",): (["x.yaml"], "pipelines.plan.subject_list.read_batch"),
+    ("doctor",): ([], "dreambooth.config.settings.load_config"),
+    ("evaluate",): (["--model", "m", "--instance-images", "x"], "pipelines.apps.evaluate_model.evaluate_model"),
+    ("paper",): ([], "pipelines.apps.paper.paper.plan_paper"),
+    ("serve",): (["--model", "models:/x@latest"], "pipelines.apps.serve.subjects.find_subjects"),
+    ("submit",): (["run", "--set", "storage.root=s3://b/r"], "pipelines.driver.jobs.connect"),
+    ("jobs", "list"): ([], "pipelines.driver.jobs.connect"),
+    ("jobs", "logs"): (["job"], "pipelines.driver.jobs.connect"),
+    ("jobs", "status"): (["job"], "pipelines.driver.jobs.connect"),
+    ("jobs", "stop"): (["job"], "pipelines.driver.jobs.connect"),
+    ("manifest",): (["rayjob", "x.yaml", "--image", "i"], "pipelines.storage.publications.filesystem"),
+    ("study",): (["a", "b"], "pipelines.apps.study.make.open_study"),
+    ("generate",): (["a [V] dog", "--model", "m"], "pipelines.apps.generate.generate"),
+    ("identifiers",): ([], "dreambooth.models.base_model.resolve_base_model"),
+    ("gc",): ([], "pipelines.apps.garbage.find_leftovers"),
+    ("models",): ([], "pipelines.tracking.registry.list_models"),
+    ("settings",): ([], "dreambooth.config.explain.list_settings"),
 }
 """Of every command, arguments that it takes and where its work begins."""
 
@@ -130,7 +130,7 @@ def test_a_folder_that_takes_no_file_is_not_another_fault(monkeypatch: pytest.Mo
     def throw(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dreambooth.explain_settings.list_settings", throw)
+    monkeypatch.setattr("dreambooth.config.explain.list_settings", throw)
     monkeypatch.setattr(os, "open", full)
     result = CliRunner().invoke(main, ["settings"])
     assert (result.exit_code, result.stdout) == (FAILURE, "")
@@ -150,7 +150,7 @@ def test_what_libraries_log_and_threads_raise_has_no_traceback(monkeypatch: pyte
         thread.join()
         raise KeyError("outer")
 
-    monkeypatch.setattr("dreambooth.explain_settings.list_settings", work)
+    monkeypatch.setattr("dreambooth.config.explain.list_settings", work)
     result = CliRunner().invoke(main, ["settings"])
     assert "Traceback" not in result.stderr
     assert "warning: a thread ended: ZeroDivisionError: division by zero" in result.stderr
@@ -184,10 +184,10 @@ class TestInAProcessOfItsOwn:
     def test_signals(self, signals: list[signal.Signals]) -> None:
         """In work that begins and never ends."""
         code = (
-            "import dreambooth.explain_settings, signal, time, pipelines.cli as cli\n"
+            "import dreambooth.config.explain, signal, time, pipelines.cli.main as cli\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
             "def work(*_):\n    print('working', flush=True)\n    time.sleep(600)\n"
-            "dreambooth.explain_settings.list_settings = work\n"
+            "dreambooth.config.explain.list_settings = work\n"
             "cli.main(['settings'])"
         )
         process = subprocess.Popen(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dreambooth.errors import InputError
-from pipelines.evaluate_model import evaluate_model
-from pipelines.storage import publish
+from pipelines.apps.evaluate_model import evaluate_model
+from pipelines.storage.publications import publish
 
 
 @pytest.fixture
@@ -69,14 +69,14 @@ def test_what_is_odd_about_the_photographs_is_said_as_by_run(
     """Through the command line, up to where work would start: two equal pictures, and a damaged one among others."""
     from click.testing import CliRunner
 
-    import pipelines.evaluate_model
-    from dreambooth.base_model import resolve_base_model
+    import pipelines.apps.evaluate_model
+    from dreambooth.models.base_model import resolve_base_model
     from pipelines.cli import main
 
     def start(*arguments: object) -> None:
         raise InputError("work would start")
 
-    monkeypatch.setattr(pipelines.evaluate_model, "ray_cluster", start)
+    monkeypatch.setattr(pipelines.apps.evaluate_model, "ray_cluster", start)
     base = resolve_base_model(str(tiny_pipeline))
     metadata = {"key": "k", "subject": "rex", "class_noun": "dog", "identifier": "tfz", "num_inference_steps": 2}
     metadata |= {"base_model": str(tiny_pipeline), "base_hash": base.hash, "guidance_scale": 2.0, "resolution": 64}

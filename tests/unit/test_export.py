@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from dreambooth.config import load_config
-from dreambooth.export import export_pipeline, load_trained, verify_export
-from dreambooth.model import load_model
-from dreambooth.sampling import load_pipeline, sample
+from dreambooth.config.settings import load_config
+from dreambooth.models.export import export_pipeline, load_trained, verify_export
+from dreambooth.sampling.sampler import load_pipeline, sample
+from dreambooth.training.model import load_model
 
 UNET, TEXT_ENCODER = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 

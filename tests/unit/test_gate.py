@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from dreambooth.evaluation.config import GateConfig
-from pipelines.gate import Standing, decide
+from dreambooth.config.evaluation import GateConfig
+from pipelines.tracking.champion import Standing, decide
 
 GATE = GateConfig(dino_margin=0.02, clip_t_margin=0.01, pres_limit=0.5)
 

@@ -7,8 +7,8 @@ import pytest
 from transformers import BertTokenizer, CLIPTokenizer, GPT2Tokenizer, T5Tokenizer
 
 import dreambooth
+from dreambooth.data.identifier import MEANINGFUL, candidates, choose_identifier, choose_identifiers, describe
 from dreambooth.errors import InputError
-from dreambooth.identifier import MEANINGFUL, candidates, choose_identifier, choose_identifiers, describe
 
 COMMON = ["a", "photo", "of", "dog", "cat", "the", "brr", "house"]
 RARE = ["xkq", "zpv", "sks", "vx", "oak", "bqxw", "qrg", "dlm"]

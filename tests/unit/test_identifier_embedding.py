@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.best_checkpoint import Score, Scores
-from dreambooth.config import DreamBoothConfig, load_config
-from dreambooth.delta import rebuild, write_delta
-from dreambooth.engine import TorchEngine
-from dreambooth.export import export_pipeline, verify_export
-from dreambooth.families.stable_diffusion import load_tokenizer
-from dreambooth.identifier import token_ids_in_prompts
-from dreambooth.model import DreamBoothModel, load_components, load_model
-from dreambooth.probe import Trained
+from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.data.identifier import token_ids_in_prompts
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.delta import rebuild, write_delta
+from dreambooth.models.export import export_pipeline, verify_export
+from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.probe import Trained
+from dreambooth.training.best_checkpoint import Score, Scores
+from dreambooth.training.engine import TorchEngine
+from dreambooth.training.model import DreamBoothModel, load_components, load_model
 
 
 def configured(identifier: str = "tfz", **train: object) -> DreamBoothConfig:

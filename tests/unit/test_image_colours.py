@@ -10,8 +10,8 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageCms
 
+from dreambooth.data.images import Decoded, decode
 from dreambooth.errors import InputError
-from dreambooth.images import Decoded, decode
 
 pillow_heif.register_heif_opener(thumbnails=False)
 SIDE = 48

@@ -13,9 +13,9 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from dreambooth.data.images import Decoded, decode, find_instance_images
+from dreambooth.data.inspection import inspect_images
 from dreambooth.errors import InputError
-from dreambooth.images import Decoded, decode, find_instance_images
-from dreambooth.inspection import inspect_images
 
 pillow_heif.register_heif_opener(thumbnails=False)
 

@@ -10,8 +10,8 @@ import pillow_heif
 import pytest
 from PIL import Image
 
+from dreambooth.data.images import InstanceImage, find_instance_images, open_image, search_images
 from dreambooth.errors import InputError
-from dreambooth.images import InstanceImage, find_instance_images, open_image, search_images
 
 MAX_PIXELS = 1_000_000
 pillow_heif.register_heif_opener(thumbnails=False)

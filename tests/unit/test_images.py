@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from dreambooth.errors import InputError
-from dreambooth.images import (
+from dreambooth.data.images import (
     open_image,
     squares,
     to_pixels,
 )
+from dreambooth.errors import InputError
 
 MAX_PIXELS = 1_000_000
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

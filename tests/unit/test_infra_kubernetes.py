@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.certificates import tls_environment
-from pipelines.manifests import GIVE_NOTICE
+from pipelines.cluster.certificates import tls_environment
+from pipelines.plan.manifests import GIVE_NOTICE
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "infra" / "kubernetes"
@@ -129,7 +129,8 @@ def test_rays_nodes_and_mlflow_talk_by_tls(objects: list[dict[str, Any]], pods_i
     (mlflow,) = [each for each in objects if each["kind"] == "Deployment" and each["metadata"]["name"] == "mlflow"]
     for pod in [*pods, *pods_in(mlflow)]:
         (certificate,) = pod["initContainers"]
-        assert certificate["command"][:6] == ["python", "-m", "pipelines.certificates", "node", "/authority", "/tls"]
+        module = "pipelines.cluster.certificates"
+        assert certificate["command"][:6] == ["python", "-m", module, "node", "/authority", "/tls"]
         with_key = [each["name"] for each in [*pod["initContainers"], *pod["containers"]] if sees_authority(each)]
         assert with_key == ["certificate"]
     (settings,) = [each["data"] for each in objects if each["metadata"]["name"] == "dreambooth-settings"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.certificates import tls_environment
+from pipelines.cluster.certificates import tls_environment
 
 FOLDER = Path(__file__).parents[2] / "infra" / "ray"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth.data.images import InstanceImage, find_instance_images
+from dreambooth.data.inspection import inspect_addresses, inspect_images
 from dreambooth.errors import InputError
-from dreambooth.images import InstanceImage, find_instance_images
-from dreambooth.inspection import inspect_addresses, inspect_images
 
 MAX_PIXELS = 1_000_000
 

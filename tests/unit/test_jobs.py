@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dreambooth.errors import InputError
-from pipelines.jobs import Job, connect, environment, exit_code, make_job, status, submit
+from pipelines.driver.jobs import Job, connect, environment, exit_code, make_job, status, submit
 
 
 class Client:
@@ -62,7 +62,7 @@ def test_only_what_is_needed_travels(table: Path) -> None:
     client = Client()
     job = job_of(table)
     assert submit(client, job, with_code=True, variables={"AWS_PROFILE": "x"}) == (f"{job.id}-1", "submitted")
-    assert {"inputs/0/my cars.yaml", "pipelines/cli.py", "dreambooth/config.py"} <= client.files
+    assert {"inputs/0/my cars.yaml", "pipelines/cli/main.py", "dreambooth/config/settings.py"} <= client.files
     assert {name.split("/")[0] for name in client.files} == {"inputs", "pipelines", "dreambooth"}
     assert not [name for name in client.files if name.endswith(".pyc")]
     assert client.submitted[0]["runtime_env"]["env_vars"]["AWS_PROFILE"] == "x"
@@ -196,7 +196,7 @@ class TestPaths:
         import click
 
         from pipelines.cli import main
-        from pipelines.job_paths import OPTIONS, SWITCHES
+        from pipelines.driver.job_paths import OPTIONS, SWITCHES
 
         options = [param for name in ("run", "batch") for param in main.commands[name].params]
         switches = {

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from dreambooth.latents import LatentCache, encode_latents, load_vae
+from dreambooth.data.latents import LatentCache, encode_latents, load_vae
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 
 SCRIPT = """
 import threading
-from pipelines.logs import about, log, to_stderr
+from pipelines.cluster.logs import about, log, to_stderr
 
 log("nobody listens yet")
 to_stderr()

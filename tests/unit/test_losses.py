@@ -9,8 +9,8 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from dreambooth.errors import InputError
-from dreambooth.losses import NoiseSchedule, prior_preservation_loss
-from dreambooth.model import DreamBoothModel
+from dreambooth.training.losses import NoiseSchedule, prior_preservation_loss
+from dreambooth.training.model import DreamBoothModel
 
 PREDICTIONS = ("epsilon", "v_prediction")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dreambooth.errors import InputError
-from pipelines import machine
-from pipelines.doctor import judge_machines
-from pipelines.machine import MachineFault, check_loopback, faults, ray_folder, settle
+from pipelines.cluster import machine
+from pipelines.cluster.machine import MachineFault, check_loopback, faults, ray_folder, settle
+from pipelines.plan.doctor import judge_machines
 
 NOBODY = 987_654_321
 HOMELESS = "/proc/nohome"

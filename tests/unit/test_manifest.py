@@ -9,11 +9,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from dreambooth.config import load_config
+from dreambooth.config.settings import load_config
 from pipelines.cli import main
-from pipelines.cluster import Resources
-from pipelines.manifests import Placement, worker_pods
-from pipelines.plan import make_plan
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.plan.manifests import Placement, worker_pods
+from pipelines.plan.run_plan import make_plan
 
 Manifests = Callable[..., list[dict[str, Any]]]
 
@@ -21,7 +21,7 @@ Manifests = Callable[..., list[dict[str, Any]]]
 @pytest.fixture
 def run_yaml(tiny_pipeline: Path, instance_folder: Path, tmp_path: Path) -> Path:
     """A run whose addresses a cluster could reach: all in a store in memory."""
-    from pipelines.storage import write_bytes
+    from pipelines.storage.publications import write_bytes
 
     for path in instance_folder.iterdir():
         write_bytes(f"memory://photos/red-dog/{path.name}", path.read_bytes())

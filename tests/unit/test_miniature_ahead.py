@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from dreambooth.miniature.ahead import Ahead
+from dreambooth.miniature.pretraining.ahead import Ahead
 
 
 @pytest.mark.parametrize("processes", [0, 2])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from dreambooth.miniature.captions import (
+from dreambooth.miniature.pretraining.captions import (
     held_out_prompts,
     is_held_out_prompt,
     prompt,
@@ -12,9 +12,9 @@ from dreambooth.miniature.captions import (
     sample_group,
     truth,
 )
-from dreambooth.miniature.tokenizer import MAX_LENGTH, build_tokenizer, caption_words, rare_words
-from dreambooth.miniature.train_unet import training_scene
-from dreambooth.miniature.world import CLASS_NOUNS, COLOURS, PLACES, sample_scene
+from dreambooth.miniature.pretraining.tokenizer import MAX_LENGTH, build_tokenizer, caption_words, rare_words
+from dreambooth.miniature.pretraining.train_unet import training_scene
+from dreambooth.miniature.pretraining.world import CLASS_NOUNS, COLOURS, PLACES, sample_scene
 
 TOKENIZER = build_tokenizer()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dreambooth.miniature.stage import Stage, fit
+from dreambooth.miniature.pretraining.stage import Stage, fit
 
 STAGE = Stage(name="line", steps=6, minutes=60, learning_rate=0.1, warmup=2, ema_decay=0.9)
 

@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, ViTModel
 
 from dreambooth.miniature import CLIP_DIR, PIPELINE_DIR, VIT_DIR, WEIGHTS_DIR
-from dreambooth.miniature.quality import BOUNDS, verification_auc
+from dreambooth.miniature.pretraining.quality import BOUNDS, verification_auc
 
 
 def test_the_weights_are_at_most_sixteen_megabytes() -> None:

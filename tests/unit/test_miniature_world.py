@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageChops
 
 from dreambooth.miniature import subject_dir, subject_names
-from dreambooth.miniature.drawing import draw
-from dreambooth.miniature.world import (
+from dreambooth.miniature.pretraining.drawing import draw
+from dreambooth.miniature.pretraining.world import (
     CLASS_NOUNS,
     COLOURS,
     PLACES,
@@ -119,7 +119,7 @@ def test_the_shipped_subjects_are_five_pictures_each_of_several_classes() -> Non
 
 
 def test_the_shipped_pictures_are_what_the_program_draws(tmp_path: Path) -> None:
-    from dreambooth.miniature.assemble import write_subjects
+    from dreambooth.miniature.pretraining.assemble import write_subjects
 
     write_subjects(tmp_path)
     for name in subject_names():

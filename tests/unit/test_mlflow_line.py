@@ -8,7 +8,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
 
-from pipelines.mlflow_line import Away, Line, chunks, is_refusal
+from pipelines.tracking.line import Away, Line, chunks, is_refusal
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.metrics import METRICS, observed, record
+from pipelines.cluster.metrics import METRICS, observed, record
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra" / "monitoring"
@@ -43,7 +43,7 @@ def test_every_metric_is_shown() -> None:
 def recorded() -> set[str]:
     """The names in calls of `record`; an f-string counts for all that it can become."""
     names = set()
-    for path in (ROOT / "pipelines").glob("*.py"):
+    for path in (ROOT / "pipelines").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("record", "record_metric"):
                 name: Any = call.args[0]

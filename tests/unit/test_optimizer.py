@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from dreambooth.losses import NoiseSchedule
-from dreambooth.model import DreamBoothModel
-from dreambooth.optimizer import build_lr_scheduler, build_optimizer, learning_rate_factor
-from dreambooth.train_config import TrainConfig
+from dreambooth.config.train import TrainConfig
+from dreambooth.training.losses import NoiseSchedule
+from dreambooth.training.model import DreamBoothModel
+from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer, learning_rate_factor
 
 
 def model(*, with_text_encoder: bool = True) -> DreamBoothModel:

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bootstrap import Interval, bootstrap_mean
 from dreambooth.evaluation.figures import FIGURE_NAMES, BankId, Figure, Figures
+from pipelines.apps.paper.experiments import EXPERIMENTS, TABLE_1, TABLE_3, TABLE_5, Claim, Experiment, Row
+from pipelines.apps.paper.markdown import render_markdown
+from pipelines.apps.paper.page import render_page
+from pipelines.apps.paper.settings import full_setting, quick_setting
+from pipelines.apps.paper.tables import Finding, Table, as_records, make_tables
+from pipelines.apps.paper.trials import Trial, distinct_plans, plan_trials, trial_config
 from pipelines.cli import main
-from pipelines.paper_experiments import EXPERIMENTS, TABLE_1, TABLE_3, TABLE_5, Claim, Experiment, Row
-from pipelines.paper_markdown import render_markdown
-from pipelines.paper_page import render_page
-from pipelines.paper_settings import full_setting, quick_setting
-from pipelines.paper_tables import Finding, Table, as_records, make_tables
-from pipelines.paper_trials import Trial, distinct_plans, plan_trials, trial_config
 
 BANK = BankId(name="miniature", hash="0123456789abcdef")
 
@@ -117,7 +117,7 @@ class TestTrials:
             assert other.identifier == right.identifier
 
     def test_the_same_settings_are_trained_once(self) -> None:
-        from pipelines.cluster import Resources
+        from pipelines.cluster.ray_cluster import Resources
 
         trials = plan_trials(quick_setting(), "out", (), Resources(cpus=2, gpus=0))
         plans = distinct_plans(trials)

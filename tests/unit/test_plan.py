@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth.config import load_config
+from dreambooth.config.settings import load_config
+from dreambooth.data.identifier import choose_identifier
 from dreambooth.errors import InputError
-from dreambooth.identifier import choose_identifier
-from dreambooth.model import load_schedule
-from pipelines.batch_plan import describe_batch, make_batch_plan
-from pipelines.cluster import Resources
-from pipelines.evaluate_stage import sample_requests
-from pipelines.plan import Plan, check_destinations, describe_plan, make_plan
+from dreambooth.training.model import load_schedule
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.train_stage import train_task
+from pipelines.plan.batch_plan import describe_batch, make_batch_plan
+from pipelines.plan.run_plan import Plan, check_destinations, describe_plan, make_plan
+from pipelines.stages.evaluate_stage import sample_requests
 from pipelines.tasks import Source
-from pipelines.train_stage import train_task
 
 MachinePlan = Callable[..., Plan]
 
@@ -139,7 +139,7 @@ class TestKey:
         measured = ("evaluation.protocol=miniature", "evaluation.bank=miniature")
         now = plan(*measured)
         pictures = names(now)
-        for module in ("dreambooth.prior", "dreambooth.evaluation.protocol"):
+        for module in ("dreambooth.sampling.class_images", "dreambooth.evaluation.protocol"):
             monkeypatch.setattr(f"{module}.STORED", 1)
         before = plan(*measured)
         assert not pictures & names(before)
@@ -215,7 +215,7 @@ class TestChoices:
             plan(*overrides)
 
     def test_an_identifier_and_the_resolution(self, plan: MachinePlan, tiny_pipeline: Path) -> None:
-        from dreambooth.families.stable_diffusion import load_tokenizer
+        from dreambooth.models.families.stable_diffusion import load_tokenizer
 
         chosen = plan("subject.identifier=null").config
         tokenizer = load_tokenizer(tiny_pipeline)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dreambooth.config import PriorConfig
-from dreambooth.prior import PriorPlan, generate_block, image_name, image_seed, prior_plan
-from dreambooth.sampling import load_pipeline, sample
+from dreambooth.config.settings import PriorConfig
+from dreambooth.sampling.class_images import PriorPlan, generate_block, image_name, image_seed, prior_plan
+from dreambooth.sampling.sampler import load_pipeline, sample
 
 
 def plan(**changes: Any) -> PriorPlan:

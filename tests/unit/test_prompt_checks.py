@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from transformers import CLIPTokenizer
 
-from dreambooth.config import DreamBoothConfig, load_config
+from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.config.wording import PROMPT_FIELDS, TEMPLATE_FIELDS, misplaced, one_line
+from dreambooth.data.images import InstanceImage
+from dreambooth.data.prompt_checks import PromptReader, read
 from dreambooth.errors import InputError
 from dreambooth.evaluation.banks import load_bank
-from dreambooth.families.stable_diffusion import load_tokenizer
-from dreambooth.images import InstanceImage
+from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.miniature import PIPELINE_DIR
-from dreambooth.prompt_checks import PromptReader, read
-from dreambooth.run_texts import check_texts
-from dreambooth.wording import PROMPT_FIELDS, TEMPLATE_FIELDS, misplaced, one_line
+from dreambooth.models.families.stable_diffusion import load_tokenizer
 
 LONG = " ".join(["on the beach"] * 8)  # 24 tokens, and the miniature reads 22
 

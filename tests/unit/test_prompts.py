@@ -14,7 +14,7 @@ from dreambooth.evaluation.prompts import (
     read_prompts,
     sample_seed,
 )
-from dreambooth.miniature.tokenizer import caption_words
+from dreambooth.miniature.pretraining.tokenizer import caption_words
 
 
 def prompt(text: str) -> EvaluationPrompt:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from dreambooth.config import load_config
+from dreambooth.config.settings import load_config
+from dreambooth.data.images import find_instance_images
 from dreambooth.errors import InputError
 from dreambooth.evaluation.protocol import Protocol, protocol_of
-from dreambooth.images import find_instance_images
-from pipelines.protocol_stage import check_protocol, protocol_task
+from pipelines.stages.protocol_stage import check_protocol, protocol_task
 from pipelines.tasks import ProtocolTask
 
 

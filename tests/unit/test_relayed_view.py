@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from pipelines import batch_console, relayed_view
-from pipelines.console import RunConsole
-from pipelines.relayed_view import RELAY_VARIABLE, RelayedBatchView, Replay
+from pipelines.driver import batch_console, relayed_view
+from pipelines.driver.console import RunConsole
+from pipelines.driver.relayed_view import RELAY_VARIABLE, RelayedBatchView, Replay
 from pipelines.tasks import STATES, Progress, State
 
 

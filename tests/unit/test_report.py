@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
-from dreambooth.training import StepMetrics
-from pipelines.report import Row, contact_sheet, loss_curve
+from dreambooth.training.loop import StepMetrics
+from pipelines.report.pictures import Row, contact_sheet, loss_curve
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dreambooth.config.wording import IDENTIFIER_PLACEHOLDER
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bootstrap import Interval
 from dreambooth.evaluation.figures import FIGURE_NAMES, BankId, Figure, Figures, NearestInstance, PromptRow
-from dreambooth.wording import IDENTIFIER_PLACEHOLDER
-from pipelines.batch_report import render_report
-from pipelines.batch_result import BatchResult, SubjectResult
-from pipelines.evaluate_stage import Evaluation
-from pipelines.evaluated import Evaluated, find_evaluated, read_pictures
-from pipelines.evaluation_store import store_evaluation
-from pipelines.report_evaluation import FIGURES, MOST_CELLS
-from pipelines.run_report import render_run
-from pipelines.study_samples import has_samples, read_samples
+from pipelines.apps.study.samples import has_samples, read_samples
+from pipelines.report.batch_report import render_report
+from pipelines.report.batch_result import BatchResult, SubjectResult
+from pipelines.report.evaluated import Evaluated, find_evaluated, read_pictures
+from pipelines.report.report_evaluation import FIGURES, MOST_CELLS
+from pipelines.report.run_report import render_run
+from pipelines.stages.evaluate_stage import Evaluation
+from pipelines.stages.evaluation_store import store_evaluation
 from pipelines.tasks import SubjectRecord
 
 PLACES = ("on a carpet", "in the <snow>")

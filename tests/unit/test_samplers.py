@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.prior import PriorPlan, image_name
-from pipelines.samplers import ImageSampler
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.sampling.class_images import PriorPlan, image_name
 from pipelines.tasks import SampleRequest, Source
+from pipelines.worker.samplers import ImageSampler
 
 
 def request(dtype: str = "float32", seed: int = 1) -> SampleRequest:

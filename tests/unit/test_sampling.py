@@ -16,9 +16,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
-from dreambooth.images import to_pixels
-from dreambooth.latents import encode_latents, load_vae
-from dreambooth.sampling import _decode, load_pipeline, personalized, sample
+from dreambooth.data.images import to_pixels
+from dreambooth.data.latents import encode_latents, load_vae
+from dreambooth.sampling.sampler import _decode, load_pipeline, personalized, sample
 
 PROMPTS = ["a photo of a car", "a photo of a dog on the beach"]
 SETTINGS: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 4.0}
@@ -114,10 +114,10 @@ def test_a_pipeline_that_shares_its_base_draws_the_same(kind: Any, base: Path, t
 def test_the_served_model_draws_the_same(kind: Any, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
-    from pipelines.mlflow_client import quietly
+    from pipelines.tracking.client import quietly
 
     with quietly():
-        from pipelines.served_model import DreamBoothModel
+        from pipelines.tracking.served_model import DreamBoothModel
 
     kind(base)
     served, context = (

@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 
-from dreambooth.base_model import resolve_base_model
-from dreambooth.config import load_config
+from dreambooth.config.settings import load_config
 from dreambooth.errors import InputError
-from dreambooth.model import load_components
-from dreambooth.sampling import load_pipeline
-from pipelines.jobs import make_job
-from pipelines.plan import printable_settings
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.sampling.sampler import load_pipeline
+from dreambooth.training.model import load_components
+from pipelines.driver.jobs import make_job
+from pipelines.plan.run_plan import printable_settings
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [path for package in ("dreambooth", "pipelines", "infra") for path in (ROOT / package).rglob("*.py")]
@@ -46,7 +46,7 @@ def trap(tmp_path: Path) -> Iterator[Path]:
     assert (tmp_path / "trace").exists()
 
 
-OWN_TRANSPORT = ("pipelines/queue_actor.py", "pickle.loads")
+OWN_TRANSPORT = ("pipelines/queue/queue_actor.py", "pickle.loads")
 """What a driver packs for its own actor goes over Ray, whose messages are pickles anyway; nothing stored is read so."""
 
 

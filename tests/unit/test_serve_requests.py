@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from dreambooth.errors import InputError
-from pipelines.serve_api import make_api
-from pipelines.serve_requests import MOST_BYTES, Asked, Drawn, Refused, read_request
-from pipelines.serve_sampler import alike
-from pipelines.serve_subjects import ServedSubject
+from pipelines.apps.serve.api import make_api
+from pipelines.apps.serve.requests import MOST_BYTES, Asked, Drawn, Refused, read_request
+from pipelines.apps.serve.sampler import alike
+from pipelines.apps.serve.subjects import ServedSubject
 
 GOOD = {"subject": "rex", "prompt": "a photo of [V] dog"}
 REX = ServedSubject(

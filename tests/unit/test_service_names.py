@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dreambooth.config import load_config
+from dreambooth.config.settings import load_config
 from dreambooth.errors import InputError
 from pipelines.cli import main
 
@@ -37,7 +37,7 @@ def test_an_experiment(name: str) -> None:
 
 def test_names_that_mlflow_takes_are_taken(tmp_path: Path) -> None:
     """On a real database: what is let through, MLflow keeps and finds again."""
-    from pipelines.mlflow_client import connect
+    from pipelines.tracking.client import connect
 
     client = connect(f"sqlite:///{tmp_path}/mlflow.db")
     for name in ("/Users/me/pets", "pets: all", 'a "pet"', "100 %", "x" * 250, "ふわ"):
@@ -134,7 +134,7 @@ class TestBytes:
         assert refused("models") == f"the variable {name} is b'caf\\xe9', holds bytes that aren't UTF-8; set it anew"
 
     def test_in_a_variable_to_hand_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from pipelines.jobs import environment
+        from pipelines.driver.jobs import environment
 
         monkeypatch.setenv("SECRET", NOT_UTF8)
         with pytest.raises(InputError, match="--env SECRET: "):

@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dreambooth.errors import InputError
-from pipelines import storage
+from pipelines.storage import publications as storage
 
 
 @pytest.fixture(params=["memory", "file", "path"])

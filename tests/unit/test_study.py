@@ -14,10 +14,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from dreambooth.errors import InputError
-from pipelines.study import SubjectSamples, make_questions
-from pipelines.study_report import describe_report, majority, preferences, report, wilson
-from pipelines.study_server import StudyServer
-from pipelines.study_store import Answer, StudyFile
+from pipelines.apps.study.report import describe_report, majority, preferences, report, wilson
+from pipelines.apps.study.server import StudyServer
+from pipelines.apps.study.store import Answer, StudyFile
+from pipelines.apps.study.study import SubjectSamples, make_questions
 
 
 def picture(*colour: int, **said: str) -> bytes:
@@ -300,7 +300,7 @@ class TestServer:
 def test_photographs_are_looked_at_as_a_run_looks_at_them(instance_folder: Path, tmp_path: Path) -> None:
     import shutil
 
-    from pipelines.study_samples import read_references
+    from pipelines.apps.study.samples import read_references
 
     photos = Path(shutil.copytree(instance_folder, tmp_path / "photos"))
     shutil.copyfile(photos / "00.png", photos / "05.png")

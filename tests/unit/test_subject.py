@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dreambooth.subject import PromptTemplates, Subject, fill_identifier
+from dreambooth.config.subject import PromptTemplates, Subject, fill_identifier
 
 
 def subject(**changes: Any) -> Subject:
@@ -101,7 +101,7 @@ class TestPrompts:
         assert fill_identifier("a dog", "sks") == "a dog"
 
 
-@pytest.mark.parametrize("module", ["dreambooth.subject", "dreambooth.config"])
+@pytest.mark.parametrize("module", ["dreambooth.config.subject", "dreambooth.config.settings"])
 def test_imports_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth.config import DreamBoothConfig, load_config
+from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.errors import InputError
-from pipelines.batch_plan import describe_batch, make_batch_plan
-from pipelines.cluster import Resources
-from pipelines.estimate import describe_estimate
-from pipelines.pace import known_paces, pace_key, remember_paces
-from pipelines.subject_checks import SubjectCheck, check_subjects, valid_plans
-from pipelines.subject_list import ListedSubject
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.plan.batch_plan import describe_batch, make_batch_plan
+from pipelines.plan.estimate import describe_estimate
+from pipelines.plan.pace import known_paces, pace_key, remember_paces
+from pipelines.plan.subject_checks import SubjectCheck, check_subjects, valid_plans
+from pipelines.plan.subject_list import ListedSubject
 
 ROOM = Resources(cpus=4, gpus=0)
 
@@ -60,8 +60,8 @@ def test_many_are_checked_in_processes_with_the_same_findings(
     configs = [subject(f"rex-{number}", (1, 2) if number == 3 else (1, 2, 3)) for number in range(20)]
     Path(configs[17].subject.instance_images[0], "1.png").write_bytes(b"")
     alone = check(*configs)
-    monkeypatch.setattr("pipelines.subject_checks._PER_PROCESS", 5)
-    monkeypatch.setattr("pipelines.subject_checks.usable_cpus", lambda: 2)
+    monkeypatch.setattr("pipelines.plan.subject_checks._PER_PROCESS", 5)
+    monkeypatch.setattr("pipelines.plan.subject_checks.usable_cpus", lambda: 2)
     assert check(*configs) == alone
     assert alone[3].warnings
     assert "is empty" in alone[17].errors[0]

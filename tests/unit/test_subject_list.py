@@ -7,9 +7,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dreambooth.config import DreamBoothConfig
+from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.errors import InputError
-from pipelines.subject_list import read_batch
+from pipelines.plan.subject_list import read_batch
 
 YAML = """
 train: {max_train_steps: 7}

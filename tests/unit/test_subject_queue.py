@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from dreambooth.config import load_config
-from dreambooth.images import find_instance_images
-from dreambooth.prior import PriorPlan, image_name
-from pipelines.prior_stage import seal
-from pipelines.protocol_stage import protocol_task
-from pipelines.storage import join, read_json, write_bytes
-from pipelines.subject_queue import QueuedSubject, SubjectQueue
+from dreambooth.config.settings import load_config
+from dreambooth.data.images import find_instance_images
+from dreambooth.sampling.class_images import PriorPlan, image_name
+from pipelines.queue.subject_queue import QueuedSubject, SubjectQueue
+from pipelines.stages.prior_stage import seal
+from pipelines.stages.protocol_stage import protocol_task
+from pipelines.storage.publications import join, read_json, write_bytes
 from pipelines.tasks import MakeClassImages, SubjectRecord, TrainSubject, TrainTask, Wait
 
 LANE, OTHER = "driver/0", "driver/1"

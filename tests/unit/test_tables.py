@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dreambooth.config import DreamBoothConfig
+from dreambooth.config.settings import DreamBoothConfig
 from pipelines.cli import main
-from pipelines.subject_list import read_batch
+from pipelines.plan.subject_list import read_batch
 
 HEADER = "name,class_noun,instance_images"
 ROW = "rex,dog,photos/rex"
@@ -157,7 +157,7 @@ class TestSubjectFile:
     SAYS = "{class_noun: dog, identifier: tfz, train: {max_train_steps: 7}}"
 
     def settings(self, *arguments: str) -> DreamBoothConfig:
-        from pipelines.cli import _settings
+        from pipelines.cli.main import _settings
 
         flags = dict.fromkeys(
             ["class_noun", "name", "identifier", "base_model", "steps", "workers", "zero_stage", "output", "address"]
@@ -168,7 +168,7 @@ class TestSubjectFile:
 
     @pytest.fixture(params=["", "memory://"])
     def place(self, request: pytest.FixtureRequest, working_folder: Path) -> str:
-        from pipelines.storage import write_bytes
+        from pipelines.storage.publications import write_bytes
 
         place = f"memory://{working_folder.parent.name}" if request.param else str(working_folder)
         write_bytes(f"{place}/My Rex/subject.yaml", self.SAYS.encode("utf-16"))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth.config import load_config
+from dreambooth.config.settings import load_config
+from dreambooth.config.strict_yaml import parse_yaml
+from dreambooth.config.text_files import decode_text
 from dreambooth.errors import InputError
-from dreambooth.strict_yaml import parse_yaml
-from dreambooth.text_files import decode_text
 
 TEXT = "subject: {name: rex, class_noun: café, instance_images: photos}\n"
 

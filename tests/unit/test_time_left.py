@@ -12,9 +12,9 @@ import rich.progress
 from rich.console import Console
 from rich.progress import TaskID
 
-from pipelines.console import RunConsole
+from pipelines.driver.console import RunConsole
+from pipelines.driver.time_left import TimeLeft
 from pipelines.tasks import STATES, Progress, State
-from pipelines.time_left import TimeLeft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def test_a_runs_bar_goes_by_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch
     """Two steps a second, and 35 seconds of scores in the middle; what a checkpoint had does not count."""
     now, out = [0.0], io.StringIO()
     console = Console(file=out, force_terminal=True, width=120, get_time=lambda: now[0])
-    monkeypatch.setattr("pipelines.console.Console", lambda **settings: console)
+    monkeypatch.setattr("pipelines.driver.console.Console", lambda **settings: console)
     shown: list[tuple[float, float]] = []
 
     class Noted(rich.progress.Progress):
@@ -128,7 +128,7 @@ def test_a_runs_bar_goes_by_the_pace_of_this_run(monkeypatch: pytest.MonkeyPatch
             if task.time_remaining is not None:
                 shown.append((task.completed, task.time_remaining))
 
-    monkeypatch.setattr("pipelines.console.Progress", Noted)
+    monkeypatch.setattr("pipelines.driver.console.Progress", Noted)
     with RunConsole().bar("training") as update:
         for step in range(began_with + 1, 401):
             now[0] += 0.5 + (35 if step == 300 else 0)

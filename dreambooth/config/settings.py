@@ -1,0 +1,349 @@
+"""Everything a run is told, as frozen models, and all validation of it.
+
+Defaults are for Stable Diffusion; `MINIATURE` holds what differs for the built-in base model. A configuration comes
+from YAML with dotted overrides (`load_config`), and whatever is wrong with it is an `InputError` before any work
+starts.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+
+from dreambooth.config.addresses import check_address, holds_credentials, shown
+from dreambooth.config.bounds import (
+    Count,
+    Guidance,
+    Number,
+    Resolution,
+    Retries,
+    SamplingSteps,
+    Seed,
+    Whole,
+)
+from dreambooth.config.evaluation import EvaluationConfig, GateConfig
+from dreambooth.config.explain import explain
+from dreambooth.config.limits import MOST_IMAGES
+from dreambooth.config.service_names import ExperimentName, ModelName
+from dreambooth.config.strict_yaml import NotYaml, parse_yaml
+from dreambooth.config.subject import Frozen, PromptTemplates, Subject, Words
+from dreambooth.config.text_files import read_text
+from dreambooth.config.train import RATES_OF_TEXT_ENCODER, TrainConfig
+from dreambooth.errors import InputError
+
+
+def _check_without_secret(address: str) -> str:
+    if holds_credentials(address):
+        raise ValueError(
+            f"{shown(address)} holds a name, a password or a token, and results say where they lie; leave it out, and "
+            f"hand it on as its driver takes it (AWS_ACCESS_KEY_ID, FSSPEC_FTP_PASSWORD, …)"
+        )
+    return address
+
+
+Place = Annotated[str, AfterValidator(partial(check_address, what="the address"))]
+OpenPlace = Annotated[Place, AfterValidator(_check_without_secret)]
+
+
+class ImagesConfig(Frozen):
+    """How instance images become squares of pixels."""
+
+    resolution: Resolution | None = Field(None, description="side in pixels; None: what the base model was trained at")
+    crop: Literal["center", "random"] = Field("center", description="which square is cut from a photograph")
+    crops_per_image: Count = Field(8, description="how many random crops of an image are encoded; center has one")
+    flip: bool = Field(False, description="also train on mirrored images; wrong for subjects with a left and a right")
+    max_pixels: Whole = Field(
+        50_000_000, ge=1, le=2**31, description="larger images are refused before they are decoded"
+    )
+
+
+class PriorConfig(Frozen):
+    """The class images of prior preservation (paper, section 3.2)."""
+
+    prior_loss_weight: Number = Field(
+        1.0, ge=0, le=1000, description="the paper's lambda; 0 turns prior preservation off"
+    )
+    num_class_images: Whole = Field(
+        200, ge=1, le=MOST_IMAGES, description="made once per class and setting, shared by its subjects"
+    )
+    num_inference_steps: SamplingSteps = Field(25, description="sampling steps of a class image")
+    guidance_scale: Guidance = Field(7.5, description="classifier-free guidance of a class image")
+    batch_size: Count = Field(8, description="images sampled together; part of the set's key")
+    num_actors: Count | None = Field(None, description="parallel samplers; None: as many as the cluster has room for")
+    seed: Seed = Field(0, description="of the class images")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether class images take part at all."""
+        return self.prior_loss_weight > 0
+
+
+class ZeroConfig(Frozen):
+    """DeepSpeed's ZeRO (arXiv 1910.02054)."""
+
+    stage: Literal[0, 1, 2, 3] = Field(
+        2, description="what workers share out: 1 optimizer states, 2 gradients too, 3 weights too, 0 nothing"
+    )
+    offload_optimizer: bool = Field(False, description="keep optimizer states in host memory")
+
+
+class ClusterConfig(Frozen):
+    """Which Ray cluster, and how much of it one subject takes."""
+
+    address: Place | None = Field(None, description="None: start Ray here; 'auto' or an address: join that cluster")
+    num_workers: Count = Field(1, description="that train one subject together")
+    min_workers: Count | None = Field(
+        None,
+        description="as few go on when the cluster shrinks, until there is room again; None: all or none",
+    )
+    resize_seconds: Number = Field(
+        60.0, gt=0, le=86_400, description="with min_workers: between looks whether there is room for more workers"
+    )
+    use_gpu: bool | Literal["auto"] = Field("auto", description="auto: where the cluster has any, one a worker")
+    cpus_per_worker: Count = Field(1, description="reserved for a worker; without a GPU, its threads too")
+    max_failures: Retries = Field(2, description="how often a worker group is started again after a failure")
+    lanes: Count | None = Field(
+        None, description="of a batch: worker groups that train subjects side by side; None: as many as there is room"
+    )
+    subject_retries: Retries = Field(
+        1, description="of a batch: how often a subject that failed is tried again before it is set aside"
+    )
+
+
+class StorageConfig(Frozen):
+    """Where results go: a local path or any address that fsspec knows."""
+
+    root: OpenPlace = Field(
+        "output", description="of everything; any address that fsspec knows, such as s3://bucket/results"
+    )
+    run: OpenPlace | None = Field(None, description="folder of this run; None: <root>/<subject name>")
+    prior: OpenPlace | None = Field(None, description="folder of the shared class-image sets; None: <root>/prior")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="of a published model's weights")
+
+
+class TrackingConfig(Frozen):
+    """MLflow."""
+
+    uri: Place | None = Field(None, description="tracking address; None: sqlite:///mlflow.db in the working folder")
+    experiment: ExperimentName = Field("dreambooth", description="the MLflow experiment of runs and batches")
+    register_model: bool = Field(True, description="register the result; false: only publish it")
+    registered_model_name: ModelName | None = Field(None, description="None: dreambooth-<subject name>")
+
+
+class RegistryConfig(Frozen):
+    """Registered models."""
+
+    storage: Literal["full", "delta"] = Field(
+        "full", description="delta: only what training changed, exact; the base has to be where the model is loaded"
+    )
+
+
+class DreamBoothConfig(Frozen):
+    """One subject, end to end."""
+
+    subject: Subject
+    base_model: Words = Field("miniature", description="'miniature', a diffusers directory (any address), or a hub id")
+    revision: str | None = Field(None, description="of a hub id")
+    engine: Literal["auto", "torch", "deepspeed"] = Field(
+        "auto", description="auto: DeepSpeed for several workers or offload, else PyTorch, which is faster alone"
+    )
+    prompts: PromptTemplates = PromptTemplates()
+    images: ImagesConfig = ImagesConfig()
+    prior: PriorConfig = PriorConfig()
+    train: TrainConfig = TrainConfig()
+    zero: ZeroConfig = ZeroConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    storage: StorageConfig = StorageConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    registry: RegistryConfig = RegistryConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _scores_are_measured(self) -> Self:
+        if self.train.by_score and self.evaluation.every is None:
+            setting = "train.keep: best" if self.train.keep == "best" else "train.stop_after"
+            raise ValueError(
+                f"{setting} goes by scores of the training; set evaluation.every to the steps between them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fewer_workers_can_share(self) -> Self:
+        fewest, most = self.cluster.min_workers, self.cluster.num_workers
+        if fewest is None:
+            return self
+        if fewest > most:
+            raise ValueError(f"cluster.min_workers is {fewest}, but cluster.num_workers only {most}")
+        micro_steps = most * self.train.gradient_accumulation_steps
+        for workers in range(fewest, most):
+            if micro_steps % workers:
+                raise ValueError(
+                    f"cluster.min_workers: {workers} workers can't share the {micro_steps} micro steps of a step "
+                    f"evenly; set train.gradient_accumulation_steps to a multiple of {workers}, or min_workers higher"
+                )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _textual_inversion_stands_alone(cls, settings: Any) -> Any:
+        """Its prompts name the subject by the identifier alone, and there is no class to preserve."""
+        if isinstance(settings, dict) and _setting(settings, "train", "method") == "textual_inversion":
+            if _setting(settings, "prior", "prior_loss_weight") not in (None, 0):
+                raise ValueError(
+                    "prior.prior_loss_weight: prior preservation has no part in train.method textual_inversion; "
+                    "leave it out, or set it to 0"
+                )
+            alone = {"prior": {"prior_loss_weight": 0.0}, "prompts": {"instance": "a photo of {identifier}"}}
+            return merge(alone, settings)
+        return settings
+
+    @property
+    def run_uri(self) -> str:
+        """Where everything of this run is written."""
+        return self.storage.run or f"{self.storage.root.rstrip('/')}/{self.subject.name}"
+
+    @property
+    def prior_uri(self) -> str:
+        """Where class-image sets are shared."""
+        return self.storage.prior or f"{self.storage.root.rstrip('/')}/prior"
+
+    @property
+    def model_name(self) -> str:
+        """Name in the model registry."""
+        return self.tracking.registered_model_name or f"dreambooth-{self.subject.name}"
+
+
+MINIATURE: dict[str, Any] = {
+    "prior": {"num_class_images": 100, "num_inference_steps": 12, "guidance_scale": 4.0},
+    "train": {
+        "max_train_steps": 400,
+        "micro_batch_size": 2,
+        "learning_rate": 5e-4,
+        "text_encoder_learning_rate": 6e-4,
+        "identifier_learning_rate": 8e-3,
+        "lr_scheduler": "linear",
+        "min_snr_gamma": 5.0,
+        "checkpoint_every": 100,
+    },
+    "evaluation": {
+        "prompts": [
+            "a photo of [V] {class_noun}",
+            "a photo of [V] {class_noun} on the beach",
+            "a photo of [V] {class_noun} in the snow",
+            "a photo of [V] {class_noun} in the forest",
+            "a photo of [V] {class_noun} on the grass",
+        ],
+        "num_inference_steps": 12,
+        "guidance_scale": 4.0,
+    },
+    "gate": {"pres_limit": 0.4},
+}
+"""What differs from the defaults for `base_model: miniature`; a user's own settings go over it."""
+
+
+def _miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """MINIATURE, without rates for a text encoder that stays frozen; a user's own rates for it are refused."""
+    if str(_setting(settings, "train", "train_text_encoder")).lower() not in ("false", "no", "off", "0", "n", "f"):
+        return MINIATURE
+    train = {name: value for name, value in MINIATURE["train"].items() if name not in RATES_OF_TEXT_ENCODER}
+    return MINIATURE | {"train": train}
+
+
+def _setting(settings: dict[str, Any], group: str, name: str) -> Any:
+    values = settings.get(group)
+    return values.get(name) if isinstance(values, dict) else None
+
+
+def config_hash(*parts: BaseModel | str) -> str:
+    """First 16 hex digits of the sha256 of settings, in canonical JSON: the same settings, the same name."""
+    plain = [part if isinstance(part, str) else part.model_dump(mode="json") for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) -> DreamBoothConfig:
+    """Read a configuration from YAML (or a mapping) and dotted overrides such as `train.max_train_steps=400`.
+
+    Raises InputError for a file that can't be read, an unknown setting (with the nearest known one) or a wrong value.
+    """
+    settings = read_yaml(source) if isinstance(source, Path) else source
+    for override in overrides:
+        settings = merge(settings, parse_override(override))
+    if settings.get("base_model", "miniature") == "miniature":
+        settings = merge(_miniature_defaults(settings), settings)
+    try:
+        return DreamBoothConfig.model_validate(settings)
+    except ValidationError as error:
+        raise InputError(explain(error, DreamBoothConfig)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, dotted ones nested; InputError when it can't be read, holds none or one twice."""
+    settings = parse_yaml(read_text(path, what="the configuration"), str(path))
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} should hold settings such as 'base_model: miniature', got {type(settings).__name__}")
+    try:
+        return nest(settings.items())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def parse_override(override: str) -> dict[str, Any]:
+    """Turn 'a.b=c' into {'a': {'b': c}}, the value read as YAML."""
+    path, separator, text = override.partition("=")
+    if not separator or not all(path.strip().split(".")):
+        raise InputError(f"--set takes a.b=value, such as train.max_train_steps=400; got {override!r}")
+    try:
+        value = parse_yaml(text, f"--set {path.strip()}")
+    except NotYaml:
+        value = text
+    return nest([(path.strip(), value)])
+
+
+def nest(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Settings level by level, of dotted names or nested ones; InputError for one that is given in both ways.
+
+    >>> nest([("train.seed", 1), ("train", {"max_train_steps": 5})])
+    {'train': {'seed': 1, 'max_train_steps': 5}}
+    """
+    nested: dict[str, Any] = {}
+    for path, value in leaves(given):
+        below = nested
+        for depth, part in enumerate(path[:-1], start=1):
+            inner = below.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise _twice(path[:depth], inner, {".".join(path[depth:]): value})
+            below = inner
+        if path[-1] in below and value != {}:
+            raise _twice(path, below[path[-1]], value)
+        below.setdefault(path[-1], value)
+    return nested
+
+
+def leaves(given: Iterable[tuple[str, Any]], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(names of the levels, value) of every single setting, of dotted names or nested ones."""
+    for key, value in given:
+        path = (*above, *str(key).split("."))
+        if isinstance(value, dict) and value:
+            yield from leaves(value.items(), path)
+        else:
+            yield path, {} if value == {} else value
+
+
+def _twice(path: tuple[str, ...], one: Any, other: Any) -> InputError:
+    return InputError(f"{'.'.join(path)} is given twice, as {one!r} and as {other!r}; leave one of them out")
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `under`, level by level; InputError where settings would go over a plain value."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and not isinstance(below, dict | None):
+            raise InputError(f"{key}: expected settings such as {key}.{next(iter(value), '…')}, got {below!r}")
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,246 @@
+"""A subject: what is personalized, and the two prompts made from it.
+
+>>> subject = Subject(name="rex", class_noun="dog", identifier="sks", instance_images=("rex",))
+>>> PromptTemplates().instance_prompt(subject)
+'a photo of sks dog'
+>>> PromptTemplates().class_prompt(subject)
+'a photo of a dog'
+"""
+
+import re
+import unicodedata
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from dreambooth.config.strict_yaml import Misread
+from dreambooth.config.wording import (
+    CLASS_NOUN_PLACEHOLDER,
+    IDENTIFIER_PLACEHOLDER,
+    PROMPT_FIELDS,
+    TEMPLATE_FIELDS,
+    misplaced,
+    visible,
+)
+
+_ARTICLE = re.compile(r"(an?|the)\s+(?=\S)", re.IGNORECASE)
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class Frozen(BaseModel):
+    """Base of every setting: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_is_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what YAML doesn't read as the text it looks like, and text that nothing can write down."""
+        annotation: Any = cls.model_fields[str(info.field_name)].annotation
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if _takes_text(annotation):
+                _check_is_text(each, optional=NoneType in get_args(annotation))
+            if isinstance(each, str) and (unfit := re.search("[\0\ud800-\udfff]", each)):
+                raise ValueError(_hidden(unfit[0], each))
+        return value
+
+
+@cache
+def _takes_text(annotation: Any) -> bool:
+    """Whether a setting is text, or a list of texts; a choice of words is none."""
+    return annotation is str or any(_takes_text(part) for part in get_args(annotation))
+
+
+def _check_is_text(value: object, *, optional: bool) -> None:
+    if isinstance(value, Misread):
+        raise ValueError(f'YAML reads {value} as {value.reading}; quote it: "{value}"')
+    if isinstance(value, bool):
+        raise ValueError(f'expected text, got {str(value).lower()}; quote it: "{str(value).lower()}"')
+    if isinstance(value, int | float):
+        raise ValueError(f'expected text, got the number {value}; quote it: "{value}"')
+    if value is None and not optional:
+        raise ValueError("expected text, got nothing, which is what YAML reads an empty value, ~ and null as; quote it")
+
+
+def _hidden(char: str, text: str) -> str:
+    return f"expected visible characters, got the control character U+{ord(char):04X} in {text!r}"
+
+
+def name_from(text: str) -> str:
+    """A subject name made of any text, such as a folder's name; empty where it has neither letter nor digit.
+
+    >>> name_from("My Dog (2)")
+    'my-dog-2'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-")
+
+
+def check_name(name: str) -> str:
+    """A subject's or a batch's name as it is; ValueError, with the nearest spelling, for one unfit for paths."""
+    if not _NAME.fullmatch(name):
+        # Accents are left off: é is no other letter to who reads a path.
+        plain = name_from(
+            "".join(each for each in unicodedata.normalize("NFKD", name) if not unicodedata.combining(each))
+        )
+        raise ValueError(
+            f"a subject name becomes part of paths and model names, so it takes 1 to 63 of a-z, 0-9 and '-', "
+            f"with no '-' at either end{f'; write {plain}' if plain else ''}; got {name!r}"
+        )
+    return name
+
+
+def as_tuple(value: object) -> object:
+    """One address as a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _check_addresses(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    if not addresses or any(not address.strip() for address in addresses):
+        raise ValueError("expected a folder, a glob or a list of image addresses, got an empty one")
+    return addresses
+
+
+Words = Annotated[str, AfterValidator(visible)]
+
+
+def _check_noun(noun: str) -> str:
+    """Refuse what prompts would say twice, or what stands for something else."""
+    if fault := misplaced(noun, known=()):
+        raise ValueError(f"{noun!r} holds a placeholder: {fault}")
+    if _ARTICLE.match(noun):
+        raise ValueError(f"expected the noun without its article, {_ARTICLE.sub('', noun)!r}, got {noun!r}")
+    return noun
+
+
+def _check_identifier(identifier: str) -> str:
+    if identifier.casefold() in [each.casefold() for each in (*PROMPT_FIELDS, *TEMPLATE_FIELDS)]:
+        raise ValueError(f"{identifier!r} is a placeholder; give a rare word, or leave it out and one is chosen")
+    return identifier
+
+
+class Subject(Frozen):
+    """Three to five photographs of one thing, and what that thing is.
+
+    `identifier` None means that a rare token is chosen (`dreambooth.data.identifier`). `instance_images` is a folder, a
+    glob or a list of images, local or at any address that fsspec knows.
+    """
+
+    name: Annotated[str, AfterValidator(check_name)] = Field(
+        description="of folders and of the registered model: a-z, 0-9 and dashes, 63 at most"
+    )
+    class_noun: Annotated[Words, AfterValidator(_check_noun)] = Field(
+        description="what the subject is: dog, backpack, fire engine"
+    )
+    identifier: Annotated[Words, AfterValidator(_check_identifier)] | None = Field(
+        None, description="the rare token that names the subject; None: one is chosen"
+    )
+    instance_images: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_check_addresses)] = Field(
+        description="folder, glob or list of photographs, three to five of them; photo.txt beside photo.jpg captions it"
+    )
+
+    @model_validator(mode="after")
+    def _identifier_is_not_the_class_noun(self) -> "Subject":
+        if self.identifier is None:
+            return self
+        identifier, noun = _folded(self.identifier), _folded(self.class_noun)
+        if identifier == noun:
+            raise ValueError(
+                f"identifier and class_noun are both {self.class_noun!r}; the identifier has to be another, rare word "
+                f"(leave it out and one is chosen)"
+            )
+        if f" {identifier} " in f" {noun} ":
+            raise ValueError(
+                f"class_noun {self.class_noun!r} holds the identifier {self.identifier!r}, which prompts put before "
+                f"it; leave it out of the class noun, or every member of the class has that name"
+            )
+        return self
+
+
+def _folded(words: str) -> str:
+    """As tokenizers read it: composed, and in lower case."""
+    return unicodedata.normalize("NFC", words).casefold()
+
+
+def _check_template(template: str) -> str:
+    if fault := misplaced(template, known=TEMPLATE_FIELDS):
+        raise ValueError(f"{template!r}: {fault}")
+    return visible(template)
+
+
+Template = Annotated[str, AfterValidator(_check_template)]
+
+
+def _check_names_identifier(template: str) -> str:
+    if "{identifier}" not in template:
+        raise ValueError(f"expected {{identifier}} in the instance template, got {template!r}")
+    return template
+
+
+def _check_names_no_identifier(template: str) -> str:
+    if "{identifier}" in template:
+        raise ValueError(
+            f"{template!r} names the identifier, and class images show any other member of the class; leave "
+            f"{{identifier}} out"
+        )
+    return template
+
+
+class PromptTemplates(Frozen):
+    """The instance and the class prompt (paper, section 3.1 and 3.2), as templates.
+
+    Fields of a template: {identifier}, {class_noun}, {article} ("a" or "an", as the class noun needs).
+    """
+
+    instance: Annotated[Template, AfterValidator(_check_names_identifier)] = Field(
+        "a photo of {identifier} {class_noun}", description="what an instance image is trained with"
+    )
+    class_: Annotated[Template, AfterValidator(_check_names_no_identifier)] = Field(
+        "a photo of {article} {class_noun}", alias="class", description="what class images are made and trained with"
+    )
+
+    def instance_prompt(self, subject: Subject) -> str:
+        """The instance prompt; raises ValueError while the subject has no identifier yet."""
+        if subject.identifier is None:
+            raise ValueError(f"subject {subject.name!r} has no identifier yet")
+        return self._fill(self.instance, subject)
+
+    def class_prompt(self, subject: Subject) -> str:
+        """The class prompt: what the prior-preservation images show."""
+        return self._fill(self.class_, subject)
+
+    def noun_beside_identifier(self, subject: Subject) -> str:
+        """The class noun as prompts with the identifier say it: "" where the instance prompt names none.
+
+        A model that was taught "a photo of [V]" alone, as by Textual Inversion, is asked for it by that name.
+        """
+        return subject.class_noun if CLASS_NOUN_PLACEHOLDER in self.instance else ""
+
+    @staticmethod
+    def _fill(template: str, subject: Subject) -> str:
+        article = "an" if subject.class_noun[0].lower() in "aeiou" else "a"
+        return template.format(identifier=subject.identifier, class_noun=subject.class_noun, article=article)
+
+
+def fill_identifier(prompt: str, identifier: str) -> str:
+    """Put a subject's identifier where a prompt says `[V]`."""
+    return prompt.replace(IDENTIFIER_PLACEHOLDER, identifier)
+
+
+def fill_prompt(prompt: str, identifier: str, class_noun: str) -> str:
+    """Put identifier and class noun into a prompt with `[V]` and `{class_noun}`; without a noun no gap is left.
+
+    >>> fill_prompt("a photo of [V] {class_noun} in the snow", "sks", "")
+    'a photo of sks in the snow'
+    """
+    return " ".join(fill_identifier(prompt, identifier).replace(CLASS_NOUN_PLACEHOLDER, class_noun).split())

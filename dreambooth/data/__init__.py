@@ -1,0 +1,1 @@
+"""Photographs to latents, and which pair is trained on when."""

@@ -1,0 +1,113 @@
+"""A picture's file decoded: upright, opaque, 8-bit sRGB, whatever it was; InputError for what is not whole."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dreambooth.data.images.access import read_file
+from dreambooth.data.images.colour import to_srgb
+from dreambooth.data.images.damage import check_whole, row_order
+from dreambooth.data.images.errors import Undefined
+from dreambooth.errors import InputError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "DIB", "JPEG2000", "PPM", "QOI")
+"""Pillow's names of what is read."""
+_NAMES = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP, JPEG 2000, PPM or QOI"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """An upright RGB picture, and what a person should know of how it came about."""
+
+    image: Image.Image
+    warnings: tuple[str, ...]
+
+
+def read_image(address: str) -> bytes:
+    """The bytes of an image file; InputError, naming it and the cause, when it can't be read."""
+    return read_file(address)
+
+
+def open_image(address: str, *, max_pixels: int) -> Image.Image:
+    """Open and fully decode an image, see `decode`; InputError for what can't be read, too."""
+    return decode_image(read_image(address), address, max_pixels=max_pixels)
+
+
+def decode_image(content: bytes, address: str, *, max_pixels: int) -> Image.Image:
+    """The picture of `decode`."""
+    return decode(content, address, max_pixels=max_pixels).image
+
+
+def decode(content: bytes, address: str, *, max_pixels: int) -> Decoded:
+    """Decode an image file as upright sRGB; what is see-through lies on white. Of several frames the first counts.
+
+    Raises InputError, naming the file and the cause, if it has more than `max_pixels` (by its header, before anything
+    is decoded), is empty, is damaged (`damage.check_whole`), or is in none of FORMATS; its content says
+    which, not its name.
+    """
+    _register_heif()
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of broken metadata, and of large pictures at a size that is not ours.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            _check_pixels(image.size, address, max_pixels)
+            rows = row_order(image)
+            image.load()
+            remarks = [*_frames(image), *check_whole(content, image, rows)]
+            rgb, colour_remarks = to_srgb(_upright(image))
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{address} is refused by Pillow, before decoding: {error}; make it smaller") from None
+    except Undefined as error:
+        raise InputError(f"{address} can't be used: {error}") from None
+    except UnidentifiedImageError:
+        raise InputError(_unidentified(len(content), address)) from None
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever they trip over: OSError, SyntaxError, struct.error
+        raise InputError(f"{address} is damaged: {error}; replace it or take it out of the images") from None
+    return Decoded(image=rgb, warnings=(*remarks, *colour_remarks))
+
+
+@cache
+def _register_heif() -> None:
+    """Teach Pillow HEIC; AVIF is its own."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+
+
+def _check_pixels(size: tuple[int, int], address: str, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise InputError(
+            f"{address} is {width} x {height} = {width * height} pixels, but images.max_pixels is {max_pixels}; "
+            f"make it smaller or raise images.max_pixels"
+        )
+
+
+def _unidentified(size: int, address: str) -> str:
+    if not size:
+        return f"{address} is empty (0 bytes); replace it or take it out of the images"
+    return (
+        f"{address} is no {_NAMES}, or its beginning is damaged ({size} bytes); convert it or take it out of the images"
+    )
+
+
+def _frames(image: Image.Image) -> Iterator[str]:
+    """A phone's JPEG may hold a depth map or another exposure behind the photograph: only that is what people see."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        yield f"holds {frames} frames or pages, of which only the first is used; save others as pictures of their own"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # A broken EXIF block says nothing about orientation, and the picture itself is sound.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image

@@ -1,0 +1,231 @@
+"""Instance images and their captions, found at folders, globs and files, and what lies there and is not used."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from pydantic import TypeAdapter, ValidationError
+
+from dreambooth.config.subject import Words
+from dreambooth.config.text_files import decode_text
+from dreambooth.data.images.access import EXPECTED, accessing, read_file
+from dreambooth.data.images.names import (
+    HEAD_BYTES,
+    caption_names,
+    has_picture_name,
+    is_caption_name,
+    is_picture,
+    is_system_file,
+    masked_picture,
+    may_be_picture,
+    reason_not_used,
+)
+from dreambooth.errors import InputError
+from dreambooth.reach import prove_store
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceImage:
+    """One picture of the subject; `caption` (photo.txt beside photo.jpg) replaces its instance prompt."""
+
+    address: str
+    caption: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The pictures found, and a warning for each file beside them that is not used as it may be meant."""
+
+    images: tuple[InstanceImage, ...]
+    warnings: tuple[str, ...]
+
+
+def find_instance_images(addresses: Sequence[str]) -> tuple[InstanceImage, ...]:
+    """The images of `search_images`."""
+    return search_images(addresses).images
+
+
+def search_images(addresses: Sequence[str]) -> Search:
+    """All images at the given folders, globs and files, local or at any address that fsspec knows, with their captions.
+
+    A folder gives the images that lie directly in it, by their names, or by their first bytes where a name says
+    nothing. What else it holds is named in the warnings, with the reason; hidden files are passed over. The result is
+    sorted by file name, so that order depends neither on a file system nor on how the images were listed.
+    Raises InputError for an address without images and for a caption that can't be read.
+    """
+    captions: dict[str, str | None] = {}
+    warnings: list[str] = []
+    for address in addresses:
+        place = _look_at(address)
+        found, remarks = _sort_out(place)
+        if not found:
+            raise InputError(_none_found(place))
+        captions |= found
+        warnings += remarks
+    ordered = sorted(captions, key=lambda address: (_name(address), address))
+    images = tuple(InstanceImage(address=address, caption=_read_caption(captions[address])) for address in ordered)
+    return Search(images=images, warnings=tuple(dict.fromkeys(warnings)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """What lies at an address: `files` and `folders` that it names, and `beside`, the files next to those."""
+
+    address: str
+    filesystem: Any
+    files: Sequence[str]
+    folders: Sequence[str] = ()
+    beside: frozenset[str]
+
+    def full(self, path: str) -> str:
+        """An address that means the same in every process: absolute, with the protocol unless it is local."""
+        local = "file" in self.filesystem.protocol
+        return path if local else str(self.filesystem.unstrip_protocol(path))
+
+    def head(self, path: str) -> bytes:
+        """The first bytes of a file."""
+        with accessing(self.full(path)):
+            content: bytes = self.filesystem.cat_file(path, start=0, end=HEAD_BYTES)
+        return content
+
+
+def _look_at(address: str) -> _Place:
+    with accessing(address):
+        prove_store(address, what=f"can't read {address}")
+        filesystem, path = fsspec.core.url_to_fs(address)
+        # Some remember a listing for as long as the process lives; pictures may have been added since.
+        filesystem.invalidate_cache()
+        if filesystem.isdir(path):
+            files, folders = _listing(filesystem, path)
+            if not files and not folders:
+                raise InputError(f"the folder {address} holds no files; {EXPECTED}")
+            return _Place(address=address, filesystem=filesystem, files=files, folders=folders, beside=frozenset(files))
+        if filesystem.exists(path):
+            files = [path]
+        elif any(wildcard in path for wildcard in "*?["):
+            files = [entry for entry in filesystem.glob(path) if not filesystem.isdir(entry)]
+            if not files:
+                raise InputError(f"no file matches {address}; {EXPECTED}")
+        else:
+            raise FileNotFoundError(address)
+        return _Place(address=address, filesystem=filesystem, files=files, beside=_beside(filesystem, files))
+
+
+def _listing(filesystem: Any, path: str) -> tuple[list[str], list[str]]:
+    """Files and folders that lie directly in a folder."""
+    entries = filesystem.ls(path, detail=True)
+    files = [entry["name"] for entry in entries if entry["type"] != "directory"]
+    folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
+    return sorted(files), sorted(folders)
+
+
+def _beside(filesystem: Any, files: Sequence[str]) -> frozenset[str]:
+    """The files in the folders of the given ones; by the names that captions have, where folders can't be listed."""
+    try:
+        parents = {path.rpartition("/")[0] for path in files}
+        return frozenset(name for parent in parents for name in _listing(filesystem, parent)[0])
+    except Exception:  # noqa: BLE001 - a web server, for one
+        names = (name for path in files for name in caption_names(path))
+        return frozenset(name for name in names if filesystem.exists(name))
+
+
+def _sort_out(place: _Place) -> tuple[dict[str, str | None], list[str]]:
+    """Addresses of images and of their captions, and warnings on the rest."""
+    pictures, unused = [], {}
+    for path in place.files:
+        if is_system_file(path):
+            continue
+        mask_of = masked_picture(path, place.files) if len(place.files) > 1 else None
+        if mask_of is not None:
+            unused[path] = f"it looks like a mask of {_name(mask_of)}, and masks are not used"
+        elif has_picture_name(path) or (may_be_picture(path) and is_picture(place.head(path))):
+            pictures.append(path)
+        elif not is_caption_name(path):
+            unused[path] = reason_not_used(path)
+    captions = _Captions(place.beside)
+    found = {path: captions.of(path) for path in pictures}
+    used = [caption for caption in found.values() if caption is not None]
+    unused |= {
+        path: "it is the caption of no picture: that of photo.jpg is photo.txt"
+        for path in place.files
+        if is_caption_name(path) and not is_system_file(path) and path not in used and path not in unused
+    }
+    remarks = [*_not_used(place, unused), *_shared_captions(found), *_in_folders(place)]
+    return {place.full(path): caption and place.full(caption) for path, caption in found.items()}, remarks
+
+
+class _Captions:
+    """Captions by the names they may have, in whatever case where only one differs by it."""
+
+    def __init__(self, paths: frozenset[str]) -> None:
+        self._paths = {path for path in paths if is_caption_name(path)}
+        self._folded = {path.casefold(): path for path in sorted(self._paths)}
+
+    def of(self, picture: str) -> str | None:
+        """The caption of a picture."""
+        for name in caption_names(picture):
+            if name in self._paths:
+                return name
+        return next(
+            (self._folded[name.casefold()] for name in caption_names(picture) if name.casefold() in self._folded), None
+        )
+
+
+def _not_used(place: _Place, unused: dict[str, str]) -> Iterator[str]:
+    for reason in dict.fromkeys(unused.values()):
+        names = [_name(path) for path, other in unused.items() if other == reason]
+        yield f"not used of {place.address}: {_listed(names)} ({reason})"
+
+
+def _shared_captions(found: dict[str, str | None]) -> Iterator[str]:
+    for caption in sorted({caption for caption in found.values() if caption is not None}):
+        pictures = [_name(path) for path, other in found.items() if other == caption]
+        if len(pictures) > 1:
+            yield f"{_listed(pictures)} share the caption {_name(caption)}; {pictures[0]}.txt would be its own"
+
+
+def _in_folders(place: _Place) -> Iterator[str]:
+    for folder, pictures in _pictures_in_folders(place):
+        yield (
+            f"not used of {place.address}: {_listed(pictures)} in its folder {_name(folder)} "
+            f"(only pictures that lie directly in a folder are; give that folder, too)"
+        )
+
+
+def _pictures_in_folders(place: _Place) -> Iterator[tuple[str, list[str]]]:
+    for folder in place.folders:
+        if is_system_file(folder):
+            continue
+        with accessing(place.full(folder)):
+            pictures = [_name(path) for path in _listing(place.filesystem, folder)[0] if has_picture_name(path)]
+        if pictures:
+            yield folder, pictures
+
+
+def _none_found(place: _Place) -> str:
+    names = [_name(path) for path in place.files]
+    inside = [f"{_name(folder)} ({len(pictures)})" for folder, pictures in _pictures_in_folders(place)]
+    hint = f"; there are pictures in its folders {', '.join(inside)}: give one of them" if inside else ""
+    return f"no image among the {len(names)} file(s) at {place.address} ({_listed(names, 3)}){hint}; {EXPECTED}"
+
+
+def _listed(names: Sequence[str], shown: int = _SHOWN) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _name(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _read_caption(address: str | None) -> str | None:
+    if address is None:
+        return None
+    content = read_file(address)
+    try:
+        return TypeAdapter(Words).validate_python(" ".join(decode_text(content, f"the caption {address}").split()))
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"the caption {address}: {message}; write one, or remove it for the instance prompt") from None

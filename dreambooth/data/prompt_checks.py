@@ -1,0 +1,153 @@
+"""Does a text mean to the base model what its author meant? One answer for captions, templates and prompts.
+
+A text goes wrong without a word in three ways. Its placeholder is none that is known here (`[v]`, `{identifier}` in a
+caption, `[V]` in a template) and stays in it literally. It is longer than the text encoder reads, and its end is cut,
+the identifier perhaps included. Or it reads otherwise than it looks: no identifier, another one, letters that only look
+like others. What takes the subject out of a text is an InputError, before any work; of what may be meant a warning says
+how the model reads it.
+
+How much may be cut depends on the use. A prompt that is drawn has to be read whole: to shorten it takes seconds, and a
+picture of half a prompt passes for one of all of it. Of a caption words may be lost, with a warning, but never the
+identifier: captions that a program wrote are often too long, and what they begin with is true of the picture.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from dreambooth.config.subject import fill_identifier
+from dreambooth.config.wording import IDENTIFIER_PLACEHOLDER, check_wording
+from dreambooth.data.identifier import candidates, token_ids_in_prompts
+from dreambooth.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SHOWN = 60
+_CURE = "shorten it, or put what matters first"
+_MEANT = f"write {IDENTIFIER_PLACEHOLDER} where the subject is meant"
+_OF_TUTORIALS = frozenset(("sks", "ohwx", "zwx", "shs", "smg", "tok"))
+_BESIDE = re.compile(r"[^\W\d_]+\[V\]|\[V\](?:[^\W\d_]+|\[V\])")
+_ALPHABETS = ("LATIN", "CYRILLIC", "GREEK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a tokenizer reads a text: how many tokens it makes of it, how many fit, and the words that are cut off.
+
+    `meant` is how often the identifier is among the tokens, `names` how often among those that fit.
+    """
+
+    tokens: int
+    fits: int
+    lost: str
+    meant: int
+    names: int
+
+    def __str__(self) -> str:
+        """What is wrong with its length."""
+        return f"has {self.tokens} tokens, and the base model reads {self.fits}: {shortened(self.lost)!r} is cut off"
+
+
+def shortened(text: str) -> str:
+    """A text as a sentence may repeat it."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+
+def read(
+    tokenizer: "PreTrainedTokenizerBase", text: str, identifier: str | None = None, *, length: int | None = None
+) -> Reading:
+    """Read a text, its placeholders filled, as a text encoder of `length` positions will; None: the tokenizer's own.
+
+    Raises InputError for one that holds the tokenizer's own mark of a beginning or an end.
+    """
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    for mark in {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(ids):
+        raise InputError(f"{tokenizer.convert_ids_to_tokens(mark)!r} ends a text for the base model; leave it out")
+    fits = (length or tokenizer.model_max_length) - tokenizer.num_special_tokens_to_add()
+    lost = ""
+    if len(ids) > fits:
+        first = offsets[fits][0]
+        lost = text[text.rfind(" ", 0, first + 1) + 1 :]
+    own = _own_ids(tokenizer, identifier) if identifier else []
+    return Reading(tokens=len(ids), fits=fits, lost=lost, meant=_count(own, ids), names=_count(own, ids[:fits]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptReader:
+    """Reads texts as a base model does; `identifier` None is for texts that name no subject."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    identifier: str | None
+
+    def check(self, text: str, *, what: str, whole: bool, cure: str = _CURE) -> tuple[str, ...]:
+        """Warnings about a caption or prompt, each a sentence that begins with `what`. `[V]` is filled in here.
+
+        Raises InputError where it holds a placeholder that is none, where the identifier is cut off or becomes part of
+        another word, and for a text that has to be read `whole` where any word is cut off.
+        """
+        check_wording(text, what=what, identifier=self.identifier)
+        filled = text if self.identifier is None else fill_identifier(text, self.identifier)
+        try:
+            reading = read(self.tokenizer, filled, self.identifier)
+        except InputError as error:
+            raise InputError(f"{what}: {error}") from None
+        nameless = reading.meant > 0 and not reading.names
+        if reading.lost and (whole or nameless):
+            raise InputError(f"{what} {reading}{', the identifier with it' if nameless else ''}; {cure}")
+        if near := _glued(text, self.identifier, reading):
+            raise InputError(f"{what}: in {near!r} the identifier becomes part of another word; put spaces around it")
+        warnings = [f"{what} {reading}"] if reading.lost else []
+        if self.identifier is not None and not reading.meant:
+            other = _other_identifier(self.tokenizer, filled, self.identifier)
+            warnings.append(f"{what} names no {IDENTIFIER_PLACEHOLDER}{other}; {_MEANT}")
+        return (*warnings, *(f"{what}: {each}" for each in strange_letters(filled)))
+
+
+def strange_letters(text: str) -> Iterator[str]:
+    """What is said of words that look like others: ligatures, full-width letters, and letters of two alphabets.
+
+    >>> list(strange_letters("a photo of a \N{LATIN SMALL LIGATURE FI}re engine"))
+    ["'\N{LATIN SMALL LIGATURE FI}re' is read as other letters than 'fire'; write 'fire'"]
+    """
+    for word in unicodedata.normalize("NFC", text).split():
+        plain = "".join(unicodedata.normalize("NFKC", char) if char.isalnum() else char for char in word)
+        if plain != word:
+            yield f"{word!r} is read as other letters than {plain!r}; write {plain!r}"
+        used = {unicodedata.name(char, "").partition(" ")[0] for char in word if char.isalpha()}
+        if len(used & set(_ALPHABETS)) > 1:
+            yield f"{word!r} has letters of two alphabets that look alike; type it again"
+
+
+def _glued(text: str, identifier: str | None, reading: Reading) -> str | None:
+    """The word with `[V]` in it that is read as another word; None where there is none."""
+    if identifier is None or IDENTIFIER_PLACEHOLDER not in text:
+        return None
+    if identifier.isalnum() and (found := _BESIDE.search(text)):
+        return found[0]
+    return None if reading.meant else next(word for word in text.split() if IDENTIFIER_PLACEHOLDER in word)
+
+
+def _other_identifier(tokenizer: "PreTrainedTokenizerBase", text: str, identifier: str) -> str:
+    """ ", but ..." for a text that names the identifier of something else."""
+    others = _OF_TUTORIALS | _rare(tokenizer)
+    found = next((word for word in text.casefold().replace(",", " ").split() if word in others), None)
+    return f", but {found!r}, and the identifier is {identifier!r}" if found else ""
+
+
+@lru_cache(maxsize=8)
+def _rare(tokenizer: "PreTrainedTokenizerBase") -> frozenset[str]:
+    return frozenset(candidate.text for candidate in candidates(tokenizer))
+
+
+@lru_cache(maxsize=64)
+def _own_ids(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> list[int]:
+    return list(token_ids_in_prompts(tokenizer, identifier))
+
+
+def _count(own: Sequence[int], ids: Sequence[int]) -> int:
+    return sum(ids[start : start + len(own)] == own for start in range(len(ids))) if own else 0

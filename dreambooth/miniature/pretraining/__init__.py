@@ -1,0 +1,1 @@
+"""Pretraining of the miniature: its world, the stages, and how good it became."""

@@ -1,0 +1,107 @@
+"""Trained parts into the directories that are shipped, and scenes into the shipped subjects' images."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPModel, CLIPTextModel, ViTModel
+
+from dreambooth.miniature.pretraining.drawing import draw
+from dreambooth.miniature.pretraining.tokenizer import build_tokenizer
+from dreambooth.miniature.pretraining.world import PLACES, SUBJECTS, sample_scene
+
+IMAGE_MEAN = IMAGE_STD = (0.5, 0.5, 0.5)
+SUBJECT_SIZE = 128
+
+
+def assemble_pipeline(
+    folder: Path, *, vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel
+) -> None:
+    """Write a Stable Diffusion directory with fp16 weights, replacing what was there only once it is complete."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=build_tokenizer(),
+        scheduler=DPMSolverMultistepScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    pipeline.save_pretrained(part)
+    for weights in part.glob("*/*.safetensors"):
+        _halve(weights)
+    _swap(part, folder)
+
+
+def assemble_encoder(folder: Path, model: ViTModel | CLIPModel) -> None:
+    """Write the ViT or the CLIP with fp16 weights, its image processor configuration and any tokenizer."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    _halve(part / "model.safetensors")
+    kind = "CLIP" if isinstance(model, CLIPModel) else "ViT"
+    processor: dict[str, object] = {
+        "image_processor_type": f"{kind}ImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": 64} if kind == "CLIP" else {"height": 64, "width": 64},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(IMAGE_MEAN),
+        "image_std": list(IMAGE_STD),
+    }
+    if kind == "CLIP":
+        processor |= {"do_center_crop": True, "crop_size": {"height": 64, "width": 64}, "do_convert_rgb": True}
+        build_tokenizer().save_pretrained(part)
+    (part / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    _swap(part, folder)
+
+
+def write_subjects(folder: Path) -> None:
+    """Draw the shipped subjects: five instance images each, every one in another place and pose."""
+    for name, look in SUBJECTS.items():
+        rng = random.Random(f"subject {name}")
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index, place in enumerate((None, *rng.sample(PLACES, 4))):
+            scene = sample_scene(rng, look, place=place, photo=True)
+            draw(scene, SUBJECT_SIZE).save(folder / name / f"{index:02d}.png", optimize=True)
+        (folder / name / "subject.yaml").write_text(f"name: {name}\nclass_noun: {look.class_noun}\n")
+
+
+def _halve(weights: Path) -> None:
+    """Keep the weights in fp16 on disk. The configuration goes on saying float32, which is what they are loaded as."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    save_file(halves, weights, metadata={"format": "pt"})
+
+
+def _swap(part: Path, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """How many parameters a model has."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def float32(module: nn.Module) -> nn.Module:
+    """A model on the CPU in float32, ready to be saved."""
+    return module.to("cpu", torch.float32)

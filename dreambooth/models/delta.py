@@ -1,0 +1,168 @@
+"""How can thousands of fine-tuned models be kept, each as large as its base?
+
+By what they changed. Fine-tuning moves a weight by a little, so the integers that stand for the old and the new value
+differ in few low bits; differences of integers are exact where differences of floats are not. Per tensor: both values
+in the model's own dtype as integers in the order of the numbers they stand for, their difference, its bytes sorted by
+significance, compressed with zstd. A delta names its base by hash, and gives back the model bit for bit.
+
+    write_delta(base, Path("model"), Path("delta"))
+    rebuild(Path("delta"), Path("copy"))            # finds the base again, and compares hashes
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dreambooth.errors import InputError
+from dreambooth.models.base_model import BaseModel, resolve_base_model
+
+DESCRIPTION = "delta.json"
+_FORMAT = 1
+_INTEGERS: dict[int, tuple[torch.dtype, Any, Any]] = {
+    2: (torch.int16, np.int16, np.uint16),
+    4: (torch.int32, np.int32, np.uint32),
+}
+
+
+def is_delta(directory: Path) -> bool:
+    """Whether a directory holds a delta rather than a model."""
+    return (directory / DESCRIPTION).is_file()
+
+
+def write_delta(base: BaseModel, model: Path, target: Path) -> None:
+    """Write what `model`, a diffusers directory, changed against its base; weights whose names the base has too."""
+    target.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for path in sorted(path for path in model.rglob("*") if path.is_file()):
+        name = path.relative_to(model).as_posix()
+        original = base.directory / name
+        files[name] = {"sha256": _sha256(path), "kept": _kept(path, original)}
+        if files[name]["kept"] == "change":
+            _write_change(original, path, target / name)
+        elif files[name]["kept"] == "whole":
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+    description = {
+        "format": _FORMAT,
+        "base_model": base.address,
+        "revision": base.revision,
+        "base_hash": base.hash,
+        "files": files,
+    }
+    (target / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+
+
+def rebuild(delta: Path, target: Path, base: BaseModel | None = None) -> Path:
+    """Write the model that a delta stands for; returns `target`. `base` None: the one that the delta names.
+
+    Raises InputError when the base isn't the one that the delta was made against, or the delta is damaged.
+    """
+    description = json.loads((delta / DESCRIPTION).read_text())
+    if description.get("format") != _FORMAT:
+        raise InputError(f"{delta} is a delta of format {description.get('format')!r}; this version reads {_FORMAT}")
+    base = base or resolve_base_model(description["base_model"], description["revision"])
+    if base.hash != description["base_hash"]:
+        raise InputError(
+            f"the model is kept as its change against the base with hash {description['base_hash']}, but "
+            f"{base.address} has hash {base.hash}: another base, or another revision of it, would give another model"
+        )
+    for name, file in description["files"].items():
+        _check_name(name)
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if file["kept"] == "change":
+            _apply_change(base.directory / name, delta / name, target / name)
+        else:
+            shutil.copyfile((base.directory if file["kept"] == "base" else delta) / name, target / name)
+        if (got := _sha256(target / name)) != file["sha256"]:
+            raise InputError(f"{name} was rebuilt with sha256 {got}, expected {file['sha256']}; the delta is damaged")
+    return target
+
+
+def _kept(path: Path, original: Path) -> str:
+    """`base`: the base has the same file; `change`: weights of the base's names and shapes; `whole`: anything else."""
+    if original.is_file() and _sha256(original) == _sha256(path):
+        return "base"
+    if path.suffix != ".safetensors" or not original.is_file():
+        return "whole"
+    with safe_open(original, framework="pt") as old, safe_open(path, framework="pt") as new:
+        names = set(new.keys())
+        alike = names <= set(old.keys()) and all(
+            old.get_slice(name).get_shape() == new.get_slice(name).get_shape() for name in names
+        )
+        exact = alike and all(new.get_slice(name).get_dtype() in ("F32", "F16", "BF16") for name in names)
+        # Written again from its tensors, the file has to be the same one.
+        return "change" if exact and new.metadata() == {"format": "pt"} else "whole"
+
+
+def _write_change(original: Path, path: Path, target: Path) -> None:
+    before, after = load_file(original), load_file(path)
+    changes, dtypes = {}, {}
+    for name, tensor in after.items():
+        difference = _folded(_ordered(tensor) - _ordered(before[name].to(tensor.dtype)))  # wraps round, and back again
+        planes = difference.view(np.uint8).reshape(-1, difference.itemsize).T  # (bytes, N): the high ones are zeros
+        packed = _codec().compress(np.ascontiguousarray(planes).tobytes(), asbytes=True)
+        changes[name] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+        dtypes[name] = str(tensor.dtype).removeprefix("torch.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(changes, target, {"dtypes": json.dumps(dtypes)})
+
+
+def _apply_change(original: Path, change: Path, target: Path) -> None:
+    before, after = load_file(original), {}
+    with safe_open(change, framework="pt") as changes:
+        for name, dtype_name in json.loads(changes.metadata()["dtypes"]).items():
+            dtype = getattr(torch, dtype_name)
+            start = _ordered(before[name].to(dtype))
+            packed = changes.get_tensor(name).numpy().tobytes()
+            planes = np.frombuffer(_codec().decompress(packed, start.nbytes, asbytes=True), np.uint8)
+            difference = np.ascontiguousarray(planes.reshape(start.itemsize, -1).T).reshape(-1).view(start.dtype)
+            after[name] = _from_ordered(start + _unfolded(difference), dtype).reshape(before[name].shape)
+    save_file(after, target, {"format": "pt"})
+
+
+def _codec() -> pa.Codec:
+    return pa.Codec("zstd", compression_level=9)
+
+
+def _ordered(tensor: Tensor) -> Any:
+    """Floats as unsigned integers (N,), neighbours next to each other: negative ones are counted downwards."""
+    integer, _, unsigned = _INTEGERS[tensor.element_size()]
+    bits: Any = tensor.contiguous().reshape(-1).view(integer).numpy().view(unsigned)
+    sign = unsigned(1 << (8 * tensor.element_size() - 1))
+    return np.where(bits & sign, ~bits, bits | sign).astype(unsigned)
+
+
+def _from_ordered(ordered: Any, dtype: torch.dtype) -> Tensor:
+    _, signed, unsigned = _INTEGERS[ordered.itemsize]
+    sign = unsigned(1 << (8 * ordered.itemsize - 1))
+    bits: Any = np.where(ordered & sign, ordered & ~sign, ~ordered).astype(unsigned)
+    return torch.from_numpy(bits.view(signed)).view(dtype)
+
+
+def _folded(difference: Any) -> Any:
+    """0, -1, 1, -2, ... as 0, 1, 2, 3, ..., so that small differences of either sign have zeros in their high bytes."""
+    return (difference << 1) ^ np.where(difference >> (8 * difference.itemsize - 1), ~difference.dtype.type(0), 0)
+
+
+def _unfolded(folded: Any) -> Any:
+    return (folded >> 1) ^ np.where(folded & 1, ~folded.dtype.type(0), 0)
+
+
+def _check_name(name: str) -> None:
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"the delta names a file {name!r}; expected a plain relative path")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,133 @@
+"""Model directories from elsewhere: from the hub, or copied from wherever fsspec reaches to a cache on this machine."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import fsspec
+
+from dreambooth.config.addresses import Address, shown, without_credentials
+from dreambooth.errors import InputError
+from dreambooth.reach import prove_server, prove_store
+
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "LastModified",
+    "updated",
+    "mtime",
+    "created",
+)  # whatever a store tells of a file's content
+
+
+def cache_directory() -> Path:
+    """Where downloaded models are kept: $DREAMBOOTH_CACHE, else ~/.cache/dreambooth."""
+    return Path(os.environ.get("DREAMBOOTH_CACHE", "~/.cache/dreambooth")).expanduser()
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address is fsspec's and not this machine's."""
+    return "://" in address and not address.startswith("file://")
+
+
+def is_hub_id(address: str) -> bool:
+    """Whether an address reads as owner/name."""
+    return "://" not in address and not address.startswith((".", "/", "~")) and address.count("/") == 1
+
+
+def from_hub(
+    hub_id: str,
+    *,
+    what: str,
+    allow: Sequence[str],
+    ignore: Sequence[str] = (),
+    revision: str | None = None,
+) -> Path:
+    """The folder of a hub model's snapshot, downloaded once: files that match `allow` and not `ignore`.
+
+    Raises InputError that begins with `what` when it can't be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    fault = _hub_fault()
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                allow_patterns=list(allow),
+                ignore_patterns=list(ignore),
+                local_files_only=fault is not None,
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = fault or (str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise InputError(
+            f"{what} {hub_id!r}{f' at {revision!r}' if revision else ''} is neither a folder here nor to be had from "
+            f"the hub ({type(error).__name__}: {reason}); check the name and the network, or download it and give its "
+            f"folder"
+        ) from None
+
+
+def _hub_fault() -> str | None:
+    """Why the hub can't be asked, found within seconds: then what is here has to do. InputError for HF_ENDPOINT."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    hub = Address.parse(constants.ENDPOINT, what="HF_ENDPOINT")
+    if hub.scheme not in ("http", "https"):
+        raise InputError(f"HF_ENDPOINT is {shown(constants.ENDPOINT)!r}; expected an address such as https://host")
+    try:
+        prove_server(hub, what="the hub", cure="is there a network?")
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def from_store(address: str, *, what: str) -> Path:
+    """Copy a remote directory to the cache, once; a copy that broke off is never mistaken for a whole one.
+
+    Raises InputError that begins with `what` when it can't be read or copied.
+    """
+    address = address.rstrip("/")
+    prove_store(address, what=f"{what} {shown(address)!r} can't be read")
+    try:
+        filesystem, path = fsspec.url_to_fs(address)
+        filesystem.invalidate_cache()  # some remember a listing for as long as the process lives
+        listing = {name: info for name, info in filesystem.find(path, detail=True).items() if info["type"] == "file"}
+    except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
+        raise InputError(
+            f"{what} {shown(address)!r} can't be read: {type(error).__name__}: {without_credentials(str(error))}"
+        ) from None
+    if not listing:
+        raise InputError(f"{what} {shown(address)!r}: there is nothing at that address")
+    files = [(name, info["size"], *(str(info.get(key)) for key in _VERSIONS)) for name, info in listing.items()]
+    stamp = hashlib.sha256(repr([address, sorted(files)]).encode()).hexdigest()[:16]
+    target = cache_directory() / "bases" / stamp
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # All workers of a machine ask at once: one of them fetches, and the others wait.
+    with target.with_name(f".{stamp}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{stamp}-") as partial:
+                whole = Path(partial) / "base"
+                try:
+                    for name, info in listing.items():
+                        local = whole / Path(name).relative_to(path.rstrip("/"))
+                        local.parent.mkdir(parents=True, exist_ok=True)
+                        filesystem.get_file(name, str(local))
+                        if info["size"] not in (None, size := local.stat().st_size):
+                            raise OSError(errno.EIO, f"{name} has {info['size']} bytes, but {size} arrived")
+                    whole.rename(target)
+                except Exception as error:
+                    raise InputError(
+                        f"{what} {shown(address)!r} can't be copied to {target.parent}: "
+                        f"{without_credentials(repr(error))}"
+                    ) from error
+    return target

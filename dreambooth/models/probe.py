@@ -1,0 +1,103 @@
+"""What the trained text encoder computes for a few prompts, kept beside its weights to hold the export to it.
+
+Weights are no proof of each other: the change of the identifier's embedding is added in training and put into the table
+at the export, and a table that is written wrong is stored, read again and compared without a difference. So the
+hidden states travel with the weights.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from dreambooth.config.subject import PromptTemplates, Subject
+
+if TYPE_CHECKING:
+    from dreambooth.models.families import Family
+    from dreambooth.training.identifier_embedding import IdentifierEmbedding
+
+_INPUT_IDS, _HIDDEN_STATES = "probe.input_ids", "probe.hidden_states"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Token ids (N, L) of prompts, and what a text encoder made of them (N, L, D)."""
+
+    input_ids: Tensor
+    hidden_states: Tensor
+
+
+class Trained(dict[str, Tensor]):
+    """Trained weights by name, and what they computed; `probe` is None where training doesn't run the text encoder."""
+
+    probe: Probe | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, and read again, without the probe: as a dict that `torch.load` takes with weights_only."""
+        return OrderedDict, (), None, None, iter(self.items())
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """All of it under names, for a file; `from_tensors` reads it again."""
+        if self.probe is None:
+            return self
+        return {**self, _INPUT_IDS: self.probe.input_ids, _HIDDEN_STATES: self.probe.hidden_states}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """What `as_tensors` gave."""
+        trained = cls({name: tensor for name, tensor in tensors.items() if name not in (_INPUT_IDS, _HIDDEN_STATES)})
+        if _HIDDEN_STATES in tensors:
+            trained.probe = Probe(input_ids=tensors[_INPUT_IDS], hidden_states=tensors[_HIDDEN_STATES])
+        return trained
+
+
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}
+"""The largest relative difference of a hidden state that rounding the weights to a dtype may make. On the miniature it
+makes less than 1e-6, 6e-4 and 6e-3, and deeper encoders more; a change that is folded wrong is seen before rounding."""
+
+
+def probe_prompts(subject: Subject, templates: PromptTemplates) -> list[str]:
+    """The two prompts of training, and the identifier in two other places; without one the class prompt alone."""
+    identifier = subject.identifier
+    if identifier is None:
+        return [templates.class_prompt(subject)]
+    return [
+        templates.instance_prompt(subject),
+        templates.class_prompt(subject),
+        identifier,
+        f"a {subject.class_noun} on the beach and {identifier} in the snow",
+    ]
+
+
+def hidden_states(
+    family: "Family",
+    text_encoder: nn.Module,
+    weights: Mapping[str, Tensor],
+    input_ids: Tensor,
+    embedding: "tuple[IdentifierEmbedding, Tensor] | None" = None,
+) -> Tensor:
+    """Hidden states (N, L, D) of input_ids (N, L) by a text encoder like the one given, with these fp32 weights.
+
+    `embedding` is the identifier's and the change that it adds. The given module isn't run: its own weights may be
+    sharded over ranks. The copy shares the memory of `weights`.
+    """
+    with torch.device("meta"):
+        copy = type(text_encoder)(text_encoder.config)
+    copy.load_state_dict(dict(weights), assign=True)
+    for name, buffer in text_encoder.named_buffers():  # such as the positions, which no weights hold
+        owner, _, own_name = name.rpartition(".")
+        setattr(copy.get_submodule(owner), own_name, buffer.cpu())
+    if embedding is not None:
+        identifier, change = embedding
+        identifier.added_to(copy, change)
+    with torch.no_grad():
+        return family.encode_text(copy.eval(), input_ids)
+
+
+def largest_difference(found: Tensor, expected: Tensor) -> float:
+    """Of hidden states (N, L, D): the largest norm of a difference over the norm of what is expected."""
+    difference = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-12)
+    return float(difference.max())

@@ -1,0 +1,1 @@
+"""Sampling from a pipeline, class-image plans, and what is computed once."""

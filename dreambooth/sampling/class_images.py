@@ -1,0 +1,110 @@
+"""The class images of prior preservation: what a set is called, what is missing of it, and making that.
+
+When are two sets the same? When everything that decides their pixels is: base model, class prompt, sampler, steps,
+guidance, resolution, dtype, seed, and how many images are sampled together (a batch's shape can change the last bits of
+floats). That is the set's recipe, by which it is found, so subjects of one class share a set, and asking for more
+images tops it up.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from dreambooth.config.settings import PriorConfig
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from PIL import Image
+
+SAMPLER = "dpm-solver++"
+"""Name of the sampler that `load_pipeline` sets (arXiv 2211.01095)."""
+STORED = 2
+"""Part of the name of all stored pictures that are found by what they were made from. It goes up when those of earlier
+code may be others than their name says, so that they are not found: of 1 they could be another base model's, or of
+another dtype."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorPlan:
+    """Everything that decides the pixels of a set of class images, and how many are wanted."""
+
+    base_hash: str
+    class_prompt: str
+    resolution: int
+    num_inference_steps: int
+    guidance_scale: float
+    batch_size: int
+    seed: int
+    dtype: str
+    count: int
+    sampler: str = SAMPLER
+
+    @cached_property
+    def recipe(self) -> str:
+        """20 hex digits of the sha256 over all but the count; what is trained on the set is named by it."""
+        identity = {name: value for name, value in asdict(self).items() if name != "count"}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
+
+    @cached_property
+    def key(self) -> str:
+        """Where the set lies: 20 hex digits of the sha256 over its recipe and `STORED`."""
+        return hashlib.sha256(f"{self.recipe} {STORED}".encode()).hexdigest()[:20]
+
+    def blocks(self, present: Iterable[str] = ()) -> list[range]:
+        """The blocks of images with something missing: each is sampled together, whoever does it."""
+        have = set(present)
+        starts = range(0, self.count, self.batch_size)
+        blocks = [range(start, start + self.batch_size) for start in starts]
+        return [block for block in blocks if any(image_name(i) not in have for i in block if i < self.count)]
+
+    def missing(self, present: Iterable[str]) -> list[int]:
+        """Indices of the images that are wanted and not present."""
+        have = set(present)
+        return [index for index in range(self.count) if image_name(index) not in have]
+
+
+def prior_plan(config: PriorConfig, *, base_hash: str, class_prompt: str, resolution: int, dtype: str) -> PriorPlan:
+    """The plan of a run's class images."""
+    return PriorPlan(
+        base_hash=base_hash,
+        class_prompt=class_prompt,
+        resolution=resolution,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        dtype=dtype,
+        count=config.num_class_images,
+    )
+
+
+def image_name(index: int) -> str:
+    """File name of a class image."""
+    return f"{index:06d}.png"
+
+
+def image_seed(plan: PriorPlan, index: int) -> int:
+    """Seed of one class image, from the set's recipe and the image's index alone."""
+    return int.from_bytes(hashlib.sha256(f"{plan.recipe}/{index}".encode()).digest()[:7], "big")
+
+
+def generate_block(pipeline: "StableDiffusionPipeline", plan: PriorPlan, block: range) -> "list[Image.Image]":
+    """Sample all images of a block, always together, so that they don't depend on which of them were missing."""
+    import torch
+
+    from dreambooth.sampling.sampler import sample
+
+    return sample(
+        pipeline,
+        [plan.class_prompt] * len(block),
+        [image_seed(plan, index) for index in block],
+        num_inference_steps=plan.num_inference_steps,
+        guidance_scale=plan.guidance_scale,
+        height=plan.resolution,
+        width=plan.resolution,
+        batch_size=len(block),
+        dtype=getattr(torch, plan.dtype),
+    )

@@ -1,0 +1,1 @@
+"""The loss, the model, its engines and the loop; the memory and cost of a step."""

@@ -1,0 +1,91 @@
+"""Which weights of a training are exported: the last, or those with the highest score that was measured on the way?
+
+Scores are measured every so many steps and at the end. A tie goes to the earlier step, which is nearer to the base
+model. What was measured, and the best weights so far, are kept in every checkpoint, so a run that goes on decides as if
+nothing had happened to it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_WEIGHTS = "best.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Fidelity after a step, on few samples: DINO to the instance images, CLIP-T to the prompts, by one bank."""
+
+    step: int
+    dino: float
+    clip_t: float
+
+    @property
+    def score(self) -> float:
+        """What is compared: DINO + CLIP-T, since a model that copies loses by the one what it wins by the other."""
+        return self.dino + self.clip_t
+
+    def as_dict(self) -> dict[str, float]:
+        """For a logger, and for JSON."""
+        return asdict(self) | {"score": self.score}
+
+
+@dataclass(kw_only=True)
+class Scores:
+    """What was measured so far, oldest first; `weights` are those of the best step (on rank 0, if they are kept)."""
+
+    measured: list[Score] = field(default_factory=list)
+    weights: "Mapping[str, Tensor] | None" = None
+
+    @property
+    def best(self) -> Score | None:
+        """The highest score, the earliest of equals; None before the first."""
+        return max(self.measured, key=lambda score: score.score, default=None)
+
+    @property
+    def since_best(self) -> int:
+        """How many measurements there were after the best one."""
+        best = self.best
+        return sum(score.step > best.step for score in self.measured) if best is not None else 0
+
+    def add(self, score: Score, weights: "Callable[[], Mapping[str, Tensor]] | None" = None) -> None:
+        """Take a measurement in; `weights` is asked for the weights that it was of, if they are the best so far.
+
+        Raises ValueError for a step that isn't later than the last: it was measured before.
+        """
+        if self.measured and score.step <= self.measured[-1].step:
+            raise ValueError(f"step {score.step} was measured already; the last was {self.measured[-1].step}")
+        self.measured.append(score)
+        if weights is not None and self.best is score:
+            self.weights = weights()
+
+    def ends(self, stop_after: int | None) -> bool:
+        """Whether `stop_after` measurements in a row brought nothing higher."""
+        return stop_after is not None and self.since_best >= stop_after
+
+    def save(self, folder: Path) -> None:
+        """Write the best weights into a checkpoint's folder, if they are kept."""
+        if self.weights is not None:
+            from safetensors.torch import save_file
+
+            from dreambooth.models.probe import Trained
+
+            tensors = self.weights.as_tensors() if isinstance(self.weights, Trained) else self.weights
+            save_file({name: weight.contiguous() for name, weight in tensors.items()}, folder / _WEIGHTS)
+
+    @classmethod
+    def load(cls, folder: Path, measured: list[dict[str, float]]) -> "Scores":
+        """Scores as `as_dict` gave them, and the weights that `save` wrote."""
+        scores = [Score(step=int(one["step"]), dino=one["dino"], clip_t=one["clip_t"]) for one in measured]
+        weights = None
+        if (folder / _WEIGHTS).is_file():
+            from safetensors.torch import load_file
+
+            from dreambooth.models.probe import Trained
+
+            weights = Trained.from_tensors(load_file(folder / _WEIGHTS))
+        return cls(measured=scores, weights=weights)

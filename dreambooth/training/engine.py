@@ -1,0 +1,217 @@
+"""The Engine protocol, and TorchEngine, the reference.
+
+An engine owns backward and step: dividing by the accumulation steps, averaging over ranks, clipping, the learning rate,
+the moving average, and saving all of that. The loop owns everything else.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from dreambooth.config.train import TrainConfig
+from dreambooth.data.batches import Batch
+from dreambooth.errors import Diverged
+from dreambooth.training.ema import Ema
+from dreambooth.training.losses import Losses
+from dreambooth.training.model import DreamBoothModel
+from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
+
+
+class Engine(Protocol):
+    """What `fit` needs of whatever trains the model."""
+
+    rank: int
+    world_size: int
+    device: str
+
+    def __call__(self, batch: Batch) -> Losses:
+        """Losses of this rank's batch."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of `loss`, divided by the accumulation steps."""
+
+    def step(self) -> None:
+        """At the accumulation boundary: average over ranks, clip, update, schedule. Between: nothing."""
+
+    def diverged_at(self, *, wait: bool = True) -> int | None:
+        """The first step of this process whose gradient was not finite, alike on every rank; None before there is one.
+
+        With `wait` False also None where only the device knows so far.
+        """
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over all ranks."""
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient before clipping."""
+
+    @property
+    def learning_rates(self) -> Sequence[float]:
+        """Of the denoiser and, where it is trained, the text encoder."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What is exported, whole, fp32 and on the CPU, on rank 0; empty elsewhere. Every rank has to call it.
+
+        Raises Diverged, on every rank, when a gradient was not finite, or a weight or moment isn't.
+        """
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's part of a checkpoint. Every rank has to call it. Raises Diverged as `state_dict` does."""
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote at an accumulation boundary, on these ranks or another number of them."""
+
+    def close(self) -> None:
+        """Free what the engine holds, so that the process can train another model."""
+
+
+def diverged(what: str, config: TrainConfig) -> Diverged:
+    """The error of a training that is no longer one of numbers, which says what to lower."""
+    return Diverged(
+        f"{what}; lower train.learning_rate (it is {config.learning_rate}) "
+        f"or train.max_grad_norm (it is {config.max_grad_norm})"
+    )
+
+
+def check_finite(engine: Engine, tensors: Iterable[Tensor], steps: int, config: TrainConfig) -> None:
+    """Raise Diverged, on every rank, when a gradient so far was not finite or one of this rank's `tensors` isn't.
+
+    Every rank has to call it. ZeRO passes over a step whose gradient is not finite, and a moment that overflows stops
+    its weight for ever, both without a word.
+    """
+    if (step := engine.diverged_at()) is not None:
+        raise diverged(f"the gradient is not finite at step {step}", config)
+    # The largest of a tensor's values needs no copy of it, and is NaN where one of them is.
+    largest = [torch.linalg.vector_norm(tensor.detach(), torch.inf).cpu() for tensor in tensors if tensor.numel()]
+    broken = torch.tensor(float(not all(value.isfinite() for value in largest)), device=engine.device)
+    if float(engine.mean(broken)) > 0:
+        raise diverged(f"weights or their moments are not finite after step {steps}", config)
+
+
+class TorchEngine:
+    """Plain PyTorch: AdamW on fp32 parameters, gradients averaged over ranks at the accumulation boundary."""
+
+    def __init__(self, model: DreamBoothModel, config: TrainConfig, device: str = "cpu") -> None:
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.device = device
+        self.model = model.to(device)
+        self.config = config
+        self.optimizer = build_optimizer(model, config)
+        self.lr_scheduler = build_lr_scheduler(self.optimizer, config)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.ema = None if config.ema_decay is None else Ema(self.parameters, config.ema_decay)
+        self._micro_steps = 0
+        self._grad_norm = torch.zeros(())
+        self._diverged_at = torch.zeros((), dtype=torch.long, device=device)
+
+    def __call__(self, batch: Batch) -> Losses:
+        """Losses of this rank's batch."""
+        losses: Losses = self.model(*(part.to(self.device, non_blocking=True) for part in batch))
+        return losses
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of `loss`, divided by the accumulation steps."""
+        (loss / self.config.gradient_accumulation_steps).backward()
+        self._micro_steps += 1
+
+    def step(self) -> None:
+        """Update at the accumulation boundary."""
+        if self._micro_steps % self.config.gradient_accumulation_steps:
+            return
+        if self.world_size > 1:
+            self._average_gradients()
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        # Kept on the device: to ask it at every step would make it wait for this process.
+        first = (self._diverged_at == 0) & ~self._grad_norm.isfinite()
+        self._diverged_at = torch.where(first, self._steps + 1, self._diverged_at)
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+
+    def _average_gradients(self) -> None:
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(averaged.view_as(gradient))
+
+    @property
+    def _steps(self) -> int:
+        return int(self.lr_scheduler.last_epoch)
+
+    def diverged_at(self, *, wait: bool = True) -> int | None:
+        """The first step whose gradient was not finite."""
+        return (int(self._diverged_at) or None) if wait or self.device == "cpu" else None
+
+    def _check(self) -> None:
+        moments = (moment for of_one in self.optimizer.state.values() for moment in of_one.values())
+        check_finite(self, [*self.parameters, *moments], self._steps, self.config)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over all ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values / self.world_size
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient before clipping."""
+        return float(self._grad_norm)
+
+    @property
+    def learning_rates(self) -> Sequence[float]:
+        """Of the denoiser and, where it is trained, the text encoder."""
+        return [float(rate) for rate in self.lr_scheduler.get_last_lr()]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trained parameters, or their moving average."""
+        self._check()
+        if self.rank:
+            return {}
+        with nullcontext() if self.ema is None else self.ema.applied():
+            state = {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self.model.named_parameters()}
+        return self.model.exported(state)
+
+    def save(self, directory: Path) -> None:
+        """Write parameters, optimizer and schedule; ranks hold the same, so rank 0 writes for all."""
+        self._check()
+        if self.rank:
+            return
+        torch.save(
+            {
+                "model": self._unfrozen_state(),
+                "optimizer": self.optimizer.state_dict(),
+                "lr_scheduler": self.lr_scheduler.state_dict(),
+                "ema_steps": self.ema.steps if self.ema else 0,
+            },
+            directory / "engine.pt",
+        )
+        if self.ema is not None:
+            self.ema.save(directory / "ema.safetensors")
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote."""
+        state = torch.load(directory / "engine.pt", map_location=self.device, weights_only=True)
+        self.model.load_state_dict(self.model.state_dict() | state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if self.ema is not None:
+            self.ema.load(directory / "ema.safetensors", state["ema_steps"])
+
+    def _unfrozen_state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold: the base model's frozen weights are loaded with the model."""
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
+
+    def close(self) -> None:
+        """Nothing is held beyond the object itself."""

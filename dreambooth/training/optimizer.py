@@ -1,0 +1,51 @@
+"""The optimizer and the learning-rate schedule, the same objects for every engine."""
+
+import math
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from dreambooth.config.train import TrainConfig
+from dreambooth.training.model import DreamBoothModel
+
+
+def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with a parameter group each for the denoiser, the text encoder and the identifier's embedding.
+
+    With Textual Inversion the last is the only one.
+    """
+    denoiser_rate, text_encoder_rate = config.learning_rates
+    groups: list[dict[str, Any]] = []
+    if config.method == "dreambooth":
+        groups.append({"params": list(model.denoiser.parameters()), "lr": denoiser_rate})
+        if model.text_encoder is not None:
+            groups.append({"params": list(model.text_encoder.parameters()), "lr": text_encoder_rate})
+    if model.identifier_embedding is not None:
+        # Decay would pull the change to zero, which is where the base model passes over the identifier.
+        rate = config.embedding_learning_rate
+        groups.append({"params": list(model.identifier_embedding.parameters()), "lr": rate, "weight_decay": 0.0})
+    return torch.optim.AdamW(
+        groups,
+        lr=denoiser_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        fused=True,  # one pass over each tensor: a fourth of the time of PyTorch's own choice on a CPU
+    )
+
+
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
+    """What the learning rates are multiplied with at an optimizer step: linear warm-up, then the chosen decay to 0."""
+    if step < config.lr_warmup_steps:
+        return (step + 1) / (config.lr_warmup_steps + 1)
+    if config.lr_scheduler == "constant":
+        return 1.0
+    span = max(1, config.max_train_steps - config.lr_warmup_steps)
+    progress = min(1.0, (step - config.lr_warmup_steps) / span)
+    return 1.0 - progress if config.lr_scheduler == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def build_lr_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LambdaLR:
+    """A scheduler that is stepped once per optimizer step."""
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))

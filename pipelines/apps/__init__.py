@@ -1,0 +1,1 @@
+"""Built on finished models: generate, evaluate, serve, study, paper."""

@@ -1,0 +1,170 @@
+"""One model, measured again or for the first time: `dreambooth evaluate`.
+
+What the model was made of (subject, identifier, base model, resolution) is read from its manifest and from the run that
+registered it, so only the instance images have to be given. Pictures that its own run has left are not sampled again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth.config.settings import DreamBoothConfig, load_config, merge
+from dreambooth.data.inspection import inspect_addresses
+from dreambooth.errors import InputError
+from dreambooth.evaluation.prompts import OWN, read_prompts
+from dreambooth.evaluation.run_texts import check_evaluation
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.families.stable_diffusion import load_tokenizer
+from pipelines.apps.generate import find_published, registered_address
+from pipelines.cluster.ray_cluster import ray_cluster
+from pipelines.driver.console import RunConsole
+from pipelines.plan.run_plan import choose_sampling_dtype
+from pipelines.stages.protocol_stage import check_protocol, protocol_task, run_protocol
+from pipelines.storage.publications import Manifest, absolute, check_writable, read_manifest
+from pipelines.tasks import Source, base_source
+from pipelines.tracking.client import check_connection, quietly, resolve_tracking_uri
+from pipelines.tracking.evaluation_record import RecordedFigures, pass_gate, record_evaluation
+from pipelines.tracking.registry import RegisteredVersion, version_of
+from pipelines.tracking.tracked_run import TrackedRun
+from pipelines.worker.sampler_pool import SamplerPool
+
+_NAMED = ("auto", "dreambench", "miniature")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A published model, and where it is registered (None for one that isn't)."""
+
+    manifest: Manifest
+    registered: RegisteredVersion | None
+    run: TrackedRun | None
+    params: Mapping[str, str]
+
+
+def evaluate_model(
+    model: str,
+    instance_images: str,
+    *,
+    prompts: str = "auto",
+    overrides: tuple[str, ...] = (),
+    force: bool = False,
+    tracking_uri: str | None = None,
+    console: RunConsole | None = None,
+) -> RecordedFigures:
+    """Measure a model by the paper's protocol, record its figures and let the gate judge it.
+
+    `model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION` or the address of a published model; `prompts` is `auto`,
+    `dreambench`, `miniature` or a text file with one prompt a line. Raises InputError before any work starts when
+    something given is wrong.
+    """
+    console = console or RunConsole()
+    found = _find(model, tracking_uri)
+    config, warnings = _config(found, instance_images, prompts, overrides)
+    inspection = inspect_addresses(
+        config.subject.instance_images,
+        resolution=int(config.images.resolution or 0),
+        max_pixels=config.images.max_pixels,
+    )
+    tokenizer = load_tokenizer(resolve_base_model(config.base_model, config.revision).directory)
+    for warning in (*inspection.warnings, *warnings, *check_evaluation(config, tokenizer)):
+        console.warn(warning)
+    with ray_cluster(config.cluster) as resources:
+        use_gpu = resources.use_gpu(config.cluster)
+        metadata = found.manifest.metadata
+        task = protocol_task(
+            config,
+            inspection.images,
+            model_key=metadata["key"],
+            base_hash=metadata["base_hash"],
+            dtype=choose_sampling_dtype(use_gpu=use_gpu),
+        )
+        assert task is not None
+        pool = SamplerPool(
+            actors=config.prior.num_actors or (resources.gpus if use_gpu else resources.cpus), use_gpu=use_gpu
+        )
+        wanted = len(task.base_sets) + len(task.fine_tuned_sets)
+        with console.bar("samples") as update, pool.started(wanted) as samplers:
+            evaluation = run_protocol(
+                task,
+                samplers,
+                base=base_source(config, metadata["base_hash"]),
+                fine_tuned=Source(address=found.manifest.uri, published=True),
+                on_progress=lambda made, total: update(made, total, "images"),
+            )
+    decision = None
+    if found.run is not None and found.registered is not None:
+        record_evaluation(found.run, found.registered, evaluation)
+        decision = pass_gate(
+            found.run.tracking_uri, found.registered, config.gate, evaluation["bank"]["name"], force=force
+        )
+    return RecordedFigures(uri=task.uri, evaluation=evaluation, gate=decision)
+
+
+def _find(model: str, tracking_uri: str | None) -> _Model:
+    if not model.startswith("models:"):
+        manifest = find_published(model)
+        if "key" not in manifest.metadata:
+            raise InputError(f"{model!r} doesn't say what it was made of; expected a model that 'dreambooth run' made")
+        return _Model(manifest=manifest, registered=None, run=None, params={})
+    uri = resolve_tracking_uri(tracking_uri)
+    client = check_connection(uri)
+    with quietly():
+        registered, tags, run_id = version_of(client, registered_address(client, model))
+        published = tags.get("published")
+        if published is None or run_id is None:
+            raise InputError(f"{registered.uri} wasn't registered by this project: it doesn't say where its files are")
+        run = client.get_run(run_id)
+    return _Model(
+        manifest=read_manifest(published),
+        registered=registered,
+        run=TrackedRun(uri, run),
+        params=run.data.params,
+    )
+
+
+def _config(
+    model: _Model, instance_images: str, prompts: str, overrides: tuple[str, ...]
+) -> tuple[DreamBoothConfig, tuple[str, ...]]:
+    """A configuration that means the model: what its manifest and its run say, then what was asked for; warnings."""
+    metadata, params = model.manifest.metadata, model.params
+    settings: dict[str, Any] = {
+        "subject": {
+            "name": metadata["subject"],
+            "class_noun": metadata["class_noun"],
+            "identifier": metadata["identifier"],
+            "instance_images": absolute(instance_images),
+        },
+        "base_model": metadata["base_model"],
+        "images": {"resolution": metadata.get("resolution")},
+        "storage": {"run": model.manifest.uri.rsplit("/model/", 1)[0]},
+        "evaluation": {
+            "protocol": "auto",
+            "num_inference_steps": metadata["num_inference_steps"],
+            "guidance_scale": metadata["guidance_scale"],
+        },
+    }
+    for place in ("revision", "storage.prior", "evaluation.seed", "prompts.class"):
+        if params.get(place, "None") != "None":
+            value: Any = params[place]
+            for key in reversed(place.split(".")):
+                value = {key: value}
+            settings = merge(settings, value)
+    chosen: dict[str, Any] = {"protocol": prompts}
+    if prompts not in _NAMED:
+        chosen = {"protocol": OWN, "prompts": list(read_prompts(Path(prompts)))}
+    config = load_config(merge(settings, {"evaluation": chosen}), overrides)
+    if config.evaluation.protocol == "none":
+        raise InputError("evaluation.protocol is 'none', which measures nothing; leave it out, or give --prompts")
+    warnings = check_protocol(config)
+    base = resolve_base_model(config.base_model, config.revision)
+    if base.hash != metadata["base_hash"]:
+        raise InputError(
+            f"the model was made from a base model of hash {metadata['base_hash']}, and {config.base_model} has "
+            f"{base.hash} here; name the one it was made from with --set base_model=..."
+        )
+    for place in (config.run_uri, config.prior_uri):
+        check_writable(place)
+    resolution = config.images.resolution or base.resolution
+    images = config.images.model_copy(update={"resolution": resolution})
+    return config.model_copy(update={"images": images}), warnings

@@ -1,0 +1,279 @@
+"""Pictures from a fine-tuned model: `dreambooth generate`. Neither Ray nor DeepSpeed is needed, nor imported."""
+
+import base64
+import dataclasses
+import difflib
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dreambooth.config.addresses import shown
+from dreambooth.config.limits import LARGEST_SEED, LARGEST_SIDE, MOST_GUIDANCE, MOST_IMAGES, MOST_SAMPLING_STEPS
+from dreambooth.config.service_names import model_name_fault
+from dreambooth.config.subject import fill_identifier
+from dreambooth.config.text_files import utf8_fault
+from dreambooth.config.wording import IDENTIFIER_PLACEHOLDER, check_wording
+from dreambooth.data.images import png_bytes
+from dreambooth.data.prompt_checks import PromptReader, shortened
+from dreambooth.errors import InputError
+from dreambooth.models.base_settings import BaseSettings
+from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.reach import prove_store
+from pipelines.report.pictures import Row, contact_sheet
+from pipelines.storage import publications as storage
+
+_ADDRESS = re.compile(r"models:/*(?P<name>[^/@]+)(?:@(?P<alias>[\w-]{1,255})|/(?P<version>[0-9]{1,9}))?")
+Settings = dict[str, Any]  # of sampling; only what was given
+_DEFAULTS: Settings = {"num_inference_steps": 25, "guidance_scale": 7.5}  # of a directory that says nothing of them
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "num": (1, MOST_IMAGES),
+    "seed": (0, LARGEST_SEED),
+    "num_inference_steps": (1, MOST_SAMPLING_STEPS),
+    "guidance_scale": (1, MOST_GUIDANCE),
+    "height": (8, LARGEST_SIDE),
+    "width": (8, LARGEST_SIDE),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateResult:
+    """Addresses of what was written, and how the model may have read the prompt otherwise than it was meant."""
+
+    paths: tuple[str, ...]
+    contact_sheet: str
+    warnings: tuple[str, ...] = ()
+
+
+def generate(
+    model: str,
+    prompt: str,
+    *,
+    num: int = 4,
+    seed: int = 0,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    output: str = "output/generated",
+    tracking_uri: str | None = None,
+) -> GenerateResult:
+    """Sample `num` pictures, with the seeds from `seed` on, and write them as `<seed>.png` with a contact sheet.
+
+    `model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION`, the address of a published model, or a diffusers directory.
+    `[V]` in the prompt stands for the model's identifier. What is None is the model's own default.
+    Raises InputError for a model that isn't there (naming those that are) and for settings out of range.
+    """
+    settings = {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "height": height,
+        "width": width,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    _check(prompt, num=num, seed=seed, **given)
+    if model.startswith("models:"):
+        parse_address(model)  # before anything is written or asked
+    output = storage.absolute(output)
+    storage.check_writable(output)
+    seeds = range(seed, seed + num)
+    warnings: list[str] = []
+    images = sample_prompts(
+        model, [prompt] * num, seed=seed, settings=given, tracking_uri=tracking_uri, warn=warnings.append
+    )
+    paths = [storage.join(output, f"{one}.png") for one in seeds]
+    for path, image in zip(paths, images, strict=True):
+        storage.write_bytes(path, png_bytes(image))
+    sheet = storage.join(output, "contact_sheet.png")
+    storage.write_bytes(sheet, png_bytes(contact_sheet([Row(title=prompt, images=images)], title=model)))
+    return GenerateResult(paths=tuple(paths), contact_sheet=sheet, warnings=tuple(warnings))
+
+
+def sample_prompts(
+    model: str,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    settings: Settings,
+    tracking_uri: str | None,
+    warn: Callable[[str], None] = lambda warning: None,
+) -> list[Image.Image]:
+    """One picture per prompt, the i-th with `seed` + i; `settings` are those of sampling, where not the model's own.
+
+    Raises InputError for a model that isn't there (naming those that are), and for prompts that it can't read whole.
+    """
+    if model.startswith("models:"):
+        return _from_registry(model, tracking_uri, prompts, seed, settings, warn)
+    return _from_directory(model, prompts, seed, settings, warn)
+
+
+def _check_prompts(prompts: Sequence[str], identifier: str | None, tokenizer: Any, warn: Callable[[str], None]) -> None:
+    """Check each prompt once, as a model with this identifier (None: it doesn't say) reads it."""
+    reader = PromptReader(tokenizer=tokenizer, identifier=identifier)
+    for prompt in dict.fromkeys(prompts):
+        for warning in reader.check(prompt, what=f"the prompt {shortened(prompt)!r}", whole=True):
+            warn(warning)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model by the address that goes on meaning the same, and what it says of itself (empty where it doesn't)."""
+
+    address: str
+    subject: str
+    class_noun: str
+    base_model: str
+
+
+def find_model(model: str, tracking_uri: str | None) -> FoundModel:
+    """Look a model up; raises InputError for one that isn't there (naming those that are)."""
+    if not model.startswith("models:"):
+        manifest = find_published(model)
+        return _found(manifest.uri, manifest.metadata)
+    from pipelines.tracking.client import check_connection, quietly, resolve_tracking_uri
+
+    client = check_connection(resolve_tracking_uri(tracking_uri))
+    with quietly():
+        address = registered_address(client, model)
+        version = client.get_model_version(*address.removeprefix("models:/").rsplit("/", 1))
+    return _found(address, version.tags)
+
+
+def _found(address: str, says: Mapping[str, Any]) -> FoundModel:
+    subject, class_noun, base_model = (str(says.get(key) or "") for key in ("subject", "class_noun", "base_model"))
+    return FoundModel(address=address, subject=subject, class_noun=class_noun, base_model=base_model)
+
+
+def _check(prompt: str, **settings: float) -> None:
+    if not prompt.strip():
+        raise InputError("the prompt is empty; expected a text such as 'a photo of [V] dog'")
+    if (fault := utf8_fault(prompt)) is not None:
+        raise InputError(f"the prompt {fault}")
+    check_wording(prompt, what=f"the prompt {shortened(prompt)!r}")
+    for name, value in settings.items():
+        low, high = _RANGES[name]
+        if not low <= value <= high:
+            raise InputError(f"{name} is {value}; expected {low} to {high}")
+        if name in ("height", "width") and value % 8:
+            raise InputError(f"{name} is {value}; expected a multiple of 8")
+    if settings["seed"] + settings["num"] - 1 > LARGEST_SEED:
+        raise InputError(f"seed is {settings['seed']}; expected one that {settings['num']} images can count up from")
+
+
+def _from_registry(
+    model: str,
+    tracking_uri: str | None,
+    prompts: Sequence[str],
+    seed: int,
+    settings: Settings,
+    warn: Callable[[str], None],
+) -> list[Image.Image]:
+    """Sample from a registered model, by MLflow alone."""
+    from dreambooth.quiet import hide_progress_bars, quiet
+    from pipelines.tracking.client import check_connection, default_tracking, quietly, resolve_tracking_uri
+
+    uri = resolve_tracking_uri(tracking_uri)
+    client = check_connection(uri)
+    quiet()
+    hide_progress_bars()
+
+    import mlflow.pyfunc
+    import pandas as pd
+
+    with quietly(), default_tracking(uri):
+        served = mlflow.pyfunc.load_model(registered_address(client, model))
+        own = served.unwrap_python_model()
+        _check_prompts(prompts, own.identifier, own.pipeline.tokenizer, warn)
+        answer = served.predict(pd.DataFrame({"prompt": list(prompts)}), {"seed": seed, **settings})
+    return [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["image"]]
+
+
+def registered_address(client: Any, model: str) -> str:
+    """The address `models:/NAME/VERSION` of a registered model; raises InputError that lists what there is."""
+    from mlflow.exceptions import MlflowException
+
+    name, alias, version = parse_address(model)
+    try:
+        registered = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise InputError(_unknown(name, sorted(entry.name for entry in client.search_registered_models()))) from None
+    if version:
+        versions = sorted(int(entry.version) for entry in client.search_model_versions(f"name = '{name}'"))
+        if int(version) not in versions:
+            raise InputError(f"{name} has no version {version}; it has {', '.join(map(str, versions)) or 'none'}")
+        return f"models:/{name}/{version}"
+    aliases = sorted({"latest", *registered.aliases})
+    if alias and alias not in aliases:
+        raise InputError(f"{name} has no alias {alias!r}; it has {', '.join(aliases)}")
+    return f"models:/{name}/{client.get_model_version_by_alias(name, alias or 'latest').version}"
+
+
+def parse_address(model: str, *, pattern: bool = False) -> tuple[str, str, str]:
+    """(name, alias, version) of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; what it doesn't give is empty.
+
+    The name in a `pattern` may hold `*`. Raises InputError for what the registry has no such address for.
+    """
+    parts = _ADDRESS.fullmatch(model)
+    if parts is None:
+        raise InputError(f"the model is {model!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    if (fault := model_name_fault(parts["name"], pattern=pattern)) is not None:
+        raise InputError(f"the model is {model!r}; {fault}")
+    return parts["name"], parts["alias"] or "", parts["version"] or ""
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    if not known:
+        return f"there is no registered model {name!r}, nor any other at this tracking address; is tracking.uri right?"
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+    return f"there is no registered model {name!r}{hint} Known are {', '.join(known[:20])}{more}"
+
+
+def _from_directory(
+    model: str, prompts: Sequence[str], seed: int, settings: Settings, warn: Callable[[str], None]
+) -> list[Image.Image]:
+    """Sample from a published model, the newest one below an address, or a local diffusers directory."""
+    manifest = find_published(model)
+    identifier = manifest.metadata.get("identifier") or None
+    if identifier is None and any(IDENTIFIER_PLACEHOLDER in prompt for prompt in prompts):
+        raise InputError(
+            f"{model!r} doesn't say what its identifier is; write it yourself in place of {IDENTIFIER_PLACEHOLDER}"
+        )
+
+    import torch
+
+    from dreambooth.sampling.sampler import load_pipeline, sample
+
+    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    own = {name: manifest.metadata.get(name, value) for name, value in _DEFAULTS.items()}
+    with storage.opened(manifest) as directory:
+        _check_prompts(prompts, identifier, load_tokenizer(directory), warn)
+        prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
+        if not {"height", "width"} <= settings.keys():
+            resolution = manifest.metadata.get("resolution") or BaseSettings(directory).resolution
+            own |= {"height": resolution, "width": resolution}
+        pipeline = load_pipeline(directory, device=device, dtype=dtype)
+        seeds = range(seed, seed + len(prompts))
+        return sample(pipeline, prompts, seeds, **{**own, **settings})
+
+
+def find_published(model: str) -> storage.Manifest:
+    """A published model at an address, or the newest one below it; InputError when there is none."""
+    prove_store(model, what=f"can't read {shown(model)!r}")
+    if storage.exists(storage.join(model, storage.MANIFEST_NAME)):
+        return storage.read_manifest(model)
+    newest = storage.published(model)
+    if newest is not None:
+        return newest
+    if storage.is_local(model) and Path(storage.absolute(model), "model_index.json").is_file():
+        return storage.Manifest(uri=storage.absolute(model), files={}, metadata={})
+    raise InputError(
+        f"there is no model at {shown(model)!r}; expected a published model, a diffusers directory (one with a "
+        f"model_index.json), or models:/NAME@ALIAS"
+    )

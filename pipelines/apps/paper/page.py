@@ -1,0 +1,94 @@
+"""The page of `dreambooth paper`: self-contained, tables in the paper's layout with its own figures beside."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.data.images import png_bytes
+from dreambooth.evaluation.bootstrap import Interval
+from pipelines.apps.paper.experiments import COLUMN_TITLES, Experiment
+from pipelines.apps.paper.sheets import Sheet
+from pipelines.apps.paper.tables import Table
+from pipelines.report.pages import picture, render
+
+_SHEET_WIDTH = 1100
+_NARROW = 3
+"""Tables of as many columns stand beside the paper's, wider ones above it."""
+_ACROSS = "table5"
+"""The paper prints this one with the rows of the others as its columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """A table as the page shows it: `rows` are (title, cells)."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Interval | float | None]]]
+    published: bool = False
+
+
+def render_page(tables: Sequence[Table], facts: Sequence[tuple[str, str]], sheets: Mapping[str, Sheet]) -> str:
+    """The page as HTML; `sheets` are contact sheets by the experiment's name."""
+    return render(
+        "paper.html",
+        facts=facts,
+        findings=[finding for table in tables for finding in table.findings],
+        sections=[_section(table, sheets.get(table.experiment.name)) for table in tables],
+    )
+
+
+def heading(experiment: Experiment) -> str:
+    """What a table is called, with the number of the paper's where it has one."""
+    return f"{experiment.source.partition(' (')[0]}: {experiment.title}" if experiment.source else experiment.title
+
+
+def _section(table: Table, sheet: Sheet | None) -> dict[str, Any]:
+    experiment = table.experiment
+    across = experiment.name == _ACROSS
+    return {
+        "heading": heading(experiment),
+        "note": experiment.note,
+        "wide": across or len(experiment.columns) > _NARROW,
+        "tables": [_across(table) if across else _down(table), *_published(experiment)],
+        "sheet": sheet and picture(png_bytes(sheet.image), side=_SHEET_WIDTH, alt=f"contact sheet: {experiment.title}"),
+        "prompts": "; ".join(sheet.prompts) if sheet else "",
+    }
+
+
+def _down(table: Table) -> _Shown:
+    columns = table.experiment.columns
+    return _Shown(
+        caption=_caption(table),
+        columns=[COLUMN_TITLES[name] for name in columns],
+        rows=[(row.title, [table.cells[row.slug, name] for name in columns]) for row in table.experiment.rows],
+    )
+
+
+def _across(table: Table) -> _Shown:
+    rows = table.experiment.rows
+    return _Shown(
+        caption=_caption(table),
+        columns=[row.title for row in rows],
+        rows=[
+            (COLUMN_TITLES[name], [table.cells[row.slug, name] for row in rows]) for name in table.experiment.columns
+        ],
+    )
+
+
+def _caption(table: Table) -> str:
+    counts = sorted({len(subjects) for subjects in table.subjects.values()})
+    return f"The miniature, {' to '.join(str(count) for count in counts)} subject{'s' * (counts != [1])}"
+
+
+def _published(experiment: Experiment) -> list[_Shown]:
+    if not experiment.published:
+        return []
+    return [
+        _Shown(
+            caption=(f"The paper's own {experiment.source}: other models, other data, other encoders. Not comparable."),
+            columns=[COLUMN_TITLES.get(name, name) for name in experiment.published_columns],
+            rows=[(row.title, row.figures) for row in experiment.published],
+            published=True,
+        )
+    ]

@@ -1,0 +1,123 @@
+"""The paper's experiments as one batch, and from its evaluations the tables, the findings and the page.
+
+Nothing here trains or measures: runs go through the batch's queue and lanes, so the same command again does only what
+is missing, and what is there already can be made into a page at any time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.errors import InputError
+from dreambooth.evaluation.figures import BankId
+from pipelines.apps.paper.experiments import Setting
+from pipelines.apps.paper.markdown import render_markdown
+from pipelines.apps.paper.page import render_page
+from pipelines.apps.paper.sheets import contact_sheets
+from pipelines.apps.paper.tables import Table, as_records, findings_as_records, make_tables
+from pipelines.apps.paper.trials import Trial, distinct_plans, plan_trials
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.batch import View, run_batch
+from pipelines.driver.personalize import check_batch_destinations
+from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
+from pipelines.plan.run_plan import Plan
+from pipelines.stages.protocol_stage import find_evaluation
+from pipelines.storage.publications import join, write_bytes, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperPlan:
+    """Everything that is to be run: trials by table, and the batch of the distinct runs among them."""
+
+    setting: Setting
+    output: str
+    trials: tuple[Trial, ...]
+    batch: BatchPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperResult:
+    """The tables, where the page and tables.json were written, and the runs that were set aside by name."""
+
+    tables: tuple[Table, ...]
+    page: str
+    records: str
+    failures: Mapping[str, str]
+    interrupted: bool
+
+
+def plan_paper(setting: Setting, output: str, overrides: Sequence[str], resources: Resources) -> PaperPlan:
+    """Check all runs, and find out which rows share one; InputError for whatever is wrong."""
+    trials = plan_trials(setting, output, overrides, resources)
+    batch = make_batch_plan(f"paper-{setting.name}", distinct_plans(trials), resources)
+    check_batch_destinations(batch)
+    return PaperPlan(setting=setting, output=output, trials=trials, batch=batch)
+
+
+def run_paper(plan: PaperPlan, view: View) -> PaperResult:
+    """Train and measure what is missing, and write the page. Needs a Ray that is started.
+
+    Raises RuntimeError when no lane can work, and InputError when not a single run came to an evaluation.
+    """
+    outcome = run_batch(plan.batch, view, None)
+    return write_paper(plan, failures=outcome.summary["failures"], interrupted=outcome.interrupted)
+
+
+def write_paper(plan: PaperPlan, *, failures: Mapping[str, str], interrupted: bool = False) -> PaperResult:
+    """Make tables and page of the evaluations that are there."""
+    evaluations = found_evaluations(plan.trials)
+    if not evaluations:
+        raise InputError(f"no run below {plan.output} has been evaluated yet, so there is nothing to put into tables")
+    tables, bank = make_tables(plan.trials, evaluations)
+    records = {
+        "setting": plan.setting.name,
+        "bank": {"name": bank.name, "hash": bank.hash},
+        "runs": len(plan.batch.subjects),
+        "evaluated": len(evaluations),
+        "cells": as_records(tables),
+        "findings": findings_as_records(tables),
+    }
+    write_json(join(plan.output, "tables.json"), records)
+    facts = describe_paper(plan, bank, evaluated=len(evaluations))
+    page = render_page(tables, facts, contact_sheets(plan.trials, evaluations))
+    write_bytes(join(plan.output, "index.html"), page.encode())
+    write_bytes(join(plan.output, "tables.md"), render_markdown(tables, facts).encode())
+    return PaperResult(
+        tables=tables,
+        page=join(plan.output, "index.html"),
+        records=join(plan.output, "tables.json"),
+        failures=failures,
+        interrupted=interrupted,
+    )
+
+
+def found_evaluations(trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
+    """What evaluation.json holds, by the key of the run's plan, of the runs that have one."""
+    found = {plan.key: _evaluation(plan) for plan in distinct_plans(trials)}
+    return {key: evaluation for key, evaluation in found.items() if evaluation is not None}
+
+
+def describe_paper(plan: PaperPlan, bank: BankId, *, evaluated: int) -> list[tuple[str, str]]:
+    """What the figures rest on, as (what, value) rows."""
+    first = plan.batch.subjects[0].config
+    runs = len(plan.batch.subjects)
+    return [
+        ("setting", f"{plan.setting.name}: {len(plan.setting.subjects)} subjects ({', '.join(plan.setting.subjects)})"),
+        ("runs", f"{evaluated} of {runs} trained and measured; {len(plan.trials)} rows of a subject share them"),
+        (
+            "training",
+            f"{first.train.max_train_steps} steps where a table doesn't say otherwise, seed {first.train.seed}",
+        ),
+        (
+            "samples",
+            f"25 prompts, {plan.setting.images_per_prompt} images each, {first.evaluation.num_inference_steps} steps, "
+            f"guidance {first.evaluation.guidance_scale:g}, seed {first.evaluation.seed}",
+        ),
+        ("encoders", f"bank {bank.name}, hash {bank.hash}"),
+        ("base model", f"{first.base_model}, hash {plan.batch.subjects[0].base.hash}"),
+    ]
+
+
+def _evaluation(plan: Plan) -> dict[str, Any] | None:
+    task = plan.protocol
+    return None if task is None else find_evaluation(task)

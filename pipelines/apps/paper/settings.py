@@ -1,0 +1,42 @@
+"""The two sizes of `dreambooth paper`: all experiments on all shipped subjects, or the paper's findings on two."""
+
+from dataclasses import replace
+
+from dreambooth.miniature import subject_names
+from pipelines.apps.paper.experiments import (
+    EXPERIMENTS,
+    TABLE_1,
+    TABLE_3,
+    TABLE_4,
+    TABLE_5,
+    Setting,
+)
+
+FEW_SUBJECTS = ("coral-car", "navy-dog", "violet-teapot")
+"""Of side experiments. None is green, which is the common word that stands for an identifier there."""
+
+
+def full_setting() -> Setting:
+    """All tables; two samples a prompt, so that DIV can be measured."""
+    return Setting(
+        name="full",
+        experiments=EXPERIMENTS,
+        subjects=subject_names(),
+        few_subjects=FEW_SUBJECTS,
+        images_per_prompt=2,
+        # Shared by many runs, so that there can be more of them than for one subject.
+        common={"prior.num_class_images": 200},
+    )
+
+
+def quick_setting() -> Setting:
+    """The paper's tables on an object and an animal that take few steps, and of Table 5 its two ends."""
+    ends = replace(TABLE_5, rows=(TABLE_5.rows[0], TABLE_5.rows[-1]))
+    subjects = ("coral-car", "magenta-cat")
+    return Setting(
+        name="quick",
+        experiments=(TABLE_1, TABLE_3, TABLE_4, ends),
+        subjects=subjects,
+        few_subjects=subjects,
+        common={"train.max_train_steps": 200, "prior.num_class_images": 50},
+    )

@@ -1,0 +1,1 @@
+"""One HTTP service for many subjects, on Ray Serve."""

@@ -1,0 +1,1 @@
+"""A blind comparison of two models by people: questions, page, answers, shares."""

@@ -1,0 +1,69 @@
+"""`dreambooth doctor`: whether a run would work here, or on a cluster, and what to do where it wouldn't."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+_SIGNS = {"ok": "ok", "warning": "warning", "failure": "FAILURE"}
+
+
+@click.command()
+@click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--address", help="cluster.address: 'auto' on a node of the cluster; left out: this machine.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
+)
+def doctor(config: Path | None, address: str | None, overrides: tuple[str, ...]) -> None:
+    """Look at every node, the storage, the tracking server and the base model that a run would use.
+
+    CONFIG is the YAML of a run; only its storage, tracking, cluster and base model count. Exit code 0: all is well
+    (there may be warnings), 1: something has to be put right first.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.cluster.machine import faults
+    from pipelines.cluster.ray_cluster import ray_cluster
+    from pipelines.plan.doctor import examine, judge_machines
+
+    settings = _settings(config, address, overrides)
+    findings = [judge_machines({"here": faults()})]
+    # Where no Ray can be started, what is known without one is all there is to be said.
+    if settings.cluster.address is not None or findings[0].state != "failure":
+        with ray_cluster(settings.cluster):
+            findings = examine(settings)
+    table = Table("check", "state", "found", "what to do", box=None)
+    colours = {"ok": "green", "warning": "yellow", "failure": "red"}
+    for finding in findings:
+        state = f"[{colours[finding.state]}]{_SIGNS[finding.state]}[/]"
+        table.add_row(finding.check, state, _plain(finding.found), _plain(finding.cure))
+    Console().print(table)
+    sys.exit(1 if any(finding.state == "failure" for finding in findings) else 0)
+
+
+def _settings(config: Path | None, address: str | None, overrides: tuple[str, ...]) -> Any:
+    from dreambooth.config.settings import load_config, merge, read_yaml
+    from dreambooth.errors import InputError
+
+    if address is not None and address.startswith(("http://", "https://")):
+        raise InputError(
+            f"--address is {address!r}, a dashboard's; the doctor joins the cluster itself: run it on a node with "
+            f"--address auto, or as a job: ray job submit --address {address} -- dreambooth doctor --address auto"
+        )
+    # No subject is looked at, but a configuration has one.
+    nobody = {"subject": {"name": "nobody", "class_noun": "thing", "instance_images": "none"}}
+    settings = merge(nobody, read_yaml(config) if config is not None else {})
+    if address is not None:
+        settings = merge(settings, {"cluster": {"address": address}})
+    return load_config(settings, overrides)
+
+
+def _plain(text: str) -> str:
+    """Brackets of an address or a message are no markup."""
+    from rich.markup import escape
+
+    from dreambooth.config.addresses import without_credentials
+
+    return escape(without_credentials(text))

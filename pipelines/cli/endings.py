@@ -1,0 +1,192 @@
+"""How a command ends when something goes wrong in it: one sentence, an exit code, and a traceback in a file at most.
+
+| what | exit code | said |
+|---|---|---|
+| InputError, click's own errors | 2 | what was expected, what was got, what to do |
+| Ctrl-C, SIGTERM | 130 | one line |
+| nobody reads what is printed (`… | head`) | 141, as of a program that SIGPIPE ends | nothing |
+| anything else | 1 | one sentence, and the file that holds the traceback |
+"""
+
+import atexit
+import collections
+import contextlib
+import datetime
+import errno
+import logging
+import os
+import re
+import secrets
+import select
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import click
+
+from dreambooth import __version__
+from dreambooth.config.addresses import without_credentials
+from dreambooth.errors import InputError
+from pipelines.cli.given import check_text
+
+FAILURE, INPUT_ERROR, INTERRUPTED, UNREAD = 1, 2, 130, 141
+_RAISED = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Diverged|Stopped|Exit|Interrupt)\b.*")
+_KEPT = 50
+_GIVEN = "dreambooth.given"
+_aside: "collections.deque[str]" = collections.deque(maxlen=_KEPT)
+"""Tracebacks that libraries logged or threads ended with: for the file, should the command fail."""
+
+
+class Commands(click.Group):
+    """A group whose commands never end in a traceback."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep what was given, to be looked at before anything is done with it."""
+        ctx.meta[_GIVEN] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; see the module for how it ends."""
+        try:
+            with _tracebacks_aside(), _flushed():
+                check_text(ctx.meta[_GIVEN])
+                return super().invoke(ctx)
+        except click.ClickException as error:
+            object.__setattr__(error, "message", without_credentials(error.message))
+            raise
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except InputError as error:
+            say(f"error: {error}")
+            ctx.exit(INPUT_ERROR)
+        except KeyboardInterrupt:
+            say("interrupted; the same command goes on with what is missing")
+            ctx.exit(INTERRUPTED)
+        except Exception as error:  # noqa: BLE001 - this is where the unforeseen ends
+            ctx.exit(_end(error))
+        finally:
+            atexit.register(_end_at_once_when_interrupted)
+
+
+def say(text: str) -> None:
+    """Print a line for the person at the terminal, in red where that is one; credentials in it are hidden."""
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it, or the stream is closed
+        click.secho(without_credentials(text), err=True, fg="red" if sys.stderr.isatty() else None)
+
+
+def sentence(error: BaseException) -> str:
+    """What an exception says, in one line; of one from a Ray worker, what was raised there."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException) and type(error).__module__.startswith("ray.exceptions"):
+        return sentence(cause)
+    if isinstance(error, MemoryError):
+        return f"no memory is left for this{f' ({error})' if str(error) else ''}; ask for less at once"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    first = lines[0]
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        raised = [line for line in lines if _RAISED.match(line)]
+        started = "" if first.startswith(("Traceback", "ray::", "\x1b")) else f"{first.rstrip(':')}: "
+        first = f"{started}{raised[-1] if raised else lines[-1]}"
+    ours = type(error) is RuntimeError or type(error).__module__.startswith(("dreambooth.", "pipelines."))
+    return first if ours else f"{type(error).__name__}: {first}"
+
+
+def _end(error: Exception) -> int:
+    """Say what an unforeseen exception was and where its traceback is; returns the exit code."""
+    if isinstance(error, OSError) and error.errno == errno.EPIPE and _nobody_reads():
+        return UNREAD
+    path = _write_details(error)
+    where = f"the details are in {path}" if path else "the details can't be written to any folder here"
+    say(f"failed: {sentence(error)}; {where}")
+    return FAILURE
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output or error goes to a pipe that was closed; it then goes nowhere, without an error."""
+    closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed_pipe(stream)]
+    for stream in closed:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # what Python still holds for it is written at the exit
+        os.close(nowhere)
+    return bool(closed)
+
+
+def _is_closed_pipe(stream: TextIO) -> bool:
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # no file of the system: a test's
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _write_details(error: BaseException) -> Path | None:
+    """The new file that holds the traceback, in the working folder or that of temporary files; None without either."""
+    now = datetime.datetime.now(datetime.UTC)
+    name = f"dreambooth-error-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}.log"
+    parts = [f"dreambooth {__version__}, Python {sys.version.split()[0]}, {now:%Y-%m-%d %H:%M:%S} UTC"]
+    parts += [shlex.join(sys.argv), "".join(traceback.format_exception(error)), *_aside]
+    for folder in (Path.cwd, tempfile.gettempdir):
+        with contextlib.suppress(OSError):
+            path = Path(folder(), name)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(without_credentials("\n\n".join(parts)))
+            return path
+    return None
+
+
+@contextlib.contextmanager
+def _flushed() -> Iterator[None]:
+    """What is printed within is written before the command ends: at Python's exit it is too late for words."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _tracebacks_aside() -> Iterator[None]:
+    """Within, what libraries log with a traceback is shown without it, and threads end in a sentence."""
+    make, in_thread, unraisable = logging.getLogRecordFactory(), threading.excepthook, sys.unraisablehook
+
+    def record(*arguments: Any, **options: Any) -> logging.LogRecord:
+        made = make(*arguments, **options)
+        if made.exc_info and made.exc_info[1] is not None:
+            _put_aside(made.exc_info[1])
+            made.msg, made.args = f"{made.getMessage()}: {sentence(made.exc_info[1])}", ()
+            made.exc_info = None
+        return made
+
+    def ended(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is not None and not isinstance(arguments.exc_value, SystemExit):
+            _put_aside(arguments.exc_value)
+            say(f"warning: a thread ended: {sentence(arguments.exc_value)}")
+
+    logging.setLogRecordFactory(record)
+    threading.excepthook = ended
+    sys.unraisablehook = lambda unraised: _put_aside(unraised.exc_value, unraised.exc_traceback)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make)
+        threading.excepthook, sys.unraisablehook = in_thread, unraisable
+
+
+def _put_aside(error: BaseException | None, where: TracebackType | None = None) -> None:
+    if error is not None:
+        _aside.append("".join(traceback.format_exception(type(error), error, where or error.__traceback__)))
+
+
+def _end_at_once_when_interrupted() -> None:
+    """At exit: what libraries clean up then ends in a traceback when it is interrupted."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))

@@ -1,0 +1,75 @@
+"""`dreambooth evaluate`: the paper's figures of one model."""
+
+import click
+
+_SHOWN = {
+    "dino": "DINO",
+    "clip_i": "CLIP-I",
+    "clip_t": "CLIP-T",
+    "clip_t_base": "CLIP-T, base",
+    "pres": "PRES",
+    "div": "DIV",
+    "real_dino": "DINO, real",
+    "real_clip_i": "CLIP-I, real",
+    "near_copies": "near-copies",
+}
+
+
+@click.command()
+@click.option("--model", required=True, help="models:/NAME@latest, models:/NAME/3, or a published prefix.")
+@click.option("--instance-images", required=True, help="Folder, glob or address of the subject's images.")
+@click.option(
+    "--prompts",
+    default="auto",
+    show_default=True,
+    help="auto, dreambench, miniature, or a text file of prompts, one a line, with [V] and {class_noun}.",
+)
+@click.option("--images-per-prompt", type=click.IntRange(1, 10_000), help="evaluation.images_per_prompt")
+@click.option("--bank", type=click.Choice(["auto", "paper", "miniature"]), help="evaluation.bank")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
+)
+@click.option("--force", is_flag=True, help="Make it the champion, whatever its figures are.")
+@click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
+@click.option("--quiet", "silent", is_flag=True, help="Print only the result.")
+def evaluate(
+    model: str,
+    instance_images: str,
+    prompts: str,
+    images_per_prompt: int | None,
+    bank: str | None,
+    overrides: tuple[str, ...],
+    force: bool,
+    tracking_uri: str | None,
+    silent: bool,
+) -> None:
+    """Measure a model as in the DreamBooth paper: DINO, CLIP-I, CLIP-T, PRES, DIV, with intervals.
+
+    The figures go to MLflow, to the model's version, and beside the model as evaluation.json. The alias 'champion'
+    moves to the version if it is good enough (gate.*).
+    """
+    from pipelines.apps.evaluate_model import evaluate_model
+    from pipelines.driver.console import RunConsole
+
+    flags = {"evaluation.images_per_prompt": images_per_prompt, "evaluation.bank": bank}
+    given = tuple(f"{name}={value}" for name, value in flags.items() if value is not None)
+    result = evaluate_model(
+        model,
+        instance_images,
+        prompts=prompts,
+        overrides=(*given, *overrides),
+        force=force,
+        tracking_uri=tracking_uri,
+        console=RunConsole(quiet=silent),
+    )
+    evaluation = result.evaluation
+    rows = [("bank", f"{evaluation['bank']['name']}, hash {evaluation['bank']['hash']}")]
+    for name, shown in _SHOWN.items():
+        if (figure := evaluation["figures"].get(name)) is not None:
+            ends = f"{figure['low']:.3f} to {figure['high']:.3f}, n = {figure['n']}"
+            rows.append((shown, f"{figure['mean']:.3f}  ({ends})"))
+    rows += [("warning", warning) for warning in evaluation["warnings"]]
+    if result.gate is not None:
+        rows.append(("champion", f"{'yes' if result.gate.moved else 'not moved'}: {result.gate.reason}"))
+    for what, value in [*rows, ("written to", result.uri)]:
+        click.echo(f"{what:>14}  {value}")

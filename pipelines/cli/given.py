@@ -1,0 +1,41 @@
+"""What a person gives on the command line: numbers with two ends, and text that can be written down again."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dreambooth.config.text_files import utf8_fault
+from dreambooth.errors import InputError
+
+_VARIABLES = ("AWS_", "DREAMBOOTH_", "HF_", "MLFLOW_", "RAY_", "HOME", "TMPDIR")
+"""What variables that are read here begin with."""
+
+
+class Real(click.FloatRange):
+    """A range of numbers, which nan isn't in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; click's own error for another."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return number
+
+
+def check_text(arguments: Sequence[str]) -> None:
+    """InputError for bytes that aren't UTF-8 in an argument, a variable or the working folder's name.
+
+    The system takes any bytes for a name; a manifest, a database or a page can't hold them.
+    """
+    for place, argument in enumerate(arguments, start=1):
+        if (fault := utf8_fault(argument)) is not None:
+            raise InputError(f"argument {place}, {fault}; write it as UTF-8, or rename the file that it means")
+    for name, value in os.environ.items():
+        if name.startswith(_VARIABLES) and (fault := utf8_fault(value)) is not None:
+            raise InputError(f"the variable {name} is {fault}; set it anew")
+    if (fault := utf8_fault(str(Path.cwd()))) is not None:
+        raise InputError(f"the working folder {fault}; rename it, or work in another one")

@@ -1,0 +1,109 @@
+"""`dreambooth submit` and `dreambooth jobs`: runs and batches on a Ray cluster, from outside it."""
+
+import sys
+
+import click
+
+_ADDRESS = click.option(
+    "--address", help="The cluster's dashboard, http://HEAD:8265; RAY_API_SERVER_ADDRESS if left out."
+)
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
+@click.argument("command", type=click.Choice(["run", "batch"]))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@_ADDRESS
+@click.option("--detach", is_flag=True, help="Don't follow the log.")
+@click.option("--image-has-package", is_flag=True, help="Bring no code along: the cluster's image has dreambooth.")
+@click.option("--env", "variables", multiple=True, metavar="NAME", help="Hand this variable on to the job.")
+def submit(
+    command: str,
+    arguments: tuple[str, ...],
+    address: str | None,
+    detach: bool,
+    image_has_package: bool,
+    variables: tuple[str, ...],
+) -> None:
+    """Submit `dreambooth run …` or `dreambooth batch …` as a job, and follow it with the view it has here.
+
+    The same command twice is one job; one that was stopped or failed goes on from its last checkpoints. Results have
+    to go where the cluster and you can read them: --set storage.root=s3://…
+    """
+    from pipelines.driver import jobs
+
+    values = jobs.environment(variables)
+    job = jobs.make_job(command, arguments)
+    if not job.stored and not any("://" in word for word in job.arguments[1:2]):  # a remote file may say where
+        click.echo("warning: results go to a folder on the cluster's head; set storage.root=s3://…", err=True)
+    client = jobs.connect(address)
+    job_id, fate = jobs.submit(client, job, with_code=not image_has_package, variables=values)
+    click.echo(f"{job_id}: {fate}", err=True)
+    if detach or fate == "already done":
+        click.echo(job_id)
+        return
+    _follow(client, job_id)
+
+
+@click.group(name="jobs")
+def jobs_group() -> None:
+    """Jobs of this project on a Ray cluster."""
+
+
+@jobs_group.command(name="list")
+@_ADDRESS
+def list_jobs(address: str | None) -> None:
+    """List them, the newest last."""
+    from pipelines.driver import jobs
+
+    ours = [info for info in jobs.connect(address).list_jobs() if (info.submission_id or "").startswith("dreambooth-")]
+    for info in sorted(ours, key=lambda info: info.start_time or 0):
+        click.echo(f"{info.submission_id}  {info.status.value:<9}  {(info.metadata or {}).get('dreambooth', '')}")
+
+
+@jobs_group.command()
+@click.argument("job")
+@_ADDRESS
+def logs(job: str, address: str | None) -> None:
+    """Follow a job's log to its end."""
+    from pipelines.driver import jobs
+
+    client = jobs.connect(address)
+    jobs.status(client, job)
+    _follow(client, job)
+
+
+@jobs_group.command()
+@click.argument("job")
+@_ADDRESS
+def status(job: str, address: str | None) -> None:
+    """Say how a job stands."""
+    from pipelines.driver import jobs
+
+    click.echo(jobs.status(jobs.connect(address), job))
+
+
+@jobs_group.command()
+@click.argument("job")
+@_ADDRESS
+def stop(job: str, address: str | None) -> None:
+    """Stop a job; submitting it again goes on from its last checkpoints."""
+    from pipelines.driver import jobs
+
+    client = jobs.connect(address)
+    jobs.status(client, job)
+    client.stop_job(job)
+    click.echo("stopping; submit it again to go on")
+
+
+def _follow(client: object, job: str) -> None:
+    from pipelines.driver import jobs
+    from pipelines.driver.relayed_view import Replay
+
+    try:
+        with Replay(lambda line: click.echo(line, nl=False)) as replay:
+            ended = jobs.follow(client, job, replay.feed)
+    except KeyboardInterrupt:
+        click.echo(f"\nthe job goes on; 'dreambooth jobs logs {job}' follows it, 'jobs stop {job}' stops it", err=True)
+        sys.exit(130)
+    click.echo(f"{job}: {ended}", err=True)
+    sys.exit(jobs.exit_code(client, job))

@@ -1,0 +1,64 @@
+"""`dreambooth paper`: the paper's tables on the miniature with one command."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pipelines.apps.paper.paper import PaperResult
+
+SOME_FAILED = 3
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Two subjects, and only what the paper has tables of: minutes.")
+@click.option("--output", default="output/paper", show_default=True, help="Folder or address of runs and page.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
+)
+@click.option("--dry-run", is_flag=True, help="Check all runs, print the plan, and stop.")
+@click.option("--page-only", is_flag=True, help="Train nothing: make the page of the evaluations that are there.")
+@click.option("--quiet", "silent", is_flag=True, help="Print only warnings and the result.")
+def paper(quick: bool, output: str, overrides: tuple[str, ...], dry_run: bool, page_only: bool, silent: bool) -> None:
+    """Run the paper's experiments on the miniature and its subjects, and write their tables and a page.
+
+    Running the same command again does only what is missing. Exit code 0: all done, 3: some runs failed.
+    """
+    from pipelines.apps.paper.paper import plan_paper, run_paper, write_paper
+    from pipelines.apps.paper.settings import full_setting, quick_setting
+    from pipelines.cluster.ray_cluster import local_resources, ray_cluster
+    from pipelines.driver.batch_console import BatchView
+    from pipelines.driver.console import RunConsole
+    from pipelines.plan.batch_plan import describe_batch
+
+    console = RunConsole(quiet=silent)
+    setting = quick_setting() if quick else full_setting()
+    plan = plan_paper(setting, output, overrides, local_resources())
+    console.table([*describe_batch(plan.batch), ("rows", f"{len(plan.trials)} of tables and subjects")])
+    if dry_run:
+        return
+    if page_only:
+        _print(write_paper(plan, failures={}))
+        return
+    with ray_cluster(plan.batch.cluster):
+        try:
+            with BatchView(total=len(plan.batch.subjects), quiet=silent) as view:
+                result = run_paper(plan, view)
+        except KeyboardInterrupt:
+            click.echo("stopped at once; the same command goes on from the last checkpoints", err=True)
+            sys.exit(130)
+    _print(result)
+    if result.interrupted:
+        click.echo("stopped, checkpoints are written; the same command goes on from there", err=True)
+        sys.exit(130)
+    sys.exit(SOME_FAILED if result.failures else 0)
+
+
+def _print(result: "PaperResult") -> None:
+    for table in result.tables:
+        for finding in table.findings:
+            click.echo(finding.sentence)
+    rows = [("failed", f"{name}: {reason}") for name, reason in result.failures.items()]
+    for what, value in [*rows, ("page", result.page), ("tables", result.records)]:
+        click.echo(f"{what:>14}  {value}")

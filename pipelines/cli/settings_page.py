@@ -1,0 +1,62 @@
+"""All settings as a page: `dreambooth settings --markdown`, from what the configuration's own classes say."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from dreambooth.config.settings import MINIATURE, DreamBoothConfig
+
+_HEAD = """# Settings
+
+Given in a YAML file, or one by one with `--set group.name=value`; in a table of subjects also for one subject alone.
+Defaults are for Stable Diffusion; where the built-in miniature has another one, it stands behind it. This page is made
+by `dreambooth settings --markdown`.
+"""
+
+
+def settings_page() -> str:
+    """A table per group of settings, in Markdown."""
+    groups = {name: field.annotation for name, field in DreamBoothConfig.model_fields.items()}
+    nested = {name: model for name, model in groups.items() if isinstance(model, type) and issubclass(model, BaseModel)}
+    parts = [_HEAD, *_group("", DreamBoothConfig, "A run", leave_out=nested)]
+    for name, model in nested.items():
+        parts += _group(f"{name}.", model, name)
+    return "\n".join(parts)
+
+
+def _group(prefix: str, model: type[BaseModel], title: str, *, leave_out: Any = ()) -> Iterator[str]:
+    yield f"## {title}\n"
+    yield f"{(model.__doc__ or '').strip().partition(chr(10))[0]}\n"
+    yield "| setting | default | meaning |\n|---|---|---|"
+    changed = MINIATURE.get(prefix.rstrip("."), {})
+    for name, field in model.model_fields.items():
+        if name in leave_out:
+            continue
+        key = field.alias or name
+        default = "*required*" if field.is_required() else _shown(field.default)
+        if key in changed and changed[key] != field.default:
+            default += f"; miniature: {_shown(changed[key])}"
+        yield f"| `{prefix}{key}` | {default} | {_meaning(field.description or '', _choices(field.annotation))} |"
+    yield ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "<br>".join(_shown(each) for each in value)
+    if value is None or isinstance(value, bool):
+        value = {None: "null", True: "true", False: "false"}[value]
+    return f"`{value}`"
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """What a setting can be, where that is a list of words."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
+
+
+def _meaning(description: str, choices: list[Any]) -> str:
+    shown = ", ".join(f"`{choice}`" for choice in choices)
+    told = description.replace("None:", "null:").replace("|", "\\|")
+    return f"{told} ({shown})" if shown else told

@@ -1,0 +1,89 @@
+"""`dreambooth study`: people compare two models, blindly."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dreambooth.config.limits import LARGEST_SEED
+from dreambooth.errors import InputError
+
+if TYPE_CHECKING:
+    from pipelines.apps.study.store import StudyFile
+
+_FILE = "study.sqlite"
+_DEFAULT_OUTPUT = "output/study"
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="A B | STUDY")
+@click.option("--report", "reporting", is_flag=True, help="Count the answers so far, write report.json, and stop.")
+@click.option("--questions", default=25, show_default=True, type=click.IntRange(1, 10_000), help="How many, at most.")
+@click.option("--instance-images", metavar="DIR", help="Photographs to compare models with.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="For models; the evaluation's if left out.")
+@click.option("--images-per-prompt", default=1, show_default=True, type=click.IntRange(1, 1000), help="For models.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    # Pictures after the first have the seeds that follow.
+    type=click.IntRange(0, LARGEST_SEED - 10**9),
+    help="Of pictures, sides and order.",
+)
+@click.option("--output", metavar="DIR", help=f"Folder of the study; {_DEFAULT_OUTPUT} if left out.")
+@click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
+def study(sources: tuple[str, ...], reporting: bool, output: str | None, port: int, **options: Any) -> None:
+    """Ask people which of two models' pictures they prefer, on a page that this machine alone can open.
+
+    A and B are models (models:/NAME@latest, a published model), folders that runs or batches wrote, or evaluation.json
+    files. The page shows a picture of each, left and right by chance, and asks which keeps the subject better and which
+    follows the prompt better. Answers are kept as they come; the same command, or the folder alone as STUDY, goes on.
+    """
+    folder = _folder(sources, output)
+    study_file = _open(folder / _FILE, sources, options)
+    if reporting:
+        _report(study_file, folder)
+        return
+    from pipelines.apps.study.server import StudyServer
+
+    with StudyServer(study_file, port=port) as server:
+        click.echo(f"{study_file.count()} questions, {len(study_file.answers())} answers so far, kept in {folder}")
+        click.echo(f"open {server.url} in a browser; Ctrl-C ends it; 'dreambooth study {folder} --report' counts")
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            click.echo(f"\nstopped; {len(study_file.answers())} answers are kept, the same command goes on")
+
+
+def _folder(sources: tuple[str, ...], output: str | None) -> Path:
+    """Where a study lies: STUDY, else --output."""
+    if len(sources) > 2:
+        raise InputError(f"a study compares two models, got {len(sources)}: {', '.join(sources)}")
+    if len(sources) == 1 and output is not None:
+        raise InputError(f"expected A and B with --output, or the folder of a study alone; got {sources[0]!r} alone")
+    folder = sources[0] if len(sources) == 1 else output or _DEFAULT_OUTPUT
+    if "://" in folder or folder.startswith("models:"):
+        raise InputError(f"expected A and B, or a study's folder on this machine; got {folder!r}")
+    return Path(folder).absolute()
+
+
+def _open(path: Path, sources: tuple[str, ...], options: dict[str, Any]) -> "StudyFile":
+    from pipelines.apps.study.make import StudySettings, open_study
+    from pipelines.apps.study.store import StudyFile
+
+    if len(sources) == 1:
+        return StudyFile(path)
+    tracking_uri = options.pop("tracking_uri")
+    settings = StudySettings(a=sources[0], b=sources[1], **options)
+    return open_study(path, settings, tracking_uri=tracking_uri, say=click.echo)
+
+
+def _report(study_file: "StudyFile", folder: Path) -> None:
+    from pipelines.apps.study.report import describe_report, report
+    from pipelines.storage.publications import write_json
+
+    result = report(study_file.about, study_file.answers(), study_file.count())
+    write_json(str(folder / "report.json"), result)
+    for line in [*describe_report(result), str(folder / "report.json")]:
+        click.echo(line)

@@ -1,0 +1,1 @@
+"""Ray, collectives, preemption, metrics, logs, TLS."""

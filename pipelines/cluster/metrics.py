@@ -1,0 +1,104 @@
+"""What does Prometheus see of a run or a batch, wherever on the cluster it happens?
+
+Every process records through Ray's metrics, and Ray's agent on its node exports them, with `ray_` before the name.
+Outside Ray, recording does nothing. Labels are few and short (a lane, a state), never a subject: a batch has thousands.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from pipelines.cluster.events import Message
+from pipelines.cluster.logs import log
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric: what kind it is, what it says, and its labels."""
+
+    kind: Literal["gauge", "counter", "histogram"]
+    description: str
+    labels: tuple[str, ...] = ()
+
+    def exported(self, name: str) -> tuple[str, ...]:
+        """The names that a query can use for it."""
+        endings = ("_bucket", "_sum", "_count") if self.kind == "histogram" else ("",)
+        return tuple(f"ray_{name}{ending}" for ending in endings)
+
+
+METRICS = {
+    "dreambooth_images_per_second": Metric(
+        kind="gauge", description="instance and class images that a lane trains on in a second", labels=("lane",)
+    ),
+    "dreambooth_step_seconds": Metric(kind="histogram", description="of one training step", labels=("lane",)),
+    "dreambooth_lane_busy_seconds_total": Metric(
+        kind="counter", description="that a lane spent on subjects and class images", labels=("lane",)
+    ),
+    "dreambooth_lane_idle_seconds_total": Metric(
+        kind="counter", description="that a lane waited for work", labels=("lane",)
+    ),
+    "dreambooth_class_images_total": Metric(kind="counter", description="class images made"),
+    "dreambooth_subjects": Metric(kind="gauge", description="subjects of a batch", labels=("batch", "state")),
+    "dreambooth_queue_wait_seconds": Metric(
+        kind="histogram", description="from when a subject could start until a lane took it"
+    ),
+    "dreambooth_retries_total": Metric(kind="counter", description="subjects that are tried again", labels=("batch",)),
+    "dreambooth_checkpoint_seconds": Metric(kind="histogram", description="to write a checkpoint", labels=("lane",)),
+    "dreambooth_publish_seconds": Metric(
+        kind="histogram", description="to upload a model, read it again and compare it"
+    ),
+}
+"""All that are recorded, by name; infra/monitoring asks for no others."""
+
+
+def record(name: str, value: float, **labels: str) -> None:
+    """Set a gauge, add to a counter, or observe a value in a histogram; nothing where no Ray runs."""
+    ray = sys.modules.get("ray")  # whoever has not imported it runs outside it
+    if ray is None or not ray.is_initialized():
+        return
+    metric, kind = _ray_metric(name), METRICS[name].kind
+    if kind == "gauge":
+        metric.set(value, tags=labels)
+    elif kind == "histogram":
+        metric.observe(value, tags=labels)
+    elif value > 0:  # Ray refuses to add nothing
+        metric.inc(value, tags=labels)
+
+
+def observed(tell: Callable[[Message], None], *, lane: str) -> Callable[[Message], None]:
+    """`tell` that also records and logs what the messages of a fine-tuning say; for rank 0."""
+    last: tuple[int, float] | None = None
+
+    def tell_and_record(message: Message) -> None:
+        nonlocal last
+        if message["kind"] == "step":
+            step, now = int(message["metrics"]["step"]), time.perf_counter()
+            record("dreambooth_images_per_second", message["metrics"]["images_per_second"], lane=lane)
+            if last is not None and step > last[0]:
+                record("dreambooth_step_seconds", (now - last[1]) / (step - last[0]), lane=lane)
+            last = step, now
+        elif message["kind"] == "checkpoint":
+            record("dreambooth_checkpoint_seconds", message["seconds"], lane=lane)
+            log("checkpoint", step=message["step"], seconds=round(message["seconds"], 3))
+            last = None  # the next step's time holds the checkpoint's
+        elif message["kind"] == "phase":
+            log(message["phase"], **({"step": message["start"]} if "start" in message else {}))
+        tell(message)
+
+    return tell_and_record
+
+
+@cache
+def _ray_metric(name: str) -> Any:
+    from ray.util import metrics
+
+    metric = METRICS[name]
+    if metric.kind == "histogram":
+        return metrics.Histogram(name, metric.description, boundaries=list(_SECONDS), tag_keys=metric.labels)
+    kind = metrics.Gauge if metric.kind == "gauge" else metrics.Counter
+    return kind(name, metric.description, tag_keys=metric.labels)

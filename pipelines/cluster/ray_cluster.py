@@ -1,0 +1,203 @@
+"""Ray, started here or joined elsewhere, and what it has room for."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dreambooth.config.settings import ClusterConfig
+from dreambooth.errors import InputError
+from dreambooth.reach import within
+from pipelines.cli.endings import sentence
+from pipelines.cluster.address import about_token, prove_cluster
+from pipelines.cluster.environment import environment
+from pipelines.cluster.machine import check_loopback, ray_folder
+from pipelines.cluster.preemption import WATCHER_SWITCH
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "PYTHONWARNINGS": "ignore",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+# Of Ray Train: a checkpoint counts from the controller's next look.
+_TRAIN = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+_ROOM, _ROOM_SECONDS, _ELASTIC_ROOM_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180", "30"
+"""How long Ray Train waits for room for all workers before it asks anew. Those that may be fewer wait less: right after
+the loss of a node it still counts what that node had, and only asking anew finds that there is room for fewer."""
+_HERE = {
+    # Nobody announces that this machine will be taken away: a process less for every worker group.
+    WATCHER_SWITCH: "0",
+    # Ray Train's cleaner of placement groups asks a dashboard whether a run still lives. There is none here, and it
+    # would take that of any other cluster it finds on this machine, or wait for one that is long gone.
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1",
+}
+_ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
+WORKER_ENVIRONMENT = {"env_vars": {"GLIBC_TUNABLES": _ALLOCATOR}}
+"""Of processes that train. A step frees and takes the same tensors again: given back to the system in between, they
+would come as pages to be zeroed, a fourteenth of the time of the miniature's step on a CPU."""
+_OBJECT_STORE_BYTES = 512 << 20
+_JOIN_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a cluster has in all, and the CPUs of its largest node (None: it has one node)."""
+
+    cpus: int
+    gpus: int
+    nodes: int = 1
+    largest_node_cpus: int | None = None
+
+    def check(self, config: ClusterConfig) -> None:
+        """Raise InputError when the workers of one subject don't fit, instead of waiting for ever."""
+        setting = "num_workers" if config.min_workers is None else "min_workers"
+        workers = config.min_workers or config.num_workers
+        cpus, gpus = workers * config.cpus_per_worker, workers if self.use_gpu(config) else 0
+        if cpus > self.cpus or gpus > self.gpus:
+            raise InputError(
+                f"cluster.{setting} is {workers}, which takes {cpus} CPUs and {gpus} GPUs, but the "
+                f"cluster has {self.cpus} CPUs and {self.gpus} GPUs; ask for fewer workers or a larger cluster"
+            )
+        if self.largest_node_cpus is not None and config.cpus_per_worker > self.largest_node_cpus:
+            raise InputError(
+                f"cluster.cpus_per_worker is {config.cpus_per_worker}, but the largest node has "
+                f"{self.largest_node_cpus} CPUs; a worker can't be spread over nodes, so ask for fewer"
+            )
+
+    def use_gpu(self, config: ClusterConfig) -> bool:
+        """Whether a worker gets a GPU."""
+        return self.gpus > 0 if config.use_gpu == "auto" else config.use_gpu
+
+
+def worker_group(config: ClusterConfig, *, use_gpu: bool) -> Any:
+    """What Ray Train is told of the workers of a subject; a range lets it start them again as there is room."""
+    import ray.train
+
+    fewest, most = config.min_workers, config.num_workers
+    # mypy sees the ScalingConfig of Ray Train V1, the interpreter V2's.
+    return ray.train.ScalingConfig(  # type: ignore[call-arg]
+        num_workers=most if fewest in (None, most) else (fewest, most),  # type: ignore[arg-type]
+        elastic_resize_monitor_interval_s=config.resize_seconds,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+    )
+
+
+def local_resources() -> Resources:
+    """What this machine would give to a Ray started here."""
+    import torch
+
+    return Resources(cpus=usable_cpus(), gpus=torch.cuda.device_count())
+
+
+def usable_cpus() -> int:
+    """CPUs this process may use: by affinity, and by the quota of a container (cgroup v2)."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cpus, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        return cpus
+
+
+@contextmanager
+def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
+    """Start Ray here, or join the cluster at `config.address`, for as long as the context lasts.
+
+    A Ray that the caller has started already is used as it is. Raises InputError when there is none at the address.
+    """
+    if config.address is None and "ray" not in sys.modules:
+        # Ray reads it once, when it is imported; a later change would set this process apart from the ones it starts.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    room = {_ROOM: _ROOM_SECONDS if config.min_workers is None else _ELASTIC_ROOM_SECONDS}
+    for name, value in (_QUIET | _TRAIN | room).items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        before = signal.getsignal(signal.SIGTERM)
+        _connect(config)
+        _handle_sigterm(before)
+    try:
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        yield Resources(
+            cpus=int(total.get("CPU", 0)),
+            gpus=int(total.get("GPU", 0)),
+            nodes=len(nodes),
+            largest_node_cpus=int(max(nodes)),
+        )
+    finally:
+        if started:
+            ray.shutdown()
+
+
+@contextmanager
+def ray_cluster_meanwhile(config: ClusterConfig) -> Iterator[Callable[[], Resources]]:
+    """`ray_cluster`, started while the caller goes on; what is yielded waits until it is there."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ray") as pool, ExitStack() as stack:
+        before = signal.getsignal(signal.SIGTERM)
+        starting = pool.submit(lambda: stack.enter_context(ray_cluster(config)))
+
+        def started() -> Resources:
+            resources = starting.result()
+            _handle_sigterm(before)
+            return resources
+
+        try:
+            yield started
+        finally:
+            wait([starting])
+
+
+def _handle_sigterm(handler: Any) -> None:
+    """Ray takes SIGTERM for itself and answers it with a stack trace; a handler can be set in the main thread alone."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _connect(config: ClusterConfig) -> None:
+    import logging
+
+    import ray
+
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if config.address is None:
+        here = local_resources()
+        check_loopback()
+        if (folder := ray_folder()) is not None:
+            common["_temp_dir"] = folder
+        with environment(_HERE):
+            ray.init(
+                address="local",
+                num_cpus=here.cpus,
+                num_gpus=here.gpus,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                **common,
+            )
+        return
+    address = prove_cluster(config.address)
+    join = partial(ray.init, address=config.address, runtime_env={"env_vars": _QUIET}, **common)
+    try:
+        within(_JOIN_SECONDS, join)
+    except (OSError, ValueError, RuntimeError) as error:
+        if "AuthenticationError" in str(error.__cause__):  # Ray keeps no more of it than its text
+            raise InputError(about_token(address)) from None
+        reason = (
+            f"it takes more than {_JOIN_SECONDS:.0f} seconds" if isinstance(error, TimeoutError) else sentence(error)
+        )
+        raise InputError(
+            f"the Ray cluster at {address} can't be joined: {reason}; look at 'ray status' there, or leave "
+            f"cluster.address out to start Ray here"
+        ) from None

@@ -1,0 +1,143 @@
+"""The end of a batch: report.html and summary.json in its folder, and both with the pictures in MLflow."""
+
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipelines.plan.batch_plan import BatchPlan, describe_batch
+from pipelines.plan.pace import remember_paces
+from pipelines.plan.run_plan import Plan
+from pipelines.report.batch_report import render_report
+from pipelines.report.batch_result import BatchResult, SubjectResult
+from pipelines.report.evaluated import find_evaluated
+from pipelines.storage.publications import exists, join, read_bytes, read_json, write_bytes, write_json
+from pipelines.tasks import STATES, SubjectRecord
+from pipelines.tracking.client import explain
+from pipelines.tracking.tracked_run import TrackedRun
+
+SHOWN = 200
+"""Of how many subjects pictures and curves are shown."""
+
+
+def write_batch_summary(
+    plan: BatchPlan, records: Sequence[SubjectRecord], run: TrackedRun, *, seconds: float, untracked: str | None = None
+) -> dict[str, Any]:
+    """Write what a batch came to, to its folder and to its MLflow run, and end that; returns summary.json's content.
+
+    `untracked` is why MLflow lacks subjects that are published.
+    """
+    plans = {subject.config.subject.name: subject for subject in plan.subjects}
+    subjects = [_subject(plans[record.name], record, shown=place < SHOWN) for place, record in enumerate(records)]
+    counts = Counter(record.state for record in records)
+    facts = [*describe_batch(plan), ("wall time", f"{seconds:.0f} s"), ("MLflow", run.hint)]
+    page = render_report(BatchResult(name=plan.name, facts=facts, subjects=subjects))
+    write_bytes(join(plan.uri, "report.html"), page.encode())
+    summary = {
+        "name": plan.name,
+        "subjects": {state: counts[state] for state in STATES} | {"total": len(records)},
+        "lanes": plan.lanes,
+        "wall_seconds": round(seconds, 2),
+        "lane_busy_share": lane_busy_share(subjects),
+        "report": join(plan.uri, "report.html"),
+        "mlflow": {"look": run.hint, "run_id": run.known_id},
+        "failures": {record.name: record.reason for record in records if record.state == "failed"},
+        "results": [_row(subject) for subject in subjects],
+    }
+    paces = [(plans[s.record.name], s.steps_per_second) for s in subjects if s.steps_per_second is not None]
+    remember_paces(plan.subjects[0].config.storage.root, plan.name, paces)
+    _track(run, subjects, summary, page)
+    # One that did not finish is taken up again by the same command.
+    whole = counts["done"] + counts["failed"] == len(records)
+    error = run.end("FINISHED" if whole else "KILLED")
+    summary["untracked"] = untracked or (None if error is None else explain(error))
+    summary["mlflow"] = {"look": run.hint, "run_id": run.known_id}
+    write_json(join(plan.uri, "summary.json"), summary)
+    return summary
+
+
+def lane_busy_share(subjects: Sequence[SubjectResult]) -> float | None:
+    """Seconds in training steps over those of all lanes, from the first subject's start to the last one's publication.
+
+    What lanes do between that is no step counts against them: class images, checkpoints, loading, waiting for each
+    other at the end. The lanes of each driver that worked at the batch are counted by themselves.
+    """
+    drivers: dict[str, list[SubjectResult]] = {}
+    for subject in subjects:
+        record = subject.record
+        if record.state == "done" and record.lane and record.began and record.ended and subject.step_seconds:
+            drivers.setdefault(record.lane.partition("/")[0], []).append(subject)
+    total = busy = 0.0
+    for done in drivers.values():
+        span = max(s.record.ended or 0.0 for s in done) - min(s.record.began or 0.0 for s in done)
+        total += span * len({subject.record.lane for subject in done})
+        busy += sum(subject.step_seconds or 0.0 for subject in done)
+    return round(busy / total, 4) if total else None
+
+
+def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult:
+    uri = plan.config.run_uri
+    if record.state not in ("done", "trained") or not exists(join(uri, "summary.json")):
+        return SubjectResult(record=record)
+    summary = read_json(join(uri, "summary.json"))
+    steps, steps_per_second = summary["steps"] - summary["resumed_from"], summary["steps_per_second"]
+    name, version, sheet = summary["registered_model"], summary["version"], summary["contact_sheet"]
+    history = read_json(join(uri, "training", f"{plan.key}.json"))["history"] if shown else ()
+    return SubjectResult(
+        record=record,
+        uri=uri,
+        registered=f"{name} version {version}" if name else None,
+        model_uri=summary["model_uri"],
+        similarity=summary["similarity"],
+        figures=_figures(summary),
+        steps_per_second=steps_per_second,
+        step_seconds=steps / steps_per_second if steps_per_second else None,
+        history=history,
+        contact_sheet=read_bytes(sheet) if shown and sheet else None,
+        evaluated=find_evaluated(uri, summary) if shown else None,
+    )
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, float]:
+    if (evaluation := summary.get("evaluation")) is None:
+        return {}
+    bank = evaluation["bank"]["name"]
+    return {f"{bank}_{name}": figure["mean"] for name, figure in evaluation["figures"].items()}
+
+
+def _row(subject: SubjectResult) -> dict[str, Any]:
+    """A line of the batch's table."""
+    record = subject.record
+    return {
+        "subject": record.name,
+        "class_noun": record.class_noun,
+        "identifier": record.identifier,
+        "state": record.state,
+        "attempts": record.attempts,
+        "failures": record.failures,
+        "reason": record.reason,
+        "registered": subject.registered,
+        "uri": subject.uri,
+        "model_uri": subject.model_uri,
+        "steps_per_second": subject.steps_per_second,
+        **{f"similarity_{name}": value for name, value in (subject.similarity or {}).items()},
+        **subject.figures,
+    }
+
+
+def _track(run: TrackedRun, subjects: Sequence[SubjectResult], summary: dict[str, Any], page: str) -> None:
+    run.log_table([_row(subject) for subject in subjects], "subjects.json")
+    for subject in subjects:
+        if subject.contact_sheet is not None:
+            sheet = Image.open(io.BytesIO(subject.contact_sheet)).convert("RGB")
+            run.log_image(sheet, f"contact_sheets/{subject.record.name}", 0)
+    run.log_metrics({f"subjects/{state}": count for state, count in summary["subjects"].items()}, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in (("report.html", page), ("summary.json", json.dumps(summary, indent=2))):
+            Path(folder, name).write_text(content)
+            run.log_artifact(Path(folder, name))

@@ -1,0 +1,193 @@
+"""The end of one subject: its published model is registered, and what there is to see of it is written."""
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dreambooth.config.addresses import shown
+from pipelines.driver.follow import complete_curves, complete_pictures
+from pipelines.driver.summary import PersonalizeResult, write_summary
+from pipelines.driver.train_stage import TrainResult, find_result
+from pipelines.plan.run_plan import Plan, printable_settings
+from pipelines.stages.evaluate_stage import Evaluation
+from pipelines.stages.evaluation_store import load_evaluation
+from pipelines.stages.protocol_stage import find_evaluation
+from pipelines.storage.publications import opened
+from pipelines.tracking.evaluation_record import RecordedFigures, describe_figures, pass_gate, record_evaluation
+from pipelines.tracking.line import Away
+from pipelines.tracking.registry import RegisteredVersion, register, upload_seconds
+from pipelines.tracking.runs import track
+from pipelines.tracking.tracked_run import TrackedRun
+
+# Only after mlflow_client has told MLflow to be silent.
+from mlflow.exceptions import MlflowException  # isort: skip
+
+
+def conclude(plan: Plan, batch_run_id: str) -> str:
+    """Register what a lane has published, write curves, pictures and summary.json; says in a line what came out.
+
+    The subject gets an MLflow run nested in the batch's. Doing it again is one version and the same files. Raises Away
+    where MLflow can't be reached, and other errors where it refuses: then all is written but what it lacks.
+    """
+    result = conclude_stored(plan, parent=batch_run_id)
+    if result is None:
+        raise RuntimeError(f"{plan.config.subject.name} has no model, or no figures of it, at {plan.config.run_uri}")
+    if result.error is not None:
+        raise result.error
+    summary = result.summary
+    similarity, evaluation = summary["similarity"], summary["evaluation"]
+    told = f", similarity {similarity['identifier']:.2f}" if similarity is not None else ""
+    if evaluation is not None:
+        told += f", {describe_figures(evaluation)}"
+    name = summary["registered_model"]
+    return f"{name} version {summary['version']}{told}" if name else f"{summary['model_uri']}{told}"
+
+
+def conclude_stored(
+    plan: Plan,
+    *,
+    earlier: Mapping[str, Any] | None = None,
+    parent: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> PersonalizeResult | None:
+    """Bring a subject to its end whose model and pictures are there; None where something has yet to be made.
+
+    `earlier` is the summary of the command that made them.
+    """
+    trained = find_result(plan)
+    evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
+    if trained is None or (evaluation is None and plan.config.evaluation.enabled):
+        return None
+    if plan.protocol is not None and find_evaluation(plan.protocol) is None:
+        return None
+    seconds = {"train": round((trained.steps - trained.resumed_from) / trained.steps_per_second, 2)}
+    if earlier is not None:
+        seconds = {stage: spent for stage, spent in earlier["wall_seconds"].items() if stage != "total"}
+    with track_plan(plan, parent=parent, say=say) as run:
+        return finish(plan, trained, evaluation, run, seconds, earlier["startup_seconds"] if earlier else None)
+
+
+def track_plan(
+    plan: Plan, *, parent: str | None = None, say: Callable[[str], None] | None = None
+) -> AbstractContextManager[TrackedRun]:
+    """The MLflow run of a plan."""
+    return track(
+        plan.config.tracking,
+        run_name=plan.config.subject.name,
+        params=printable_settings(plan.config),
+        tags=result_tags(plan),
+        resume_key=plan.key,
+        parent=parent,
+        say=say,
+    )
+
+
+def finish(
+    plan: Plan,
+    trained: TrainResult,
+    evaluation: Evaluation | None,
+    run: TrackedRun,
+    seconds: dict[str, float],
+    startup: dict[str, float] | None,
+) -> PersonalizeResult:
+    """Register a published model, and write what there is to see of it; the summary says what MLflow lacks."""
+    complete_curves(run, trained.history, trained.scores)
+    complete_pictures(run, plan.config, plan.key)
+    figures, version = find_figures(plan), None
+    error: Exception | None = None
+    began = time.perf_counter()
+    try:
+        if plan.config.tracking.register_model:
+            version = register_result(plan, trained, run)
+        figures = figures and record_figures(plan, figures, version, run)
+    except (Away, MlflowException) as caught:
+        error = caught
+    seconds = seconds | {"register": round(time.perf_counter() - began, 2)}
+    return write_summary(plan, trained, evaluation, figures, version, run, seconds, startup, error)
+
+
+def find_figures(plan: Plan) -> RecordedFigures | None:
+    """The protocol's figures, which no gate has judged; None without a protocol."""
+    if plan.protocol is None:
+        return None
+    evaluation = find_evaluation(plan.protocol)
+    if evaluation is None:
+        raise RuntimeError(f"the figures of {plan.config.subject.name} are not at {plan.protocol.uri}")
+    return RecordedFigures(uri=plan.protocol.uri, evaluation=evaluation, gate=None)
+
+
+def record_figures(
+    plan: Plan, figures: RecordedFigures, version: RegisteredVersion | None, run: TrackedRun
+) -> RecordedFigures:
+    """Put the protocol's figures beside the registered version, and let the gate judge it."""
+    evaluation = figures.evaluation
+    run.call(lambda client, run_id: record_evaluation(run, version, evaluation))
+    if version is None:
+        return figures
+    bank = evaluation["bank"]["name"]
+    gate = run.call(lambda client, run_id: pass_gate(run.tracking_uri, version, plan.config.gate, bank))
+    return replace(figures, gate=gate)
+
+
+def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> RegisteredVersion:
+    """Register a published model with the tags that say what made it."""
+    config = plan.config
+    with opened(trained.model) as model, tempfile.TemporaryDirectory(prefix="dreambooth-delta-") as delta:
+        directory = model
+        if config.registry.storage == "delta":
+            from dreambooth.models.delta import write_delta
+
+            directory = Path(delta, "delta")
+            write_delta(plan.base, model, directory)
+        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        return run.call(
+            lambda client, run_id: register(
+                run_id=run_id,
+                tracking_uri=run.tracking_uri,
+                model_directory=directory,
+                name=config.model_name,
+                tags=result_tags(plan) | {"published": trained.model.uri, "stored_as": config.registry.storage},
+                identifier=str(config.subject.identifier),
+                class_noun=config.subject.class_noun,
+                result_key=plan.model_key,
+                num_inference_steps=config.evaluation.num_inference_steps,
+                guidance_scale=config.evaluation.guidance_scale,
+                resolution=int(config.images.resolution or 0),
+            ),
+            extra=upload_seconds(size),
+        )
+
+
+def result_tags(plan: Plan) -> dict[str, Any]:
+    """What a result was made of, for its run and its registered version."""
+    config = plan.config
+    return {
+        "subject": config.subject.name,
+        "identifier": config.subject.identifier,
+        "class_noun": config.subject.class_noun,
+        "base_model": shown(config.base_model),
+        "base_hash": plan.base.hash,
+        "data_hash": plan.data_hash,
+        "resolution": config.images.resolution,
+        "prior_set": plan.prior.key if plan.prior else "none",
+        "configuration_hash": plan.key,
+        "engine": plan.engine,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str:
+    """The commit this project runs from, or "unknown" where it was installed without its history."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()

@@ -1,0 +1,85 @@
+"""What a person sees while a run works: bars on a terminal, now and then a plain line elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dreambooth.config.addresses import without_credentials
+
+PLAIN_LINE_SECONDS = 10.0
+_PLAIN_WIDTH = 160
+_PACE_SECONDS = 300.0
+"""The time left goes by the pace of so long, checkpoints and scores among it; what a run began with doesn't count."""
+
+Update = Callable[[int, int, str], None]
+
+
+class RunConsole:
+    """Prints to stderr, so that stdout carries results alone; `quiet` prints nothing but warnings."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._quiet = quiet
+        self._began = time.monotonic()
+
+    def table(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Two columns: what, and how much; a value is never cut in two, so that a path can be copied."""
+        if self._quiet:
+            return
+        width = max(len(what) for what, _ in rows)
+        for what, value in rows:
+            line = Text.assemble((f"{what:<{width}}", "bold"), "  ", without_credentials(value))
+            self._console.print(line, soft_wrap=True)
+
+    def findings(self, table: RenderableType) -> None:
+        """A table of what is wrong, shown even when quiet; wide enough, where there is no terminal, to be read."""
+        terminal = self._console.is_terminal
+        (self._console if terminal else Console(stderr=True, highlight=False, width=_PLAIN_WIDTH)).print(table)
+
+    def line(self, text: str) -> None:
+        """One plain line, with the seconds since the start."""
+        if not self._quiet:
+            seconds = time.monotonic() - self._began
+            self._console.print(Text(f"[{seconds:5.0f} s] {without_credentials(text)}"), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A warning that says what to do."""
+        self._console.print(Text(f"warning: {without_credentials(text)}", style="yellow"), soft_wrap=True)
+
+    @contextmanager
+    def bar(self, title: str) -> Iterator[Update]:
+        """Within, `update(done, total, note)` moves a bar with the time left; without a terminal, prints lines."""
+        if self._quiet:
+            yield lambda done, total, note: None
+            return
+        if not self._console.is_terminal:
+            from pipelines.driver.relayed_view import relayed_bar, relays
+
+            yield relayed_bar(title) if relays() else self._lines(title)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, speed_estimate_period=_PACE_SECONDS) as progress:
+            task = progress.add_task(title, total=None, note="")
+            yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+
+    def _lines(self, title: str) -> Update:
+        printed = 0.0
+
+        def update(done: int, total: int, note: str) -> None:
+            nonlocal printed
+            now = time.monotonic()
+            if done == total or now - printed >= PLAIN_LINE_SECONDS:
+                printed = now
+                self.line(f"{title}: {done}/{total} {note}".rstrip())
+
+        return update

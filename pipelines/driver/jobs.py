@@ -1,0 +1,243 @@
+"""Runs and batches as jobs on a Ray cluster, submitted from outside it through Ray's Jobs API.
+
+A job is named by what it does: command, arguments, and what the files among them hold. Submitting the same again finds
+the running job, or goes on with one that was stopped or failed.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dreambooth.config.addresses import Address, holds_credentials, shown
+from dreambooth.config.text_files import utf8_fault
+from dreambooth.errors import InputError
+from pipelines.driver.job_paths import check_reachable, elsewhere, settings_in, settings_of, split
+from pipelines.driver.relayed_view import RELAY_VARIABLE
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_DASHBOARD = "http://HEAD:8265"
+_PATIENCE_SECONDS = (4.0, 5.0)  # for the connection, for the answer
+_PACKAGES = ("dreambooth", "pipelines")
+_VARIABLES = {"PYTHONUNBUFFERED": "1", RELAY_VARIABLE: "1"}
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+Fate = Literal["submitted", "submitted again", "already running", "already done"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to run: arguments of `dreambooth`, those that are local files named as they are called on the cluster.
+
+    `stored` says whether the command or its files name a place for results.
+    """
+
+    arguments: tuple[str, ...]
+    files: Mapping[str, Path]
+    stored: bool
+
+    @property
+    def id(self) -> str:
+        """The same for the same command and the same contents of its files."""
+        digest = hashlib.sha256("\0".join(self.arguments).encode())
+        for name, path in sorted(self.files.items()):
+            digest.update(f"\0{name}\0".encode() + path.read_bytes())
+        return f"dreambooth-{self.arguments[0]}-{digest.hexdigest()[:16]}"
+
+    @property
+    def entrypoint(self) -> str:
+        """The shell command that Ray runs in the job's working directory."""
+        return shlex.join(["python", "-m", "pipelines.cli", *self.arguments, "--set", "cluster.address=auto"])
+
+
+def make_job(command: str, arguments: Sequence[str]) -> Job:
+    """Make a job of a command and its arguments; tables and configurations among them travel with it.
+
+    Raises InputError for a password in an argument, and for a relative path, which means nothing where a job works.
+    """
+    for argument in arguments:
+        if "://" in argument and holds_credentials(argument):
+            raise InputError(
+                f"{shown(argument)} holds a password, and whoever may look at the cluster's jobs reads their commands; "
+                f"leave it out and hand it on with --env MLFLOW_TRACKING_PASSWORD, or set it on the nodes"
+            )
+    files: dict[str, Path] = {}
+    words: list[str] = []
+    settings: list[tuple[str, Any]] = []
+    for part in split(arguments):
+        path = Path(part.value)
+        if part.option:
+            settings += (given := settings_of(part))
+            check_reachable(given)
+        elif path.is_file():
+            check_reachable(found := settings_in(command, path), f"{part.value}: ")
+            settings += found
+            name = f"inputs/{len(files)}/{path.name}"
+            files[name] = path
+            part = part.renamed(name)
+        elif "://" not in part.value and not path.is_absolute():
+            if path.is_dir():
+                raise elsewhere(part.value)
+            raise InputError(f"there is nothing at {part.value!r}; expected a configuration or a table of subjects")
+        words += part.words
+    stored = any(name in ("storage.root", "storage.run") for name, _ in settings)
+    return Job(arguments=(command, *words), files=files, stored=stored)
+
+
+def environment(names: Sequence[str]) -> dict[str, str]:
+    """Variables to hand on, with their values here; InputError for one that isn't set."""
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise InputError(f"--env {missing[0]}: this variable is not set here; export it, or leave the flag out")
+    for name in names:
+        if (fault := utf8_fault(os.environ[name])) is not None:
+            raise InputError(f"--env {name}: {fault}; set it anew")
+    return {name: os.environ[name] for name in names}
+
+
+def submit(client: Any, job: Job, *, with_code: bool, variables: Mapping[str, str]) -> tuple[str, Fate]:
+    """Submit a job unless it runs or is done; one that failed or was stopped goes on. Returns the id it runs under.
+
+    `with_code` brings this project's code along; without it the cluster's image has to have it.
+    """
+    attempts = _attempts(client, job.id)
+    last = attempts[-1] if attempts else None
+    if last is not None and last[1] == "SUCCEEDED":
+        return last[0], "already done"
+    if last is not None and last[1] not in _ENDED:
+        return last[0], "already running"
+    # Ray gives the name of a job that ended to no other, so every attempt has one of its own.
+    job_id = f"{job.id}-{len(attempts) + 1}"
+    with tempfile.TemporaryDirectory(prefix="dreambooth-job-") as folder:
+        _fill(Path(folder), job, with_code=with_code)
+        client.submit_job(
+            entrypoint=job.entrypoint,
+            submission_id=job_id,
+            runtime_env={"working_dir": folder, "env_vars": {**_VARIABLES, **variables}},
+            metadata={"dreambooth": " ".join(job.arguments[:2])},
+        )
+    return job_id, "submitted again" if attempts else "submitted"
+
+
+def _attempts(client: Any, job_id: str) -> list[tuple[str, str]]:
+    """(id, status) of a job's attempts, in their order."""
+    known = {str(info.submission_id): str(info.status.value) for info in client.list_jobs()}
+    numbers = (int(name.rpartition("-")[2]) for name in known if re.fullmatch(rf"{job_id}-\d+", name))
+    return [(f"{job_id}-{number}", known[f"{job_id}-{number}"]) for number in sorted(numbers)]
+
+
+def follow(client: Any, job_id: str, show: Callable[[str], None]) -> str:
+    """Show a job's log until it ends; returns its status."""
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(job_id):
+            show(lines)
+
+    asyncio.run(tail())
+    return status(client, job_id)
+
+
+def status(client: Any, job_id: str) -> str:
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; InputError for a job that the cluster doesn't know."""
+    return str(_details(client, job_id).status.value)
+
+
+def exit_code(client: Any, job_id: str) -> int:
+    """The exit code of the command that a job was; 1 where it had none, because it was stopped or its node was lost."""
+    details = _details(client, job_id)
+    if details.status.value == "SUCCEEDED":
+        return 0
+    return int(details.driver_exit_code or 1)
+
+
+def _details(client: Any, job_id: str) -> Any:
+    known = {info.submission_id: info for info in client.list_jobs()}
+    if job_id not in known:
+        ours = [name for name in known if name and name.startswith("dreambooth-")]
+        raise InputError(f"the cluster has no job {job_id!r}; it has {', '.join(ours) or 'none of dreambooth'}")
+    return known[job_id]
+
+
+def connect(address: str | None) -> Any:
+    """A client of a cluster's Jobs API; InputError that says which of address and token is wrong."""
+    variable = os.environ.get("RAY_API_SERVER_ADDRESS")
+    what = "RAY_API_SERVER_ADDRESS" if variable and not address else "--address"
+    address = address or variable or DEFAULT_ADDRESS
+    _prove_dashboard(address, what)
+    if (
+        "RAY_AUTH_TOKEN" in os.environ
+        or "RAY_AUTH_TOKEN_PATH" in os.environ
+        or Path("~/.ray/auth_token").expanduser().exists()
+    ):
+        # Read by Ray when it is imported.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Ray takes this variable, or else RAY_ADDRESS, for more than the address that it is told.
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
+    from ray.job_submission import JobSubmissionClient
+
+    for chatty in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
+    with explained(shown(address)):
+        return JobSubmissionClient(address)
+
+
+def _prove_dashboard(address: str, what: str) -> None:
+    """Raise InputError unless a Ray dashboard answers within seconds: Ray's own client waits for it without end."""
+    import requests
+
+    if not address.startswith(("http://", "https://")) or not Address.parse(address, what=what).host:
+        raise InputError(f"{what} is {shown(address)!r}; expected the dashboard's, such as {_DASHBOARD}")
+    try:
+        answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=_PATIENCE_SECONDS)
+    except requests.Timeout:
+        fault = "it says nothing for seconds"
+    except requests.exceptions.SSLError:
+        fault = "its certificate isn't trusted here, or it doesn't speak https"
+    except requests.RequestException as error:
+        unknown = "NameResolutionError" in str(error) or "resolve" in str(error)
+        fault = "there is no host of that name" if unknown else "nothing listens there, or something else than http"
+    else:
+        if answer.status_code in (401, 403) or "ray_version" in answer.text:
+            return
+        fault = f"a web server is there, but no Ray dashboard (/api/version gives {answer.status_code})"
+    raise InputError(
+        f"nothing answers at {shown(address)} as Ray's dashboard: {fault}; expected its address, such as {_DASHBOARD}"
+    )
+
+
+@contextmanager
+def explained(address: str) -> Any:
+    """Within, what a cluster refuses is an InputError that says what to do."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        if "403" in str(error) or "invalid" in str(error).lower():
+            raise InputError(
+                f"{address} refuses the token (403): it is another cluster's; set RAY_AUTH_TOKEN"
+            ) from None
+        raise InputError(f"{address} wants a token (401): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN") from None
+    except ConnectionError:
+        raise InputError(
+            f"nothing answers at {address}; expected the dashboard's address, such as {_DASHBOARD}"
+        ) from None
+
+
+def _fill(folder: Path, job: Job, *, with_code: bool) -> None:
+    """Put into a folder what the job needs, and nothing else."""
+    root = Path(__file__).parents[2]
+    for package in _PACKAGES if with_code else ():
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    for name, path in job.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)

@@ -1,0 +1,104 @@
+"""The lanes of a batch, seen from the driver: each is one Ray Train run of warm workers, in a thread of its own."""
+
+import secrets
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.cluster.preemption import answering_workers
+from pipelines.cluster.ray_cluster import WORKER_ENVIRONMENT, worker_group
+from pipelines.plan.batch_plan import BatchPlan
+from pipelines.storage.publications import join, pyarrow_filesystem
+from pipelines.tasks import LaneTask
+from pipelines.worker.lane_worker import lane_worker
+
+_TELL_SECONDS = 0.5
+_TOLD_PER_SECOND = 50
+
+
+def tell_seconds(lanes: int) -> float:
+    """Seconds between what a lane tells of its progress: the queue takes fifty reports a second, from all together."""
+    return max(_TELL_SECONDS, lanes / _TOLD_PER_SECOND)
+
+
+@dataclass(kw_only=True)
+class _Running:
+    thread: threading.Thread
+    settled: int
+    error: str | None = None
+
+
+class Lanes:
+    """Starts lanes, and starts one again that ended with an error, as long as subjects get finished in between."""
+
+    def __init__(self, plan: BatchPlan, driver: str, queue: Any, encoder: str | None) -> None:
+        self._plan, self._driver, self._queue, self._encoder = plan, driver, queue, encoder
+        self._lanes: dict[str, _Running] = {}
+        self._numbers = 0
+        self.errors: list[str] = []
+
+    def start(self) -> None:
+        """Start as many as planned."""
+        for _ in range(self._plan.lanes):
+            self._start(settled=-1)
+
+    def tend(self, settled: int) -> bool:
+        """Take notice of lanes that ended; `settled` counts finished subjects. False: none is left."""
+        import ray
+
+        for name, lane in list(self._lanes.items()):
+            if lane.thread.is_alive():
+                continue
+            del self._lanes[name]
+            if lane.error is None:
+                continue
+            self.errors.append(lane.error)
+            ray.get(self._queue.lane_ended.remote(name))
+            if settled > lane.settled:
+                self._start(settled=settled)
+        return bool(self._lanes)
+
+    def _start(self, *, settled: int) -> None:
+        name, self._numbers = f"{self._driver}/{self._numbers}", self._numbers + 1
+        # A lane that waits for a node that never comes back must not keep the driver alive.
+        thread = threading.Thread(target=self._run, args=(name,), name=name, daemon=True)
+        self._lanes[name] = _Running(thread=thread, settled=settled)
+        thread.start()
+
+    def _run(self, name: str) -> None:
+        try:
+            self._fit(name)
+        except BaseException as error:  # noqa: BLE001 - whatever ends a lane is told by `tend`
+            self._lanes[name].error = str(error).strip() or type(error).__name__
+
+    def _fit(self, name: str) -> None:
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        cluster = self._plan.cluster
+        storage_filesystem, storage_path = pyarrow_filesystem(join(self._plan.uri, "lanes"))
+        trainer = TorchTrainer(
+            lane_worker,
+            train_loop_config={
+                "task": LaneTask(
+                    lane=name,
+                    queue=self._queue,
+                    num_threads=cluster.cpus_per_worker,
+                    encoder=self._encoder,
+                    tell_seconds=tell_seconds(self._plan.lanes),
+                )
+            },
+            scaling_config=worker_group(cluster, use_gpu=self._plan.use_gpu),
+            # mypy sees the RunConfig of Ray Train V1, the interpreter V2's.
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]
+                # A name that was used before would be taken for a run to go on with.
+                name=f"{name.replace('/', '-')}-{secrets.token_hex(4)}",
+                storage_path=storage_path,
+                storage_filesystem=storage_filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                worker_runtime_env=WORKER_ENVIRONMENT,
+                callbacks=[answering_workers()],
+            ),
+        )
+        trainer.fit()

@@ -1,0 +1,141 @@
+"""How does somebody outside the cluster see a job's live view? Through its log.
+
+Where the driver is told to relay, every update is one line of JSON in the log, behind a mark; whoever follows the log
+shows it as if the work were done here, and prints all other lines as they are.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pipelines.driver.batch_console import BatchView
+from pipelines.driver.console import RunConsole, Update
+from pipelines.tasks import Progress, State
+
+_Shown = TypeVar("_Shown")
+
+RELAY_VARIABLE = "DREAMBOOTH_RELAY_VIEW"
+MARK = "dreambooth-view "
+_SECONDS = 2.0
+_SECONDS_PER_LANE = 0.05
+"""An update of many lanes is long, so it is sent less often: a log grows by megabytes an hour, not by gigabytes."""
+_SENT_FAILURES = 5
+
+
+def relays() -> bool:
+    """Whether this process is told to send its view through its log."""
+    return os.environ.get(RELAY_VARIABLE) == "1"
+
+
+class RelayedBatchView(BatchView):
+    """The driver's side of a batch's view."""
+
+    _sent = -_SECONDS
+    _last: tuple[int, ...] = ()
+
+    def update(
+        self,
+        counts: Mapping[State, int],
+        running: Mapping[str, Progress],
+        *,
+        class_images: tuple[int, int] | None,
+        failures: Sequence[tuple[str, str]],
+    ) -> None:
+        """Send it, when it is due or a subject has changed its state."""
+        now, states = self.seconds(), tuple(counts.values())
+        if states == self._last and now - self._sent < max(_SECONDS, _SECONDS_PER_LANE * len(running)):
+            return
+        self._sent, self._last = now, states
+        _send(
+            {
+                "seconds": round(now, 1),
+                "total": self.total,
+                "counts": dict(counts),
+                "running": {name: dataclasses.asdict(progress) for name, progress in running.items()},
+                "class_images": class_images,
+                "failures": list(failures[-_SENT_FAILURES:]),
+            }
+        )
+
+
+def relayed_bar(title: str) -> Update:
+    """The driver's side of a bar."""
+    sent = -_SECONDS
+
+    def update(done: int, total: int, note: str) -> None:
+        nonlocal sent
+        if done == total or time.monotonic() - sent >= _SECONDS:
+            sent = time.monotonic()
+            _send({"bar": title, "done": done, "total": total, "note": note})
+
+    return update
+
+
+def _send(update: dict[str, Any]) -> None:
+    sys.stderr.write(f"{MARK}{json.dumps(update)}\n")
+    sys.stderr.flush()
+
+
+class Replay:
+    """The side of who follows: takes the log as it comes, shows what was relayed, and `show`s all other lines."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+        self._rest = ""
+        self._seconds = 0.0
+        self._view: BatchView | None = None
+        self._bar: tuple[str, Update] | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Show nothing yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last view standing, and what there is of a last line."""
+        self._open.__exit__(kind, error, trace)
+        if self._rest:
+            self._show(self._rest)
+
+    def feed(self, text: str) -> None:
+        """Take the next piece of the log, which may end within a line."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if line.startswith(MARK):
+                self._take(json.loads(line.removeprefix(MARK)))
+            else:
+                self._show(f"{line}\n")
+
+    def _take(self, update: dict[str, Any]) -> None:
+        if "bar" in update:
+            self._bar_of(update["bar"])(update["done"], update["total"], update["note"])
+            return
+        if self._view is None:
+            # Time is the driver's: a log that is read from its beginning an hour later shows the same.
+            self._view = self._enter(BatchView(total=update["total"], clock=lambda: self._seconds))
+        self._seconds = update["seconds"]
+        made = update["class_images"]
+        self._view.update(
+            update["counts"],
+            {name: Progress(**progress) for name, progress in update["running"].items()},
+            class_images=tuple(made) if made else None,
+            failures=[(name, reason) for name, reason in update["failures"]],
+        )
+
+    def _bar_of(self, title: str) -> Update:
+        if self._bar is None or self._bar[0] != title:
+            self._bar = title, self._enter(RunConsole().bar(title))
+        return self._bar[1]
+
+    def _enter(self, view: AbstractContextManager[_Shown]) -> _Shown:
+        """One view at a time: what was shown before stays as it is."""
+        self._open.close()
+        return self._open.enter_context(view)

@@ -1,0 +1,221 @@
+"""The end of a run: pictures and figures in its folder and in MLflow, and summary.json for machines."""
+
+import io
+import json
+import re
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dreambooth.config.addresses import shown
+from dreambooth.config.settings import config_hash
+from dreambooth.data.images import png_bytes
+from pipelines.driver.train_stage import TrainResult
+from pipelines.plan.run_plan import Plan
+from pipelines.report.evaluated import find_evaluated
+from pipelines.report.pictures import Row, contact_sheet, loss_curve
+from pipelines.report.run_report import render_run
+from pipelines.stages.evaluate_stage import Evaluation
+from pipelines.storage.publications import MANIFEST_NAME, exists, join, read_json, write_bytes, write_json
+from pipelines.tracking.client import explain, resolve_tracking_uri
+from pipelines.tracking.evaluation_record import RecordedFigures, describe_figures
+from pipelines.tracking.registry import RegisteredVersion, find_version
+from pipelines.tracking.tracked_run import TrackedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalizeResult:
+    """What one run ends with: where it lies, what its summary.json holds, and why MLflow lacks some of it, if so."""
+
+    run_uri: str
+    summary: dict[str, Any]
+    error: Exception | None = None
+
+
+def stored_result(plan: Plan) -> PersonalizeResult | None:
+    """The result of an earlier run that was asked for the same, or None; MLflow may lack some of it."""
+    uri = plan.config.run_uri
+    if not exists(join(uri, "summary.json")):
+        return None
+    summary = read_json(join(uri, "summary.json"))
+    if summary.get("request") != request_key(plan) or not exists(join(summary["model_uri"], MANIFEST_NAME)):
+        return None
+    return PersonalizeResult(run_uri=uri, summary=summary)
+
+
+def is_tracked(plan: Plan, result: PersonalizeResult) -> bool:
+    """Whether MLflow has all of a result."""
+    if result.summary.get("untracked") is not None:
+        return False
+    tracking = plan.config.tracking
+    wanted = plan.config.model_name if tracking.register_model else None
+    return wanted is None or find_version(tracking.uri, wanted, plan.model_key) is not None
+
+
+def request_key(plan: Plan) -> str:
+    """Everything that a finished run's outputs depend on."""
+    tracking = plan.config.tracking.model_copy(update={"uri": resolve_tracking_uri(plan.config.tracking.uri)})
+    return config_hash(plan.key, plan.config.evaluation, tracking)
+
+
+def write_summary(
+    plan: Plan,
+    trained: TrainResult,
+    evaluation: Evaluation | None,
+    figures: RecordedFigures | None,
+    version: RegisteredVersion | None,
+    run: TrackedRun,
+    seconds: dict[str, float],
+    startup: dict[str, float] | None,
+    error: Exception | None = None,
+) -> PersonalizeResult:
+    """Write the page, pictures, samples and summary.json to the run's folder, and all but the samples to MLflow.
+
+    `error` is what has kept MLflow from getting something. This ends the run there.
+    """
+    uri = plan.config.run_uri
+    steps = trained.steps
+    pictures = {"loss_curve.png": loss_curve(trained.history)}
+    similarity = None
+    if evaluation is not None:
+        pictures["contact_sheet.png"] = contact_sheet(_rows(plan, evaluation), title=_title(plan))
+        similarity = evaluation.similarity
+        for prompt, images in evaluation.after.items():
+            for index, image in enumerate(images):
+                write_bytes(join(uri, "samples", _slug(prompt), f"{plan.config.evaluation.seed + index}.png"), image)
+    for name, picture in pictures.items():
+        write_bytes(join(uri, name), png_bytes(picture))
+        run.log_image(picture, Path(name).stem, steps)
+    if similarity is not None:
+        run.log_metrics({f"similarity/{name}": value for name, value in asdict(similarity).items()}, steps)
+    summary = {
+        "subject": plan.config.subject.name,
+        "class_noun": plan.config.subject.class_noun,
+        "identifier": plan.config.subject.identifier,
+        "registered_model": version.name if version else None,
+        "version": version.version if version else None,
+        "model_uri": trained.model.uri,
+        "contact_sheet": join(uri, "contact_sheet.png") if evaluation else None,
+        "loss_curve": join(uri, "loss_curve.png"),
+        "report": join(uri, "report.html"),
+        "mlflow": {"look": run.hint, "run_id": run.known_id},
+        "untracked": _reason(run, error),
+        "engine": plan.engine,
+        "zero_stage": plan.config.zero.stage if plan.engine == "deepspeed" else None,
+        "workers": plan.config.cluster.num_workers,
+        "class_images": plan.prior.count if plan.prior else 0,
+        "steps": steps,
+        "exported_step": trained.exported_step,
+        "scores": list(trained.scores),
+        "steps_per_second": round(trained.steps_per_second, 3),
+        "peak_memory_bytes": list(trained.peak_memory_bytes),
+        "resumed_from": trained.resumed_from,
+        "wall_seconds": seconds | {"total": round(sum(seconds.values()), 2)},
+        "startup_seconds": startup,
+        "similarity": asdict(similarity) if similarity else None,
+        "evaluation": _figures(figures) if figures else None,
+        "key": plan.key,
+        "request": request_key(plan),
+    }
+    result = PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)))
+    _write_report(result, trained, run)
+    error = run.end("FINISHED") if error is None else error
+    summary |= {"mlflow": {"look": run.hint, "run_id": run.known_id}, "untracked": _reason(run, error)}
+    write_json(join(uri, "summary.json"), summary)
+    return PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)), error=error)
+
+
+def _reason(run: TrackedRun, error: Exception | None) -> str | None:
+    return None if error is None else f"MLflow at {shown(run.tracking_uri)}: {explain(error)}"
+
+
+def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
+    """The result as (what, value) rows: every path, and what to do next."""
+    summary = result.summary
+    rows = [("loss curve", summary["loss_curve"]), ("model", summary["model_uri"])]
+    if "report" in summary:  # earlier versions wrote none
+        rows.insert(0, ("report", summary["report"]))
+    if summary["contact_sheet"] is not None:
+        rows.insert(0, ("contact sheet", summary["contact_sheet"]))
+    if (similarity := summary["similarity"]) is not None:
+        rows.append(
+            (
+                "similarity",
+                f"{similarity['identifier']:.2f} with the identifier, {similarity['instance']:.2f} among the "
+                f"instance images; class prompt {similarity['class_before']:.2f} before, "
+                f"{similarity['class_after']:.2f} after",
+            )
+        )
+    if (evaluation := summary["evaluation"]) is not None:
+        rows.append(("figures", f"{describe_figures(evaluation)} (bank {evaluation['bank']['name']})"))
+        rows += [("warning", warning) for warning in evaluation["warnings"]]
+        if (gate := evaluation["gate"]) is not None:
+            rows.append(("champion", f"{'yes' if gate['moved'] else 'not moved'}: {gate['reason']}"))
+    if (name := summary["registered_model"]) is not None:
+        prompt = f"a [V] {summary['class_noun']} on the beach"
+        rows.append(("registered", f"{name}, version {summary['version']}"))
+        rows.append(("generate", f'dreambooth generate --model models:/{name}@latest "{prompt}"'))
+    if (reason := summary.get("untracked")) is not None:
+        lacks = "has no model of this run yet" if summary["registered_model"] is None else "lacks some of this run"
+        rows.append(("not complete", f"the model is published, but MLflow {lacks} ({reason})"))
+    return [*rows, ("summary", f"{result.run_uri}/summary.json"), ("MLflow", summary["mlflow"]["look"])]
+
+
+def _figures(recorded: RecordedFigures) -> dict[str, Any]:
+    evaluation = recorded.evaluation
+    intervals = {
+        name: {end: figure[end] for end in ("mean", "low", "high", "n")}
+        for name, figure in evaluation["figures"].items()
+    }
+    return {
+        "uri": recorded.uri,
+        "bank": evaluation["bank"],
+        "prompt_list": evaluation["prompt_list"],
+        "figures": intervals,
+        "warnings": evaluation["warnings"],
+        "gate": asdict(recorded.gate) if recorded.gate else None,
+    }
+
+
+def _write_report(result: PersonalizeResult, trained: TrainResult, run: TrackedRun) -> None:
+    evaluated = find_evaluated(result.run_uri, result.summary)
+    page = render_run(result.summary, describe_result(result), trained.history, evaluated)
+    write_bytes(result.summary["report"], page.encode())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "report.html")
+        path.write_text(page, encoding="utf-8")
+        run.log_artifact(path)
+
+
+def _title(plan: Plan) -> str:
+    subject = plan.config.subject
+    return f"{subject.name}: [V] = {subject.identifier}, {subject.class_noun}"
+
+
+def _rows(plan: Plan, evaluation: Evaluation) -> list[Row]:
+    shown = plan.config.evaluation.images_per_prompt
+    return [
+        Row(title="instance images", images=[_open(image) for image in evaluation.instance]),
+        *(
+            Row(
+                title=prompt,
+                images=[_open(image) for image in evaluation.after[prompt][:shown]],
+                baseline=[_open(image) for image in evaluation.before[prompt][:shown]],
+            )
+            for prompt in [
+                *plan.config.evaluation.prompts_of(plan.config.subject, plan.config.prompts),
+                evaluation.class_prompt,
+            ]
+        ),
+    ]
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:80]
+
+
+def _open(image: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(image)).convert("RGB")

@@ -1,0 +1,121 @@
+"""The plan of a batch: what every subject takes, how many lanes there are, and why."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dreambooth.config.settings import ClusterConfig, config_hash
+from dreambooth.errors import InputError
+from dreambooth.sampling.class_images import PriorPlan
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.plan.run_plan import Plan, fewer_workers
+from pipelines.stages.evaluate_stage import meant_encoder
+from pipelines.stages.prior_stage import images_present
+from pipelines.storage.publications import join
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Many subjects, all checked. `uri` is the batch's own folder, `key` names what was asked for."""
+
+    name: str
+    uri: str
+    key: str
+    subjects: tuple[Plan, ...]
+    lanes: int
+    cluster: ClusterConfig
+    use_gpu: bool
+    resources: Resources
+
+    @property
+    def class_sets(self) -> tuple[tuple[str, PriorPlan], ...]:
+        """The sets of class images that subjects share: (where, plan), each once, as large as any wants it."""
+        sets: dict[str, tuple[str, PriorPlan]] = {}
+        for plan in self.subjects:
+            if plan.prior is not None:
+                known = sets.get(plan.prior.key)
+                if known is None or known[1].count < plan.prior.count:
+                    sets[plan.prior.key] = (plan.config.prior_uri, plan.prior)
+        return tuple(sets.values())
+
+
+def make_batch_plan(name: str, plans: Sequence[Plan], resources: Resources) -> BatchPlan:
+    """Decide on lanes; InputError when the cluster has no room for one, or subjects ask for different workers."""
+    first = plans[0].config
+    for plan in plans:
+        if plan.config.cluster != first.cluster or plan.engine != plans[0].engine or plan.config.zero != first.zero:
+            raise InputError(
+                f"{plan.config.subject.name} asks for other workers than {first.subject.name} "
+                f"(cluster, zero or engine differ); lanes are alike, so give these settings for the whole batch"
+            )
+    encoders = dict.fromkeys(meant_encoder(plan.config) for plan in plans if plan.config.evaluation.enabled)
+    if len(encoders) > 1:
+        raise InputError(
+            f"by default subjects of these base models would be measured by other image encoders "
+            f"({', '.join(encoders)}), which can't be compared; name one for the whole batch: "
+            f"evaluation.image_encoder={next(iter(encoders))}"
+        )
+    resources.check(first.cluster)
+    use_gpu = plans[0].use_gpu
+    per_lane = first.cluster.num_workers * (1 if use_gpu else first.cluster.cpus_per_worker)
+    room = max(1, (resources.gpus if use_gpu else resources.cpus) // per_lane)  # a lane may begin with fewer workers
+    asked = first.cluster.lanes
+    if asked is not None and asked > room:
+        raise InputError(
+            f"cluster.lanes is {asked}, but the cluster has room for {room} of {per_lane} "
+            f"{'GPUs' if use_gpu else 'CPUs'} each; ask for fewer, or leave it out"
+        )
+    return BatchPlan(
+        name=name,
+        uri=join(first.storage.root, "batches", name),
+        key=config_hash(*sorted(plan.key for plan in plans)),
+        subjects=tuple(plans),
+        lanes=min(asked or room, len(plans)),
+        cluster=first.cluster,
+        use_gpu=use_gpu,
+        resources=resources,
+    )
+
+
+def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
+    """The plan as (what, value) rows."""
+    first, device = plan.subjects[0], "GPU" if plan.use_gpu else "CPU"
+    workers, each = plan.cluster.num_workers, 1 if plan.use_gpu else plan.cluster.cpus_per_worker
+    total = plan.resources.gpus if plan.use_gpu else plan.resources.cpus
+    why = "as asked" if plan.cluster.lanes else f"{total} {device}s, and a subject takes {workers * each}"
+    if not plan.cluster.lanes and plan.lanes == len(plan.subjects):
+        why = "no more than subjects"
+    engine = f"DeepSpeed ZeRO-{first.config.zero.stage}" if first.engine == "deepspeed" else "PyTorch"
+    largest = max(plan.subjects, key=lambda subject: subject.model_state_bytes)
+    steps = sum(subject.config.train.max_train_steps for subject in plan.subjects)
+    roots = dict.fromkeys(subject.config.storage.root for subject in plan.subjects)
+    to_make, there = _count_class_images(plan)
+    return [
+        ("batch", f"{plan.name}: {len(plan.subjects)} subjects of {_count_classes(plan)} classes"),
+        *_bases(plan),
+        ("workers", f"{workers} x {each} {device} a subject{fewer_workers(plan.cluster)}, {engine}"),
+        ("lanes", f"{plan.lanes} ({why})"),
+        ("memory", f"{largest.model_state_bytes / 2**20:.0f} MiB a worker of weights, gradients and optimizer"),
+        ("class images", f"{len(plan.class_sets)} sets, {to_make} images to make, {there} there"),
+        ("steps", f"{steps} in all, {steps // plan.lanes} a lane"),
+        ("writes to", f"{', '.join(roots)}, the batch's own files to {plan.uri}"),
+    ]
+
+
+def _bases(plan: BatchPlan) -> list[tuple[str, str]]:
+    """A row for every base model, with how many subjects are trained on it where there are several."""
+    subjects = Counter((one.config.base_model, one.base.hash) for one in plan.subjects)
+    several = len(subjects) > 1
+    return [
+        ("base model", f"{address}, hash {base_hash}{f': {count} subjects' if several else ''}")
+        for (address, base_hash), count in subjects.items()
+    ]
+
+
+def _count_classes(plan: BatchPlan) -> int:
+    return len({subject.config.subject.class_noun for subject in plan.subjects})
+
+
+def _count_class_images(plan: BatchPlan) -> tuple[int, int]:
+    missing = [len(prior.missing(images_present(uri, prior))) for uri, prior in plan.class_sets]
+    return sum(missing), sum(prior.count for _, prior in plan.class_sets) - sum(missing)

@@ -1,0 +1,51 @@
+"""What is counted once per base model and settings, and kept on this machine: what counts takes seconds to import."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import dreambooth
+from dreambooth.config.settings import config_hash
+from dreambooth.models.base_model import BaseModel
+from dreambooth.models.download import cache_directory
+
+
+def counted(what: str, base: BaseModel, asked: Mapping[str, Any], count: Callable[[], Any]) -> Any:
+    """The JSON value of `count`, or what it was for the same base, settings, code and versions of libraries."""
+    key = config_hash(base.hash, json.dumps(asked), _code(), *_versions())
+    if (what, key) not in _counted:
+        _counted[what, key] = _read_or_count(cache_directory() / what / f"{key}.json", count)
+    return _counted[what, key]
+
+
+_counted: dict[tuple[str, str], Any] = {}
+"""In this process; thousands of subjects of a batch are mostly alike."""
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    return tuple(f"{package} {version(package)}" for package in ("torch", "diffusers", "transformers"))
+
+
+@cache
+def _code() -> str:
+    """A hash of what counts, and of what is counted: an older version's figures may be others."""
+    package, sources = Path(dreambooth.__file__).parent, hashlib.sha256()
+    for path in sorted([*package.glob("training/*.py"), *package.glob("models/**/*.py")]):
+        sources.update(path.read_bytes())
+    return sources.hexdigest()
+
+
+def _read_or_count(path: Path, count: Callable[[], Any]) -> Any:
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    value = count()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    return value

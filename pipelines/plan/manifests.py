@@ -1,0 +1,205 @@
+"""What does Kubernetes have to be told so that a run or a batch gets the cluster that its plan asks for?
+
+One RayCluster of pods of a kind: as many as its lanes times its workers take, each with the GPUs, CPUs and memory that
+the plan says, on KubeRay 1.7. A RayJob brings such a cluster, the command and its configuration, and takes the cluster
+down at the end. What the manifests refer to (namespace, secrets, settings, queue) is in infra/kubernetes. The same
+configuration gives the same manifests, byte for byte.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined, Template
+
+from dreambooth.errors import InputError
+from pipelines.cluster.certificates import tls_environment
+from pipelines.plan.run_plan import Plan
+
+Manifest = dict[str, Any]
+
+LONGEST_NAME = 47
+"""Of a RayJob, by KubeRay; a RayCluster's may be six longer."""
+
+_CONFIG_FOLDER = "/etc/dreambooth"
+_LARGEST_CONFIG = 1 << 20  # etcd's limit for one object is 1.5 MiB
+_GPU_NODE_CPUS = 4  # per GPU: reading images, sampling and uploads beside training
+_PROCESS_BYTES = 2 << 30  # of a worker before it holds a model: Python, torch, Ray, and the batches in flight
+_SHARED_MEMORY_BYTES = 2 << 30
+
+_TLS = "/tls"
+GIVE_NOTICE = (
+    "ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod goes' "
+    "--deadline-remaining-seconds 90; "
+    "for second in $(seq 100); do grep -qs RayTrainWorker /proc/[0-9]*/cmdline || break; sleep 1; done"
+)
+"""Of a pod that will be taken away: tells Ray, so that a training writes a checkpoint, and waits until it has left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where and how it runs: what the plan doesn't decide."""
+
+    image: str
+    namespace: str = "dreambooth"
+    queue: str | None = "dreambooth"
+    retries: int = 2
+    deadline_seconds: int = 24 * 3600
+    gpus_per_node: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerPods:
+    """So many pods alike; a pod holds whole workers, and a lane's workers share as few pods as they can."""
+
+    count: int
+    workers_per_pod: int
+    gpus: int
+    cpus: int
+    memory_bytes: int
+
+
+def worker_pods(plan: Plan, *, lanes: int, gpus_per_node: int) -> WorkerPods:
+    """The pods for `lanes` times the plan's workers."""
+    cluster = plan.config.cluster
+    per_pod = max(n for n in range(1, gpus_per_node + 1) if cluster.num_workers % n == 0) if plan.use_gpu else 1
+    cpus_per_worker = max(cluster.cpus_per_worker, _GPU_NODE_CPUS) if plan.use_gpu else cluster.cpus_per_worker
+    return WorkerPods(
+        count=lanes * cluster.num_workers // per_pod,
+        workers_per_pod=per_pod,
+        gpus=per_pod if plan.use_gpu else 0,
+        cpus=per_pod * cpus_per_worker,
+        memory_bytes=per_pod * host_bytes(plan) + _SHARED_MEMORY_BYTES,
+    )
+
+
+def host_bytes(plan: Plan) -> int:
+    """Host memory of one worker: the process, the base as it was loaded, the trained weights on their way to storage.
+
+    On a CPU the model states live there too, and activations of about their size; with offload the optimizer's.
+    """
+    weights = 4 * sum(plan.base.parameter_counts.values())
+    states = 0 if plan.use_gpu else 2 * plan.model_state_bytes
+    offloaded = 12 * plan.trained_parameters if plan.config.zero.offload_optimizer else 0
+    return _PROCESS_BYTES + 2 * weights + states + offloaded
+
+
+def ray_cluster(name: str, plans: Sequence[Plan], *, lanes: int, placement: Placement) -> Manifest:
+    """A RayCluster that stays, its workers coming and going between none and as many as the plans take."""
+    name = _name(name)
+    metadata = _metadata(name, plans, placement, queued=False)
+    [manifest] = _filled(plans, lanes, placement, kind="RayCluster", name=name, metadata=metadata)
+    return manifest
+
+
+def ray_job(
+    name: str,
+    arguments: Sequence[str],
+    files: Mapping[str, str],
+    plans: Sequence[Plan],
+    *,
+    lanes: int,
+    placement: Placement,
+) -> list[Manifest]:
+    """A RayJob with a cluster of its own, after a ConfigMap of the files among its arguments.
+
+    `arguments` are those of `dreambooth`, files by their names in `files`. The cluster has all its pods from the
+    start, so that a queue can admit it as a whole. Raises InputError when the files are too large for Kubernetes.
+    """
+    name = _name(name)
+    if (size := sum(len(content.encode()) for content in files.values())) > _LARGEST_CONFIG:
+        raise InputError(
+            f"the configuration has {size} bytes, and Kubernetes takes {_LARGEST_CONFIG}; put the table where the "
+            f"cluster can read it (s3://…) and give its address"
+        )
+    words = [f"{_CONFIG_FOLDER}/{word}" if word in files else word for word in arguments]
+    return _filled(
+        plans,
+        lanes,
+        placement,
+        kind="RayJob",
+        name=name,
+        metadata=_metadata(name, plans, placement, queued=True),
+        files=dict(files),
+        entrypoint=shlex.join(["dreambooth", *words, "--set", "cluster.address=auto"]),
+    )
+
+
+def to_yaml(manifests: Sequence[Manifest]) -> str:
+    """Manifests as kubectl and people read them: no anchors, files as blocks of lines."""
+    return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def _filled(plans: Sequence[Plan], lanes: int, placement: Placement, **context: Any) -> list[Manifest]:
+    """The manifests of the template, with pods of the size that the largest of the plans takes."""
+    import ray
+
+    largest = max(plans, key=host_bytes)
+    pods = worker_pods(largest, lanes=lanes, gpus_per_node=placement.gpus_per_node)
+    text = _template().render(
+        **asdict(placement),
+        **context,
+        pods=pods,
+        memory=_gibibytes(pods.memory_bytes),
+        shared_memory=_gibibytes(_SHARED_MEMORY_BYTES),
+        ray_version=ray.__version__,
+        tls=_TLS,
+        tls_environment=tls_environment(_TLS),
+        config_folder=_CONFIG_FOLDER,
+        give_notice=GIVE_NOTICE,
+    )
+    return list(yaml.safe_load_all(text))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # JSON is YAML, and what it quotes means the text that it was.
+    environment.filters["yaml"] = partial(json.dumps, ensure_ascii=False)
+    return environment.from_string(Path(__file__).with_name("kuberay.yaml").read_text(encoding="utf-8"))
+
+
+def _metadata(name: str, plans: Sequence[Plan], placement: Placement, *, queued: bool) -> Manifest:
+    """Name, queue, and what a person asks first of a job; GPU memory is to be compared with that of the nodes."""
+    first, largest = plans[0], max(plans, key=lambda plan: plan.model_state_bytes)
+    annotations = {
+        "dreambooth/subjects": str(len(plans)),
+        "dreambooth/steps": str(sum(plan.config.train.max_train_steps for plan in plans)),
+        "dreambooth/workers-per-subject": str(first.config.cluster.num_workers),
+        "dreambooth/engine": f"deepspeed, ZeRO-{first.config.zero.stage}" if first.engine == "deepspeed" else "torch",
+        "dreambooth/model-state-per-worker": f"{largest.model_state_bytes / 2**30:.2f}Gi",
+    }
+    metadata: Manifest = {"name": name, "namespace": placement.namespace, "annotations": annotations}
+    if queued and placement.queue is not None:
+        metadata["labels"] = {"kueue.x-k8s.io/queue-name": placement.queue}
+    return metadata
+
+
+def _name(name: str) -> str:
+    """`name` as KubeRay takes it: a letter first, and its own suffixes have to fit behind it."""
+    name = name if name[0].isalpha() else f"job-{name}"
+    if len(name) <= LONGEST_NAME:
+        return name
+    stem, _, key = name.rpartition("-")
+    return f"{stem[: LONGEST_NAME - len(key) - 1].rstrip('-')}-{key}"
+
+
+def _gibibytes(count: int) -> str:
+    return f"{math.ceil(count / 2**30)}Gi"

@@ -1,0 +1,56 @@
+"""How fast did the like go before? Steps per second that batches measured, kept for the estimate of the next.
+
+A pace is that of a base model, an engine, workers and training settings; the subject makes no difference.
+"""
+
+import datetime
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from dreambooth.config.settings import config_hash
+from pipelines.plan.run_plan import Plan
+from pipelines.storage.publications import join, read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Steps per second of one subject's training, in which batch they were measured and on which day (ISO 8601)."""
+
+    steps_per_second: float
+    batch: str
+    day: str
+
+
+def known_paces(root: str) -> dict[str, Pace]:
+    """All paces that batches under a storage root have left, by `pace_key`."""
+    try:
+        return {key: Pace(**pace) for key, pace in read_json(_address(root)).items()}
+    except FileNotFoundError:
+        return {}
+
+
+def remember_paces(root: str, batch: str, measured: Iterable[tuple[Plan, float]]) -> None:
+    """Keep the medians of a batch's (plan, steps per second), over what earlier ones left."""
+    rates: dict[str, list[float]] = {}
+    for plan, steps_per_second in measured:
+        rates.setdefault(pace_key(plan), []).append(steps_per_second)
+    if not rates:
+        return
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    new = {key: Pace(steps_per_second=round(statistics.median(r), 3), batch=batch, day=day) for key, r in rates.items()}
+    write_json(_address(root), {key: asdict(pace) for key, pace in (known_paces(root) | new).items()})
+
+
+def pace_key(plan: Plan) -> str:
+    """Names what a pace depends on: settings that change none (how many steps, seeds, checkpoints) are left out."""
+    config = plan.config
+    neutral = {"max_train_steps": 1, "lr_warmup_steps": 0, "seed": 0, "checkpoint_every": 1, "validate_every": None}
+    zero = [config.zero] if plan.engine == "deepspeed" else []
+    workers = f"{config.cluster.num_workers} x {config.cluster.cpus_per_worker} {'cuda' if plan.use_gpu else 'cpu'}"
+    size = f"{config.images.resolution} px, {'with' if plan.prior else 'without'} class images"
+    return config_hash(plan.base.hash, plan.engine, *zero, workers, size, config.train.model_copy(update=neutral))
+
+
+def _address(root: str) -> str:
+    return join(root, "batches", "paces.json")

@@ -1,0 +1,343 @@
+"""Everything is looked at before anything starts: the plan of one run, and what a person reads of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth.config.addresses import shown
+from dreambooth.config.settings import ClusterConfig, DreamBoothConfig, config_hash
+from dreambooth.data.identifier import check_own_tokens, choose_identifier, describe, token_ids_in_prompts
+from dreambooth.data.images import InstanceImage
+from dreambooth.data.inspection import inspect_addresses
+from dreambooth.errors import InputError
+from dreambooth.evaluation.run_texts import check_texts
+from dreambooth.models.base_model import BaseModel, resolve_base_model
+from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.sampling.class_images import PriorPlan, prior_plan
+from pipelines.cluster.ray_cluster import Resources, local_resources
+from pipelines.stages.protocol_stage import bank_address, check_protocol, protocol_task
+from pipelines.storage.publications import absolute, check_writable, is_local
+from pipelines.tasks import ProtocolTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A configuration with every open choice made, and what was found out on the way.
+
+    `key` names the result: the hash of all that decides the trained weights. The same key is the same result.
+    `sampling_dtype` is what pictures are computed in, on whatever machine: they are stored by it.
+    """
+
+    config: DreamBoothConfig
+    base: BaseModel
+    images: tuple[InstanceImage, ...]
+    data_hash: str
+    prior: PriorPlan | None
+    engine: str
+    use_gpu: bool
+    sampling_dtype: str
+    key: str
+    warnings: tuple[str, ...]
+
+    @property
+    def model_key(self) -> str:
+        """Names the registered model: the weights, and the sampling settings it is served with."""
+        evaluation = self.config.evaluation
+        return config_hash(self.key, str(evaluation.num_inference_steps), str(evaluation.guidance_scale))
+
+    @property
+    def protocol(self) -> ProtocolTask | None:
+        """What is measured of the model by the paper's protocol, if anything."""
+        return protocol_task(
+            self.config, self.images, model_key=self.key, base_hash=self.base.hash, dtype=self.sampling_dtype
+        )
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many parameters are fine-tuned."""
+        counts = self.base.parameter_counts
+        if self.config.train.method == "textual_inversion":
+            return self.base.embedding_width * len(set(_identifier_tokens(self.config, self.base)))
+        return counts["unet"] + (counts["text_encoder"] if self.config.train.train_text_encoder else 0)
+
+    @property
+    def model_state_bytes(self) -> int:
+        """Weights, gradients, masters, Adam moments and moving average of one worker, activations not counted.
+
+        fp32 throughout; ZeRO divides over workers as in its paper (arXiv 1910.02054, section 3.1).
+        """
+        stage = self.config.zero.stage if self.engine == "deepspeed" else 0
+        workers = self.config.cluster.num_workers
+        optimizer = 8 + (4 if stage else 0) + (4 if self.config.train.ema_decay else 0)
+        weights, gradients = 4 / (workers if stage == 3 else 1), 4 / (workers if stage >= 2 else 1)
+        on_device = 0 if self.config.zero.offload_optimizer else optimizer / (workers if stage else 1)
+        trained = int(self.trained_parameters * (weights + gradients + on_device))
+        if self.config.train.method != "textual_inversion":
+            return trained
+        counts = self.base.parameter_counts
+        return trained + int(weights * (counts["unet"] + counts["text_encoder"]))  # frozen, and run at every step
+
+
+def make_plan(
+    config: DreamBoothConfig,
+    resources: Resources | None = None,
+    *,
+    base: BaseModel | None = None,
+    identifier: str | None = None,
+) -> Plan:
+    """Check everything a run needs and decide what is left open; InputError for whatever is wrong.
+
+    `resources` None means those of this machine. Many subjects share their `base`, found before, and an `identifier` is
+    chosen for each among all of them.
+    """
+    resources = resources or local_resources()
+    resources.check(config.cluster)
+    _check_actors(config, resources)
+    use_gpu = resources.use_gpu(config.cluster)
+    config = _absolute(config)
+    base = base or resolve_base_model(config.base_model, config.revision)
+    resolution = config.images.resolution or base.resolution
+    inspection = inspect_addresses(
+        config.subject.instance_images, resolution=resolution, max_pixels=config.images.max_pixels
+    )
+    tokenizer = load_tokenizer(base.directory)
+    warnings = list(inspection.warnings)
+    if config.subject.identifier is None:
+        identifier = identifier or choose_identifier(tokenizer, subject_name=config.subject.name)
+    else:
+        identifier = config.subject.identifier
+        if (warning := describe(tokenizer, identifier).warning) is not None:
+            warnings.append(warning)
+    config = config.model_copy(
+        update={
+            "subject": config.subject.model_copy(update={"identifier": identifier}),
+            "images": config.images.model_copy(update={"resolution": resolution}),
+        }
+    )
+    shared = check_own_tokens(
+        tokenizer, config.subject, config.prompts, learnt_apart=config.train.learns_identifier_apart
+    )
+    warnings += [warning for warning in (shared, base.settings.schedule_warning) if warning is not None]
+    if resources.nodes > 1 and (local := local_addresses(config)):
+        warnings.append(
+            f"the cluster has {resources.nodes} nodes, and these are local paths: {', '.join(local)}; unless all nodes "
+            f"share them, use an address such as s3://bucket/folder"
+        )
+    dtype = choose_sampling_dtype(use_gpu=use_gpu)
+    prior = _prior(config, base, dtype)
+    engine = _engine(config)
+    warnings += check_protocol(config)
+    warnings += check_texts(config, inspection.images, tokenizer)
+    place = f"{engine} on {'cuda' if use_gpu else 'cpu'}"
+    return Plan(
+        config=config,
+        base=base,
+        images=inspection.images,
+        data_hash=inspection.data_hash,
+        prior=prior,
+        engine=engine,
+        use_gpu=use_gpu,
+        sampling_dtype=dtype,
+        key=_key(config, base, inspection.data_hash, prior, f"{place} {config.zero if engine == 'deepspeed' else ''}"),
+        warnings=tuple(warnings),
+    )
+
+
+def check_destinations(plan: Plan, *, nodes: int = 1) -> None:
+    """Prove that results can be written where they are to go, from a cluster of `nodes`; InputError when not."""
+    from pipelines.tracking.runs import check_tracking
+
+    exported = sum(plan.base.parameter_counts.values()) * 4
+    # Weights and two Adam moments in fp32, with EMA a fourth; two checkpoints are kept while a third is written.
+    checkpoint = (16 if plan.config.train.ema_decay else 12) * plan.trained_parameters
+    check_writable(plan.config.run_uri, need_bytes=exported + 3 * checkpoint)
+    if plan.prior is not None:
+        check_writable(plan.config.prior_uri)
+    check_tracking(plan.config.tracking, nodes=nodes)
+
+
+def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
+    wanted = config.prior.num_actors
+    room = resources.gpus if resources.use_gpu(config.cluster) else resources.cpus
+    if wanted is not None and wanted > room:
+        raise InputError(
+            f"prior.num_actors is {wanted}, but the cluster has room for {room}, one per "
+            f"{'GPU' if resources.use_gpu(config.cluster) else 'CPU'}; ask for fewer, or leave it out"
+        )
+
+
+def local_addresses(config: DreamBoothConfig) -> list[str]:
+    """What a cluster of several nodes can't see unless they share a disk."""
+    addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
+    if config.base_model != "miniature" and Path(config.base_model).is_dir():
+        addresses.append(config.base_model)
+    return [address for address in addresses if is_local(address)]
+
+
+def _absolute(config: DreamBoothConfig) -> DreamBoothConfig:
+    """Local addresses made absolute: Ray's workers run in folders of their own."""
+    storage = config.storage.model_copy(
+        update={
+            "run": absolute(config.run_uri),
+            "prior": absolute(config.prior_uri),
+            "root": absolute(config.storage.root),
+        }
+    )
+    images = tuple(absolute(address) for address in config.subject.instance_images)
+    subject = config.subject.model_copy(update={"instance_images": images})
+    changes: dict[str, Any] = {"storage": storage, "subject": subject}
+    if config.base_model != "miniature":
+        changes["base_model"] = _absolute_folder(config.base_model)
+    real = config.evaluation.real_images
+    encoders = {name: getattr(config.evaluation, name) for name in ("image_encoder", "dino", "clip", "lpips")}
+    changes["evaluation"] = config.evaluation.model_copy(
+        update={"real_images": None if real is None else tuple(absolute(address) for address in real)}
+        | {name: _absolute_folder(address) for name, address in encoders.items() if address is not None}
+    )
+    return config.model_copy(update=changes)
+
+
+def _absolute_folder(address: str) -> str:
+    """A folder's absolute path; what is none (a hub id, a remote address) is left as it is."""
+    folder = Path(address).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else address
+
+
+def choose_sampling_dtype(*, use_gpu: bool) -> str:
+    """What pictures are computed in: decided here, once, by what is best where the plan is made."""
+    from dreambooth.sampling.sampler import sampling_dtype
+
+    return str(sampling_dtype("cuda" if use_gpu else "cpu")).removeprefix("torch.")
+
+
+def _prior(config: DreamBoothConfig, base: BaseModel, dtype: str) -> PriorPlan | None:
+    if not config.prior.enabled:
+        return None
+    return prior_plan(
+        config.prior,
+        base_hash=base.hash,
+        class_prompt=config.prompts.class_prompt(config.subject),
+        resolution=config.images.resolution or base.resolution,
+        dtype=dtype,
+    )
+
+
+def _engine(config: DreamBoothConfig) -> str:
+    """DeepSpeed where it is needed; for a single worker plain PyTorch, which is faster (`make bench`)."""
+    if config.engine == "torch" and config.zero.offload_optimizer:
+        raise InputError("zero.offload_optimizer needs DeepSpeed, but engine is 'torch'; leave engine at 'auto'")
+    if config.zero.offload_optimizer and config.zero.stage == 0:
+        raise InputError(
+            "zero.offload_optimizer needs zero.stage 1, 2 or 3, got 0, which keeps every state on the device"
+        )
+    several = config.cluster.num_workers > 1 or config.zero.offload_optimizer
+    engine = config.engine if config.engine != "auto" else "deepspeed" if several else "torch"
+    if engine == "deepspeed" and config.cluster.min_workers is not None and config.train.ema_decay is not None:
+        raise InputError(
+            "cluster.min_workers goes with train.ema_decay only where engine is 'torch': DeepSpeed's shards of the "
+            "moving average can't be divided anew; leave one of them out"
+        )
+    return engine
+
+
+def _identifier_tokens(config: DreamBoothConfig, base: BaseModel) -> tuple[int, ...]:
+    return token_ids_in_prompts(load_tokenizer(base.directory), str(config.subject.identifier))
+
+
+def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, place: str) -> str:
+    """What decides the published weights and the layout of checkpoints; what decides neither is left out."""
+    train = config.train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
+    crops = config.images.crops_per_image if config.images.crop == "random" else 1
+    images = config.images.model_copy(update={"max_pixels": 1, "crops_per_image": crops})
+    prompts = [config.prompts.instance_prompt(config.subject), str(config.subject.identifier)]
+    if train.method == "textual_inversion":
+        prompts.append(config.subject.class_noun)  # whose embedding the identifier's starts as
+    tokens = _identifier_tokens(config, base) if train.learns_identifier_apart else ()
+    if len(set(tokens)) < len(tokens):
+        prompts.append("each token once")  # models without this in their key have a part of what was learnt
+    parts: list[Any] = [base.hash, images_hash, *prompts, images, train, config.storage.dtype, place]
+    parts += [str(config.cluster.num_workers)]
+    parts += [prior.recipe, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
+    if train.by_score:
+        # What the scores are measured on, and by, decides which weights are exported.
+        evaluation = config.evaluation
+        parts += [bank_address(evaluation, config.base_model).hash, str(evaluation.every)]
+        parts += [str(evaluation.score_images), str(evaluation.num_inference_steps), str(evaluation.guidance_scale)]
+        parts += [str(evaluation.seed), *evaluation.prompts_of(config.subject, config.prompts)]
+    return config_hash(*parts)
+
+
+def printable_settings(config: DreamBoothConfig) -> dict[str, Any]:
+    """All settings as plain values, for people and for MLflow; passwords and tokens in addresses left out."""
+    settings: dict[str, Any] = _shown(config.model_dump(mode="json", by_alias=True))
+    return settings
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _shown(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_shown(each) for each in value]
+    return shown(value) if isinstance(value, str) and "://" in value else value
+
+
+def describe_plan(plan: Plan) -> list[tuple[str, str]]:
+    """The plan as (what, value) rows."""
+    config, train = plan.config, plan.config.train
+    workers, zero = config.cluster.num_workers, config.zero
+    pairs = train.micro_batch_size * train.gradient_accumulation_steps * workers
+    engine = f"DeepSpeed ZeRO-{zero.stage}{', optimizer in host memory' if zero.offload_optimizer else ''}"
+    counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in plan.base.parameter_counts.items())
+    trained = "denoiser and text encoder" if train.train_text_encoder else "denoiser"
+    if train.method == "textual_inversion":
+        trained = "the identifier's embedding (Textual Inversion)"
+    rows = [
+        ("subject", f"{config.subject.name}: {len(plan.images)} images of a {config.subject.class_noun}"),
+        ("instance prompt", config.prompts.instance_prompt(config.subject)),
+        ("base model", f"{shown(config.base_model)} ({counts}), hash {plan.base.hash}"),
+        ("trained", f"{trained}, {_count(plan.trained_parameters)} parameters, at {config.images.resolution} px"),
+        ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
+        (
+            "workers",
+            f"{workers} x {'1 GPU' if plan.use_gpu else f'{config.cluster.cpus_per_worker} CPU'}"
+            f"{fewer_workers(config.cluster)}",
+        ),
+        ("engine", engine if plan.engine == "deepspeed" else "PyTorch"),
+        (
+            "memory per worker",
+            f"{readable_bytes(plan.model_state_bytes)} of weights, gradients and optimizer; activations on top",
+        ),
+    ]
+    if plan.prior is not None:
+        rows.append(("class images", _class_images(plan, plan.prior)))
+    if (protocol := plan.protocol) is not None:
+        prompts = protocol.protocol.prompts
+        drawn = f"{len(prompts.prompts)} prompts ({prompts.name}) x {protocol.protocol.images_per_prompt}"
+        rows.append(("figures", f"{drawn}, measured by the bank {protocol.bank.name}"))
+    if train.by_score:
+        rows.append(("scores", f"every {config.evaluation.every} steps; exported is the {train.keep} checkpoint"))
+    name = f", registered as {config.model_name}" if config.tracking.register_model else ""
+    return [*rows, ("writes to", f"{config.run_uri}{name}"), ("result key", plan.key)]
+
+
+def fewer_workers(cluster: ClusterConfig) -> str:
+    """How many there are at least, where it may be fewer than asked for."""
+    fewest = cluster.min_workers
+    return "" if fewest in (None, cluster.num_workers) else f" (as few as {fewest} when the cluster shrinks)"
+
+
+def _class_images(plan: Plan, prior: PriorPlan) -> str:
+    from pipelines.stages.prior_stage import images_present
+
+    missing = len(prior.missing(images_present(plan.config.prior_uri, prior)))
+    there = "all there" if not missing else f"{missing} to make"
+    return f"{prior.count} of {prior.class_prompt!r}: {there} (set {prior.key})"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:.2f} M" if parameters >= 10_000 else str(parameters)
+
+
+def readable_bytes(count: int) -> str:
+    """In GiB or MiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

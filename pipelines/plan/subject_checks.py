@@ -1,0 +1,161 @@
+"""All subjects of a batch are looked at, side by side, before anything starts."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.data.identifier import choose_identifiers, token_ids_in_prompts
+from dreambooth.errors import InputError
+from dreambooth.models.base_model import BaseModel, resolve_base_model
+from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.quiet import quiet
+from pipelines.cluster.ray_cluster import Resources, usable_cpus
+from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.plan.subject_list import ListedSubject
+from pipelines.storage.publications import is_local
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_AT_ONCE, _PER_PART = 16, 64
+_PER_PROCESS, _MOST_PROCESSES = 500, 8
+"""A process has to start and to import: it is worth that from so many subjects on."""
+
+Bases = Mapping[tuple[str, str | None], BaseModel | InputError]
+"""Base models by address and revision, or what is wrong with them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectCheck:
+    """What was found out about one subject; without a plan it can't be trained, and `errors` say why."""
+
+    name: str
+    plan: Plan | None
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def check_subjects(subjects: Sequence[ListedSubject], resources: Resources) -> tuple[SubjectCheck, ...]:
+    """Plans for all subjects, with identifiers that no two share."""
+    readable = [subject.config for subject in subjects if subject.config is not None and not subject.faults]
+    bases = _find_bases(readable)
+    checks = iter(_checked(readable, resources, bases, _identifiers(readable, bases)))
+    return tuple(
+        _note_shared_images(
+            SubjectCheck(name=subject.name, plan=None, errors=subject.faults, warnings=())
+            if subject.config is None or subject.faults
+            else next(checks)
+            for subject in subjects
+        )
+    )
+
+
+def valid_plans(checks: Sequence[SubjectCheck], *, skip_invalid: bool) -> tuple[Plan, ...]:
+    """The plans; InputError when a subject has errors, unless those are to be passed over and one is left."""
+    invalid = [check for check in checks if check.errors]
+    plans = tuple(check.plan for check in checks if check.plan is not None)
+    if invalid and not skip_invalid:
+        shown = ", ".join(check.name for check in invalid[:5])
+        raise InputError(
+            f"{len(invalid)} of {len(checks)} subjects can't be trained ({shown}{', …' if len(invalid) > 5 else ''}); "
+            f"put them right, or go on without them with --skip-invalid"
+        )
+    if not plans:
+        raise InputError(f"none of the {len(checks)} subjects can be trained, so there is nothing to do")
+    return plans
+
+
+def _find_bases(configs: Sequence[DreamBoothConfig]) -> Bases:
+    """Every base once: to find, check and hash it for each subject anew would take minutes."""
+    bases: dict[tuple[str, str | None], BaseModel | InputError] = {}
+    for address, revision in dict.fromkeys((config.base_model, config.revision) for config in configs):
+        try:
+            base = bases[address, revision] = resolve_base_model(address, revision)
+            _ = base.hash  # now, before many ask at once and each reads all of it
+        except InputError as error:
+            bases[address, revision] = error
+    return bases
+
+
+def _identifiers(configs: Sequence[DreamBoothConfig], bases: Bases) -> dict[str, str]:
+    """Choose for all subjects of a base model together, so that no two share one; by name of the subject."""
+    chosen: dict[str, str] = {}
+    for (address, revision), base in bases.items():
+        subjects = [config.subject for config in configs if (config.base_model, config.revision) == (address, revision)]
+        taken = [str(subject.identifier) for subject in subjects if subject.identifier is not None]
+        names = [subject.name for subject in subjects if subject.identifier is None]
+        if names and isinstance(base, BaseModel):
+            tokenizer = load_tokenizer(base.directory)
+            chosen |= choose_identifiers(tokenizer, tuple(names), taken=(*taken, *chosen.values()))
+    return chosen
+
+
+def _checked(
+    configs: Sequence[DreamBoothConfig], resources: Resources, bases: Bases, identifiers: Mapping[str, str]
+) -> Iterable[SubjectCheck]:
+    """In as many processes as pay, since decoding pictures is much work and Python's."""
+    check = partial(_check_some, resources=resources, bases=bases)
+    tasks = [(config, identifiers.get(config.subject.name)) for config in configs]
+    processes = min(usable_cpus(), _MOST_PROCESSES, len(tasks) // _PER_PROCESS)
+    if processes < 2:
+        return check(tasks)
+    parts = [tasks[start : start + _PER_PART] for start in range(0, len(tasks), _PER_PART)]
+    # A copy of this process would hold locks of threads that it doesn't have.
+    with ProcessPoolExecutor(processes, mp_context=get_context("forkserver"), initializer=quiet) as pool:
+        return [one for part in pool.map(check, parts) for one in part]
+
+
+def _check_some(
+    tasks: Sequence[tuple[DreamBoothConfig, str | None]], *, resources: Resources, bases: Bases
+) -> list[SubjectCheck]:
+    """Side by side where they wait for a store; a disk answers at once, and threads would be in each other's way."""
+    check = partial(_check, resources=resources, bases=bases)
+    if all(is_local(address) for config, _ in tasks for address in config.subject.instance_images):
+        return [check(config, identifier) for config, identifier in tasks]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(check, *zip(*tasks, strict=True)))
+
+
+def _check(config: DreamBoothConfig, identifier: str | None, *, resources: Resources, bases: Bases) -> SubjectCheck:
+    name = config.subject.name
+    try:
+        base = bases[config.base_model, config.revision]
+        if isinstance(base, InputError):
+            raise base
+        plan = make_plan(config, resources, base=base, identifier=identifier)
+    except InputError as error:
+        return SubjectCheck(name=name, plan=None, errors=tuple(str(error).splitlines()), warnings=())
+    return SubjectCheck(name=name, plan=plan, errors=(), warnings=(*plan.warnings, *_about_class_noun(plan)))
+
+
+def _about_class_noun(plan: Plan) -> Iterator[str]:
+    noun = plan.config.subject.class_noun
+    if parts := _pieces(load_tokenizer(plan.base.directory), noun):
+        read_as = " ".join(repr(part) for part in parts)
+        yield f"the base model has no word of its own for the class noun {noun!r}, and reads it as {read_as}"
+
+
+@cache
+def _pieces(tokenizer: "PreTrainedTokenizerBase", noun: str) -> tuple[str, ...]:
+    """What the tokenizer splits a class noun's words into; empty when it knows each as one."""
+    tokens = token_ids_in_prompts(tokenizer, noun)
+    if len(tokens) <= len(noun.split()):
+        return ()
+    return tuple(str(tokenizer.decode([token])).strip() for token in tokens)
+
+
+def _note_shared_images(checks: Iterable[SubjectCheck]) -> Iterator[SubjectCheck]:
+    first: dict[str, str] = {}
+    for check in checks:
+        if check.plan is None:
+            yield check
+            continue
+        other = first.setdefault(check.plan.data_hash, check.name)
+        if other == check.name:
+            yield check
+        else:
+            yield replace(check, warnings=(*check.warnings, f"its images are those of {other}"))

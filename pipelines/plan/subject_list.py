@@ -1,0 +1,218 @@
+"""Which subjects does a batch have? Read from a table or a folder, wherever fsspec reaches.
+
+A table (`plan.tables`) is YAML (a list, or settings of all with the list under `subjects`), JSONL or CSV; a folder
+holds one folder of images per subject, with a small subject.yaml in it or not. Every subject has a name, a class noun,
+instance images, an identifier if it wants a certain one, and settings of its own, nested or dotted:
+
+    subjects:
+      - {name: rex, class_noun: dog, instance_images: photos/rex}
+      - {name: mug, class_noun: cup, instance_images: [a.jpg, b.jpg, c.jpg], train.max_train_steps: 800}
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fsspec import AbstractFileSystem
+
+from dreambooth.config.addresses import named_place
+from dreambooth.config.explain import nearest_setting
+from dreambooth.config.settings import DreamBoothConfig, load_config, merge, nest
+from dreambooth.config.strict_yaml import parse_yaml
+from dreambooth.config.subject import name_from
+from dreambooth.config.text_files import decode_text
+from dreambooth.errors import InputError
+from dreambooth.reach import prove_store
+from pipelines.plan.tables import NOTE, SUBJECT, Row, Settings, known_names, read_table
+from pipelines.storage.faults import explain
+from pipelines.storage.publications import absolute, filesystem, is_local, join
+
+_SUBJECT_FILE = "subject.yaml"
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedSubject:
+    """A subject as it was read, and `where`; with `faults` it can't be trained, and without a config they say why."""
+
+    name: str
+    config: DreamBoothConfig | None
+    where: str = ""
+    faults: tuple[str, ...] = ()
+
+
+def read_batch(address: str, overrides: Sequence[str] = ()) -> tuple[ListedSubject, ...]:
+    """The subjects of a batch; `overrides` (a.b=value) go over everything.
+
+    What is wrong with one subject is among its faults: an unknown setting, a name or identifier that is taken twice, a
+    folder it would share. Raises InputError for what is wrong with all: an address that can't be read, no subject, a
+    missing column.
+    """
+    common, rows, place = _read(absolute(address))
+    if not rows:
+        raise InputError(f"{address} holds no subject; expected a row, or a folder of images, for each")
+    return _without_clashes(
+        [_listed(row, f"subject {number}", common, place, overrides) for number, row in enumerate(rows, start=1)]
+    )
+
+
+def _listed(row: Row, name: str, common: Settings, place: str, overrides: Sequence[str]) -> ListedSubject:
+    name = str(row.settings.get("name") or name)
+    try:
+        settings = subject_settings(row.settings, place)
+        name = str(settings.get("subject", {}).get("name") or name)
+        if row.faults:
+            raise InputError("\n".join(row.faults))
+    except InputError as error:
+        faults = tuple(f"{row.where}: {line}" for line in str(error).splitlines())
+        return ListedSubject(name=name, config=None, where=row.where, faults=faults)
+    try:
+        config = load_config(merge(common, settings), tuple(overrides))
+    except InputError as error:
+        return ListedSubject(name=name, config=None, where=row.where, faults=tuple(str(error).splitlines()))
+    return ListedSubject(name=name, config=config, where=row.where)
+
+
+def _read(address: str) -> tuple[Settings, list[Row], str]:
+    """(settings of all, rows, the folder that relative addresses start from)."""
+    with _reading(address):
+        prove_store(address, what=f"can't read {address!r}")
+        fs, path = filesystem(address, patient=False)
+        try:
+            if fs.isdir(path):
+                return {}, list(_from_folder(fs, path)), address
+            content = fs.cat_file(path)
+        except FileNotFoundError:
+            raise InputError(
+                f"there is nothing at {address!r}; expected a table of subjects or a folder of folders"
+            ) from None
+    common, rows = read_table(content, address)
+    return common, rows, address.rpartition("/")[0] or "."
+
+
+@contextmanager
+def _reading(address: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # each driver raises its own
+        raise InputError(f"can't read {address!r}: {explain(error)}") from error
+
+
+def _from_folder(fs: AbstractFileSystem, path: str) -> Iterator[Row]:
+    for folder in sorted(entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory"):
+        name = folder.rstrip("/").rsplit("/", 1)[-1]
+        if name.startswith("."):
+            continue
+        row: Settings = {"name": name_from(name) or name, "instance_images": name}
+        try:
+            said = _subject_file(fs, folder)
+        except InputError as error:
+            yield Row(settings=row, where=name, faults=tuple(str(error).splitlines()))
+        else:
+            yield Row(settings=row | said, where=name)
+
+
+def settings_beside(images: Sequence[str]) -> Settings:
+    """What is known of a subject from where its images lie: a name after their folder, and what a subject.yaml says.
+
+    `images` are folders, globs and files at any address. Nothing is known of images in several folders.
+    Raises InputError for a subject.yaml that can't be read.
+    """
+    folders = {_folder_of(address) for address in images}
+    if len(folders) != 1:
+        return {}
+    folder = folders.pop()
+    with _reading(folder):
+        fs, path = filesystem(folder, patient=False)
+        said = _subject_file(fs, path)
+    row = {"name": name_after(folder)} | said
+    return subject_settings(row, folder)
+
+
+def name_after(folder: str) -> str:
+    """A subject's name from its folder's address: `photos/My Dog/` gives my-dog."""
+    return name_from(named_place(folder).rstrip("/").rsplit("/", 1)[-1])
+
+
+def _folder_of(address: str) -> str:
+    """The folder that a folder, a glob or a file means."""
+    address = absolute(address).rstrip("/")
+    if wildcard := re.search(r"[*?\[]", address):
+        return address[: wildcard.start()].rpartition("/")[0]
+    with _reading(address):
+        fs, path = filesystem(address, patient=False)
+        is_file = "." in address.rsplit("/", 1)[-1] and not fs.isdir(path)
+    return address.rpartition("/")[0] if is_file else address
+
+
+def _subject_file(fs: AbstractFileSystem, folder: str) -> Settings:
+    """What the subject.yaml in a folder says; nothing where there is none."""
+    path = f"{folder.rstrip('/')}/{_SUBJECT_FILE}"
+    if not fs.isfile(path):
+        return {}
+    said = parse_yaml(decode_text(fs.cat_file(path), path), path)
+    if not isinstance(said, dict):
+        raise InputError(f"{path} should hold settings such as 'class_noun: dog', got {said!r}")
+    groups = {name.partition(".")[0] for name in known_names()} | {NOTE}
+    for key in said:
+        if key.partition(".")[0] not in groups:
+            nearest = nearest_setting(key, known_names())
+            hint = f"did you mean {nearest}?" if nearest else "'dreambooth settings' lists all"
+            raise InputError(f"{path}: unknown setting {key}; {hint}")
+    return dict(said)
+
+
+def subject_settings(row: Mapping[str, Any], place: str) -> Settings:
+    """A row as nested settings, its images' addresses relative to `place`; InputError for one that is given twice."""
+    settings = nest((f"subject.{key}" if key in SUBJECT else key, value) for key, value in row.items() if key != NOTE)
+    subject = settings.get("subject")
+    images = subject.get("instance_images") if isinstance(subject, dict) else None
+    if type(images) is str:
+        settings["subject"]["instance_images"] = _from_place(images, place)
+    elif isinstance(images, list):
+        settings["subject"]["instance_images"] = [
+            _from_place(image, place) if type(image) is str else image for image in images
+        ]
+    return settings
+
+
+def _from_place(address: str, place: str) -> str:
+    if "://" in address or address.startswith(("/", "~")):
+        return address
+    return absolute(join(place, address)) if is_local(place) else join(place, address)
+
+
+def _without_clashes(subjects: Sequence[ListedSubject]) -> tuple[ListedSubject, ...]:
+    """The subjects, with a fault each where two would share what has to be a subject's own."""
+    owners: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
+    for place, subject in enumerate(subjects):
+        for what, value in _own(subject):
+            # Names become folders and models, identifiers are lower-cased by tokenizers.
+            owners[what, value.casefold()].append((place, value))
+    faults: dict[int, str] = {}
+    for (what, _), found in owners.items():
+        places = ", ".join(subjects[place].where for place, _ in found[:_SHOWN]) + ("…" if len(found) > _SHOWN else "")
+        for place, value in found if len(found) > 1 else ():
+            message = (
+                f"the {what} {value!r} is taken {len(found)} times (upper and lower case count as the same): {places}"
+            )
+            faults.setdefault(place, f"{message}; give every subject its own")
+    return tuple(
+        replace(subject, faults=(*subject.faults, faults[place])) if place in faults else subject
+        for place, subject in enumerate(subjects)
+    )
+
+
+def _own(subject: ListedSubject) -> list[tuple[str, str]]:
+    """What no two subjects of a batch may share, most telling first."""
+    config, found = subject.config, [("name", subject.name)]
+    if config is not None:
+        found += [("identifier", config.subject.identifier)] if config.subject.identifier is not None else []
+        found += [("folder", config.run_uri)]
+        found += [("registered model", config.model_name)] if config.tracking.register_model else []
+    return found

@@ -1,0 +1,198 @@
+"""The rows of a table that a person made: YAML, JSONL, or what a spreadsheet exports.
+
+    {"name": "rex", "class_noun": "dog", "instance_images": "photos/rex", "train.max_train_steps": 800, "note": "ours"}
+
+`note` is for people: nothing reads it.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from dreambooth.config.explain import list_settings, nearest_setting
+from dreambooth.config.settings import DreamBoothConfig, nest
+from dreambooth.config.strict_yaml import NotYaml, parse_yaml
+from dreambooth.config.text_files import decode_text
+from dreambooth.errors import InputError
+
+SUBJECT = ("name", "class_noun", "identifier", "instance_images")
+"""What is a subject's own, and given without `subject.` before it."""
+NOTE = "note"
+_REQUIRED = ("name", "class_noun", "instance_images")
+_DELIMITERS = (",", ";", "\t")
+_NOTHING = ("null", "~")
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A subject as it was written, `where` it stands ("line 3"), and what can't be read of it."""
+
+    settings: Settings
+    where: str
+    faults: tuple[str, ...] = ()
+
+
+def read_table(content: bytes, address: str) -> tuple[Settings, list[Row]]:
+    """(settings of all, rows) of a table, by the end of its name; InputError, with the line, for what can't be read."""
+    kind = ending(address)
+    if kind not in (*_YAML, *_LINES):
+        raise InputError(f"{address!r}: expected a folder, or a table that ends in .yaml, .jsonl or .csv")
+    text = decode_text(content, address)
+    if kind in _YAML:
+        return _from_yaml(text, address)
+    try:
+        return {}, _LINES[kind](text)
+    except InputError as error:
+        raise InputError(f"{address}: {error}") from None
+
+
+def ending(address: str) -> str:
+    """What a table's name ends in: `yaml`, `csv`, …; anything else for what is none."""
+    return address.rsplit("/", 1)[-1].rpartition(".")[2].lower()
+
+
+@cache
+def known_names() -> tuple[str, ...]:
+    """All that a row may say."""
+    return (*SUBJECT, *(name for name, _, _ in list_settings(DreamBoothConfig)))
+
+
+def _from_yaml(text: str, address: str) -> tuple[Settings, list[Row]]:
+    value = parse_yaml(text, address)
+    common = {key: part for key, part in value.items() if key != "subjects"} if isinstance(value, dict) else {}
+    rows = value.get("subjects") if isinstance(value, dict) else value
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(
+            f"{address}: expected a list of subjects such as '- {{name: rex, class_noun: dog, instance_images: rex}}'"
+        )
+    try:
+        settings = nest(common.items())
+    except InputError as error:
+        raise InputError(f"{address}: {error}") from None
+    return settings, [Row(settings=row, where=f"line {row.line}") for row in rows]
+
+
+def _from_jsonl(text: str) -> list[Row]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):  # JSON has other line separators inside of text
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_once, parse_constant=_refuse_constant)
+        except InputError as error:
+            raise InputError(f"line {number}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f'line {number}: expected {{"name": …}}, got {line.strip()[:40]!r}')
+        rows.append(Row(settings=row, where=f"line {number}"))
+    return rows
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Settings:
+    seen: Settings = {}
+    for key, value in pairs:
+        if key in seen:
+            raise InputError(f"{key!r} is there twice, as {seen[key]!r} and as {value!r}; leave one of them out")
+        seen[key] = value
+    return seen
+
+
+def _refuse_constant(name: str) -> Any:
+    raise InputError(f"{name} is no number of JSON's; give a finite one, or leave the setting out")
+
+
+def _from_csv(text: str) -> list[Row]:
+    delimiter = _delimiter(text)
+    lines = _cells(text, delimiter)
+    _, header = next(lines, (0, []))
+    columns = _columns(header)
+    return [Row(settings=_row(columns, cells, line, delimiter), where=f"line {line}") for line, cells in lines]
+
+
+def _cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of every line but blank ones, and but Excel's own `sep=;`."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        for cells in reader:
+            excels_own = reader.line_num == 1 and cells and cells[0].lower().startswith("sep=")
+            if any(cell.strip() for cell in cells) and not excels_own:
+                yield reader.line_num, [cell.strip() for cell in cells]
+    except csv.Error as error:
+        raise InputError(f"line {reader.line_num} can't be read: {error}; is a quoted cell left open?") from None
+
+
+def _delimiter(text: str) -> str:
+    """What separates cells: comma, semicolon (Excel in Europe) or tab, whichever makes most names of the header."""
+
+    def names(delimiter: str) -> int:
+        try:
+            _, header = next(_cells(text, delimiter), (0, []))
+        except InputError:
+            return 0
+        return len({_spelled(column) for column in header} & set(SUBJECT))
+
+    return max(_DELIMITERS, key=names)
+
+
+def _columns(header: list[str]) -> list[str]:
+    columns = [_spelled(column) for column in header]
+    given, known = [column for column in columns if column], {*known_names(), NOTE}
+    shown = ", ".join(given) or "none"
+    faults = [f"the column {name!r} is missing; it has {shown}" for name in _REQUIRED if name not in given]
+    for column in dict.fromkeys(given):
+        if given.count(column) > 1:
+            faults.append(f"the column {column!r} is there {given.count(column)} times; leave one of them")
+        if column not in known:
+            near = nearest_setting(column, known_names())
+            hint = f"did you mean {near}?" if near else f"'dreambooth settings' lists all; {NOTE!r} may hold anything"
+            faults.append(f"the column {column!r} is no setting; {hint}")
+    if faults:
+        raise InputError("\n".join(faults))
+    return columns
+
+
+def _spelled(column: str) -> str:
+    """A column as settings spell it: `Class Noun` is class_noun."""
+    column = column.strip("\ufeff \t\xa0")
+    plain = re.sub(r"[\s-]+", "_", column.lower())
+    return plain if plain in {*known_names(), NOTE} else column
+
+
+def _row(columns: list[str], cells: list[str], line: int, delimiter: str) -> Settings:
+    extra = [cell for cell in cells[len(columns) :] if cell]
+    extra += [cell for column, cell in zip(columns, cells, strict=False) if cell and not column]
+    if extra:
+        raise InputError(
+            f"line {line} has more cells than there are columns ({extra[0]!r}); quote cells that hold {delimiter!r}"
+        )
+    values = {column: _value(column, cell, line) for column, cell in zip(columns, cells, strict=False) if cell}
+    images = re.split(r"[;\n]", values.get("instance_images", ""))
+    if len(images) > 1:
+        values["instance_images"] = [image.strip() for image in images if image.strip()]
+    return values
+
+
+def _value(column: str, cell: str, line: int) -> Any:
+    if column in (*SUBJECT, NOTE):
+        return cell
+    try:
+        value = parse_yaml(cell, f"line {line}: {column}")
+    except NotYaml:
+        value = None
+    if value is None and cell.lower() not in _NOTHING:
+        raise InputError(f"line {line}: {column} is {cell!r}, which is no value; quote it as YAML wants it")
+    return value
+
+
+_YAML = ("yaml", "yml")
+_LINES: dict[str, Callable[[str], list[Row]]] = {"jsonl": _from_jsonl, "csv": _from_csv, "tsv": _from_csv}
+TABLES = tuple(f".{kind}" for kind in (*_YAML, *_LINES))
+"""What the names of tables end in."""

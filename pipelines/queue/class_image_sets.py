@@ -1,0 +1,107 @@
+"""The sets of class images that a batch needs: which lane makes what, and who waits for which set."""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from dreambooth.sampling.class_images import PriorPlan
+from pipelines.stages.prior_stage import images_present, is_whole
+from pipelines.storage.publications import join
+from pipelines.tasks import MakeClassImages, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedSet:
+    """A set that a subject wants, the pipeline that makes it, and the folder or address that sets lie under."""
+
+    plan: PriorPlan
+    source: Source
+    parent_uri: str
+
+
+@dataclass(kw_only=True)
+class _ClassSet:
+    wanted: WantedSet
+    missing: set[int]
+    open: deque[range]
+    whole: bool
+    waiting: list[str] = field(default_factory=list)
+
+
+class ClassImageSets:
+    """What is there is found by a look at storage, at the first subject that waits for a set.
+
+    `made` and `to_make` count images. Subjects may want different numbers of the same set's images: it gets as many as
+    any wants.
+    """
+
+    def __init__(self, wanted: Sequence[WantedSet]) -> None:
+        self._wanted: dict[str, WantedSet] = {}
+        for one in wanted:
+            most = self._wanted.setdefault(one.plan.key, one)
+            if one.plan.count > most.plan.count:
+                self._wanted[one.plan.key] = one
+        self._sets: dict[str, _ClassSet] = {}
+        self._handed: dict[str, list[tuple[str, range]]] = {}
+        self.made = self.to_make = 0
+
+    def waits(self, name: str, key: str) -> bool:
+        """Whether a subject has to wait for a set; if so, `sealed` will name it."""
+        if key not in self._sets:
+            self._sets[key] = self._found(self._wanted[key])
+        if self._sets[key].whole:
+            return False
+        self._sets[key].waiting.append(name)
+        return True
+
+    def hand_out(self, lane: str, count: int) -> MakeClassImages | None:
+        """Blocks of one set for a lane of `count` workers; None: all are made or handed out."""
+        for key, one in self._sets.items():
+            blocks = tuple(one.open.popleft() for _ in range(min(count, len(one.open))))
+            if blocks:
+                self._handed[lane] = [(key, block) for block in blocks]
+                return MakeClassImages(
+                    plan=one.wanted.plan,
+                    source=one.wanted.source,
+                    uri=join(one.wanted.parent_uri, key),
+                    blocks=blocks,
+                    wanted=tuple(tuple(sorted(one.missing.intersection(block))) for block in blocks),
+                )
+        return None
+
+    def written(self, lane: str, key: str, indices: Collection[int]) -> None:
+        """A lane has written images of a set."""
+        self._handed.pop(lane, None)
+        done = self._sets[key].missing.intersection(indices)
+        self._sets[key].missing.difference_update(done)
+        self.made += len(done)
+
+    def give_back(self, lane: str) -> bool:
+        """What a lane had in hand is handed out again; says whether it had anything."""
+        handed = self._handed.pop(lane, [])
+        for key, block in handed:
+            self._sets[key].open.append(block)
+        return bool(handed)
+
+    def to_seal(self) -> tuple[PriorPlan, ...]:
+        """Sets that lack nothing but their manifest."""
+        return tuple(one.wanted.plan for one in self._sets.values() if not one.missing and not one.whole)
+
+    def sealed(self, key: str) -> tuple[str, ...]:
+        """A set has its manifest: names of the subjects that waited for it."""
+        one = self._sets[key]
+        one.whole = True
+        waited = tuple(one.waiting)
+        one.waiting.clear()
+        return waited
+
+    def _found(self, wanted: WantedSet) -> _ClassSet:
+        present = images_present(wanted.parent_uri, wanted.plan)
+        missing = set(wanted.plan.missing(present))
+        self.to_make += len(missing)
+        return _ClassSet(
+            wanted=wanted,
+            missing=missing,
+            open=deque(wanted.plan.blocks(present)),
+            whole=not missing and is_whole(wanted.parent_uri, wanted.plan),
+        )

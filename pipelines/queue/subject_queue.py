@@ -1,0 +1,296 @@
+"""Which lane does what next, and what is left when everything dies?
+
+One object on the cluster hands out work to lanes; all it must remember is in storage before anybody acts on it, one
+small JSON per subject. So it can be killed and made again, by Ray in mid-run or by the same command a day later, and
+only what is missing is done. A lane without a subject that can start makes class images; a subject can start when its
+own class's set is whole.
+
+    queue.next(lane) -> TrainSubject | MakeClassImages | Wait | None
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from dreambooth.config.addresses import without_credentials
+from dreambooth.sampling.class_images import PriorPlan
+from pipelines.cluster.metrics import record as record_metric
+from pipelines.queue.class_image_sets import ClassImageSets, WantedSet
+from pipelines.queue.subject_record import read_records
+from pipelines.storage.publications import exists, join, write_json
+from pipelines.tasks import (
+    STATES,
+    Progress,
+    State,
+    SubjectRecord,
+    TrainSubject,
+    TrainTask,
+    Wait,
+    Work,
+    base_source,
+)
+
+_SHORTEST_WAIT_SECONDS = 0.2
+_ASKED_PER_SECOND = 100
+"""By all lanes together, when none has anything to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedSubject:
+    """A subject as it stands at the start, what its lane is told, and the class images that it needs."""
+
+    record: SubjectRecord
+    task: TrainTask
+    prior: PriorPlan | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """How a batch stands: subjects by state, those in lanes, class images (made, to make), and what needs the driver.
+
+    `trained` are the names of subjects that wait for their registration, `failures` (name, reason) pairs of those set
+    aside, `sets_to_seal` sets of class images that lack nothing but their manifest, `lanes` how many came for work,
+    and `nodes` the ids of the nodes on which a lane's workers are.
+    """
+
+    counts: Mapping[State, int]
+    running: Mapping[str, Progress]
+    class_images: tuple[int, int]
+    trained: tuple[str, ...]
+    failures: tuple[tuple[str, str], ...]
+    sets_to_seal: tuple[PriorPlan, ...]
+    lanes: int
+    nodes: Mapping[str, frozenset[str]]
+    finished: bool
+
+
+class SubjectQueue:
+    """The subjects of one batch; `uri` is its folder. Lanes are named `<driver>/<number>`.
+
+    A subject that fails, or whose worker dies, is tried again `retries` times and then set aside.
+    """
+
+    def __init__(self, uri: str, driver: str, subjects: Sequence[QueuedSubject], *, retries: int) -> None:
+        self._uri = join(uri, "subjects")
+        self._batch = uri.rstrip("/").rsplit("/", 1)[-1]
+        self._retries = retries
+        self._subjects = {subject.record.name: subject for subject in subjects}
+        self._ready: deque[tuple[str, float]] = deque()  # with the time since when it could start
+        self._sets = ClassImageSets([_wanted_set(subject.prior, subject.task) for subject in subjects if subject.prior])
+        self._progress: dict[str, Progress] = {}
+        self._claims: dict[str, list[str]] = {}
+        self._lanes: set[str] = set()
+        self._nodes: dict[str, frozenset[str]] = {}
+        self._trained: dict[str, None] = {}
+        self._failures: dict[str, str] = {}
+        self._stopping = False
+        stored = read_records(self._uri)
+        self._records: dict[str, SubjectRecord] = {}
+        for name, subject in self._subjects.items():
+            self._records[name] = _taken_up(stored.get(name), subject, driver)
+        self._counts = Counter(record.state for record in self._records.values())
+        for record in self._records.values():
+            self._place(record)
+        self._record_counts()
+
+    def next(
+        self,
+        lane: str,
+        *,
+        count: int = 1,
+        holding: Collection[str] = (),
+        fresh: bool = False,
+        nodes: frozenset[str] = frozenset(),
+    ) -> Work | None:
+        """Work for a lane of `count` workers on `nodes`; None: there will be no more.
+
+        `holding` names subjects of its own that the lane still publishes. `fresh` workers hold nothing: what the lane
+        had before was lost with the workers it had then, by a failure of its subject unless the nodes are others now.
+        """
+        self._lanes.add(lane)
+        same_nodes = self._nodes.get(lane, nodes) == nodes
+        self._nodes[lane] = nodes
+        for name in [name for name in self._claims.get(lane, ()) if name not in holding]:
+            self._lost(name, counts=fresh and same_nodes)
+        self._sets.give_back(lane)
+        if self._stopping:
+            return None
+        if self._ready:
+            name, since = self._ready.popleft()
+            record_metric("dreambooth_queue_wait_seconds", time.time() - since)
+            self._change(
+                name, state="training", lane=lane, attempts=self._records[name].attempts + 1, began=time.time()
+            )
+            self._claims.setdefault(lane, []).append(name)
+            return TrainSubject(task=self._subjects[name].task)
+        if (work := self._sets.hand_out(lane, count)) is not None:
+            return work
+        if not self._counts["waiting"] and not self._counts["training"]:
+            return None
+        return Wait(seconds=max(_SHORTEST_WAIT_SECONDS, len(self._lanes) / _ASKED_PER_SECOND))
+
+    def made(self, lane: str, key: str, indices: Collection[int]) -> None:
+        """Class images of a set have been written."""
+        self._sets.written(lane, key, indices)
+
+    def sealed(self, key: str) -> None:
+        """A set has its manifest: its subjects can start."""
+        self._ready.extend((name, time.time()) for name in self._sets.sealed(key))
+
+    def progress(self, name: str, progress: Progress) -> bool:
+        """Take how far a subject has come; says whether to stop."""
+        if self._records[name].state == "training":
+            self._progress[name] = progress
+        return self._stopping
+
+    def trained(self, name: str) -> None:
+        """A subject's model is published and its samples are stored."""
+        self._leave_lane(name)
+        self._change(name, state="trained", ended=time.time())
+        self._trained[name] = None
+
+    def done(self, name: str) -> None:
+        """A trained subject is registered and has its summary."""
+        self._trained.pop(name, None)
+        self._change(name, state="done", reason=None, traceback=None)
+
+    def failed(self, name: str, reason: str, traceback: str | None = None) -> None:
+        """A subject failed: it goes to the end of the queue, or is set aside."""
+        self._leave_lane(name)
+        self._trained.pop(name, None)
+        failures = self._records[name].failures + 1
+        state: State = "waiting" if failures <= self._retries else "failed"
+        if state == "waiting":
+            record_metric("dreambooth_retries_total", 1, batch=self._batch)
+        self._change(
+            name,
+            state=state,
+            lane=None,
+            failures=failures,
+            reason=without_credentials(reason),
+            traceback=None if traceback is None else without_credentials(traceback),
+            ended=time.time(),
+        )
+        self._place(self._records[name])
+
+    def unregistered(self, name: str, reason: str) -> None:
+        """A trained subject could not be registered: its model is there, so that alone is tried again."""
+        reason = without_credentials(reason)
+        failures = self._records[name].failures + 1
+        if failures <= self._retries:
+            record_metric("dreambooth_retries_total", 1, batch=self._batch)
+            self._change(name, failures=failures, reason=reason)
+            return
+        self._trained.pop(name, None)
+        self._change(name, state="failed", failures=failures, reason=reason)
+        self._failures[name] = reason
+
+    def released(self, name: str) -> None:
+        """A lane that was told to stop has left a checkpoint: the subject waits."""
+        self._lost(name, counts=False)
+
+    def lane_ended(self, lane: str) -> None:
+        """A lane is no more: what it had goes to others."""
+        self._lanes.discard(lane)
+        self._nodes.pop(lane, None)
+        self._give_back(lane, counts=True)
+
+    def nodes_lost(self, lane: str, nodes: frozenset[str]) -> bool:
+        """A node of a lane that was on `nodes` is gone: what it had goes to others, who need not wait until the lane
+        has workers again. No failure of its subjects. Says whether it had anything."""
+        if self._nodes.get(lane, nodes) != nodes:
+            return False  # it has new workers already
+        self._nodes.pop(lane, None)
+        return self._give_back(lane, counts=False)
+
+    def stop(self) -> None:
+        """Hand out nothing more, and tell lanes to stop after their step."""
+        self._stopping = True
+
+    def snapshot(self) -> Snapshot:
+        """How the batch stands."""
+        return Snapshot(
+            counts={state: self._counts[state] for state in STATES},
+            running=dict(self._progress),
+            class_images=(self._sets.made, self._sets.to_make),
+            trained=tuple(self._trained),
+            failures=tuple(self._failures.items()),
+            sets_to_seal=self._sets.to_seal(),
+            lanes=len(self._lanes),
+            nodes=dict(self._nodes),
+            finished=not (self._counts["waiting"] or self._counts["training"] or self._counts["trained"]),
+        )
+
+    def records(self) -> tuple[SubjectRecord, ...]:
+        """All subjects, in the order of the batch."""
+        return tuple(self._records.values())
+
+    def _place(self, record: SubjectRecord) -> None:
+        """Put a subject where its state says it belongs."""
+        if record.state == "failed":
+            self._failures[record.name] = str(record.reason)
+        elif record.state == "trained":
+            self._trained[record.name] = None
+        elif record.state == "training":
+            self._claims.setdefault(str(record.lane), []).append(record.name)
+        elif record.state == "waiting":
+            prior = self._subjects[record.name].prior
+            if prior is None or not self._sets.waits(record.name, prior.key):
+                self._ready.append((record.name, time.time()))
+
+    def _give_back(self, lane: str, *, counts: bool) -> bool:
+        """What a lane had goes to others; says whether it had anything."""
+        names = list(self._claims.get(lane, ()))
+        for name in names:
+            self._lost(name, counts=counts)
+        return self._sets.give_back(lane) or bool(names)
+
+    def _lost(self, name: str, *, counts: bool) -> None:
+        if counts:
+            self.failed(name, "its worker died: out of memory, or its node was lost")
+            return
+        self._leave_lane(name)
+        self._change(name, state="waiting", lane=None)
+        self._place(self._records[name])
+
+    def _leave_lane(self, name: str) -> None:
+        claims = self._claims.get(str(self._records[name].lane), [])
+        if name in claims:
+            claims.remove(name)
+        self._progress.pop(name, None)
+
+    def _change(self, name: str, **changes: object) -> None:
+        before = self._records[name]
+        after = before.changed(**changes)
+        write_json(join(self._uri, f"{name}.json"), after.as_dict())
+        self._counts[before.state] -= 1
+        self._counts[after.state] += 1
+        self._records[name] = after
+        self._record_counts()
+
+    def _record_counts(self) -> None:
+        for state in STATES:
+            record_metric("dreambooth_subjects", self._counts[state], batch=self._batch, state=state)
+
+
+def _wanted_set(plan: PriorPlan, task: TrainTask) -> WantedSet:
+    return WantedSet(plan=plan, source=base_source(task.config, task.base_hash), parent_uri=task.config.prior_uri)
+
+
+def _taken_up(stored: SubjectRecord | None, subject: QueuedSubject, driver: str) -> SubjectRecord:
+    """What is left of an earlier attempt: a result of the same settings counts, a claim only if its lane may live."""
+    asked, protocol = subject.record, subject.task.protocol
+    if asked.state != "waiting":
+        return asked
+    if stored is None or stored.key != asked.key:
+        return asked
+    if stored.state == "training" and not str(stored.lane).startswith(f"{driver}/"):
+        return stored.changed(state="waiting", lane=None)
+    if stored.state == "failed":
+        # Whoever gives the command again may have cured the cause.
+        return stored.changed(state="waiting", failures=0)
+    if stored.state == "trained" and protocol is not None and not exists(protocol.uri):
+        # Earlier code measured it on pictures that are no longer trusted: a lane measures what is published.
+        return stored.changed(state="waiting", lane=None)
+    return stored

@@ -1,0 +1,1 @@
+"""Finished results as pages and pictures: pure functions of what is stored."""

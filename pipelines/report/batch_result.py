@@ -1,0 +1,38 @@
+"""What the page of a batch is made from."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from pipelines.report.evaluated import Evaluated
+from pipelines.tasks import SubjectRecord
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubjectResult:
+    """One subject's row: its record and, where it got that far, what it ended with.
+
+    `uri` is the folder of its run, `history` holds one mapping of metrics a step (step, loss, instance_loss,
+    prior_loss, …), `contact_sheet` a PNG; `step_seconds` were spent in training steps, checkpoints and samples left
+    out. `figures` are the protocol's means, under their bank's name and their own (miniature_dino).
+    """
+
+    record: SubjectRecord
+    uri: str | None = None
+    registered: str | None = None
+    model_uri: str | None = None
+    similarity: Mapping[str, float] | None = None
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    steps_per_second: float | None = None
+    step_seconds: float | None = None
+    history: Sequence[Mapping[str, float]] = ()
+    contact_sheet: bytes | None = None
+    evaluated: Evaluated | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchResult:
+    """A batch: `facts` are (what, value) rows such as base model, lanes, wall time."""
+
+    name: str
+    facts: Sequence[tuple[str, str]]
+    subjects: Sequence[SubjectResult]

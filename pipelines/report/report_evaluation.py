@@ -1,0 +1,220 @@
+"""What pages show of evaluations: figures with intervals, pictures beside the base model's, copies, warnings."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from dreambooth.evaluation.bootstrap import Interval
+from dreambooth.evaluation.figures import Figures, NearestInstance, column
+from pipelines.report.evaluated import Evaluated, PromptPictures
+from pipelines.report.pages import Cell, Picture, Table, cell, number, picture
+
+FIGURES = {
+    "dino": ("DINO", "similarity to the photographs, by DINO: is it the subject"),
+    "clip_i": ("CLIP-I", "the same, by CLIP"),
+    "clip_t": ("CLIP-T", "similarity to the prompt: is it what was asked for"),
+    "clip_t_no_identifier": ("CLIP-T without [V]", "similarity to the prompt without the identifier"),
+    "clip_t_base": ("CLIP-T of the base model", "the base model's similarity to the same prompt"),
+    "pres": ("PRES", "samples of the class prompt like the subject; lower is better: the class stayed a class"),
+    "div": ("DIV", "distance between samples of one prompt; higher is more varied"),
+    "real_dino": ("DINO of the photographs", "among themselves: what a sample can hardly exceed"),
+    "real_clip_i": ("CLIP-I of the photographs", "the same, by CLIP"),
+    "context_variance": ("context variance", "of DINO over prompts; higher: appearance changes with the place"),
+    "prompts_followed": ("prompts followed", "share of prompts followed at least half as closely as by the base model"),
+    "near_copies": ("near-copies", "share of samples that nearly are a photograph; lower is better"),
+    "nearest_dino": ("nearest photograph", "mean DINO similarity to it"),
+    "background_leak": ("background leak", "background colour in the subject; lower is better"),
+}
+_IN_BATCH = ("dino", "clip_i", "clip_t", "pres", "div", "near_copies")
+_THUMBNAIL = 160  # pixels
+_SMALL_THUMBNAIL = 64
+_MANY_CELLS = 150
+MOST_CELLS = 1000
+"""Pictures of a batch's grid, over which it would not open on a phone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A sample and the base model's of the same noise; None for a picture that is gone."""
+
+    fine_tuned: Picture | None
+    base: Picture | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptCard:
+    """A prompt, its figures in words, and its samples."""
+
+    prompt: str
+    figures: str
+    pairs: Sequence[Pair]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Subjects by prompts; `rows` are (subject, a pair for each prompt)."""
+
+    prompts: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Pair]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyCard:
+    """A sample beside the photograph that is nearest to it."""
+
+    sample: Picture
+    photograph: Picture
+    caption: str
+
+
+def warnings_of(evaluated: Sequence[Evaluated]) -> list[str]:
+    """What went wrong, in words, with the subject's name where there are several."""
+    named = [(each.subject, warning) for each in evaluated if each.figures for warning in each.figures.warnings]
+    return [f"{name}: {text}" if len(evaluated) > 1 else text for name, text in named]
+
+
+def figures_of_run(figures: Figures) -> tuple[Table, str]:
+    """All figures of one subject with their intervals, and by what they were measured."""
+    rows = [
+        [cell(title), _interval(figures.figures[name].interval), cell(meaning)]
+        for name, (title, meaning) in FIGURES.items()
+        if name in figures.figures
+    ]
+    return Table(columns=("figure", "mean", "what it says"), rows=rows), _measured_by(figures)
+
+
+def prompts_of_run(figures: Figures) -> Table:
+    """The figures of each prompt."""
+    rows = [
+        [cell(row.prompt), cell(row.application)]
+        + [number(value, 3) for value in (row.dino, row.clip_i, row.clip_t, row.clip_t_base, row.div)]
+        for row in figures.per_prompt
+    ]
+    columns = ("prompt", "application", "DINO", "CLIP-I", "CLIP-T", "CLIP-T of the base model", "DIV")
+    return Table(columns=columns, rows=rows)
+
+
+def figures_of_batch(evaluated: Sequence[Evaluated]) -> list[tuple[Table, str]]:
+    """A row of figures per subject and one of all, a table for each bank: theirs can't be compared."""
+    banks: dict[str, list[tuple[str, Figures]]] = defaultdict(list)
+    for each in evaluated:
+        if each.figures is not None:
+            banks[str(each.figures.bank)].append((each.subject, each.figures))
+    tables = []
+    for measured in banks.values():
+        names = [name for name in _IN_BATCH if all(name in figures.figures for _, figures in measured)]
+        rows = [
+            [cell(subject), *(_interval(figures.figures[name].interval) for name in names)]
+            for subject, figures in measured
+        ]
+        foot = [cell("all"), *(_interval(column(name, [figures for _, figures in measured])) for name in names)]
+        columns = ("subject", *(FIGURES[name][0] for name in names))
+        table = Table(columns=columns, rows=rows, foot=foot if len(measured) > 1 else ())
+        tables.append((table, _measured_by(measured[0][1])))
+    return tables
+
+
+def cards_of_run(evaluated: Evaluated, pictures: Mapping[str, bytes]) -> list[PromptCard]:
+    """Every prompt with its samples."""
+    measured = {row.prompt: row for row in evaluated.figures.per_prompt} if evaluated.figures else {}
+    cards = []
+    for of_prompt in evaluated.prompts:
+        row = measured.get(of_prompt.prompt)
+        cards.append(
+            PromptCard(
+                prompt=of_prompt.prompt,
+                figures=f"DINO {row.dino:.2f}, CLIP-T {row.clip_t:.2f}" if row else "",
+                pairs=[_pair(of_prompt, place, pictures, _THUMBNAIL) for place in range(len(of_prompt.fine_tuned))],
+            )
+        )
+    return cards
+
+
+def grids_of_batch(evaluated: Sequence[Evaluated], pictures: Mapping[str, bytes]) -> list[Grid]:
+    """Subjects by prompts, the first sample of each; a grid for each list of prompts."""
+    lists: dict[tuple[str, ...], list[Evaluated]] = defaultdict(list)
+    for each in evaluated:
+        lists[tuple(_template(each, of_prompt.prompt) for of_prompt in each.prompts)].append(each)
+    cells = sum(len(prompts) * len(subjects) for prompts, subjects in lists.items())
+    side = _SMALL_THUMBNAIL if cells > _MANY_CELLS else _THUMBNAIL
+    return [
+        Grid(
+            prompts=prompts,
+            rows=[
+                (each.subject, [_pair(of_prompt, 0, pictures, side) for of_prompt in each.prompts]) for each in subjects
+            ],
+        )
+        for prompts, subjects in lists.items()
+    ]
+
+
+def copies(evaluated: Sequence[Evaluated], pictures: Mapping[str, bytes], *, most: int) -> list[CopyCard]:
+    """The samples that are most like a photograph, beside it."""
+    cards = []
+    for each, pair in nearest(evaluated, most=most):
+        sample, photograph = pictures.get(sample_address(each, pair)), pictures.get(each.instance[pair.instance])
+        if sample is None or photograph is None:
+            continue
+        whose = f"{each.subject}: " if len(evaluated) > 1 else ""
+        cards.append(
+            CopyCard(
+                sample=picture(sample, side=_THUMBNAIL, alt=f"sample: {pair.prompt}"),
+                photograph=picture(photograph, side=_THUMBNAIL, alt=f"photograph {pair.instance + 1}"),
+                caption=f"{whose}{pair.similarity:.2f}{', a near-copy' if pair.near_copy else ''}: {pair.prompt}",
+            )
+        )
+    return cards
+
+
+def nearest(evaluated: Sequence[Evaluated], *, most: int) -> list[tuple[Evaluated, NearestInstance]]:
+    """The pairs to show: of one subject the most alike, of several the most alike of each."""
+    found = []
+    for each in evaluated:
+        pairs = sorted(each.figures.nearest if each.figures else (), key=lambda pair: -pair.similarity)
+        usable = [pair for pair in pairs if pair.instance < len(each.instance) and sample_address(each, pair)]
+        found += [(each, pair) for pair in usable[: most if len(evaluated) == 1 else 1]]
+    return sorted(found, key=lambda pair: -pair[1].similarity)[:most]
+
+
+def sample_address(evaluated: Evaluated, pair: NearestInstance) -> str:
+    """Where a pair's sample lies; samples are counted prompt after prompt. Empty where that is not known."""
+    addresses = list(chain.from_iterable(of_prompt.fine_tuned for of_prompt in evaluated.prompts))
+    return addresses[pair.sample] if pair.sample < len(addresses) else ""
+
+
+def addresses_of_grid(evaluated: Evaluated, *, images: int | None) -> list[str]:
+    """The pictures that a grid with so many samples of each prompt shows, None for all."""
+    return [
+        address
+        for of_prompt in evaluated.prompts
+        for address in (*of_prompt.fine_tuned[:images], *of_prompt.base[:images])
+    ]
+
+
+def _pair(of_prompt: PromptPictures, place: int, pictures: Mapping[str, bytes], side: int) -> Pair:
+    tuned = pictures.get(of_prompt.fine_tuned[place]) if place < len(of_prompt.fine_tuned) else None
+    base = pictures.get(of_prompt.base[place]) if place < len(of_prompt.base) else None
+    return Pair(
+        fine_tuned=picture(tuned, side=side, alt=of_prompt.prompt) if tuned else None,
+        base=picture(base, side=side, alt=f"base model: {of_prompt.prompt}") if base else None,
+    )
+
+
+def _interval(interval: Interval) -> Cell:
+    return number(interval.mean, 3, more=interval.ends)
+
+
+def _measured_by(figures: Figures) -> str:
+    return (
+        f"Figures and their 95 % intervals over prompts or images, by the encoders of the bank {figures.bank.name} "
+        f"({figures.bank.hash}). Figures of different banks can't be compared."
+    )
+
+
+def _template(evaluated: Evaluated, prompt: str) -> str:
+    """A prompt without what is this subject's own, so that subjects of one list stand under each other."""
+    for own, shown in ((evaluated.identifier, "[V]"), (evaluated.class_noun, "…")):
+        prompt = re.sub(rf"(?<!\w){re.escape(own)}(?!\w)", shown, prompt)
+    return prompt

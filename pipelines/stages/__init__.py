@@ -1,0 +1,1 @@
+"""Functions of one task: class images, samples, the protocol's figures, the published model."""

@@ -1,0 +1,165 @@
+"""Samples of the fine-tuned model beside the base model's, and how much they look like the subject."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.data.images import InstanceImage, open_image, png_bytes, squares
+from dreambooth.errors import InputError
+from pipelines.tasks import Call, SampleRequest, Samplers, Source
+from pipelines.worker.samplers import find_encoder
+
+_IMAGES_PER_REQUEST = 4
+DEFAULT_ENCODER = "facebook/dino-vits16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """Mean cosine similarities to the instance images, by the image encoder's embeddings (paper, section 4.2: DINO).
+
+    identifier: samples of the prompts with the identifier, after; class_before and class_after: samples of the class
+    prompt; instance: the instance images among themselves.
+    """
+
+    identifier: float
+    class_before: float
+    class_after: float
+    instance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """PNG pictures by prompt, before and after, seed by seed, and the similarities (None without an image encoder)."""
+
+    instance: tuple[bytes, ...]
+    before: dict[str, list[bytes]]
+    after: dict[str, list[bytes]]
+    class_prompt: str
+    similarity: Similarity | None
+
+
+def meant_encoder(config: DreamBoothConfig) -> str:
+    """The address of the image encoder that a configuration means, to be had or not."""
+    return config.evaluation.image_encoder or ("miniature" if config.base_model == "miniature" else DEFAULT_ENCODER)
+
+
+def image_encoder(config: DreamBoothConfig) -> str:
+    """The address of the image encoder that a configuration means; InputError when it can't be had."""
+    chosen = meant_encoder(config)
+    try:
+        find_encoder(chosen)
+    except InputError as error:
+        raise InputError(f"evaluation.image_encoder: {error}") from None
+    return chosen
+
+
+def evaluate(
+    config: DreamBoothConfig,
+    images: Sequence[InstanceImage],
+    samplers: Samplers,
+    *,
+    base: Source,
+    fine_tuned: Source,
+    encoder: str | None,
+    dtype: str,
+    on_progress: Callable[[int, int], None] = lambda made, total: None,
+) -> Evaluation:
+    """Sample before and after, prompt by prompt, computing in `dtype`; `on_progress(made, total)` counts images."""
+    class_prompt = config.prompts.class_prompt(config.subject)
+    prompts = config.evaluation.prompts_of(config.subject, config.prompts)
+    requests = sample_requests(config, base, fine_tuned, dtype)
+    pictures = _sample(samplers, requests, on_progress)
+    before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, fine_tuned)
+    instance = tuple(instance_pictures(config, images))
+    similarity = None
+    if encoder is not None:
+        sets = {
+            "instance": list(instance),
+            "identifier": [image for prompt in prompts for image in after[prompt]],
+            "class_before": before[class_prompt],
+            "class_after": after[class_prompt],
+        }
+        [(_, embeddings)] = samplers.run([Call(method="embeddings", arguments=(encoder, sets))])
+        similarity = _similarity(embeddings)
+    return Evaluation(instance=instance, before=before, after=after, class_prompt=class_prompt, similarity=similarity)
+
+
+def sample_requests(
+    config: DreamBoothConfig, base: Source, fine_tuned: Source, dtype: str
+) -> list[tuple[Source, SampleRequest]]:
+    """All samples that an evaluation asks for, the base model's first."""
+    class_prompt = config.prompts.class_prompt(config.subject)
+    prompts = config.evaluation.prompts_of(config.subject, config.prompts)
+    return [
+        (source, request)
+        for source in (base, fine_tuned)
+        for prompt, count in [*((p, 1) for p in prompts), (class_prompt, 2)]
+        for request in _requests(config, prompt, count * config.evaluation.images_per_prompt, dtype)
+    ]
+
+
+def _requests(config: DreamBoothConfig, prompt: str, count: int, dtype: str) -> list[SampleRequest]:
+    """The same seeds for every prompt and model: pictures side by side differ by what is compared alone."""
+    seeds = range(config.evaluation.seed, config.evaluation.seed + count)
+    return [
+        SampleRequest(
+            prompts=(prompt,) * len(chunk),
+            seeds=tuple(chunk),
+            num_inference_steps=config.evaluation.num_inference_steps,
+            guidance_scale=config.evaluation.guidance_scale,
+            resolution=int(config.images.resolution or 0),
+            dtype=dtype,
+        )
+        for start in range(0, count, _IMAGES_PER_REQUEST)
+        for chunk in [seeds[start : start + _IMAGES_PER_REQUEST]]
+    ]
+
+
+def _sample(
+    samplers: Samplers,
+    requests: list[tuple[Source, SampleRequest]],
+    on_progress: Callable[[int, int], None],
+) -> list[list[bytes]]:
+    total, made = sum(len(request.seeds) for _, request in requests), 0
+    on_progress(made, total)
+    pictures: list[list[bytes]] = [[] for _ in requests]
+    for place, images in samplers.run([Call(method="samples", arguments=request) for request in requests]):
+        pictures[place] = images
+        made += len(images)
+        on_progress(made, total)
+    return pictures
+
+
+def _by_prompt(
+    requests: list[tuple[Source, SampleRequest]], pictures: list[list[bytes]], source: Source
+) -> dict[str, list[bytes]]:
+    found: dict[str, list[bytes]] = {}
+    for (of, request), images in zip(requests, pictures, strict=True):
+        if of == source:
+            found.setdefault(request.prompts[0], []).extend(images)
+    return found
+
+
+def instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> list[bytes]:
+    """The instance images as squares of the resolution that is trained and sampled at, as PNG."""
+    settings = config.images
+    pictures = []
+    for image in images:
+        opened = open_image(image.address, max_pixels=settings.max_pixels)
+        resolution = int(settings.resolution or 0)
+        square = squares(opened, resolution=resolution, crop="center", crops_per_image=1, flip=False, seed=0)[0]
+        pictures.append(png_bytes(square))
+    return pictures
+
+
+def _similarity(embeddings: dict[str, Any]) -> Similarity:
+    from dreambooth.evaluation.similarity import mean_pairwise_similarity, mean_self_similarity
+
+    instance = embeddings["instance"]
+    return Similarity(
+        identifier=mean_pairwise_similarity(embeddings["identifier"], instance),
+        class_before=mean_pairwise_similarity(embeddings["class_before"], instance),
+        class_after=mean_pairwise_similarity(embeddings["class_after"], instance),
+        instance=mean_self_similarity(instance) if len(instance) > 1 else 1.0,
+    )

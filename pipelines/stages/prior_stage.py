@@ -1,0 +1,94 @@
+"""The class images of prior preservation, made by parallel Ray actors, once per class, shared by subjects.
+
+A set lies at <prior>/<key>; images are written one by one, and the manifest, which readers trust, last. So a set that
+broke off is topped up, a set that is asked to grow is topped up, and a whole one costs a look at its manifest.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+
+from dreambooth.sampling.class_images import PriorPlan, image_name
+from pipelines.storage.publications import (
+    FileRecord,
+    Manifest,
+    filesystem,
+    join,
+    read_bytes,
+    read_manifest,
+    write_manifest,
+)
+from pipelines.tasks import Call, PriorSet, Source
+from pipelines.worker.sampler_pool import SamplerPool
+
+
+def images_present(parent_uri: str, plan: PriorPlan) -> set[str]:
+    """Names of the class images that are there, whether a manifest speaks of them yet or not."""
+    fs, path = filesystem(join(parent_uri, plan.key))
+    try:
+        return {name.rsplit("/", 1)[-1] for name in fs.ls(path, detail=False) if name.endswith(".png")}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def make_class_images(
+    plan: PriorPlan,
+    source: Source,
+    parent_uri: str,
+    pool: SamplerPool,
+    on_progress: Callable[[int, int], None] = lambda made, total: None,
+) -> PriorSet:
+    """Make what is missing of a set and give it its manifest; `on_progress(made, missing)` after every block."""
+    uri = join(parent_uri, plan.key)
+    present = images_present(parent_uri, plan)
+    missing = set(plan.missing(present))
+    if missing:
+        _generate(plan, source, uri, plan.blocks(present), missing, pool, on_progress)
+    if missing or not is_whole(parent_uri, plan):
+        seal(parent_uri, plan)
+    return prior_set(parent_uri, plan)
+
+
+def prior_set(parent_uri: str, plan: PriorPlan) -> PriorSet:
+    """Where a plan's set lies, or will lie."""
+    return PriorSet(key=plan.key, uri=join(parent_uri, plan.key), class_prompt=plan.class_prompt, count=plan.count)
+
+
+def is_whole(parent_uri: str, plan: PriorPlan) -> bool:
+    """Whether a set's manifest speaks of all images wanted."""
+    return len(_trusted(join(parent_uri, plan.key))) >= plan.count
+
+
+def _generate(
+    plan: PriorPlan,
+    source: Source,
+    uri: str,
+    blocks: list[range],
+    missing: set[int],
+    pool: SamplerPool,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    made = 0
+    on_progress(made, len(missing))
+    calls = [
+        Call(method="class_images", arguments=(source, plan, block, sorted(missing.intersection(block)), uri))
+        for block in blocks
+    ]
+    with pool.started(len(blocks)) as samplers:
+        for _, indices in samplers.run(calls):
+            made += len(indices)
+            on_progress(made, len(missing))
+
+
+def seal(parent_uri: str, plan: PriorPlan) -> None:
+    """Give a set, all of whose images are there, its manifest."""
+    uri, files = join(parent_uri, plan.key), {}
+    for index in range(plan.count):
+        content = read_bytes(join(uri, image_name(index)))
+        files[image_name(index)] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    write_manifest(Manifest(uri=uri, files=_trusted(uri) | files, metadata=asdict(plan)))
+
+
+def _trusted(uri: str) -> dict[str, FileRecord]:
+    fs, path = filesystem(join(uri, "manifest.json"))
+    return dict(read_manifest(uri).files) if fs.exists(path) else {}

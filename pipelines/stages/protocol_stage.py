@@ -1,0 +1,259 @@
+"""The figures of the paper on one model: sample, embed, measure, and write evaluation.json beside the model.
+
+Whoever samples embeds, too, so pictures travel only to storage. They lie under names that say what decides their
+pixels (`dreambooth.evaluation.protocol`): the fine-tuned model's with its run, the base model's where class images are,
+for all subjects of the class. An evaluation that broke off samples what is missing, and a finished one is found by its
+key.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dreambooth.config.evaluation import EvaluationConfig
+from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.data.images import InstanceImage, find_instance_images
+from dreambooth.data.inspection import inspect_addresses
+from dreambooth.evaluation.protocol import SampleSet, protocol_of
+from pipelines.stages.evaluate_stage import instance_pictures
+from pipelines.storage.publications import exists, join, read_json, write_json
+from pipelines.tasks import (
+    EVALUATION_FORMAT,
+    BankAddress,
+    Call,
+    Measured,
+    ProtocolTask,
+    SampleRequest,
+    Samplers,
+    Source,
+)
+from pipelines.worker.samplers import picture_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dreambooth.evaluation.banks import ImageEmbeddings
+
+
+def protocol_task(
+    config: DreamBoothConfig, images: Sequence[InstanceImage], *, model_key: str, base_hash: str, dtype: str
+) -> ProtocolTask | None:
+    """What is to be measured of a run's model, from pictures computed in `dtype`; None where nothing is asked for."""
+    protocol = protocol_of(config, dtype=dtype)
+    if protocol is None:
+        return None
+    return ProtocolTask(
+        config=config,
+        protocol=protocol,
+        bank=bank_address(config.evaluation, config.base_model),
+        images=_real_images(config, images),
+        model_key=model_key,
+        base_hash=base_hash,
+        run_uri=config.run_uri,
+        shared_uri=config.prior_uri,
+    )
+
+
+def check_protocol(config: DreamBoothConfig) -> tuple[str, ...]:
+    """Raise InputError for prompts, pictures or encoders that no evaluation can be done with, at the end or on the way.
+
+    Returns warnings of the pictures that samples are compared with, where those aren't the instance images.
+    """
+    if protocol_of(config, dtype="float32") is not None or config.evaluation.every is not None:
+        bank_address(config.evaluation, config.base_model)
+    if config.evaluation.real_images is None:
+        return ()
+    real = inspect_addresses(
+        config.evaluation.real_images, resolution=1, max_pixels=config.images.max_pixels, trained=False
+    )
+    return tuple(f"evaluation.real_images: {warning}" for warning in real.warnings)
+
+
+def _real_images(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> tuple[InstanceImage, ...]:
+    """What samples are compared with: `images`, those that were trained on, unless others are named."""
+    addresses = config.evaluation.real_images
+    return tuple(images) if addresses is None else find_instance_images(addresses)
+
+
+def bank_address(settings: EvaluationConfig, base_model: str) -> BankAddress:
+    """The bank that settings mean; InputError, with what to fetch, where it can't be had."""
+    from dreambooth.evaluation.banks import default_bank
+
+    name = default_bank(base_model) if settings.bank == "auto" else settings.bank
+    return _bank_address(name, settings.dino, settings.clip, settings.lpips)
+
+
+@functools.cache
+def _bank_address(name: str, dino: str, clip: str, lpips: str | None) -> BankAddress:
+    from dreambooth.evaluation.banks import BankLocations, load_bank
+
+    bank = load_bank(name, locations=BankLocations(dino=dino, clip=clip, lpips=lpips))
+    return BankAddress(name=name, hash=bank.hash, dino=dino, clip=clip, lpips=lpips)
+
+
+def find_evaluation(task: ProtocolTask) -> dict[str, Any] | None:
+    """The figures of a task that are there already, or None."""
+    if not exists(task.uri):
+        return None
+    found: dict[str, Any] = read_json(task.uri)
+    return found
+
+
+def run_protocol(
+    task: ProtocolTask,
+    samplers: Samplers,
+    *,
+    base: Source,
+    fine_tuned: Source,
+    on_progress: Callable[[int, int], None] = lambda made, total: None,
+) -> dict[str, Any]:
+    """Measure one model, and write its figures; `on_progress(made, total)` counts pictures."""
+    if (found := find_evaluation(task)) is not None:
+        return found
+    instance = instance_pictures(task.config, task.images)
+    texts = [*task.protocol.texts, *task.protocol.texts_without_identifier]
+    of_real = [
+        Call(method="seen", arguments=(instance, task.bank)),
+        Call(method="texts", arguments=(texts, task.bank)),
+    ]
+    # The base model's first: a sampler changes its pipeline once.
+    of_base = [_call(base, pictures, base_samples_uri(task, pictures), task.bank) for pictures in task.base_sets]
+    of_fine_tuned = [
+        _call(fine_tuned, pictures, samples_uri(task, pictures), task.bank, instance)
+        for pictures in task.fine_tuned_sets
+    ]
+    real, embedded_texts, *measured = _results(samplers, [*of_real, *of_base, *of_fine_tuned], on_progress)
+    evaluation = _evaluation(task, measured, real, embedded_texts)
+    write_json(task.uri, evaluation)
+    return evaluation
+
+
+def samples_uri(task: ProtocolTask, pictures: SampleSet) -> str:
+    """Where pictures of the fine-tuned model lie."""
+    return join(task.run_uri, "evaluations", "samples", pictures.key)
+
+
+def base_samples_uri(task: ProtocolTask, pictures: SampleSet) -> str:
+    """Where pictures of the base model lie."""
+    return join(task.shared_uri, "base-samples", pictures.key)
+
+
+def _results(samplers: Samplers, calls: Sequence[Call], on_progress: Callable[[int, int], None]) -> list[Any]:
+    """What the calls give, in their order; only samples count as progress."""
+    sizes = [len(call.arguments[1].seeds) if call.method == "measured" else 0 for call in calls]
+    made = 0
+    on_progress(made, sum(sizes))
+    results: dict[int, Any] = {}
+    for place, result in samplers.run(calls):
+        results[place] = result
+        made += sizes[place]
+        on_progress(made, sum(sizes))
+    return [results[place] for place in range(len(calls))]
+
+
+def _call(source: Source, pictures: SampleSet, uri: str, bank: BankAddress, instance: Sequence[bytes] = ()) -> Call:
+    return Call(method="measured", arguments=(source, _request(pictures), uri, bank, instance))
+
+
+def _request(pictures: SampleSet) -> SampleRequest:
+    return SampleRequest(
+        prompts=pictures.prompts,
+        seeds=pictures.seeds,
+        num_inference_steps=pictures.num_inference_steps,
+        guidance_scale=pictures.guidance_scale,
+        resolution=pictures.resolution,
+        dtype=pictures.dtype,
+    )
+
+
+def _evaluation(task: ProtocolTask, measured: Sequence[Measured], real: Measured, texts: "Tensor") -> dict[str, Any]:
+    """What evaluation.json holds: the figures, what they were measured on, and where the pictures lie."""
+    from dreambooth.evaluation.figures import BankId
+    from dreambooth.evaluation.measure import PromptSamples, measure
+
+    protocol, sets = task.protocol, len(task.base_sets)
+    base = _by_prompt(task, task.base_sets, measured[:sets], base_samples_uri)
+    fine_tuned = _by_prompt(task, task.fine_tuned_sets[:-1], measured[sets:-1], samples_uri)
+    of_class, class_pictures = measured[-1], task.fine_tuned_sets[-1]
+    prompts = [
+        PromptSamples(
+            prompt=protocol.texts[place],
+            application=prompt.application,
+            samples=fine_tuned[place].embeddings,
+            text=texts[place],
+            text_no_identifier=texts[len(protocol.texts) + place],
+            base=base[place].embeddings,
+            distances=fine_tuned[place].distances if protocol.images_per_prompt > 1 else None,
+            to_instance=fine_tuned[place].to_real,
+        )
+        for place, prompt in enumerate(protocol.prompts.prompts)
+    ]
+    bank = BankId(name=task.bank.name, hash=task.bank.hash)
+    figures = measure(
+        bank=bank,
+        prompts=prompts,
+        instance=real.embeddings,
+        class_samples=of_class.embeddings,
+        instance_distances=real.distances,
+    )
+    return figures.as_dict() | {
+        "format": EVALUATION_FORMAT,
+        "key": task.key,
+        "subject": task.config.subject.name,
+        "class_noun": protocol.class_noun,
+        "identifier": protocol.identifier,
+        "model_key": task.model_key,
+        "prompt_list": protocol.prompts.name,
+        "prompts_key": protocol.prompts_key,
+        "images_per_prompt": protocol.images_per_prompt,
+        "instance_images": [image.address for image in task.images],
+        "samples": join(task.run_uri, "evaluations", "samples"),
+        "pictures": [
+            {
+                "prompt": tuned.prompt,
+                "base_prompt": before.prompt,
+                "fine_tuned": tuned.addresses,
+                "base": before.addresses,
+            }
+            for tuned, before in zip(fine_tuned, base, strict=True)
+        ],
+        "class_prompt": protocol.class_prompt,
+        "class_pictures": _addresses(samples_uri(task, class_pictures), class_pictures),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfPrompt:
+    """The N pictures of one prompt: where they lie, and how they look to the bank, beside M real ones."""
+
+    prompt: str
+    addresses: list[str]
+    embeddings: "ImageEmbeddings"
+    distances: "Tensor"  # (N, N)
+    to_real: "Tensor"  # (N, M)
+
+
+def _by_prompt(
+    task: ProtocolTask,
+    sets: Sequence[SampleSet],
+    measured: Sequence[Measured],
+    uri: Callable[[ProtocolTask, SampleSet], str],
+) -> list[_OfPrompt]:
+    """What was sampled together, prompt by prompt; `uri(task, pictures)` is where a set lies."""
+    images = task.protocol.images_per_prompt
+    return [
+        _OfPrompt(
+            prompt=pictures.prompts[first],
+            addresses=_addresses(uri(task, pictures), pictures)[first : first + images],
+            embeddings=seen.embeddings[first : first + images],
+            distances=seen.distances[first : first + images, first : first + images],
+            to_real=seen.distances[first : first + images, len(pictures.seeds) :],
+        )
+        for pictures, seen in zip(sets, measured, strict=True)
+        for first in range(0, len(pictures.seeds), images)
+    ]
+
+
+def _addresses(uri: str, pictures: SampleSet) -> list[str]:
+    return [join(uri, picture_name(place)) for place in range(len(pictures.seeds))]

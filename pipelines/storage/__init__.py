@@ -1,0 +1,1 @@
+"""Files wherever fsspec reaches: publish, fetch, and what a fault means."""

@@ -1,0 +1,1 @@
+"""MLflow: client, runs, registry, champion, and the model that it serves."""

@@ -1,0 +1,261 @@
+"""A fine-tuned model in MLflow's registry: `models:/NAME@latest`.
+
+The weights are uploaded straight from where they lie: MLflow's own `log_model` would first copy them to a temporary
+folder, gigabytes for Stable Diffusion. The alias `latest` is kept by MLflow itself: it always means the highest version
+(the name is reserved, and nothing else can be given it).
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from dreambooth.quiet import quiet
+from pipelines.cluster.environment import environment
+from pipelines.storage.publications import MANIFEST_NAME
+from pipelines.tracking.client import connect, default_tracking, every, prove_connection, quietly, resolve_tracking_uri
+from pipelines.tracking.figure_tags import banks_of, figures_of
+from pipelines.tracking.line import not_twice
+
+# Only after mlflow_client has told MLflow to be silent.
+import pandas as pd  # isort: skip
+from mlflow import MlflowClient, pyfunc  # isort: skip
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus  # isort: skip
+from mlflow.entities.model_registry import ModelVersion  # isort: skip
+from mlflow.exceptions import MlflowException  # isort: skip
+from mlflow.models import ModelSignature  # isort: skip
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema  # isort: skip
+
+RESULT_TAG = "dreambooth.result_key"
+_REQUIREMENTS = ("torch", "diffusers", "transformers", "safetensors", "pillow")
+_WEIGHTS = Path("artifacts", "pipeline")  # where MLflow puts an artifact named "pipeline"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegisteredVersion:
+    """A version of a registered model; `uri` is `models:/NAME/VERSION`."""
+
+    name: str
+    version: int
+    uri: str
+    model_id: str
+
+
+def register(
+    *,
+    run_id: str,
+    tracking_uri: str,
+    model_directory: Path,
+    name: str,
+    tags: Mapping[str, object],
+    identifier: str,
+    class_noun: str,
+    result_key: str,
+    num_inference_steps: int,
+    guidance_scale: float,
+    resolution: int = 0,
+) -> RegisteredVersion:
+    """Register a diffusers directory as the next version of a model; the same `result_key` twice is one version.
+
+    `num_inference_steps`, `guidance_scale` and `resolution` (in pixels; 0: the directory's own) become the served
+    model's defaults. `tags` go onto the version, with the identifier and the class noun.
+    """
+    client = connect(tracking_uri)
+    quiet()
+    # A database's registry looks a logged model up at the default address, whatever the client's own is.
+    with quietly(), default_tracking(tracking_uri):
+        known = _find(client, name, result_key)
+        if known is not None:
+            return known
+        all_tags = {key: str(value) for key, value in tags.items()}
+        all_tags |= {"identifier": identifier, "class_noun": class_noun, RESULT_TAG: result_key}
+        with tempfile.TemporaryDirectory() as folder:
+            package = Path(folder, "model")
+            _write_package(
+                package,
+                model_directory,
+                prompt=f"a photo of [V] {class_noun}",
+                identifier=identifier,
+                signature=_signature(num_inference_steps, guidance_scale, resolution),
+            )
+            model_id = _upload(client, package, run_id, re.sub(r"[^\w-]", "-", name), all_tags)
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        with not_twice():
+            made = client.create_model_version(
+                name, source=f"models:/{model_id}", run_id=run_id, tags=all_tags, model_id=model_id
+            )
+    return _version(name, made.version, model_id)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListedModel:
+    """The latest version of a registered model, and what its run measured (None where it didn't).
+
+    `figures` are those of the paper's protocol, by bank and name.
+    """
+
+    name: str
+    subject: str
+    class_noun: str
+    identifier: str
+    version: int
+    aliases: tuple[str, ...]
+    similarity: float | None
+    class_after: float | None
+    figures: Mapping[str, Mapping[str, float]]
+
+
+def list_models(tracking_uri: str | None) -> tuple[ListedModel, ...]:
+    """The latest version of every model that this project registered, by name."""
+    client = prove_connection(resolve_tracking_uri(tracking_uri))
+    if client is None:
+        return ()
+    newest: dict[str, ModelVersion] = {}
+    with quietly():
+        for version in every(client.search_model_versions):
+            known = newest.get(version.name)
+            if RESULT_TAG in version.tags and (known is None or int(version.version) > int(known.version)):
+                newest[version.name] = version
+        return tuple(_listed(client, newest[name]) for name in sorted(newest))
+
+
+def find_version(tracking_uri: str | None, name: str, result_key: str) -> RegisteredVersion | None:
+    """The version that a result was registered as, or None."""
+    client = prove_connection(resolve_tracking_uri(tracking_uri))
+    with quietly():
+        return None if client is None else _find(client, name, result_key)
+
+
+def version_of(client: MlflowClient, address: str) -> tuple[RegisteredVersion, Mapping[str, str], str | None]:
+    """A version by its address `models:/NAME/VERSION`, its tags, and the id of the run that registered it."""
+    name, _, number = address.removeprefix("models:/").rpartition("/")
+    version = client.get_model_version(name, number)
+    return _version(name, number, str(version.source).rpartition("/")[2]), version.tags, version.run_id
+
+
+def _listed(client: MlflowClient, version: ModelVersion) -> ListedModel:
+    metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
+    return ListedModel(
+        name=version.name,
+        subject=version.tags.get("subject", "-"),
+        class_noun=version.tags.get("class_noun", "-"),
+        identifier=version.tags.get("identifier", "-"),
+        version=int(version.version),
+        aliases=tuple(client.get_registered_model(version.name).aliases),
+        similarity=metrics.get("similarity/identifier"),
+        class_after=metrics.get("similarity/class_after"),
+        figures={bank: figures_of(version.tags, bank) for bank in banks_of(version.tags)},
+    )
+
+
+def _find(client: MlflowClient, name: str, result_key: str) -> RegisteredVersion | None:
+    found = [
+        version
+        for version in client.search_model_versions(f"name = '{name}'")
+        if version.tags.get(RESULT_TAG) == result_key and version.status == "READY"
+    ]
+    if not found:
+        return None
+    newest = max(found, key=lambda version: int(version.version))
+    # A search doesn't fill in model_id; the source is models:/MODEL_ID.
+    return _version(name, newest.version, str(newest.source).rpartition("/")[2])
+
+
+def _version(name: str, version: int | str, model_id: str) -> RegisteredVersion:
+    return RegisteredVersion(name=name, version=int(version), uri=f"models:/{name}/{version}", model_id=model_id)
+
+
+def _signature(num_inference_steps: int, guidance_scale: float, resolution: int) -> ModelSignature:
+    params = [
+        ParamSpec("seed", "long", 0),
+        ParamSpec("num_inference_steps", "long", num_inference_steps),
+        ParamSpec("guidance_scale", "double", float(guidance_scale)),
+        ParamSpec("height", "long", resolution),
+        ParamSpec("width", "long", resolution),
+    ]
+    return ModelSignature(
+        inputs=Schema([ColSpec("string", "prompt")]),
+        outputs=Schema([ColSpec("string", "image")]),
+        params=ParamSchema(params),
+    )
+
+
+def _write_package(
+    package: Path, model_directory: Path, *, prompt: str, identifier: str, signature: ModelSignature
+) -> None:
+    """Let MLflow write all of a model but its weights, then put links to those in their place."""
+    with tempfile.TemporaryDirectory() as folder:
+        stand_in = Path(folder, "pipeline")
+        stand_in.mkdir()
+        # A change against a base (dreambooth.models.delta) is told by the other.
+        (index,) = [name for name in ("delta.json", "model_index.json") if (model_directory / name).is_file()][:1]
+        (stand_in / index).write_bytes((model_directory / index).read_bytes())
+        pyfunc.save_model(
+            package,
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"pipeline": str(stand_in)},
+            model_config={"identifier": identifier},
+            signature=signature,
+            input_example=(pd.DataFrame({"prompt": [prompt]}), {"seed": 1}),
+            pip_requirements=[f"{package}=={_public_version(package)}" for package in _REQUIREMENTS],
+        )
+    for path in model_directory.rglob("*"):
+        target = package / _WEIGHTS / path.relative_to(model_directory)
+        if path.is_file() and path.relative_to(model_directory) != Path(MANIFEST_NAME) and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path.resolve())
+
+
+def _public_version(package: str) -> str:
+    # Without a local part such as +cpu, which package indexes don't have.
+    return importlib.metadata.version(package).partition("+")[0]
+
+
+def upload_seconds(size: int) -> float:
+    """How long an upload of so many bytes may take, to MLflow or through it to a store."""
+    return 30 + size / 5_000_000
+
+
+def _upload(client: MlflowClient, package: Path, run_id: str, name: str, tags: dict[str, str]) -> str:
+    """Upload a model and compare what arrived, unless an earlier attempt has; returns its id."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    here = f"source_run_id = '{run_id}' AND tags.`{RESULT_TAG}` = '{tags[RESULT_TAG]}'"
+    for known in client.search_logged_models([experiment_id], filter_string=here):
+        if known.status == LoggedModelStatus.READY:
+            return str(known.model_id)
+    with not_twice():
+        model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)
+    try:
+        largest = max(path.stat().st_size for path in package.rglob("*") if path.is_file())
+        with environment({"MLFLOW_HTTP_REQUEST_TIMEOUT": str(int(upload_seconds(largest)))}):
+            client.log_model_artifacts(model.model_id, str(package))
+        _check_arrival(client, model.model_id, package)
+    except BaseException:
+        with contextlib.suppress(Exception):  # where MLflow has gone away, what was caught says so
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+        raise
+    client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    return str(model.model_id)
+
+
+def _check_arrival(client: MlflowClient, model_id: str, package: Path) -> None:
+    arrived: dict[str, int | None] = {}
+    folders: list[str | None] = [None]
+    while folders:
+        for item in client.list_logged_model_artifacts(model_id, folders.pop()):
+            if item.is_dir:
+                folders.append(item.path)
+            else:
+                arrived[item.path] = item.file_size
+    for path in package.rglob("*"):
+        name = path.relative_to(package).as_posix()
+        if path.is_file() and arrived.get(name) != path.stat().st_size:
+            raise OSError(f"{name} has {path.stat().st_size} bytes, but MLflow holds {arrived.get(name)} of them")

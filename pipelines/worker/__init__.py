@@ -1,0 +1,1 @@
+"""What Ray starts: a lane, fine-tuning, samplers, checkpoints, DeepSpeed."""

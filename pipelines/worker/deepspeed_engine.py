@@ -1,0 +1,269 @@
+"""DeepSpeed behind the Engine protocol: a pure function to its configuration, and DeepSpeedEngine.
+
+The same model, optimizer, learning-rate schedule and loop as with TorchEngine; what ZeRO adds is where weights,
+gradients and optimizer states live.
+"""
+
+import argparse
+import logging
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from dreambooth.config.settings import ZeroConfig
+from dreambooth.config.train import TrainConfig
+from dreambooth.data.batches import Batch
+from dreambooth.training.ema import Ema
+from dreambooth.training.engine import check_finite
+from dreambooth.training.losses import Losses
+from dreambooth.training.model import DreamBoothModel
+from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
+
+_TAG = "zero"
+REDUCE_BUCKET = 50_000_000
+"""Gradients that are averaged at a time, in a copy of as many: of DeepSpeed's own 500 million, 2 GB."""
+
+
+def deepspeed_config(train: TrainConfig, zero: ZeroConfig, *, cuda: bool = False) -> dict[str, Any]:
+    """What DeepSpeed is told. Masters are fp32; the model itself autocasts to bf16, alike in every engine and stage."""
+    zero_optimization: dict[str, Any] = {"stage": zero.stage}
+    if zero.stage > 0:
+        # Copying gradients together keeps a GPU's memory whole; on a CPU it is a tenth of the step, for nothing.
+        zero_optimization |= {"contiguous_gradients": cuda, "overlap_comm": cuda, "reduce_bucket_size": REDUCE_BUCKET}
+    if zero.offload_optimizer:
+        zero_optimization["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
+    return {
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": zero_optimization,
+        # Its own Adam is compiled on first use; torch's needs no compiler.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "wall_clock_breakdown": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def import_deepspeed(*, cuda: bool) -> Any:
+    """Import DeepSpeed quietly and without its just-in-time compiler.
+
+    On a CPU it would compile a shared-memory collective at start, which takes half a minute, fails without a C++
+    compiler and hangs on the lock of a build that was killed; gloo serves as well.
+    """
+    if not cuda:
+        # It would take a GPU that is there, even one that this worker was not given.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with _absent("mlflow"):  # its autotuner would import it if it could, for seconds
+        import deepspeed
+        import deepspeed.ops
+
+    if not cuda:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return deepspeed
+
+
+@contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """Let a module that isn't imported yet look as if it weren't installed."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+def _to_universal(source: Path, target: Path) -> None:
+    """Convert a checkpoint of ZeRO's shards into one file per parameter and moment."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    arguments = argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,  # of ZeRO 1 and 2
+    )
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it tells every file
+        ds_to_universal.main(arguments)
+
+
+class DeepSpeedEngine:
+    """ZeRO stages 0 to 3, with the optimizer on the device or in host memory. Needs a process group."""
+
+    def __init__(self, model: DreamBoothModel, train: TrainConfig, zero: ZeroConfig, device: str) -> None:
+        cuda = device.startswith("cuda")
+        deepspeed = import_deepspeed(cuda=cuda)
+        if not deepspeed.comm.is_initialized():
+            deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.device = device
+        self.config = train
+        self.stage = zero.stage
+        optimizer = build_optimizer(model, train)
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=build_lr_scheduler(optimizer, train),
+            config=deepspeed_config(train, zero, cuda=cuda),
+        )
+        self._grad_norm = 0.0
+        self._diverged_at: int | None = None
+        self.ema = None if train.ema_decay is None else Ema(self._masters(), train.ema_decay)
+
+    def _masters(self) -> list[Tensor]:
+        """The fp32 tensors that this rank's optimizer updates: whole parameters, or its partitions of them."""
+        optimizer = self._engine.optimizer
+        if self.stage == 0:
+            return list(self._engine.module.parameters())
+        return list(
+            optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
+        )
+
+    def __call__(self, batch: Batch) -> Losses:
+        """Losses of this rank's batch."""
+        losses: Losses = self._engine(*(part.to(self.device, non_blocking=True) for part in batch))
+        return losses
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient; DeepSpeed divides by the accumulation steps."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Update at the accumulation boundary."""
+        boundary = self._engine.is_gradient_accumulation_boundary()
+        if boundary and self.stage == 0:
+            # Without ZeRO it keeps no norm; the gradients are averaged over ranks by now.
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        step = self._steps + 1
+        self._engine.step()
+        if boundary and self.stage > 0:
+            self._grad_norm = float(self._engine.get_global_grad_norm())  # inf where ZeRO made no step of it
+        if boundary and self._diverged_at is None and not 0 <= self._grad_norm < math.inf:
+            self._diverged_at = step
+        if boundary and self.ema is not None:
+            self.ema.update()
+
+    @property
+    def _steps(self) -> int:
+        return int(self._engine.lr_scheduler.last_epoch)
+
+    def diverged_at(self, *, wait: bool = True) -> int | None:
+        """The first step whose gradient was not finite: ZeRO waits for its norm at every step."""
+        return self._diverged_at
+
+    def _check(self) -> None:
+        optimizer = self._engine.optimizer
+        states = (optimizer.optimizer if self.stage else optimizer).state.values()
+        moments = (moment for state in states for moment in state.values() if isinstance(moment, Tensor))
+        check_finite(self, [*self._masters(), *moments], self._steps, self.config)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over all ranks."""
+        dist.all_reduce(values)
+        return values / self.world_size
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient before clipping."""
+        return self._grad_norm
+
+    @property
+    def learning_rates(self) -> Sequence[float]:
+        """Of the denoiser and, where it is trained, the text encoder."""
+        return [float(rate) for rate in self._engine.lr_scheduler.get_last_lr()]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Gather the fp32 masters, or their moving average, parameter by parameter, on rank 0."""
+        self._check()
+        state = {}
+        with nullcontext() if self.ema is None else self.ema.applied():
+            for name, parameter in self._engine.module.named_parameters():
+                whole = self._whole(parameter)
+                if self.rank == 0:
+                    state[name] = whole.to("cpu", torch.float32, copy=True)
+        return self._engine.module.exported(state) if self.rank == 0 else {}
+
+    def _whole(self, parameter: Tensor) -> Tensor:
+        """A parameter as it is on all ranks together; a frozen one has no master."""
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if self.stage > 0 and parameter.requires_grad:
+            master: Tensor = safe_get_full_fp32_param(parameter)
+            return master
+        with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+            return parameter.detach().clone()
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's shards."""
+        self._check()
+        client_state = {"ema_steps": self.ema.steps if self.ema else 0}
+        self._engine.save_checkpoint(str(directory), tag=_TAG, client_state=client_state)
+        if self.ema is not None:
+            self.ema.save(directory / f"ema-{self.rank}.safetensors")
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote. On another number of ranks than wrote it, ZeRO's shards are divided anew.
+
+        Raises FileNotFoundError when there is no checkpoint, ValueError for a moving average of other ranks' shards.
+        """
+        saved_by = len(list((directory / _TAG).glob("*_optim_states.pt")))
+        if self.stage == 0 or saved_by in (0, self.world_size):
+            path, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        elif self.ema is not None:
+            raise ValueError(
+                f"the moving average in {directory} is in {saved_by} shards, of another form than {self.world_size} "
+                f"ranks want; go on with {saved_by} workers, or without train.ema_decay"
+            )
+        else:
+            path, client_state = self._load_universal(directory)
+        if path is None:
+            raise FileNotFoundError(f"there is no DeepSpeed checkpoint {_TAG!r} in {directory}")
+        if self.ema is not None:
+            self.ema.load(directory / f"ema-{self.rank}.safetensors", client_state["ema_steps"])
+
+    def _load_universal(self, directory: Path) -> Any:
+        """Load shards of other ranks, by way of DeepSpeed's universal checkpoints."""
+        groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self._param_groups]
+        with tempfile.TemporaryDirectory(prefix="dreambooth-universal-") as folder:
+            _to_universal(directory / _TAG, Path(folder, _TAG))
+            self._engine._config.load_universal_checkpoint = True
+            try:
+                found = self._engine.load_checkpoint(folder, tag=_TAG)
+            finally:
+                self._engine._config.load_universal_checkpoint = False
+        # ZeRO-3 gives every group the first one's settings, and all one counter of steps, which each would move on.
+        for group, settings, rate in zip(self._param_groups, groups, self.learning_rates, strict=True):
+            group.update(settings, lr=rate)
+        for state in self._engine.optimizer.optimizer.state.values():
+            state["step"] = state["step"].clone()
+        return found
+
+    @property
+    def _param_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self._engine.optimizer.param_groups
+        return groups
+
+    def close(self) -> None:
+        """Free the engine, so that the worker can take the next subject."""
+        self._engine.destroy()

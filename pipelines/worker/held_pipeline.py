@@ -1,0 +1,100 @@
+"""The one pipeline that a sampler holds: a base's or a published model's, with its own weights or with given ones."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth.models.base_model import resolve_base_model
+from pipelines.storage.publications import opened
+from pipelines.tasks import Source
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Given:
+    """Trained weights that are here: what `source` means is `base`'s pipeline with them, and no other's."""
+
+    source: Source
+    base: Source
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """A pipeline by the files it was loaded from and its weights' dtype, as it is now.
+
+    `given` lie over its weights, and `own` are those that they lie over.
+    """
+
+    files: Source
+    dtype: Any
+    pipeline: Any
+    given: _Given | None = None
+    own: dict[str, Any]
+
+
+class HeldPipeline:
+    """The last pipeline stays loaded, as long as the next one is of the same files: given weights come and go in it."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._held: _Held | None = None
+        self._given: _Given | None = None
+
+    def give(self, source: Source, base: Source, state: dict[str, Any]) -> None:
+        """From now on `source` means the base's pipeline with these weights, an engine's state_dict."""
+        self._given = _Given(source=source, base=base, state=state)
+
+    def get(self, source: Source, dtype: str) -> Any:
+        """The pipeline of a source, to be sampled from in `dtype`.
+
+        Raises RuntimeError where the base here isn't the one that the source names by its hash.
+        """
+        import torch
+
+        from dreambooth.sampling.sampler import weights_dtype
+
+        given = self._given if self._given is not None and self._given.source == source else None
+        files = source if given is None else given.base
+        weights = weights_dtype(self._device, getattr(torch, dtype))
+        held, self._held = self._held, None  # what breaks off halfway is loaded again
+        if held is None or (held.files, held.dtype) != (files, weights):
+            held = None  # freed before the next one takes its place
+            held = _Held(files=files, dtype=weights, pipeline=_load(files, self._device, weights), own={})
+        self._held = _with_weights(held, given)
+        return self._held.pipeline
+
+
+def _with_weights(held: _Held, given: _Given | None) -> _Held:
+    """The pipeline with given weights, or with its own again."""
+    from dreambooth.models.export import put_weights
+
+    if held.given is given:
+        return held
+    if held.given is not None:
+        put_weights(held.pipeline, held.own)
+    own = {} if given is None else put_weights(held.pipeline, given.state)
+    return _Held(files=held.files, dtype=held.dtype, pipeline=held.pipeline, given=given, own=own)
+
+
+def _load(source: Source, device: str, dtype: Any) -> Any:
+    from dreambooth.sampling.sampler import load_pipeline
+
+    with _directory(source) as directory:
+        return load_pipeline(directory, device=device, dtype=dtype)
+
+
+@contextmanager
+def _directory(source: Source) -> Iterator[Path]:
+    """Where a pipeline lies on this machine, for as long as it takes to load it."""
+    if source.published:
+        with opened(source.address) as directory:
+            yield directory
+        return
+    base = resolve_base_model(source.address, source.revision)
+    if source.base_hash not in (None, base.hash):
+        raise RuntimeError(
+            f"{source.address} has hash {base.hash} here, and {source.base_hash} at the driver; use one copy"
+        )
+    yield base.directory

@@ -1,0 +1,87 @@
+"""Several sampling actors on the cluster, working through a list of calls."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipelines.tasks import Call
+from pipelines.worker.samplers import ImageSampler
+
+
+class RunningSamplers:
+    """Actors that are up or starting. Work goes to those that are up, so a full cluster delays but never blocks."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._idle: list[Any] = []
+        self._pending: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
+
+    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        """Results of the calls as they come, each with its place."""
+        import ray
+
+        waiting, left = deque(enumerate(calls)), len(calls)
+        while left:
+            while waiting and self._idle:
+                index, call = waiting.popleft()
+                actor = self._idle.pop(0)
+                self._pending[getattr(actor, call.method).remote(*call.arguments)] = (actor, index)
+            [done], _ = ray.wait(list(self._pending), num_returns=1)
+            actor, place = self._pending.pop(done)
+            value = ray.get(done)
+            self._idle.append(actor)
+            if place is not None:
+                left -= 1
+                yield place, value
+
+
+class SamplersHere:
+    """Works through calls in this process."""
+
+    def __init__(self, *, use_gpu: bool, num_threads: int) -> None:
+        """See `ImageSampler`."""
+        self.sampler = ImageSampler(use_gpu=use_gpu, num_threads=num_threads)
+
+    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        """Results of the calls, in order."""
+        for place, call in enumerate(calls):
+            yield place, getattr(self.sampler, call.method)(*call.arguments)
+
+
+class SamplerPool:
+    """How many sampling actors, and what each takes: a CPU, and with `use_gpu` a GPU.
+
+    With `keep` they take none of the cluster's CPUs, and stay between uses with nothing loaded, until `close`: on a
+    machine without a GPU they start for longer than they sample, while others only need them to be idle.
+    """
+
+    def __init__(self, *, actors: int, use_gpu: bool, keep: bool = False) -> None:
+        self.actors, self.use_gpu, self.keep = actors, use_gpu, keep
+        self._started: list[Any] = []
+
+    @contextmanager
+    def started(self, wanted: int) -> Iterator[RunningSamplers]:
+        """Start the actors, but no more than there is work for, and give back what they hold at the end."""
+        import ray
+
+        # A call runs again when its node is lost; what it makes depends on nothing but its arguments.
+        options = {"num_cpus": 0 if self.keep else 1, "num_gpus": 1 if self.use_gpu else 0}
+        actor = ray.remote(ImageSampler).options(**options, max_restarts=2, max_task_retries=2)
+        missing = min(self.actors, wanted) - len(self._started)
+        self._started += [actor.remote(use_gpu=self.use_gpu) for _ in range(missing)]
+        try:
+            yield RunningSamplers(self._started)
+        finally:
+            if self.keep:
+                for one in self._started:
+                    one.unload.remote()
+            else:
+                self.close()
+
+    def close(self) -> None:
+        """End the actors."""
+        import ray
+
+        for one in self._started:
+            ray.kill(one)
+        self._started = []

@@ -1,0 +1,150 @@
+"""The Ray actor that makes pictures: it loads a pipeline once and samples from it as often as it is asked."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.cluster.collector import collect_less_garbage
+from pipelines.cluster.metrics import record
+from pipelines.storage.publications import exists, join, read_bytes, write_bytes
+from pipelines.tasks import BankAddress, Measured, SampleRequest, Source
+from pipelines.worker.held_pipeline import HeldPipeline
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from dreambooth.evaluation.banks import Bank
+
+
+class ImageSampler:
+    """Samples from one pipeline at a time.
+
+    `use_gpu` moves it to this actor's GPU; on a CPU it runs on `num_threads`. What it computes in, the caller says.
+    """
+
+    def __init__(self, *, use_gpu: bool, num_threads: int = 1) -> None:
+        collect_less_garbage()
+        import torch
+
+        from dreambooth.quiet import quiet
+
+        quiet()
+        torch.set_num_threads(num_threads)
+        self._device = "cuda" if use_gpu else "cpu"
+        self._pipeline = HeldPipeline(self._device)
+        self._bank: tuple[BankAddress, Bank] | None = None
+
+    def ready(self) -> None:
+        """Answer: the actor is up."""
+
+    def unload(self) -> None:
+        """Free what is loaded; the next call loads it again."""
+        self._pipeline, self._bank = HeldPipeline(self._device), None
+
+    def class_images(self, source: Source, plan: Any, block: range, wanted: Sequence[int], uri: str) -> list[int]:
+        """Make a block of class images and write those wanted; returns their indices."""
+        from dreambooth.data.images import png_bytes
+        from dreambooth.sampling.class_images import generate_block, image_name
+
+        pipeline = self._pipeline.get(source, plan.dtype)
+        images = dict(zip(block, generate_block(pipeline, plan, block), strict=True))
+        for index in wanted:
+            write_bytes(join(uri, image_name(index)), png_bytes(images[index]))
+        record("dreambooth_class_images_total", len(wanted))
+        return list(wanted)
+
+    def samples(self, source: Source, request: SampleRequest) -> list[bytes]:
+        """Pictures as PNG, in order."""
+        import torch
+
+        from dreambooth.data.images import png_bytes
+        from dreambooth.sampling.sampler import sample
+
+        images = sample(
+            self._pipeline.get(source, request.dtype),
+            request.prompts,
+            request.seeds,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            height=request.resolution,
+            width=request.resolution,
+            dtype=getattr(torch, request.dtype),
+        )
+        return [png_bytes(image) for image in images]
+
+    def measured(
+        self, source: Source, request: SampleRequest, uri: str, bank: BankAddress, instance: Sequence[bytes] = ()
+    ) -> "Measured":
+        """Measure pictures that lie, or will lie, at `uri` as `0.png`, `1.png` and so on; `instance` are real ones.
+
+        Pictures that are all there are not sampled again.
+        """
+        addresses = [join(uri, picture_name(place)) for place in range(len(request.seeds))]
+        if all(exists(address) for address in addresses):
+            pictures = [read_bytes(address) for address in addresses]
+        else:
+            pictures = self.samples(source, request)
+            for address, picture in zip(addresses, pictures, strict=True):
+                write_bytes(address, picture)
+        images, encoders = _opened(pictures), self._bank_at(bank)
+        distances = encoders.perceptual_distances([*images, *_opened(instance)])
+        return Measured(embeddings=encoders.embed_images(images), distances=distances[: len(images)])
+
+    def seen(self, pictures: Sequence[bytes], bank: BankAddress) -> "Measured":
+        """Measure pictures that are here."""
+        images, encoders = _opened(pictures), self._bank_at(bank)
+        return Measured(embeddings=encoders.embed_images(images), distances=encoders.perceptual_distances(images))
+
+    def texts(self, texts: Sequence[str], bank: BankAddress) -> "Tensor":
+        """Embeddings of texts: (M, D2)."""
+        return self._bank_at(bank).embed_texts(texts)
+
+    def embeddings(self, encoder: str, sets: dict[str, list[bytes]]) -> dict[str, Any]:
+        """Embeddings (N, D) of sets of pictures, by the image encoder at an address (see `find_encoder`)."""
+        from dreambooth.evaluation.encoders import load_image_encoder
+
+        encode = load_image_encoder(find_encoder(encoder), device=self._device).encode
+        return {name: encode(_opened(images)) for name, images in sets.items()}
+
+    def give_weights(self, source: Source, base: Source, state: dict[str, Any]) -> None:
+        """From now on `source` means the base's pipeline with these trained weights, an engine's state_dict."""
+        self._pipeline.give(source, base, state)
+
+    def _bank_at(self, address: BankAddress) -> "Bank":
+        """The bank at an address; the last one stays loaded."""
+        if self._bank is None or self._bank[0] != address:
+            from dreambooth.evaluation.banks import BankLocations, load_bank
+
+            locations = BankLocations(dino=address.dino, clip=address.clip, lpips=address.lpips)
+            bank = load_bank(address.name, device=self._device, locations=locations)
+            if bank.hash != address.hash:
+                raise RuntimeError(
+                    f"the encoders of {address.name} have hash {bank.hash} here, and {address.hash} at the driver; "
+                    f"use one copy"
+                )
+            self._bank = address, bank
+        return self._bank[1]
+
+
+def picture_name(place: int) -> str:
+    """File name of the picture at a place in its set."""
+    return f"{place}.png"
+
+
+def _opened(pictures: Sequence[bytes]) -> "list[Image]":
+    from PIL import Image
+
+    return [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+
+
+def find_encoder(address: str) -> Path:
+    """Where an image encoder lies on this machine: `miniature`, a folder or a hub id; InputError when it doesn't."""
+    if address == "miniature":
+        from dreambooth.miniature import VIT_DIR
+
+        return VIT_DIR
+    from dreambooth.evaluation.encoders import find_image_encoder
+
+    return find_image_encoder(address)
