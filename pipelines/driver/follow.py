@@ -12,7 +12,8 @@ from PIL import Image
 
 from dreambooth.config.settings import DreamBoothConfig
 from pipelines.cluster.events import Message
-from pipelines.driver.console import RunConsole, Update
+from pipelines.driver.console import RunConsole
+from pipelines.driver.relay import Update
 from pipelines.storage.publications import filesystem, join, write_bytes
 from pipelines.tracking.tracked_run import TrackedRun
 

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.errors import Diverged
 from pipelines.cluster.preemption import answering_workers
 from pipelines.cluster.ray_cluster import WORKER_ENVIRONMENT, worker_group
 from pipelines.plan.run_plan import Plan
-from pipelines.storage.publications import Manifest, exists, filesystem, join, published, pyarrow_filesystem, read_json
+from pipelines.stages.published_model import find_model
+from pipelines.storage.publications import Manifest, exists, filesystem, join, pyarrow_filesystem, read_json
 from pipelines.tasks import PriorSet, TrainTask
 from pipelines.worker.train_worker import diverged_uri, train_worker
 
@@ -57,12 +57,6 @@ def find_result(plan: Plan) -> TrainResult | None:
         steps_per_second=record["steps_per_second"],
         resumed_from=record["resumed_from"],
     )
-
-
-def find_model(config: DreamBoothConfig, key: str) -> Manifest | None:
-    """The published model of a plan's key, or None."""
-    manifest = published(join(config.run_uri, "model"))
-    return manifest if manifest is not None and manifest.metadata.get("key") == key else None
 
 
 def train(plan: Plan, prior_set: PriorSet | None, events: Any) -> TrainResult:

@@ -244,8 +244,7 @@ def _validation_samples(base: BaseModel, state: dict[str, Any], config: DreamBoo
     """One picture per evaluation prompt from the weights as they are, as PNG."""
     import torch
 
-    from dreambooth.models.export import load_trained
-    from dreambooth.sampling.sampler import sample
+    from dreambooth.sampling.sampler import load_trained, sample
 
     evaluation = config.evaluation
     prompts = evaluation.prompts_of(config.subject, config.prompts)
