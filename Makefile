@@ -72,10 +72,11 @@ test-slow: $(INSTALLED) ## Run the tests that take minutes each
 test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu
 
-check: $(INSTALLED) ## Lint, check the format, check the types
+check: $(INSTALLED) ## Lint, check the format, the types, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 fix: $(INSTALLED) ## Repair what ruff can repair, and format
 	$(BIN)/ruff check --fix .

@@ -18,7 +18,7 @@ from pipelines.storage.publications import join
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dreambooth.evaluation.banks import ImageEmbeddings
+    from dreambooth.evaluation.bank import ImageEmbeddings
 
 EVALUATION_FORMAT = 1
 
@@ -51,6 +51,11 @@ class SampleRequest:
     guidance_scale: float
     resolution: int
     dtype: str
+
+
+def picture_name(place: int) -> str:
+    """File name of the picture at a place in its set."""
+    return f"{place}.png"
 
 
 @dataclass(frozen=True, kw_only=True)

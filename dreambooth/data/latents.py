@@ -5,7 +5,6 @@ latents, which are a fortieth of the pixels, and the VAE can be freed before tra
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
@@ -25,14 +24,6 @@ class LatentCache:
     def sample(self, index: int, noise: Tensor) -> Tensor:
         """Latents (C, H, W) of one image for standard normal noise of that shape."""
         return self.mean[index] + self.std[index] * noise
-
-
-def load_vae(directory: Path, device: str) -> AutoencoderKL:
-    """The frozen VAE of a pipeline directory, in fp32: some SD VAEs overflow in fp16."""
-    vae = AutoencoderKL.from_pretrained(
-        directory, subfolder="vae", dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
-    return vae.to(device).requires_grad_(False).eval()
 
 
 @torch.no_grad()

@@ -13,8 +13,9 @@ from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.config.subject import fill_identifier
 from dreambooth.data.batches import ImageSet, TrainingData
 from dreambooth.data.images import InstanceImage, open_image, squares, to_pixels
-from dreambooth.data.latents import LatentCache, encode_latents, load_vae
+from dreambooth.data.latents import LatentCache, encode_latents
 from dreambooth.models.families import Family, family_of
+from dreambooth.models.vae import load_vae
 
 _IMAGES_AT_ONCE = 8
 

@@ -1,85 +1,13 @@
-"""What measures: a bank is the encoders that all figures of an evaluation come from, behind one protocol.
+"""The banks by name: which fits a base model, and how each is loaded."""
 
-`paper` is what the paper measures with: DINO ViT-S/16, CLIP ViT-B/32, LPIPS on AlexNet. `miniature` is the ViT and the
-CLIP that come with the miniature, which know its world and no other. Figures of two banks mean different things, so
-every figure carries its bank's name and hash, and `dreambooth.evaluation.figures` refuses to put two in one column.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
-
-from PIL import Image
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dreambooth.errors import InputError
+from dreambooth.evaluation.bank import BANKS, Bank, BankLocations
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
-
-BANKS = ("paper", "miniature")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BankLocations:
-    """Where the paper's encoders are: folders, addresses that fsspec knows, or hub ids.
-
-    lpips holds AlexNet's weights and LPIPS's linear weights. It has no home on the hub: None is `lpips` in the cache
-    (`dreambooth.models.download.cache_directory`).
-    """
-
-    dino: str = "facebook/dino-vits16"
-    clip: str = "openai/clip-vit-base-patch32"
-    lpips: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageEmbeddings:
-    """Embeddings of the same N images by both encoders, of unit norm, float32, on the CPU."""
-
-    dino: Tensor  # (N, D1)
-    clip: Tensor  # (N, D2)
-
-    def __post_init__(self) -> None:
-        """Refuse what can't belong together."""
-        if self.dino.ndim != 2 or self.clip.ndim != 2 or len(self.dino) != len(self.clip):
-            raise ValueError(
-                f"expected embeddings (N, D1) and (N, D2) of the same N images, "
-                f"got {tuple(self.dino.shape)} and {tuple(self.clip.shape)}"
-            )
-
-    def __len__(self) -> int:
-        """How many images."""
-        return len(self.dino)
-
-    def __getitem__(self, chosen: slice) -> "ImageEmbeddings":
-        """Embeddings of some of the images: `embeddings[:4]`."""
-        return ImageEmbeddings(dino=self.dino[chosen], clip=self.clip[chosen])
-
-
-class Bank(Protocol):
-    """The encoders of an evaluation. Batches are its own affair: no figure depends on them."""
-
-    @property
-    def name(self) -> str:
-        """One of BANKS."""
-
-    @property
-    def hash(self) -> str:
-        """16 hex digits of the sha256 over weights and transforms: banks with the same hash measure the same."""
-
-    def embed_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
-        """Embeddings of N images of any size; InputError for no images."""
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """CLIP's embeddings of M texts: (M, D2), of unit norm, float32, on the CPU; InputError for no texts."""
-
-    def perceptual_distances(self, images: Sequence[Image.Image]) -> Tensor:
-        """Distances between N images of one size: (N, N), symmetric, zero on the diagonal, float32, on the CPU.
-
-        Raises InputError for no images and for images of more than one size.
-        """
 
 
 def default_bank(base_model: str) -> str:
@@ -110,15 +38,3 @@ def text_reader(name: str, clip: str) -> "tuple[CLIPTokenizer, int]":
     if name == "miniature":
         return load_text_reader(CLIP_DIR)
     return load_text_reader(find_encoder_directory(clip, what="CLIP ViT-B/32", model_type="clip"))
-
-
-def check_one_size(images: Sequence[Image.Image]) -> None:
-    """Raise InputError unless there are images and all have one size: distances compare them place by place."""
-    if not images:
-        raise InputError("expected at least one image to measure distances between, got none")
-    for position, image in enumerate(images):
-        if image.size != images[0].size:
-            raise InputError(
-                f"perceptual distances need images of one size, but image {position} is {image.width} x {image.height} "
-                f"pixels and image 0 {images[0].width} x {images[0].height}; sample or crop them alike"
-            )

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.errors import InputError
+from dreambooth.miniature import VIT_DIR
 from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remote
 from dreambooth.quiet import hide_progress_bars, quiet
 
@@ -145,7 +146,12 @@ def load_image_encoder(address: str | Path, *, device: str = "cpu") -> ImageEnco
 
 
 def find_image_encoder(address: str | Path) -> Path:
-    """The folder of an image encoder, fetched if it is elsewhere; raises InputError when it can't be had."""
+    """The folder of an image encoder, `miniature`'s or one that is fetched if it is elsewhere.
+
+    Raises InputError when it can't be had.
+    """
+    if address == "miniature":
+        return VIT_DIR
     return find_encoder_directory(address, what="the image encoder", model_type="vit")
 
 

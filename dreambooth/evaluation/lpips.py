@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.banks import check_one_size
+from dreambooth.evaluation.bank import check_one_size
 from dreambooth.models.download import cache_directory, from_hub, from_store, is_hub_id, is_remote
 
 WHAT_TO_FETCH = (

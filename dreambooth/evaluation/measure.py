@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation import metrics
-from dreambooth.evaluation.banks import ImageEmbeddings
+from dreambooth.evaluation.bank import ImageEmbeddings
 from dreambooth.evaluation.figures import BankId, Figure, Figures, NearestInstance, PromptRow, interval_of
 from dreambooth.evaluation.similarity import directions
 from dreambooth.evaluation.verdict import warnings_of

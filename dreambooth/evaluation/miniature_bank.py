@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dreambooth.evaluation.banks import ImageEmbeddings, check_one_size
+from dreambooth.evaluation.bank import ImageEmbeddings, check_one_size
 from dreambooth.evaluation.clip import CLIPEncoder
 from dreambooth.evaluation.encoders import ViTEncoder
 from dreambooth.evaluation.fingerprint import fingerprint

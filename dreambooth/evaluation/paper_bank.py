@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.banks import BankLocations, ImageEmbeddings
+from dreambooth.evaluation.bank import BankLocations, ImageEmbeddings
 from dreambooth.evaluation.clip import CLIPEncoder
 from dreambooth.evaluation.encoders import ViTEncoder, find_encoder_directory
 from dreambooth.evaluation.fingerprint import fingerprint

@@ -90,15 +90,6 @@ def _verify_text_encoder(directory: Path, base: Path, state: Mapping[str, Tensor
             )
 
 
-def load_trained(base: Path, state: Mapping[str, Tensor], *, device: str, dtype: torch.dtype) -> Any:
-    """A pipeline to sample from with the trained weights put in, without a detour over a disk."""
-    from dreambooth.sampling.sampler import load_pipeline
-
-    pipeline = load_pipeline(base, device=device, dtype=dtype)
-    put_weights(pipeline, state)
-    return pipeline
-
-
 def put_weights(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put an engine's state_dict into a pipeline's components; returns what was there, to be put back."""
     before: dict[str, Tensor] = {}

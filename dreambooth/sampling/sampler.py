@@ -3,7 +3,7 @@
 One generator per image seed, so an image does not depend on how the work was split between processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dreambooth.models.export import put_weights
 from dreambooth.models.families import family_of
 from dreambooth.models.families.stable_diffusion import read_tokenizer
 from dreambooth.quiet import hide_progress_bars, quiet
@@ -49,7 +50,7 @@ def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> "Stabl
     from diffusers import DPMSolverMultistepScheduler as Sampler
     from diffusers import StableDiffusionPipeline
 
-    from dreambooth.data.latents import load_vae
+    from dreambooth.models.vae import load_vae
 
     family = family_of(directory)
     pipeline = StableDiffusionPipeline(
@@ -66,6 +67,15 @@ def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> "Stabl
         Sampler.load_config(directory, subfolder="scheduler", local_files_only=True)
     )
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_trained(
+    base: Path, state: Mapping[str, Tensor], *, device: str, dtype: torch.dtype
+) -> "StableDiffusionPipeline":
+    """A pipeline to sample from with the trained weights put in, without a detour over a disk."""
+    pipeline = load_pipeline(base, device=device, dtype=dtype)
+    put_weights(pipeline, state)
     return pipeline
 
 

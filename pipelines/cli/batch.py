@@ -82,7 +82,8 @@ def _run(plan: "BatchPlan", console: "RunConsole", *, silent: bool) -> None:
     from pipelines.driver.batch import run_batch
     from pipelines.driver.batch_console import BatchView
     from pipelines.driver.personalize import encoder_of
-    from pipelines.driver.relayed_view import RelayedBatchView, relays
+    from pipelines.driver.relay import relays
+    from pipelines.driver.relayed_view import RelayedBatchView
 
     kind = RelayedBatchView if relays() and not silent else BatchView
     encoder = encoder_of(plan.subjects[0], console)

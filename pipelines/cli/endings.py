@@ -15,7 +15,6 @@ import datetime
 import errno
 import logging
 import os
-import re
 import secrets
 import select
 import shlex
@@ -35,9 +34,9 @@ from dreambooth import __version__
 from dreambooth.config.addresses import without_credentials
 from dreambooth.errors import InputError
 from pipelines.cli.given import check_text
+from pipelines.cluster.sentence import sentence
 
 FAILURE, INPUT_ERROR, INTERRUPTED, UNREAD = 1, 2, 130, 141
-_RAISED = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Diverged|Stopped|Exit|Interrupt)\b.*")
 _KEPT = 50
 _GIVEN = "dreambooth.given"
 _aside: "collections.deque[str]" = collections.deque(maxlen=_KEPT)
@@ -79,25 +78,6 @@ def say(text: str) -> None:
     """Print a line for the person at the terminal, in red where that is one; credentials in it are hidden."""
     with contextlib.suppress(OSError, ValueError):  # nobody reads it, or the stream is closed
         click.secho(without_credentials(text), err=True, fg="red" if sys.stderr.isatty() else None)
-
-
-def sentence(error: BaseException) -> str:
-    """What an exception says, in one line; of one from a Ray worker, what was raised there."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException) and type(error).__module__.startswith("ray.exceptions"):
-        return sentence(cause)
-    if isinstance(error, MemoryError):
-        return f"no memory is left for this{f' ({error})' if str(error) else ''}; ask for less at once"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    first = lines[0]
-    if any(line.startswith("Traceback (most recent call last)") for line in lines):
-        raised = [line for line in lines if _RAISED.match(line)]
-        started = "" if first.startswith(("Traceback", "ray::", "\x1b")) else f"{first.rstrip(':')}: "
-        first = f"{started}{raised[-1] if raised else lines[-1]}"
-    ours = type(error) is RuntimeError or type(error).__module__.startswith(("dreambooth.", "pipelines."))
-    return first if ours else f"{type(error).__name__}: {first}"
 
 
 def _end(error: Exception) -> int:

@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any, Literal
 
 from pipelines.cluster.logs import log
-from pipelines.tasks import Message
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 
@@ -70,11 +69,11 @@ def record(name: str, value: float, **labels: str) -> None:
         metric.inc(value, tags=labels)
 
 
-def observed(tell: Callable[[Message], None], *, lane: str) -> Callable[[Message], None]:
+def observed(tell: Callable[[dict[str, Any]], None], *, lane: str) -> Callable[[dict[str, Any]], None]:
     """`tell` that also records and logs what the messages of a fine-tuning say; for rank 0."""
     last: tuple[int, float] | None = None
 
-    def tell_and_record(message: Message) -> None:
+    def tell_and_record(message: dict[str, Any]) -> None:
         nonlocal last
         if message["kind"] == "step":
             step, now = int(message["metrics"]["step"]), time.perf_counter()

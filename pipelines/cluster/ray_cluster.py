@@ -15,11 +15,11 @@ from typing import Any
 from dreambooth.config.settings import ClusterConfig
 from dreambooth.errors import InputError
 from dreambooth.reach import within
-from pipelines.cli.endings import sentence
 from pipelines.cluster.address import about_token, prove_cluster
 from pipelines.cluster.environment import environment
 from pipelines.cluster.machine import check_loopback, ray_folder
 from pipelines.cluster.preemption import WATCHER_SWITCH
+from pipelines.cluster.sentence import sentence
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",

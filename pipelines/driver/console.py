@@ -1,7 +1,7 @@
 """What a person sees while a run works: bars on a terminal, now and then a plain line elsewhere."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
@@ -9,13 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from dreambooth.config.addresses import without_credentials
+from pipelines.driver.relay import Update, relayed_bar, relays
 
 PLAIN_LINE_SECONDS = 10.0
 _PLAIN_WIDTH = 160
 _PACE_SECONDS = 300.0
 """The time left goes by the pace of so long, checkpoints and scores among it; what a run began with doesn't count."""
-
-Update = Callable[[int, int, str], None]
 
 
 class RunConsole:
@@ -57,8 +56,6 @@ class RunConsole:
             yield lambda done, total, note: None
             return
         if not self._console.is_terminal:
-            from pipelines.driver.relayed_view import relayed_bar, relays
-
             yield relayed_bar(title) if relays() else self._lines(title)
             return
         columns = (

@@ -22,7 +22,7 @@ from dreambooth.config.addresses import Address, holds_credentials, shown
 from dreambooth.config.text_files import utf8_fault
 from dreambooth.errors import InputError
 from pipelines.driver.job_paths import check_reachable, elsewhere, settings_in, settings_of, split
-from pipelines.driver.relayed_view import RELAY_VARIABLE
+from pipelines.driver.relay import RELAY_VARIABLE
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _DASHBOARD = "http://HEAD:8265"

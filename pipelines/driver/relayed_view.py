@@ -6,37 +6,27 @@ shows it as if the work were done here, and prints all other lines as they are.
 
 import dataclasses
 import json
-import os
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pipelines.driver.batch_console import BatchView
-from pipelines.driver.console import RunConsole, Update
+from pipelines.driver.console import RunConsole
+from pipelines.driver.relay import MARK, SECONDS, Update, send
 from pipelines.tasks import Progress, State
 
 _Shown = TypeVar("_Shown")
 
-RELAY_VARIABLE = "DREAMBOOTH_RELAY_VIEW"
-MARK = "dreambooth-view "
-_SECONDS = 2.0
 _SECONDS_PER_LANE = 0.05
 """An update of many lanes is long, so it is sent less often: a log grows by megabytes an hour, not by gigabytes."""
 _SENT_FAILURES = 5
 
 
-def relays() -> bool:
-    """Whether this process is told to send its view through its log."""
-    return os.environ.get(RELAY_VARIABLE) == "1"
-
-
 class RelayedBatchView(BatchView):
     """The driver's side of a batch's view."""
 
-    _sent = -_SECONDS
+    _sent = -SECONDS
     _last: tuple[int, ...] = ()
 
     def update(
@@ -49,10 +39,10 @@ class RelayedBatchView(BatchView):
     ) -> None:
         """Send it, when it is due or a subject has changed its state."""
         now, states = self.seconds(), tuple(counts.values())
-        if states == self._last and now - self._sent < max(_SECONDS, _SECONDS_PER_LANE * len(running)):
+        if states == self._last and now - self._sent < max(SECONDS, _SECONDS_PER_LANE * len(running)):
             return
         self._sent, self._last = now, states
-        _send(
+        send(
             {
                 "seconds": round(now, 1),
                 "total": self.total,
@@ -62,24 +52,6 @@ class RelayedBatchView(BatchView):
                 "failures": list(failures[-_SENT_FAILURES:]),
             }
         )
-
-
-def relayed_bar(title: str) -> Update:
-    """The driver's side of a bar."""
-    sent = -_SECONDS
-
-    def update(done: int, total: int, note: str) -> None:
-        nonlocal sent
-        if done == total or time.monotonic() - sent >= _SECONDS:
-            sent = time.monotonic()
-            _send({"bar": title, "done": done, "total": total, "note": note})
-
-    return update
-
-
-def _send(update: dict[str, Any]) -> None:
-    sys.stderr.write(f"{MARK}{json.dumps(update)}\n")
-    sys.stderr.flush()
 
 
 class Replay:

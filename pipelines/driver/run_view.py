@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from pipelines.driver.clock import Milestones
-from pipelines.driver.console import RunConsole, Update
+from pipelines.driver.console import RunConsole
+from pipelines.driver.relay import Update
 from pipelines.tasks import Message, Progress, State
 
 _TITLES = {"measuring": "protocol samples", "evaluating": "evaluation samples"}

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dreambooth.config.settings import DreamBoothConfig
 from pipelines.plan.run_plan import Plan
-from pipelines.storage.publications import Manifest, join, published, read_json
+from pipelines.stages.published_model import find_model
+from pipelines.storage.publications import Manifest, join, read_json
 from pipelines.tasks import PriorSet, TrainTask
 
 
@@ -43,12 +43,6 @@ def find_result(plan: Plan) -> TrainResult | None:
         steps_per_second=record["steps_per_second"],
         resumed_from=record["resumed_from"],
     )
-
-
-def find_model(config: DreamBoothConfig, key: str) -> Manifest | None:
-    """The published model of a plan's key, or None."""
-    manifest = published(join(config.run_uri, "model"))
-    return manifest if manifest is not None and manifest.metadata.get("key") == key else None
 
 
 def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:

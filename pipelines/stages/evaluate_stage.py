@@ -7,8 +7,8 @@ from typing import Any
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.images import InstanceImage, open_image, png_bytes, squares
 from dreambooth.errors import InputError
+from dreambooth.evaluation.encoders import find_image_encoder
 from pipelines.tasks import Call, SampleRequest, Samplers, Source
-from pipelines.worker.samplers import find_encoder
 
 _IMAGES_PER_REQUEST = 4
 DEFAULT_ENCODER = "facebook/dino-vits16"
@@ -48,7 +48,7 @@ def image_encoder(config: DreamBoothConfig) -> str:
     """The address of the image encoder that a configuration means; InputError when it can't be had."""
     chosen = meant_encoder(config)
     try:
-        find_encoder(chosen)
+        find_image_encoder(chosen)
     except InputError as error:
         raise InputError(f"evaluation.image_encoder: {error}") from None
     return chosen

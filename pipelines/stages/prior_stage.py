@@ -7,6 +7,7 @@ broke off is topped up, a set that is asked to grow is topped up, and a whole on
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from dreambooth.sampling.class_images import PriorPlan, image_name
 from pipelines.storage.publications import (
@@ -19,7 +20,9 @@ from pipelines.storage.publications import (
     write_manifest,
 )
 from pipelines.tasks import Call, PriorSet, Source
-from pipelines.worker.sampler_pool import SamplerPool
+
+if TYPE_CHECKING:
+    from pipelines.worker.sampler_pool import SamplerPool
 
 
 def images_present(parent_uri: str, plan: PriorPlan) -> set[str]:
@@ -35,7 +38,7 @@ def make_class_images(
     plan: PriorPlan,
     source: Source,
     parent_uri: str,
-    pool: SamplerPool,
+    pool: "SamplerPool",
     on_progress: Callable[[int, int], None] = lambda made, total: None,
 ) -> PriorSet:
     """Make what is missing of a set and give it its manifest; `on_progress(made, missing)` after every block."""
@@ -65,7 +68,7 @@ def _generate(
     uri: str,
     blocks: list[range],
     missing: set[int],
-    pool: SamplerPool,
+    pool: "SamplerPool",
     on_progress: Callable[[int, int], None],
 ) -> None:
     made = 0

@@ -27,13 +27,13 @@ from pipelines.tasks import (
     SampleRequest,
     Samplers,
     Source,
+    picture_name,
 )
-from pipelines.worker.samplers import picture_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dreambooth.evaluation.banks import ImageEmbeddings
+    from dreambooth.evaluation.bank import ImageEmbeddings
 
 
 def protocol_task(
@@ -86,7 +86,8 @@ def bank_address(settings: EvaluationConfig, base_model: str) -> BankAddress:
 
 @functools.cache
 def _bank_address(name: str, dino: str, clip: str, lpips: str | None) -> BankAddress:
-    from dreambooth.evaluation.banks import BankLocations, load_bank
+    from dreambooth.evaluation.bank import BankLocations
+    from dreambooth.evaluation.banks import load_bank
 
     bank = load_bank(name, locations=BankLocations(dino=dino, clip=clip, lpips=lpips))
     return BankAddress(name=name, hash=bank.hash, dino=dino, clip=clip, lpips=lpips)

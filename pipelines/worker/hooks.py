@@ -152,8 +152,7 @@ class Samples:
     def _pictures(self, state: dict[str, Any]) -> list[bytes]:
         import torch
 
-        from dreambooth.models.export import load_trained
-        from dreambooth.sampling.sampler import sample
+        from dreambooth.sampling.sampler import load_trained, sample
 
         config, evaluation = self._config, self._config.evaluation
         prompts = evaluation.prompts_of(config.subject, config.prompts)

@@ -18,11 +18,11 @@ from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.logs import about, log, to_stderr
 from pipelines.cluster.metrics import observed, record
 from pipelines.cluster.preemption import notice
-from pipelines.driver.train_stage import find_model
 from pipelines.stages.evaluate_stage import Evaluation, evaluate
 from pipelines.stages.evaluation_store import store_evaluation
 from pipelines.stages.prior_stage import seal
 from pipelines.stages.protocol_stage import run_protocol
+from pipelines.stages.published_model import find_model
 from pipelines.storage.faults import StorageFull, no_room
 from pipelines.storage.publications import Manifest, join, remove
 from pipelines.tasks import (

@@ -2,20 +2,19 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.metrics import record
 from pipelines.storage.publications import exists, join, read_bytes, write_bytes
-from pipelines.tasks import BankAddress, Measured, SampleRequest, Source
+from pipelines.tasks import BankAddress, Measured, SampleRequest, Source, picture_name
 from pipelines.worker.held_pipeline import HeldPipeline
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from dreambooth.evaluation.banks import Bank
+    from dreambooth.evaluation.bank import Bank
 
 
 class ImageSampler:
@@ -102,10 +101,10 @@ class ImageSampler:
         return self._bank_at(bank).embed_texts(texts)
 
     def embeddings(self, encoder: str, sets: dict[str, list[bytes]]) -> dict[str, Any]:
-        """Embeddings (N, D) of sets of pictures, by the image encoder at an address (see `find_encoder`)."""
+        """Embeddings (N, D) of sets of pictures, by the image encoder at an address (see `find_image_encoder`)."""
         from dreambooth.evaluation.encoders import load_image_encoder
 
-        encode = load_image_encoder(find_encoder(encoder), device=self._device).encode
+        encode = load_image_encoder(encoder, device=self._device).encode
         return {name: encode(_opened(images)) for name, images in sets.items()}
 
     def give_weights(self, source: Source, base: Source, state: dict[str, Any]) -> None:
@@ -115,7 +114,8 @@ class ImageSampler:
     def _bank_at(self, address: BankAddress) -> "Bank":
         """The bank at an address; the last one stays loaded."""
         if self._bank is None or self._bank[0] != address:
-            from dreambooth.evaluation.banks import BankLocations, load_bank
+            from dreambooth.evaluation.bank import BankLocations
+            from dreambooth.evaluation.banks import load_bank
 
             locations = BankLocations(dino=address.dino, clip=address.clip, lpips=address.lpips)
             bank = load_bank(address.name, device=self._device, locations=locations)
@@ -128,23 +128,7 @@ class ImageSampler:
         return self._bank[1]
 
 
-def picture_name(place: int) -> str:
-    """File name of the picture at a place in its set."""
-    return f"{place}.png"
-
-
 def _opened(pictures: Sequence[bytes]) -> "list[Image]":
     from PIL import Image
 
     return [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
-
-
-def find_encoder(address: str) -> Path:
-    """Where an image encoder lies on this machine: `miniature`, a folder or a hub id; InputError when it doesn't."""
-    if address == "miniature":
-        from dreambooth.miniature import VIT_DIR
-
-        return VIT_DIR
-    from dreambooth.evaluation.encoders import find_image_encoder
-
-    return find_image_encoder(address)

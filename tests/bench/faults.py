@@ -30,7 +30,7 @@ import yaml
 from s3fs import S3FileSystem
 
 from dreambooth.miniature import subject_dir
-from pipelines.driver.relayed_view import MARK, RELAY_VARIABLE
+from pipelines.driver.relay import MARK, RELAY_VARIABLE
 from pipelines.storage import publications as storage
 from pipelines.tracking.client import connect, quietly
 from tests.integration.faulty_store import faulty_store

@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.banks import Bank, BankLocations, ImageEmbeddings, default_bank, load_bank
+from dreambooth.evaluation.bank import Bank, BankLocations, ImageEmbeddings
+from dreambooth.evaluation.banks import default_bank, load_bank
 from dreambooth.evaluation.lpips import LPIPS
 from dreambooth.miniature import CLIP_DIR, subject_dir
 

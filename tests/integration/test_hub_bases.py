@@ -29,8 +29,8 @@ from pipelines.plan.run_plan import make_plan
 from pipelines.plan.subject_list import read_batch
 from pipelines.stages.protocol_stage import base_samples_uri
 from pipelines.storage.publications import published
+from pipelines.tasks import picture_name
 from pipelines.tracking.client import default_tracking, quietly
-from pipelines.worker.samplers import picture_name
 
 SUBJECTS = {"sd15": "coral-car", "sd21": "navy-dog"}
 TRAINED_AT = 64

@@ -11,9 +11,10 @@ from PIL import Image, ImageOps
 from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.data.batches import TrainingData
 from dreambooth.data.images import find_instance_images, to_pixels
-from dreambooth.data.latents import encode_latents, load_vae
+from dreambooth.data.latents import encode_latents
 from dreambooth.data.prepare import prepare_data
 from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.vae import load_vae
 
 
 @pytest.fixture

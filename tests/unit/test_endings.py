@@ -16,7 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipelines.cli import main
-from pipelines.cli.endings import FAILURE, INTERRUPTED, UNREAD, sentence
+from pipelines.cli.endings import FAILURE, INTERRUPTED, UNREAD
+from pipelines.cluster.sentence import sentence
 
 PASSWORD = "corr/ect#horse@battery"
 REMOTE = "Traceback (most recent call last):\n  File 'x.py', line 1, in f\nKeyError: 'lane'"

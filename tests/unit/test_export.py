@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from dreambooth.config.settings import load_config
-from dreambooth.models.export import export_pipeline, load_trained, verify_export
-from dreambooth.sampling.sampler import load_pipeline, sample
+from dreambooth.models.export import export_pipeline, verify_export
+from dreambooth.sampling.sampler import load_pipeline, load_trained, sample
 from dreambooth.training.model import load_model
 
 UNET, TEXT_ENCODER = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"

@@ -7,7 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from dreambooth.data.latents import LatentCache, encode_latents, load_vae
+from dreambooth.data.latents import LatentCache, encode_latents
+from dreambooth.models.vae import load_vae
 
 
 @pytest.fixture(scope="module")

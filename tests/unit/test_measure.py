@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.banks import ImageEmbeddings
+from dreambooth.evaluation.bank import ImageEmbeddings
 from dreambooth.evaluation.bootstrap import Interval
 from dreambooth.evaluation.figures import BankId, Figures, column, figures_from
 from dreambooth.evaluation.measure import PromptSamples, measure

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from pipelines.driver import batch_console, relayed_view
+from pipelines.driver import batch_console, relay
 from pipelines.driver.console import RunConsole
-from pipelines.driver.relayed_view import RELAY_VARIABLE, RelayedBatchView, Replay
+from pipelines.driver.relay import RELAY_VARIABLE
+from pipelines.driver.relayed_view import RelayedBatchView, Replay
 from pipelines.tasks import STATES, Progress, State
 
 
@@ -108,4 +109,4 @@ def test_bars_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 def test_only_who_is_told_relays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(RELAY_VARIABLE, raising=False)
-    assert not relayed_view.relays()
+    assert not relay.relays()

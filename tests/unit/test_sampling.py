@@ -17,7 +17,8 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet
 from PIL import Image
 
 from dreambooth.data.images import to_pixels
-from dreambooth.data.latents import encode_latents, load_vae
+from dreambooth.data.latents import encode_latents
+from dreambooth.models.vae import load_vae
 from dreambooth.sampling.sampler import _decode, load_pipeline, personalized, sample
 
 PROMPTS = ["a photo of a car", "a photo of a dog on the beach"]
