@@ -73,7 +73,9 @@ class PriorConfig(Frozen):
     num_inference_steps: SamplingSteps = Field(25, description="sampling steps of a class image")
     guidance_scale: Guidance = Field(7.5, description="classifier-free guidance of a class image")
     batch_size: Count = Field(8, description="images sampled together; part of the set's key")
-    num_actors: Count | None = Field(None, description="parallel samplers; None: as many as the cluster has room for")
+    num_actors: Count | None = Field(
+        None, description="of `dreambooth evaluate`: parallel samplers; None: as many as there is room for"
+    )
     seed: Seed = Field(0, description="of the class images")
 
     @property

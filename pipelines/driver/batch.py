@@ -81,7 +81,8 @@ def run_batch(
         interrupted = driver.drive()
         records: Sequence[SubjectRecord] = ray.get(queue.records.remote())
         summary = write_batch_summary(plan, records, run, seconds=time.time() - began, untracked=driver.untracked)
-        until_ended(lanes)
+        if not interrupted:
+            until_ended(lanes)
         ray.kill(queue)
     return BatchOutcome(uri=plan.uri, summary=summary, interrupted=interrupted)
 

@@ -147,7 +147,7 @@ class Driver:
         import ray
 
         ray.get(self._queue.stop.remote())
-        working = True
+        working = self._look().lanes > 0  # else none has begun, and there may never be room for one
         while working:
             lanes_left, snapshot = self._lanes.tend(-1), self._look()
             working = lanes_left or (bool(snapshot.trained) and self.untracked is None)

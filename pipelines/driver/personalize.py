@@ -95,7 +95,8 @@ def _drive(
 
         interrupted = Driver(work, queue, lanes, view, curves, conclude).drive()
         [record] = ray.get(queue.records.remote())
-        until_ended(lanes)
+        if not interrupted:
+            until_ended(lanes)
         ray.kill(queue)
         remove(work.uri)
         if interrupted and not results:

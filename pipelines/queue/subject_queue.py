@@ -83,6 +83,7 @@ class SubjectQueue:
         self._claims: dict[str, list[str]] = {}
         self._lanes: set[str] = set()
         self._nodes: dict[str, frozenset[str]] = {}
+        self._workers: dict[str, int] = {}
         self._trained: dict[str, None] = {}
         self._failures: dict[str, str] = {}
         self._stopping = False
@@ -107,13 +108,14 @@ class SubjectQueue:
         """Work for a lane of `count` workers on `nodes`; None: there will be no more.
 
         `holding` names subjects of its own that the lane still publishes. `fresh` workers hold nothing: what the lane
-        had before was lost with the workers it had then, by a failure of its subject unless the nodes are others now.
+        had before was lost with the workers it had then, by a failure of its subject unless they are on other nodes
+        now, or more or fewer.
         """
         self._lanes.add(lane)
-        same_nodes = self._nodes.get(lane, nodes) == nodes
-        self._nodes[lane] = nodes
+        same = (self._nodes.get(lane, nodes), self._workers.get(lane, count)) == (nodes, count)
+        self._nodes[lane], self._workers[lane] = nodes, count
         for name in [name for name in self._claims.get(lane, ()) if name not in holding]:
-            self._lost(name, counts=fresh and same_nodes)
+            self._lost(name, counts=fresh and same)
         self._sets.give_back(lane)
         if self._stopping:
             return None

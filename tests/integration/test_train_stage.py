@@ -20,7 +20,7 @@ from pipelines.tasks import Message
 from pipelines.tracking.client import connect, quietly
 
 pytestmark = pytest.mark.recovery
-STEPS, EVERY = 400, 95
+STEPS, EVERY = 200, 45
 """No multiple of ten, at which workers look whether they have to go."""
 
 
@@ -105,7 +105,7 @@ def test_a_worker_told_to_end_and_a_killed_one_change_nothing(
         elif message["kind"] == "phase" and message["phase"] == "training":
             starts.append(message["start"])
         elif message["kind"] == "step":
-            for how, step in ((signal.SIGTERM, 20), (signal.SIGKILL, STEPS - 200)):
+            for how, step in ((signal.SIGTERM, 20), (signal.SIGKILL, STEPS - 100)):
                 if message["metrics"]["step"] >= step and how not in ended and (ended or how == signal.SIGTERM):
                     if ended and len(starts) < 2:
                         continue

@@ -131,6 +131,14 @@ def test_what_a_lane_lost_is_tried_again_and_then_set_aside(make: Callable[..., 
     assert "worker died" in reason
 
 
+def test_a_lane_that_grows_or_shrinks_is_no_failure(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), retries=0)
+    assert name_of(queue.next(LANE, count=2, fresh=True)) == "a"
+    assert name_of(queue.next(LANE, count=1, fresh=True)) == "a"
+    assert name_of(queue.next(LANE, count=2, fresh=True)) == "a"
+    assert queue.records()[0].failures == 0
+
+
 def test_a_call_that_is_repeated_is_no_failure(make: Callable[..., SubjectQueue]) -> None:
     queue = make(queued("a"), retries=0)
     assert name_of(queue.next(LANE, fresh=True)) == "a"
