@@ -157,7 +157,7 @@ class TestSubjectFile:
     SAYS = "{class_noun: dog, identifier: tfz, train: {max_train_steps: 7}}"
 
     def settings(self, *arguments: str) -> DreamBoothConfig:
-        from pipelines.cli.main import _settings
+        from pipelines.cli.run import _settings
 
         flags = dict.fromkeys(
             ["class_noun", "name", "identifier", "base_model", "steps", "workers", "zero_stage", "output", "address"]
