@@ -59,7 +59,7 @@ def _planned(config: str, overrides: tuple[str, ...]) -> "tuple[str, str | None,
     from pipelines.plan.run_plan import make_plan
     from pipelines.plan.subject_checks import check_subjects, valid_plans
     from pipelines.plan.subject_list import read_batch
-    from pipelines.storage.publications import filesystem, is_local, read_bytes
+    from pipelines.storage.files import filesystem, is_local, read_bytes
 
     anything = Resources(cpus=1 << 20, gpus=1 << 20)
     if is_local(config) and Path(config).is_dir():

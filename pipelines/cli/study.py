@@ -82,7 +82,7 @@ def _open(path: Path, sources: tuple[str, ...], options: dict[str, Any]) -> "Stu
 
 def _report(study_file: "StudyFile", folder: Path) -> None:
     from pipelines.apps.study.report import describe_report, report
-    from pipelines.storage.publications import write_json
+    from pipelines.storage.files import write_json
 
     result = report(study_file.about, study_file.answers(), study_file.count())
     write_json(str(folder / "report.json"), result)

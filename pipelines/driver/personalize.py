@@ -22,7 +22,7 @@ from pipelines.plan.run_plan import Plan, describe_plan, make_plan
 from pipelines.queue.queue_actor import start_queue
 from pipelines.stages.evaluate_stage import image_encoder
 from pipelines.stages.evaluation_store import load_evaluation
-from pipelines.storage.publications import join, remove
+from pipelines.storage.files import join, remove
 from pipelines.tracking.tracked_run import TrackedRun
 
 

@@ -11,7 +11,7 @@ from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import Plan, fewer_workers
 from pipelines.stages.evaluate_stage import meant_encoder
 from pipelines.stages.prior_stage import images_present
-from pipelines.storage.publications import join
+from pipelines.storage.files import join
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from dreambooth.models.families.stable_diffusion import load_tokenizer
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
 from pipelines.stages.protocol_stage import bank_address, check_protocol, protocol_task
-from pipelines.storage.publications import absolute, is_local
+from pipelines.storage.files import absolute, is_local
 from pipelines.tasks import ProtocolTask
 
 

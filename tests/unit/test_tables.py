@@ -168,7 +168,7 @@ class TestSubjectFile:
 
     @pytest.fixture(params=["", "memory://"])
     def place(self, request: pytest.FixtureRequest, working_folder: Path) -> str:
-        from pipelines.storage.publications import write_bytes
+        from pipelines.storage.files import write_bytes
 
         place = f"memory://{working_folder.parent.name}" if request.param else str(working_folder)
         write_bytes(f"{place}/My Rex/subject.yaml", self.SAYS.encode("utf-16"))
