@@ -95,8 +95,8 @@ def _settings(
 def _dry_run(config: "DreamBoothConfig", console: "RunConsole") -> None:
     from pipelines.cluster.ray_cluster import ray_cluster
     from pipelines.driver.personalize import checked_plan
+    from pipelines.plan.describe import describe_plan, printable_settings
     from pipelines.plan.memory import describe_peak
-    from pipelines.plan.run_plan import describe_plan, printable_settings
     from pipelines.stages.evaluate_stage import image_encoder
 
     if config.cluster.address is None:
