@@ -13,7 +13,7 @@ from dreambooth.data.images import InstanceImage
 from dreambooth.data.inspection import data_hash
 from dreambooth.evaluation.protocol import Protocol, SampleSet
 from dreambooth.sampling.class_images import PriorPlan
-from pipelines.storage.publications import join
+from pipelines.storage.files import join
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ import yaml
 from local_nodes import Cluster, in_the_middle, kill_node, running_a_lane, started
 
 from dreambooth.miniature import subject_dir
-from pipelines.storage import publications as storage
+from pipelines.storage import files
 
 SERVICES = Path(__file__).resolve().parents[1] / "services" / "services.py"
 SUBJECTS = ("coral-car", "crimson-clock", "lime-car", "teal-bird")
@@ -87,7 +87,7 @@ def demonstrate(cluster: Cluster, folder: Path, place: str) -> int:
 
 def write_table(folder: Path, place: str) -> Path:
     """The subjects' table here, their photographs in the store."""
-    fs, root = storage.filesystem(f"{place}/photographs")
+    fs, root = files.filesystem(f"{place}/photographs")
     for name in SUBJECTS:
         for path in sorted(subject_dir(name).glob("*.png")):
             fs.put_file(str(path), f"{root}/{name}/{path.name}")

@@ -24,7 +24,7 @@ import psutil
 import ray.util
 
 from pipelines.cluster.certificates import make_authority, make_node_certificate, tls_environment
-from pipelines.storage import publications as storage
+from pipelines.storage import files
 
 _OBJECT_STORE_BYTES = 200 << 20
 
@@ -176,7 +176,7 @@ def running_a_lane(cluster: Cluster) -> list["subprocess.Popen[str]"]:
 
 def in_the_middle(results: str) -> bool:
     """Whether a batch's results hold a published model, and a checkpoint that another subject has left."""
-    fs, root = storage.filesystem(results)
+    fs, root = files.filesystem(results)
     try:
         return bool(fs.glob(f"{root}/*/model/*/manifest.json") and fs.glob(f"{root}/*/checkpoints/*/*/manifest.json"))
     except FileNotFoundError:  # s3fs, where nothing has been written yet

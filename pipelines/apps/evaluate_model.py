@@ -21,7 +21,8 @@ from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.driver.console import RunConsole
 from pipelines.plan.run_plan import choose_sampling_dtype
 from pipelines.stages.protocol_stage import check_protocol, protocol_task, run_protocol
-from pipelines.storage.publications import Manifest, absolute, check_writable, read_manifest
+from pipelines.storage.files import absolute, check_writable
+from pipelines.storage.publications import Manifest, read_manifest
 from pipelines.tasks import Source, base_source
 from pipelines.tracking.client import check_connection, quietly, resolve_tracking_uri
 from pipelines.tracking.evaluation_record import RecordedFigures, pass_gate, record_evaluation

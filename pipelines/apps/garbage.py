@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from dreambooth.config.addresses import shown
 from dreambooth.errors import InputError
 from dreambooth.reach import prove_store
-from pipelines.storage.publications import MANIFEST_NAME, absolute, begun_at, filesystem, full_address
+from pipelines.storage.files import absolute, filesystem, full_address
+from pipelines.storage.publications import MANIFEST_NAME, begun_at
 from pipelines.worker.checkpoints import checkpoint_begun_at
 
 

@@ -24,7 +24,7 @@ from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families.stable_diffusion import load_tokenizer
 from dreambooth.reach import prove_store
 from pipelines.report.pictures import Row, contact_sheet
-from pipelines.storage import publications as storage
+from pipelines.storage import files, publications
 
 _ADDRESS = re.compile(r"models:/*(?P<name>[^/@]+)(?:@(?P<alias>[\w-]{1,255})|/(?P<version>[0-9]{1,9}))?")
 Settings = dict[str, Any]  # of sampling; only what was given
@@ -77,18 +77,18 @@ def generate(
     _check(prompt, num=num, seed=seed, **given)
     if model.startswith("models:"):
         parse_address(model)  # before anything is written or asked
-    output = storage.absolute(output)
-    storage.check_writable(output)
+    output = files.absolute(output)
+    files.check_writable(output)
     seeds = range(seed, seed + num)
     warnings: list[str] = []
     images = sample_prompts(
         model, [prompt] * num, seed=seed, settings=given, tracking_uri=tracking_uri, warn=warnings.append
     )
-    paths = [storage.join(output, f"{one}.png") for one in seeds]
+    paths = [files.join(output, f"{one}.png") for one in seeds]
     for path, image in zip(paths, images, strict=True):
-        storage.write_bytes(path, png_bytes(image))
-    sheet = storage.join(output, "contact_sheet.png")
-    storage.write_bytes(sheet, png_bytes(contact_sheet([Row(title=prompt, images=images)], title=model)))
+        files.write_bytes(path, png_bytes(image))
+    sheet = files.join(output, "contact_sheet.png")
+    files.write_bytes(sheet, png_bytes(contact_sheet([Row(title=prompt, images=images)], title=model)))
     return GenerateResult(paths=tuple(paths), contact_sheet=sheet, warnings=tuple(warnings))
 
 
@@ -252,7 +252,7 @@ def _from_directory(
 
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     own = {name: manifest.metadata.get(name, value) for name, value in _DEFAULTS.items()}
-    with storage.opened(manifest) as directory:
+    with publications.opened(manifest) as directory:
         _check_prompts(prompts, identifier, load_tokenizer(directory), warn)
         prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
         if not {"height", "width"} <= settings.keys():
@@ -263,16 +263,16 @@ def _from_directory(
         return sample(pipeline, prompts, seeds, **{**own, **settings})
 
 
-def find_published(model: str) -> storage.Manifest:
+def find_published(model: str) -> publications.Manifest:
     """A published model at an address, or the newest one below it; InputError when there is none."""
     prove_store(model, what=f"can't read {shown(model)!r}")
-    if storage.exists(storage.join(model, storage.MANIFEST_NAME)):
-        return storage.read_manifest(model)
-    newest = storage.published(model)
+    if files.exists(files.join(model, publications.MANIFEST_NAME)):
+        return publications.read_manifest(model)
+    newest = publications.published(model)
     if newest is not None:
         return newest
-    if storage.is_local(model) and Path(storage.absolute(model), "model_index.json").is_file():
-        return storage.Manifest(uri=storage.absolute(model), files={}, metadata={})
+    if files.is_local(model) and Path(files.absolute(model), "model_index.json").is_file():
+        return publications.Manifest(uri=files.absolute(model), files={}, metadata={})
     raise InputError(
         f"there is no model at {shown(model)!r}; expected a published model, a diffusers directory (one with a "
         f"model_index.json), or models:/NAME@ALIAS"

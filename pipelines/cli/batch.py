@@ -8,24 +8,22 @@ import click
 
 from dreambooth.errors import InputError
 from pipelines.cli.command import this_command
+from pipelines.cli.endings import INCOMPLETE, INTERRUPTED
+from pipelines.cli.options import address_option, overrides_option, quiet_option
 
 if TYPE_CHECKING:
     from pipelines.driver.console import RunConsole
     from pipelines.plan.batch_plan import BatchPlan
 
-INCOMPLETE = 3
-
 
 @click.command()
 @click.argument("subjects")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
-)
-@click.option("--address", help="cluster.address: 'auto' or that of a Ray cluster to join; started here if left out.")
+@overrides_option
+@address_option
 @click.option("--name", help="Name of the batch; that of SUBJECTS if left out.")
 @click.option("--dry-run", is_flag=True, help="Check all subjects, print the plan, and stop.")
 @click.option("--skip-invalid", is_flag=True, help="Go on without subjects that can't be trained.")
-@click.option("--quiet", "silent", is_flag=True, help="Print only warnings and the result.")
+@quiet_option
 def batch(
     subjects: str,
     overrides: tuple[str, ...],
@@ -92,11 +90,11 @@ def _run(plan: "BatchPlan", console: "RunConsole", *, silent: bool) -> None:
             outcome = run_batch(plan, view, encoder)
     except KeyboardInterrupt:
         click.echo("stopped at once; the same command goes on from the last checkpoints", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     _print_outcome(outcome.summary)
     if outcome.interrupted:
         click.echo("stopped, checkpoints are written; the same command goes on from there", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     sys.exit(INCOMPLETE if outcome.failed or outcome.summary["untracked"] else 0)
 
 

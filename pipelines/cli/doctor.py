@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
+from pipelines.cli.options import overrides_option
+
 _SIGNS = {"ok": "ok", "warning": "warning", "failure": "FAILURE"}
 
 
 @click.command()
 @click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--address", help="cluster.address: 'auto' on a node of the cluster; left out: this machine.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
-)
+@overrides_option
 def doctor(config: Path | None, address: str | None, overrides: tuple[str, ...]) -> None:
     """Look at every node, the storage, the tracking server and the base model that a run would use.
 

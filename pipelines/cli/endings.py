@@ -3,6 +3,7 @@
 | what | exit code | said |
 |---|---|---|
 | InputError, click's own errors | 2 | what was expected, what was got, what to do |
+| a part is missing: subjects that failed, records that MLflow lacks | 3 | which, and the command that completes it |
 | Ctrl-C, SIGTERM | 130 | one line |
 | nobody reads what is printed (`… | head`) | 141, as of a program that SIGPIPE ends | nothing |
 | anything else | 1 | one sentence, and the file that holds the traceback |
@@ -36,7 +37,7 @@ from dreambooth.errors import InputError
 from pipelines.cli.given import check_text
 from pipelines.cluster.sentence import sentence
 
-FAILURE, INPUT_ERROR, INTERRUPTED, UNREAD = 1, 2, 130, 141
+FAILURE, INPUT_ERROR, INCOMPLETE, INTERRUPTED, UNREAD = 1, 2, 3, 130, 141
 _KEPT = 50
 _GIVEN = "dreambooth.given"
 _aside: "collections.deque[str]" = collections.deque(maxlen=_KEPT)

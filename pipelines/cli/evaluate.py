@@ -2,6 +2,8 @@
 
 import click
 
+from pipelines.cli.options import overrides_option, tracking_uri_option
+
 _SHOWN = {
     "dino": "DINO",
     "clip_i": "CLIP-I",
@@ -26,11 +28,9 @@ _SHOWN = {
 )
 @click.option("--images-per-prompt", type=click.IntRange(1, 10_000), help="evaluation.images_per_prompt")
 @click.option("--bank", type=click.Choice(["auto", "paper", "miniature"]), help="evaluation.bank")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
-)
+@overrides_option
 @click.option("--force", is_flag=True, help="Make it the champion, whatever its figures are.")
-@click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
+@tracking_uri_option
 @click.option("--quiet", "silent", is_flag=True, help="Print only the result.")
 def evaluate(
     model: str,

@@ -4,6 +4,8 @@ import sys
 
 import click
 
+from pipelines.cli.endings import INTERRUPTED
+
 _ADDRESS = click.option(
     "--address", help="The cluster's dashboard, http://HEAD:8265; RAY_API_SERVER_ADDRESS if left out."
 )
@@ -104,6 +106,6 @@ def _follow(client: object, job: str) -> None:
             ended = jobs.follow(client, job, replay.feed)
     except KeyboardInterrupt:
         click.echo(f"\nthe job goes on; 'dreambooth jobs logs {job}' follows it, 'jobs stop {job}' stops it", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     click.echo(f"{job}: {ended}", err=True)
     sys.exit(jobs.exit_code(client, job))

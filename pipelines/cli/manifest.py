@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.given import Real
+from pipelines.cli.options import overrides_option
 
 if TYPE_CHECKING:
     from pipelines.plan.run_plan import Plan
@@ -14,9 +15,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("kind", type=click.Choice(["rayjob", "raycluster"]))
 @click.argument("config")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
-)
+@overrides_option
 @click.option("--image", required=True, help="What infra/docker/Dockerfile builds, where the cluster can pull it.")
 @click.option("--namespace", default="dreambooth", show_default=True)
 @click.option("--queue", default="dreambooth", show_default=True, help="Kueue's LocalQueue; '' for none.")
@@ -60,7 +59,7 @@ def _planned(config: str, overrides: tuple[str, ...]) -> "tuple[str, str | None,
     from pipelines.plan.run_plan import make_plan
     from pipelines.plan.subject_checks import check_subjects, valid_plans
     from pipelines.plan.subject_list import read_batch
-    from pipelines.storage.publications import filesystem, is_local, read_bytes
+    from pipelines.storage.files import filesystem, is_local, read_bytes
 
     anything = Resources(cpus=1 << 20, gpus=1 << 20)
     if is_local(config) and Path(config).is_dir():

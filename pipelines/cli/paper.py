@@ -5,21 +5,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipelines.cli.endings import INCOMPLETE, INTERRUPTED
+from pipelines.cli.options import overrides_option, quiet_option
+
 if TYPE_CHECKING:
     from pipelines.apps.paper.paper import PaperResult
-
-SOME_FAILED = 3
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Two subjects, and only what the paper has tables of: minutes.")
 @click.option("--output", default="output/paper", show_default=True, help="Folder or address of runs and page.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
-)
+@overrides_option
 @click.option("--dry-run", is_flag=True, help="Check all runs, print the plan, and stop.")
 @click.option("--page-only", is_flag=True, help="Train nothing: make the page of the evaluations that are there.")
-@click.option("--quiet", "silent", is_flag=True, help="Print only warnings and the result.")
+@quiet_option
 def paper(quick: bool, output: str, overrides: tuple[str, ...], dry_run: bool, page_only: bool, silent: bool) -> None:
     """Run the paper's experiments on the miniature and its subjects, and write their tables and a page.
 
@@ -47,12 +46,12 @@ def paper(quick: bool, output: str, overrides: tuple[str, ...], dry_run: bool, p
                 result = run_paper(plan, view)
         except KeyboardInterrupt:
             click.echo("stopped at once; the same command goes on from the last checkpoints", err=True)
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
     _print(result)
     if result.interrupted:
         click.echo("stopped, checkpoints are written; the same command goes on from there", err=True)
-        sys.exit(130)
-    sys.exit(SOME_FAILED if result.failures else 0)
+        sys.exit(INTERRUPTED)
+    sys.exit(INCOMPLETE if result.failures else 0)
 
 
 def _print(result: "PaperResult") -> None:

@@ -10,6 +10,7 @@ import click
 
 from dreambooth.errors import InputError
 from pipelines.apps.page_policy import LOOPBACK_HOSTS
+from pipelines.cli.options import address_option, tracking_uri_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 @click.option("--subjects-loaded", default=4, show_default=True, type=click.IntRange(1, 10_000), help="A replica.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1, 1024), help="Requests sampled together.")
 @click.option("--queue", default=32, show_default=True, type=click.IntRange(0, 1_000_000), help="More get status 429.")
-@click.option("--address", help="'auto' or that of a Ray cluster to join; started here if left out.")
-@click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
+@address_option
+@tracking_uri_option
 def serve(model: str, host: str, port: int, address: str | None, tracking_uri: str | None, **limits: Any) -> None:
     """Answer over HTTP with pictures of registered subjects: a page at /, the API's description at /docs."""
     from dreambooth.config.settings import ClusterConfig

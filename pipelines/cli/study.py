@@ -7,6 +7,7 @@ import click
 
 from dreambooth.config.limits import LARGEST_SEED
 from dreambooth.errors import InputError
+from pipelines.cli.options import tracking_uri_option
 
 if TYPE_CHECKING:
     from pipelines.apps.study.store import StudyFile
@@ -32,7 +33,7 @@ _DEFAULT_OUTPUT = "output/study"
 )
 @click.option("--output", metavar="DIR", help=f"Folder of the study; {_DEFAULT_OUTPUT} if left out.")
 @click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
+@tracking_uri_option
 def study(sources: tuple[str, ...], reporting: bool, output: str | None, port: int, **options: Any) -> None:
     """Ask people which of two models' pictures they prefer, on a page that this machine alone can open.
 
@@ -81,7 +82,7 @@ def _open(path: Path, sources: tuple[str, ...], options: dict[str, Any]) -> "Stu
 
 def _report(study_file: "StudyFile", folder: Path) -> None:
     from pipelines.apps.study.report import describe_report, report
-    from pipelines.storage.publications import write_json
+    from pipelines.storage.files import write_json
 
     result = report(study_file.about, study_file.answers(), study_file.count())
     write_json(str(folder / "report.json"), result)

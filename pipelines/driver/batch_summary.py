@@ -16,7 +16,7 @@ from pipelines.plan.run_plan import Plan
 from pipelines.report.batch_report import render_report
 from pipelines.report.batch_result import BatchResult, SubjectResult
 from pipelines.report.evaluated import find_evaluated
-from pipelines.storage.publications import exists, join, read_bytes, read_json, write_bytes, write_json
+from pipelines.storage.files import exists, join, read_bytes, read_json, write_bytes, write_json
 from pipelines.tasks import STATES, SubjectRecord
 from pipelines.tracking.client import explain
 from pipelines.tracking.tracked_run import TrackedRun

@@ -13,7 +13,8 @@ from dreambooth.config.addresses import shown
 from pipelines.driver.follow import complete_curves, complete_pictures
 from pipelines.driver.summary import PersonalizeResult, write_summary
 from pipelines.driver.train_stage import TrainResult, find_result
-from pipelines.plan.run_plan import Plan, printable_settings
+from pipelines.plan.describe import printable_settings
+from pipelines.plan.run_plan import Plan
 from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.stages.evaluation_store import load_evaluation
 from pipelines.stages.protocol_stage import find_evaluation

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dreambooth.config.settings import DreamBoothConfig
 from pipelines.plan.run_plan import Plan
-from pipelines.storage.publications import filesystem, join, write_bytes
+from pipelines.storage.files import filesystem, join, write_bytes
 from pipelines.tasks import Message
 from pipelines.tracking.tracked_run import TrackedRun
 

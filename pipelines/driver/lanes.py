@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.cluster.preemption import answering_workers
 from pipelines.cluster.ray_cluster import WORKER_ENVIRONMENT, worker_group
 from pipelines.plan.batch_plan import BatchPlan
-from pipelines.storage.publications import join, pyarrow_filesystem
+from pipelines.storage.files import join, pyarrow_filesystem
 from pipelines.tasks import LaneTask
 from pipelines.worker.lane_worker import lane_worker
 

@@ -17,12 +17,13 @@ from pipelines.driver.run_view import RunView
 from pipelines.driver.summary import PersonalizeResult, is_tracked, stored_result
 from pipelines.driver.train_stage import find_result
 from pipelines.plan.batch_plan import BatchPlan
+from pipelines.plan.describe import describe_plan
 from pipelines.plan.destinations import check_destinations
-from pipelines.plan.run_plan import Plan, describe_plan, make_plan
+from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.queue.queue_actor import start_queue
 from pipelines.stages.evaluate_stage import image_encoder
 from pipelines.stages.evaluation_store import load_evaluation
-from pipelines.storage.publications import join, remove
+from pipelines.storage.files import join, remove
 from pipelines.tracking.tracked_run import TrackedRun
 
 

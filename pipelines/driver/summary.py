@@ -19,7 +19,8 @@ from pipelines.report.evaluated import find_evaluated
 from pipelines.report.pictures import Row, contact_sheet, loss_curve
 from pipelines.report.run_report import render_run
 from pipelines.stages.evaluate_stage import Evaluation
-from pipelines.storage.publications import MANIFEST_NAME, exists, join, read_json, write_bytes, write_json
+from pipelines.storage.files import exists, join, read_json, write_bytes, write_json
+from pipelines.storage.publications import MANIFEST_NAME
 from pipelines.tracking.client import explain, resolve_tracking_uri
 from pipelines.tracking.evaluation_record import RecordedFigures, describe_figures
 from pipelines.tracking.registry import RegisteredVersion, find_version

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from pipelines.plan.run_plan import Plan
 from pipelines.stages.published_model import find_model
-from pipelines.storage.publications import Manifest, join, read_json
+from pipelines.storage.files import join, read_json
+from pipelines.storage.publications import Manifest
 from pipelines.tasks import PriorSet, TrainTask
 
 

@@ -8,10 +8,11 @@ from dreambooth.config.settings import ClusterConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.sampling.class_images import PriorPlan
 from pipelines.cluster.ray_cluster import Resources
-from pipelines.plan.run_plan import Plan, fewer_workers
+from pipelines.plan.describe import fewer_workers
+from pipelines.plan.run_plan import Plan
 from pipelines.stages.evaluate_stage import meant_encoder
 from pipelines.stages.prior_stage import images_present
-from pipelines.storage.publications import join
+from pipelines.storage.files import join
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from dreambooth.errors import InputError
 from pipelines.plan.run_plan import Plan
 from pipelines.storage.faults import readable_size
-from pipelines.storage.publications import check_writable, filesystem, is_local, join, published
+from pipelines.storage.files import check_writable, filesystem, is_local, join
+from pipelines.storage.publications import published
 from pipelines.worker.checkpoints import CHECKPOINTS_KEPT
 
 

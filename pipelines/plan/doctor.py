@@ -13,7 +13,7 @@ from dreambooth.errors import InputError
 from pipelines.cluster.machine import MachineFault, faults
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.node_facts import PACKAGES, NodeFacts, ask_nodes, dashboard_answers
-from pipelines.storage.publications import absolute
+from pipelines.storage.files import absolute
 
 _LEAST_DISK_BYTES = 20 << 30  # a base, its checkpoints on their way, Ray's spilled objects
 _LARGEST_SKEW_SECONDS = 2.0

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.plan.counted import counted
-from pipelines.plan.run_plan import Plan, readable_bytes
+from pipelines.plan.describe import readable_bytes
+from pipelines.plan.run_plan import Plan
 from pipelines.worker.fine_tune import autocast
 
 _LIVE_PARAMETERS = 1_000_000_000

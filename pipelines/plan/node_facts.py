@@ -114,7 +114,7 @@ def _error(action: Callable[[], object]) -> str | None:
 
 
 def _check_storage(config: DreamBoothConfig) -> None:
-    from pipelines.storage.publications import check_writable
+    from pipelines.storage.files import check_writable
 
     check_writable(config.storage.root)
 

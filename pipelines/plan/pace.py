@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from dreambooth.config.settings import config_hash
 from pipelines.plan.run_plan import Plan
-from pipelines.storage.publications import join, read_json, write_json
+from pipelines.storage.files import join, read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,10 @@
-"""Everything is looked at before anything starts: the plan of one run, and what a person reads of it."""
+"""Everything is looked at before anything starts: the plan of one run, and the key of its result."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth.config.addresses import shown
-from dreambooth.config.settings import ClusterConfig, DreamBoothConfig, config_hash
+from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.identifier import check_own_tokens, choose_identifier, describe, token_ids_in_prompts
 from dreambooth.data.images import InstanceImage
 from dreambooth.data.inspection import inspect_addresses
@@ -16,7 +15,7 @@ from dreambooth.models.families.stable_diffusion import load_tokenizer
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
 from pipelines.stages.protocol_stage import bank_address, check_protocol, protocol_task
-from pipelines.storage.publications import absolute, is_local
+from pipelines.storage.files import absolute, is_local
 from pipelines.tasks import ProtocolTask
 
 
@@ -274,79 +273,3 @@ def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: Pri
         parts += [str(evaluation.score_images), str(evaluation.num_inference_steps), str(evaluation.guidance_scale)]
         parts += [str(evaluation.seed), *evaluation.prompts_of(config.subject, config.prompts)]
     return config_hash(*parts)
-
-
-def printable_settings(config: DreamBoothConfig) -> dict[str, Any]:
-    """All settings as plain values, for people and for MLflow; passwords and tokens in addresses left out."""
-    settings: dict[str, Any] = _shown(config.model_dump(mode="json", by_alias=True))
-    return settings
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _shown(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_shown(each) for each in value]
-    return shown(value) if isinstance(value, str) and "://" in value else value
-
-
-def describe_plan(plan: Plan) -> list[tuple[str, str]]:
-    """The plan as (what, value) rows."""
-    config, train = plan.config, plan.config.train
-    workers, zero = config.cluster.num_workers, config.zero
-    pairs = train.micro_batch_size * train.gradient_accumulation_steps * workers
-    engine = f"DeepSpeed ZeRO-{zero.stage}{', optimizer in host memory' if zero.offload_optimizer else ''}"
-    counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in plan.base.parameter_counts.items())
-    trained = "denoiser and text encoder" if train.train_text_encoder else "denoiser"
-    if train.method == "textual_inversion":
-        trained = "the identifier's embedding (Textual Inversion)"
-    rows = [
-        ("subject", f"{config.subject.name}: {len(plan.images)} images of a {config.subject.class_noun}"),
-        ("instance prompt", config.prompts.instance_prompt(config.subject)),
-        ("base model", f"{shown(config.base_model)} ({counts}), hash {plan.base.hash}"),
-        ("trained", f"{trained}, {_count(plan.trained_parameters)} parameters, at {config.images.resolution} px"),
-        ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
-        (
-            "workers",
-            f"{workers} x {'1 GPU' if plan.use_gpu else f'{config.cluster.cpus_per_worker} CPU'}"
-            f"{fewer_workers(config.cluster)}",
-        ),
-        ("engine", engine if plan.engine == "deepspeed" else "PyTorch"),
-        (
-            "memory per worker",
-            f"{readable_bytes(plan.model_state_bytes)} of weights, gradients and optimizer; activations on top",
-        ),
-    ]
-    if plan.prior is not None:
-        rows.append(("class images", _class_images(plan, plan.prior)))
-    if (protocol := plan.protocol) is not None:
-        prompts = protocol.protocol.prompts
-        drawn = f"{len(prompts.prompts)} prompts ({prompts.name}) x {protocol.protocol.images_per_prompt}"
-        rows.append(("figures", f"{drawn}, measured by the bank {protocol.bank.name}"))
-    if train.by_score:
-        rows.append(("scores", f"every {config.evaluation.every} steps; exported is the {train.keep} checkpoint"))
-    name = f", registered as {config.model_name}" if config.tracking.register_model else ""
-    return [*rows, ("writes to", f"{config.run_uri}{name}"), ("result key", plan.key)]
-
-
-def fewer_workers(cluster: ClusterConfig) -> str:
-    """How many there are at least, where it may be fewer than asked for."""
-    fewest = cluster.min_workers
-    return "" if fewest in (None, cluster.num_workers) else f" (as few as {fewest} when the cluster shrinks)"
-
-
-def _class_images(plan: Plan, prior: PriorPlan) -> str:
-    from pipelines.stages.prior_stage import images_present
-
-    missing = len(prior.missing(images_present(plan.config.prior_uri, prior)))
-    there = "all there" if not missing else f"{missing} to make"
-    return f"{prior.count} of {prior.class_prompt!r}: {there} (set {prior.key})"
-
-
-def _count(parameters: int) -> str:
-    return f"{parameters / 1e6:.2f} M" if parameters >= 10_000 else str(parameters)
-
-
-def readable_bytes(count: int) -> str:
-    """In GiB or MiB."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

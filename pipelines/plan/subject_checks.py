@@ -16,7 +16,7 @@ from dreambooth.quiet import quiet
 from pipelines.cluster.ray_cluster import Resources, usable_cpus
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.plan.subject_list import ListedSubject
-from pipelines.storage.publications import is_local
+from pipelines.storage.files import is_local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -28,7 +28,7 @@ from dreambooth.errors import InputError
 from dreambooth.reach import prove_store
 from pipelines.plan.tables import NOTE, SUBJECT, Row, Settings, known_names, read_table
 from pipelines.storage.faults import explain
-from pipelines.storage.publications import absolute, filesystem, is_local, join
+from pipelines.storage.files import absolute, filesystem, is_local, join
 
 _SUBJECT_FILE = "subject.yaml"
 _SHOWN = 5

@@ -18,7 +18,7 @@ from dreambooth.sampling.class_images import PriorPlan
 from pipelines.cluster.metrics import record as record_metric
 from pipelines.queue.class_image_sets import ClassImageSets, WantedSet
 from pipelines.queue.subject_record import read_records
-from pipelines.storage.publications import exists, join, write_json
+from pipelines.storage.files import exists, join, write_json
 from pipelines.tasks import (
     STATES,
     Message,

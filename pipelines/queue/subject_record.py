@@ -2,7 +2,7 @@
 
 import json
 
-from pipelines.storage.publications import filesystem
+from pipelines.storage.files import filesystem
 from pipelines.tasks import SubjectRecord
 
 

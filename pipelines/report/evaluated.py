@@ -11,7 +11,8 @@ from typing import Any
 from dreambooth.errors import InputError
 from dreambooth.evaluation.figures import Figures, figures_from
 from pipelines.stages.evaluation_store import INDEX
-from pipelines.storage.publications import filesystem, join, published, read_json
+from pipelines.storage.files import filesystem, join, read_json
+from pipelines.storage.publications import published
 
 
 @dataclass(frozen=True, kw_only=True)

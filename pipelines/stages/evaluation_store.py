@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.stages.evaluate_stage import Evaluation, Similarity
-from pipelines.storage.publications import join, opened, publish, published
+from pipelines.storage.files import join
+from pipelines.storage.publications import opened, publish, published
 
 INDEX = "evaluation.json"
 

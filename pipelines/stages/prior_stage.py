@@ -10,15 +10,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dreambooth.sampling.class_images import PriorPlan, image_name
-from pipelines.storage.publications import (
-    FileRecord,
-    Manifest,
-    filesystem,
-    join,
-    read_bytes,
-    read_manifest,
-    write_manifest,
-)
+from pipelines.storage.files import FileRecord, filesystem, join, read_bytes
+from pipelines.storage.publications import Manifest, read_manifest, write_manifest
 from pipelines.tasks import Call, PriorSet, Source
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from dreambooth.data.images import InstanceImage, find_instance_images
 from dreambooth.data.inspection import inspect_addresses
 from dreambooth.evaluation.protocol import SampleSet, protocol_of
 from pipelines.stages.evaluate_stage import instance_pictures
-from pipelines.storage.publications import exists, join, read_json, write_json
+from pipelines.storage.files import exists, join, read_json, write_json
 from pipelines.tasks import (
     EVALUATION_FORMAT,
     BankAddress,

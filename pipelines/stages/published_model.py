@@ -1,7 +1,8 @@
 """The published model of a subject."""
 
 from dreambooth.config.settings import DreamBoothConfig
-from pipelines.storage.publications import Manifest, join, published
+from pipelines.storage.files import join
+from pipelines.storage.publications import Manifest, published
 
 
 def find_model(config: DreamBoothConfig, key: str) -> Manifest | None:

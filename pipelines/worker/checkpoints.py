@@ -13,22 +13,8 @@ from typing import Any
 from dreambooth.errors import InputError
 from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
 from pipelines.storage.faults import StorageFull, readable_size, room_for
-from pipelines.storage.publications import (
-    MANIFEST_NAME,
-    Damaged,
-    FileRecord,
-    Manifest,
-    exists,
-    filesystem,
-    is_local,
-    join,
-    opened,
-    read_manifest,
-    remove,
-    sha256,
-    upload,
-    write_manifest,
-)
+from pipelines.storage.files import FileRecord, exists, filesystem, is_local, join, remove, sha256, upload
+from pipelines.storage.publications import MANIFEST_NAME, Damaged, Manifest, opened, read_manifest, write_manifest
 from pipelines.tasks import TrainTask
 from pipelines.worker.history import History
 

@@ -18,7 +18,8 @@ from pipelines.cluster.logs import log
 from pipelines.cluster.metrics import record
 from pipelines.cluster.preemption import Leaving, while_training
 from pipelines.storage.faults import room_for
-from pipelines.storage.publications import Manifest, join, opened, publish, write_json
+from pipelines.storage.files import join, write_json
+from pipelines.storage.publications import Manifest, opened, publish
 from pipelines.tasks import TrainTask
 from pipelines.worker.history import Checkpoints, History
 from pipelines.worker.hooks import Checkpoint, Hooks, Leave, NoLongerRising, Record, Samples, Score, Tell

@@ -24,7 +24,8 @@ from pipelines.stages.prior_stage import seal
 from pipelines.stages.protocol_stage import run_protocol
 from pipelines.stages.published_model import find_model
 from pipelines.storage.faults import StorageFull, no_room
-from pipelines.storage.publications import Manifest, join, remove
+from pipelines.storage.files import join, remove
+from pipelines.storage.publications import Manifest
 from pipelines.tasks import (
     LaneTask,
     MakeClassImages,

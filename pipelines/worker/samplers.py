@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.metrics import record
-from pipelines.storage.publications import exists, join, read_bytes, write_bytes
+from pipelines.storage.files import exists, join, read_bytes, write_bytes
 from pipelines.tasks import BankAddress, Measured, SampleRequest, Source, picture_name
 from pipelines.worker.held_pipeline import HeldPipeline
 

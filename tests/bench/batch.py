@@ -36,7 +36,7 @@ import yaml
 from peer import Peer
 
 from dreambooth.miniature import subject_dir
-from pipelines.storage.publications import read_json
+from pipelines.storage.files import read_json
 
 SUBJECTS = ("coral-car", "mint-dog", "lime-car", "navy-dog")
 COUNT, STEPS, CLASS_IMAGES = 8, 200, 50

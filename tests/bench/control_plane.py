@@ -37,7 +37,7 @@ from pipelines.plan.subject_checks import check_subjects, valid_plans
 from pipelines.plan.subject_list import read_batch
 from pipelines.queue.subject_record import read_records
 from pipelines.stages.prior_stage import seal
-from pipelines.storage.publications import join, write_bytes, write_json
+from pipelines.storage.files import join, write_bytes, write_json
 from pipelines.tasks import MakeClassImages, Message, Progress, State, TrainSubject
 
 if TYPE_CHECKING:  # what checks in other processes imports this module, and should not have to import MLflow

@@ -31,7 +31,7 @@ from s3fs import S3FileSystem
 
 from dreambooth.miniature import subject_dir
 from pipelines.driver.relay import MARK, RELAY_VARIABLE
-from pipelines.storage import publications as storage
+from pipelines.storage import files, publications
 from pipelines.tracking.client import connect, quietly
 from tests.integration.faulty_store import faulty_store
 
@@ -115,14 +115,14 @@ class Batch:
         """sha256 of every published file, by subject."""
         found = {}
         for name in NAMES:
-            manifest = storage.published(storage.join(self.root, name, "model"))
+            manifest = publications.published(files.join(self.root, name, "model"))
             assert manifest is not None, name
             found[name] = {file: record.sha256 for file, record in manifest.files.items()}
         return found
 
     def resumed_from(self) -> int:
         """The step from which the first subject's last attempt went on."""
-        fs, path = storage.filesystem(storage.join(self.root, NAMES[0], "training"))
+        fs, path = files.filesystem(files.join(self.root, NAMES[0], "training"))
         [record] = [name for name in fs.ls(path, detail=False) if name.endswith(".json")]
         return int(json.loads(fs.cat_file(record))["resumed_from"])
 
@@ -241,7 +241,7 @@ def _measure_store(
 
 def row(name: str, what: str, batch: Batch, calm: Mapping[str, Mapping[str, str]], *, again: bool) -> dict[str, Any]:
     """What there is to say of a fault that a batch has outlived."""
-    summary = storage.read_json(storage.join(batch.root, "batches", "pets", "summary.json"))
+    summary = files.read_json(files.join(batch.root, "batches", "pets", "summary.json"))
     resumed = batch.resumed_from()
     [struck] = [one for one in summary["results"] if one["subject"] == NAMES[0]]
     return {

@@ -21,7 +21,8 @@ from pipelines.driver.batch import BatchOutcome, run_batch
 from pipelines.driver.conclude import conclude
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
 from pipelines.plan.run_plan import Plan, make_plan
-from pipelines.storage.publications import join, published, read_json
+from pipelines.storage.files import join, read_json
+from pipelines.storage.publications import published
 from pipelines.tasks import Message, Progress, State
 from pipelines.tracking.client import connect, quietly
 

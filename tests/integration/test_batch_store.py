@@ -16,7 +16,7 @@ from s3fs import S3FileSystem
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.miniature import subject_dir
 from pipelines.apps.garbage import find_leftovers
-from pipelines.storage import publications as storage
+from pipelines.storage import files, publications
 from tests.integration.faulty_store import faulty_store
 
 NAMES = ("coral-car", "lime-car", "navy-dog")
@@ -24,7 +24,7 @@ SECONDS_AWAY = 20
 
 
 def upload(folder: Path, address: str) -> None:
-    fs, root = storage.filesystem(address)
+    fs, root = files.filesystem(address)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             fs.put_file(str(path), f"{root}/{path.relative_to(folder).as_posix()}")
@@ -56,20 +56,20 @@ def command(s3: str, make_config: Any) -> list[str]:
     rows = [
         {"name": name, "class_noun": name.rsplit("-", 1)[-1], "instance_images": f"photos/{name}"} for name in NAMES
     ]
-    storage.write_bytes(f"{s3}/pets.yaml", yaml.safe_dump(settings | {"subjects": rows}).encode())
+    files.write_bytes(f"{s3}/pets.yaml", yaml.safe_dump(settings | {"subjects": rows}).encode())
     return [sys.executable, "-m", "pipelines.cli", "batch", f"{s3}/pets.yaml"]
 
 
 def check_all_is_there(s3: str, tmp_path: Path) -> None:
-    summary = storage.read_json(f"{s3}/results/batches/pets/summary.json")
+    summary = files.read_json(f"{s3}/results/batches/pets/summary.json")
     assert summary["subjects"]["done"] == len(NAMES)
     assert {row["failures"] for row in summary["results"]} == {0}
     for name in NAMES:
-        manifest = storage.published(f"{s3}/results/{name}/model")
+        manifest = publications.published(f"{s3}/results/{name}/model")
         assert manifest is not None
-        storage.fetch(manifest, tmp_path / name)  # compares sizes and sha256
-        assert storage.read_json(f"{s3}/results/{name}/summary.json")["version"] == 1
-    assert storage.exists(f"{s3}/results/batches/pets/report.html")
+        publications.fetch(manifest, tmp_path / name)  # compares sizes and sha256
+        assert files.read_json(f"{s3}/results/{name}/summary.json")["version"] == 1
+    assert files.exists(f"{s3}/results/batches/pets/report.html")
     assert not find_leftovers(f"{s3}/results", older_than=datetime.timedelta(0))
     assert not list(tmp_path.glob("output"))
 
@@ -78,7 +78,7 @@ def check_all_is_there(s3: str, tmp_path: Path) -> None:
 def test_a_batch_outlives_its_store(s3: str, object_store: Any, command: list[str], tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
         first = f"{s3}/results/{NAMES[0]}/model"
-        wait_for(lambda: storage.published(first), driver)
+        wait_for(lambda: publications.published(first), driver)
         object_store.stop()
         time.sleep(SECONDS_AWAY)
         object_store.start()
@@ -107,11 +107,11 @@ def test_publications_get_through_to_a_busy_store(
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
         S3FileSystem.clear_instance_cache()
-        published = storage.publish(tiny_pipeline, f"{s3}/model", metadata={})
-        assert storage.published(f"{s3}/model") == published
-        storage.fetch(published, tmp_path / "copy")
+        published = publications.publish(tiny_pipeline, f"{s3}/model", metadata={})
+        assert publications.published(f"{s3}/model") == published
+        publications.fetch(published, tmp_path / "copy")
         for number in range(8):
-            storage.write_json(f"{s3}/record.json", {"number": number})
-            assert storage.read_json(f"{s3}/record.json") == {"number": number}
+            files.write_json(f"{s3}/record.json", {"number": number})
+            assert files.read_json(f"{s3}/record.json") == {"number": number}
         assert not find_leftovers(s3, older_than=datetime.timedelta(0))
     assert store.refused >= 8

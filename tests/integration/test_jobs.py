@@ -11,7 +11,7 @@ import yaml
 from local_nodes import Cluster, free_port, started
 
 from dreambooth.miniature import subject_dir
-from pipelines.storage.publications import read_json
+from pipelines.storage.files import read_json
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pipelines.driver.batch import run_batch
 from pipelines.plan.batch_plan import make_batch_plan
 from pipelines.plan.run_plan import make_plan
 from pipelines.queue.subject_record import read_records
-from pipelines.storage.publications import join, read_json
+from pipelines.storage.files import join, read_json
 
 SUBJECTS, WARM = 50, 5
 ROOM = Resources(cpus=4, gpus=0)

@@ -22,7 +22,7 @@ from dreambooth.errors import InputError
 from dreambooth.models.base_model import resolve_base_model
 from pipelines.apps.garbage import find_leftovers, remove_leftovers
 from pipelines.plan.subject_list import read_batch
-from pipelines.storage import publications as storage
+from pipelines.storage import files, publications
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def upload(folder: Path, address: str) -> None:
-    fs, root = storage.filesystem(address)
+    fs, root = files.filesystem(address)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             fs.put_file(str(path), f"{root}/{path.relative_to(folder).as_posix()}")
@@ -48,16 +48,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_publication_comes_back_whole(s3: str, model: Path, tmp_path: Path) -> None:
-    assert storage.published(f"{s3}/models") is None
-    storage.publish(model, f"{s3}/models", metadata={"identifier": "sks", "attempt": 1})
-    second = storage.publish(model, f"{s3}/models", metadata={"identifier": "sks", "attempt": 2})
-    found = storage.published(f"{s3}/models")
+    assert publications.published(f"{s3}/models") is None
+    publications.publish(model, f"{s3}/models", metadata={"identifier": "sks", "attempt": 1})
+    second = publications.publish(model, f"{s3}/models", metadata={"identifier": "sks", "attempt": 2})
+    found = publications.published(f"{s3}/models")
     assert found == second
     assert found is not None
     assert found.uri.startswith(f"{s3}/models/")
-    assert storage.read_manifest(found.uri) == storage.read_manifest(f"{found.uri}/manifest.json") == second
-    assert contents(storage.fetch(found, tmp_path / "copy")) == contents(model)
-    with storage.opened(found) as copy:
+    assert publications.read_manifest(found.uri) == publications.read_manifest(f"{found.uri}/manifest.json") == second
+    assert contents(publications.fetch(found, tmp_path / "copy")) == contents(model)
+    with publications.opened(found) as copy:
         assert contents(copy) == contents(model)
 
 
@@ -67,33 +67,33 @@ def test_a_file_larger_than_one_part(s3: str, tmp_path: Path) -> None:
     with (directory / "weights.safetensors").open("wb") as file:
         for part in range(102):  # s3fs uploads in parts from 100 MiB on
             file.write(bytes([part]) * (1 << 20))
-    published = storage.publish(directory, s3, metadata={})
-    copy = storage.fetch(published.uri, tmp_path / "copy")
+    published = publications.publish(directory, s3, metadata={})
+    copy = publications.fetch(published.uri, tmp_path / "copy")
     assert (copy / "weights.safetensors").stat().st_size == 102 << 20
 
 
 def test_files_are_written_over_and_seen_at_once(s3: str) -> None:
-    address = storage.join(s3, "deep", "état (1)+=&?.json")
-    assert not storage.exists(address)
-    assert not storage.exists(s3)
+    address = files.join(s3, "deep", "état (1)+=&?.json")
+    assert not files.exists(address)
+    assert not files.exists(s3)
     for step in range(3):
-        storage.write_json(address, {"step": step})
-        assert storage.read_json(address) == {"step": step}
-    assert storage.exists(address)
-    assert storage.exists(s3)
-    assert not storage.exists(storage.join(s3, "dee"))
+        files.write_json(address, {"step": step})
+        assert files.read_json(address) == {"step": step}
+    assert files.exists(address)
+    assert files.exists(s3)
+    assert not files.exists(files.join(s3, "dee"))
     with pytest.raises(FileNotFoundError):
-        storage.read_bytes(storage.join(s3, "absent"))
+        files.read_bytes(files.join(s3, "absent"))
 
 
 def test_an_upload_that_dies_midway_is_no_publication(s3: str, model: Path) -> None:
-    first = storage.publish(model, s3, metadata={"attempt": 1})
+    first = publications.publish(model, s3, metadata={"attempt": 1})
     script = f"""
 import time
 from pathlib import Path
-from pipelines.storage import publications as storage
+from pipelines.storage import files, publications
 
-hash_of = storage._sha256
+hash_of = files.sha256
 
 def stop_before_the_last(path):
     if path.name == "weights.safetensors":
@@ -101,21 +101,21 @@ def stop_before_the_last(path):
         time.sleep(60)
     return hash_of(path)
 
-storage._sha256 = stop_before_the_last
-storage.publish(Path({str(model)!r}), {s3!r}, metadata={{"attempt": 2}})
+files.sha256 = stop_before_the_last
+publications.publish(Path({str(model)!r}), {s3!r}, metadata={{"attempt": 2}})
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "two are up\n"
         process.send_signal(signal.SIGKILL)
-    fs, root = storage.filesystem(s3)
+    fs, root = files.filesystem(s3)
     names = sorted(Path(path).name for path in fs.ls(root, detail=False))
     assert len(names) == 2
     left = sorted(path.removeprefix(f"{root}/{names[1]}/") for path in fs.find(f"{root}/{names[1]}"))
     assert left == ["model_index.json", "unet/an état (1).txt"]
-    assert storage.published(s3) == first
+    assert publications.published(s3) == first
     with pytest.raises(InputError, match="isn't a publication"):
-        storage.read_manifest(f"{s3}/{names[1]}")
+        publications.read_manifest(f"{s3}/{names[1]}")
     [leftover] = find_leftovers(s3, older_than=datetime.timedelta(0))
     assert leftover.uri == f"{s3}/{names[1]}"
     remove_leftovers((leftover,))
@@ -123,38 +123,38 @@ storage.publish(Path({str(model)!r}), {s3!r}, metadata={{"attempt": 2}})
 
 
 def test_a_byte_changed_in_the_store_is_found(s3: str, model: Path, tmp_path: Path) -> None:
-    published = storage.publish(model, s3, metadata={})
+    published = publications.publish(model, s3, metadata={})
     address = f"{published.uri}/unet/weights.safetensors"
-    content = storage.read_bytes(address)
-    storage.write_bytes(address, content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    content = files.read_bytes(address)
+    files.write_bytes(address, content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
     with pytest.raises(InputError, match=r"unet/weights\.safetensors at s3://.*: expected sha256 \w{64}, got \w{64}"):
-        storage.fetch(published, tmp_path / "copy")
-    storage.write_bytes(address, content[:1000])
+        publications.fetch(published, tmp_path / "copy")
+    files.write_bytes(address, content[:1000])
     with pytest.raises(InputError, match=r"unet/weights\.safetensors at s3://.*: expected 1048576 bytes, got 1000"):
-        storage.fetch(published, tmp_path / "copy")
-    fs, path = storage.filesystem(address)
+        publications.fetch(published, tmp_path / "copy")
+    fs, path = files.filesystem(address)
     fs.rm_file(path)
     with pytest.raises(InputError, match=r"unet/weights\.safetensors is in the manifest .* missing there"):
-        storage.fetch(published, tmp_path / "copy")
+        publications.fetch(published, tmp_path / "copy")
     assert not list((tmp_path / "copy").rglob("*.part"))
     assert not list((tmp_path / "copy").rglob("weights*"))
 
 
 def test_a_writable_address_passes_and_keeps_nothing(s3: str) -> None:
-    storage.check_writable(s3)
-    assert not storage.exists(s3)
+    files.check_writable(s3)
+    assert not files.exists(s3)
 
 
 def test_a_wrong_secret_key_is_refused(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(InputError, match=r"can't write to 's3://.*': the store refuses the credentials \(Signature"):
-        storage.check_writable(s3)
+        files.check_writable(s3)
 
 
 def test_an_unknown_access_key_is_refused(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dreambooth:nobody")
     with pytest.raises(InputError, match=r"can't write to 's3://.*': the store refuses the credentials"):
-        storage.check_writable(s3)
+        files.check_writable(s3)
 
 
 def test_no_credentials_at_all(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -164,14 +164,14 @@ def test_no_credentials_at_all(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_pat
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"can't write to 's3://.*': .*set AWS_ACCESS_KEY_ID and"):
-        storage.check_writable(s3)
+        files.check_writable(s3)
 
 
 def test_a_bucket_that_is_missing_is_said_and_not_made(s3: str) -> None:
     for address in ("s3://nosuchbucket/results", "s3://nosuchbucket"):
         with pytest.raises(InputError, match=f"can't write to '{address}': there is no such bucket; create it"):
-            storage.check_writable(address)
-    assert not storage.exists("s3://nosuchbucket")
+            files.check_writable(address)
+    assert not files.exists("s3://nosuchbucket")
 
 
 def test_a_store_that_never_answers_is_given_up_in_seconds(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,41 +181,41 @@ def test_a_store_that_never_answers_is_given_up_in_seconds(s3: str, monkeypatch:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
         begin = time.monotonic()
         with pytest.raises(InputError, match=r"can't write to 's3://.*': it can't be reached"):
-            storage.check_writable(s3)
+            files.check_writable(s3)
         assert time.monotonic() - begin < 20
 
 
 def test_a_store_that_is_away_for_a_while(object_store: Any, s3: str, model: Path, tmp_path: Path) -> None:
-    storage.publish(model, s3, metadata={"attempt": 1})
+    publications.publish(model, s3, metadata={"attempt": 1})
     object_store.stop()
     back = threading.Timer(5, object_store.start)
     try:
         begin = time.monotonic()
         with pytest.raises(InputError, match=r"can't write to 's3://.*': it can't be reached .*AWS_ENDPOINT_URL"):
-            storage.check_writable(s3)
+            files.check_writable(s3)
         assert time.monotonic() - begin < 10
     finally:
         back.start()
     try:
         # The results of hours of training wait for it.
-        second = storage.publish(model, s3, metadata={"attempt": 2})
+        second = publications.publish(model, s3, metadata={"attempt": 2})
     finally:
         back.join()
-    assert storage.published(s3) == second
-    assert contents(storage.fetch(second, tmp_path / "copy")) == contents(model)
+    assert publications.published(s3) == second
+    assert contents(publications.fetch(second, tmp_path / "copy")) == contents(model)
 
 
 def test_pyarrow_goes_through_the_same_door(s3: str) -> None:
-    storage.write_json(storage.join(s3, "state.json"), {"step": 3})
-    fs, path = storage.pyarrow_filesystem(s3)
+    files.write_json(files.join(s3, "state.json"), {"step": 3})
+    fs, path = files.pyarrow_filesystem(s3)
     with fs.open_input_stream(f"{path}/state.json") as stream:
-        assert stream.read() == storage.read_bytes(storage.join(s3, "state.json"))
+        assert stream.read() == files.read_bytes(files.join(s3, "state.json"))
     fs.create_dir(f"{path}/run/checkpoint", recursive=True)
     with fs.open_output_stream(f"{path}/run/checkpoint/weights") as stream:
         stream.write(b"weights")
-    assert storage.read_bytes(storage.join(s3, "run/checkpoint/weights")) == b"weights"
+    assert files.read_bytes(files.join(s3, "run/checkpoint/weights")) == b"weights"
     fs.delete_dir(f"{path}/run")
-    assert not storage.exists(storage.join(s3, "run/checkpoint/weights"))
+    assert not files.exists(files.join(s3, "run/checkpoint/weights"))
 
 
 def test_a_base_model_is_fetched_once(
@@ -239,7 +239,7 @@ def test_a_base_model_is_fetched_once(
     assert bases[0].hash == resolve_base_model(str(tiny_pipeline)).hash
     assert bases[0].resolution == 64
 
-    storage.write_bytes(f"{s3}/base/unet/config.json", storage.read_bytes(f"{s3}/base/unet/config.json") + b"\n")
+    files.write_bytes(f"{s3}/base/unet/config.json", files.read_bytes(f"{s3}/base/unet/config.json") + b"\n")
     changed = resolve_base_model(f"{s3}/base")
     assert changed.directory != bases[0].directory
     assert changed.hash != bases[0].hash
@@ -279,8 +279,8 @@ def test_a_base_model_that_cannot_be_had(
 
 def test_instance_images_from_the_store(s3: str, instance_folder: Path) -> None:
     upload(instance_folder, f"{s3}/red dog")
-    storage.write_bytes(f"{s3}/red dog/notes.md", b"no image")
-    storage.write_bytes(f"{s3}/red dog/old/99.png", b"in a folder below")
+    files.write_bytes(f"{s3}/red dog/notes.md", b"no image")
+    files.write_bytes(f"{s3}/red dog/old/99.png", b"in a folder below")
     images = find_instance_images([f"{s3}/red dog"])
     names = [f"{index:02d}.png" for index in range(5)]
     assert [image.address for image in images] == [f"{s3}/red dog/{name}" for name in names]
@@ -296,9 +296,9 @@ def test_instance_images_from_the_store(s3: str, instance_folder: Path) -> None:
         assert opened.tobytes() == original.tobytes()
 
     # What was added since is seen.
-    storage.write_bytes(f"{s3}/red dog/00.txt", "a dog on a Česká street\n".encode())
+    files.write_bytes(f"{s3}/red dog/00.txt", "a dog on a Česká street\n".encode())
     upload(instance_folder, f"{s3}/red dog/more")
-    storage.write_bytes(f"{s3}/red dog/05.png", (instance_folder / "00.png").read_bytes())
+    files.write_bytes(f"{s3}/red dog/05.png", (instance_folder / "00.png").read_bytes())
     again = find_instance_images([f"{s3}/red dog"])
     assert [image.caption for image in again] == ["a dog on a Česká street", None, None, None, None, None]
 
@@ -308,7 +308,7 @@ def test_instance_images_that_cannot_be_read(s3: str, monkeypatch: pytest.Monkey
         find_instance_images([f"{s3}/nothing"])
     with pytest.raises(InputError, match=r"no file matches s3://.*/\*\.png"):
         find_instance_images([f"{s3}/*.png"])
-    storage.write_bytes(f"{s3}/empty.png", b"")
+    files.write_bytes(f"{s3}/empty.png", b"")
     with pytest.raises(InputError, match=r"s3://.*/empty\.png is empty"):
         open_image(f"{s3}/empty.png", max_pixels=10_000)
     S3FileSystem.clear_instance_cache()
@@ -322,20 +322,20 @@ def test_instance_images_that_cannot_be_read(s3: str, monkeypatch: pytest.Monkey
 def test_a_batch_is_read_from_the_store(s3: str, instance_folder: Path) -> None:
     for name in ("rex", "My Dog"):
         upload(instance_folder, f"{s3}/photos/{name}")
-    storage.write_bytes(f"{s3}/photos/rex/subject.yaml", b"{class_noun: dog, train.max_train_steps: 7}")
+    files.write_bytes(f"{s3}/photos/rex/subject.yaml", b"{class_noun: dog, train.max_train_steps: 7}")
     mine, rex = read_batch(f"{s3}/photos", ("subject.class_noun=dog",))
     assert (mine.name, rex.name) == ("my-dog", "rex")
     assert rex.config is not None
     assert rex.config.subject.instance_images == (f"{s3}/photos/rex",)
     assert rex.config.train.max_train_steps == 7
-    storage.write_bytes(f"{s3}/pets.csv", b"name,class_noun,instance_images\nrex,dog,photos/rex/*.png\n")
+    files.write_bytes(f"{s3}/pets.csv", b"name,class_noun,instance_images\nrex,dog,photos/rex/*.png\n")
     [rex] = read_batch(f"{s3}/pets.csv")
     assert rex.config is not None
     assert len(find_instance_images(rex.config.subject.instance_images)) == 5
 
 
 def test_a_batch_that_cannot_be_read_says_why(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage.write_bytes(f"{s3}/pets.csv", b"name,class_noun,instance_images\nrex,dog,photos/rex\n")
+    files.write_bytes(f"{s3}/pets.csv", b"name,class_noun,instance_images\nrex,dog,photos/rex\n")
     for missing in (f"{s3}/none.csv", "s3://nosuchbucket/pets.csv"):
         with pytest.raises(InputError, match=f"there is nothing at '{missing}'"):
             read_batch(missing)

@@ -13,7 +13,7 @@ from pipelines.apps.paper.paper import PaperResult, plan_paper, run_paper
 from pipelines.apps.paper.settings import quick_setting
 from pipelines.apps.paper.tables import Finding
 from pipelines.cluster.ray_cluster import Resources
-from pipelines.storage.publications import read_json
+from pipelines.storage.files import read_json
 
 SEEDS = ("train.seed=0", "prior.seed=0", "evaluation.seed=1")
 FOUND = (

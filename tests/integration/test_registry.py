@@ -24,7 +24,7 @@ from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
 from dreambooth.sampling.sampler import load_pipeline, sample, sampling_dtype
 from pipelines.apps.generate import generate
-from pipelines.storage import publications as storage
+from pipelines.storage import files, publications
 from pipelines.tracking.client import connect, default_tracking, quietly
 from pipelines.tracking.registry import RegisteredVersion, register
 from pipelines.tracking.runs import check_tracking, track
@@ -285,9 +285,9 @@ def _answers(address: str) -> bool:
 
 def test_generate_takes_a_publication_from_any_store(tiny_pipeline: Path) -> None:
     metadata = {"identifier": "zqx", "num_inference_steps": STEPS, "guidance_scale": 4.0}
-    storage.publish(tiny_pipeline, "memory://rex/model", metadata=metadata)
+    publications.publish(tiny_pipeline, "memory://rex/model", metadata=metadata)
     result = generate("memory://rex/model", PROMPT, num=1, seed=5, output="memory://rex/pictures")
-    assert storage.read_bytes(result.paths[0]).startswith(b"\x89PNG")
+    assert files.read_bytes(result.paths[0]).startswith(b"\x89PNG")
 
 
 def test_generate_says_what_is_not_there(

@@ -12,7 +12,7 @@ import yaml
 from local_nodes import Cluster, free_port, in_the_middle, kill_node, running_a_lane, started
 
 from dreambooth.miniature import subject_dir
-from pipelines.storage import publications as storage
+from pipelines.storage import files, publications
 from pipelines.tracking.client import connect, quietly
 
 NAMES = ("coral-car", "mint-dog", "lime-car", "navy-dog", "second-car", "second-dog")
@@ -50,7 +50,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def table(s3: str, tiny_pipeline: Path, tmp_path: Path) -> Path:
     """Six subjects of two classes, their photographs and the base in the store."""
-    fs, root = storage.filesystem(s3)
+    fs, root = files.filesystem(s3)
     folders = {
         name: subject_dir(name.replace("second-car", "coral-car").replace("second-dog", "mint-dog")) for name in NAMES
     }
@@ -124,16 +124,16 @@ def test_a_node_is_lost_and_no_subject(
 
 
 def check_the_end(s3: str, mlflow_server: str, tmp_path: Path) -> None:
-    summary = storage.read_json(f"{s3}/results/batches/pets/summary.json")
+    summary = files.read_json(f"{s3}/results/batches/pets/summary.json")
     rows = {row["subject"]: row for row in summary["results"]}
     assert {row["state"] for row in rows.values()} == {"done"}
     assert sum(row["failures"] for row in rows.values()) == 0  # a lost node is no subject's fault
     for name in NAMES:
-        manifest = storage.published(f"{s3}/results/{name}/model")
+        manifest = publications.published(f"{s3}/results/{name}/model")
         assert manifest is not None
-        storage.fetch(manifest, tmp_path / name)
-        [training] = storage.filesystem(s3)[0].glob(f"{s3}/results/{name}/training/*.json")
-        record = storage.read_json(f"s3://{training}")
+        publications.fetch(manifest, tmp_path / name)
+        [training] = files.filesystem(s3)[0].glob(f"{s3}/results/{name}/training/*.json")
+        record = files.read_json(f"s3://{training}")
         assert [step["step"] for step in record["history"]] == list(range(1, STEPS + 1))
         assert record["resumed_from"] % CHECKPOINT_EVERY == 0
     with quietly():

@@ -15,7 +15,8 @@ import yaml
 from dreambooth.config.settings import DreamBoothConfig
 from pipelines.driver import personalize as driver
 from pipelines.driver.run_view import RunView
-from pipelines.storage.publications import join, published, read_json, read_manifest
+from pipelines.storage.files import join, read_json
+from pipelines.storage.publications import published, read_manifest
 from pipelines.tasks import Message
 from pipelines.tracking.client import connect, quietly
 

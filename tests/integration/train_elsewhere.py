@@ -13,7 +13,7 @@ from dreambooth.config.settings import load_config
 from pipelines.driver import personalize
 from pipelines.driver.console import RunConsole
 from pipelines.driver.run_view import RunView
-from pipelines.storage.publications import join, read_json
+from pipelines.storage.files import join, read_json
 from pipelines.tasks import Message
 
 

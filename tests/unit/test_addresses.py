@@ -26,8 +26,8 @@ from pipelines.cli import main
 from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.driver.jobs import connect as connect_to_jobs
 from pipelines.driver.jobs import make_job
-from pipelines.plan.run_plan import printable_settings
-from pipelines.storage.publications import check_writable, filesystem
+from pipelines.plan.describe import printable_settings
+from pipelines.storage.files import check_writable, filesystem
 from pipelines.tracking.client import check_connection, resolve_tracking_uri
 
 SECONDS = 10.0

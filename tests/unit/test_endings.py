@@ -34,7 +34,7 @@ WORK: dict[tuple[str, ...], tuple[list[str], str]] = {
     ("jobs", "logs"): (["job"], "pipelines.driver.jobs.connect"),
     ("jobs", "status"): (["job"], "pipelines.driver.jobs.connect"),
     ("jobs", "stop"): (["job"], "pipelines.driver.jobs.connect"),
-    ("manifest",): (["rayjob", "x.yaml", "--image", "i"], "pipelines.storage.publications.filesystem"),
+    ("manifest",): (["rayjob", "x.yaml", "--image", "i"], "pipelines.storage.files.filesystem"),
     ("study",): (["a", "b"], "pipelines.apps.study.make.open_study"),
     ("generate",): (["a [V] dog", "--model", "m"], "pipelines.apps.generate.generate"),
     ("identifiers",): ([], "dreambooth.models.base_model.resolve_base_model"),

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 from dreambooth.errors import InputError
 from pipelines.apps.garbage import find_leftovers, remove_leftovers
 from pipelines.cli import main
-from pipelines.storage.publications import Manifest, exists, join, publish, read_manifest, write_bytes, write_manifest
+from pipelines.storage.files import exists, join, write_bytes
+from pipelines.storage.publications import Manifest, publish, read_manifest, write_manifest
 
 DAY = datetime.timedelta(days=1)
 OLD, NEW = "20200101T000000000000Z-0123abcd", "29990101T000000000000Z-0123abcd"

@@ -21,7 +21,7 @@ Manifests = Callable[..., list[dict[str, Any]]]
 @pytest.fixture
 def run_yaml(tiny_pipeline: Path, instance_folder: Path, tmp_path: Path) -> Path:
     """A run whose addresses a cluster could reach: all in a store in memory."""
-    from pipelines.storage.publications import write_bytes
+    from pipelines.storage.files import write_bytes
 
     for path in instance_folder.iterdir():
         write_bytes(f"memory://photos/red-dog/{path.name}", path.read_bytes())

@@ -16,8 +16,9 @@ from dreambooth.training.model import load_schedule
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import train_task
 from pipelines.plan.batch_plan import describe_batch, make_batch_plan
+from pipelines.plan.describe import describe_plan
 from pipelines.plan.destinations import check_destinations
-from pipelines.plan.run_plan import Plan, describe_plan, make_plan
+from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.stages.evaluate_stage import sample_requests
 from pipelines.tasks import Source
 

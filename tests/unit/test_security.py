@@ -17,7 +17,7 @@ from dreambooth.models.base_model import resolve_base_model
 from dreambooth.sampling.sampler import load_pipeline
 from dreambooth.training.model import load_components
 from pipelines.driver.jobs import make_job
-from pipelines.plan.run_plan import printable_settings
+from pipelines.plan.describe import printable_settings
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [path for package in ("dreambooth", "pipelines", "infra") for path in (ROOT / package).rglob("*.py")]

@@ -22,7 +22,7 @@ from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import train_task
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.storage.faults import StorageFull
-from pipelines.storage.publications import filesystem
+from pipelines.storage.files import filesystem
 from pipelines.worker.checkpoints import StoredCheckpoints
 from pipelines.worker.fine_tune import FineTuned, fine_tune
 

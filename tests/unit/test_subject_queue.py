@@ -15,7 +15,7 @@ from dreambooth.sampling.class_images import PriorPlan, image_name
 from pipelines.queue.subject_queue import QueuedSubject, SubjectQueue
 from pipelines.stages.prior_stage import seal
 from pipelines.stages.protocol_stage import protocol_task
-from pipelines.storage.publications import join, read_json, write_bytes
+from pipelines.storage.files import join, read_json, write_bytes
 from pipelines.tasks import MakeClassImages, Progress, SubjectRecord, TrainSubject, TrainTask, Wait
 
 LANE, OTHER = "driver/0", "driver/1"

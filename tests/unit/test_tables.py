@@ -157,7 +157,7 @@ class TestSubjectFile:
     SAYS = "{class_noun: dog, identifier: tfz, train: {max_train_steps: 7}}"
 
     def settings(self, *arguments: str) -> DreamBoothConfig:
-        from pipelines.cli.main import _settings
+        from pipelines.cli.run import _settings
 
         flags = dict.fromkeys(
             ["class_noun", "name", "identifier", "base_model", "steps", "workers", "zero_stage", "output", "address"]
@@ -168,7 +168,7 @@ class TestSubjectFile:
 
     @pytest.fixture(params=["", "memory://"])
     def place(self, request: pytest.FixtureRequest, working_folder: Path) -> str:
-        from pipelines.storage.publications import write_bytes
+        from pipelines.storage.files import write_bytes
 
         place = f"memory://{working_folder.parent.name}" if request.param else str(working_folder)
         write_bytes(f"{place}/My Rex/subject.yaml", self.SAYS.encode("utf-16"))

@@ -23,7 +23,7 @@ from pipelines.driver.personalize import check_batch_destinations
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
 from pipelines.plan.run_plan import Plan
 from pipelines.stages.protocol_stage import find_evaluation
-from pipelines.storage.publications import join, write_bytes, write_json
+from pipelines.storage.files import join, write_bytes, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dreambooth.miniature import subject_dir
 from pipelines.apps.paper.experiments import Experiment
 from pipelines.apps.paper.trials import Trial
 from pipelines.report.pictures import Row, contact_sheet
-from pipelines.storage.publications import read_bytes
+from pipelines.storage.files import read_bytes
 
 _SUBJECTS, _PROMPTS = 3, 8
 

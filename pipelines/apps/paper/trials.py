@@ -17,7 +17,7 @@ from dreambooth.models.families.stable_diffusion import load_tokenizer
 from pipelines.apps.paper.experiments import WRONG_NOUNS, Experiment, Row, Setting
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import Plan, make_plan
-from pipelines.storage.publications import join
+from pipelines.storage.files import join
 
 _AT_ONCE = 8
 

@@ -11,7 +11,7 @@ from dreambooth.errors import InputError
 from pipelines.apps.generate import FoundModel, sample_prompts
 from pipelines.apps.study.study import SubjectSamples
 from pipelines.report.evaluated import Evaluated, find_evaluated, read_evaluation, read_pictures
-from pipelines.storage.publications import exists, join, read_json
+from pipelines.storage.files import exists, join, read_json
 
 _LARGEST_PIXELS = 200_000_000
 

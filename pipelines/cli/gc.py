@@ -1,0 +1,24 @@
+"""`dreambooth gc`: remove what attempts that died left behind."""
+
+import click
+
+from dreambooth.config.addresses import shown
+from pipelines.cli.given import Real
+
+
+@click.command()
+@click.argument("address", default="output")
+@click.option("--older-than", default=24.0, show_default=True, type=Real(0, 876_000), help="Hours.")
+@click.option("--dry-run", is_flag=True, help="Only list.")
+def gc(address: str, older_than: float, dry_run: bool) -> None:
+    """Remove what attempts that died left below ADDRESS: publications and checkpoints without a manifest."""
+    import datetime
+
+    from pipelines.apps.garbage import find_leftovers, remove_leftovers
+
+    leftovers = find_leftovers(address, older_than=datetime.timedelta(hours=older_than))
+    for leftover in leftovers:
+        click.echo(f"{leftover.size / 2**20:8.1f} MiB  begun {leftover.begun:%Y-%m-%d %H:%M}  {shown(leftover.uri)}")
+    if not dry_run:
+        remove_leftovers(leftovers)
+    click.echo(f"{len(leftovers)} leftover{'s' * (len(leftovers) != 1)} {'found' if dry_run else 'removed'}")

@@ -1,0 +1,23 @@
+"""`dreambooth identifiers`: rare tokens of a base model."""
+
+import click
+
+
+@click.command()
+@click.option("--base-model", default="miniature", show_default=True)
+@click.option("--revision")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100_000))
+@click.option("--check", metavar="WORD", help="Say into which tokens this identifier splits and how common they are.")
+def identifiers(base_model: str, revision: str | None, limit: int, check: str | None) -> None:
+    """List rare tokens of a base model's tokenizer that can be identifiers, rarest first, and why."""
+    from dreambooth.data.identifier import candidates, describe
+    from dreambooth.models.base_model import resolve_base_model
+    from dreambooth.models.families.stable_diffusion import load_tokenizer
+
+    tokenizer = load_tokenizer(resolve_base_model(base_model, revision).directory)
+    if check is not None:
+        description = describe(tokenizer, check)
+        click.echo(description.warning or f"{check!r} is a rare identifier")
+        return
+    for candidate in candidates(tokenizer, limit=limit):
+        click.echo(f"{candidate.text:<8} {candidate.why}")

@@ -1,0 +1,39 @@
+"""`dreambooth models`: what is registered, and how good it is."""
+
+import click
+
+from pipelines.cli.options import tracking_uri_option
+
+
+@click.command()
+@tracking_uri_option
+def models(tracking_uri: str | None) -> None:
+    """List the registered models: subject, class noun, identifier, version, aliases, similarities, figures by bank."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.tracking.registry import list_models
+
+    found = list_models(tracking_uri)
+    # Figures of different banks never share a column.
+    judged = [
+        (bank, name)
+        for bank in sorted({bank for model in found for bank in model.figures})
+        for name in ("dino", "clip_i", "clip_t", "pres", "div")
+    ]
+    columns = [f"{bank}\n{name.replace('_', '-').upper()}" for bank, name in judged]
+    described = ("model", "subject", "class noun", "[V]", "version", "aliases", "similarity", "class after")
+    table = Table(*described, *columns, box=None)
+    for model in found:
+        figures = [model.similarity, model.class_after]
+        figures += [model.figures.get(bank, {}).get(name) for bank, name in judged]
+        shown = ("-" if figure is None else f"{figure:.2f}" for figure in figures)
+        aliases = ", ".join(model.aliases) or "-"
+        table.add_row(
+            model.name, model.subject, model.class_noun, model.identifier, str(model.version), aliases, *shown
+        )
+    if not found:
+        click.echo("no model is registered here yet; 'dreambooth run' makes one")
+        return
+    # Rather longer lines than columns that can't be read.
+    Console(width=Console(width=1000).measure(table).maximum).print(table)

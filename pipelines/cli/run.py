@@ -1,0 +1,112 @@
+"""`dreambooth run`: one subject, end to end."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import yaml
+
+from pipelines.cli.command import this_command
+from pipelines.cli.endings import INCOMPLETE, INTERRUPTED
+from pipelines.cli.options import address_option, overrides_option, quiet_option
+
+if TYPE_CHECKING:
+    from dreambooth.config.settings import DreamBoothConfig
+    from pipelines.driver.console import RunConsole
+
+
+@click.command()
+@click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--images", help="Folder, glob or address of the instance images.")
+@click.option("--class-noun", help="What the subject is: dog, backpack, ...")
+@click.option("--name", help="Name of the subject; the images' folder name if left out.")
+@click.option("--identifier", help="The rare token; chosen if left out.")
+@click.option("--base-model", help="miniature, a diffusers directory at any address, or a hub id.")
+@click.option("--steps", type=int, help="train.max_train_steps")
+@click.option("--workers", type=int, help="cluster.num_workers")
+@click.option("--zero-stage", type=int, help="zero.stage")
+@click.option("--output", help="storage.run: the folder of this run.")
+@address_option
+@overrides_option
+@click.option("--dry-run", is_flag=True, help="Check everything, print the configuration and the plan, and stop.")
+@quiet_option
+def run(
+    config: Path | None, overrides: tuple[str, ...], dry_run: bool, silent: bool, **flags: str | int | None
+) -> None:
+    """Personalize one subject: class images, fine-tuning, evaluation, registration.
+
+    CONFIG is a YAML file; flags go over it, --set goes over flags. Running the same command again does only what is
+    missing: an interrupted run goes on from its last checkpoint. Exit code 0: all done, 3: the model is published, but
+    MLflow was away and lacks some of it.
+    """
+    settings = _settings(config, flags, overrides)
+    from pipelines.driver.console import RunConsole
+
+    if dry_run:
+        _dry_run(settings, RunConsole(quiet=silent))
+        return
+    from pipelines.driver.personalize import personalize
+    from pipelines.driver.summary import describe_result
+
+    console = RunConsole(quiet=silent)
+    try:
+        result = personalize(settings, console)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        sys.exit(INTERRUPTED)
+    for what, value in describe_result(result):
+        click.echo(f"{what:>14}  {value}")
+    if result.error is not None:
+        click.echo(f"{'to complete':>14}  {this_command()}")
+        sys.exit(INCOMPLETE)
+
+
+def _settings(
+    config: Path | None, flags: dict[str, str | int | None], overrides: tuple[str, ...]
+) -> "DreamBoothConfig":
+    from dreambooth.config.settings import load_config, merge, nest, parse_override, read_yaml
+    from dreambooth.config.subject import as_tuple
+    from pipelines.plan.subject_list import settings_beside
+
+    settings = read_yaml(config) if config is not None else {}
+    places = {
+        "images": "subject.instance_images",
+        "class_noun": "subject.class_noun",
+        "name": "subject.name",
+        "identifier": "subject.identifier",
+        "base_model": "base_model",
+        "steps": "train.max_train_steps",
+        "workers": "cluster.num_workers",
+        "zero_stage": "zero.stage",
+        "output": "storage.run",
+        "address": "cluster.address",
+    }
+    given = nest((place, flags[flag]) for flag, place in places.items() if flags[flag] is not None)
+    for over in (given, *map(parse_override, overrides)):
+        settings = merge(settings, over)
+    subject = settings.get("subject")
+    images = as_tuple(subject.get("instance_images")) if isinstance(subject, dict) else None
+    if isinstance(images, list | tuple) and images and all(type(image) is str and image.strip() for image in images):
+        settings = merge(settings_beside(images), settings)
+    return load_config(settings)
+
+
+def _dry_run(config: "DreamBoothConfig", console: "RunConsole") -> None:
+    from pipelines.cluster.ray_cluster import ray_cluster
+    from pipelines.driver.personalize import checked_plan
+    from pipelines.plan.describe import describe_plan, printable_settings
+    from pipelines.plan.memory import describe_peak
+    from pipelines.stages.evaluate_stage import image_encoder
+
+    if config.cluster.address is None:
+        plan = checked_plan(config)
+    else:
+        with ray_cluster(config.cluster) as resources:
+            plan = checked_plan(config, resources)
+    if plan.config.evaluation.image_encoder is not None:
+        image_encoder(plan.config)
+    click.echo(yaml.safe_dump(printable_settings(plan.config), sort_keys=False, width=110), nl=False)
+    for warning in plan.warnings:
+        console.warn(warning)
+    console.table([*describe_plan(plan), describe_peak([plan])])
