@@ -51,10 +51,10 @@ OpenPlace = Annotated[Place, AfterValidator(_check_without_secret)]
 class ImagesConfig(Frozen):
     """Cutting instance images into squares of pixels."""
 
-    resolution: Resolution | None = Field(None, description="side in pixels; None: the base model's own")
+    resolution: Resolution | None = Field(None, description="side of the squares in pixels; None: the base model's own")
     crop: Literal["center", "random"] = Field("center", description="position of the square cut from a photograph")
     crops_per_image: Count = Field(8, description="random crops encoded of each image; center has one")
-    flip: bool = Field(False, description="mirrored images too; wrong for subjects with a left and a right")
+    flip: bool = Field(False, description="training on mirrored images; wrong for subjects with a left and a right")
     max_pixels: Whole = Field(
         50_000_000, ge=1, le=2**31, description="largest image accepted, in pixels; checked before decoding"
     )
