@@ -1,12 +1,12 @@
-"""The exception for what a person can put right, and the one for a training that went wrong."""
+"""Exceptions: for a user's mistake, and for a training that diverged."""
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: its message says what was expected, what was got and what to do.
+    """A mistake in the user's input; the message says what was expected, what was got and what to do.
 
     The command line prints the message without a traceback and exits with code 2.
     """
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number."""
+    """A training whose loss, gradients or weights are no longer finite."""

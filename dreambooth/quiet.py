@@ -1,7 +1,6 @@
-"""Keep from users what libraries say to their own developers.
+"""Silence library notices meant for developers.
 
-To be called before diffusers and transformers are imported: their notices about a missing torchvision and the like come
-at import, and a user can do nothing about them.
+Call before importing diffusers and transformers: notices about a missing torchvision and the like appear at import.
 """
 
 import logging
@@ -10,7 +9,7 @@ import warnings
 
 
 def quiet() -> None:
-    """Silence notices of diffusers, transformers and torch that a user can do nothing about. Imports none of them."""
+    """Silence notices of diffusers, transformers and torch that users can't act on. Imports none of them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -23,7 +22,7 @@ def quiet() -> None:
 
 
 def hide_progress_bars() -> None:
-    """Hide the bars that diffusers and transformers show while they load weights from a local disk."""
+    """Hide the progress bars of diffusers and transformers for loading weights."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,8 +1,7 @@
-"""Randomness by counting: what is drawn depends on the seed and on what it is drawn for, never on what came before.
+"""Counter-based randomness: a draw depends on the seed and its purpose, never on earlier draws.
 
-Why not one generator that runs along? Because a resume would have to restore it, and because every worker would need
-its own. Here the pairs of a whole training run are numbered, whoever trains on them, and pair 4711 meets the same noise
-on one worker or eight, after a crash or without one.
+A single running generator would have to be restored on resume, and every worker would need its own. Here the pairs of
+a whole training run are numbered, and pair 4711 gets the same noise on one worker or eight, after a crash or without.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""Does anything answer at an address? Proved within seconds: what waits for an answer without end is not started.
+"""Check within seconds that something answers at an address, before clients that wait without end are started.
 
-A server proves itself by its first byte: a port that takes the connection and then says nothing is as good as none.
+A server must send a byte: a port that accepts the connection and stays silent counts as no server.
 """
 
 import concurrent.futures
@@ -30,9 +30,9 @@ _GREETING = b"HEAD / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
 
 
 def within(seconds: float, action: Callable[[], _T]) -> _T:
-    """What an action returns or raises; TimeoutError when it takes longer, and then it is left to itself.
+    """Run an action for at most `seconds`, then raise TimeoutError and leave it running.
 
-    For what can't be interrupted: a name that is being looked up, a library that waits in C.
+    For calls that can't be interrupted: DNS look-ups, libraries waiting in C.
     """
     done: concurrent.futures.Future[_T] = concurrent.futures.Future()
 
@@ -47,9 +47,9 @@ def within(seconds: float, action: Callable[[], _T]) -> _T:
 
 
 def prove_store(address: str, *, what: str) -> None:
-    """Prove that what serves an address of fsspec's answers; a path of this machine, or a cloud's own store, passes.
+    """Check that the server of an fsspec address answers; local paths and clouds' own stores pass.
 
-    Raises InputError that begins with `what`.
+    Raises InputError that starts with `what`.
     """
     if "://" not in address:
         return
@@ -67,7 +67,7 @@ def prove_store(address: str, *, what: str) -> None:
 
 
 def prove_server(server: Address, *, what: str, cure: str = "is the address right, and does it run?") -> None:
-    """Prove that a server, or the proxy before it, answers; InputError that begins with `what` and ends with a cure."""
+    """Check that a server, or its proxy, answers. Raises InputError from `what` to `cure`."""
     host, port, scheme = server.host, server.port or _PORTS.get(server.scheme, 80), server.scheme
     if scheme in ("http", "https") and (proxy := _proxy(scheme, host)):
         through = Address.parse(proxy if "://" in proxy else f"http://{proxy}", what=f"the proxy for {scheme}")
@@ -80,7 +80,7 @@ def prove_server(server: Address, *, what: str, cure: str = "is the address righ
 
 
 def prove_port(host: str, port: int, *, what: str, cure: str) -> None:
-    """Prove that something listens; InputError that begins with `what` and ends with a cure."""
+    """Check that a port is open. Raises InputError from `what` to `cure`."""
     try:
         connect(host, port).close()
     except OSError as error:
@@ -88,7 +88,7 @@ def prove_port(host: str, port: int, *, what: str, cure: str) -> None:
 
 
 def connect(host: str, port: int) -> socket.socket:
-    """A connection, within seconds; OSError (TimeoutError, gaierror, ConnectionRefusedError, …) without one."""
+    """Connect within seconds. Raises OSError (TimeoutError, gaierror, ConnectionRefusedError, …)."""
     found = within(_CONNECT_SECONDS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     fault: OSError = OSError(f"{host} has no address")
     for family, kind, protocol, _, place in found[:2]:
@@ -106,7 +106,7 @@ def connect(host: str, port: int) -> socket.socket:
 
 
 def why(error: OSError) -> str:
-    """Why nothing answers, in words."""
+    """A readable reason why nothing answers."""
     if isinstance(error, socket.gaierror):
         return "there is no host of that name"
     if isinstance(error, ConnectionRefusedError):
@@ -118,7 +118,7 @@ def why(error: OSError) -> str:
 
 @lru_cache
 def _answers(host: str, port: int, scheme: str) -> None:
-    """Wait for a server's first byte; only what went well is remembered."""
+    """Wait for a server's first byte; only successes are cached."""
     with connect(host, port) as plain, contextlib.ExitStack() as stack:
         stream = plain
         if scheme == "https":

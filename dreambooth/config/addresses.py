@@ -1,11 +1,11 @@
-"""Addresses of stores, servers and clusters: their parts, what is wrong with one, and how one is shown.
+"""Parse, check and redact the addresses of stores, servers and clusters.
 
     Address.parse("http://me:secret@mlflow:5000/x", what="tracking.uri").port == 5000
     shown("postgresql://me:secret@db/mlflow") == "postgresql://me:***@db/mlflow"
     without_credentials(text)                   # any text, such as another library's error
 
-What a password is has to be guessed where an address is malformed, so more is hidden rather than less: all between `//`
-and the last `@`, a port that is no number, and the value of every query parameter that isn't known to be harmless.
+Where an address is malformed the password has to be guessed, so more is hidden rather than less: everything between
+`//` and the last `@`, a port that isn't a number, and every query parameter that isn't known to be harmless.
 """
 
 import ipaddress
@@ -38,7 +38,7 @@ _HARMLESS = {
 }
 _SECRET_VARIABLE = re.compile(r"(PASSWORD|PASSWD|SECRET|SECRET_KEY|TOKEN|API_KEY|SECRET_ACCESS_KEY)$", re.IGNORECASE)
 _SHORTEST = 5
-"""Letters of a secret that is looked for in other text: shorter ones are parts of many words."""
+"""Shortest secret to look for in other text: shorter ones are parts of many words."""
 _seen: set[str] = set()
 
 
@@ -55,9 +55,9 @@ class Address:
 
     @classmethod
     def parse(cls, text: str, *, what: str) -> "Address":
-        """Take an address `scheme://[user[:password]@]host[:port][/…]` or `host:port` apart.
+        """Parse `scheme://[user[:password]@]host[:port][/…]` or `host:port`.
 
-        Raises InputError that begins with `what`, and repeats no credentials, for anything else.
+        Raises InputError, starting with `what` and without credentials, for anything else.
         """
         _seen.update(_credentials(text))
         if (control := _CONTROL.search(text)) is not None:
@@ -87,7 +87,7 @@ class Address:
 
 
 def check_address(text: str, *, what: str) -> str:
-    """Give an address back as it is; InputError for a malformed one. A path of this machine, which is none, passes."""
+    """Return an address unchanged. Raises InputError for a malformed one; local paths pass."""
     if (control := _CONTROL.search(text)) is not None:
         raise InputError(f"{what} holds the control character U+{ord(control.group()):04X}; write it without")
     if "://" in text and not text.startswith(("sqlite:", "file:")):
@@ -96,7 +96,7 @@ def check_address(text: str, *, what: str) -> str:
 
 
 def shown(address: str) -> str:
-    """An address as it may be shown: no password, no token, no user who comes without a password.
+    """An address for display, without password, token, or user without a password.
 
     >>> shown("https://me:secret@host/model?token=abc")
     'https://me:***@host/model?token=***'
@@ -119,7 +119,7 @@ def shown(address: str) -> str:
 
 
 def named_place(address: str) -> str:
-    """The part of an address that a name may be taken from: bucket or host, and path, without credentials and query.
+    """Bucket or host, and path of an address, without credentials and query: what names are made from.
 
     >>> named_place("https://me:secret@host/photos/rex.zip?token=abc")
     'host/photos/rex.zip'
@@ -132,19 +132,19 @@ def named_place(address: str) -> str:
 
 
 def holds_credentials(address: str) -> bool:
-    """Whether there is something in an address that not everybody may read."""
+    """Whether an address contains credentials."""
     return shown(address) != address
 
 
 def without_credentials(text: str) -> str:
-    """A text with the credentials of all addresses in it hidden, and whatever this process knows to be a secret."""
+    """Hide the credentials of every address in a text, and every secret known to this process."""
     for secret in sorted(set(_secrets()), key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
     return re.sub(r"[\w+.:\-]*://\S+", _shown_word, text)
 
 
 def _is_name(user: str, scheme: str) -> bool:
-    """Whether a user without a password is no more than a name: of a web server's address it may be a token."""
+    """Whether a user without a password is only a name: for a web server it may be a token."""
     return scheme.lower().partition("+")[0] in _WITH_NAMES and re.fullmatch(r"[\w.\-]+", user) is not None
 
 
@@ -179,7 +179,7 @@ def _secrets() -> Iterator[str]:
 
 
 def _credentials(text: str) -> Iterator[str]:
-    """What may be a password in an address, as it is written and as it is meant, however malformed the address is."""
+    """Possible passwords in an address, raw and decoded, however malformed the address is."""
     scheme, separator, rest = text.partition("://")
     before, at, _ = (rest if separator else text).rpartition("@")
     user, colon, password = before.partition(":")
@@ -190,13 +190,13 @@ def _credentials(text: str) -> Iterator[str]:
 
 
 def _split(rest: str) -> tuple[str, str]:
-    """(all up to the first of / ? #, what follows)."""
+    """Split at the first of / ? #."""
     end = next((index for index, letter in enumerate(rest) if letter in "/?#"), len(rest))
     return rest[:end], rest[end:]
 
 
 def _cut(authority: str, path: str) -> bool:
-    """Whether what reads as host and port may be a user and the beginning of a password."""
+    """Whether what looks like host and port may be a user and the start of a password."""
     return "@" in path and "@" not in authority and ":" in authority and not authority.startswith("[")
 
 

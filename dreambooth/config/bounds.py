@@ -1,7 +1,7 @@
-"""The numbers that settings take: types that know both of their ends.
+"""Bounded number types for settings.
 
-What is far out of range is a slip of the hand or of a unit, and is better refused than tried: a batch of a million, a
-learning rate of 50, a seed that no generator holds.
+A value far out of range is a typo or a wrong unit, and is refused: a batch of a million, a learning rate of 50, a seed
+that no generator holds.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What is wrong with settings, in words: where, what was expected, what was got, and the nearest known name."""
+"""Readable validation errors: where, what was expected, what was got, and the nearest known name."""
 
 import difflib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ _LONGEST = 120
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """One line a fault: where it is, what was expected, what was got, and for an unknown setting the nearest one."""
+    """One line per fault: where, what was expected, what was got, and the nearest name of an unknown setting."""
     lines, known = [], [name for name, _, _ in list_settings(root)]
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])
@@ -37,7 +37,7 @@ def _shown(value: object) -> str:
 
 
 def nearest_setting(unknown: str, known: Sequence[str]) -> str | None:
-    """The setting, or group of settings, spelled most alike; a word in common counts more than letters."""
+    """The most similarly spelled setting or group; a common word counts more than letters."""
 
     def likeness(name: str) -> float:
         words, others = (set(each.rsplit(".", 1)[-1].split("_")) for each in (unknown, name))

@@ -1,12 +1,12 @@
-"""The far ends of numbers that the command line and the settings share."""
+"""Upper limits shared by the command line and the settings."""
 
 MOST_STEPS = 10_000_000
-"""Of training; and of whatever is counted in its steps."""
+"""Most training steps, and the limit of everything counted in steps."""
 MOST_SAMPLING_STEPS = 1000
-"""As many as there are noise levels (arXiv 2006.11239)."""
+"""Most sampling steps: the number of noise levels (arXiv 2006.11239)."""
 MOST_GUIDANCE = 100.0
 MOST_IMAGES = 100_000
 LARGEST_SEED = 2**63 - 1
-"""A signed integer of 64 bits, as MLflow's `long`; torch's generators take more."""
+"""Largest seed: a signed 64-bit integer, as MLflow's `long`; torch's generators take more."""
 SMALLEST_SIDE, LARGEST_SIDE = 16, 4096
-"""Of a picture, in pixels."""
+"""Largest side of a picture in pixels."""

@@ -1,4 +1,4 @@
-"""Names that MLflow keeps: what its registry, its addresses (`models:/NAME@ALIAS`) and its databases can hold.
+"""Check names for MLflow's registry, its addresses (`models:/NAME@ALIAS`) and its databases.
 
 >>> model_name_fault("dreambooth-rex") is None
 True
@@ -14,11 +14,11 @@ from pydantic import AfterValidator
 _UNFIT_FOR_MODELS = re.compile(r"""[/:@%#\\*?\[\]'"`]""")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONGEST_MODEL, _LONGEST_EXPERIMENT = 200, 250
-"""In bytes; MLflow's tables have room for 256, and what is named after a model adds to it."""
+"""Longest name in bytes; MLflow's tables have room for 256, and names derived from a model's are longer."""
 
 
 def model_name_fault(name: str, *, pattern: bool = False) -> str | None:
-    """What is wrong with a registered model's name, or None; a `pattern` may hold `*`, `?` and `[…]`."""
+    """The fault of a registered model's name, or None; a `pattern` may hold `*`, `?` and `[…]`."""
     unfit = _UNFIT_FOR_MODELS.search(re.sub(r"[*?\[\]]", "", name) if pattern else name)
     if unfit is not None:
         return f"expected a name without / : @ % # \\ * ? [ ] ' and quotes, got {unfit[0]!r} in {name!r}"

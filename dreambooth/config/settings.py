@@ -1,8 +1,7 @@
-"""Everything a run is told, as frozen models, and all validation of it.
+"""All settings of a run, as frozen pydantic models, and their validation.
 
-Defaults are for Stable Diffusion; `MINIATURE` holds what differs for the built-in base model. A configuration comes
-from YAML with dotted overrides (`load_config`), and whatever is wrong with it is an `InputError` before any work
-starts.
+Defaults are for Stable Diffusion; `MINIATURE` holds the differences for the built-in base model. `load_config` reads
+YAML and dotted overrides, and raises `InputError` for any fault before work starts.
 """
 
 import hashlib
@@ -50,14 +49,14 @@ OpenPlace = Annotated[Place, AfterValidator(_check_without_secret)]
 
 
 class ImagesConfig(Frozen):
-    """How instance images become squares of pixels."""
+    """Cutting instance images into squares of pixels."""
 
-    resolution: Resolution | None = Field(None, description="side in pixels; None: what the base model was trained at")
-    crop: Literal["center", "random"] = Field("center", description="which square is cut from a photograph")
-    crops_per_image: Count = Field(8, description="how many random crops of an image are encoded; center has one")
-    flip: bool = Field(False, description="also train on mirrored images; wrong for subjects with a left and a right")
+    resolution: Resolution | None = Field(None, description="side of the squares in pixels; None: the base model's own")
+    crop: Literal["center", "random"] = Field("center", description="position of the square cut from a photograph")
+    crops_per_image: Count = Field(8, description="random crops encoded of each image; center has one")
+    flip: bool = Field(False, description="training on mirrored images; wrong for subjects with a left and a right")
     max_pixels: Whole = Field(
-        50_000_000, ge=1, le=2**31, description="larger images are refused before they are decoded"
+        50_000_000, ge=1, le=2**31, description="largest image accepted, in pixels; checked before decoding"
     )
 
 
@@ -65,22 +64,22 @@ class PriorConfig(Frozen):
     """The class images of prior preservation (paper, section 3.2)."""
 
     prior_loss_weight: Number = Field(
-        1.0, ge=0, le=1000, description="the paper's lambda; 0 turns prior preservation off"
+        1.0, ge=0, le=1000, description="weight of the prior-preservation loss, the paper's lambda; 0 turns it off"
     )
     num_class_images: Whole = Field(
-        200, ge=1, le=MOST_IMAGES, description="made once per class and setting, shared by its subjects"
+        200, ge=1, le=MOST_IMAGES, description="class images of a set, shared by all subjects of the class"
     )
-    num_inference_steps: SamplingSteps = Field(25, description="sampling steps of a class image")
-    guidance_scale: Guidance = Field(7.5, description="classifier-free guidance of a class image")
+    num_inference_steps: SamplingSteps = Field(25, description="sampling steps of class images")
+    guidance_scale: Guidance = Field(7.5, description="classifier-free guidance of class images")
     batch_size: Count = Field(8, description="images sampled together; part of the set's key")
     num_actors: Count | None = Field(
-        None, description="of `dreambooth evaluate`: parallel samplers; None: as many as there is room for"
+        None, description="parallel samplers of `dreambooth evaluate`; None: as many as the cluster has room for"
     )
-    seed: Seed = Field(0, description="of the class images")
+    seed: Seed = Field(0, description="seed of the class images")
 
     @property
     def enabled(self) -> bool:
-        """Whether class images take part at all."""
+        """Whether prior preservation is on."""
         return self.prior_loss_weight > 0
 
 
@@ -88,59 +87,59 @@ class ZeroConfig(Frozen):
     """DeepSpeed's ZeRO (arXiv 1910.02054)."""
 
     stage: Literal[0, 1, 2, 3] = Field(
-        2, description="what workers share out: 1 optimizer states, 2 gradients too, 3 weights too, 0 nothing"
+        2, description="ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too, 0 nothing"
     )
-    offload_optimizer: bool = Field(False, description="keep optimizer states in host memory")
+    offload_optimizer: bool = Field(False, description="optimizer states kept in host memory")
 
 
 class ClusterConfig(Frozen):
-    """Which Ray cluster, and how much of it one subject takes."""
+    """The Ray cluster, and the share of it that one subject takes."""
 
-    address: Place | None = Field(None, description="None: start Ray here; 'auto' or an address: join that cluster")
-    num_workers: Count = Field(1, description="that train one subject together")
+    address: Place | None = Field(None, description="Ray cluster to join, 'auto' or an address; None: start one here")
+    num_workers: Count = Field(1, description="workers that train one subject together")
     min_workers: Count | None = Field(
         None,
-        description="as few go on when the cluster shrinks, until there is room again; None: all or none",
+        description="fewest workers to train with while the cluster is short of room; None: all or none",
     )
     resize_seconds: Number = Field(
-        60.0, gt=0, le=86_400, description="with min_workers: between looks whether there is room for more workers"
+        60.0, gt=0, le=86_400, description="seconds between checks for room to grow, with min_workers"
     )
-    use_gpu: bool | Literal["auto"] = Field("auto", description="auto: where the cluster has any, one a worker")
-    cpus_per_worker: Count = Field(1, description="reserved for a worker; without a GPU, its threads too")
-    max_failures: Retries = Field(2, description="how often a worker group is started again after a failure")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="one GPU per worker; auto: where the cluster has any")
+    cpus_per_worker: Count = Field(1, description="CPUs reserved per worker; without a GPU, its threads too")
+    max_failures: Retries = Field(2, description="restarts of a worker group after failures")
     lanes: Count | None = Field(
-        None, description="of a batch: worker groups that train subjects side by side; None: as many as there is room"
+        None, description="worker groups of a batch that train subjects side by side; None: as many as fit"
     )
-    subject_retries: Retries = Field(
-        1, description="of a batch: how often a subject that failed is tried again before it is set aside"
-    )
+    subject_retries: Retries = Field(1, description="retries of a failed subject of a batch before it is set aside")
 
 
 class StorageConfig(Frozen):
     """Where results go: a local path or any address that fsspec knows."""
 
     root: OpenPlace = Field(
-        "output", description="of everything; any address that fsspec knows, such as s3://bucket/results"
+        "output", description="folder of all results; any fsspec address, such as s3://bucket/results"
     )
     run: OpenPlace | None = Field(None, description="folder of this run; None: <root>/<subject name>")
     prior: OpenPlace | None = Field(None, description="folder of the shared class-image sets; None: <root>/prior")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="of a published model's weights")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="dtype of the published weights")
 
 
 class TrackingConfig(Frozen):
-    """MLflow."""
+    """Tracking with MLflow."""
 
     uri: Place | None = Field(None, description="tracking address; None: sqlite:///mlflow.db in the working folder")
-    experiment: ExperimentName = Field("dreambooth", description="the MLflow experiment of runs and batches")
-    register_model: bool = Field(True, description="register the result; false: only publish it")
-    registered_model_name: ModelName | None = Field(None, description="None: dreambooth-<subject name>")
+    experiment: ExperimentName = Field("dreambooth", description="MLflow experiment of runs and batches")
+    register_model: bool = Field(True, description="registration of the published model; false: only publish it")
+    registered_model_name: ModelName | None = Field(
+        None, description="registered name; None: dreambooth-<subject name>"
+    )
 
 
 class RegistryConfig(Frozen):
-    """Registered models."""
+    """Registered models and how they are stored."""
 
     storage: Literal["full", "delta"] = Field(
-        "full", description="delta: only what training changed, exact; the base has to be where the model is loaded"
+        "full", description="content of a version: all weights, or their exact change (delta), which needs the base"
     )
 
 
@@ -149,9 +148,9 @@ class DreamBoothConfig(Frozen):
 
     subject: Subject
     base_model: Words = Field("miniature", description="'miniature', a diffusers directory (any address), or a hub id")
-    revision: str | None = Field(None, description="of a hub id")
+    revision: str | None = Field(None, description="revision of a hub id")
     engine: Literal["auto", "torch", "deepspeed"] = Field(
-        "auto", description="auto: DeepSpeed for several workers or offload, else PyTorch, which is faster alone"
+        "auto", description="training engine; auto: DeepSpeed for several workers or offload, else PyTorch"
     )
     prompts: PromptTemplates = PromptTemplates()
     images: ImagesConfig = ImagesConfig()
@@ -193,7 +192,7 @@ class DreamBoothConfig(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _textual_inversion_stands_alone(cls, settings: Any) -> Any:
-        """Its prompts name the subject by the identifier alone, and there is no class to preserve."""
+        """Require prompts with the identifier alone and no prior preservation for Textual Inversion."""
         if isinstance(settings, dict) and _setting(settings, "train", "method") == "textual_inversion":
             if _setting(settings, "prior", "prior_loss_weight") not in (None, 0):
                 raise ValueError(
@@ -206,12 +205,12 @@ class DreamBoothConfig(Frozen):
 
     @property
     def run_uri(self) -> str:
-        """Where everything of this run is written."""
+        """Folder of this run."""
         return self.storage.run or f"{self.storage.root.rstrip('/')}/{self.subject.name}"
 
     @property
     def prior_uri(self) -> str:
-        """Where class-image sets are shared."""
+        """Folder of the shared class-image sets."""
         return self.storage.prior or f"{self.storage.root.rstrip('/')}/prior"
 
     @property
@@ -245,7 +244,7 @@ MINIATURE: dict[str, Any] = {
     },
     "gate": {"pres_limit": 0.4},
 }
-"""What differs from the defaults for `base_model: miniature`; a user's own settings go over it."""
+"""Defaults that differ for `base_model: miniature`; a user's own settings override them."""
 
 
 def _miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:
@@ -262,7 +261,7 @@ def _setting(settings: dict[str, Any], group: str, name: str) -> Any:
 
 
 def config_hash(*parts: BaseModel | str) -> str:
-    """First 16 hex digits of the sha256 of settings, in canonical JSON: the same settings, the same name."""
+    """First 16 hex digits of the sha256 of settings in canonical JSON; equal settings give equal hashes."""
     plain = [part if isinstance(part, str) else part.model_dump(mode="json") for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -284,7 +283,7 @@ def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) 
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, dotted ones nested; InputError when it can't be read, holds none or one twice."""
+    """Settings of a YAML file, dotted names nested. Raises InputError if unreadable, empty or with a duplicate."""
     settings = parse_yaml(read_text(path, what="the configuration"), str(path))
     if not isinstance(settings, dict):
         raise InputError(f"{path} should hold settings such as 'base_model: miniature', got {type(settings).__name__}")
@@ -307,7 +306,7 @@ def parse_override(override: str) -> dict[str, Any]:
 
 
 def nest(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Settings level by level, of dotted names or nested ones; InputError for one that is given in both ways.
+    """Nest settings given by dotted names or as mappings. Raises InputError for one given in both ways.
 
     >>> nest([("train.seed", 1), ("train", {"max_train_steps": 5})])
     {'train': {'seed': 1, 'max_train_steps': 5}}
@@ -327,7 +326,7 @@ def nest(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def leaves(given: Iterable[tuple[str, Any]], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(names of the levels, value) of every single setting, of dotted names or nested ones."""
+    """Yield (path of names, value) for each single setting, dotted or nested."""
     for key, value in given:
         path = (*above, *str(key).split("."))
         if isinstance(value, dict) and value:
@@ -341,7 +340,7 @@ def _twice(path: tuple[str, ...], one: Any, other: Any) -> InputError:
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `under`, level by level; InputError where settings would go over a plain value."""
+    """Merge `over` into `under`, level by level. Raises InputError where a mapping would replace a plain value."""
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)

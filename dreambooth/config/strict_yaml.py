@@ -1,4 +1,4 @@
-"""YAML that means what it says: no key twice, and nothing that isn't text where text was meant.
+"""Strict YAML: no duplicate keys, and no value silently read as another type than text.
 
 PyYAML follows YAML 1.1, which reads `007` as 7, `NO` as false and `12:30:00` as 45000, and keeps the last of two equal
 keys. Here two equal keys are refused, and a plain value that reads as something else than it looks like is `Misread`:
@@ -19,28 +19,28 @@ from dreambooth.errors import InputError
 
 _TAG = "tag:yaml.org,2002:"
 _MOST_COPIES = 20
-"""Aliases may make so many values of each character; more is a bomb (`[*a, *a, *a]`, of `[*b, *b, *b]`, of …)."""
+"""Most values that aliases may make per character; more is a bomb (`[*a, *a, *a]`, of `[*b, *b, *b]`, of …)."""
 
 
 class NotYaml(InputError):
-    """A text that can't be parsed, whatever it says."""
+    """Text that isn't valid YAML."""
 
 
 class Misread(str):
-    """A plain value as it was written; `reading` says what YAML takes it for: "the number 7", "false", "a date"."""
+    """A plain value as written; `reading` names YAML's interpretation: "the number 7", "false", "a date"."""
 
     __slots__ = ("reading",)
     reading: str
 
 
 class Mapping(dict[str, Any]):
-    """A mapping that knows the `line` it begins in."""
+    """A mapping with the `line` it begins on."""
 
     line: int
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """The value of a YAML document; InputError, with the line, for what is none or says a thing twice."""
+    """Parse a YAML document. Raises InputError, with the line, if it is invalid or has a duplicate key."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return None if node is None else _Reader(name, len(text)).value(node)
@@ -51,14 +51,14 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def misread(text: str, reading: str) -> Misread:
-    """A value with what it was taken for."""
+    """Mark a value with YAML's interpretation of it."""
     value = Misread(text)
     value.reading = reading
     return value
 
 
 class _Reader:
-    """Turns nodes into values; knows where it is, for messages."""
+    """Converts nodes to values and tracks the position for messages."""
 
     def __init__(self, name: str, length: int) -> None:
         self._name = name
@@ -84,7 +84,7 @@ class _Reader:
             self._open.pop()
 
     def _foreign(self, node: Node) -> NotYaml:
-        """An object of Python's, a set, or whatever else a tag asks for."""
+        """The error for a tag that asks for a Python object, a set or the like."""
         return NotYaml(
             f"{self._name} is not valid YAML for settings: {_line(node)} has a value of the kind {node.tag!r}"
         )
@@ -105,7 +105,7 @@ class _Reader:
         return mapping
 
     def _merged(self, node: Node) -> dict[str, Any]:
-        """What `<<: *name` brings along: the first of several goes over the next."""
+        """Keys merged by `<<: *name`; the first of several mappings wins."""
         merged: dict[str, Any] = {}
         for part in _merge_nodes(node):
             if not isinstance(part, MappingNode):

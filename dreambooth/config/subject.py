@@ -1,4 +1,4 @@
-"""A subject: what is personalized, and the two prompts made from it.
+"""A subject, and the instance and class prompts made from it.
 
 >>> subject = Subject(name="rex", class_noun="dog", identifier="sks", instance_images=("rex",))
 >>> PromptTemplates().instance_prompt(subject)
@@ -46,7 +46,7 @@ class Frozen(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _text_is_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse what YAML doesn't read as the text it looks like, and text that nothing can write down."""
+        """Refuse values that YAML reads as something other than text, and text that can't be encoded."""
         annotation: Any = cls.model_fields[str(info.field_name)].annotation
         for each in value if isinstance(value, list | tuple) else [value]:
             if _takes_text(annotation):
@@ -58,7 +58,7 @@ class Frozen(BaseModel):
 
 @cache
 def _takes_text(annotation: Any) -> bool:
-    """Whether a setting is text, or a list of texts; a choice of words is none."""
+    """Whether a setting is text or a list of texts; a Literal is not."""
     return annotation is str or any(_takes_text(part) for part in get_args(annotation))
 
 
@@ -78,7 +78,7 @@ def _hidden(char: str, text: str) -> str:
 
 
 def name_from(text: str) -> str:
-    """A subject name made of any text, such as a folder's name; empty where it has neither letter nor digit.
+    """Make a subject name of any text, such as a folder's name; empty if it has neither letter nor digit.
 
     >>> name_from("My Dog (2)")
     'my-dog-2'
@@ -87,9 +87,9 @@ def name_from(text: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """A subject's or a batch's name as it is; ValueError, with the nearest spelling, for one unfit for paths."""
+    """Return a subject's or batch's name. Raises ValueError, with the nearest valid name, if it is unfit for paths."""
     if not _NAME.fullmatch(name):
-        # Accents are left off: é is no other letter to who reads a path.
+        # Accents are dropped: é becomes e.
         plain = name_from(
             "".join(each for each in unicodedata.normalize("NFKD", name) if not unicodedata.combining(each))
         )
@@ -101,7 +101,7 @@ def check_name(name: str) -> str:
 
 
 def as_tuple(value: object) -> object:
-    """One address as a list of one."""
+    """Wrap a single address in a tuple."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -115,7 +115,7 @@ Words = Annotated[str, AfterValidator(visible)]
 
 
 def _check_noun(noun: str) -> str:
-    """Refuse what prompts would say twice, or what stands for something else."""
+    """Refuse a noun with an article of its own or with a placeholder."""
     if fault := misplaced(noun, known=()):
         raise ValueError(f"{noun!r} holds a placeholder: {fault}")
     if _ARTICLE.match(noun):
@@ -132,21 +132,21 @@ def _check_identifier(identifier: str) -> str:
 class Subject(Frozen):
     """Three to five photographs of one thing, and what that thing is.
 
-    `identifier` None means that a rare token is chosen (`dreambooth.data.identifier`). `instance_images` is a folder, a
-    glob or a list of images, local or at any address that fsspec knows.
+    With `identifier` None a rare token is chosen (`dreambooth.data.identifier`). `instance_images` is a folder, a glob
+    or a list of images, local or at any fsspec address.
     """
 
     name: Annotated[str, AfterValidator(check_name)] = Field(
-        description="of folders and of the registered model: a-z, 0-9 and dashes, 63 at most"
+        description="name for folders and the registered model: a-z, 0-9 and dashes, at most 63"
     )
     class_noun: Annotated[Words, AfterValidator(_check_noun)] = Field(
-        description="what the subject is: dog, backpack, fire engine"
+        description="class noun of the subject: dog, backpack, fire engine"
     )
     identifier: Annotated[Words, AfterValidator(_check_identifier)] | None = Field(
-        None, description="the rare token that names the subject; None: one is chosen"
+        None, description="rare token that names the subject; None: choose one"
     )
     instance_images: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_check_addresses)] = Field(
-        description="folder, glob or list of photographs, three to five of them; photo.txt beside photo.jpg captions it"
+        description="three to five photographs: folder, glob or list; photo.txt beside photo.jpg is its caption"
     )
 
     @model_validator(mode="after")
@@ -168,7 +168,7 @@ class Subject(Frozen):
 
 
 def _folded(words: str) -> str:
-    """As tokenizers read it: composed, and in lower case."""
+    """Normalize as tokenizers do: composed, in lower case."""
     return unicodedata.normalize("NFC", words).casefold()
 
 
@@ -203,26 +203,28 @@ class PromptTemplates(Frozen):
     """
 
     instance: Annotated[Template, AfterValidator(_check_names_identifier)] = Field(
-        "a photo of {identifier} {class_noun}", description="what an instance image is trained with"
+        "a photo of {identifier} {class_noun}", description="prompt that instance images are trained with"
     )
     class_: Annotated[Template, AfterValidator(_check_names_no_identifier)] = Field(
-        "a photo of {article} {class_noun}", alias="class", description="what class images are made and trained with"
+        "a photo of {article} {class_noun}",
+        alias="class",
+        description="prompt that class images are made and trained with",
     )
 
     def instance_prompt(self, subject: Subject) -> str:
-        """The instance prompt; raises ValueError while the subject has no identifier yet."""
+        """The instance prompt. Raises ValueError while the subject has no identifier."""
         if subject.identifier is None:
             raise ValueError(f"subject {subject.name!r} has no identifier yet")
         return self._fill(self.instance, subject)
 
     def class_prompt(self, subject: Subject) -> str:
-        """The class prompt: what the prior-preservation images show."""
+        """The prompt of the class images."""
         return self._fill(self.class_, subject)
 
     def noun_beside_identifier(self, subject: Subject) -> str:
-        """The class noun as prompts with the identifier say it: "" where the instance prompt names none.
+        """The class noun for prompts with the identifier: "" if the instance prompt has none.
 
-        A model that was taught "a photo of [V]" alone, as by Textual Inversion, is asked for it by that name.
+        A model trained on "a photo of [V]" alone, as by Textual Inversion, is prompted the same way.
         """
         return subject.class_noun if CLASS_NOUN_PLACEHOLDER in self.instance else ""
 
@@ -233,12 +235,12 @@ class PromptTemplates(Frozen):
 
 
 def fill_identifier(prompt: str, identifier: str) -> str:
-    """Put a subject's identifier where a prompt says `[V]`."""
+    """Replace `[V]` in a prompt with a subject's identifier."""
     return prompt.replace(IDENTIFIER_PLACEHOLDER, identifier)
 
 
 def fill_prompt(prompt: str, identifier: str, class_noun: str) -> str:
-    """Put identifier and class noun into a prompt with `[V]` and `{class_noun}`; without a noun no gap is left.
+    """Fill `[V]` and `{class_noun}` of a prompt; an empty noun leaves no gap.
 
     >>> fill_prompt("a photo of [V] {class_noun} in the snow", "sks", "")
     'a photo of sks in the snow'

@@ -1,7 +1,7 @@
-"""Every text file that a person gives, read in one way: settings, tables, captions, lists of prompts.
+"""Read every text file a user gives the same way: settings, tables, captions, lists of prompts.
 
-Spreadsheets and editors save text in many encodings. A byte-order mark says which; without one it is UTF-8, or refused:
-the encodings of single bytes can't be told apart, and a wrong guess would be trained without a word.
+Spreadsheets and editors save text in many encodings. A byte-order mark names it; without one it is UTF-8, or refused:
+single-byte encodings can't be distinguished, and a wrong guess would be trained on silently.
 """
 
 import codecs
@@ -21,7 +21,7 @@ _SAVE = "save it as UTF-8 (a spreadsheet's 'CSV UTF-8', an editor's 'Save with e
 
 
 def read_text(path: Path, *, what: str) -> str:
-    """The text in a file; InputError, which says `what` it should be, when it can't be read, or isn't text."""
+    """Read a text file. Raises InputError, naming `what` it should be, if it can't be read or isn't text."""
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path that holds a NUL
@@ -30,9 +30,9 @@ def read_text(path: Path, *, what: str) -> str:
 
 
 def decode_text(content: bytes, name: str) -> str:
-    """The bytes of a text file as text, without its byte-order mark.
+    """Decode the bytes of a text file, without its byte-order mark.
 
-    Raises InputError, with the place and what to do, for what is no text or in an encoding that can't be known.
+    Raises InputError, with the place and what to do, if it isn't text or its encoding can't be known.
     """
     mark = next((mark for mark in _MARKS if content.startswith(mark)), b"")
     encoding = _MARKS.get(mark, "utf-8")
@@ -49,7 +49,7 @@ def decode_text(content: bytes, name: str) -> str:
 
 
 def utf8_fault(text: str) -> str | None:
-    """What is wrong with a name or an argument that the system gave: bytes that aren't UTF-8. None: nothing."""
+    """The fault of a name or argument from the system that isn't UTF-8, or None."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -59,7 +59,7 @@ def utf8_fault(text: str) -> str | None:
 
 
 def _fault(content: bytes, error: UnicodeDecodeError) -> str:
-    """What is wrong, and how the line would read in the encoding that is the most likely one."""
+    """The fault, and the line as it reads in the most likely encoding."""
     if error.encoding != "utf-8":
         return f"begins as {error.encoding.upper()} and breaks off ({error.reason})"
     line = content.count(b"\n", 0, error.start) + 1

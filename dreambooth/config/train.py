@@ -1,4 +1,4 @@
-"""What a training is told: the method, its length, rates and batch, and what is kept of it."""
+"""Settings of training: method, length, learning rates, batch, and which weights are exported."""
 
 from typing import Literal, Self
 
@@ -12,49 +12,65 @@ TEXTUAL_INVERSION_RATE = 5e-3
 """The base learning rate of Textual Inversion (arXiv 2208.01618, section 4)."""
 
 RATES_OF_TEXT_ENCODER = ("text_encoder_learning_rate", "identifier_learning_rate")
-"""Settings of TrainConfig that a frozen text encoder has no use for."""
+"""Settings of TrainConfig without effect on a frozen text encoder."""
 
 
 class TrainConfig(Frozen):
-    """The fine-tuning of denoiser and text encoder, or of the identifier's embedding alone."""
+    """Fine-tuning of denoiser and text encoder, or of the identifier's embedding alone."""
 
     max_train_steps: Steps = Field(1000, description="optimizer steps")
     method: Literal["dreambooth", "textual_inversion"] = Field(
         "dreambooth",
-        description="textual_inversion trains the identifier's embedding and nothing else (arXiv 2208.01618)",
+        description="training method; textual_inversion trains the identifier's embedding alone (arXiv 2208.01618)",
     )
     micro_batch_size: Count = Field(1, description="instance/class pairs per worker and micro step")
     gradient_accumulation_steps: Count = Field(1, description="micro steps per optimizer step")
-    train_text_encoder: bool = Field(True, description="false: it stays frozen and prompts are encoded once")
-    learning_rate: Rate = Field(5e-6, description="of the denoiser")
-    text_encoder_learning_rate: Rate | None = Field(None, description="None: the same as learning_rate")
+    train_text_encoder: bool = Field(
+        True, description="training of the text encoder too; false: frozen, prompts encoded once"
+    )
+    learning_rate: Rate = Field(5e-6, description="learning rate of the denoiser")
+    text_encoder_learning_rate: Rate | None = Field(
+        None, description="learning rate of the text encoder; None: learning_rate"
+    )
     identifier_learning_rate: Rate | None = Field(
         None,
-        description="of the identifier's own token embedding; None: the text encoder's, or with textual_inversion 5e-3",
+        description="learning rate of the identifier's embedding; None: text encoder's, or 5e-3 with textual_inversion",
     )
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="how the rates go on after the warm-up; linear and cosine end at 0"
+        "constant", description="learning-rate schedule after the warm-up; linear and cosine end at 0"
     )
-    lr_warmup_steps: Whole = Field(0, ge=0, le=MOST_STEPS, description="steps in which the rates rise from 0")
+    lr_warmup_steps: Whole = Field(0, ge=0, le=MOST_STEPS, description="steps over which learning rates rise from 0")
     adam_beta1: Decay = Field(0.9, description="AdamW's decay of the first moment")
     adam_beta2: Decay = Field(0.999, description="AdamW's decay of the second moment")
     adam_epsilon: Rate = Field(1e-8, description="AdamW's epsilon")
-    weight_decay: Number = Field(1e-2, ge=0, le=100, description="AdamW's; never of the identifier's embedding")
-    max_grad_norm: Number = Field(1.0, gt=0, le=1e9, description="the gradient is scaled down to this norm")
-    mixed_precision: Literal["auto", "bf16", "no"] = Field("auto", description="auto: bf16 on GPUs that have it")
-    gradient_checkpointing: bool = Field(False, description="activations are computed again: less memory, more time")
-    ema_decay: Fraction | None = Field(None, description="None: no moving average; else it is what is exported")
-    min_snr_gamma: Gamma | None = Field(None, description="min-SNR weighting (arXiv 2303.09556); 5 is usual")
+    weight_decay: Number = Field(
+        1e-2, ge=0, le=100, description="AdamW's weight decay; the identifier's embedding has none"
+    )
+    max_grad_norm: Number = Field(
+        1.0, gt=0, le=1e9, description="largest gradient norm; larger gradients are scaled down to it"
+    )
+    mixed_precision: Literal["auto", "bf16", "no"] = Field(
+        "auto", description="precision of matrix products; auto: bf16 on GPUs that have it"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="activations recomputed in the backward pass: less memory, more time"
+    )
+    ema_decay: Fraction | None = Field(
+        None, description="decay of the weights' moving average, which is then exported; None: no average"
+    )
+    min_snr_gamma: Gamma | None = Field(
+        None, description="gamma of min-SNR weighting (arXiv 2303.09556); 5 is usual, None: unweighted"
+    )
     noise_offset: Number = Field(0.0, ge=0, le=10, description="standard deviation of a per-channel shift of the noise")
-    seed: Seed = Field(0, description="of crops, noise, timesteps and order")
-    log_every: Steps = Field(1, description="steps between points of the curves")
-    checkpoint_every: Steps = Field(200, description="steps between checkpoints: what a fault costs at most")
+    seed: Seed = Field(0, description="seed of crops, noise, timesteps and order")
+    log_every: Steps = Field(1, description="steps between points of the logged curves")
+    checkpoint_every: Steps = Field(200, description="steps between checkpoints: the most a fault can cost")
     validate_every: Steps | None = Field(None, description="steps between validation samples; None: only at the end")
     keep: Literal["last", "best"] = Field(
-        "last", description="which weights are exported; best: those of the highest score (evaluation.every)"
+        "last", description="weights to export; best: those with the highest score (evaluation.every)"
     )
     stop_after: Steps | None = Field(
-        None, description="end early after as many measurements in a row without a higher score; None: never"
+        None, description="scores in a row without a new best before training ends early; None: never"
     )
 
     @model_validator(mode="after")
@@ -67,7 +83,7 @@ class TrainConfig(Frozen):
 
     @model_validator(mode="after")
     def _rates_are_used(self) -> Self:
-        """A rate of what isn't trained would change nothing, without a word."""
+        """Refuse a learning rate for a part that isn't trained: it would be silently ignored."""
         if self.train_text_encoder or self.method == "textual_inversion":
             return self
         for name in RATES_OF_TEXT_ENCODER:
@@ -80,7 +96,7 @@ class TrainConfig(Frozen):
 
     @property
     def by_score(self) -> bool:
-        """Whether what is exported depends on scores measured on the way."""
+        """Whether the exported weights depend on scores during training."""
         return self.keep == "best" or self.stop_after is not None
 
     @property
@@ -91,7 +107,7 @@ class TrainConfig(Frozen):
 
     @property
     def embedding_learning_rate(self) -> float:
-        """Learning rate of the identifier's embedding where it is learnt apart."""
+        """Learning rate of the identifier's embedding if it has its own."""
         rate = self.identifier_learning_rate
         return TEXTUAL_INVERSION_RATE if rate is None else rate
 

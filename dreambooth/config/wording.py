@@ -1,7 +1,7 @@
-"""The placeholders of a text, and what a person writes in their place by mistake.
+"""Placeholders in texts, and the misspellings people write instead.
 
-`[V]` stands for the identifier in captions and prompts, `{identifier}` in the templates of the settings. Whatever looks
-like a placeholder and is none where it stands would be taken literally, so it is refused, with what to write instead:
+`[V]` stands for the identifier in captions and prompts, `{identifier}` in the templates of the settings. Anything
+that looks like a placeholder but isn't one would be taken literally, so it is refused with the right spelling:
 
 >>> check_wording("a photo of [V] dog", what="the prompt")
 >>> check_wording("a photo of {identifier} dog", what="the prompt")
@@ -33,7 +33,7 @@ _HALF = re.compile(r"[\[{<]\s*v\b|\bv\s*[\]}>]", re.IGNORECASE)
 def visible(words: str) -> str:
     """Words with one space between them.
 
-    Raises ValueError for what can't stand in a prompt: nothing at all, or control and other invisible characters.
+    Raises ValueError for text that can't be a prompt: empty, or with control or other invisible characters.
     """
     hidden = [f"U+{ord(char):04X}" for char in words if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn")]
     if hidden:
@@ -44,23 +44,23 @@ def visible(words: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`visible` for a text that may have been written on several lines."""
+    """`visible` for text written on several lines."""
     return visible(" ".join(text.split()))
 
 
 def check_wording(
     text: str, *, what: str, known: Sequence[str] = (IDENTIFIER_PLACEHOLDER,), identifier: str | None = None
 ) -> None:
-    """Raise InputError, which begins with `what`, for a text with something that looks like a placeholder and is none.
+    """Raise InputError, starting with `what`, for text with a false placeholder.
 
-    `known` are the placeholders that are filled in it; an `identifier` such as <rex> may stand in it as it is.
+    `known` are the placeholders that will be filled; an `identifier` such as <rex> is allowed literally.
     """
     if fault := misplaced(text, known=known, identifier=identifier):
         raise InputError(f"{what}: {fault}")
 
 
 def misplaced(text: str, *, known: Sequence[str], identifier: str | None = None) -> str | None:
-    """What looks like a placeholder and is none, and what to write instead; None where there is no such thing."""
+    """The first false placeholder of a text and its right spelling, or None."""
     rest = text
     for filled in known:
         rest = rest.replace(filled, "")
@@ -82,7 +82,7 @@ def misplaced(text: str, *, known: Sequence[str], identifier: str | None = None)
 
 
 def _means(name: str, bracket: str) -> str:
-    """What a name in brackets was meant for; empty where it may be meant as it is."""
+    """The placeholder that a name in brackets was meant for; empty if it may be meant literally."""
     if _CLASS_NOUN.fullmatch(name):
         return "class noun"
     if _IDENTIFIER.fullmatch(name):

@@ -1,1 +1,1 @@
-"""Photographs to latents, and which pair is trained on when."""
+"""From photographs to latents, and the order of training pairs."""

@@ -1,4 +1,4 @@
-"""Which pair is trained on when, and what is drawn for it.
+"""The order of training pairs, and the random draws of each.
 
 A training run is a row of numbered pairs (one instance image, one class image). Global batch `step` holds the pairs
 [step * G, (step + 1) * G), G = micro_batch_size * gradient_accumulation_steps * workers. Everything about a pair (which
@@ -18,7 +18,7 @@ from dreambooth.randomness import generator
 
 
 class Batch(NamedTuple):
-    """What one micro step passes to the model; instance half first, class half second.
+    """The model's input of one micro step; instance half first, class half second.
 
     latents and noise (2B, C, H, W), timesteps (2B,), text: input_ids (2B, L) or encoder_hidden_states (2B, L, D).
     """
@@ -55,7 +55,7 @@ class TrainingData:
     noise_offset: float = 0.0
 
     def batch(self, pairs: range) -> Batch:
-        """The batch of these pairs, the same whoever asks for it."""
+        """The batch of these pairs; it is the same on every rank."""
         halves = [self.instance] if self.class_ is None else [self.instance, self.class_]
         drawn = [self._draw(half, images, pair) for half, images in enumerate(halves) for pair in pairs]
         return Batch(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
@@ -83,6 +83,6 @@ def _permutation(seed: int, half: int, epoch: int, length: int) -> list[int]:
 def pairs_of(
     step: int, micro_step: int, rank: int, *, micro_batch_size: int, accumulation: int, world_size: int
 ) -> range:
-    """The pairs that a rank trains on in one micro step; over ranks and micro steps they tile the global batch."""
+    """Pairs of a rank in one micro step; over ranks and micro steps they tile the global batch."""
     micro_batch = (step * accumulation + micro_step) * world_size + rank
     return range(micro_batch * micro_batch_size, (micro_batch + 1) * micro_batch_size)

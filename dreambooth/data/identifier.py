@@ -1,9 +1,8 @@
-"""The identifier: a rare token of whatever tokenizer the base model has.
+"""Choose an identifier: a rare token of the base model's tokenizer.
 
-What makes a good name for a subject? One the base model has hardly any meaning for (an ordinary word would have to be
-unlearned first), and yet one that it reads as few tokens (single common letters carry meanings of their own). The paper
-(section 3.1) draws uniformly from the ids 5000 to 10000 of T5-XXL's vocabulary, keeps tokens of at most three Unicode
-characters and decodes them. Stated for any tokenizer:
+A good identifier has hardly any meaning to the base model (an ordinary word would have to be unlearned first), yet few
+tokens (single common letters carry meanings of their own). The paper (section 3.1) draws uniformly from the ids 5000 to
+10000 of T5-XXL's vocabulary, keeps tokens of at most three Unicode characters and decodes them. For any tokenizer:
 
 - Tokens are ranked from 0 (commonest) to 1 (rarest): by the order of merges in a byte-pair vocabulary, where a single
   byte is as common as can be, by score in a unigram vocabulary, else by id.
@@ -36,9 +35,9 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 3
 DRAWN_FROM = 256
-"""An identifier is drawn from this many of the rarest candidates."""
+"""Size of the pool of rarest candidates that an identifier is drawn from."""
 MEANINGFUL = frozenset(("sks", "smg", "fck", "sht", "kkk", "wtf", "lsd", "hmm", "shh", "tsk", "grr", "jpg", "png"))
-"""Without vowels, and yet pictures were captioned with them: sks and smg are guns."""
+"""Words without vowels that occur in captions: sks and smg are guns."""
 
 _CONSONANTS = "bcdfghjklmnpqrstvwxz"
 _READABLE = re.compile(f"[{_CONSONANTS}]{{2,3}}")
@@ -59,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a tokenizer makes of an identifier: its tokens, their ranks, and a warning unless it is rare."""
+    """An identifier's tokens, their ranks, and a warning unless it is rare."""
 
     tokens: tuple[str, ...]
     ranks: tuple[float, ...]
@@ -80,10 +79,10 @@ class _Ranking:
 
 
 def candidates(tokenizer: "PreTrainedTokenizerBase", *, limit: int | None = None) -> tuple[Candidate, ...]:
-    """Possible identifiers, the rarest first; with a limit above the number of rare tokens, spelled ones follow.
+    """Possible identifiers, rarest first; if `limit` exceeds the rare tokens, spelled ones follow.
 
-    A spelled identifier is made of two or three tokens none of which has to be rare, only their sequence is. Without a
-    limit there are none of them, unless a vocabulary has no rare token at all.
+    A spelled identifier is a rare sequence of two or three tokens that need not be rare themselves. Without a limit
+    there are none, unless the vocabulary has no rare token at all.
     """
     ranking = _rank(tokenizer)
     found = _rare_tokens(tokenizer, ranking)
@@ -95,9 +94,9 @@ def candidates(tokenizer: "PreTrainedTokenizerBase", *, limit: int | None = None
 def choose_identifiers(
     tokenizer: "PreTrainedTokenizerBase", subject_names: Sequence[str], *, taken: Collection[str] = ()
 ) -> dict[str, str]:
-    """An identifier for every subject name: always the same for the same names, and no two alike, nor like `taken`.
+    """Choose an identifier per subject name, distinct from each other and from `taken`; the same names give the same.
 
-    Raises InputError if the tokenizer hasn't got as many.
+    Raises InputError if the tokenizer has too few.
     """
     names = sorted(set(subject_names))
     used = {identifier.casefold() for identifier in taken}
@@ -118,12 +117,12 @@ def choose_identifiers(
 
 
 def choose_identifier(tokenizer: "PreTrainedTokenizerBase", *, subject_name: str, taken: Collection[str] = ()) -> str:
-    """The identifier of one subject, drawn uniformly from the rarest candidates that aren't `taken`."""
+    """Choose one subject's identifier, uniformly from the rarest candidates not in `taken`."""
     return choose_identifiers(tokenizer, (subject_name,), taken=taken)[subject_name]
 
 
 def describe(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> Description:
-    """Into which tokens a prompt splits an identifier, how common they are, and a warning if that makes it poor."""
+    """Tokens of an identifier in a prompt, how common they are, and a warning if it is a poor choice."""
     ranking = _rank(tokenizer)
     ids = _ids_in_prompts(tokenizer, [identifier])[0]
     ids = tuple(index for index in ids if _show(tokenizer, index))  # a mere start of a word says nothing
@@ -144,16 +143,16 @@ def describe(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> Descripti
 
 
 def token_ids_in_prompts(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> tuple[int, ...]:
-    """The tokens of an identifier as it stands within a prompt."""
+    """Tokens of an identifier within a prompt."""
     return _ids_in_prompts(tokenizer, [identifier])[0]
 
 
 def check_own_tokens(
     tokenizer: "PreTrainedTokenizerBase", subject: "Subject", templates: "PromptTemplates", *, learnt_apart: bool
 ) -> str | None:
-    """A warning where the identifier shares tokens with other words of the training's prompts; None where it doesn't.
+    """A warning if the identifier shares tokens with other words of the training prompts, else None.
 
-    What those tokens learn, every prompt with one of those words gets, class prompts among them. Raises InputError
+    Every prompt with such a word is affected by what its tokens learn, class prompts included. Raises InputError
     where the identifier's embedding is learnt at a rate of its own (`learnt_apart`) and the word is the class noun.
     """
     own = set(token_ids_in_prompts(tokenizer, str(subject.identifier)))
@@ -201,7 +200,7 @@ def _rank(tokenizer: "PreTrainedTokenizerBase") -> _Ranking:
         prefix = model.get("continuing_subword_prefix") or ""
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
         ordered = [vocabulary[left + right.removeprefix(prefix)] for left, right in pairs]
-        # Two merges can give one token; the earlier one tells how common it is.
+        # Two merges can give one token; the earlier one shows how common it is.
         ordered = list(dict.fromkeys(ordered))
     elif kind == "Unigram":
         scored = sorted(enumerate(model["vocab"]), key=lambda entry: -entry[1][1])
@@ -249,7 +248,7 @@ def _is_readable(text: str) -> bool:
 
 
 def _ids_in_prompts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """The tokens of each text as it stands within a prompt, where a space goes before it."""
+    """Tokens of each text within a prompt, after a space."""
     if not texts:
         return []
     before = len(tokenizer("a", add_special_tokens=False).input_ids)
@@ -262,7 +261,7 @@ def _returns(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], text: str
 
 
 def _show(tokenizer: "PreTrainedTokenizerBase", index: int) -> str:
-    """One token as text without its marks; the empty string for a token that only starts a word."""
+    """One token as text without its marks; empty for a token that only starts a word."""
     shown = str(tokenizer.decode([index])).strip()
     return (
         _MARKS.sub("", str(tokenizer.convert_ids_to_tokens(index))) if "\N{REPLACEMENT CHARACTER}" in shown else shown

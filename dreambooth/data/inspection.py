@@ -1,6 +1,6 @@
-"""One look at every instance image before work starts: which can't be used, what makes a poor set, what it is called.
+"""Inspect every instance image before work starts: faults, warnings about the set, and its hash.
 
-Each file is read once and decoded once, whatever is asked of it.
+Each file is read and decoded once.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from dreambooth.data.images import InstanceImage, decode, open_image, read_image
 from dreambooth.errors import InputError
 
 _NEAR_BITS = 5
-"""Difference hashes of 64 bits: the same photograph saved again differs in none to a few, another one in twenty."""
+"""Most differing bits of 64 in the difference hashes of one photograph saved twice; others differ in about twenty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """Images that can be used; `data_hash` is theirs (see the function), `warnings` say what makes them a poor set."""
+    """Usable images, their `data_hash` (see the function), and `warnings` about the set."""
 
     images: tuple[InstanceImage, ...]
     data_hash: str
@@ -42,9 +42,9 @@ class _Look:
 def inspect_addresses(
     addresses: Sequence[str], *, resolution: int, max_pixels: int, trained: bool = True
 ) -> Inspection:
-    """Find the images at folders, globs and files, and inspect them: what everybody does who is given photographs.
+    """Find the images at folders, globs and files, and inspect them.
 
-    The warnings name what lies beside them and is not used.
+    Warnings include files beside them that aren't used.
     """
     found = search_images(addresses)
     inspection = inspect_images(found.images, resolution=resolution, max_pixels=max_pixels, trained=trained)
@@ -54,10 +54,10 @@ def inspect_addresses(
 def inspect_images(
     images: Sequence[InstanceImage], *, resolution: int, max_pixels: int, trained: bool = True
 ) -> Inspection:
-    """Read and decode every image; one InputError names all faults: damage, too many pixels, or fewer than needed.
+    """Read and decode every image. Raises one InputError for all faults: damage, too many or too few pixels.
 
-    `resolution` is the side, in pixels, of the squares that training wants: both sides of an image have to reach it.
-    Where images aren't `trained` on but compared with, their number and sizes are nobody's concern.
+    `resolution` is the side in pixels of the training squares: both sides of an image have to reach it. Images that are
+    not `trained` on but only compared with may have any number and size.
     """
     digest = hashlib.sha256()
     faults, looks, remarks = [], [], []
@@ -88,7 +88,7 @@ def inspect_images(
 
 
 def data_hash(images: Sequence[InstanceImage]) -> str:
-    """First 16 hex digits of the sha256 of image files and captions in order: what is trained on, wherever it lies."""
+    """First 16 hex digits of the sha256 over image files and captions in order, independent of their addresses."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(_framed(read_image(image.address), image.caption))
@@ -96,7 +96,7 @@ def data_hash(images: Sequence[InstanceImage]) -> str:
 
 
 def _framed(content: bytes, caption: str | None) -> bytes:
-    """A file and its caption, each behind its length, so that they can't run into each other."""
+    """A file and its caption, each prefixed with its length, so that the concatenation is unambiguous."""
     parts = content, b"" if caption is None else b"caption " + caption.encode()
     return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
 
@@ -106,7 +106,7 @@ def _short(digest: "hashlib._Hash") -> str:
 
 
 def _difference_hash(image: Image.Image) -> np.ndarray:
-    """Whether each of 8 x 8 cells is brighter than its right neighbour: 64 bits."""
+    """64 bits: whether each of 8 x 8 cells is brighter than its right neighbour."""
     small = image.convert("L").resize((9, 8), Image.Resampling.BILINEAR)
     grey = np.frombuffer(small.tobytes(), np.uint8).reshape(8, 9)
     bits: np.ndarray = grey[:, :-1] > grey[:, 1:]

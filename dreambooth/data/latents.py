@@ -1,4 +1,4 @@
-"""The latent cache: the VAE sees every image once; each step samples the posterior anew.
+"""The latent cache: the VAE encodes every image once; each step samples the posterior anew.
 
 Keeping one sample instead would freeze the VAE's noise into the data; keeping mean and std costs twice the memory of
 latents, which are a fortieth of the pixels, and the VAE can be freed before training starts.
@@ -28,7 +28,7 @@ class LatentCache:
 
 @torch.no_grad()
 def encode_latents(vae: AutoencoderKL, pixels: Tensor, *, batch_size: int = 8) -> LatentCache:
-    """Encode pixels (N, 3, H, W) in [-1, 1] to a cache, scaled and shifted as the VAE's own configuration says."""
+    """Encode pixels (N, 3, H, W) in [-1, 1], scaled and shifted by the VAE's configuration."""
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     means, stds = [], []
     for batch in pixels.split(batch_size):

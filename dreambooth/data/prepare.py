@@ -1,5 +1,4 @@
-"""From photographs and class images to what the loop trains on: latents and text, with the VAE and (when frozen) the
-text encoder freed afterwards."""
+"""Encode photographs and class images as latents and text; the VAE and a frozen text encoder are freed afterwards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +30,8 @@ def prepare_data(
 ) -> TrainingData:
     """Encode instance images and class images with the base model in `directory`.
 
-    `config.images.resolution` and the subject's identifier have to be decided. Class images can be given as the latents
-    that an earlier call made of them; none means no prior preservation.
+    `config.images.resolution` and the subject's identifier must be set. Class images may be the latents of an earlier
+    call; without any there is no prior preservation.
     """
     if config.images.resolution is None:
         raise ValueError("images.resolution is not decided yet")
@@ -70,7 +69,7 @@ def prepare_data(
 
 
 def _encode(vae: AutoencoderKL, images: Sequence[Image.Image]) -> LatentCache:
-    """Encode pictures a few at a time: a thousand of them as floating-point pixels would fill gigabytes."""
+    """Encode pictures a few at a time: a thousand as floating-point pixels would fill gigabytes."""
     parts = [
         encode_latents(vae, to_pixels(images[start : start + _IMAGES_AT_ONCE]))
         for start in range(0, len(images), _IMAGES_AT_ONCE)

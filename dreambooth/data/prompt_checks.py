@@ -1,6 +1,6 @@
-"""Does a text mean to the base model what its author meant? One answer for captions, templates and prompts.
+"""Check that the base model reads captions, templates and prompts as they were meant.
 
-A text goes wrong without a word in three ways. Its placeholder is none that is known here (`[v]`, `{identifier}` in a
+A text fails silently in three ways. Its placeholder is none that is known here (`[v]`, `{identifier}` in a
 caption, `[V]` in a template) and stays in it literally. It is longer than the text encoder reads, and its end is cut,
 the identifier perhaps included. Or it reads otherwise than it looks: no identifier, another one, letters that only look
 like others. What takes the subject out of a text is an InputError, before any work; of what may be meant a warning says
@@ -36,9 +36,9 @@ _ALPHABETS = ("LATIN", "CYRILLIC", "GREEK")
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a tokenizer reads a text: how many tokens it makes of it, how many fit, and the words that are cut off.
+    """A tokenizer's reading of a text: number of tokens, number that fit, and the words cut off.
 
-    `meant` is how often the identifier is among the tokens, `names` how often among those that fit.
+    `meant` counts the identifier among all tokens, `names` among those that fit.
     """
 
     tokens: int
@@ -48,21 +48,21 @@ class Reading:
     names: int
 
     def __str__(self) -> str:
-        """What is wrong with its length."""
+        """The fault of its length."""
         return f"has {self.tokens} tokens, and the base model reads {self.fits}: {shortened(self.lost)!r} is cut off"
 
 
 def shortened(text: str) -> str:
-    """A text as a sentence may repeat it."""
+    """A text shortened for use in a message."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def read(
     tokenizer: "PreTrainedTokenizerBase", text: str, identifier: str | None = None, *, length: int | None = None
 ) -> Reading:
-    """Read a text, its placeholders filled, as a text encoder of `length` positions will; None: the tokenizer's own.
+    """Read a filled-in text as a text encoder of `length` positions will; None: the tokenizer's own length.
 
-    Raises InputError for one that holds the tokenizer's own mark of a beginning or an end.
+    Raises InputError for a text with the tokenizer's own start or end mark.
     """
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
@@ -79,13 +79,13 @@ def read(
 
 @dataclass(frozen=True, kw_only=True)
 class PromptReader:
-    """Reads texts as a base model does; `identifier` None is for texts that name no subject."""
+    """Reads texts as a base model does; with `identifier` None they name no subject."""
 
     tokenizer: "PreTrainedTokenizerBase"
     identifier: str | None
 
     def check(self, text: str, *, what: str, whole: bool, cure: str = _CURE) -> tuple[str, ...]:
-        """Warnings about a caption or prompt, each a sentence that begins with `what`. `[V]` is filled in here.
+        """Warnings about a caption or prompt, each starting with `what`. `[V]` is filled in here.
 
         Raises InputError where it holds a placeholder that is none, where the identifier is cut off or becomes part of
         another word, and for a text that has to be read `whole` where any word is cut off.
@@ -109,7 +109,7 @@ class PromptReader:
 
 
 def strange_letters(text: str) -> Iterator[str]:
-    """What is said of words that look like others: ligatures, full-width letters, and letters of two alphabets.
+    """Warnings about words that look like others: ligatures, full-width letters, mixed alphabets.
 
     >>> list(strange_letters("a photo of a \N{LATIN SMALL LIGATURE FI}re engine"))
     ["'\N{LATIN SMALL LIGATURE FI}re' is read as other letters than 'fire'; write 'fire'"]
@@ -124,7 +124,7 @@ def strange_letters(text: str) -> Iterator[str]:
 
 
 def _glued(text: str, identifier: str | None, reading: Reading) -> str | None:
-    """The word with `[V]` in it that is read as another word; None where there is none."""
+    """The word in which `[V]` is glued to other letters and read differently, or None."""
     if identifier is None or IDENTIFIER_PLACEHOLDER not in text:
         return None
     if identifier.isalnum() and (found := _BESIDE.search(text)):

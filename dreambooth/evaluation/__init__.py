@@ -1,1 +1,1 @@
-"""How like the subject are the samples? Similarities of embeddings, as the paper measures them (its section 4.1)."""
+"""Evaluation by similarities of embeddings, as in the paper (section 4.1): encoders, figures, intervals, verdicts."""

@@ -1,6 +1,6 @@
-"""What measures: a bank is the encoders that all figures of an evaluation come from, behind one protocol.
+"""Banks: the encoders that measure all figures of an evaluation, behind one protocol.
 
-`paper` is what the paper measures with: DINO ViT-S/16, CLIP ViT-B/32, LPIPS on AlexNet. `miniature` is the ViT and the
+`paper` has the paper's encoders: DINO ViT-S/16, CLIP ViT-B/32, LPIPS on AlexNet. `miniature` is the ViT and the
 CLIP that come with the miniature, which know its world and no other. Figures of two banks mean different things, so
 every figure carries its bank's name and hash, and `dreambooth.evaluation.figures` refuses to put two in one column.
 """
@@ -19,9 +19,9 @@ BANKS = ("paper", "miniature")
 
 @dataclass(frozen=True, kw_only=True)
 class BankLocations:
-    """Where the paper's encoders are: folders, addresses that fsspec knows, or hub ids.
+    """Locations of the paper's encoders: folders, fsspec addresses or hub ids.
 
-    lpips holds AlexNet's weights and LPIPS's linear weights. It has no home on the hub: None is `lpips` in the cache
+    lpips holds AlexNet's weights and LPIPS's linear weights. The hub has none: None is `lpips` in the cache
     (`dreambooth.models.download.cache_directory`).
     """
 
@@ -38,7 +38,7 @@ class ImageEmbeddings:
     clip: Tensor  # (N, D2)
 
     def __post_init__(self) -> None:
-        """Refuse what can't belong together."""
+        """Refuse embeddings of different numbers of images."""
         if self.dino.ndim != 2 or self.clip.ndim != 2 or len(self.dino) != len(self.clip):
             raise ValueError(
                 f"expected embeddings (N, D1) and (N, D2) of the same N images, "
@@ -46,7 +46,7 @@ class ImageEmbeddings:
             )
 
     def __len__(self) -> int:
-        """How many images."""
+        """Number of images."""
         return len(self.dino)
 
     def __getitem__(self, chosen: slice) -> "ImageEmbeddings":
@@ -55,7 +55,7 @@ class ImageEmbeddings:
 
 
 class Bank(Protocol):
-    """The encoders of an evaluation. Batches are its own affair: no figure depends on them."""
+    """The encoders of an evaluation. No figure depends on how it batches."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""The banks by name: which fits a base model, and how each is loaded."""
+"""Choose and load banks by name."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ def default_bank(base_model: str) -> str:
 
 
 def load_bank(name: str, *, device: str = "cpu", locations: BankLocations | None = None) -> Bank:
-    """Load a bank's encoders. Raises InputError for another name, and for weights that aren't there: it says which."""
+    """Load a bank's encoders. Raises InputError for an unknown name, and for missing weights, which it names."""
     if name == "miniature":
         from dreambooth.evaluation.miniature_bank import MiniatureBank
 
@@ -30,7 +30,7 @@ def load_bank(name: str, *, device: str = "cpu", locations: BankLocations | None
 
 @lru_cache(maxsize=8)
 def text_reader(name: str, clip: str) -> "tuple[CLIPTokenizer, int]":
-    """What a bank's CLIP reads texts with, and how many tokens of them; `clip` is where the paper's is."""
+    """The tokenizer of a bank's CLIP and its length in tokens; `clip` is the location of the paper's."""
     from dreambooth.evaluation.clip import load_text_reader
     from dreambooth.evaluation.encoders import find_encoder_directory
     from dreambooth.miniature import CLIP_DIR

@@ -1,4 +1,4 @@
-"""How sure is a mean over subjects? Bootstrap intervals (Efron and Tibshirani 1993, chapter 13), at two levels.
+"""Confidence of a mean over subjects: bootstrap intervals (Efron and Tibshirani 1993, chapter 13), at two levels.
 
 Subjects are drawn with replacement, and for each drawn subject its prompts. Images of one prompt are not
 drawn: they enter as their prompt's mean, because images of one prompt are more alike than prompts of one subject. The
@@ -23,7 +23,7 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A figure of `n` values and the ends of its interval. For n = 1 both ends are the figure: nothing is known."""
+    """A figure of `n` values and the ends of its interval. For n = 1 there is none: both ends are the figure."""
 
     mean: float
     low: float
@@ -41,7 +41,7 @@ class Interval:
 
 
 def none_for(figure: float) -> Interval:
-    """What is said of a figure that nothing is known about but itself."""
+    """The interval of a single value: the value itself, with n = 1."""
     return Interval(mean=figure, low=figure, high=figure, n=1)
 
 
@@ -77,8 +77,8 @@ def bootstrap_difference(
 ) -> Interval:
     """Mean of first - second, paired value by value: the same subjects and the same prompts in the same order.
 
-    An interval that leaves out 0 is a difference. Pairs tell more than two intervals side by side, since most of their
-    width is what subjects and prompts differ by. Raises ValueError for sets that can't be paired.
+    An interval that leaves out 0 is a difference. Pairs are more precise than two intervals side by side, most of
+    whose width comes from differences between subjects and prompts. Raises ValueError for sets that can't be paired.
     """
     lengths = [[len(of_subject) for of_subject in values] for values in (first, second)]
     if lengths[0] != lengths[1]:

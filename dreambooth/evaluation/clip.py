@@ -1,4 +1,4 @@
-"""Images and texts to embeddings in one space, by a CLIP from a folder: the encoder of CLIP-I and CLIP-T."""
+"""CLIP embeddings of images and texts, for CLIP-I and CLIP-T."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,8 +47,8 @@ class CLIPEncoder:
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Embeddings of texts: (M, D), float32, of unit norm, on the CPU.
 
-        Raises InputError for no texts, and for one that is longer than it reads (77 tokens): a similarity to half of a
-        prompt would pass for one to all of it.
+        Raises InputError for no texts, and for one over 77 tokens: a similarity to half a prompt would pass for one to
+        all of it.
         """
         if not texts:
             raise InputError("expected at least one text to encode, got none")
@@ -69,7 +69,7 @@ class CLIPEncoder:
 
 
 def load_text_reader(directory: Path) -> "tuple[CLIPTokenizer, int]":
-    """The tokenizer of a CLIP in a folder, and how many tokens its text encoder reads."""
+    """The tokenizer of a CLIP in a folder, and its text encoder's length in tokens."""
     from transformers import CLIPTextConfig, CLIPTokenizer
 
     length = CLIPTextConfig.from_pretrained(directory, local_files_only=True).max_position_embeddings

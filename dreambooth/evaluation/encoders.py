@@ -1,4 +1,4 @@
-"""Images to embeddings, by a ViT from a folder or the hub.
+"""Embeddings of images by a ViT from a folder or the hub.
 
 Images are prepared with Pillow and numpy as the encoder's preprocessor_config.json says, so torchvision isn't needed.
 One exception: the published file of DINO (facebook/dino-vits16) squeezes images to 224 x 224, which does not give the
@@ -36,7 +36,7 @@ class ImageEncoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """From an image to pixel values: resize, cut out the middle, normalize."""
+    """Preprocessing of an image: resize, crop the centre, normalize."""
 
     resize: int | tuple[int, int]  # the shorter side, or (height, width) exactly
     crop: int | None
@@ -63,13 +63,13 @@ class Transform:
 
 
 DINO_TRANSFORM = Transform(resize=256, crop=224)
-"""The paper's, for facebook/dino-vits16."""
+"""The paper's transform, for facebook/dino-vits16."""
 
 
 def read_transform(directory: Path) -> Transform:
     """The transform of a folder with a preprocessor_config.json; without one, DINO's.
 
-    Raises InputError for a file that says no size.
+    Raises InputError for a file without a size.
     """
     path = directory / "preprocessor_config.json"
     if not path.is_file():
@@ -146,9 +146,9 @@ def load_image_encoder(address: str | Path, *, device: str = "cpu") -> ImageEnco
 
 
 def find_image_encoder(address: str | Path) -> Path:
-    """The folder of an image encoder, `miniature`'s or one that is fetched if it is elsewhere.
+    """The folder of an image encoder, `miniature`'s or a fetched one.
 
-    Raises InputError when it can't be had.
+    Raises InputError if it isn't available.
     """
     if address == "miniature":
         return VIT_DIR
@@ -158,7 +158,7 @@ def find_image_encoder(address: str | Path) -> Path:
 def find_encoder_directory(address: str | Path, *, what: str, model_type: str) -> Path:
     """The folder of a transformers model: a folder, an address that fsspec knows, or a hub id, fetched once.
 
-    Raises InputError that begins with `what` when it can't be had or is of another type.
+    Raises InputError, starting with `what`, if it isn't available or is of another type.
     """
     address = str(address)
     directory = Path(address.removeprefix("file://")).expanduser()

@@ -1,6 +1,6 @@
-"""The figures of one subject's evaluation, what measured them, and columns of many subjects' figures.
+"""Figures of one subject's evaluation with their bank, and columns over many subjects.
 
-Figures of two banks never come together: `column` raises for them.
+Figures of two banks are never combined: `column` raises for them.
 """
 
 import math
@@ -28,14 +28,14 @@ FIGURE_NAMES = (
     "nearest_dino",
     "background_leak",
 )
-"""Every figure there is; what each means is told in docs/metrics.md."""
+"""All figures; docs/metrics.md explains each."""
 
 PAIRS = frozenset(("real_dino", "real_clip_i"))
 VARIANCES = frozenset(("context_variance",))
 SHARES = frozenset(("prompts_followed", "near_copies"))
-"""Figures that aren't means of independent values, by what they are."""
+"""Figures that aren't means of independent values, by kind."""
 _RANGES = {"div": (0.0, math.inf), "background_leak": (-math.inf, math.inf)}
-"""What isn't a similarity, from -1 to 1."""
+"""Ranges of figures that aren't similarities from -1 to 1."""
 
 
 def interval_of(name: str, subjects: Sequence[Sequence[float]], *, seed: int = SEED) -> Interval:
@@ -57,7 +57,7 @@ def interval_of(name: str, subjects: Sequence[Sequence[float]], *, seed: int = S
 
 @dataclass(frozen=True, kw_only=True)
 class BankId:
-    """Which encoders measured: a bank's name, and the hash of its weights and transforms."""
+    """Identity of a bank: its name, and the hash of its weights and transforms."""
 
     name: str
     hash: str
@@ -95,7 +95,7 @@ class PromptRow:
 
 @dataclass(frozen=True, kw_only=True)
 class NearestInstance:
-    """The instance image that a sample is most like, by DINO. `sample` counts all samples, prompt after prompt."""
+    """The instance image most like a sample, by DINO. `sample` counts all samples, prompt after prompt."""
 
     sample: int
     prompt: str
@@ -116,7 +116,7 @@ class Figures:
     unmeasured: Mapping[str, str]  # by the figure's name: why it is missing
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON; `figures_from` reads it again."""
+        """Plain data for JSON; `figures_from` is the inverse."""
         return {
             "bank": asdict(self.bank),
             "figures": {

@@ -1,4 +1,4 @@
-"""Which encoders are these? A hash over their files and transforms, so that figures can say what measured them."""
+"""Hash encoders by their files and transforms, so that figures identify what measured them."""
 
 import functools
 import hashlib
@@ -12,7 +12,7 @@ _SUFFIXES = (".safetensors", ".bin", ".pth", ".json", ".txt")
 def fingerprint(*encoders: tuple[Path, Transform | None], definition: str) -> str:
     """First 16 hex digits of the sha256 over the encoders' files, their transforms and how they are used.
 
-    `definition` names what no file says, such as which features are compared; change it when that changes.
+    `definition` names what no file records, such as the features compared; change it when that changes.
     """
     total = hashlib.sha256(definition.encode())
     for directory, transform in encoders:

@@ -54,7 +54,7 @@ class LPIPS(nn.Module):
         self.linear = nn.ParameterList([torch.rand(width) for width in (64, 192, 384, 256, 256)])
 
     def unit_features(self, pixels: Tensor) -> list[Tensor]:
-        """What each ReLU gives for pixels (N, 3, H, W) in [-1, 1]: five of (N, C, h, w), of unit norm over channels."""
+        """Outputs of the five ReLUs for pixels (N, 3, H, W) in [-1, 1]: (N, C, h, w), of unit norm over channels."""
         hidden = (pixels - _SHIFT.to(pixels)[:, None, None]) / _SCALE.to(pixels)[:, None, None]
         found = []
         for layer in self.features:
@@ -94,7 +94,7 @@ def _pixels(image: Image.Image) -> Tensor:
 def find_lpips(address: str | None) -> Path:
     """The folder of LPIPS's weights: a folder, an address, a hub id, or by default `lpips` in the cache.
 
-    It holds alexnet*.pth and alex.pth, or both as .safetensors. Raises InputError that says what to fetch.
+    It holds alexnet*.pth and alex.pth, or both as .safetensors. Raises InputError naming what to fetch.
     """
     what = "LPIPS's weights"
     directory = Path((address or str(cache_directory() / "lpips")).removeprefix("file://")).expanduser()
@@ -107,7 +107,7 @@ def find_lpips(address: str | None) -> Path:
 
 
 def weight_files(directory: Path) -> tuple[Path, Path]:
-    """AlexNet's file and the linear weights' in a folder; InputError that says what to fetch when one isn't there."""
+    """Files of AlexNet's and the linear weights in a folder. Raises InputError for a missing one."""
     found = []
     for names in (_ALEXNET_NAMES, _LINEAR_NAMES):
         paths = [path for name in names for path in sorted(directory.glob(name))]
@@ -129,7 +129,7 @@ def load_lpips(directory: Path, *, device: str = "cpu") -> LPIPS:
 
 
 def _put(module: nn.Module, names: Mapping[str, str], weights: Mapping[str, Tensor], path: Path) -> None:
-    """Load a module's tensors from the names that a file gives them."""
+    """Load a module's tensors from a file's tensors, by `names`."""
     own = module.state_dict()
     for name, published in names.items():
         if published not in weights or weights[published].numel() != own[name].numel():

@@ -1,4 +1,4 @@
-"""From embeddings of one subject's samples to every figure of its evaluation: pure, and the same for every bank.
+"""Compute every figure of an evaluation from embeddings of one subject's samples, for any bank.
 
 figures = measure(bank=BankId(name=bank.name, hash=bank.hash), prompts=[PromptSamples(...), ...],
                   instance=bank.embed_images(photographs), class_samples=bank.embed_images(samples_of_class_prompt))
@@ -42,7 +42,7 @@ def measure(
     class_samples: ImageEmbeddings | None = None,
     instance_distances: Tensor | None = None,
 ) -> Figures:
-    """Every figure that the given embeddings allow; `Figures.unmeasured` says of the others why they are missing.
+    """Every figure that the embeddings allow; `Figures.unmeasured` gives reasons for the others.
 
     `instance_distances` (M, M) between the instance images goes with `PromptSamples.to_instance`. Intervals are
     over prompts; those of pres and real_* over images (`figures.interval_of`).
@@ -104,7 +104,7 @@ def _check(whose: str, embeddings: ImageEmbeddings, instance: ImageEmbeddings) -
 
 
 def _check_embeddings(whose: str, embeddings: Tensor, like: Tensor) -> None:
-    """Raise InputError that says whose embeddings aren't finite, or of another width than `like`."""
+    """Raise InputError, naming `whose`, for embeddings that aren't finite or have another width than `like`."""
     try:
         directions(embeddings)
         metrics.check_width(embeddings, like)
@@ -131,7 +131,7 @@ def _row(place: int, prompts: Sequence[PromptSamples], instance: ImageEmbeddings
 
 
 def _followed(place: int, prompts: Sequence[PromptSamples]) -> bool | None:
-    """None without the base model's samples of this prompt, which follow it, and of others."""
+    """Whether a prompt is followed; None without the base model's samples of this prompt and others."""
     own = prompts[place]
     others = [
         each.base.clip
@@ -166,7 +166,7 @@ def _values(
     instance: ImageEmbeddings,
     class_samples: ImageEmbeddings | None,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """The values that each figure is the mean of, and why others are missing."""
+    """Values whose mean each figure is, or the reason why it is missing."""
     found: dict[str, list[float] | str] = {
         "dino": [row.dino for row in rows],
         "clip_i": [row.clip_i for row in rows],
@@ -193,7 +193,7 @@ def _values(
 
 
 def _among_themselves(real: Tensor) -> list[float] | str:
-    """Each real image's mean similarity to the others."""
+    """Mean similarity of each real image to the others, or the reason for none."""
     if len(real) < 2:
         return "one instance image has no other to be compared with"
     similarities = directions(real) @ directions(real).T
@@ -203,7 +203,7 @@ def _among_themselves(real: Tensor) -> list[float] | str:
 
 
 def _squared_deviations(fidelity: Sequence[float]) -> list[float] | str:
-    """Values whose mean is the unbiased variance."""
+    """Values whose mean is the unbiased variance, or the reason for none."""
     count = len(fidelity)
     if count < 2:
         return "a variance over prompts needs at least 2 prompts"

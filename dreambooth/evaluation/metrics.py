@@ -1,7 +1,7 @@
 """The figures of an evaluation, as pure functions of embeddings, distances and colours.
 
 DINO and CLIP-I are `similarity.mean_pairwise_similarity` by the bank's two image encoders (paper, section 4.1).
-Embeddings may have any norm but zero. What can't be measured raises ValueError, as there.
+Embeddings may have any norm but zero. Raises ValueError for what can't be measured.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def clip_t(images: Tensor, texts: Tensor) -> float:
 def pres(class_samples: Tensor, real: Tensor) -> float:
     """PRES: mean DINO similarity of the fine-tuned model's samples of the class prompt to the subject's real images.
 
-    Lower is better: the class did not become the subject (paper, section 4.3, "Prior Preservation Loss Ablation").
+    Lower is better: the class has not become the subject (paper, section 4.3, "Prior Preservation Loss Ablation").
     """
     return mean_pairwise_similarity(class_samples, real)
 
@@ -67,7 +67,7 @@ def div(distances: Tensor) -> float:
 
 
 def context_variance(fidelity_by_prompt: Sequence[float]) -> float:
-    """Variance over prompts of the subject's fidelity: does the subject change with its context?
+    """Variance over prompts of the subject's fidelity: how much the subject changes with its context.
 
     One of the paper's three failures (section 4.5, "Limitations": context-appearance entanglement). Unbiased.
     """
@@ -89,7 +89,7 @@ def near_copies(
     distances: Tensor | None = None,
     real_distances: Tensor | None = None,
 ) -> Tensor:
-    """Which samples copy a real image, scene and all: (N,) bool of CLIP embeddings (N, D) and (M, D).
+    """Samples that copy a real image including the scene: (N,) bool of CLIP embeddings (N, D) and (M, D).
 
     Overfitting to the photographs is one of the paper's failures (section 4.5). A near-copy differs from a photograph
     by less than COPY_CLIP of what the photographs differ by among themselves (mean of 1 - cosine similarity), and,
@@ -111,10 +111,10 @@ def near_copies(
 
 
 def prompt_followed(images: Tensor, base_images: Tensor, other_images: Tensor, text: Tensor) -> bool | None:
-    """Do a prompt's samples (N, D) follow it at least half as closely as the base model's own (B, D)?
+    """Whether a prompt's samples (N, D) follow it at least half as closely as the base model's own (B, D).
 
-    How closely is CLIP-T above that of the base model's images of other prompts (O, D), which is what an image gets
-    that ignores this prompt. None for a prompt that the base model ignores, too. "Prompt not followed" is the first of
+    Closeness is CLIP-T minus that of the base model's images of other prompts (O, D), the value of an image that
+    ignores this prompt. None if the base model ignores the prompt too. "Prompt not followed" is the first of
     the paper's failures (section 4.5).
     """
     own, base, ignoring = (clip_t(each, text) for each in (images, base_images, other_images))
@@ -136,7 +136,7 @@ def _mean_of_pairs(table: Tensor) -> float:
 def background_leak(
     pixels: Tensor, subject_mask: Tensor, subject_colour: Tensor, *, least_contrast: float = 0.1
 ) -> float | None:
-    """How far the subject's colour moved towards its background's: 0, not at all, to 1, all the way.
+    """Shift of the subject's colour towards its background's: 0 for none, 1 for all the way.
 
     `pixels` (3, H, W) in [0, 1], `subject_mask` (H, W) bool, `subject_colour` (3,) the mean colour of the subject in
     the real images. The subject's mean colour in this sample, projected on the way from its true colour to the mean
@@ -159,7 +159,7 @@ def background_leak(
 
 
 def check_width(first: Tensor, second: Tensor) -> None:
-    """Raise InputError for embeddings of two encoders."""
+    """Raise InputError for embeddings of different widths, which come from two encoders."""
     if first.shape[-1] != second.shape[-1]:
         raise InputError(
             f"embeddings of width {first.shape[-1]} and {second.shape[-1]} can't be compared; use one encoder for both "

@@ -1,4 +1,4 @@
-"""The miniature's bank: the ViT and the CLIP that come with it. Its figures tell of the miniature's world only."""
+"""The miniature's bank: the ViT and the CLIP shipped with it. Its figures hold for the miniature's world only."""
 
 from collections.abc import Sequence
 from functools import cached_property

@@ -16,12 +16,12 @@ from dreambooth.evaluation.lpips import find_lpips, load_lpips
 
 
 class PaperBank:
-    """DINO, CLIP-I and CLIP-T, and LPIPS, from weights wherever they are."""
+    """DINO, CLIP-I, CLIP-T and LPIPS with the paper's encoders."""
 
     name = "paper"
 
     def __init__(self, locations: BankLocations, *, device: str) -> None:
-        """Find everything first, so that one error says all that is missing; then load."""
+        """Find all weights first, so that one error names everything missing; then load."""
         self._directories = find_paper_weights(locations)
         dino, clip, lpips = self._directories
         self._dino = ViTEncoder(dino, device=device)
@@ -49,7 +49,7 @@ class PaperBank:
 
 
 def find_paper_weights(locations: BankLocations) -> tuple[Path, Path, Path]:
-    """The folders of DINO, CLIP and LPIPS, fetched if they are elsewhere. Raises one InputError for all that lack."""
+    """The folders of DINO, CLIP and LPIPS, fetched if necessary. Raises one InputError for all that are missing."""
     searches: list[Callable[[], Path]] = [
         lambda: find_encoder_directory(locations.dino, what="DINO ViT-S/16", model_type="vit"),
         lambda: find_encoder_directory(locations.clip, what="CLIP ViT-B/32", model_type="clip"),

@@ -1,4 +1,4 @@
-"""What an evaluation draws: lists of prompts, each prompt with its application, and the seed of every picture.
+"""Prompts of an evaluation with their applications, and the seed of every picture.
 
 Shipped as data are DreamBench's lists (paper, section 4.1: 25 prompts for objects, 25 for live subjects) and one of 25
 prompts in the miniature's own words. In a prompt `[V]` stands for the identifier, `{class_noun}` for the class noun:
@@ -39,25 +39,25 @@ class EvaluationPrompt:
     application: str
 
     def with_identifier(self, identifier: str, class_noun: str) -> str:
-        """What the fine-tuned model is asked for; `class_noun` may be "" (see `fill_prompt`)."""
+        """The prompt for the fine-tuned model; `class_noun` may be "" (see `fill_prompt`)."""
         return fill_prompt(self.text, identifier, class_noun)
 
     def without_identifier(self, class_noun: str) -> str:
-        """The same of any member of the class: what the base model is asked for; with the article that it needs."""
+        """The prompt for the base model: any member of the class, with its article."""
         text = self.text.replace(CLASS_NOUN_PLACEHOLDER, class_noun)
         return fill_identifier(_BEFORE_NOUN.sub(_article, text), "").replace("  ", " ").strip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptList:
-    """Prompts of an evaluation, by name, and where they come from."""
+    """A named list of prompts, with its source."""
 
     name: str
     source: str
     prompts: tuple[EvaluationPrompt, ...]
 
     def __post_init__(self) -> None:
-        """Raise InputError for an empty list, a prompt twice, or one that doesn't say where the identifier goes."""
+        """Raise InputError for an empty list, a prompt twice, or one without a place for the identifier."""
         if not self.prompts:
             raise InputError(f"the prompt list {self.name!r} is empty; give at least one prompt")
         texts = [prompt.text for prompt in self.prompts]
@@ -110,7 +110,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 def sample_seed(seed: int, prompt: str, image: int) -> int:
     """The seed of the `image`-th picture of a prompt, given without the identifier.
 
-    It follows from what the picture shows alone: the base model and every fine-tuned one start from the same noise, so
+    It depends only on what the picture shows: the base model and every fine-tuned one start from the same noise, so
     pictures side by side differ by their models, and subjects of one class share the base model's.
     """
     counters = repr((seed, "evaluation", prompt, image))

@@ -1,9 +1,8 @@
-"""Which pictures a model's figures are measured on (paper, section 4.1), and what they are called.
+"""The pictures that a model's figures are measured on (paper, section 4.1), and their keys.
 
 Three kinds: the fine-tuned model's of every prompt, the base model's of every prompt without the identifier, and the
-fine-tuned model's of the class prompt, which PRES is measured on. A set of pictures is named by all that decides its
-pixels, so what was sampled once is not sampled again: by a run that goes on, with another bank of encoders, or, as to
-the base model's, for another subject of the class.
+fine-tuned model's of the class prompt, for PRES. A set's key covers everything that decides its pixels, so pictures are
+reused: by a resumed run, for another bank of encoders, and, for the base model's, by other subjects of the class.
 """
 
 import hashlib
@@ -18,12 +17,12 @@ from dreambooth.sampling.class_images import SAMPLER, STORED
 CLASS_SAMPLES = 4
 """Samples of the class prompt, as a multiple of those of any other."""
 SAMPLED_TOGETHER = 8
-"""Pictures, of as many whole prompts as fit in, one at least: two at a time take a fourth longer, on a CPU even."""
+"""Most pictures sampled together, in whole prompts, at least one: two at a time take a fourth longer, even on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSet:
-    """Pictures by one model, sampled together; `model` is the hash of its weights, or of their recipe."""
+    """Pictures of one model, sampled together; `model` is the hash of its weights or of their recipe."""
 
     model: str
     prompts: tuple[str, ...]  # of each picture
@@ -42,7 +41,7 @@ class SampleSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What is drawn of one subject, by whichever model; `class_prompt` is its class's."""
+    """All pictures of one subject, for any model."""
 
     prompts: PromptList
     identifier: str
@@ -69,7 +68,7 @@ class Protocol:
 
     @property
     def prompts_key(self) -> str:
-        """Figures are comparable where this is the same: the prompts, how often each is drawn, and from which noise."""
+        """Key of prompts, number of pictures and noise; figures with the same key are comparable."""
         texts = [prompt.text for prompt in self.prompts.prompts]
         return _digest([texts, self.images_per_prompt, self.seed])
 
@@ -96,7 +95,7 @@ class Protocol:
         )
 
     def _set(self, model: str, prompts: Sequence[tuple[str, str]], count: int) -> SampleSet:
-        """`count` pictures of each prompt, whose noise goes by its text without the identifier, the second."""
+        """`count` pictures of each (prompt, prompt without identifier); the second decides the noise."""
         return SampleSet(
             model=model,
             prompts=tuple(text for text, _ in prompts for _ in range(count)),
@@ -109,9 +108,9 @@ class Protocol:
 
 
 def protocol_of(config: DreamBoothConfig, *, dtype: str) -> Protocol | None:
-    """The protocol that a configuration asks for, or None; `dtype` is what the pictures are sampled in.
+    """The protocol of a configuration, or None; `dtype` is that of sampling.
 
-    Raises InputError for prompts of the user's own that can't be an evaluation's.
+    Raises InputError for unusable prompts of the user's own.
     """
     settings, subject = config.evaluation, config.subject
     if settings.protocol == "none":
@@ -132,7 +131,7 @@ def protocol_of(config: DreamBoothConfig, *, dtype: str) -> Protocol | None:
 
 
 def named(protocol: str, base_model: str) -> str:
-    """The name of a protocol's prompts; `auto` goes by the base model."""
+    """The name of a protocol's prompts; `auto` depends on the base model."""
     if protocol != "auto":
         return protocol
     return "miniature" if base_model == "miniature" else "dreambench"

@@ -1,4 +1,4 @@
-"""All texts of a run, checked before it starts: captions, the prompts of the settings, and those of an evaluation."""
+"""Check all texts of a run before it starts: captions, prompts of the settings, and evaluation prompts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """`what` names the text in a message; `scored` is one that samples are measured against."""
+    """`what` names the text in messages; `scored` marks one that samples are measured against."""
 
     text: str
     what: str
@@ -34,9 +34,9 @@ class _Text:
 def check_texts(
     config: DreamBoothConfig, images: Sequence[InstanceImage], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[str, ...]:
-    """Warnings about the texts of a run whose identifier is decided; one InputError for all faults of them.
+    """Warnings about the texts of a run with an identifier. Raises one InputError for all faults.
 
-    A caption may lose words at its end, with a warning; what the settings say has to be read whole.
+    A caption may lose words at its end, with a warning; texts in the settings have to fit.
     """
     reader = PromptReader(tokenizer=tokenizer, identifier=str(config.subject.identifier))
     classes = PromptReader(tokenizer=tokenizer, identifier=None)
@@ -55,10 +55,10 @@ def check_texts(
 
 
 def check_evaluation(config: DreamBoothConfig, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Warnings about the prompts that samples are drawn from; one InputError for all faults of them.
+    """Warnings about the evaluation's prompts. Raises one InputError for all faults.
 
-    Prompts that figures or scores are measured on have to be read whole, by the base model and by the bank's CLIP.
-    Samples for the eye may lack the end of a prompt, with a warning.
+    Prompts of figures or scores have to fit the base model and the bank's CLIP. Prompts of samples for the eye may be
+    cut off, with a warning.
     """
     reader = PromptReader(tokenizer=tokenizer, identifier=str(config.subject.identifier))
     texts = list(_drawn(config))
@@ -99,7 +99,7 @@ def _check_for_bank(config: DreamBoothConfig, texts: Sequence[_Text]) -> None:
 
 
 def _check_all(reader: PromptReader, texts: Sequence[_Text]) -> tuple[str, ...]:
-    """What is warned of, and one InputError for all faults; of many alike the first few."""
+    """Warnings about texts. Raises one InputError for all faults, the first few of many."""
     warnings: list[str] = []
     faults: list[str] = []
     for each in texts:

@@ -1,4 +1,4 @@
-"""What the figures of an evaluation mean for the person who trained: the paper's failures, in words, with a cure."""
+"""Turn an evaluation's figures into warnings about the paper's failures, each with a cure."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ UNBOUND = 0.6
 
 
 def warnings_of(figures: Mapping[str, Interval]) -> tuple[str, ...]:
-    """Sentences for what went wrong, from the figures that were measured; none where nothing did."""
+    """Warnings from the measured figures; empty if all is well."""
     means = {name: interval.mean for name, interval in figures.items()}
     sentences = []
     if means["near_copies"] >= MANY_NEAR_COPIES:

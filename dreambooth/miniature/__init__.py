@@ -1,7 +1,7 @@
-"""The miniature: the built-in base model, small enough to come with the package, and the subjects to try it with.
+"""The miniature: the built-in base model, small enough to ship with the package, and subjects to try it with.
 
 weights/pipeline    a Stable Diffusion directory for 64 x 64 images
-weights/vit         a ViTModel that tells subjects apart (where a larger project uses DINO)
+weights/vit         a ViTModel that distinguishes subjects (where a larger project uses DINO)
 weights/clip        a CLIPModel with its tokenizer
 subjects/NAME       five instance images of a made-up subject, and its class noun in subject.yaml
 """
@@ -24,8 +24,7 @@ def subject_names() -> tuple[str, ...]:
 def subject_dir(name: str) -> Path:
     """The folder of a shipped subject: 00.png to 04.png and subject.yaml.
 
-    Raises:
-        KeyError: if no shipped subject has that name.
+    Raises KeyError if no shipped subject has that name.
     """
     if name not in subject_names():
         raise KeyError(f"no shipped subject is called {name!r}; there are {', '.join(subject_names())}")

@@ -1,1 +1,1 @@
-"""Base models: find, download, check, hash, load and write them, whole or as a change."""
+"""Base models: find, download, check, hash, load and write them, whole or as a delta."""

@@ -1,6 +1,6 @@
-"""Which base model: `miniature`, a diffusers directory wherever fsspec reaches, or a hub id; found, checked and hashed.
+"""Find, check and hash a base model: `miniature`, a diffusers directory at any fsspec address, or a hub id.
 
-A base is named by the sha256 over its files, so class images and models say exactly what they were made from.
+A base is identified by the sha256 over its files, so class images and models record exactly their base.
 """
 
 import hashlib
@@ -36,12 +36,12 @@ class BaseModel:
 
     @cached_property
     def settings(self) -> BaseSettings:
-        """What its configuration files say."""
+        """Settings of its configuration files."""
         return BaseSettings(self.directory)
 
     @property
     def resolution(self) -> int:
-        """Side in pixels of the images it was trained on; InputError where it doesn't say."""
+        """Side in pixels of its training images. Raises InputError if its configuration has none."""
         return self.settings.resolution
 
     @property
@@ -58,7 +58,7 @@ class BaseModel:
 def resolve_base_model(address: str, revision: str | None = None) -> BaseModel:
     """Find a base model and check that it is a whole pipeline of a supported family.
 
-    Raises InputError when it isn't there, can't be had, isn't supported, or is a copy that broke off.
+    Raises InputError if it is missing, unavailable, unsupported or incomplete.
     """
     from dreambooth.models.families import family_of
 
@@ -93,7 +93,7 @@ def _find(address: str, revision: str | None) -> Path:
 
 
 def _check_whole(directory: Path) -> None:
-    """Find now what a copy that broke off lacks, not when workers load it."""
+    """Find missing files of an incomplete copy now, not when workers load it."""
     BaseSettings(directory).check_trainable()
     vocabularies = [directory / "tokenizer" / name for name in ("tokenizer.json", "vocab.json")]
     if not any(read_json(path) for path in vocabularies if path.is_file()):
@@ -103,7 +103,7 @@ def _check_whole(directory: Path) -> None:
 
 
 def weight_files(directory: Path, part: str) -> list[Path]:
-    """The files that `from_pretrained` reads: one, or those of an index. InputError, and why, where there are none."""
+    """Weight files that `from_pretrained` reads: one, or those of an index. Raises InputError if there are none."""
     whole = directory / part / f"{_WEIGHTS[part]}.safetensors"
     index = whole.with_name(f"{whole.name}.index.json")
     # Where a repository has both, diffusers takes the several files, transformers the one.
@@ -119,7 +119,7 @@ def weight_files(directory: Path, part: str) -> list[Path]:
 
 
 def _instead(folder: Path) -> str:
-    """What to do about weights of another kind than is read."""
+    """The cure for weights in an unsupported format."""
     others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
     variants = [(name, found[1]) for name in others if (found := _VARIANT.search(name)) and found[1]]
     for name, variant in variants:
@@ -140,7 +140,7 @@ def _instead(folder: Path) -> str:
 
 
 def pipeline_files(directory: Path) -> list[Path]:
-    """The files that make a pipeline: its index, and settings, vocabularies and weights of the components it needs.
+    """Files of a pipeline: its index, and settings, vocabularies and weights of the components it needs.
 
     Repositories hold more: single-file checkpoints, half-precision variants, a safety checker, their history.
     """

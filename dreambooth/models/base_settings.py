@@ -1,7 +1,7 @@
-"""What a base model's configuration files say, as far as this project reads them: checked, and with defaults.
+"""Read the configuration files of a base model, checked and with defaults.
 
-A field that a file leaves out is what the library's class takes for it. Reading them with those classes would take
-seconds of imports before a plan can be shown, so their defaults are repeated here; a test compares them.
+Missing fields have the defaults of the library's classes. Importing those would take seconds before a plan can be
+shown, so the defaults are repeated here; a test compares them.
 """
 
 import json
@@ -19,7 +19,7 @@ _SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplac
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A field of a configuration file; `default` is the library's, `holds` whether a value is one that it can use."""
+    """A field of a configuration file; `default` is the library's, `holds` checks a value."""
 
     file: str
     name: str
@@ -85,7 +85,7 @@ class BaseSettings:
     """The settings of the base model in a directory; `settings["unet.in_channels"]`."""
 
     def __init__(self, directory: Path) -> None:
-        """Read its files. Raises InputError that names the file, and the field, where one is not as it has to be."""
+        """Read its files. Raises InputError naming the file and field for an invalid one."""
         self._directory = directory
         read = {file: read_json(directory / file) for file in FILES}
         self._values = {f"{one.file.partition('/')[0]}.{one.name}": _value(read, one, directory) for one in FIELDS}
@@ -95,12 +95,12 @@ class BaseSettings:
 
     @property
     def downscaling(self) -> int:
-        """How many pixels a latent's place is wide: the VAE halves between its blocks."""
+        """Pixels per latent position along a side: the VAE halves between its blocks."""
         return int(2 ** (len(self["vae.block_out_channels"]) - 1))
 
     @property
     def resolution(self) -> int:
-        """Side in pixels of the images that the UNet was trained on; InputError where its configuration names none."""
+        """Side in pixels of the UNet's training images. Raises InputError if its configuration has none."""
         size = self["unet.sample_size"]
         sides = set(size) if isinstance(size, list) else {size}
         if None in sides or len(sides) > 1:
@@ -112,7 +112,7 @@ class BaseSettings:
 
     @property
     def schedule_warning(self) -> str | None:
-        """A warning for a noise schedule whose last timestep can't be learnt; None where it can."""
+        """A warning about a noise schedule whose last timestep can't be learnt, or None."""
         if not self["scheduler.rescale_betas_zero_snr"] or self["scheduler.prediction_type"] != "epsilon":
             return None
         return (
@@ -122,7 +122,7 @@ class BaseSettings:
         )
 
     def check_trainable(self) -> None:
-        """Raise InputError for a UNet that takes more than noisy latents, a timestep and a text."""
+        """Raise InputError for a UNet with inputs besides noisy latents, timestep and text."""
         if self["unet.in_channels"] != self["vae.latent_channels"]:
             raise InputError(
                 f"{self._directory / _UNET}: in_channels is {self['unet.in_channels']}, but latent_channels of "
@@ -148,7 +148,7 @@ def _value(read: dict[str, dict[str, Any]], field: Field, directory: Path) -> An
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of settings; InputError where there is none, or it is none."""
+    """Read a JSON file of settings. Raises InputError if it is missing or invalid."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError:

@@ -1,9 +1,9 @@
-"""How can thousands of fine-tuned models be kept, each as large as its base?
+"""Store a fine-tuned model as its exact change against the base.
 
-By what they changed. Fine-tuning moves a weight by a little, so the integers that stand for the old and the new value
-differ in few low bits; differences of integers are exact where differences of floats are not. Per tensor: both values
-in the model's own dtype as integers in the order of the numbers they stand for, their difference, its bytes sorted by
-significance, compressed with zstd. A delta names its base by hash, and gives back the model bit for bit.
+Fine-tuning moves a weight by a little, so the integers that represent the old and new values differ in few low bits;
+differences of integers are exact where differences of floats are not. Per tensor: both values in the model's own dtype
+as order-preserving integers, their difference, its bytes sorted by significance, compressed with zstd. A delta names
+its base by hash and restores the model bit for bit.
 
     write_delta(base, Path("model"), Path("delta"))
     rebuild(Path("delta"), Path("copy"))            # finds the base again, and compares hashes
@@ -39,7 +39,7 @@ def is_delta(directory: Path) -> bool:
 
 
 def write_delta(base: BaseModel, model: Path, target: Path) -> None:
-    """Write what `model`, a diffusers directory, changed against its base; weights whose names the base has too."""
+    """Write the change of `model`, a diffusers directory, against its base: of weights whose names the base has."""
     target.mkdir(parents=True, exist_ok=True)
     files = {}
     for path in sorted(path for path in model.rglob("*") if path.is_file()):
@@ -62,9 +62,9 @@ def write_delta(base: BaseModel, model: Path, target: Path) -> None:
 
 
 def rebuild(delta: Path, target: Path, base: BaseModel | None = None) -> Path:
-    """Write the model that a delta stands for; returns `target`. `base` None: the one that the delta names.
+    """Restore a model from its delta into `target`, which is returned. `base` None: find the base named by the delta.
 
-    Raises InputError when the base isn't the one that the delta was made against, or the delta is damaged.
+    Raises InputError if the base isn't the delta's own, or the delta is damaged.
     """
     description = json.loads((delta / DESCRIPTION).read_text())
     if description.get("format") != _FORMAT:

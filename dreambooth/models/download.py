@@ -1,4 +1,4 @@
-"""Model directories from elsewhere: from the hub, or copied from wherever fsspec reaches to a cache on this machine."""
+"""Fetch model directories from the hub or any fsspec address to a cache on this machine."""
 
 import errno
 import fcntl
@@ -21,16 +21,16 @@ _VERSIONS = (
     "updated",
     "mtime",
     "created",
-)  # whatever a store tells of a file's content
+)  # fields by which stores identify a file's content
 
 
 def cache_directory() -> Path:
-    """Where downloaded models are kept: $DREAMBOOTH_CACHE, else ~/.cache/dreambooth."""
+    """Folder of downloaded models: $DREAMBOOTH_CACHE, else ~/.cache/dreambooth."""
     return Path(os.environ.get("DREAMBOOTH_CACHE", "~/.cache/dreambooth")).expanduser()
 
 
 def is_remote(address: str) -> bool:
-    """Whether an address is fsspec's and not this machine's."""
+    """Whether an address is remote and served by fsspec."""
     return "://" in address and not address.startswith("file://")
 
 
@@ -49,7 +49,7 @@ def from_hub(
 ) -> Path:
     """The folder of a hub model's snapshot, downloaded once: files that match `allow` and not `ignore`.
 
-    Raises InputError that begins with `what` when it can't be had.
+    Raises InputError, starting with `what`, if it isn't available.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -75,7 +75,7 @@ def from_hub(
 
 
 def _hub_fault() -> str | None:
-    """Why the hub can't be asked, found within seconds: then what is here has to do. InputError for HF_ENDPOINT."""
+    """Reason why the hub can't be reached, within seconds, or None. Raises InputError for a bad HF_ENDPOINT."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -91,9 +91,9 @@ def _hub_fault() -> str | None:
 
 
 def from_store(address: str, *, what: str) -> Path:
-    """Copy a remote directory to the cache, once; a copy that broke off is never mistaken for a whole one.
+    """Copy a remote directory to the cache, once; an interrupted copy is never taken for a whole one.
 
-    Raises InputError that begins with `what` when it can't be read or copied.
+    Raises InputError, starting with `what`, if it can't be read or copied.
     """
     address = address.rstrip("/")
     prove_store(address, what=f"{what} {shown(address)!r} can't be read")

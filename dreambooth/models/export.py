@@ -1,4 +1,4 @@
-"""Fine-tuned weights become a diffusers directory, and are proven to be in it."""
+"""Export fine-tuned weights as a diffusers directory, and verify it."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from dreambooth.models.families import family_of
 from dreambooth.models.probe import TOLERANCES, Trained, largest_difference
 
 COMPONENTS = {"denoiser": "unet", "text_encoder": "text_encoder"}
-"""Where the parts of `DreamBoothModel` live in a pipeline directory."""
+"""Folders of the parts of `DreamBoothModel` in a pipeline directory."""
 
 _WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
 
@@ -26,11 +26,11 @@ _WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "mode
 def export_pipeline(
     base: Path, state: Mapping[str, Tensor], target: Path, *, dtype: torch.dtype, resolution: int | None = None
 ) -> None:
-    """Write a diffusers directory: the base's files, with the trained components' weights put in, as `dtype`.
+    """Write a diffusers directory: the base's files with the trained components' weights, as `dtype`.
 
-    `resolution`, in pixels, is what it was trained at, and will be sampled at where nothing else is asked for; None is
-    the base's. `state` is an engine's state_dict. Raises ValueError when its names are not exactly those of the base's
-    weights: a component that is trained is trained in all its layers.
+    `resolution` in pixels is that of training and the default of sampling; None keeps the base's. `state` is an
+    engine's state_dict. Raises ValueError if its names aren't exactly those of the base's weights: a trained component
+    is trained in all its layers.
     """
     trained = _by_component(base, state)
     for source in pipeline_files(base):
@@ -49,10 +49,10 @@ def export_pipeline(
 
 
 def verify_export(directory: Path, base: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
-    """Read a published directory and compare it with what was trained, tensor by tensor and by what it computes.
+    """Compare a published directory with the trained state, by tensors and by text-encoder outputs.
 
     Hidden states of a few prompts by its text encoder have to be those of the trained one (`models.probe`), or
-    of the base's where that stayed frozen, within what rounding to `dtype` makes of them. Raises ValueError naming the
+    of the base's where that stayed frozen, within the rounding of `dtype`. Raises ValueError naming the
     first tensor that is missing or differs, or the difference.
     """
     for component, tensors in _by_component(base, state).items():
@@ -91,7 +91,7 @@ def _verify_text_encoder(directory: Path, base: Path, state: Mapping[str, Tensor
 
 
 def put_weights(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put an engine's state_dict into a pipeline's components; returns what was there, to be put back."""
+    """Load an engine's state_dict into a pipeline's components. Returns the previous weights, to restore them."""
     before: dict[str, Tensor] = {}
     for owner, component in COMPONENTS.items():
         trained = _of_owner(owner, state)
@@ -107,7 +107,7 @@ def _of_owner(owner: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _by_component(base: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Split a state_dict by component, under the names that the base's own files use."""
+    """Split a state_dict by component, with the names of the base's files."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         owner, _, rest = name.partition(".")
@@ -116,7 +116,7 @@ def _by_component(base: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str
 
 
 def _named_as_in(directory: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers 5 dropped the prefix `text_model.` that Stable Diffusion's files, and older releases, use."""
+    """Restore the prefix `text_model.` of Stable Diffusion's files, which transformers 5 dropped."""
     expected: set[str] = set()
     for path in weight_files(directory.parent, directory.name):
         with safe_open(path, framework="pt") as stored:
@@ -133,7 +133,7 @@ def _named_as_in(directory: Path, tensors: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def _set_resolution(directory: Path, resolution: int) -> None:
-    """Name a resolution in the UNet's configuration, where every diffusers pipeline finds what it samples at."""
+    """Write a resolution to the UNet's configuration, where diffusers pipelines look for their default size."""
     path = directory / "unet" / "config.json"
     size = resolution // BaseSettings(directory).downscaling
     # A size below 64 that an early version of diffusers has written would be taken for a mistake.
@@ -142,7 +142,7 @@ def _set_resolution(directory: Path, resolution: int) -> None:
 
 
 def _leave_out_what_is_missing(directory: Path) -> None:
-    """Name no component that isn't exported (a safety checker) in model_index.json, or diffusers would look for it."""
+    """Remove components that aren't exported (a safety checker) from model_index.json, or diffusers looks for them."""
     path = directory / "model_index.json"
     index = json.loads(path.read_text())
     for name, value in index.items():

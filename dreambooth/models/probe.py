@@ -1,4 +1,4 @@
-"""What the trained text encoder computes for a few prompts, kept beside its weights to hold the export to it.
+"""Hidden states of a few prompts by the trained text encoder, kept beside its weights to verify the export.
 
 Weights are no proof of each other: the change of the identifier's embedding is added in training and put into the table
 at the export, and a table that is written wrong is stored, read again and compared without a difference. So the
@@ -24,30 +24,30 @@ _INPUT_IDS, _HIDDEN_STATES = "probe.input_ids", "probe.hidden_states"
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Token ids (N, L) of prompts, and what a text encoder made of them (N, L, D)."""
+    """Token ids (N, L) of prompts, and their hidden states (N, L, D)."""
 
     input_ids: Tensor
     hidden_states: Tensor
 
 
 class Trained(dict[str, Tensor]):
-    """Trained weights by name, and what they computed; `probe` is None where training doesn't run the text encoder."""
+    """Trained weights by name with a probe; `probe` is None if training doesn't run the text encoder."""
 
     probe: Probe | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, and read again, without the probe: as a dict that `torch.load` takes with weights_only."""
+        """Pickle as a plain dict without the probe, which `torch.load` accepts with weights_only."""
         return OrderedDict, (), None, None, iter(self.items())
 
     def as_tensors(self) -> dict[str, Tensor]:
-        """All of it under names, for a file; `from_tensors` reads it again."""
+        """Weights and probe as named tensors for a file; `from_tensors` is the inverse."""
         if self.probe is None:
             return self
         return {**self, _INPUT_IDS: self.probe.input_ids, _HIDDEN_STATES: self.probe.hidden_states}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """What `as_tensors` gave."""
+        """The inverse of `as_tensors`."""
         trained = cls({name: tensor for name, tensor in tensors.items() if name not in (_INPUT_IDS, _HIDDEN_STATES)})
         if _HIDDEN_STATES in tensors:
             trained.probe = Probe(input_ids=tensors[_INPUT_IDS], hidden_states=tensors[_HIDDEN_STATES])

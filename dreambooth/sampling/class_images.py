@@ -1,9 +1,9 @@
-"""The class images of prior preservation: what a set is called, what is missing of it, and making that.
+"""The class images of prior preservation: keys of sets, missing images, and sampling.
 
-When are two sets the same? When everything that decides their pixels is: base model, class prompt, sampler, steps,
+Two sets are the same if everything that decides their pixels is: base model, class prompt, sampler, steps,
 guidance, resolution, dtype, seed, and how many images are sampled together (a batch's shape can change the last bits of
-floats). That is the set's recipe, by which it is found, so subjects of one class share a set, and asking for more
-images tops it up.
+floats). The hash of this recipe is the set's key, so subjects of one class share a set, and a request for more images
+tops it up.
 """
 
 import hashlib
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 SAMPLER = "dpm-solver++"
 """Name of the sampler that `load_pipeline` sets (arXiv 2211.01095)."""
 STORED = 2
-"""Part of the name of all stored pictures that are found by what they were made from. It goes up when those of earlier
-code may be others than their name says, so that they are not found: of 1 they could be another base model's, or of
-another dtype."""
+"""Version in the key of all stored pictures. Raise it when earlier code may have stored pictures under a wrong key:
+those of version 1 may be another base model's or of another dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorPlan:
-    """Everything that decides the pixels of a set of class images, and how many are wanted."""
+    """Everything that decides the pixels of a set of class images, and the number wanted."""
 
     base_hash: str
     class_prompt: str
@@ -44,24 +43,24 @@ class PriorPlan:
 
     @cached_property
     def recipe(self) -> str:
-        """20 hex digits of the sha256 over all but the count; what is trained on the set is named by it."""
+        """20 hex digits of the sha256 over all but the count; part of the keys of models trained on the set."""
         identity = {name: value for name, value in asdict(self).items() if name != "count"}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
 
     @cached_property
     def key(self) -> str:
-        """Where the set lies: 20 hex digits of the sha256 over its recipe and `STORED`."""
+        """Folder name of the set: 20 hex digits of the sha256 over its recipe and `STORED`."""
         return hashlib.sha256(f"{self.recipe} {STORED}".encode()).hexdigest()[:20]
 
     def blocks(self, present: Iterable[str] = ()) -> list[range]:
-        """The blocks of images with something missing: each is sampled together, whoever does it."""
+        """Blocks with missing images; each block is always sampled together."""
         have = set(present)
         starts = range(0, self.count, self.batch_size)
         blocks = [range(start, start + self.batch_size) for start in starts]
         return [block for block in blocks if any(image_name(i) not in have for i in block if i < self.count)]
 
     def missing(self, present: Iterable[str]) -> list[int]:
-        """Indices of the images that are wanted and not present."""
+        """Indices of missing images."""
         have = set(present)
         return [index for index in range(self.count) if image_name(index) not in have]
 
@@ -92,7 +91,7 @@ def image_seed(plan: PriorPlan, index: int) -> int:
 
 
 def generate_block(pipeline: "StableDiffusionPipeline", plan: PriorPlan, block: range) -> "list[Image.Image]":
-    """Sample all images of a block, always together, so that they don't depend on which of them were missing."""
+    """Sample all images of a block together, so that they don't depend on which were missing."""
     import torch
 
     from dreambooth.sampling.sampler import sample

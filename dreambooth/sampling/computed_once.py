@@ -1,4 +1,4 @@
-"""Sampling with less arithmetic: what a denoiser would compute several times with one result, it computes once."""
+"""Faster sampling: compute results that a denoiser would compute repeatedly only once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 @contextmanager
 def computed_once(unet: nn.Module, *, guided: bool) -> Iterator[None]:
-    """Within it, `unet` (a UNet2DConditionModel) does less for the same samples, up to float rounding.
+    """Within this context `unet` (a UNet2DConditionModel) computes the same samples, up to rounding, with less work.
 
     - Every step projects the same text embeddings to keys and values of every cross-attention: now the first does.
     - Under classifier-free guidance (arXiv 2207.12598; `guided`) a batch is (2N, C, H, W), every latent twice, one for
       each text. The halves are equal until the first cross-attention: now one of them is computed up to there.
 
-    Not to be entered twice at once for the same `unet`, nor while gradients are wanted.
+    Don't enter it twice for the same `unet`, nor with gradients.
     """
     projections = list(_text_projections(unet))
     hooks = []
@@ -40,7 +40,7 @@ def _text_projections(unet: nn.Module) -> Iterator[Any]:
 
 
 def _before_text(unet: Any) -> Iterator[nn.Module]:
-    """What comes before the first cross-attention, in order."""
+    """Modules before the first cross-attention, in order."""
     yield unet.conv_in
     for block in unet.down_blocks:
         if hasattr(block, "attentions"):
@@ -51,7 +51,7 @@ def _before_text(unet: Any) -> Iterator[nn.Module]:
 
 
 def _remembering(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Like `forward`, whose last input is not computed again: the tensor itself, not one that is equal."""
+    """Cache the last result of `forward`, by the identity of its input tensor."""
     last: list[Tensor] = []
 
     def remembered(states: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Load a pipeline and sample from it: class images, validation samples and evaluation all come through here.
+"""Load a pipeline and sample from it: for class images, validation samples and evaluation alike.
 
 One generator per image seed, so an image does not depend on how the work was split between processes.
 """
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def sampling_dtype(device: str) -> torch.dtype:
-    """What denoiser and text encoder had best compute in here: half precision where the device has it, else fp32.
+    """The best dtype of denoiser and text encoder on a device: half precision where it has it, else fp32.
 
     On a CPU that is bf16 under autocast, with weights and the sampler's arithmetic in fp32: twice as fast where the CPU
-    multiplies bf16 itself, slower where it is emulated. Pictures that are stored by their dtype are asked for in that
-    (`sample`), whatever would be best where they are made.
+    multiplies bf16 itself, slower where it is emulated. Pictures stored by their dtype are sampled in that dtype
+    (`sample`) on every device.
     """
     if device.startswith("cuda"):
         return torch.float16
@@ -35,14 +35,14 @@ def sampling_dtype(device: str) -> torch.dtype:
 
 
 def weights_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
-    """What weights are kept in for sampling in `dtype`: fp16 on a GPU, else fp32, with autocast where that is less."""
+    """The dtype of weights for sampling in `dtype`: fp16 on a GPU, else fp32, with autocast if `dtype` is lower."""
     return torch.float16 if device.startswith("cuda") and dtype is torch.float16 else torch.float32
 
 
 def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> "StableDiffusionPipeline":
     """Load a diffusers directory, its weights in `dtype`, for sampling with DPM-Solver++ and without progress bars.
 
-    What model_index.json names beside the parts that sampling takes (a safety checker) may be there or not. The VAE
+    Components that sampling doesn't use (a safety checker) may be missing. The VAE
     stays in fp32 whatever `dtype` is: some overflow in fp16, which gives black pictures.
     """
     quiet()
@@ -73,7 +73,7 @@ def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> "Stabl
 def load_trained(
     base: Path, state: Mapping[str, Tensor], *, device: str, dtype: torch.dtype
 ) -> "StableDiffusionPipeline":
-    """A pipeline to sample from with the trained weights put in, without a detour over a disk."""
+    """A pipeline with trained weights from memory."""
     pipeline = load_pipeline(base, device=device, dtype=dtype)
     put_weights(pipeline, state)
     return pipeline
@@ -82,7 +82,7 @@ def load_trained(
 def personalized(base: "StableDiffusionPipeline", directory: Path) -> "StableDiffusionPipeline":
     """A pipeline with denoiser and text encoder of a fine-tuned one in `directory`, and all else shared with `base`.
 
-    But for the sampler, which counts the steps of one sampling.
+    Except the scheduler, which holds the state of one sampling.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -112,10 +112,10 @@ def sample(
 ) -> list[Image.Image]:
     """Sample one image per (prompt, seed) pair, in order.
 
-    `dtype` is what denoiser and text encoder compute in, emulated where the device has to; None is what is best here.
-    `height` and `width` None are what the model was trained at.
+    `dtype` is that of denoiser and text encoder, emulated if necessary; None is the device's best. `height` and `width`
+    in pixels default to the training resolution.
 
-    Raises ValueError when there are not as many seeds as prompts, RuntimeError for a picture that is no number.
+    Raises ValueError for different numbers of prompts and seeds, RuntimeError for pixels that are NaN.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
@@ -156,7 +156,7 @@ def _encode(pipeline: "StableDiffusionPipeline", prompts: Sequence[str]) -> tupl
 
 
 def _lay_out(unet: torch.nn.Module, dtype: torch.dtype) -> None:
-    """On a CPU convolutions are a tenth faster with channels last in fp32, and slower with them in bf16."""
+    """Choose the memory format on a CPU: channels last is a tenth faster in fp32, and slower in bf16."""
     layout = torch.channels_last if dtype is torch.float32 else torch.contiguous_format
     weight = next(weight for weight in unet.parameters() if weight.ndim == 4)
     if weight.device.type == "cpu" and not weight.is_contiguous(memory_format=layout):
@@ -165,7 +165,7 @@ def _lay_out(unet: torch.nn.Module, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def _decode(pipeline: "StableDiffusionPipeline", latents: Tensor) -> list[Image.Image]:
-    """Pictures of latents, back from the denoiser's scale as `encode_latents` brings them to it."""
+    """Decode latents to pictures, inverting the scale and shift of `encode_latents`."""
     vae = pipeline.vae
     latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
     pixels = vae.decode(latents).sample  # (N, 3, H, W) in [-1, 1]

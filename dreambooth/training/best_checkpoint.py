@@ -1,8 +1,7 @@
-"""Which weights of a training are exported: the last, or those with the highest score that was measured on the way?
+"""Scores during training, and the weights with the highest.
 
-Scores are measured every so many steps and at the end. A tie goes to the earlier step, which is nearer to the base
-model. What was measured, and the best weights so far, are kept in every checkpoint, so a run that goes on decides as if
-nothing had happened to it.
+Scores are measured every few steps and at the end. A tie goes to the earlier step, which is nearer to the base model.
+Scores and the best weights so far are part of every checkpoint, so a resumed run makes the same choice.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,36 +25,36 @@ class Score:
 
     @property
     def score(self) -> float:
-        """What is compared: DINO + CLIP-T, since a model that copies loses by the one what it wins by the other."""
+        """DINO + CLIP-T: a model that copies gains in one what it loses in the other."""
         return self.dino + self.clip_t
 
     def as_dict(self) -> dict[str, float]:
-        """For a logger, and for JSON."""
+        """Plain values for loggers and JSON."""
         return asdict(self) | {"score": self.score}
 
 
 @dataclass(kw_only=True)
 class Scores:
-    """What was measured so far, oldest first; `weights` are those of the best step (on rank 0, if they are kept)."""
+    """Scores so far, oldest first; `weights` are those of the best step (on rank 0, if kept)."""
 
     measured: list[Score] = field(default_factory=list)
     weights: "Mapping[str, Tensor] | None" = None
 
     @property
     def best(self) -> Score | None:
-        """The highest score, the earliest of equals; None before the first."""
+        """The highest score, the earliest of equal ones; None before the first."""
         return max(self.measured, key=lambda score: score.score, default=None)
 
     @property
     def since_best(self) -> int:
-        """How many measurements there were after the best one."""
+        """Number of scores after the best."""
         best = self.best
         return sum(score.step > best.step for score in self.measured) if best is not None else 0
 
     def add(self, score: Score, weights: "Callable[[], Mapping[str, Tensor]] | None" = None) -> None:
-        """Take a measurement in; `weights` is asked for the weights that it was of, if they are the best so far.
+        """Add a score; `weights` is called for its weights if it is the best so far.
 
-        Raises ValueError for a step that isn't later than the last: it was measured before.
+        Raises ValueError for a step that isn't later than the last.
         """
         if self.measured and score.step <= self.measured[-1].step:
             raise ValueError(f"step {score.step} was measured already; the last was {self.measured[-1].step}")
@@ -64,11 +63,11 @@ class Scores:
             self.weights = weights()
 
     def ends(self, stop_after: int | None) -> bool:
-        """Whether `stop_after` measurements in a row brought nothing higher."""
+        """Whether the last `stop_after` scores brought no new best."""
         return stop_after is not None and self.since_best >= stop_after
 
     def save(self, folder: Path) -> None:
-        """Write the best weights into a checkpoint's folder, if they are kept."""
+        """Write the best weights, if kept, into a checkpoint's folder."""
         if self.weights is not None:
             from safetensors.torch import save_file
 
@@ -79,7 +78,7 @@ class Scores:
 
     @classmethod
     def load(cls, folder: Path, measured: list[dict[str, float]]) -> "Scores":
-        """Scores as `as_dict` gave them, and the weights that `save` wrote."""
+        """Restore scores from their `as_dict` and the weights written by `save`."""
         scores = [Score(step=int(one["step"]), dino=one["dino"], clip_t=one["clip_t"]) for one in measured]
         weights = None
         if (folder / _WEIGHTS).is_file():

@@ -1,4 +1,4 @@
-"""An exponential moving average of the tensors that an optimizer updates, sharded exactly as they are."""
+"""An exponential moving average of the optimizer's tensors, sharded as they are."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from torch import Tensor
 class Ema:
     """Averages of this rank's fp32 masters: `average = decay * average + (1 - decay) * master` after every step.
 
-    Early steps use min(decay, (1 + n) / (10 + n)), so that short runs are not held back by where they started.
+    Early steps use min(decay, (1 + n) / (10 + n)), so that short runs don't lag behind at the base weights.
     """
 
     def __init__(self, masters: Sequence[Tensor], decay: float) -> None:
@@ -23,7 +23,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the masters in after an optimizer step."""
+        """Update the averages after an optimizer step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for average, master in zip(self.averages, self.masters, strict=True):
@@ -31,7 +31,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the masters hold the averages."""
+        """Within this context the masters hold the averages."""
         self._swap()
         try:
             yield

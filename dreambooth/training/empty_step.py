@@ -1,4 +1,4 @@
-"""A training step on tensors without data, so that what one takes can be counted for a base model of any size."""
+"""A training step on tensors without data, to count its cost for a base model of any size."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dreambooth.models.families.stable_diffusion import load_tokenizer
 
 
 class EmptyStep:
-    """Denoiser and text encoder as they are trained, and a batch of `images` images, all of it shapes alone.
+    """Denoiser and text encoder in training mode and a batch of `images` images, as shapes alone.
 
     On the meta device, or on a real one under FakeTensorMode.
     """

@@ -1,7 +1,7 @@
 """The Engine protocol, and TorchEngine, the reference.
 
-An engine owns backward and step: dividing by the accumulation steps, averaging over ranks, clipping, the learning rate,
-the moving average, and saving all of that. The loop owns everything else.
+An engine owns backward and step: division by the accumulation steps, averages over ranks, clipping, the learning rate,
+the moving average, and their checkpoints. The loop owns everything else.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
 
 
 class Engine(Protocol):
-    """What `fit` needs of whatever trains the model."""
+    """What `fit` requires of an engine."""
 
     rank: int
     world_size: int
@@ -39,9 +39,9 @@ class Engine(Protocol):
         """At the accumulation boundary: average over ranks, clip, update, schedule. Between: nothing."""
 
     def diverged_at(self, *, wait: bool = True) -> int | None:
-        """The first step of this process whose gradient was not finite, alike on every rank; None before there is one.
+        """This process's first step with a gradient that isn't finite, the same on every rank; None if there is none.
 
-        With `wait` False also None where only the device knows so far.
+        With `wait` False also None while only the device knows.
         """
 
     def mean(self, values: Tensor) -> Tensor:
@@ -56,23 +56,23 @@ class Engine(Protocol):
         """Of the denoiser and, where it is trained, the text encoder."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is exported, whole, fp32 and on the CPU, on rank 0; empty elsewhere. Every rank has to call it.
+        """The exported parameters, unsharded, fp32, on the CPU of rank 0; empty elsewhere. Collective.
 
-        Raises Diverged, on every rank, when a gradient was not finite, or a weight or moment isn't.
+        Raises Diverged, on every rank, if a gradient, weight or moment isn't finite.
         """
 
     def save(self, directory: Path) -> None:
-        """Write this rank's part of a checkpoint. Every rank has to call it. Raises Diverged as `state_dict` does."""
+        """Write this rank's part of a checkpoint. Collective. Raises Diverged as `state_dict` does."""
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote at an accumulation boundary, on these ranks or another number of them."""
+        """Load a checkpoint of `save`, made at an accumulation boundary by any number of ranks."""
 
     def close(self) -> None:
         """Free what the engine holds, so that the process can train another model."""
 
 
 def diverged(what: str, config: TrainConfig) -> Diverged:
-    """The error of a training that is no longer one of numbers, which says what to lower."""
+    """The error for values that aren't finite, with the settings to lower."""
     return Diverged(
         f"{what}; lower train.learning_rate (it is {config.learning_rate}) "
         f"or train.max_grad_norm (it is {config.max_grad_norm})"
@@ -80,10 +80,10 @@ def diverged(what: str, config: TrainConfig) -> Diverged:
 
 
 def check_finite(engine: Engine, tensors: Iterable[Tensor], steps: int, config: TrainConfig) -> None:
-    """Raise Diverged, on every rank, when a gradient so far was not finite or one of this rank's `tensors` isn't.
+    """Raise Diverged, on every rank, if a gradient so far or one of this rank's `tensors` isn't finite.
 
-    Every rank has to call it. ZeRO passes over a step whose gradient is not finite, and a moment that overflows stops
-    its weight for ever, both without a word.
+    Collective: call it on every rank. ZeRO skips a step whose gradient isn't finite, and a moment that overflows
+    freezes its weight for ever, both silently.
     """
     if (step := engine.diverged_at()) is not None:
         raise diverged(f"the gradient is not finite at step {step}", config)
@@ -128,7 +128,7 @@ class TorchEngine:
         if self.world_size > 1:
             self._average_gradients()
         self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        # Kept on the device: to ask it at every step would make it wait for this process.
+        # Kept on the device: reading it at every step would stall the device.
         first = (self._diverged_at == 0) & ~self._grad_norm.isfinite()
         self._diverged_at = torch.where(first, self._steps + 1, self._diverged_at)
         self.optimizer.step()
@@ -150,7 +150,7 @@ class TorchEngine:
         return int(self.lr_scheduler.last_epoch)
 
     def diverged_at(self, *, wait: bool = True) -> int | None:
-        """The first step whose gradient was not finite."""
+        """The first step with a gradient that isn't finite."""
         return (int(self._diverged_at) or None) if wait or self.device == "cpu" else None
 
     def _check(self) -> None:
@@ -199,7 +199,7 @@ class TorchEngine:
             self.ema.save(directory / "ema.safetensors")
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote."""
+        """Load a checkpoint of `save`."""
         state = torch.load(directory / "engine.pt", map_location=self.device, weights_only=True)
         self.model.load_state_dict(self.model.state_dict() | state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -208,9 +208,9 @@ class TorchEngine:
             self.ema.load(directory / "ema.safetensors", state["ema_steps"])
 
     def _unfrozen_state(self) -> dict[str, Tensor]:
-        """What a checkpoint has to hold: the base model's frozen weights are loaded with the model."""
+        """Tensors of a checkpoint: all but frozen weights, which are loaded with the base model."""
         frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
 
     def close(self) -> None:
-        """Nothing is held beyond the object itself."""
+        """Nothing to free."""

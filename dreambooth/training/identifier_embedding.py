@@ -1,10 +1,10 @@
 """The identifier's own token embedding, learnt faster than the text encoder around it.
 
-Why apart? A rare token is one that the base model has hardly seen, and may have learnt to pass over: then the samples
-with it are the samples without it, and nothing tells the two halves of a batch apart. A rate at which the one
-embedding leaves its place within a few steps would ruin every other weight of the text encoder. So what is learnt fast
-is a change that is added to the embeddings of the identifier's tokens alone, as Textual Inversion (arXiv 2208.01618)
-learns them, and at the end it is put into the table of embeddings: the exported model is an ordinary one.
+The base model has hardly seen a rare token and may have learnt to ignore it: then samples with and without it are the
+same, and nothing distinguishes the two halves of a batch. A learning rate that moves this embedding within a few steps
+would ruin every other weight of the text encoder. So a change is learnt fast and added to the embeddings of the
+identifier's tokens alone, as in Textual Inversion (arXiv 2208.01618). The export adds it to the embedding table: the
+exported model is an ordinary one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class IdentifierEmbedding(nn.Module):
         table.register_forward_hook(lambda _, inputs, output: self(inputs[0], output))
 
     def added_to(self, text_encoder: nn.Module, change: Tensor) -> None:
-        """Have another text encoder's embeddings changed as those of this module's are, by `change` (N, D)."""
+        """Apply `change` (N, D) to the embeddings of another text encoder."""
         ids = self.token_ids.to(change.device)
         _table_of(text_encoder).register_forward_hook(
             lambda _, inputs, output: _changed(inputs[0], output, ids, change)
@@ -46,7 +46,7 @@ class IdentifierEmbedding(nn.Module):
         return _changed(input_ids, embeddings, self.token_ids, self.change)
 
     def folded(self, text_encoder: Mapping[str, Tensor], change: Tensor) -> dict[str, Tensor]:
-        """The text encoder's weights with the change put into the table."""
+        """The text encoder's weights with the change added to the embedding table."""
         table = text_encoder[self._table_name].clone()
         table[self.token_ids.to(table.device)] += change.to(table.device)
         return {**text_encoder, self._table_name: table}

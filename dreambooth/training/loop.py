@@ -1,4 +1,4 @@
-"""The loop. It knows no Ray, no DeepSpeed and no MLflow: an engine goes in, and everything else hangs on `on_step`."""
+"""The training loop, without Ray, DeepSpeed or MLflow: it takes an engine, and `on_step` does the rest."""
 
 import math
 import time
@@ -26,7 +26,7 @@ class StepMetrics:
     images_per_second: float
 
     def as_dict(self) -> dict[str, float]:
-        """For a logger."""
+        """Values for a logger."""
         return asdict(self)
 
 
@@ -41,9 +41,8 @@ def fit(
     """Train from step `start` to `config.max_train_steps`.
 
     `on_step(step, metrics)` is called after every optimizer step, on every rank, with metrics on every `log_every`-th
-    step (and before a checkpoint) and None between: metrics make the ranks wait for each other. Raises Diverged when a
-    loss or a gradient is not finite: after that step where the engine knows at once, else before the next `on_step`
-    with metrics.
+    step (and before a checkpoint) and None between: metrics synchronize the ranks. Raises Diverged if a loss or
+    gradient isn't finite: after that step if the engine knows at once, else before the next `on_step` with metrics.
     """
     images_per_step = config.micro_batch_size * config.gradient_accumulation_steps * engine.world_size
     images_per_step *= 1 if data.class_ is None else 2

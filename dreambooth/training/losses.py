@@ -30,14 +30,14 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseSchedule:
-    """The forward process: alphas_cumprod (T,) in fp32, and what the denoiser predicts."""
+    """The forward process: alphas_cumprod (T,) in fp32, and the denoiser's prediction type."""
 
     alphas_cumprod: Tensor
     prediction_type: PredictionType
 
     @classmethod
     def from_scheduler(cls, alphas_cumprod: Tensor, config: Mapping[str, object]) -> "NoiseSchedule":
-        """Take the schedule of a diffusers scheduler; InputError when it predicts neither noise nor velocity."""
+        """The schedule of a diffusers scheduler. Raises InputError if it predicts neither noise nor velocity."""
         prediction_type = config.get("prediction_type", "epsilon")
         if prediction_type not in ("epsilon", "v_prediction"):
             raise InputError(
@@ -56,7 +56,7 @@ class NoiseSchedule:
         return signal * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What model_pred should be: the noise, or the velocity (arXiv 2202.00512, section 4)."""
+        """The target of model_pred: the noise, or the velocity (arXiv 2202.00512, section 4)."""
         if self.prediction_type == "epsilon":
             return noise
         signal, sigma = self.signal_and_noise(timesteps, latents)
@@ -84,7 +84,7 @@ def prior_preservation_loss(
     they are (B, C, H, W). `weight` (2B,) multiplies each image's error: every image keeps the weight of its own
     timestep. Computed in fp32, whatever the model ran in.
 
-    Raises ValueError for shapes that differ, or an odd number of images where there should be pairs.
+    Raises ValueError for different shapes, or an odd number of images in pairs.
     """
     if model_pred.shape != target.shape:
         raise ValueError(f"model_pred is {tuple(model_pred.shape)}, but target is {tuple(target.shape)}")

@@ -1,4 +1,4 @@
-"""Denoiser and text encoder in one module, so that one engine trains both and ZeRO shards both."""
+"""Denoiser and text encoder in one module, so that one engine trains and ZeRO shards both."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,12 @@ from dreambooth.training.losses import Losses, NoiseSchedule, prior_preservation
 
 
 class DreamBoothModel(nn.Module):
-    """All that is fine-tuned, and the loss.
+    """All fine-tuned modules, and the loss.
 
-    `text_encoder` None means that text embeddings are given instead of token ids. `identifier_token_ids` get a learning
-    rate of their own (see `IdentifierEmbedding`); they start at the embedding of the token `embedding_like` if one is
-    given. Hidden states of the prompts `probe_ids` (N, L) go with an export (see `models.probe`). Parameters stay
-    in fp32; with `autocast` the matrix products run in bf16, so an update of 5e-6 is not rounded away as it would be in
-    bf16 weights.
+    With `text_encoder` None the input is text embeddings instead of token ids. `identifier_token_ids` have their own
+    learning rate (see `IdentifierEmbedding`) and start at the embedding of the token `embedding_like`, if given. Hidden
+    states of the prompts `probe_ids` (N, L) go with an export (see `models.probe`). Parameters stay in fp32; with
+    `autocast` matrix products run in bf16, so that an update of 5e-6 isn't rounded away as in bf16 weights.
     """
 
     def __init__(
@@ -76,9 +75,9 @@ class DreamBoothModel(nn.Module):
         )
 
     def exported(self, state: Mapping[str, Tensor]) -> Trained:
-        """The trained components of a base model, whole, from the parameters of this module by name, fp32 on the CPU.
+        """The trained components, complete, from this module's parameters by name, fp32 on the CPU.
 
-        With what the text encoder, where it is run, computes for the probe's prompts.
+        Includes the text encoder's hidden states of the probe's prompts, if it is run.
         """
         if self.text_encoder is None:
             return Trained(state)
@@ -98,14 +97,14 @@ class DreamBoothModel(nn.Module):
 
 
 def load_schedule(directory: Path) -> NoiseSchedule:
-    """The noise schedule that a base model was trained with."""
+    """The noise schedule of a base model."""
     scheduler = DDPMScheduler.from_pretrained(directory, subfolder="scheduler", local_files_only=True)
     return NoiseSchedule.from_scheduler(scheduler.alphas_cumprod, scheduler.config)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """What of a base model is trained."""
+    """Trainable components of a base model."""
 
     family: Family
     directory: Path
@@ -114,7 +113,7 @@ class Components:
     schedule: NoiseSchedule
 
     def copied(self) -> Self:
-        """Components that can be trained while these stay as they are."""
+        """A copy that can be trained while these stay unchanged."""
         return replace(self, denoiser=copy.deepcopy(self.denoiser), text_encoder=copy.deepcopy(self.text_encoder))
 
 
@@ -132,10 +131,9 @@ def load_components(directory: Path) -> Components:
 
 
 def build_model(components: Components, config: DreamBoothConfig, *, autocast: bool = False) -> DreamBoothModel:
-    """What one run trains, the components themselves: the denoiser, and the text encoder unless it stays frozen.
+    """The model of one run, which trains `components` in place: the denoiser, and the text encoder unless frozen.
 
-    Textual Inversion (arXiv 2208.01618) trains neither, only the identifier's embedding, which starts as the class
-    noun's.
+    Textual Inversion (arXiv 2208.01618) trains the identifier's embedding alone, which starts as the class noun's.
     """
     embedding_only = config.train.method == "textual_inversion"
     denoiser = components.denoiser
@@ -166,7 +164,7 @@ def build_model(components: Components, config: DreamBoothConfig, *, autocast: b
 
 
 def _identifier_tokens(directory: Path, config: DreamBoothConfig) -> tuple[Sequence[int], int | None]:
-    """The tokens whose embeddings are learnt apart, and the token like which they start (None: as they are)."""
+    """Tokens with a learning rate of their own, and the token whose embedding they start from (None: their own)."""
     if not config.train.learns_identifier_apart:
         return (), None
     tokenizer = load_tokenizer(directory)
@@ -178,5 +176,5 @@ def _identifier_tokens(directory: Path, config: DreamBoothConfig) -> tuple[Seque
 
 
 def load_model(directory: Path, config: DreamBoothConfig, *, autocast: bool = False) -> DreamBoothModel:
-    """Load what a run trains from a diffusers directory."""
+    """Load the model of a run from a diffusers directory."""
     return build_model(load_components(directory), config, autocast=autocast)

@@ -1,4 +1,4 @@
-"""The optimizer and the learning-rate schedule, the same objects for every engine."""
+"""The optimizer and the learning-rate schedule, the same for every engine."""
 
 import math
 from typing import Any
@@ -11,9 +11,9 @@ from dreambooth.training.model import DreamBoothModel
 
 
 def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a parameter group each for the denoiser, the text encoder and the identifier's embedding.
+    """AdamW with parameter groups for the denoiser, the text encoder and the identifier's embedding.
 
-    With Textual Inversion the last is the only one.
+    Textual Inversion has the last alone.
     """
     denoiser_rate, text_encoder_rate = config.learning_rates
     groups: list[dict[str, Any]] = []
@@ -36,7 +36,7 @@ def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """What the learning rates are multiplied with at an optimizer step: linear warm-up, then the chosen decay to 0."""
+    """Factor of the learning rates at an optimizer step: linear warm-up, then the chosen decay to 0."""
     if step < config.lr_warmup_steps:
         return (step + 1) / (config.lr_warmup_steps + 1)
     if config.lr_scheduler == "constant":
@@ -47,5 +47,5 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 
 
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LambdaLR:
-    """A scheduler that is stepped once per optimizer step."""
+    """A scheduler to step once per optimizer step."""
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))

@@ -1,4 +1,4 @@
-"""What does a training step cost? Counted on shapes alone, so it takes a second whatever the size of the base model."""
+"""Count the floating-point operations of a training step, on shapes alone: a second for a base model of any size."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,7 @@ from dreambooth.training.empty_step import EmptyStep
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """Of one micro step of `pairs` pairs: floating-point operations (a multiply-add is two) forward and with the
-    backward pass.
-    """
+    """Floating-point operations (a multiply-add is two) of a micro step of `pairs` pairs, forward and in all."""
 
     forward_flops: int
     flops: int
@@ -21,9 +19,9 @@ class StepCost:
 def step_cost(
     directory: Path, *, resolution: int, pairs: int, train_text_encoder: bool, checkpointing: bool
 ) -> StepCost:
-    """Run a step of `pairs` instance/class pairs on the meta device, in fp32, and count.
+    """Count a step of `pairs` instance/class pairs by running it on the meta device in fp32.
 
-    With gradient checkpointing, the second forward pass is counted too.
+    With gradient checkpointing the second forward pass counts too.
     """
     step = EmptyStep(
         directory,

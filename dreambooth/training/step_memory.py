@@ -1,7 +1,7 @@
-"""How much memory does a training step need beyond the weights? Found by going through one on tensors without data.
+"""Find the memory of a training step beyond the weights by running one on fake tensors.
 
-The fake tensors know shapes, types and the kernels that a device would choose, so what is alive when is what a real
-step has, for a base model of any size, within seconds.
+Fake tensors have shapes, dtypes and the kernels of a device, so they live and die as in a real step, for a base model
+of any size, within seconds.
 """
 
 import weakref
@@ -27,10 +27,10 @@ def step_memory(
     autocast: bool,
     keep_gradients: bool,
 ) -> int:
-    """Bytes that are alive at most during the forward and backward pass of `images` images, weights not counted.
+    """Peak bytes of the forward and backward pass of `images` images, without the weights.
 
-    The gradients of the weights are among them, unless they are given away as they come, as ZeRO 2 and 3 do. With
-    `autocast` matrix products are in bf16, and so are the copies of weights that it keeps for them.
+    They include the gradients of the weights, unless those are released at once as by ZeRO 2 and 3. With `autocast`
+    matrix products are in bf16, and so are its cached copies of weights.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         step = EmptyStep(
@@ -58,7 +58,7 @@ def _give_away(parameter: Tensor) -> None:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, as long as anybody holds them."""
+    """Counts the bytes of live tensors made by operations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -67,7 +67,7 @@ class _Alive(TorchDispatchMode):
         self._counted: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count what it made."""
+        """Run the operation and count its results."""
         before = {id(t.untyped_storage()) for t in _tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):

@@ -1,4 +1,4 @@
-"""Addresses of files, local or at any address that fsspec knows, with errors in words."""
+"""Read files, local or at any fsspec address, with readable errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ EXPECTED = "expected a folder, a glob or a list of .jpg, .png, .webp, .heic, .av
 
 @contextmanager
 def accessing(address: str) -> Iterator[None]:
-    """InputError, naming the address and the cause, for whatever a file system raises."""
+    """Turn any file system's error into an InputError with the address and the cause."""
     try:
         yield
     except InputError:
@@ -25,7 +25,7 @@ def accessing(address: str) -> Iterator[None]:
 
 
 def read_file(address: str) -> bytes:
-    """The bytes of a file; InputError, naming it and the cause, when it can't be read."""
+    """Read a file. Raises InputError with its name and the cause if it can't be read."""
     with accessing(address):
         if address.startswith("/"):  # thousands of subjects have many files, and a disk's need no detour
             return Path(address).read_bytes()

@@ -1,10 +1,10 @@
-"""Where the codes of an AVIF or a HEIC lie: the boxes of the ISO base media file format (ISO/IEC 14496-12, 8.11)."""
+"""Locate the coded data of an AVIF or HEIC: the boxes of the ISO base media file format (ISO/IEC 14496-12, 8.11)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 _CODED = (b"av01", b"hvc1", b"hev1", b"avc1")
-"""Kinds of items that are pictures; others are grids of them and metadata, whose zeros are their own."""
+"""Types of items that are pictures; others are grids and metadata, which may hold zeros."""
 
 
 def coded_items(content: bytes) -> Iterator[tuple[int, int]]:
@@ -22,7 +22,7 @@ def coded_items(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _boxes(content: bytes, position: int, stop: int) -> dict[bytes, tuple[int, int]]:
-    """The first box of each kind: where its content starts and stops."""
+    """Start and stop of the first box of each type."""
     boxes: dict[bytes, tuple[int, int]] = {}
     for kind, start, end in _each_box(content, position, stop):
         boxes.setdefault(kind, (start, end))
@@ -65,7 +65,7 @@ class _Reader:
 
 
 def _extents(reader: _Reader) -> Iterator[tuple[int, int, int]]:
-    """Items and where they lie, of those whose place is stated by the file's bytes."""
+    """Items with their start and size, for those located in the file itself."""
     version = reader.number(4) >> 24
     widths = reader.number(2)
     offset_width, length_width, base_width = widths >> 12, widths >> 8 & 15, widths >> 4 & 15

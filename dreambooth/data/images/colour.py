@@ -1,4 +1,4 @@
-"""Any mode that Pillow opens as opaque 8-bit sRGB, by the colour profile that the file embeds.
+"""Convert any mode that Pillow opens to opaque 8-bit sRGB, by the embedded colour profile.
 
 In Display P3 (phones), Adobe RGB (cameras), CMYK (print) or a grey gamma, the same numbers mean other colours.
 """
@@ -17,16 +17,16 @@ _DEPTH_TAG, _INTEROPERABILITY_IFD = 258, 0xA005
 
 @dataclass(frozen=True, kw_only=True)
 class _Layers:
-    """Colours as ImageCms takes them (L, I;16, RGB, CMYK or LAB), and how opaque they are (L), if that varies."""
+    """Colours in a mode ImageCms accepts (L, I;16, RGB, CMYK or LAB), and their opacity (L), if it varies."""
 
     colours: Image.Image
     alpha: Image.Image | None
 
 
 def to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The picture in sRGB, what is see-through on white, and remarks on colours that can't be followed.
+    """The picture in sRGB on a white background, and remarks on colours that can't be converted.
 
-    Colours are converted first and laid on white then: the white is sRGB's, and edges blend as a browser blends them.
+    Colours are converted before blending: the white is sRGB's, and edges blend as in a browser.
     Raises `Undefined` for floating-point and 32-bit pixels.
     """
     layers = _layers(image)
@@ -52,14 +52,14 @@ def _layers(image: Image.Image) -> _Layers:
 
 
 def _halve_transparent_colour(image: Image.Image) -> None:
-    """A 16-bit PNG names its see-through colour in 16 bits, where Pillow keeps the upper 8 of its pixels."""
+    """Reduce a 16-bit PNG's transparent colour to 8 bits, as Pillow reduces its pixels."""
     colour = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(colour, tuple) and max(colour) > 255:
         image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _deep_grey(image: Image.Image) -> _Layers:
-    """Grey of 16 bits (a TIFF's 12 and a PGM's any are scaled to it), which Pillow would cut off at 255."""
+    """16-bit grey (a TIFF's 12 bits and any PGM are scaled to it), which Pillow would clip at 255."""
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         raise Undefined(
             f"its pixels are {'floating-point' if image.mode == 'F' else '32-bit'} numbers, and which of them is white "
@@ -93,7 +93,7 @@ def _follow_profile(colours: Image.Image, image: Image.Image) -> tuple[Image.Ima
 
 
 def _as_profile_wants(colours: Image.Image, space: str) -> tuple[Image.Image, str]:
-    """The picture in the profile's colour space; grey is RGB of three equal numbers, nothing else changes by itself."""
+    """The picture in the profile's colour space; only grey is converted, to RGB of equal values."""
     accepted = {"GRAY": ("L", "I;16"), "RGB": ("RGB",), "CMYK": ("CMYK",), "Lab": ("LAB",)}.get(space, ())
     if colours.mode in accepted:
         return colours, colours.mode
@@ -103,7 +103,7 @@ def _as_profile_wants(colours: Image.Image, space: str) -> tuple[Image.Image, st
 
 
 def _plain_rgb(colours: Image.Image) -> Image.Image:
-    """Numbers taken as they are."""
+    """RGB without colour conversion."""
     if colours.mode == "I;16":
         grey = (np.asarray(colours).astype(np.uint32) + 128) // 257
         colours = Image.fromarray(grey.astype(np.uint8))
@@ -111,7 +111,7 @@ def _plain_rgb(colours: Image.Image) -> Image.Image:
 
 
 def _unprofiled(image: Image.Image) -> list[str]:
-    """What else says that the numbers are not sRGB's: it is too seldom right to be followed, and worth a look."""
+    """Remarks on other signs of a colour space besides sRGB: too unreliable to follow, but worth a look."""
     gamma = image.info.get("gamma")
     if gamma and "srgb" not in image.info and abs(gamma - _SRGB_GAMMA) > 0.02:
         return [f"has a gamma of {gamma:.3g} and no colour profile, so its numbers are taken as sRGB; embed a profile"]

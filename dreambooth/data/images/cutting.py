@@ -1,4 +1,4 @@
-"""Pictures into the squares and the numbers that training and sampling want."""
+"""Cut pictures into squares, and convert them to tensors and PNG."""
 
 import io
 import random
@@ -21,10 +21,10 @@ def squares(
     flip: bool,
     seed: int,
 ) -> list[Image.Image]:
-    """Cut RGB squares of `resolution` pixels that are as large as the picture allows.
+    """Cut the largest squares of a picture and scale them to `resolution` pixels, RGB.
 
-    "center" gives one; "random" gives `crops_per_image`, placed uniformly along the longer side and always the same for
-    the same seed. `flip` adds the mirror image of each behind them.
+    "center" gives one; "random" gives `crops_per_image`, placed uniformly along the longer side, determined by the
+    seed. `flip` appends the mirror image of each.
     """
     side = min(image.size)
     slack = image.width - side, image.height - side

@@ -1,7 +1,7 @@
-"""Is a picture's file whole? Decoders make grey or black of what an interrupted copy or a full disk left out.
+"""Detect damaged image files: decoders fill parts lost to an interrupted copy or a full disk with grey or black.
 
-What such an accident leaves is known: an end that is missing, an end of zeros (where the length was set beforehand), or
-a hole of zeros. Each format is asked in the way that it can answer:
+Such accidents leave a missing end, an end of zeros (where the length was set beforehand), or a hole of zeros. Each
+format has its own check:
 
 - PNG carries a checksum for each of its parts.
 - JPEG and WebP are codes without gaps: decoded wrongly, they need more bits, or fewer, than there are.
@@ -27,12 +27,12 @@ _TIFF_PARTS = ((273, 279), (324, 325))
 """Tags of where strips or tiles begin and how long they are."""
 _TIFF_COMPRESSION, _TIFF_JPEG_TABLES = 259, 347
 _FEW = 0.05
-"""Zeros that a dark photograph holds by itself, as a share."""
+"""Largest share of zeros in a sound dark photograph."""
 _LZW, _JPEG, _PACKBITS, _DEFLATE = 5, 7, 32773, (8, 32946)
 
 
 def row_order(image: ImageFile.ImageFile) -> int:
-    """How the rows of an uncompressed file lie, asked before it is decoded: 1 downwards, -1 upwards, 0 compressed."""
+    """Row order of an uncompressed file, read before decoding: 1 downwards, -1 upwards, 0 compressed."""
     if not image.tile or any(tile[0] != "raw" for tile in image.tile):
         return 0
     arguments = image.tile[0][3]

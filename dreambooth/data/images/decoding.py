@@ -1,4 +1,4 @@
-"""A picture's file decoded: upright, opaque, 8-bit sRGB, whatever it was; InputError for what is not whole."""
+"""Decode image files to upright, opaque, 8-bit sRGB. Raises InputError for damaged ones."""
 
 import io
 import warnings
@@ -16,35 +16,35 @@ from dreambooth.data.images.errors import Undefined
 from dreambooth.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "DIB", "JPEG2000", "PPM", "QOI")
-"""Pillow's names of what is read."""
+"""Formats that are read, by Pillow's names."""
 _NAMES = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP, JPEG 2000, PPM or QOI"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """An upright RGB picture, and what a person should know of how it came about."""
+    """An upright RGB picture, and remarks on its conversion."""
 
     image: Image.Image
     warnings: tuple[str, ...]
 
 
 def read_image(address: str) -> bytes:
-    """The bytes of an image file; InputError, naming it and the cause, when it can't be read."""
+    """Read an image file. Raises InputError with its name and the cause if it can't be read."""
     return read_file(address)
 
 
 def open_image(address: str, *, max_pixels: int) -> Image.Image:
-    """Open and fully decode an image, see `decode`; InputError for what can't be read, too."""
+    """Read and decode an image as `decode` does. Raises InputError if it can't be read."""
     return decode_image(read_image(address), address, max_pixels=max_pixels)
 
 
 def decode_image(content: bytes, address: str, *, max_pixels: int) -> Image.Image:
-    """The picture of `decode`."""
+    """Decode an image as `decode` does, without its remarks."""
     return decode(content, address, max_pixels=max_pixels).image
 
 
 def decode(content: bytes, address: str, *, max_pixels: int) -> Decoded:
-    """Decode an image file as upright sRGB; what is see-through lies on white. Of several frames the first counts.
+    """Decode an image file as upright sRGB on white; only the first of several frames is used.
 
     Raises InputError, naming the file and the cause, if it has more than `max_pixels` (by its header, before anything
     is decoded), is empty, is damaged (`damage.check_whole`), or is in none of FORMATS; its content says
@@ -76,7 +76,7 @@ def decode(content: bytes, address: str, *, max_pixels: int) -> Decoded:
 
 @cache
 def _register_heif() -> None:
-    """Teach Pillow HEIC; AVIF is its own."""
+    """Register HEIC with Pillow, which reads AVIF itself."""
     import pillow_heif
 
     pillow_heif.register_heif_opener(thumbnails=False)
@@ -100,7 +100,7 @@ def _unidentified(size: int, address: str) -> str:
 
 
 def _frames(image: Image.Image) -> Iterator[str]:
-    """A phone's JPEG may hold a depth map or another exposure behind the photograph: only that is what people see."""
+    """Remarks on further frames, except in JPEGs: phones append depth maps and other exposures, which nobody sees."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         yield f"holds {frames} frames or pages, of which only the first is used; save others as pictures of their own"

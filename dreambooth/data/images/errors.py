@@ -1,9 +1,9 @@
-"""What is wrong with a picture's file, without its name: `decoding.decode` adds that."""
+"""Errors of an image file, without its name, which `decoding.decode` adds."""
 
 
 class Damage(ValueError):
-    """A file that decodes, though a part of it is missing."""
+    """A file that decodes although part of it is missing."""
 
 
 class Undefined(ValueError):
-    """A whole file that does not say which colours its numbers mean."""
+    """A sound file without a definition of its colours."""

@@ -1,4 +1,4 @@
-"""Instance images and their captions, found at folders, globs and files, and what lies there and is not used."""
+"""Find instance images and captions at folders, globs and files, and report the files that aren't used."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceImage:
-    """One picture of the subject; `caption` (photo.txt beside photo.jpg) replaces its instance prompt."""
+    """One photograph of the subject; `caption` (photo.txt beside photo.jpg) replaces its instance prompt."""
 
     address: str
     caption: str | None = None
@@ -37,7 +37,7 @@ class InstanceImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """The pictures found, and a warning for each file beside them that is not used as it may be meant."""
+    """The images found, and a warning for each other file that may have been meant to be used."""
 
     images: tuple[InstanceImage, ...]
     warnings: tuple[str, ...]
@@ -49,11 +49,11 @@ def find_instance_images(addresses: Sequence[str]) -> tuple[InstanceImage, ...]:
 
 
 def search_images(addresses: Sequence[str]) -> Search:
-    """All images at the given folders, globs and files, local or at any address that fsspec knows, with their captions.
+    """All images and captions at the given folders, globs and files, local or at any fsspec address.
 
-    A folder gives the images that lie directly in it, by their names, or by their first bytes where a name says
-    nothing. What else it holds is named in the warnings, with the reason; hidden files are passed over. The result is
-    sorted by file name, so that order depends neither on a file system nor on how the images were listed.
+    Images of a folder are those directly in it, recognized by name, or by their first bytes if the name has no known
+    ending. Warnings name its other files, with the reason; hidden files are skipped. The result is sorted by file name,
+    so that the order depends neither on the file system nor on the arguments.
     Raises InputError for an address without images and for a caption that can't be read.
     """
     captions: dict[str, str | None] = {}
@@ -72,7 +72,7 @@ def search_images(addresses: Sequence[str]) -> Search:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """What lies at an address: `files` and `folders` that it names, and `beside`, the files next to those."""
+    """Content of an address: the `files` and `folders` it names, and the files `beside` them."""
 
     address: str
     filesystem: Any
@@ -81,7 +81,7 @@ class _Place:
     beside: frozenset[str]
 
     def full(self, path: str) -> str:
-        """An address that means the same in every process: absolute, with the protocol unless it is local."""
+        """An address valid in every process: absolute, with the protocol unless it is local."""
         local = "file" in self.filesystem.protocol
         return path if local else str(self.filesystem.unstrip_protocol(path))
 
@@ -115,7 +115,7 @@ def _look_at(address: str) -> _Place:
 
 
 def _listing(filesystem: Any, path: str) -> tuple[list[str], list[str]]:
-    """Files and folders that lie directly in a folder."""
+    """Files and folders directly in a folder."""
     entries = filesystem.ls(path, detail=True)
     files = [entry["name"] for entry in entries if entry["type"] != "directory"]
     folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
@@ -123,7 +123,7 @@ def _listing(filesystem: Any, path: str) -> tuple[list[str], list[str]]:
 
 
 def _beside(filesystem: Any, files: Sequence[str]) -> frozenset[str]:
-    """The files in the folders of the given ones; by the names that captions have, where folders can't be listed."""
+    """Files beside the given ones; where folders can't be listed, only caption names are tried."""
     try:
         parents = {path.rpartition("/")[0] for path in files}
         return frozenset(name for parent in parents for name in _listing(filesystem, parent)[0])
@@ -133,7 +133,7 @@ def _beside(filesystem: Any, files: Sequence[str]) -> frozenset[str]:
 
 
 def _sort_out(place: _Place) -> tuple[dict[str, str | None], list[str]]:
-    """Addresses of images and of their captions, and warnings on the rest."""
+    """Addresses of images with their captions, and warnings about other files."""
     pictures, unused = [], {}
     for path in place.files:
         if is_system_file(path):
@@ -158,7 +158,7 @@ def _sort_out(place: _Place) -> tuple[dict[str, str | None], list[str]]:
 
 
 class _Captions:
-    """Captions by the names they may have, in whatever case where only one differs by it."""
+    """Captions by possible names, ignoring case where that is unambiguous."""
 
     def __init__(self, paths: frozenset[str]) -> None:
         self._paths = {path for path in paths if is_caption_name(path)}

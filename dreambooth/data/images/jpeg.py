@@ -1,7 +1,7 @@
-"""Is a JPEG whole? libjpeg-turbo knows, and calls it a warning; Pillow does not pass it on, simplejpeg does.
+"""Detect damaged JPEGs by the warnings of libjpeg-turbo, which Pillow hides and simplejpeg reports.
 
-Decoding to an eighth of the size costs little and reads every bit. Warnings on metadata, common on phones, would hide
-those on the picture, since only the first is passed on: so it is given the picture's own segments alone.
+Decoding to an eighth of the size costs little and reads every bit. Only the first warning is
+reported, and warnings about metadata are common on phones, so the decoder gets the picture's own segments alone.
 """
 
 import re
@@ -24,12 +24,12 @@ _COEFFICIENTS = 64
 _ALARM = re.compile(r"Corrupt JPEG data|Premature end")
 _SURPLUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _TOLERATED = 0.01
-"""Bytes that nobody needs behind the last code, as a share of all: some cameras write a few dozen."""
+"""Largest share of unused bytes after the last code: some cameras write a few dozen."""
 
 
 @dataclass
 class _Stream:
-    """The picture's own segments, and what they hold."""
+    """The picture's own segments and their content."""
 
     segments: list[bytes] = field(default_factory=lambda: [b"\xff\xd8"])
     frame: int = 0
@@ -37,13 +37,13 @@ class _Stream:
     scans: list[tuple[int, int]] = field(default_factory=list)
     """Where their codes start and stop."""
     zeros_are_flat: bool = True
-    """Whether a code of zeros is that of a flat block in every (Huffman) table."""
+    """Whether zeros code a flat block in every Huffman table."""
     missing_bits: dict[int, list[int]] = field(default_factory=dict)
-    """For each component, how many low bits of its 64 coefficients (DCT) have not come yet; 16 for all of them."""
+    """Low bits still missing of each component's 64 DCT coefficients; 16 means all."""
 
 
 def check_jpeg(content: bytes) -> list[str]:
-    """Raise `Damage` if codes are missing, zeroed or out of step; a remark on a few bytes too many."""
+    """Raise `Damage` if codes are missing, zeroed or out of step; remark on a few extra bytes."""
     stream = _parse(content)
     if stream.frame not in _SEQUENTIAL | _PROGRESSIVE:
         return []
@@ -103,14 +103,14 @@ def _parse(content: bytes) -> _Stream:
 
 
 def _first_symbols(tables: bytes) -> Iterator[int]:
-    """What the code of zeros means in each table: no change (0) for the first coefficient, and no others (0)."""
+    """The symbol that zeros code in each table: 0 is no change of the first coefficient, or no others."""
     while len(tables) > 17:
         yield tables[17]
         tables = tables[17 + sum(tables[1:17]) :]
 
 
 def _scan_header(stream: _Stream, segment: bytes) -> bytes:
-    """Note what the scan brings; its header, corrected where cameras write what only progressive JPEGs need."""
+    """Record the content of a scan. Returns its header, with fields of progressive JPEGs corrected in others."""
     first, last, bits = segment[-3:]
     if stream.frame in _SEQUENTIAL:
         first, last, bits = 0, _COEFFICIENTS - 1, 0

@@ -1,4 +1,4 @@
-"""What a file in a folder of photographs is, by its name and, where that says nothing, by its first bytes."""
+"""Classify files in a folder of photographs by name or, failing that, by their first bytes."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ _PICTURES = (
 )
 _CAPTIONS = ("txt", "caption")
 _SYSTEM = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "subject.yaml", "subject.yml", "__macosx"))
-"""What operating systems leave, and our own description of the subject."""
+"""Files of operating systems, and our own settings of the subject."""
 _MASK = re.compile(r"(.+?)(?:-masklabel|-condlabel|[-_. ]mask)", re.IGNORECASE)
 
 _REASONS = {
@@ -37,45 +37,45 @@ _SIGNATURE = re.compile(
 
 
 def is_system_file(path: str) -> bool:
-    """Whether nobody means it for a picture: hidden, left by an operating system, or the subject's own settings."""
+    """Whether a file is no picture by intent: hidden, an operating system's, or the subject's settings."""
     name = _name(path).lower()
     return name.startswith(".") or name in _SYSTEM
 
 
 def has_picture_name(path: str) -> bool:
-    """Whether it ends as pictures do that are read."""
+    """Whether a path ends like a supported picture."""
     return _suffix(path) in _PICTURES
 
 
 def may_be_picture(path: str) -> bool:
-    """Whether its name says nothing about what it is."""
+    """Whether a path has no known ending, so that the content decides."""
     return not is_caption_name(path) and _suffix(path) not in _REASON_OF
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file that begins with `head`, HEAD_BYTES of it, is a picture of a kind that is read."""
+    """Whether a file whose first HEAD_BYTES are `head` is a supported picture."""
     return _SIGNATURE.match(head) is not None
 
 
 def reason_not_used(path: str) -> str:
-    """Why a file that is neither a picture nor a caption is not used, and what to do."""
+    """The reason why a file that is neither picture nor caption isn't used, and the cure."""
     return _REASON_OF.get(_suffix(path), _OTHER)
 
 
 def is_caption_name(path: str) -> bool:
-    """Whether it ends as captions do."""
+    """Whether a path ends like a caption."""
     return _suffix(path) in _CAPTIONS
 
 
 def caption_names(picture: str) -> Iterator[str]:
-    """What the caption of photo.jpg may be called: its own before one that others share."""
+    """Possible names of a picture's caption, the most specific first."""
     for stem in dict.fromkeys((picture, _stem(picture))):
         for suffix in _CAPTIONS:
             yield f"{stem}.{suffix}"
 
 
 def masked_picture(path: str, paths: Iterable[str]) -> str | None:
-    """The picture among `paths` that this one is the mask of, by the names of OneTrainer and others."""
+    """The picture among `paths` that this file masks, by the naming of OneTrainer and others."""
     mask = _MASK.fullmatch(_stem(path)) if has_picture_name(path) else None
     if mask is None:
         return None

@@ -1,7 +1,7 @@
-"""Is a WebP whole? It has no checksums, and its decoder stops when it has all pixels, however many bytes are left.
+"""Detect damaged WebPs. The format has no checksums, and its decoder stops at the last pixel, whatever bytes remain.
 
-Zeros in place of codes yield flat areas, for which fewer bytes are needed than for what was there. A sound flat area
-may make a run of zeros, too, but a sound code is needed to its last bytes. So where there is such a run, the decoder
+Zeros in place of codes yield flat areas, which need fewer bytes than the original. A sound flat area
+may hold a run of zeros too, but a sound code is needed to its last bytes. So where there is such a run, the decoder
 gets the code without them, and if it does not miss them, the zeros are not the encoder's.
 """
 
@@ -26,7 +26,7 @@ class _Code:
 
 
 def check_webp(content: bytes) -> None:
-    """Raise `Damage` if a part of the (first) picture's codes is zeroed."""
+    """Raise `Damage` if part of the first picture's code is zeroed."""
     codes = list(_codes(content, 12, len(content)))
     parts = {code.kind: content[code.start : code.stop] for code in codes}
     for code in codes:
@@ -64,7 +64,7 @@ def _decodes(parts: dict[bytes, bytes]) -> bool:
 
 
 def _still(parts: dict[bytes, bytes]) -> bytes:
-    """A file of one picture and nothing else."""
+    """A WebP of one picture alone."""
     body = b"".join(_chunk(kind, part) for kind, part in parts.items())
     if b"ALPH" in parts:
         size = [int.from_bytes(parts[b"VP8 "][at : at + 2], "little") & 0x3FFF for at in (6, 8)]

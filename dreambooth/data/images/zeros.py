@@ -1,18 +1,18 @@
-"""Runs of zero bytes: what a copy leaves that was interrupted, or a disk that was full."""
+"""Find runs of zero bytes, as left by an interrupted copy or a full disk."""
 
 from dataclasses import dataclass
 
 _LONG = bytes(32)
-"""More than any sound file holds of a format that makes no runs of zeros: flat pictures of 9 megapixels held 16."""
+"""Shortest suspicious run in a format without runs of zeros: flat pictures of 9 megapixels held 16."""
 _BLOCK = 512
-"""Disks, and whatever copies, count in multiples of this."""
+"""Block size in bytes: disks and copies work in multiples of it."""
 _CHANCE = 2
-"""So many zeros may stand by chance beside a zeroed block."""
+"""Zeros that may lie beside a zeroed block by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """`length` zero bytes from byte `start` on."""
+    """A run of `length` zero bytes from byte `start`."""
 
     start: int
     length: int
@@ -22,12 +22,12 @@ class Run:
 
 
 def long_run(content: bytes, start: int, stop: int) -> Run | None:
-    """The first run of 32 or more."""
+    """The first run of at least 32 zeros."""
     return _run(content, content.find(_LONG, start, stop), stop)
 
 
 def zeroed_blocks(content: bytes, start: int, stop: int) -> Run | None:
-    """The first run that begins and ends where a disk's blocks do; by chance, one run in some 30,000 does."""
+    """The first run that begins and ends at block boundaries; by chance, about one run in 30,000 does."""
     position = start
     while (run := _run(content, content.find(bytes(_BLOCK), position, stop), stop)) is not None:
         position = run.start + run.length

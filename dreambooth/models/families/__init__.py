@@ -1,4 +1,4 @@
-"""What differs between families of base models, behind one protocol; what is common: `dreambooth.training.model`.
+"""Differences between families of base models, behind one protocol; `dreambooth.training.model` has the rest.
 
 A family is chosen by the class named in a pipeline's model_index.json. To support another one, add a file beside this
 with a class that fulfils `Family` and list it in `FAMILIES`.
@@ -29,7 +29,7 @@ class Family(Protocol):
         """The text encoder, in fp32 unless another dtype is given."""
 
     def empty_components(self, directory: Path, *, device: str = "meta") -> "tuple[nn.Module, nn.Module]":
-        """(denoiser, text encoder) with weights that nobody has set: on the meta device, shapes alone."""
+        """(denoiser, text encoder) with uninitialized weights; on the meta device they have shapes alone."""
 
     def tokenize(self, directory: Path, prompts: list[str]) -> "Tensor":
         """Token ids (N, L) of the prompts, padded and truncated as the base model was trained."""
@@ -47,7 +47,7 @@ FAMILIES: tuple[Family, ...] = (StableDiffusion(),)
 
 
 def family_of(directory: Path) -> Family:
-    """The family of the pipeline in a diffusers directory; InputError when there is none or it isn't supported."""
+    """The family of a diffusers directory. Raises InputError for no pipeline, or an unsupported one."""
     index = directory / "model_index.json"
     if not index.is_file():
         raise InputError(

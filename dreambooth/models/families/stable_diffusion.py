@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 and 2 and every model of their shape, the miniature among them: one CLIP text encoder."""
+"""Stable Diffusion 1 and 2 and models of their architecture, such as the miniature: one CLIP text encoder."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ class StableDiffusion:
         return _load(CLIPTextModel, directory, "text_encoder", dtype)
 
     def empty_components(self, directory: Path, *, device: str = "meta") -> "tuple[nn.Module, nn.Module]":
-        """(UNet, CLIP text encoder) with weights that nobody has set: on the meta device, shapes alone."""
+        """(UNet, CLIP text encoder) with uninitialized weights; on the meta device they have shapes alone."""
         import torch
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
@@ -57,13 +57,13 @@ class StableDiffusion:
     def denoise(
         self, denoiser: "nn.Module", noisy_latents: "Tensor", timesteps: "Tensor", encoder_hidden_states: "Tensor"
     ) -> "Tensor":
-        """model_pred (N, C, H, W): noise or velocity, as the base's scheduler says."""
+        """model_pred (N, C, H, W): noise or velocity, by the base's scheduler."""
         model_pred: Tensor = denoiser(noisy_latents, timesteps, encoder_hidden_states, return_dict=False)[0]
         return model_pred
 
 
 def _load(kind: Any, directory: Path, part: str, dtype: "torch.dtype | None") -> "nn.Module":
-    """A component by its class: whatever else a repository holds or names isn't looked at. Never a pickle."""
+    """Load a component by its class, ignoring other files of the repository. Never reads a pickle."""
     import torch
 
     component: nn.Module = kind.from_pretrained(
@@ -73,9 +73,9 @@ def _load(kind: Any, directory: Path, part: str, dtype: "torch.dtype | None") ->
 
 
 def load_tokenizer(directory: Path) -> "CLIPTokenizer":
-    """The tokenizer of a pipeline directory, the same one for all who ask, for as long as its files stay as they are.
+    """The tokenizer of a pipeline directory, cached while its files stay unchanged.
 
-    Raises InputError for files that make no tokenizer.
+    Raises InputError for invalid files.
     """
     files = [*(directory / "tokenizer").glob("*"), directory / "text_encoder" / "config.json"]
     states = ((str(path), path.stat()) for path in sorted(files) if path.is_file())
@@ -88,9 +88,9 @@ def _load_tokenizer(directory: Path, files: tuple[tuple[str, int, int], ...]) ->
 
 
 def read_tokenizer(directory: Path) -> "CLIPTokenizer":
-    """A tokenizer of the caller's own. It cuts texts where the text encoder's positions end, if it doesn't before.
+    """A new tokenizer, which truncates at the text encoder's positions at the latest.
 
-    Raises InputError for files that make no tokenizer.
+    Raises InputError for invalid files.
     """
     from transformers import CLIPTextConfig, CLIPTokenizer
 
