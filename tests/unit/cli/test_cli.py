@@ -162,7 +162,7 @@ class TestSettings:
 
     def test_the_page_is_the_one_in_docs(self) -> None:
         result = CliRunner().invoke(main, ["settings", "--markdown"])
-        page = Path(__file__).parents[2] / "docs" / "settings.md"
+        page = Path(__file__).parents[3] / "docs" / "settings.md"
         assert result.stdout == page.read_text(), "run: dreambooth settings --markdown > docs/settings.md"
         assert all(f"| `{name}` |" in result.stdout for name, _, _ in list_settings(DreamBoothConfig))
 

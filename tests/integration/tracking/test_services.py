@@ -21,7 +21,7 @@ from pipelines.tracking.runs import check_tracking, track
 # Only after mlflow_client has told MLflow to be silent.
 import mlflow  # isort: skip
 
-LAUNCHER = Path(__file__).parents[2] / "infra" / "services" / "services.py"
+LAUNCHER = Path(__file__).parents[3] / "infra" / "services" / "services.py"
 
 
 def services(command: str, folder: Path) -> "subprocess.CompletedProcess[str]":

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-FOLDER = Path(__file__).parents[2] / "infra" / "services"
+FOLDER = Path(__file__).parents[3] / "infra" / "services"
 
 
 def make_env(folder: Path) -> dict[str, str]:

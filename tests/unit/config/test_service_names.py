@@ -121,7 +121,7 @@ class TestBytes:
 
         command = [sys.executable, "-m", "pipelines.cli", "models", "--tracking-uri", b"caf\xe9"]
         done = subprocess.run(
-            command, capture_output=True, check=False, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+            command, capture_output=True, check=False, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
         )
         assert done.returncode == 2
         assert done.stderr.startswith(

@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.cluster.certificates import tls_environment
 
-FOLDER = Path(__file__).parents[2] / "infra" / "ray"
+FOLDER = Path(__file__).parents[3] / "infra" / "ray"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
 

@@ -29,7 +29,7 @@ from pipelines.tracking.client import connect, default_tracking, quietly
 from pipelines.tracking.registry import RegisteredVersion, register
 from pipelines.tracking.runs import check_tracking, track
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 STEPS = 2
 PROMPT = "a photo of [V] dog on the beach"
 LONG = f"a photo {'on the beach ' * 8}of [V] dog"

@@ -13,7 +13,7 @@ import yaml
 from pipelines.cluster.certificates import tls_environment
 from pipelines.plan.manifests import GIVE_NOTICE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KUBERNETES = ROOT / "infra" / "kubernetes"
 OVERLAYS = ("base", "overlays/cpu-demo", "overlays/gpu")
 SECRETS = {

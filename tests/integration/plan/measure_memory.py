@@ -16,7 +16,7 @@ from dreambooth.miniature import PIPELINE_DIR as MINIATURE
 from dreambooth.quiet import quiet
 from dreambooth.training.engine import TorchEngine
 
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
 from full_size import configuration, random_batch, random_model
 
 STEPS = 3

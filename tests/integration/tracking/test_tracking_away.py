@@ -184,7 +184,7 @@ def test_a_run_whose_server_is_killed_ends_in_seconds_and_the_same_command_compl
         "storage.root=out",
     ):
         command += ["--set", setting]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 
     def give() -> "subprocess.Popen[str]":
         return subprocess.Popen(

@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.cluster.metrics import METRICS, observed, record
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MONITORING = ROOT / "infra" / "monitoring"
 EXPORTED = {ending: name for name, metric in METRICS.items() for ending in metric.exported(name)}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 INSTRUCTIONS = [
     line.split(maxsplit=1)

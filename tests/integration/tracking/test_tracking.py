@@ -23,7 +23,7 @@ from pipelines.tracking.client import connect
 from pipelines.tracking.runs import check_tracking, track
 from pipelines.tracking.tracked_run import RESUME_TAG
 
-INFRA = Path(__file__).parents[2] / "infra"
+INFRA = Path(__file__).parents[3] / "infra"
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_nothing_is_printed_and_the_default_is_the_working_folder(working_folder
         "with track(config, run_name='rex', params={'a': 1}) as run:\n"
         "    run.log_metrics({'loss': 1.0}, step=0)\n"
     )
-    checkout = Path(__file__).parents[2]
+    checkout = Path(__file__).parents[3]
     result = subprocess.run(
         [sys.executable, "-c", script], env=_environment(checkout), capture_output=True, text=True, check=True
     )

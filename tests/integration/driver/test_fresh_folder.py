@@ -19,7 +19,7 @@ from pipelines.tracking import database as mlflow_database
 from pipelines.tracking.client import check_connection, connect, quietly
 from pipelines.tracking.runs import check_tracking, track
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 USE = """
 from dreambooth.config.settings import TrackingConfig
 from pipelines.tracking.runs import check_tracking, track
