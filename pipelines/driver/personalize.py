@@ -48,9 +48,9 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
             console.line(f"{plan.config.run_uri} holds the result of this configuration; MLflow gets what it lacks")
             if (result := conclude_stored(plan, earlier=stored.summary, say=console.warn)) is not None:
                 return result
+        encoder = encoder_of(plan, console)
         if resources is None:
             ready = stack.enter_context(ray_cluster_meanwhile(config.cluster))
-        encoder = encoder_of(plan, console)
         for warning in plan.warnings:
             console.warn(warning)
         console.table(describe_plan(plan))
