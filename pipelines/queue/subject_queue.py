@@ -18,6 +18,7 @@ from dreambooth.sampling.class_images import PriorPlan
 from pipelines.cluster.metrics import record as record_metric
 from pipelines.queue.class_image_sets import ClassImageSets, WantedSet
 from pipelines.queue.subject_record import read_records
+from pipelines.storage.faults import no_room
 from pipelines.storage.files import exists, join, write_json
 from pipelines.tasks import (
     STATES,
@@ -272,7 +273,12 @@ class SubjectQueue:
     def _change(self, name: str, **changes: object) -> None:
         before = self._records[name]
         after = before.changed(**changes)
-        write_json(join(self._uri, f"{name}.json"), after.as_dict())
+        try:
+            write_json(join(self._uri, f"{name}.json"), after.as_dict())
+        except OSError as error:
+            if no_room(error) is None:
+                raise
+            # On a full disk nothing goes on: it is remembered here, as long as the driver needs to say so.
         self._counts[before.state] -= 1
         self._counts[after.state] += 1
         self._records[name] = after

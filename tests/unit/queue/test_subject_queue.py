@@ -1,6 +1,7 @@
 """The queue of a batch: who gets what when, and that its state survives whoever holds it."""
 
 import dataclasses
+import errno
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -214,6 +215,21 @@ def test_a_failure_that_would_come_again_is_not_tried_again(make: Callable[..., 
     queue.failed("full", "no space is left there", final=True)
     assert queue.next(LANE) is None
     assert queue.snapshot().failures == (("full", "no space is left there"),)
+
+
+def test_on_a_full_disk_a_failure_is_still_told(
+    make: Callable[..., SubjectQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = make(queued("full"))
+    assert name_of(queue.next(LANE)) == "full"
+
+    def write(uri: str, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipelines.queue.subject_queue.write_json", write)
+    queue.failed("full", "no space is left there", final=True)
+    assert queue.snapshot().failures == (("full", "no space is left there"),)
+    assert queue.snapshot().finished
 
 
 def test_blocks_of_a_lost_lane_are_made_by_another(make: Callable[..., SubjectQueue]) -> None:
