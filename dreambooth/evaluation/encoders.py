@@ -33,6 +33,9 @@ class ImageEncoder(Protocol):
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Embeddings of images: (N, D), float32, of unit norm, on the CPU."""
 
+    def perceptual_distances(self, images: Sequence[Image.Image]) -> Tensor:
+        """Distances between images, place by place: (N, N), symmetric, zero on the diagonal, float32, on the CPU."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
@@ -130,6 +133,18 @@ class ViTEncoder:
             states = self._model(pixels, output_hidden_states=True).hidden_states[1:]  # without the input
             features.append(torch.stack([state[:, 1:] for state in states], dim=1).float().cpu())
         return torch.nn.functional.normalize(torch.cat(features), dim=-1)
+
+    def perceptual_distances(self, images: Sequence[Image.Image]) -> Tensor:
+        """Mean of 1 - cosine similarity over patches, place by place, and layers: (N, N), 0 (the same) to 2.
+
+        LPIPS's form (unit-normalized features, compared place by place, averaged over layers) without its trained
+        weights.
+        """
+        features = self.patch_features(images)  # (N, layers, patches, D), each of unit norm
+        count, layers, patches, _ = features.shape
+        flat = features.flatten(1)
+        distances = 1 - (flat @ flat.T) / (layers * patches)
+        return torch.where(torch.eye(count, dtype=torch.bool), 0, distances.clamp(min=0))
 
     def _pixels(self, images: Sequence[Image.Image]) -> Iterator[Tensor]:
         """Pixel values, some images at a time, on the device."""

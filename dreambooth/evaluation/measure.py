@@ -69,7 +69,7 @@ def measure(
         figures=figures,
         per_prompt=rows,
         nearest=tuple(_nearest(prompts, instance, copies)),
-        warnings=warnings_of({name: figure.interval for name, figure in figures.items()}),
+        warnings=warnings_of({name: figure.interval.mean for name, figure in figures.items()}),
         unmeasured=unmeasured,
     )
 

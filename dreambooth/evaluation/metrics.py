@@ -5,6 +5,7 @@ Embeddings may have any norm but zero. Raises ValueError for what can't be measu
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -96,18 +97,41 @@ def near_copies(
     where perceptual distances to the real images (N, M) and among them (M, M) are given, by less than COPY_PERCEPTUAL
     of those too. Such a scale of the subject's own fits every bank, and CLIP sees the scene where DINO and the
     miniature's ViT are trained to see past it. Without distances a sample that shows the photograph's place anew also
-    counts. One photograph has no scale: LEAST_SCALE stands in.
+    counts. One photograph has no scale: LEAST_SCALE stands in. So it does for a burst of one scene, whose perceptual
+    scale would be next to nothing, too.
     """
-    among = 1 - _cosines(real, real)
-    close = 1 - _cosines(samples, real) < COPY_CLIP * max(_mean_of_pairs(among), LEAST_SCALE)  # (N, M)
-    if distances is not None and real_distances is not None and len(real) > 1:
-        if distances.shape != close.shape or real_distances.shape != among.shape:
-            raise InputError(
-                f"expected distances {tuple(close.shape)} to the real images and {tuple(among.shape)} among them, got "
-                f"{tuple(distances.shape)} and {tuple(real_distances.shape)}"
-            )
-        close &= distances < COPY_PERCEPTUAL * _mean_of_pairs(real_distances)
-    return close.any(dim=1)
+    return nearly_same(samples, real, copy_scale(real, real_distances), distances=distances).any(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyScale:
+    """What two pictures of a subject differ by at most when one copies the other: 1 - cosine, and perceptually.
+
+    `perceptual` is None where photographs give no such scale.
+    """
+
+    cosine: float
+    perceptual: float | None
+
+
+def copy_scale(real: Tensor, real_distances: Tensor | None = None) -> CopyScale:
+    """The scale of a subject, from embeddings of its M real images (M, D) and distances among them (M, M)."""
+    among = _mean_of_pairs(1 - _cosines(real, real))
+    perceptual = None
+    if real_distances is not None and len(real) > 1:
+        _check_shape(real_distances, (len(real), len(real)), "among the real images")
+        perceptual = COPY_PERCEPTUAL * _mean_of_pairs(real_distances) if among >= LEAST_SCALE else None
+    return CopyScale(cosine=COPY_CLIP * max(among, LEAST_SCALE), perceptual=perceptual)
+
+
+def nearly_same(samples: Tensor, others: Tensor, scale: CopyScale, *, distances: Tensor | None = None) -> Tensor:
+    """Which samples nearly are which other pictures: (N, M) bool of (N, D) and (M, D), and distances (N, M) if any."""
+    close = 1 - _cosines(samples, others) < scale.cosine
+    if distances is not None:
+        _check_shape(distances, tuple(close.shape), "between the pictures")
+        if scale.perceptual is not None:
+            close &= distances < scale.perceptual
+    return close
 
 
 def prompt_followed(images: Tensor, base_images: Tensor, other_images: Tensor, text: Tensor) -> bool | None:
@@ -125,6 +149,11 @@ def _cosines(first: Tensor, second: Tensor) -> Tensor:
     first, second = directions(first), directions(second)
     check_width(first, second)
     return first @ second.T
+
+
+def _check_shape(distances: Tensor, shape: tuple[int, ...], where: str) -> None:
+    if distances.shape != shape:
+        raise InputError(f"expected distances {shape} {where}, got {tuple(distances.shape)}")
 
 
 def _mean_of_pairs(table: Tensor) -> float:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cached_property
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -38,14 +37,6 @@ class MiniatureBank:
         return self._clip.encode_texts(texts)
 
     def perceptual_distances(self, images: Sequence[Image.Image]) -> Tensor:
-        """Mean of 1 - cosine similarity over the ViT's patches, place by place, and its layers: 0 (the same) to 2.
-
-        LPIPS's form (unit-normalized features, compared place by place, averaged over layers) without its trained
-        weights.
-        """
+        """See `dreambooth.evaluation.banks.Bank`; of the ViT's patches."""
         check_one_size(images)
-        features = self._vit.patch_features(images)  # (N, layers, patches, D), each of unit norm
-        count, layers, patches, _ = features.shape
-        flat = features.flatten(1)
-        distances = 1 - (flat @ flat.T) / (layers * patches)
-        return torch.where(torch.eye(count, dtype=torch.bool), 0, distances.clamp(min=0))
+        return self._vit.perceptual_distances(images)

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from dreambooth.evaluation.bootstrap import Interval
-
 MANY_NEAR_COPIES = 0.25
 """Share of near-copies: one in each row of four samples, the paper's number per prompt."""
 
@@ -17,29 +15,43 @@ UNBOUND = 0.6
 """DINO over DINO among the real images; in the paper 0.86 for DreamBooth and 0.74 for Textual Inversion (table 1)."""
 
 
-def warnings_of(figures: Mapping[str, Interval]) -> tuple[str, ...]:
-    """Warnings from the measured figures; empty if all is well."""
-    means = {name: interval.mean for name, interval in figures.items()}
+_LESS_LEARNED = "fewer steps (train.keep=best with evaluation.every finds how many) or more class images"
+
+
+def warnings_of(means: Mapping[str, float]) -> tuple[str, ...]:
+    """Warnings from the measured figures; empty if all is well.
+
+    `means` are named as in `figures.FIGURE_NAMES`; `prompts_apart`, the share of prompts whose samples aren't those of
+    another prompt, stands in where no text encoder could say which are followed.
+    """
     sentences = []
+    dino, real = means["dino"], means.get("real_dino", 0.0)  # unknown for one photograph
     if means["near_copies"] >= MANY_NEAR_COPIES:
+        sentences.append(f"samples copy the photographs ({means['near_copies']:.0%} are near-copies): {_LESS_LEARNED}")
+    if real > 0 and round(dino, 2) > round(real, 2):
         sentences.append(
-            f"samples copy the photographs ({means['near_copies']:.0%} are near-copies): "
-            f"fewer steps or more class images"
+            f"the samples look more like the photographs ({dino:.2f}) than those look like each other ({real:.2f}): "
+            f"not a better likeness, but pictures that vary less, as copies do; look at them beside the photographs, "
+            f"and if places or poses are theirs, {_LESS_LEARNED}"
         )
     if means.get("prompts_followed", 1.0) < FEW_PROMPTS_FOLLOWED:
         sentences.append(
             f"prompts are not followed ({1 - means['prompts_followed']:.0%} of them less than half as closely as by "
-            f"the base model): fewer steps, a lower learning rate or more class images"
+            f"the base model): a lower learning rate, {_LESS_LEARNED}"
         )
-    real = means.get("real_dino", 0.0)  # unknown for one photograph
+    if means.get("prompts_apart", 1.0) < FEW_PROMPTS_FOLLOWED:
+        sentences.append(
+            f"prompts are not followed (samples of {1 - means['prompts_apart']:.0%} of them nearly are another "
+            f"prompt's): a lower learning rate, {_LESS_LEARNED}"
+        )
     if real > 0 and means.get("pres", -1.0) > CLASS_IS_SUBJECT * real:
         sentences.append(
             f"the class became the subject (PRES {means['pres']:.2f}, the photographs among themselves {real:.2f}): "
             f"more class images or a higher prior_loss_weight"
         )
-    if real > 0 and means["dino"] < UNBOUND * real:
+    if real > 0 and dino < UNBOUND * real:
         sentences.append(
-            f"the samples hardly look like the subject (DINO {means['dino']:.2f}, the photographs among themselves "
+            f"the samples hardly look like the subject (DINO {dino:.2f}, the photographs among themselves "
             f"{real:.2f}): more steps or a higher learning rate"
         )
     return tuple(sentences)

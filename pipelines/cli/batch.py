@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pipelines.driver.console import RunConsole
     from pipelines.plan.batch_plan import BatchPlan
 
+_SHOWN_WARNINGS = 12
+
 
 @click.command()
 @click.argument("subjects")
@@ -123,6 +125,10 @@ def _print_outcome(summary: dict[str, Any]) -> None:
     states = ", ".join(f"{counts[state]} {state}" for state in counts if state != "total" and counts[state])
     rows = [("subjects", f"{counts['total']}: {states}")]
     rows += [("failed", f"{name}: {reason}") for name, reason in summary["failures"].items()]
+    warned = [f"{name}: {warning}" for name, warnings in summary["warnings"].items() for warning in warnings]
+    rows += [("warning", warning) for warning in warned[:_SHOWN_WARNINGS]]
+    if len(warned) > _SHOWN_WARNINGS:
+        rows.append(("", f"{len(warned) - _SHOWN_WARNINGS} more warnings are in the report"))
     if (reason := summary["untracked"]) is not None:
         lacks = f"MLflow lacks {counts['trained']} published subjects" if counts["trained"] else "MLflow lacks figures"
         rows += [("not complete", f"{lacks} of this batch ({reason})"), ("to complete", this_command())]

@@ -15,7 +15,7 @@ from pipelines.plan.pace import remember_paces
 from pipelines.plan.run_plan import Plan
 from pipelines.report.batch_report import render_report
 from pipelines.report.batch_result import BatchResult, SubjectResult
-from pipelines.report.evaluated import find_evaluated
+from pipelines.report.evaluated import find_evaluated, warnings_in
 from pipelines.storage.files import exists, join, read_bytes, read_json, write_bytes, write_json
 from pipelines.tasks import STATES, SubjectRecord
 from pipelines.tracking.client import explain
@@ -47,6 +47,7 @@ def write_batch_summary(
         "report": join(plan.uri, "report.html"),
         "mlflow": {"look": run.hint, "run_id": run.known_id},
         "failures": {record.name: record.reason for record in records if record.state == "failed"},
+        "warnings": {subject.record.name: list(subject.warnings) for subject in subjects if subject.warnings},
         "results": [_row(subject) for subject in subjects],
     }
     paces = [(plans[s.record.name], s.steps_per_second) for s in subjects if s.steps_per_second is not None]
@@ -94,6 +95,8 @@ def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult
         registered=f"{name} version {version}" if name else None,
         model_uri=summary["model_uri"],
         similarity=summary["similarity"],
+        verdict=summary.get("verdict"),
+        warnings=warnings_in(summary),
         figures=_figures(summary),
         steps_per_second=steps_per_second,
         step_seconds=steps / steps_per_second if steps_per_second else None,
@@ -126,6 +129,8 @@ def _row(subject: SubjectResult) -> dict[str, Any]:
         "model_uri": subject.model_uri,
         "steps_per_second": subject.steps_per_second,
         **{f"similarity_{name}": value for name, value in (subject.similarity or {}).items()},
+        **{name: subject.verdict[name] for name in ("near_copies", "prompts_followed") if subject.verdict},
+        "warnings": " | ".join(subject.warnings),
         **subject.figures,
     }
 

@@ -43,6 +43,8 @@ def conclude(plan: Plan, batch_run_id: str) -> str:
     summary = result.summary
     similarity, evaluation = summary["similarity"], summary["evaluation"]
     told = f", similarity {similarity['identifier']:.2f}" if similarity is not None else ""
+    if (verdict := summary["verdict"]) is not None:
+        told += f", {verdict['near_copies']:.0%} near-copies"
     if evaluation is not None:
         told += f", {describe_figures(evaluation)}"
     name = summary["registered_model"]

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dreambooth.config.settings import config_hash
 from dreambooth.data.images import png_bytes
 from pipelines.driver.train_stage import TrainResult
 from pipelines.plan.run_plan import Plan
-from pipelines.report.evaluated import find_evaluated
+from pipelines.report.evaluated import find_evaluated, warnings_in
 from pipelines.report.pictures import Row, contact_sheet, loss_curve
 from pipelines.report.run_report import render_run
 from pipelines.stages.evaluate_stage import Evaluation
@@ -80,10 +81,10 @@ def write_summary(
     uri = plan.config.run_uri
     steps = trained.steps
     pictures = {"loss_curve.png": loss_curve(trained.history)}
-    similarity = None
+    similarity = verdict = None
     if evaluation is not None:
         pictures["contact_sheet.png"] = contact_sheet(_rows(plan, evaluation), title=_title(plan))
-        similarity = evaluation.similarity
+        similarity, verdict = evaluation.similarity, evaluation.verdict
         for prompt, images in evaluation.after.items():
             for index, image in enumerate(images):
                 write_bytes(join(uri, "samples", _slug(prompt), f"{plan.config.evaluation.seed + index}.png"), image)
@@ -92,6 +93,9 @@ def write_summary(
         run.log_image(picture, Path(name).stem, steps)
     if similarity is not None:
         run.log_metrics({f"similarity/{name}": value for name, value in asdict(similarity).items()}, steps)
+    if verdict is not None:
+        shares = {"near_copies": verdict.near_copies, "prompts_followed": verdict.prompts_followed}
+        run.log_metrics({f"samples/{name}": share for name, share in shares.items() if share is not None}, steps)
     summary = {
         "subject": plan.config.subject.name,
         "class_noun": plan.config.subject.class_noun,
@@ -117,12 +121,15 @@ def write_summary(
         "wall_seconds": seconds | {"total": round(sum(seconds.values()), 2)},
         "startup_seconds": startup,
         "similarity": asdict(similarity) if similarity else None,
+        "verdict": verdict.as_dict() if verdict else None,
         "evaluation": _figures(figures) if figures else None,
         "key": plan.key,
         "request": request_key(plan),
     }
     result = PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)))
     _write_report(result, trained, run)
+    if summary["verdict"] or summary["evaluation"]:
+        run.set_tags({"warnings": " | ".join(warnings_in(summary)) or "none"})
     error = run.end("FINISHED") if error is None else error
     summary |= {"mlflow": {"look": run.hint, "run_id": run.known_id}, "untracked": _reason(run, error)}
     write_json(join(uri, "summary.json"), summary)
@@ -150,11 +157,13 @@ def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
                 f"{similarity['class_after']:.2f} after",
             )
         )
+    if (verdict := summary.get("verdict")) is not None:  # earlier versions reached none
+        rows.append(("samples", describe_verdict(verdict)))
     if (evaluation := summary["evaluation"]) is not None:
         rows.append(("figures", f"{describe_figures(evaluation)} (bank {evaluation['bank']['name']})"))
-        rows += [("warning", warning) for warning in evaluation["warnings"]]
-        if (gate := evaluation["gate"]) is not None:
-            rows.append(("champion", f"{'yes' if gate['moved'] else 'not moved'}: {gate['reason']}"))
+    rows += [("warning", warning) for warning in warnings_in(summary)]
+    if evaluation is not None and (gate := evaluation["gate"]) is not None:
+        rows.append(("champion", f"{'yes' if gate['moved'] else 'not moved'}: {gate['reason']}"))
     if (name := summary["registered_model"]) is not None:
         prompt = f"a [V] {summary['class_noun']} on the beach"
         rows.append(("registered", f"{name}, version {summary['version']}"))
@@ -163,6 +172,15 @@ def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
         lacks = "has no model of this run yet" if summary["registered_model"] is None else "lacks some of this run"
         rows.append(("not complete", f"the model is published, but MLflow {lacks} ({reason})"))
     return [*rows, ("summary", f"{result.run_uri}/summary.json"), ("MLflow", summary["mlflow"]["look"])]
+
+
+def describe_verdict(verdict: Mapping[str, Any]) -> str:
+    """The short evaluation's shares in a line."""
+    copies = f"{verdict['near_copies']:.0%} near-copies of a photograph"
+    if verdict["prompts_followed"] is None:
+        return f"{copies}; prompts followed: not measured (there is one, and no other to compare it with)"
+    by = {"text": "", "pictures": " (by whether pictures of different prompts differ)"}[verdict["prompts_by"]]
+    return f"{copies}, {verdict['prompts_followed']:.0%} of prompts followed{by}"
 
 
 def _figures(recorded: RecordedFigures) -> dict[str, Any]:

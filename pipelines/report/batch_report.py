@@ -31,6 +31,7 @@ _SIMILARITIES = {
     "class_after": "class after",
     "instance": "instance",
 }
+_SHARES = {"near_copies": "near-copies", "prompts_followed": "prompts followed"}
 
 
 def render_report(result: BatchResult) -> str:
@@ -74,31 +75,33 @@ def _pictures(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
 
 
 def _subjects(subjects: Sequence[SubjectResult]) -> Table:
-    """A row for each; no columns of similarities where nothing was measured."""
+    """A row for each; no columns of similarities and shares where nothing was measured."""
     measured = _SIMILARITIES if any(subject.similarity for subject in subjects) else {}
+    judged = _SHARES if any(subject.verdict for subject in subjects) else {}
     columns = (
         "subject",
         "class noun",
         "[V]",
         "state",
         *measured.values(),
+        *judged.values(),
         "steps/s",
         "seconds",
         "attempts",
         "registered",
     )
-    return Table(columns=columns, rows=[_row(subject, list(measured)) for subject in subjects])
+    return Table(columns=columns, rows=[_row(subject, [*measured, *judged]) for subject in subjects])
 
 
-def _row(subject: SubjectResult, similarities: Sequence[str]) -> list[Cell]:
-    record, similarity = subject.record, subject.similarity or {}
+def _row(subject: SubjectResult, measured: Sequence[str]) -> list[Cell]:
+    record, values = subject.record, {**(subject.similarity or {}), **(subject.verdict or {})}
     seconds = record.ended - record.began if record.ended and record.began else None
     return [
         cell(record.name),
         cell(record.class_noun),
         cell(record.identifier),
         cell(record.state, kind=record.state),
-        *(number(similarity.get(name), 2) for name in similarities),
+        *(number(values.get(name), 2) for name in measured),
         number(subject.steps_per_second, 1),
         number(seconds, 0),
         number(record.attempts, 0),

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipelines.report.evaluated import Evaluated
 from pipelines.tasks import SubjectRecord
@@ -13,7 +14,8 @@ class SubjectResult:
 
     `uri` is the folder of its run, `history` holds one mapping of metrics a step (step, loss, instance_loss,
     prior_loss, …), `contact_sheet` a PNG; `step_seconds` were spent in training steps, checkpoints and samples left
-    out. `figures` are the protocol's means, under their bank's name and their own (miniature_dino).
+    out. `verdict` is the short evaluation's, as stored; `figures` are the protocol's means, under their bank's name and
+    their own (miniature_dino).
     """
 
     record: SubjectRecord
@@ -21,6 +23,8 @@ class SubjectResult:
     registered: str | None = None
     model_uri: str | None = None
     similarity: Mapping[str, float] | None = None
+    verdict: Mapping[str, Any] | None = None
+    warnings: Sequence[str] = ()
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
     steps_per_second: float | None = None
     step_seconds: float | None = None

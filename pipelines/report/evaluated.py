@@ -28,7 +28,7 @@ class PromptPictures:
 class Evaluated:
     """One subject's evaluation; `instance` are addresses of its photographs, in the order that figures count them in.
 
-    `figures` is None where nothing but samples was made.
+    `figures` is None where nothing but samples was made; `warnings` say what is wrong by the figures, else by those.
     """
 
     subject: str
@@ -37,6 +37,16 @@ class Evaluated:
     prompts: tuple[PromptPictures, ...]
     instance: tuple[str, ...]
     figures: Figures | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def warnings_in(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is wrong with a run's model, by its summary: the protocol's word, else the short evaluation's.
+
+    Both would say one thing twice, and the protocol has seen more samples. Earlier versions' summaries lack the latter.
+    """
+    said = summary.get("evaluation") or summary.get("verdict") or {"warnings": ()}
+    return tuple(said["warnings"])
 
 
 def find_evaluated(run_uri: str, summary: Mapping[str, Any]) -> Evaluated | None:
@@ -49,13 +59,14 @@ def find_evaluated(run_uri: str, summary: Mapping[str, Any]) -> Evaluated | None
     if stored is None:
         return None
     subject = {name: summary[name] for name in ("subject", "class_noun", "identifier")}
-    return Evaluated(**subject, prompts=stored[0], instance=stored[1])
+    return Evaluated(**subject, prompts=stored[0], instance=stored[1], warnings=warnings_in(summary))
 
 
 def read_evaluation(uri: str) -> Evaluated:
     """What an evaluation.json holds; InputError for a file that is none."""
     evaluation = read_json(uri)
     try:
+        figures = figures_from(evaluation)
         return Evaluated(
             **{name: evaluation[name] for name in ("subject", "class_noun", "identifier")},
             prompts=tuple(
@@ -63,7 +74,8 @@ def read_evaluation(uri: str) -> Evaluated:
                 for of in evaluation["pictures"]
             ),
             instance=tuple(evaluation["instance_images"]),
-            figures=figures_from(evaluation),
+            figures=figures,
+            warnings=figures.warnings,
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{uri} isn't an evaluation that this version reads ({error!r}); evaluate again") from None

@@ -71,7 +71,7 @@ class CopyCard:
 
 def warnings_of(evaluated: Sequence[Evaluated]) -> list[str]:
     """What went wrong, in words, with the subject's name where there are several."""
-    named = [(each.subject, warning) for each in evaluated if each.figures for warning in each.figures.warnings]
+    named = [(each.subject, warning) for each in evaluated for warning in each.warnings]
     return [f"{name}: {text}" if len(evaluated) > 1 else text for name, text in named]
 
 

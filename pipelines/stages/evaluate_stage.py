@@ -1,13 +1,14 @@
-"""Samples of the fine-tuned model beside the base model's, and how much they look like the subject."""
+"""Samples of the fine-tuned model beside the base model's, how much they look like the subject, and what is wrong."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.images import InstanceImage, open_image, png_bytes, squares
 from dreambooth.errors import InputError
 from dreambooth.evaluation.encoders import find_image_encoder
+from dreambooth.evaluation.prompts import EvaluationPrompt
+from dreambooth.evaluation.short import Glance, ShortVerdict, Similarity, judge, similarity_of
 from pipelines.tasks import Call, SampleRequest, Samplers, Source
 
 _IMAGES_PER_REQUEST = 4
@@ -15,28 +16,18 @@ DEFAULT_ENCODER = "facebook/dino-vits16"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Similarity:
-    """Mean cosine similarities to the instance images, by the image encoder's embeddings (paper, section 4.2: DINO).
-
-    identifier: samples of the prompts with the identifier, after; class_before and class_after: samples of the class
-    prompt; instance: the instance images among themselves.
-    """
-
-    identifier: float
-    class_before: float
-    class_after: float
-    instance: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """PNG pictures by prompt, before and after, seed by seed, and the similarities (None without an image encoder)."""
+    """PNG pictures by prompt, before and after, seed by seed, and what was measured (None without an image encoder).
+
+    Earlier versions reached no verdict.
+    """
 
     instance: tuple[bytes, ...]
     before: dict[str, list[bytes]]
     after: dict[str, list[bytes]]
     class_prompt: str
     similarity: Similarity | None
+    verdict: ShortVerdict | None = None
 
 
 def meant_encoder(config: DreamBoothConfig) -> str:
@@ -72,17 +63,30 @@ def evaluate(
     pictures = _sample(samplers, requests, on_progress)
     before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, fine_tuned)
     instance = tuple(instance_pictures(config, images))
-    similarity = None
+    seen: Glance | None = None
     if encoder is not None:
         sets = {
             "instance": list(instance),
-            "identifier": [image for prompt in prompts for image in after[prompt]],
+            "samples": [image for prompt in prompts for image in after[prompt]],
+            "base": [image for prompt in prompts for image in before[prompt]],
             "class_before": before[class_prompt],
             "class_after": after[class_prompt],
         }
-        [(_, embeddings)] = samplers.run([Call(method="embeddings", arguments=(encoder, sets))])
-        similarity = _similarity(embeddings)
-    return Evaluation(instance=instance, before=before, after=after, class_prompt=class_prompt, similarity=similarity)
+        [(_, seen)] = samplers.run([Call(method="glance", arguments=(encoder, sets, _texts(config)))])
+    return Evaluation(
+        instance=instance,
+        before=before,
+        after=after,
+        class_prompt=class_prompt,
+        similarity=similarity_of(seen.images) if seen else None,
+        verdict=judge(seen, prompts=len(prompts)) if seen else None,
+    )
+
+
+def _texts(config: DreamBoothConfig) -> list[str]:
+    """What the prompts ask for beside the subject: without the identifier, which no CLIP knows."""
+    noun = config.subject.class_noun
+    return [EvaluationPrompt(text=text, application="").without_identifier(noun) for text in config.evaluation.prompts]
 
 
 def sample_requests(
@@ -151,15 +155,3 @@ def instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage])
         square = squares(opened, resolution=resolution, crop="center", crops_per_image=1, flip=False, seed=0)[0]
         pictures.append(png_bytes(square))
     return pictures
-
-
-def _similarity(embeddings: dict[str, Any]) -> Similarity:
-    from dreambooth.evaluation.similarity import mean_pairwise_similarity, mean_self_similarity
-
-    instance = embeddings["instance"]
-    return Similarity(
-        identifier=mean_pairwise_similarity(embeddings["identifier"], instance),
-        class_before=mean_pairwise_similarity(embeddings["class_before"], instance),
-        class_after=mean_pairwise_similarity(embeddings["class_after"], instance),
-        instance=mean_self_similarity(instance) if len(instance) > 1 else 1.0,
-    )

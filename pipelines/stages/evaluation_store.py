@@ -5,7 +5,8 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from pipelines.stages.evaluate_stage import Evaluation, Similarity
+from dreambooth.evaluation.short import ShortVerdict, Similarity
+from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.storage.files import join
 from pipelines.storage.publications import opened, publish, published
 
@@ -26,6 +27,7 @@ def store_evaluation(evaluation: Evaluation, run_uri: str, key: str) -> None:
             "instance": [_write(root, f"instance-{i}.png", image) for i, image in enumerate(evaluation.instance)],
             "class_prompt": evaluation.class_prompt,
             "similarity": asdict(evaluation.similarity) if evaluation.similarity else None,
+            "verdict": evaluation.verdict.as_dict() if evaluation.verdict else None,
         }
         (root / INDEX).write_text(json.dumps(index))
         publish(root, join(run_uri, "evaluation"), metadata={"key": key})
@@ -48,6 +50,7 @@ def load_evaluation(run_uri: str, key: str) -> Evaluation | None:
             after=sides["after"],
             class_prompt=index["class_prompt"],
             similarity=Similarity(**index["similarity"]) if index["similarity"] else None,
+            verdict=ShortVerdict.from_dict(index["verdict"]) if index.get("verdict") else None,
         )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dreambooth.evaluation.bank import Bank
+    from dreambooth.evaluation.short import Glance
 
 
 class ImageSampler:
@@ -100,12 +101,11 @@ class ImageSampler:
         """Embeddings of texts: (M, D2)."""
         return self._bank_at(bank).embed_texts(texts)
 
-    def embeddings(self, encoder: str, sets: dict[str, list[bytes]]) -> dict[str, Any]:
-        """Embeddings (N, D) of sets of pictures, by the image encoder at an address (see `find_image_encoder`)."""
-        from dreambooth.evaluation.encoders import load_image_encoder
+    def glance(self, encoder: str, sets: dict[str, list[bytes]], texts: Sequence[str]) -> "Glance":
+        """Look at sets of pictures, with the image encoder at an address (see `find_image_encoder`)."""
+        from dreambooth.evaluation.glance import look
 
-        encode = load_image_encoder(encoder, device=self._device).encode
-        return {name: encode(_opened(images)) for name, images in sets.items()}
+        return look(encoder, {name: _opened(images) for name, images in sets.items()}, texts, device=self._device)
 
     def give_weights(self, source: Source, base: Source, state: dict[str, Any]) -> None:
         """From now on `source` means the base's pipeline with these trained weights, an engine's state_dict."""

@@ -147,7 +147,8 @@ class TestWarnings:
     def test_of_samples_that_copy_the_photographs(self) -> None:
         figures = measure(bank=BANK, prompts=[of_prompt(embedded([EAST, NORTH]))], instance=embedded([EAST, NORTH]))
         assert figures.warnings == (
-            "samples copy the photographs (100% are near-copies): fewer steps or more class images",
+            "samples copy the photographs (100% are near-copies): fewer steps (train.keep=best with evaluation.every "
+            "finds how many) or more class images",
         )
 
     def test_of_prompts_that_are_not_followed(self) -> None:

@@ -137,8 +137,15 @@ class TestNearCopies:
         assert torch.equal(torch.cat([near_copies(sample[None], real) for sample in samples]), found)
 
     def test_need_distances_of_the_same_images(self) -> None:
-        with pytest.raises(InputError, match=r"distances \(1, 2\) to the real images and \(2, 2\) among them"):
+        with pytest.raises(InputError, match=r"distances \(1, 2\) between the pictures, got \(1, 3\)"):
             near_copies(at(0), self.REAL, distances=torch.zeros(1, 3), real_distances=torch.zeros(2, 2))
+        with pytest.raises(InputError, match=r"distances \(2, 2\) among the real images, got \(3, 3\)"):
+            near_copies(at(0), self.REAL, distances=torch.zeros(1, 2), real_distances=torch.zeros(3, 3))
+
+    def test_of_a_burst_are_found_though_its_pictures_hardly_differ(self) -> None:
+        burst, no_distance = at(0, 1), torch.zeros(2, 2)
+        copied = near_copies(at(1, 60), burst, distances=torch.full((2, 2), 0.1), real_distances=no_distance)
+        assert copied.tolist() == [True, False]
 
 
 def test_a_prompt_is_followed_when_half_of_what_the_base_model_gains_is_left() -> None:
