@@ -192,7 +192,7 @@ def _from_registry(
 
 
 def registered_address(client: Any, model: str) -> str:
-    """The address `models:/NAME/VERSION` of a registered model. Raises InputError, with the existing ones, if missing."""
+    """The address `models:/NAME/VERSION` of a registered model. Raises InputError for a missing one."""
     from mlflow.exceptions import MlflowException
 
     name, alias, version = parse_address(model)

@@ -21,10 +21,10 @@ INCOMPLETE = 3
 @click.option(
     "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Any setting; 'dreambooth settings' lists them."
 )
-@click.option("--address", help="cluster.address: 'auto' or that of a Ray cluster to join; started here if left out.")
-@click.option("--name", help="Name of the batch; that of SUBJECTS if left out.")
+@click.option("--address", help="cluster.address: Ray cluster to join, 'auto' or an address; default: start one here.")
+@click.option("--name", help="Name of the batch; default: the name of SUBJECTS.")
 @click.option("--dry-run", is_flag=True, help="Check all subjects, print the plan, and stop.")
-@click.option("--skip-invalid", is_flag=True, help="Go on without subjects that can't be trained.")
+@click.option("--skip-invalid", is_flag=True, help="Skip subjects that can't be trained.")
 @click.option("--quiet", "silent", is_flag=True, help="Print only warnings and the result.")
 def batch(
     subjects: str,
@@ -37,9 +37,9 @@ def batch(
 ) -> None:
     """Personalize many subjects: class images once per class, warm workers, one report.
 
-    SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. Running the same command again
-    does only what is missing. Exit code 0: all done, 3: some failed, or MLflow was away and
-    lacks some that are published.
+    SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. The same command again
+    does only what is missing. Exit code 0: all done, 3: some failed, or MLflow was unreachable
+    and lacks published ones.
     """
     from pipelines.cluster.ray_cluster import local_resources, ray_cluster, ray_cluster_meanwhile
     from pipelines.driver.batch_console import checks_table
@@ -110,7 +110,7 @@ def _checked_name(name: str) -> str:
 
 
 def batch_name(subjects: str) -> str:
-    """The name of a batch, from its table's or folder's: `photos/My Dogs/` gives my-dogs."""
+    """Name a batch after its table or folder: `photos/My Dogs/` gives my-dogs."""
     from dreambooth.config.addresses import named_place
     from dreambooth.config.subject import name_from
     from pipelines.plan.tables import TABLES

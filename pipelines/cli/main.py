@@ -1,4 +1,4 @@
-"""The command line. Thin: it turns flags into settings and prints; heavy imports happen inside the commands."""
+"""The command line: turns flags into settings and prints results; heavy imports happen inside the commands."""
 
 import signal
 import sys
@@ -40,7 +40,7 @@ def main() -> None:
     quiet()
     settle()
     collect_less_garbage()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops a command as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops a command like Ctrl-C
 
 
 _SET = click.option(
@@ -51,15 +51,15 @@ _SET = click.option(
 @main.command()
 @click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--images", help="Folder, glob or address of the instance images.")
-@click.option("--class-noun", help="What the subject is: dog, backpack, ...")
-@click.option("--name", help="Name of the subject; the images' folder name if left out.")
-@click.option("--identifier", help="The rare token; chosen if left out.")
-@click.option("--base-model", help="miniature, a diffusers directory at any address, or a hub id.")
-@click.option("--steps", type=int, help="train.max_train_steps")
-@click.option("--workers", type=int, help="cluster.num_workers")
-@click.option("--zero-stage", type=int, help="zero.stage")
-@click.option("--output", help="storage.run: the folder of this run.")
-@click.option("--address", help="cluster.address: 'auto' or that of a Ray cluster to join; started here if left out.")
+@click.option("--class-noun", help="Class noun of the subject: dog, backpack, ...")
+@click.option("--name", help="Name of the subject; default: the name of the images' folder.")
+@click.option("--identifier", help="Rare token that names the subject; default: choose one.")
+@click.option("--base-model", help="Base model: miniature, a diffusers directory at any address, or a hub id.")
+@click.option("--steps", type=int, help="Training steps (train.max_train_steps).")
+@click.option("--workers", type=int, help="Workers that train together (cluster.num_workers).")
+@click.option("--zero-stage", type=int, help="ZeRO stage (zero.stage).")
+@click.option("--output", help="Folder of this run (storage.run).")
+@click.option("--address", help="cluster.address: Ray cluster to join, 'auto' or an address; default: start one here.")
 @_SET
 @click.option("--dry-run", is_flag=True, help="Check everything, print the configuration and the plan, and stop.")
 @click.option("--quiet", "silent", is_flag=True, help="Print only warnings and the result.")
@@ -68,9 +68,9 @@ def run(
 ) -> None:
     """Personalize one subject: class images, fine-tuning, evaluation, registration.
 
-    CONFIG is a YAML file; flags go over it, --set goes over flags. Running the same command again does only what is
-    missing: an interrupted run goes on from its last checkpoint. Exit code 0: all done, 3: the model is published, but
-    MLflow was away and lacks some of it.
+    CONFIG is a YAML file; flags override it, --set overrides flags. The same command again does only what is missing:
+    an interrupted run resumes from its last checkpoint. Exit code 0: all done, 3: the model is published, but MLflow
+    was unreachable and lacks some of it.
     """
     settings = _settings(config, flags, overrides)
     from pipelines.driver.console import RunConsole
@@ -146,26 +146,35 @@ def _dry_run(config: "DreamBoothConfig", console: Any) -> None:
 
 @main.command()
 @click.argument("prompt")
-@click.option("--model", required=True, help="models:/NAME@latest, models:/NAME/3, a published prefix or a folder.")
-@click.option("--num", default=4, show_default=True, type=click.IntRange(1, MOST_IMAGES), help="How many images.")
+@click.option(
+    "--model",
+    required=True,
+    help="Model: models:/NAME@latest, models:/NAME/3, the address of a published one, or a folder.",
+)
+@click.option("--num", default=4, show_default=True, type=click.IntRange(1, MOST_IMAGES), help="Number of images.")
 @click.option(
     "--seed",
     default=0,
     show_default=True,
     type=click.IntRange(0, LARGEST_SEED),
-    help="Of the first image; the next have the next seeds.",
+    help="Seed of the first image; the next have the next seeds.",
 )
 @click.option(
     "--steps",
     "num_inference_steps",
     type=click.IntRange(1, MOST_SAMPLING_STEPS),
-    help="Sampling steps; the model's own default.",
+    help="Sampling steps; default: the model's own.",
 )
-@click.option("--guidance", "guidance_scale", type=Real(1, MOST_GUIDANCE), help="The model's own default.")
-@click.option("--height", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
-@click.option("--width", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
+@click.option(
+    "--guidance",
+    "guidance_scale",
+    type=Real(1, MOST_GUIDANCE),
+    help="Classifier-free guidance; default: the model's own.",
+)
+@click.option("--height", type=click.IntRange(8, LARGEST_SIDE), help="Height in pixels, a multiple of 8.")
+@click.option("--width", type=click.IntRange(8, LARGEST_SIDE), help="Width in pixels, a multiple of 8.")
 @click.option("--output", default="generated", show_default=True, help="Folder or address of the images.")
-@click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
+@click.option("--tracking-uri", help="MLflow's address; default: sqlite:///mlflow.db here.")
 def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) -> None:
     """Sample images of a personalized model. In PROMPT, [V] stands for the model's own identifier."""
     from pipelines.apps.generate import generate as generate_images
@@ -181,9 +190,9 @@ def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) 
 @click.option("--base-model", default="miniature", show_default=True)
 @click.option("--revision")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100_000))
-@click.option("--check", metavar="WORD", help="Say into which tokens this identifier splits and how common they are.")
+@click.option("--check", metavar="WORD", help="Show the tokens of this identifier and how common they are.")
 def identifiers(base_model: str, revision: str | None, limit: int, check: str | None) -> None:
-    """List rare tokens of a base model's tokenizer that can be identifiers, rarest first, and why."""
+    """List rare tokens of a base model's tokenizer for use as identifiers, rarest first."""
     from dreambooth.data.identifier import candidates, describe
     from dreambooth.models.base_model import resolve_base_model
     from dreambooth.models.families.stable_diffusion import load_tokenizer
@@ -199,10 +208,10 @@ def identifiers(base_model: str, revision: str | None, limit: int, check: str | 
 
 @main.command()
 @click.argument("address", default="output")
-@click.option("--older-than", default=24.0, show_default=True, type=Real(0, 876_000), help="Hours.")
-@click.option("--dry-run", is_flag=True, help="Only list.")
+@click.option("--older-than", default=24.0, show_default=True, type=Real(0, 876_000), help="Minimum age in hours.")
+@click.option("--dry-run", is_flag=True, help="List, but remove nothing.")
 def gc(address: str, older_than: float, dry_run: bool) -> None:
-    """Remove what attempts that died left below ADDRESS: publications and checkpoints without a manifest."""
+    """Remove leftovers of failed attempts below ADDRESS: publications and checkpoints without a manifest."""
     import datetime
 
     from pipelines.apps.garbage import find_leftovers, remove_leftovers
@@ -216,7 +225,7 @@ def gc(address: str, older_than: float, dry_run: bool) -> None:
 
 
 @main.command()
-@click.option("--tracking-uri", help="MLflow; sqlite:///mlflow.db here if left out.")
+@click.option("--tracking-uri", help="MLflow's address; default: sqlite:///mlflow.db here.")
 def models(tracking_uri: str | None) -> None:
     """List the registered models: subject, class noun, identifier, version, aliases, similarities, figures by bank."""
     from rich.console import Console
@@ -245,14 +254,14 @@ def models(tracking_uri: str | None) -> None:
     if not found:
         click.echo("no model is registered here yet; 'dreambooth run' makes one")
         return
-    # Rather longer lines than columns that can't be read.
+    # Long lines are better than unreadable columns.
     Console(width=Console(width=_WIDE).measure(table).maximum).print(table)
 
 
 @main.command()
-@click.option("--markdown", is_flag=True, help="As the page docs/settings.md.")
+@click.option("--markdown", is_flag=True, help="Print the page docs/settings.md.")
 def settings(markdown: bool) -> None:
-    """List all settings with their defaults and what they mean."""
+    """List all settings with defaults and descriptions."""
     from dreambooth.config.explain import list_settings
     from dreambooth.config.settings import MINIATURE, DreamBoothConfig
 

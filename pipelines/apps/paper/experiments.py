@@ -18,7 +18,7 @@ COLUMN_TITLES = {
     "div": "DIV ↑",
     "near_copies": "near-copies ↓",
 }
-"""Columns of a table. CLIP-T is of the prompt without the identifier, which is the same text for every row of a table."""
+"""Columns of a table. CLIP-T uses the prompt without the identifier, the same text for every row of a table."""
 
 _PAIRS = {"backpack": "boat", "bird": "dog", "car": "cat", "clock": "teapot"}
 WRONG_NOUNS = _PAIRS | {second: first for first, second in _PAIRS.items()}

@@ -31,7 +31,7 @@ def open_study(
 ) -> StudyFile:
     """Open the study at a path, or create it.
 
-    Raises InputError if it has other settings, and for models, folders, prompts and photographs that can't make a study.
+    Raises InputError if it has other settings, and for unusable models, folders, prompts and photographs.
     """
     asked = asdict(settings) | {"prompts": list(settings.prompts)}
     if path.exists():

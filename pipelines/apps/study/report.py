@@ -28,7 +28,7 @@ class Share:
 class Preference:
     """Answers about one aspect: shares of preferred pictures (a, b, neither), summing to one.
 
-    `agreement` is the share of pairs of raters of one question that gave the same answer, None with one rater per question.
+    `agreement` is the share of pairs of raters of a question with equal answers, None with one rater per question.
     """
 
     aspect: Aspect
