@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 EVALUATION_FORMAT = 1
 
 Message = dict[str, Any]
-"""What a worker reports: `kind` says what, the other fields belong to it."""
+"""A worker's report: `kind`, and the fields of that kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Which pipeline: a base model (address, revision and hash), or the prefix of a model published here."""
+    """A pipeline: a base model (address, revision and hash), or the prefix of a model published here."""
 
     address: str
     revision: str | None = None
@@ -60,7 +60,7 @@ def picture_name(place: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class BankAddress:
-    """Which bank of encoders, the hash that it has at the driver, and where the paper's are."""
+    """A bank of encoders, its hash on the driver, and the locations of the paper's."""
 
     name: str
     hash: str
@@ -82,14 +82,14 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A method of `ImageSampler` and what it is called with."""
+    """A call of an `ImageSampler` method."""
 
     method: str
     arguments: tuple[Any, ...]
 
 
 class Samplers(typing.Protocol):
-    """Whoever works through calls: actors on the cluster, or this process."""
+    """Runs calls: on actors of the cluster, or in this process."""
 
     def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
         """Results of the calls as they come, each with its place."""
@@ -137,13 +137,13 @@ class ProtocolTask:
 
     @property
     def uri(self) -> str:
-        """Where the figures are written."""
+        """Address of the figures."""
         return join(self.run_uri, "evaluations", self.key, "evaluation.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTask:
-    """What a worker is told: plain data only. `sampling_dtype` is what it samples in, as the plan decided."""
+    """A worker's task, as plain data. `sampling_dtype` is the plan's dtype of samples."""
 
     config: DreamBoothConfig
     images: tuple[InstanceImage, ...]
@@ -172,20 +172,20 @@ class MakeClassImages:
 
     @property
     def uri(self) -> str:
-        """Where the set lies."""
+        """Address of the set."""
         return join(self.parent_uri, self.plan.key)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSubject:
-    """Train this one."""
+    """Train one subject."""
 
     task: TrainTask
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wait:
-    """Nothing to do now, but there may be: ask again."""
+    """Nothing to do now; ask again later."""
 
     seconds: float = 1.0
 
@@ -195,8 +195,8 @@ Work = TrainSubject | MakeClassImages | Wait
 
 @dataclass(frozen=True, kw_only=True)
 class LaneTask:
-    """What a lane is told: its name, the queue's handle, threads per worker, the image encoder, if any, and how many
-    seconds to let pass between reports of a subject's progress."""
+    """A lane's task: its name, the queue's handle, threads per worker, the image encoder, if any, and the seconds
+    between progress reports of a subject."""
 
     lane: str
     queue: Any
@@ -241,7 +241,7 @@ class SubjectRecord:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """What `as_dict` gave."""
+        """The inverse of `as_dict`."""
         return cls(**plain)
 
 

@@ -1,1 +1,1 @@
-"""Built on finished models: generate, evaluate, serve, study, paper."""
+"""Applications of finished models: generate, evaluate, serve, study, paper."""

@@ -1,7 +1,7 @@
-"""One model, measured again or for the first time: `dreambooth evaluate`.
+"""`dreambooth evaluate`: measure one published model.
 
-What the model was made of (subject, identifier, base model, resolution) is read from its manifest and from the run that
-registered it, so only the instance images have to be given. Pictures that its own run has left are not sampled again.
+Subject, identifier, base model and resolution are read from its manifest and the run that registered it, so only the
+instance images are needed. Pictures of its own run are reused.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ _NAMED = ("auto", "dreambench", "miniature")
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    """A published model, and where it is registered (None for one that isn't)."""
+    """A published model and its registration, if any."""
 
     manifest: Manifest
     registered: RegisteredVersion | None
@@ -56,8 +56,8 @@ def evaluate_model(
     """Measure a model by the paper's protocol, record its figures and let the gate judge it.
 
     `model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION` or the address of a published model; `prompts` is `auto`,
-    `dreambench`, `miniature` or a text file with one prompt a line. Raises InputError before any work starts when
-    something given is wrong.
+    `dreambench`, `miniature` or a text file with one prompt per line. Raises InputError for invalid input before any
+    work starts.
     """
     console = console or RunConsole()
     found = _find(model, tracking_uri)
@@ -127,7 +127,7 @@ def _find(model: str, tracking_uri: str | None) -> _Model:
 def _config(
     model: _Model, instance_images: str, prompts: str, overrides: tuple[str, ...]
 ) -> tuple[DreamBoothConfig, tuple[str, ...]]:
-    """A configuration that means the model: what its manifest and its run say, then what was asked for; warnings."""
+    """The model's configuration, from its manifest, its run and the request; and warnings."""
     metadata, params = model.manifest.metadata, model.params
     settings: dict[str, Any] = {
         "subject": {

@@ -1,7 +1,7 @@
-"""What attempts that died have left behind, found and removed: `dreambooth gc`.
+"""`dreambooth gc`: find and remove leftovers of failed attempts.
 
-A publication without a manifest is what an upload left that never ended, and so is a checkpoint without one; no
-reader looks at them, but they take room. An upload that is still going on looks the same, so only old ones are taken.
+A publication or checkpoint without a manifest is an unfinished upload: no reader uses it, but it takes room. An upload
+in progress looks the same, so only old ones are removed.
 """
 
 import datetime
@@ -18,7 +18,7 @@ from pipelines.worker.checkpoints import checkpoint_begun_at
 
 @dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """A publication or checkpoint without a manifest: its address, size in bytes and when it was begun."""
+    """A publication or checkpoint without a manifest: its address, size in bytes and start time."""
 
     uri: str
     size: int
@@ -26,9 +26,9 @@ class Leftover:
 
 
 def find_leftovers(uri: str, *, older_than: datetime.timedelta) -> tuple[Leftover, ...]:
-    """All publications and checkpoints anywhere below an address that have no manifest and are older than this.
+    """All publications and checkpoints below an address that have no manifest and are older than `older_than`.
 
-    Raises InputError when there is nothing at the address.
+    Raises InputError if there is nothing at the address.
     """
     if uri.startswith("models:"):
         raise InputError(f"{uri!r} is a registered model; expected a folder that holds runs, such as output")
@@ -52,14 +52,14 @@ def find_leftovers(uri: str, *, older_than: datetime.timedelta) -> tuple[Leftove
 
 
 def remove_leftovers(leftovers: tuple[Leftover, ...]) -> None:
-    """Delete what `find_leftovers` found."""
+    """Delete leftovers."""
     for leftover in leftovers:
         fs, path = filesystem(leftover.uri)
         fs.rm(path, recursive=True)
 
 
 def _prefix_of(path: str, root: str) -> str | None:
-    """The outermost publication or checkpoint that a file below `root` lies in, if any."""
+    """The outermost publication or checkpoint around a file below `root`, if any."""
     parts = path.split("/")
     for depth in range(len(root.rstrip("/").split("/")), len(parts) - 1):
         if _begun(parts[depth]) is not None:
@@ -68,5 +68,5 @@ def _prefix_of(path: str, root: str) -> str | None:
 
 
 def _begun(name: str) -> datetime.datetime | None:
-    """A folder's name says when it was begun, if it is one of a publication or a checkpoint."""
+    """Start time in the folder name of a publication or checkpoint; None for other names."""
     return begun_at(name) or checkpoint_begun_at(name)

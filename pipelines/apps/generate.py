@@ -1,4 +1,4 @@
-"""Pictures from a fine-tuned model: `dreambooth generate`. Neither Ray nor DeepSpeed is needed, nor imported."""
+"""`dreambooth generate`: sample from a fine-tuned model, without Ray and DeepSpeed."""
 
 import base64
 import dataclasses
@@ -27,8 +27,8 @@ from pipelines.report.pictures import Row, contact_sheet
 from pipelines.storage import files, publications
 
 _ADDRESS = re.compile(r"models:/*(?P<name>[^/@]+)(?:@(?P<alias>[\w-]{1,255})|/(?P<version>[0-9]{1,9}))?")
-Settings = dict[str, Any]  # of sampling; only what was given
-_DEFAULTS: Settings = {"num_inference_steps": 25, "guidance_scale": 7.5}  # of a directory that says nothing of them
+Settings = dict[str, Any]  # of sampling; only those given
+_DEFAULTS: Settings = {"num_inference_steps": 25, "guidance_scale": 7.5}  # of a directory without settings
 _RANGES: Mapping[str, tuple[float, float]] = {
     "num": (1, MOST_IMAGES),
     "seed": (0, LARGEST_SEED),
@@ -41,7 +41,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateResult:
-    """Addresses of what was written, and how the model may have read the prompt otherwise than it was meant."""
+    """Addresses of the written files, and warnings about the prompt."""
 
     paths: tuple[str, ...]
     contact_sheet: str
@@ -61,11 +61,11 @@ def generate(
     output: str = "output/generated",
     tracking_uri: str | None = None,
 ) -> GenerateResult:
-    """Sample `num` pictures, with the seeds from `seed` on, and write them as `<seed>.png` with a contact sheet.
+    """Sample `num` pictures with seeds from `seed` on, and write `<seed>.png` and a contact sheet.
 
     `model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION`, the address of a published model, or a diffusers directory.
-    `[V]` in the prompt stands for the model's identifier. What is None is the model's own default.
-    Raises InputError for a model that isn't there (naming those that are) and for settings out of range.
+    `[V]` in the prompt stands for the model's identifier. None is the model's own default.
+    Raises InputError for a missing model (with the existing ones) and for settings out of range.
     """
     settings = {
         "num_inference_steps": num_inference_steps,
@@ -101,9 +101,9 @@ def sample_prompts(
     tracking_uri: str | None,
     warn: Callable[[str], None] = lambda warning: None,
 ) -> list[Image.Image]:
-    """One picture per prompt, the i-th with `seed` + i; `settings` are those of sampling, where not the model's own.
+    """One picture per prompt, the i-th with `seed` + i; `settings` override the model's sampling settings.
 
-    Raises InputError for a model that isn't there (naming those that are), and for prompts that it can't read whole.
+    Raises InputError for a missing model (with the existing ones), and for prompts that are too long.
     """
     if model.startswith("models:"):
         return _from_registry(model, tracking_uri, prompts, seed, settings, warn)
@@ -111,7 +111,7 @@ def sample_prompts(
 
 
 def _check_prompts(prompts: Sequence[str], identifier: str | None, tokenizer: Any, warn: Callable[[str], None]) -> None:
-    """Check each prompt once, as a model with this identifier (None: it doesn't say) reads it."""
+    """Check each distinct prompt for a model with this identifier (None: unknown)."""
     reader = PromptReader(tokenizer=tokenizer, identifier=identifier)
     for prompt in dict.fromkeys(prompts):
         for warning in reader.check(prompt, what=f"the prompt {shortened(prompt)!r}", whole=True):
@@ -120,7 +120,7 @@ def _check_prompts(prompts: Sequence[str], identifier: str | None, tokenizer: An
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FoundModel:
-    """A model by the address that goes on meaning the same, and what it says of itself (empty where it doesn't)."""
+    """A model's permanent address and metadata (empty where unknown)."""
 
     address: str
     subject: str
@@ -129,7 +129,7 @@ class FoundModel:
 
 
 def find_model(model: str, tracking_uri: str | None) -> FoundModel:
-    """Look a model up; raises InputError for one that isn't there (naming those that are)."""
+    """Look up a model. Raises InputError for a missing one, with the existing ones."""
     if not model.startswith("models:"):
         manifest = find_published(model)
         return _found(manifest.uri, manifest.metadata)
@@ -171,7 +171,7 @@ def _from_registry(
     settings: Settings,
     warn: Callable[[str], None],
 ) -> list[Image.Image]:
-    """Sample from a registered model, by MLflow alone."""
+    """Sample from a registered model through MLflow alone."""
     from dreambooth.quiet import hide_progress_bars, quiet
     from pipelines.tracking.client import check_connection, default_tracking, quietly, resolve_tracking_uri
 
@@ -192,7 +192,7 @@ def _from_registry(
 
 
 def registered_address(client: Any, model: str) -> str:
-    """The address `models:/NAME/VERSION` of a registered model; raises InputError that lists what there is."""
+    """The address `models:/NAME/VERSION` of a registered model. Raises InputError for a missing one."""
     from mlflow.exceptions import MlflowException
 
     name, alias, version = parse_address(model)
@@ -214,9 +214,9 @@ def registered_address(client: Any, model: str) -> str:
 
 
 def parse_address(model: str, *, pattern: bool = False) -> tuple[str, str, str]:
-    """(name, alias, version) of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; what it doesn't give is empty.
+    """(name, alias, version) of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; missing parts are empty.
 
-    The name in a `pattern` may hold `*`. Raises InputError for what the registry has no such address for.
+    The name in a `pattern` may hold `*`. Raises InputError for an address that can't be the registry's.
     """
     parts = _ADDRESS.fullmatch(model)
     if parts is None:
@@ -264,7 +264,7 @@ def _from_directory(
 
 
 def find_published(model: str) -> publications.Manifest:
-    """A published model at an address, or the newest one below it; InputError when there is none."""
+    """The published model at an address, or the newest below it. Raises InputError if there is none."""
     prove_store(model, what=f"can't read {shown(model)!r}")
     if files.exists(files.join(model, publications.MANIFEST_NAME)):
         return publications.read_manifest(model)

@@ -1,4 +1,4 @@
-"""A page of ours and the policy that goes with it: its own script and style run, and nothing else."""
+"""A page of ours and its Content-Security-Policy: only its own script and style run."""
 
 import base64
 import hashlib
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def read_page(path: Path) -> tuple[str, str]:
-    """(HTML, the value of its Content-Security-Policy); the page has one `<script>` and one `<style>`."""
+    """(HTML, Content-Security-Policy); the page has one `<script>` and one `<style>`."""
     html = path.read_text(encoding="utf-8")
     policy = [
         "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -21,4 +21,4 @@ def read_page(path: Path) -> tuple[str, str]:
 
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
-"""Names by which a page of this machine is asked for; another means that a foreign page has the browser ask."""
+"""Host names of requests for a page of this machine; any other comes from a foreign page."""

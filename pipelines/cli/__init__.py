@@ -1,4 +1,4 @@
-"""The command line: one thin file a command."""
+"""The command line, one file per command."""
 
 from pipelines.cli.main import main
 

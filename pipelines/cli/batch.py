@@ -37,9 +37,9 @@ def batch(
 ) -> None:
     """Personalize many subjects: class images once per class, warm workers, one report.
 
-    SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. Running the same command again
-    does only what is missing. Exit code 0: all done, 3: some failed, or MLflow was away and
-    lacks some that are published.
+    SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. The same command again
+    does only what is missing. Exit code 0: all done, 3: some failed, or MLflow was unreachable
+    and lacks published ones.
     """
     from pipelines.cluster.ray_cluster import local_resources, ray_cluster, ray_cluster_meanwhile
     from pipelines.driver.batch_console import checks_table
@@ -110,7 +110,7 @@ def _checked_name(name: str) -> str:
 
 
 def batch_name(subjects: str) -> str:
-    """The name of a batch, from its table's or folder's: `photos/My Dogs/` gives my-dogs."""
+    """Name a batch after its table or folder: `photos/My Dogs/` gives my-dogs."""
     from dreambooth.config.addresses import named_place
     from dreambooth.config.subject import name_from
     from pipelines.plan.tables import TABLES

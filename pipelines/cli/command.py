@@ -1,4 +1,4 @@
-"""The command that was given, as a person can give it again."""
+"""The command line of this process, for users to repeat."""
 
 import shlex
 import sys
@@ -7,5 +7,5 @@ from dreambooth.config.addresses import without_credentials
 
 
 def this_command() -> str:
-    """The command line of this process, quoted for a shell; what is secret in it is left out."""
+    """The command line of this process, quoted for a shell, without secrets."""
     return without_credentials(shlex.join(["dreambooth", *sys.argv[1:]]))

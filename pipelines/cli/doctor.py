@@ -1,4 +1,4 @@
-"""`dreambooth doctor`: whether a run would work here, or on a cluster, and what to do where it wouldn't."""
+"""`dreambooth doctor`: check that a run would work here or on a cluster, with a cure for each fault."""
 
 import sys
 from pathlib import Path
@@ -16,10 +16,10 @@ _SIGNS = {"ok": "ok", "warning": "warning", "failure": "FAILURE"}
 @click.option("--address", help="cluster.address: 'auto' on a node of the cluster; left out: this machine.")
 @overrides_option
 def doctor(config: Path | None, address: str | None, overrides: tuple[str, ...]) -> None:
-    """Look at every node, the storage, the tracking server and the base model that a run would use.
+    """Check every node, the storage, the tracking server and the base model of a run.
 
-    CONFIG is the YAML of a run; only its storage, tracking, cluster and base model count. Exit code 0: all is well
-    (there may be warnings), 1: something has to be put right first.
+    CONFIG is the YAML of a run; only its storage, tracking, cluster and base model are used. Exit code 0: all is well,
+    perhaps with warnings, 1: there are faults.
     """
     from rich.console import Console
     from rich.table import Table
@@ -30,7 +30,7 @@ def doctor(config: Path | None, address: str | None, overrides: tuple[str, ...])
 
     settings = _settings(config, address, overrides)
     findings = [judge_machines({"here": faults()})]
-    # Where no Ray can be started, what is known without one is all there is to be said.
+    # If Ray can't be started, only checks without it are possible.
     if settings.cluster.address is not None or findings[0].state != "failure":
         with ray_cluster(settings.cluster):
             findings = examine(settings)
@@ -52,7 +52,7 @@ def _settings(config: Path | None, address: str | None, overrides: tuple[str, ..
             f"--address is {address!r}, a dashboard's; the doctor joins the cluster itself: run it on a node with "
             f"--address auto, or as a job: ray job submit --address {address} -- dreambooth doctor --address auto"
         )
-    # No subject is looked at, but a configuration has one.
+    # No subject is checked, but a configuration needs one.
     nobody = {"subject": {"name": "nobody", "class_noun": "thing", "instance_images": "none"}}
     settings = merge(nobody, read_yaml(config) if config is not None else {})
     if address is not None:
@@ -61,7 +61,7 @@ def _settings(config: Path | None, address: str | None, overrides: tuple[str, ..
 
 
 def _plain(text: str) -> str:
-    """Brackets of an address or a message are no markup."""
+    """Escape brackets of addresses and messages, which aren't markup."""
     from rich.markup import escape
 
     from dreambooth.config.addresses import without_credentials

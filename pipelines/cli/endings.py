@@ -1,11 +1,11 @@
-"""How a command ends when something goes wrong in it: one sentence, an exit code, and a traceback in a file at most.
+"""End failed commands with one sentence and an exit code; tracebacks go to a file.
 
-| what | exit code | said |
+| cause | exit code | output |
 |---|---|---|
 | InputError, click's own errors | 2 | what was expected, what was got, what to do |
 | a part is missing: subjects that failed, records that MLflow lacks | 3 | which, and the command that completes it |
 | Ctrl-C, SIGTERM | 130 | one line |
-| nobody reads what is printed (`… | head`) | 141, as of a program that SIGPIPE ends | nothing |
+| closed pipe (`… | head`) | 141, as after SIGPIPE | nothing |
 | anything else | 1 | one sentence, and the file that holds the traceback |
 """
 
@@ -41,19 +41,19 @@ FAILURE, INPUT_ERROR, INCOMPLETE, INTERRUPTED, UNREAD = 1, 2, 3, 130, 141
 _KEPT = 50
 _GIVEN = "dreambooth.given"
 _aside: "collections.deque[str]" = collections.deque(maxlen=_KEPT)
-"""Tracebacks that libraries logged or threads ended with: for the file, should the command fail."""
+"""Tracebacks logged by libraries or raised in threads, for the file of a failed command."""
 
 
 class Commands(click.Group):
-    """A group whose commands never end in a traceback."""
+    """A command group without tracebacks."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep what was given, to be looked at before anything is done with it."""
+        """Keep the raw arguments, which `invoke` checks."""
         ctx.meta[_GIVEN] = tuple(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; see the module for how it ends."""
+        """Run a command and end it as the module's table says."""
         try:
             with _tracebacks_aside(), _flushed():
                 check_text(ctx.meta[_GIVEN])
@@ -76,13 +76,13 @@ class Commands(click.Group):
 
 
 def say(text: str) -> None:
-    """Print a line for the person at the terminal, in red where that is one; credentials in it are hidden."""
+    """Print a line to the terminal, in red, with credentials hidden."""
     with contextlib.suppress(OSError, ValueError):  # nobody reads it, or the stream is closed
         click.secho(without_credentials(text), err=True, fg="red" if sys.stderr.isatty() else None)
 
 
 def _end(error: Exception) -> int:
-    """Say what an unforeseen exception was and where its traceback is; returns the exit code."""
+    """Report an unforeseen exception and the file of its traceback. Returns the exit code."""
     if isinstance(error, OSError) and error.errno == errno.EPIPE and _nobody_reads():
         return UNREAD
     path = _write_details(error)
@@ -92,7 +92,7 @@ def _end(error: Exception) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether standard output or error goes to a pipe that was closed; it then goes nowhere, without an error."""
+    """Whether standard output or error is a closed pipe; such a stream is redirected to nowhere."""
     closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed_pipe(stream)]
     for stream in closed:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -111,7 +111,7 @@ def _is_closed_pipe(stream: TextIO) -> bool:
 
 
 def _write_details(error: BaseException) -> Path | None:
-    """The new file that holds the traceback, in the working folder or that of temporary files; None without either."""
+    """Write the traceback to a new file in the working or temporary folder; None if neither is writable."""
     now = datetime.datetime.now(datetime.UTC)
     name = f"dreambooth-error-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}.log"
     parts = [f"dreambooth {__version__}, Python {sys.version.split()[0]}, {now:%Y-%m-%d %H:%M:%S} UTC"]
@@ -127,7 +127,7 @@ def _write_details(error: BaseException) -> Path | None:
 
 @contextlib.contextmanager
 def _flushed() -> Iterator[None]:
-    """What is printed within is written before the command ends: at Python's exit it is too late for words."""
+    """Flush output at the end of the context: at Python's exit it is too late to report errors."""
     try:
         yield
     finally:
@@ -136,7 +136,7 @@ def _flushed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _tracebacks_aside() -> Iterator[None]:
-    """Within, what libraries log with a traceback is shown without it, and threads end in a sentence."""
+    """Within this context, library logs are shown without tracebacks, and failed threads with a sentence."""
     make, in_thread, unraisable = logging.getLogRecordFactory(), threading.excepthook, sys.unraisablehook
 
     def record(*arguments: Any, **options: Any) -> logging.LogRecord:
@@ -168,6 +168,6 @@ def _put_aside(error: BaseException | None, where: TracebackType | None = None) 
 
 
 def _end_at_once_when_interrupted() -> None:
-    """At exit: what libraries clean up then ends in a traceback when it is interrupted."""
+    """At exit, end at once on an interrupt: libraries' cleanup would print a traceback."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))

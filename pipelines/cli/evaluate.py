@@ -1,4 +1,4 @@
-"""`dreambooth evaluate`: the paper's figures of one model."""
+"""`dreambooth evaluate`: measure one model by the paper's figures."""
 
 import click
 
@@ -18,13 +18,15 @@ _SHOWN = {
 
 
 @click.command()
-@click.option("--model", required=True, help="models:/NAME@latest, models:/NAME/3, or a published prefix.")
+@click.option(
+    "--model", required=True, help="Model: models:/NAME@latest, models:/NAME/3, or the address of a published one."
+)
 @click.option("--instance-images", required=True, help="Folder, glob or address of the subject's images.")
 @click.option(
     "--prompts",
     default="auto",
     show_default=True,
-    help="auto, dreambench, miniature, or a text file of prompts, one a line, with [V] and {class_noun}.",
+    help="Prompts: auto, dreambench, miniature, or a text file, one per line, with [V] and {class_noun}.",
 )
 @click.option("--images-per-prompt", type=click.IntRange(1, 10_000), help="evaluation.images_per_prompt")
 @click.option("--bank", type=click.Choice(["auto", "paper", "miniature"]), help="evaluation.bank")
@@ -46,7 +48,7 @@ def evaluate(
     """Measure a model as in the DreamBooth paper: DINO, CLIP-I, CLIP-T, PRES, DIV, with intervals.
 
     The figures go to MLflow, to the model's version, and beside the model as evaluation.json. The alias 'champion'
-    moves to the version if it is good enough (gate.*).
+    moves to the version if it passes the gate (gate.*).
     """
     from pipelines.apps.evaluate_model import evaluate_model
     from pipelines.driver.console import RunConsole

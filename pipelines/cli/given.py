@@ -1,4 +1,4 @@
-"""What a person gives on the command line: numbers with two ends, and text that can be written down again."""
+"""Validate command-line input: bounded numbers, and text that can be encoded."""
 
 import math
 import os
@@ -12,14 +12,14 @@ from dreambooth.config.text_files import utf8_fault
 from dreambooth.errors import InputError
 
 _VARIABLES = ("AWS_", "DREAMBOOTH_", "HF_", "MLFLOW_", "RAY_", "HOME", "TMPDIR")
-"""What variables that are read here begin with."""
+"""Prefixes of the environment variables that are read."""
 
 
 class Real(click.FloatRange):
-    """A range of numbers, which nan isn't in."""
+    """A range of numbers without nan."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number; click's own error for another."""
+        """Parse a number. Raises click's error if it is out of range."""
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
             self.fail(f"{value!r} is no number.", param, ctx)
@@ -27,9 +27,9 @@ class Real(click.FloatRange):
 
 
 def check_text(arguments: Sequence[str]) -> None:
-    """InputError for bytes that aren't UTF-8 in an argument, a variable or the working folder's name.
+    """Raise InputError for non-UTF-8 bytes in an argument, a variable or the working folder's name.
 
-    The system takes any bytes for a name; a manifest, a database or a page can't hold them.
+    The system allows them in names, but manifests, databases and pages can't store them.
     """
     for place, argument in enumerate(arguments, start=1):
         if (fault := utf8_fault(argument)) is not None:

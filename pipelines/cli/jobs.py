@@ -1,4 +1,4 @@
-"""`dreambooth submit` and `dreambooth jobs`: runs and batches on a Ray cluster, from outside it."""
+"""`dreambooth submit` and `dreambooth jobs`: run on a Ray cluster from outside."""
 
 import sys
 
@@ -16,8 +16,8 @@ _ADDRESS = click.option(
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @_ADDRESS
 @click.option("--detach", is_flag=True, help="Don't follow the log.")
-@click.option("--image-has-package", is_flag=True, help="Bring no code along: the cluster's image has dreambooth.")
-@click.option("--env", "variables", multiple=True, metavar="NAME", help="Hand this variable on to the job.")
+@click.option("--image-has-package", is_flag=True, help="Use the dreambooth of the cluster's image; upload no code.")
+@click.option("--env", "variables", multiple=True, metavar="NAME", help="Environment variable to pass to the job.")
 def submit(
     command: str,
     arguments: tuple[str, ...],
@@ -26,10 +26,10 @@ def submit(
     image_has_package: bool,
     variables: tuple[str, ...],
 ) -> None:
-    """Submit `dreambooth run …` or `dreambooth batch …` as a job, and follow it with the view it has here.
+    """Submit `dreambooth run …` or `dreambooth batch …` as a job, and follow its live view.
 
-    The same command twice is one job; one that was stopped or failed goes on from its last checkpoints. Results have
-    to go where the cluster and you can read them: --set storage.root=s3://…
+    The same command twice is one job; a stopped or failed one resumes from its last checkpoints. The cluster and you
+    must both be able to read the results: --set storage.root=s3://…
     """
     from pipelines.driver import jobs
 
@@ -48,13 +48,13 @@ def submit(
 
 @click.group(name="jobs")
 def jobs_group() -> None:
-    """Jobs of this project on a Ray cluster."""
+    """List, follow and stop jobs on a Ray cluster."""
 
 
 @jobs_group.command(name="list")
 @_ADDRESS
 def list_jobs(address: str | None) -> None:
-    """List them, the newest last."""
+    """List jobs, newest last."""
     from pipelines.driver import jobs
 
     ours = [info for info in jobs.connect(address).list_jobs() if (info.submission_id or "").startswith("dreambooth-")]
@@ -66,7 +66,7 @@ def list_jobs(address: str | None) -> None:
 @click.argument("job")
 @_ADDRESS
 def logs(job: str, address: str | None) -> None:
-    """Follow a job's log to its end."""
+    """Follow a job's log until it ends."""
     from pipelines.driver import jobs
 
     client = jobs.connect(address)
@@ -78,7 +78,7 @@ def logs(job: str, address: str | None) -> None:
 @click.argument("job")
 @_ADDRESS
 def status(job: str, address: str | None) -> None:
-    """Say how a job stands."""
+    """Print a job's status."""
     from pipelines.driver import jobs
 
     click.echo(jobs.status(jobs.connect(address), job))
@@ -88,7 +88,7 @@ def status(job: str, address: str | None) -> None:
 @click.argument("job")
 @_ADDRESS
 def stop(job: str, address: str | None) -> None:
-    """Stop a job; submitting it again goes on from its last checkpoints."""
+    """Stop a job; submitting it again resumes from its last checkpoints."""
     from pipelines.driver import jobs
 
     client = jobs.connect(address)

@@ -32,7 +32,7 @@ def main() -> None:
     quiet()
     settle()
     collect_less_garbage()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops a command as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops a command like Ctrl-C
 
 
 for command in (

@@ -1,4 +1,4 @@
-"""`dreambooth manifest`: what Kubernetes is told for a run or a batch."""
+"""`dreambooth manifest`: print Kubernetes manifests for a run or a batch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 @overrides_option
 @click.option("--image", required=True, help="What infra/docker/Dockerfile builds, where the cluster can pull it.")
 @click.option("--namespace", default="dreambooth", show_default=True)
-@click.option("--queue", default="dreambooth", show_default=True, help="Kueue's LocalQueue; '' for none.")
-@click.option("--retries", default=2, show_default=True, type=click.IntRange(0, 100), help="On a new cluster each.")
-@click.option("--deadline", default=24.0, show_default=True, type=Real(0.01, 8760), help="Hours.")
+@click.option("--queue", default="dreambooth", show_default=True, help="LocalQueue of Kueue; '' for none.")
+@click.option(
+    "--retries", default=2, show_default=True, type=click.IntRange(0, 100), help="Retries, each on a new cluster."
+)
+@click.option("--deadline", default=24.0, show_default=True, type=Real(0.01, 8760), help="Deadline in hours.")
 @click.option("--gpus-per-node", default=8, show_default=True, type=click.IntRange(1, 1024))
 def manifest(
     kind: str, config: str, overrides: tuple[str, ...], image: str, queue: str, deadline: float, **options: Any
 ) -> None:
-    """Print manifests for KubeRay: a cluster of the size that a plan asks for, and the job on it.
+    """Print manifests for KubeRay: a cluster sized by the plan, and the job on it.
 
-    CONFIG is the YAML of one run, or a batch's table; all of it is checked as by --dry-run, and all addresses in it
-    have to be ones that the cluster reaches. cluster.use_gpu 'auto' means GPUs here. Secrets stay out: tracking and
-    storage take theirs from infra/kubernetes. To use it: dreambooth manifest rayjob … | kubectl apply -f -
+    CONFIG is the YAML of one run, or a batch's table; it is checked as by --dry-run, and the cluster must reach all
+    its addresses. cluster.use_gpu 'auto' means GPUs here. Manifests contain no secrets: tracking and storage take
+    theirs from infra/kubernetes. Usage: dreambooth manifest rayjob … | kubectl apply -f -
     """
     from pipelines.cli.batch import batch_name
     from pipelines.plan.manifests import Placement, ray_cluster, ray_job, to_yaml
@@ -41,7 +43,7 @@ def manifest(
         manifests = [ray_cluster(name, plans, lanes=lanes, placement=placement)]
     else:
         sets = [word for override in overrides for word in ("--set", override)]
-        # The name of a batch is that of its table; Kubernetes takes few characters in the name of a file.
+        # A batch is named after its table, but Kubernetes allows few characters in a file's name.
         file = "run.yaml" if command == "run" else f"{batch_name(config)}{Path(config).suffix.lower()}"
         files = {} if content is None else {file: content}
         words = [command, config if content is None else file, *sets]
@@ -88,7 +90,7 @@ def _is_run(config: str, content: str) -> bool:
     try:
         settings = parse_yaml(content, config)
     except NotYaml:
-        return True  # whoever reads it next says what is wrong with it
+        return True  # the next reader reports the fault
     return isinstance(settings, dict) and "subjects" not in settings
 
 
@@ -105,7 +107,7 @@ def _lanes(plans: "tuple[Plan, ...]") -> int:
 
 
 def _check_reachable(plan: "Plan") -> None:
-    """InputError for an address that only this machine knows, and for a password that would be readable."""
+    """Raise InputError for an address local to this machine, and for a readable password."""
     from dreambooth.config.addresses import shown
     from dreambooth.errors import InputError
     from pipelines.plan.run_plan import local_addresses
@@ -123,7 +125,7 @@ def _check_reachable(plan: "Plan") -> None:
 
 
 def _name(config: str, plans: "tuple[Plan, ...]") -> str:
-    """Name and key: the same subjects with other settings are another job."""
+    """Job name, with a key: the same subjects with other settings are another job."""
     from dreambooth.config.settings import config_hash
     from pipelines.cli.batch import batch_name
 

@@ -1,4 +1,4 @@
-"""`dreambooth paper`: the paper's tables on the miniature with one command."""
+"""`dreambooth paper`: reproduce the paper's tables on the miniature."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Two subjects, and only what the paper has tables of: minutes.")
+@click.option("--quick", is_flag=True, help="Two subjects and the paper's own tables only; takes minutes.")
 @click.option("--output", default="output/paper", show_default=True, help="Folder or address of runs and page.")
 @overrides_option
 @click.option("--dry-run", is_flag=True, help="Check all runs, print the plan, and stop.")
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def paper(quick: bool, output: str, overrides: tuple[str, ...], dry_run: bool, page_only: bool, silent: bool) -> None:
     """Run the paper's experiments on the miniature and its subjects, and write their tables and a page.
 
-    Running the same command again does only what is missing. Exit code 0: all done, 3: some runs failed.
+    The same command again does only what is missing. Exit code 0: all done, 3: some runs failed.
     """
     from pipelines.apps.paper.paper import plan_paper, run_paper, write_paper
     from pipelines.apps.paper.settings import full_setting, quick_setting

@@ -1,4 +1,4 @@
-"""`dreambooth serve`: many subjects behind one address."""
+"""`dreambooth serve`: serve many subjects at one address."""
 
 import importlib.util
 import logging
@@ -19,23 +19,29 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION; NAME may hold *.")
+@click.option("--model", required=True, help="Models: models:/NAME@ALIAS or models:/NAME/VERSION; NAME may hold *.")
 @click.option(
     "--base-shared/--no-base-shared",
     default=True,
     show_default=True,
-    help="Keep the base loaded, and load of a subject only what was trained; else all of every model.",
+    help="Share one loaded base and load only the trained weights of a subject; else load whole models.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 lets others in.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all networks.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1, 1000), help="Of the sampler.")
-@click.option("--subjects-loaded", default=4, show_default=True, type=click.IntRange(1, 10_000), help="A replica.")
+@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1, 1000), help="Replicas of the sampler.")
+@click.option(
+    "--subjects-loaded",
+    default=4,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Subjects kept loaded per replica.",
+)
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1, 1024), help="Requests sampled together.")
 @click.option("--queue", default=32, show_default=True, type=click.IntRange(0, 1_000_000), help="More get status 429.")
 @address_option
 @tracking_uri_option
 def serve(model: str, host: str, port: int, address: str | None, tracking_uri: str | None, **limits: Any) -> None:
-    """Answer over HTTP with pictures of registered subjects: a page at /, the API's description at /docs."""
+    """Serve pictures of registered subjects over HTTP: a page at /, the API's description at /docs."""
     from dreambooth.config.settings import ClusterConfig
     from pipelines.apps.serve.subjects import find_subjects
     from pipelines.cluster.ray_cluster import ray_cluster

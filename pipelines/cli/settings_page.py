@@ -1,4 +1,4 @@
-"""All settings as a page: `dreambooth settings --markdown`, from what the configuration's own classes say."""
+"""All settings as a page, `dreambooth settings --markdown`, from the configuration's classes."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -16,7 +16,7 @@ by `dreambooth settings --markdown`.
 
 
 def settings_page() -> str:
-    """A table per group of settings, in Markdown."""
+    """Render a table per group of settings, in Markdown."""
     groups = {name: field.annotation for name, field in DreamBoothConfig.model_fields.items()}
     nested = {name: model for name, model in groups.items() if isinstance(model, type) and issubclass(model, BaseModel)}
     parts = [_HEAD, *_group("", DreamBoothConfig, "A run", leave_out=nested)]
@@ -50,7 +50,7 @@ def _shown(value: Any) -> str:
 
 
 def _choices(annotation: Any) -> list[Any]:
-    """What a setting can be, where that is a list of words."""
+    """The possible values of a setting with a list of choices."""
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     return [choice for part in get_args(annotation) for choice in _choices(part)]
@@ -58,5 +58,5 @@ def _choices(annotation: Any) -> list[Any]:
 
 def _meaning(description: str, choices: list[Any]) -> str:
     shown = ", ".join(f"`{choice}`" for choice in choices)
-    told = description.replace("None:", "null:").replace("|", "\\|")
-    return f"{told} ({shown})" if shown else told
+    text = description.replace("None:", "null:").replace("|", "\\|")
+    return f"{text} ({shown})" if shown else text

@@ -1,4 +1,4 @@
-"""`dreambooth study`: people compare two models, blindly."""
+"""`dreambooth study`: a blind comparison of two models by people."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,27 +19,37 @@ _DEFAULT_OUTPUT = "output/study"
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="A B | STUDY")
 @click.option("--report", "reporting", is_flag=True, help="Count the answers so far, write report.json, and stop.")
-@click.option("--questions", default=25, show_default=True, type=click.IntRange(1, 10_000), help="How many, at most.")
+@click.option(
+    "--questions", default=25, show_default=True, type=click.IntRange(1, 10_000), help="Most questions to ask."
+)
 @click.option("--instance-images", metavar="DIR", help="Photographs to compare models with.")
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="For models; the evaluation's if left out.")
-@click.option("--images-per-prompt", default=1, show_default=True, type=click.IntRange(1, 1000), help="For models.")
+@click.option(
+    "--prompt", "prompts", multiple=True, metavar="TEXT", help="Prompt for models; default: the evaluation's."
+)
+@click.option(
+    "--images-per-prompt",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Samples per prompt for models.",
+)
 @click.option(
     "--seed",
     default=0,
     show_default=True,
     # Pictures after the first have the seeds that follow.
     type=click.IntRange(0, LARGEST_SEED - 10**9),
-    help="Of pictures, sides and order.",
+    help="Seed of pictures, sides and order.",
 )
 @click.option("--output", metavar="DIR", help=f"Folder of the study; {_DEFAULT_OUTPUT} if left out.")
 @click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @tracking_uri_option
 def study(sources: tuple[str, ...], reporting: bool, output: str | None, port: int, **options: Any) -> None:
-    """Ask people which of two models' pictures they prefer, on a page that this machine alone can open.
+    """Ask people which of two models' pictures they prefer, on a page for this machine alone.
 
-    A and B are models (models:/NAME@latest, a published model), folders that runs or batches wrote, or evaluation.json
+    A and B are models (models:/NAME@latest, a published model), folders of runs or batches, or evaluation.json
     files. The page shows a picture of each, left and right by chance, and asks which keeps the subject better and which
-    follows the prompt better. Answers are kept as they come; the same command, or the folder alone as STUDY, goes on.
+    follows the prompt better. Answers are stored at once; the same command, or the folder alone as STUDY, continues.
     """
     folder = _folder(sources, output)
     study_file = _open(folder / _FILE, sources, options)
@@ -58,7 +68,7 @@ def study(sources: tuple[str, ...], reporting: bool, output: str | None, port: i
 
 
 def _folder(sources: tuple[str, ...], output: str | None) -> Path:
-    """Where a study lies: STUDY, else --output."""
+    """Folder of a study: STUDY, else --output."""
     if len(sources) > 2:
         raise InputError(f"a study compares two models, got {len(sources)}: {', '.join(sources)}")
     if len(sources) == 1 and output is not None:

@@ -1,6 +1,6 @@
-"""The address of a Ray cluster: which one is meant, and the proof, within seconds, that a cluster answers there.
+"""Find the Ray cluster of an address, and check within seconds that it answers.
 
-Ray itself waits for one that doesn't answer for more than ten minutes.
+Ray itself waits more than ten minutes for a cluster that doesn't answer.
 """
 
 import os
@@ -17,7 +17,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # how gRPC begins; what speaks H
 
 
 def prove_cluster(address: str) -> str:
-    """The host:port of the cluster that `cluster.address` means; InputError where no Ray cluster answers."""
+    """The host:port of the cluster at `cluster.address`. Raises InputError if no Ray cluster answers."""
     what = "cluster.address"
     if address == "auto" and os.environ.get("RAY_ADDRESS"):
         what, address = "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
@@ -52,7 +52,7 @@ def _parse(address: str, what: str) -> Address:
 
 
 def _find() -> Address:
-    """The cluster of this machine."""
+    """Find the cluster of this machine."""
     from ray._private.services import canonicalize_bootstrap_address
 
     try:
@@ -88,7 +88,7 @@ def _check_alive(place: Address, full: str, named: str) -> None:
 
 
 def _what_is_there(place: Address, code: str) -> str:
-    """What answers at a port that isn't a cluster's, by its first bytes."""
+    """Describe the non-cluster service at a port by its first bytes."""
     try:
         with connect(place.host, int(place.port or 0)) as stream:
             stream.settimeout(_SECONDS_MORE)
@@ -120,7 +120,7 @@ def _check_node(full: str) -> None:
 
 
 def about_token(address: str) -> str:
-    """Ray says "missing or incorrect"; whether one was given is known here."""
+    """Say whether the token is missing or wrong, which Ray's "missing or incorrect" leaves open."""
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return f"the Ray cluster at {address} refuses the token: it is another cluster's; set RAY_AUTH_TOKEN"
     return f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"

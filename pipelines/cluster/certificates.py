@@ -1,9 +1,9 @@
-"""Certificates for the traffic between Ray's nodes: an authority of the cluster's own, and one certificate per node.
+"""Certificates for traffic between Ray's nodes: the cluster's own authority, and one certificate per node.
 
     python -m pipelines.cluster.certificates authority FOLDER               # ca.crt, ca.key
     python -m pipelines.cluster.certificates node AUTHORITY FOLDER NAME...   # ca.crt, tls.crt, tls.key; names
 
-Ray checks both sides of every connection: who has no certificate of the authority is no node and no driver.
+Ray checks both sides of every connection: nodes and drivers need a certificate of the authority.
 """
 
 import datetime
@@ -22,7 +22,7 @@ _CLOCKS_APART = datetime.timedelta(hours=1)
 
 
 def tls_environment(folder: Path | str) -> dict[str, str]:
-    """What Ray's processes are told so that they use a node's certificate."""
+    """Environment variables that make Ray use a node's certificate."""
     return {
         "RAY_USE_TLS": "1",
         "RAY_TLS_SERVER_CERT": f"{folder}/tls.crt",
@@ -32,7 +32,7 @@ def tls_environment(folder: Path | str) -> dict[str, str]:
 
 
 def make_authority(folder: Path) -> None:
-    """Write ca.crt and ca.key. Raises FileExistsError rather than make every certificate there is worthless."""
+    """Write ca.crt and ca.key. Raises FileExistsError rather than invalidate existing certificates."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "ca.key").exists():
         raise FileExistsError(f"{folder}/ca.key is there already; its certificates would be worth nothing")
@@ -51,9 +51,9 @@ def make_authority(folder: Path) -> None:
 
 
 def make_node_certificate(authority: Path, folder: Path, names: Sequence[str]) -> None:
-    """Write tls.crt and tls.key for a node of these names and addresses, beside a copy of ca.crt.
+    """Write tls.crt and tls.key for a node with these names and addresses, beside a copy of ca.crt.
 
-    It always is for this machine's own name for itself, too, and ends with its authority.
+    The certificate also covers this machine's own host name, and expires with its authority.
     """
     content = (authority / "ca.crt").read_bytes()
     issuer = x509.load_pem_x509_certificate(content)
@@ -110,14 +110,14 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Nobody else may read it."""
+    """Write a file readable by its owner alone."""
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)
     path.write_bytes(content)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line."""
+    """Run the command line."""
     match arguments:
         case ["authority", folder]:
             make_authority(Path(folder))

@@ -1,4 +1,4 @@
-"""Words between the ranks of a worker group; every rank has to call each of these."""
+"""Exchange objects between the ranks of a worker group. Collective: call on every rank."""
 
 from typing import Any
 

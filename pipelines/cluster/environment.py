@@ -1,4 +1,4 @@
-"""Variables of the environment, set for a while: for libraries that listen to nothing else, and for new processes."""
+"""Set environment variables temporarily, for libraries without other settings, and for new processes."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Within, these are set; afterwards they are as they were."""
+    """Set variables within this context, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -1,8 +1,8 @@
-"""One line of JSON for everything that happens on a worker, with the subject and the lane that it happened to.
+"""Structured logs of workers: one line of JSON per event, with its subject and lane.
 
     {"time": "2026-11-25T03:00:00.123+00:00", "level": "INFO", "event": "checkpoint", "lane": "0", "subject": "rex", …}
 
-They go to standard error, which Ray keeps per process (`ray logs`, the dashboard) and Kubernetes per pod.
+Lines go to standard error, which Ray keeps per process (`ray logs`, the dashboard) and Kubernetes per pod.
 """
 
 import datetime
@@ -22,7 +22,7 @@ _FIELDS: ContextVar[dict[str, Any]] = ContextVar("fields", default={})  # noqa: 
 
 @contextmanager
 def about(**fields: Any) -> Iterator[None]:
-    """Within, in this thread, every line says these fields, too."""
+    """Add fields to every line of this thread within the context."""
     token = _FIELDS.set(_FIELDS.get() | fields)
     try:
         yield
@@ -31,7 +31,7 @@ def about(**fields: Any) -> Iterator[None]:
 
 
 def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """Write a line, in a process that called `to_stderr`; elsewhere nothing is shown."""
+    """Write a line, in processes that called `to_stderr`; elsewhere nothing."""
     _LOGGER.log(level, event, extra={"fields": _FIELDS.get() | fields})
 
 

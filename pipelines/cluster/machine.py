@@ -1,7 +1,7 @@
-"""What a process needs of the machine it is on, beside the product: a home, folders, shared memory, the loopback.
+"""Check and repair a process's environment: home, folders, shared memory, loopback.
 
-Containers lack one or the other: a user without an entry in passwd, a home that can't be written, a TMPDIR of another
-machine. `settle` makes do where it can, `faults` says what it can't mend, and `dreambooth doctor` asks for both.
+Containers lack some of them: a passwd entry for the user, a writable home, a TMPDIR that exists. `settle` repairs what
+it can, `faults` reports the rest, and `dreambooth doctor` uses both.
 """
 
 import errno
@@ -19,7 +19,7 @@ from dreambooth.errors import InputError
 
 _LONGEST_SOCKET = 107  # bytes of a Unix socket's path, by the kernel
 _SOCKETS = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-"""What Ray puts behind its temporary folder; the last number is a process, of seven digits at most."""
+"""Longest path that Ray appends to its temporary folder; the last number is a process id of up to seven digits."""
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _CACHES = {
     "DREAMBOOTH_CACHE": "dreambooth",
@@ -27,7 +27,7 @@ _CACHES = {
     "TORCH_EXTENSIONS_DIR": "torch_extensions",
     "TRITON_CACHE_DIR": "triton",
 }
-"""Variables of what is written to the home by default; what is only read there stays where it is."""
+"""Variables of folders written in the home by default; those only read stay there."""
 _USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 _SHARED_MEMORY = Path("/dev/shm")
 _OBJECTS_BYTES = 512 << 20
@@ -35,7 +35,7 @@ _OBJECTS_BYTES = 512 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFault:
-    """What a machine lacks: `found` says what, `cure` what to do; `stops` when nothing can be trained so."""
+    """A fault of a machine and its cure; `stops` if it prevents training."""
 
     found: str
     cure: str
@@ -43,10 +43,10 @@ class MachineFault:
 
 
 def settle() -> None:
-    """Make do without a home or a user's name: what libraries keep there goes to a folder of this user's alone.
+    """Replace a missing home or user name: libraries' files go to a private folder of this user.
 
-    A home that is there but can't be written stays the home, for the models and credentials in it. Processes that are
-    started later inherit all of it.
+    An existing read-only home stays the home, for its models and credentials. Processes started later inherit the
+    environment.
     """
     if not any(os.environ.get(name) for name in _USER_VARIABLES) and _user() is None:
         os.environ["LOGNAME"] = f"user{os.getuid()}"
@@ -66,9 +66,9 @@ def settle() -> None:
 
 
 def ray_folder() -> str | None:
-    """The folder for Ray's files; None where the one that Ray takes by itself will do.
+    """The folder for Ray's files; None if Ray's default is usable.
 
-    Raises InputError when no folder takes them: Ray's sockets need a short path.
+    Raises InputError if no folder is usable: Ray's sockets need a short path.
     """
     wanted = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or _SHORT_FOLDERS[0]
     if _takes_sockets(wanted):
@@ -83,7 +83,7 @@ def ray_folder() -> str | None:
 
 
 def check_loopback() -> None:
-    """Raise InputError where processes of this machine can't reach each other."""
+    """Raise InputError if processes of this machine can't reach each other."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=2).close()
@@ -95,7 +95,7 @@ def check_loopback() -> None:
 
 
 def faults(*, working_folder: bool = True) -> tuple[MachineFault, ...]:
-    """What this machine lacks; the `working_folder` counts where commands are given, not where Ray works."""
+    """Faults of this machine; the `working_folder` matters for commands, not for Ray's workers."""
     found = [*_about_home(), *_about_temporary(), *_about_memory(), *_about_network()]
     return (*found, *(_about_working_folder() if working_folder else ()))
 
@@ -189,7 +189,7 @@ def _home() -> Path | None:
 
 
 def _private_folder() -> Path | None:
-    """A folder that is this user's alone, always the same; None where none can be made."""
+    """A stable private folder of this user; None if none can be made."""
     for parent in dict.fromkeys((_temporary(), *_SHORT_FOLDERS)):
         if parent is None:
             continue
@@ -222,7 +222,7 @@ def _about_folder(folder: str) -> str:
 
 
 def _can_write(folder: Path) -> bool:
-    """Whether a file can be made in a folder that is there; not by its mode, which tells root nothing."""
+    """Whether a file can be created in an existing folder; its mode doesn't bind root."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

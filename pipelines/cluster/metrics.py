@@ -1,4 +1,4 @@
-"""What does Prometheus see of a run or a batch, wherever on the cluster it happens?
+"""Metrics of runs and batches for Prometheus, from anywhere on the cluster.
 
 Every process records through Ray's metrics, and Ray's agent on its node exports them, with `ray_` before the name.
 Outside Ray, recording does nothing. Labels are few and short (a lane, a state), never a subject: a batch has thousands.
@@ -18,46 +18,48 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 30
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric: what kind it is, what it says, and its labels."""
+    """One metric: kind, description and labels."""
 
     kind: Literal["gauge", "counter", "histogram"]
     description: str
     labels: tuple[str, ...] = ()
 
     def exported(self, name: str) -> tuple[str, ...]:
-        """The names that a query can use for it."""
+        """Its names in queries."""
         endings = ("_bucket", "_sum", "_count") if self.kind == "histogram" else ("",)
         return tuple(f"ray_{name}{ending}" for ending in endings)
 
 
 METRICS = {
     "dreambooth_images_per_second": Metric(
-        kind="gauge", description="instance and class images that a lane trains on in a second", labels=("lane",)
+        kind="gauge", description="instance and class images that a lane trains on per second", labels=("lane",)
     ),
-    "dreambooth_step_seconds": Metric(kind="histogram", description="of one training step", labels=("lane",)),
+    "dreambooth_step_seconds": Metric(kind="histogram", description="seconds of one training step", labels=("lane",)),
     "dreambooth_lane_busy_seconds_total": Metric(
-        kind="counter", description="that a lane spent on subjects and class images", labels=("lane",)
+        kind="counter", description="seconds that a lane spent on subjects and class images", labels=("lane",)
     ),
     "dreambooth_lane_idle_seconds_total": Metric(
-        kind="counter", description="that a lane waited for work", labels=("lane",)
+        kind="counter", description="seconds that a lane waited for work", labels=("lane",)
     ),
     "dreambooth_class_images_total": Metric(kind="counter", description="class images made"),
     "dreambooth_subjects": Metric(kind="gauge", description="subjects of a batch", labels=("batch", "state")),
     "dreambooth_queue_wait_seconds": Metric(
-        kind="histogram", description="from when a subject could start until a lane took it"
+        kind="histogram", description="seconds between a subject's readiness and its start on a lane"
     ),
-    "dreambooth_retries_total": Metric(kind="counter", description="subjects that are tried again", labels=("batch",)),
-    "dreambooth_checkpoint_seconds": Metric(kind="histogram", description="to write a checkpoint", labels=("lane",)),
+    "dreambooth_retries_total": Metric(kind="counter", description="retries of subjects", labels=("batch",)),
+    "dreambooth_checkpoint_seconds": Metric(
+        kind="histogram", description="seconds to write a checkpoint", labels=("lane",)
+    ),
     "dreambooth_publish_seconds": Metric(
-        kind="histogram", description="to upload a model, read it again and compare it"
+        kind="histogram", description="seconds to upload a model, read it back and compare it"
     ),
 }
-"""All that are recorded, by name; infra/monitoring asks for no others."""
+"""All recorded metrics by name; infra/monitoring uses no others."""
 
 
 def record(name: str, value: float, **labels: str) -> None:
-    """Set a gauge, add to a counter, or observe a value in a histogram; nothing where no Ray runs."""
-    ray = sys.modules.get("ray")  # whoever has not imported it runs outside it
+    """Set a gauge, add to a counter, or observe a value in a histogram; without Ray, do nothing."""
+    ray = sys.modules.get("ray")  # a process that has not imported it runs outside Ray
     if ray is None or not ray.is_initialized():
         return
     metric, kind = _ray_metric(name), METRICS[name].kind
@@ -70,7 +72,7 @@ def record(name: str, value: float, **labels: str) -> None:
 
 
 def observed(tell: Callable[[dict[str, Any]], None], *, lane: str) -> Callable[[dict[str, Any]], None]:
-    """`tell` that also records and logs what the messages of a fine-tuning say; for rank 0."""
+    """Wrap `tell` to record and log fine-tuning messages too; for rank 0."""
     last: tuple[int, float] | None = None
 
     def tell_and_record(message: dict[str, Any]) -> None:

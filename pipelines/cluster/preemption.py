@@ -1,7 +1,7 @@
-"""A worker whose machine will be taken away, or that is told to end, writes a checkpoint before it goes.
+"""Write a checkpoint before a worker is preempted or terminated.
 
-Whoever takes a machine away tells Ray to drain the node (`ray drain-node`); Ray Train hears of it, tells the workers,
-and moves them in its own time. A single worker is told by SIGTERM, and goes by itself.
+The operator of a machine asks Ray to drain the node (`ray drain-node`) before taking it away. Ray Train notices, warns
+the workers, and moves them in its own time. A single worker gets SIGTERM and exits by itself.
 """
 
 import os
@@ -17,18 +17,18 @@ from pipelines.cluster.logs import log
 
 WATCHER_SWITCH = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _ASK_EVERY = 10
-"""Steps between two questions whether someone has to go: each is a barrier, and a notice is minutes long."""
+"""Steps between checks for preemption: each is a barrier, and notice is given minutes ahead."""
 
-_training, _told = threading.Event(), threading.Event()
+_training, _terminated = threading.Event(), threading.Event()
 
 
 def answer_sigterm() -> None:
-    """In a worker's main thread: SIGTERM waits for a checkpoint while it trains, and ends it at once otherwise."""
+    """Handle SIGTERM in a worker's main thread: during training it waits for a checkpoint, else it exits at once."""
     before = signal.getsignal(signal.SIGTERM)
 
     def answer(number: int, frame: FrameType | None) -> None:
-        if _training.is_set() and not _told.is_set():
-            _told.set()
+        if _training.is_set() and not _terminated.is_set():
+            _terminated.set()
         elif callable(before):
             before(number, frame)
         else:
@@ -38,7 +38,7 @@ def answer_sigterm() -> None:
 
 
 def answering_workers() -> Any:
-    """What Ray Train calls in every worker's main thread, where alone a signal's handler can be set."""
+    """A Ray Train callback that runs in every worker's main thread, the only one that can set signal handlers."""
     from ray.train.v2._internal.execution.callback import WorkerCallback
 
     class AnswerSigterm(WorkerCallback):
@@ -49,7 +49,7 @@ def answering_workers() -> Any:
 
 
 def notice() -> Callable[[], bool] | None:
-    """Says whether a node of this worker group will go; every rank has to ask as often. None: nobody would tell."""
+    """A collective that is True if a node of this worker group is being preempted; None if preemption isn't watched."""
     import ray.train
 
     if os.environ.get(WATCHER_SWITCH) == "0":
@@ -59,7 +59,7 @@ def notice() -> Callable[[], bool] | None:
 
 @contextmanager
 def while_training() -> Iterator[None]:
-    """SIGTERM waits for a checkpoint as long as this lasts."""
+    """SIGTERM waits for a checkpoint within this context."""
     _training.set()
     try:
         yield
@@ -68,27 +68,27 @@ def while_training() -> Iterator[None]:
 
 
 class Leaving:
-    """Asks now and then whether a worker has to go: because of its machine, which is said once, or because of SIGTERM.
+    """Checks every few steps whether a worker has to leave, by preemption (reported once) or SIGTERM.
 
-    `any_rank` says on all ranks whether something is so on one.
+    `any_rank` is collective: True on every rank if its argument is True on any.
     """
 
     def __init__(self, machine_goes: Callable[[], bool] | None, any_rank: Callable[[bool], bool]) -> None:
         self._machine_goes, self._any_rank = machine_goes, any_rank
 
     def noticed(self, step: int) -> bool:
-        """Whether a checkpoint is wanted for it; every rank has to ask at every step."""
+        """Whether to write a checkpoint before leaving. Collective: call on every rank at every step."""
         if step % _ASK_EVERY:
             return False
-        told = self._any_rank(_told.is_set())
+        terminated = self._any_rank(_terminated.is_set())
         announced = self._machine_goes is not None and self._machine_goes()
         if announced:
             self._machine_goes = None
-        if told or announced:
+        if terminated or announced:
             log("leaving", step=step)
-        return told or announced
+        return terminated or announced
 
     def go(self) -> None:
-        """End this process if it was told to; its checkpoint is written."""
-        if _told.is_set():
+        """Exit this process if it got SIGTERM; its checkpoint is written."""
+        if _terminated.is_set():
             os._exit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Ray, started here or joined elsewhere, and what it has room for."""
+"""Start Ray here or join a cluster, and measure its resources."""
 
 import os
 import signal
@@ -28,13 +28,13 @@ _QUIET = {
     "PYTHONWARNINGS": "ignore",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-# Of Ray Train: how soon its controller notices that a worker is gone, or has finished.
+# How soon Ray Train's controller notices that a worker is lost or finished.
 _TRAIN = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 _ROOM, _ROOM_SECONDS, _ELASTIC_ROOM_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180", "30"
-"""How long Ray Train waits for room for all workers before it asks anew. Those that may be fewer wait less: right after
-the loss of a node it still counts what that node had, and only asking anew finds that there is room for fewer."""
+"""Seconds that Ray Train waits for room for all workers before it asks again. Elastic groups wait less: right after the
+loss of a node it still counts that node's resources, and only a new request finds that fewer fit."""
 _HERE = {
-    # Nobody announces that this machine will be taken away: a process less for every worker group.
+    # No preemption of this machine is announced: saves a process per worker group.
     WATCHER_SWITCH: "0",
     # Ray Train's cleaner of placement groups asks a dashboard whether a run still lives. There is none here, and it
     # would take that of any other cluster it finds on this machine, or wait for one that is long gone.
@@ -42,15 +42,15 @@ _HERE = {
 }
 _ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
 WORKER_ENVIRONMENT = {"env_vars": {"GLIBC_TUNABLES": _ALLOCATOR}}
-"""Of processes that train. A step frees and takes the same tensors again: given back to the system in between, they
-would come as pages to be zeroed, a fourteenth of the time of the miniature's step on a CPU."""
+"""Environment of training processes. A step frees and allocates the same tensors: returned to the system in between,
+their pages would have to be zeroed again, a fourteenth of the miniature's step on a CPU."""
 _OBJECT_STORE_BYTES = 512 << 20
 _JOIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a cluster has in all, and the CPUs of its largest node (None: it has one node)."""
+    """Total resources of a cluster, and the CPUs of its largest node (None: it has one node)."""
 
     cpus: int
     gpus: int
@@ -58,7 +58,7 @@ class Resources:
     largest_node_cpus: int | None = None
 
     def check(self, config: ClusterConfig) -> None:
-        """Raise InputError when the workers of one subject don't fit, instead of waiting for ever."""
+        """Raise InputError if the workers of one subject don't fit, instead of waiting for ever."""
         setting = "num_workers" if config.min_workers is None else "min_workers"
         workers = config.min_workers or config.num_workers
         cpus, gpus = workers * config.cpus_per_worker, workers if self.use_gpu(config) else 0
@@ -79,7 +79,7 @@ class Resources:
 
 
 def worker_group(config: ClusterConfig, *, use_gpu: bool) -> Any:
-    """What Ray Train is told of the workers of a subject; a range lets it start them again as there is room."""
+    """Ray Train's configuration of a subject's workers; with a range it restarts them as room allows."""
     import ray.train
 
     fewest, most = config.min_workers, config.num_workers
@@ -93,7 +93,7 @@ def worker_group(config: ClusterConfig, *, use_gpu: bool) -> Any:
 
 
 def local_resources() -> Resources:
-    """What this machine would give to a Ray started here."""
+    """Resources of this machine for a Ray started here."""
     import torch
 
     return Resources(cpus=usable_cpus(), gpus=torch.cuda.device_count())
@@ -111,9 +111,9 @@ def usable_cpus() -> int:
 
 @contextmanager
 def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
-    """Start Ray here, or join the cluster at `config.address`, for as long as the context lasts.
+    """Start Ray here, or join the cluster at `config.address`, within this context.
 
-    A Ray that the caller has started already is used as it is. Raises InputError when there is none at the address.
+    A Ray already started by the caller is used as it is. Raises InputError if there is none at the address.
     """
     if config.address is None and "ray" not in sys.modules:
         # Ray reads it once, when it is imported; a later change would set this process apart from the ones it starts.
@@ -144,7 +144,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
 
 @contextmanager
 def ray_cluster_meanwhile(config: ClusterConfig) -> Iterator[Callable[[], Resources]]:
-    """`ray_cluster`, started while the caller goes on; what is yielded waits until it is there."""
+    """`ray_cluster` started in the background; call the yielded function to wait for its resources."""
     with ThreadPoolExecutor(1, thread_name_prefix="ray") as pool, ExitStack() as stack:
         before = signal.getsignal(signal.SIGTERM)
         starting = pool.submit(lambda: stack.enter_context(ray_cluster(config)))
@@ -161,7 +161,7 @@ def ray_cluster_meanwhile(config: ClusterConfig) -> Iterator[Callable[[], Resour
 
 
 def _handle_sigterm(handler: Any) -> None:
-    """Ray takes SIGTERM for itself and answers it with a stack trace; a handler can be set in the main thread alone."""
+    """Restore our SIGTERM handler, which Ray replaces by a stack trace; only the main thread can."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
 

@@ -1,4 +1,4 @@
-"""What an exception says, as a sentence for a person."""
+"""Turn exceptions into readable sentences."""
 
 import re
 
@@ -6,7 +6,7 @@ _RAISED = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Diverged|Stopped|Exit|In
 
 
 def sentence(error: BaseException) -> str:
-    """What an exception says, in one line; of one from a Ray worker, what was raised there."""
+    """An exception's message in one line; for an error of a Ray worker, the original exception's."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException) and type(error).__module__.startswith("ray.exceptions"):
         return sentence(cause)

@@ -1,7 +1,7 @@
-"""Many subjects: plan, queue, lanes; and behind the lanes, registration and the report.
+"""Run a batch of subjects: queue, lanes, registration and report.
 
-The driver trains nothing. It starts the queue and the lanes, registers what they have published (one process writes to
-MLflow), and shows how it all stands. Whatever of it is killed, the same call goes on.
+The driver trains nothing. It starts the queue and the lanes, registers published models (one process writes to MLflow)
+and shows progress. Whatever is killed, the same call resumes.
 """
 
 import secrets
@@ -29,9 +29,9 @@ from pipelines.tracking.runs import track
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOutcome:
-    """How a batch ended: what its summary.json holds, and whether it was interrupted.
+    """Result of a batch: the content of summary.json, and whether it was interrupted.
 
-    The summary's `untracked` says why MLflow lacks something, if it does.
+    The summary's `untracked` is the reason why MLflow lacks something, if it does.
     """
 
     uri: str
@@ -40,7 +40,7 @@ class BatchOutcome:
 
     @property
     def failed(self) -> int:
-        """How many subjects were set aside."""
+        """Number of failed subjects."""
         return int(self.summary["subjects"]["failed"])
 
 
@@ -52,7 +52,7 @@ def run_batch(
     make_lanes: Callable[[BatchPlan, str, Any, str | None], LaneGroup] = Lanes,
     conclude: Callable[[Plan, str], str] = conclude,
 ) -> BatchOutcome:
-    """Train, publish and register every subject that isn't yet. Needs a Ray that is started.
+    """Train, publish and register all unfinished subjects. Ray must be running.
 
     The first KeyboardInterrupt lets lanes finish their step and write checkpoints, the second stops at once. Raises
     RuntimeError when no lane can work. Lanes, and what is done with a subject whose model they have published, can be
@@ -88,7 +88,7 @@ def run_batch(
 
 
 def queued_subjects(plan: BatchPlan) -> list[QueuedSubject]:
-    """What the queue is told of every subject."""
+    """The queue's input for every subject."""
     return [
         QueuedSubject(
             record=SubjectRecord(

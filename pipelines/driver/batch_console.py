@@ -1,4 +1,4 @@
-"""What a person sees while a batch works: a live table on a terminal, now and then a plain line elsewhere."""
+"""The console of a batch: a live table on a terminal, occasional plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ _SHOWN_FAULTLESS = 20
 
 
 def checks_table(checks: Sequence[SubjectCheck]) -> RenderableType:
-    """What was found out about the subjects of a batch: who is ready, what stops whom, and what is only doubtful."""
+    """The checks of a batch's subjects: ready ones, errors and warnings."""
     invalid = sum(bool(check.errors) for check in checks)
     doubtful = sum(bool(check.warnings) for check in checks)
     title = f"{len(checks)} subjects checked: {invalid} with errors, {doubtful} with warnings"
@@ -107,7 +107,7 @@ class BatchView:
             self._console.print(Text(f"[{self.seconds():5.0f} s] {text}"), soft_wrap=True)
 
     def message(self, name: str, message: Message) -> None:
-        """Say what a lane warns of; how far it is comes with `update`."""
+        """Print a lane's warnings; progress comes with `update`."""
         if message["kind"] == "warning":
             self.warn(f"{name}: {message['text']}")
 

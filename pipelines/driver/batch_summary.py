@@ -22,13 +22,13 @@ from pipelines.tracking.client import explain
 from pipelines.tracking.tracked_run import TrackedRun
 
 SHOWN = 200
-"""Of how many subjects pictures and curves are shown."""
+"""Most subjects shown with pictures and curves."""
 
 
 def write_batch_summary(
     plan: BatchPlan, records: Sequence[SubjectRecord], run: TrackedRun, *, seconds: float, untracked: str | None = None
 ) -> dict[str, Any]:
-    """Write what a batch came to, to its folder and to its MLflow run, and end that; returns summary.json's content.
+    """Write a batch's results to its folder and MLflow run, and end the run. Returns the content of summary.json.
 
     `untracked` is why MLflow lacks subjects that are published.
     """

@@ -1,4 +1,4 @@
-"""Where a run's time goes."""
+"""Wall time of a run by stage."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from pipelines.tasks import Message
 
 
 class Milestones:
-    """When a lane first got where, in seconds since the epoch.
+    """Times when a lane first reached each milestone, in seconds since the epoch.
 
     `up` is when its workers were there, `loading` when they took the subject, `training`, `measuring` and `evaluating`
     when they began that, and `first_step` when a step was made.
@@ -19,7 +19,7 @@ class Milestones:
         self.times: dict[str, float] = {}
 
     def take(self, message: Message) -> None:
-        """Take a message of a lane."""
+        """Update from a lane's message."""
         if message["kind"] == "step":
             self.times.setdefault("first_step", message["time"])
         elif message["kind"] == "phase":
@@ -37,14 +37,14 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time within as this stage's."""
+        """Count the time within this context for a stage."""
         self.begin(name)
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
 
     def begin(self, name: str) -> None:
-        """A stage begins now."""
+        """Begin a stage now."""
         self.began[name] = time.time()
 
     def take_lane(self, milestones: Milestones, *, protocol: bool) -> None:
@@ -62,9 +62,9 @@ class Clock:
         self.seconds.update({name: round(seconds, 2) for name, seconds in parts.items()})
 
     def startup(self, milestones: Milestones) -> dict[str, float] | None:
-        """Seconds from the start of this process to the first training step, by what they went into.
+        """Seconds from the start of this process to the first training step, by part.
 
-        None when nothing was trained.
+        None if nothing was trained.
         """
         import psutil
 

@@ -1,4 +1,4 @@
-"""The end of one subject: its published model is registered, and what there is to see of it is written."""
+"""Conclude a subject: register its published model, and write curves, pictures and summary."""
 
 import subprocess
 import tempfile
@@ -25,15 +25,15 @@ from pipelines.tracking.registry import RegisteredVersion, register, upload_seco
 from pipelines.tracking.runs import begin, track
 from pipelines.tracking.tracked_run import TrackedRun
 
-# Only after mlflow_client has told MLflow to be silent.
+# Import after mlflow_client, which silences MLflow.
 from mlflow.exceptions import MlflowException  # isort: skip
 
 
 def conclude(plan: Plan, batch_run_id: str) -> str:
-    """Register what a lane has published, write curves, pictures and summary.json; says in a line what came out.
+    """Register a published model, and write curves, pictures and summary.json. Returns the result in a line.
 
-    The subject gets an MLflow run nested in the batch's. Doing it again is one version and the same files. Raises Away
-    where MLflow can't be reached, and other errors where it refuses: then all is written but what it lacks.
+    The subject gets an MLflow run nested in the batch's. Idempotent: one version and the same files. Raises Away if
+    MLflow is unreachable, and other errors if it refuses; everything else is written then.
     """
     result = conclude_stored(plan, parent=batch_run_id)
     if result is None:
@@ -42,13 +42,13 @@ def conclude(plan: Plan, batch_run_id: str) -> str:
         raise result.error
     summary = result.summary
     similarity, evaluation = summary["similarity"], summary["evaluation"]
-    told = f", similarity {similarity['identifier']:.2f}" if similarity is not None else ""
+    measured = f", similarity {similarity['identifier']:.2f}" if similarity is not None else ""
     if (verdict := summary["verdict"]) is not None:
-        told += f", {verdict['near_copies']:.0%} near-copies"
+        measured += f", {verdict['near_copies']:.0%} near-copies"
     if evaluation is not None:
-        told += f", {describe_figures(evaluation)}"
+        measured += f", {describe_figures(evaluation)}"
     name = summary["registered_model"]
-    return f"{name} version {summary['version']}{told}" if name else f"{summary['model_uri']}{told}"
+    return f"{name} version {summary['version']}{measured}" if name else f"{summary['model_uri']}{measured}"
 
 
 def conclude_stored(
@@ -58,7 +58,7 @@ def conclude_stored(
     parent: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PersonalizeResult | None:
-    """Bring a subject to its end whose model and pictures are there; None where something has yet to be made.
+    """Conclude a subject with stored model and pictures; None if one is still missing.
 
     `earlier` is the summary of the command that made them.
     """
@@ -83,7 +83,7 @@ def track_plan(
 
 
 def begin_run(plan: Plan, *, parent: str | None) -> TrackedRun:
-    """The MLflow run of a plan, begun; `track_plan` takes it up again to end it."""
+    """Start the MLflow run of a plan; `track_plan` resumes it to end it."""
     return begin(plan.config.tracking, **_identity(plan), parent=parent)
 
 
@@ -104,7 +104,7 @@ def finish(
     seconds: dict[str, float],
     startup: dict[str, float] | None,
 ) -> PersonalizeResult:
-    """Register a published model, and write what there is to see of it; the summary says what MLflow lacks."""
+    """Register a published model, and write its pictures and summary, which names what MLflow lacks."""
     complete_curves(run, trained.history, trained.scores)
     complete_pictures(run, plan.config, plan.key)
     figures, version = find_figures(plan), None
@@ -121,7 +121,7 @@ def finish(
 
 
 def find_figures(plan: Plan) -> RecordedFigures | None:
-    """The protocol's figures, which no gate has judged; None without a protocol."""
+    """The protocol's figures before the gate; None without a protocol."""
     if plan.protocol is None:
         return None
     evaluation = find_evaluation(plan.protocol)
@@ -133,7 +133,7 @@ def find_figures(plan: Plan) -> RecordedFigures | None:
 def record_figures(
     plan: Plan, figures: RecordedFigures, version: RegisteredVersion | None, run: TrackedRun
 ) -> RecordedFigures:
-    """Put the protocol's figures beside the registered version, and let the gate judge it."""
+    """Record the protocol's figures with the registered version, and pass it to the gate."""
     evaluation = figures.evaluation
     run.call(lambda client, run_id: record_evaluation(run, version, evaluation))
     if version is None:
@@ -144,7 +144,7 @@ def record_figures(
 
 
 def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> RegisteredVersion:
-    """Register a published model with the tags that say what made it."""
+    """Register a published model with tags of its origin."""
     config = plan.config
     with opened(trained.model) as model, tempfile.TemporaryDirectory(prefix="dreambooth-delta-") as delta:
         directory = model
@@ -173,7 +173,7 @@ def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> Regist
 
 
 def result_tags(plan: Plan) -> dict[str, Any]:
-    """What a result was made of, for its run and its registered version."""
+    """Tags of a result's origin, for its run and registered version."""
     config = plan.config
     return {
         "subject": config.subject.name,

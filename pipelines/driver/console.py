@@ -1,4 +1,4 @@
-"""What a person sees while a run works: bars on a terminal, now and then a plain line elsewhere."""
+"""The console of a run: bars on a terminal, occasional plain lines elsewhere."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -51,7 +51,7 @@ class RunConsole:
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Update]:
-        """Within, `update(done, total, note)` moves a bar with the time left; without a terminal, prints lines."""
+        """Show a bar with the time left, moved by `update(done, total, note)`; without a terminal, print lines."""
         if self._quiet:
             yield lambda done, total, note: None
             return

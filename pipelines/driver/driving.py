@@ -1,8 +1,7 @@
-"""The driver's loop: it shows how the queue stands, and does for subjects what only one process does.
+"""The driver's loop: shows the state of the queue, and does the work of a single process.
 
-It trains nothing. It hears what lanes report, concludes what they have published (one process writes to MLflow), and
-takes notice of lanes and nodes that are lost. A run is a batch of one: what differs is the view, and what is done with
-the subject's end.
+It trains nothing. It receives the lanes' reports, concludes published subjects (one process writes to MLflow), and
+handles lost lanes and nodes. A run is a batch of one, with another view and another conclusion.
 """
 
 import time
@@ -21,15 +20,15 @@ _POLL_SECONDS = 0.5
 _ENDING_SECONDS = 20.0
 _STARTING_SECONDS = 60.0
 _NODES_SECONDS = 1.0
-"""Between looks which nodes are there."""
+"""Seconds between checks of the nodes."""
 _AGAIN_SECONDS = 5.0
-"""Between two tries to register a subject."""
+"""Seconds between attempts to register a subject."""
 _AWAY_SECONDS = 30.0
-"""The same where MLflow is away."""
+"""Seconds between attempts while MLflow is unreachable."""
 
 
 class View(Protocol):
-    """Whoever shows how a batch stands."""
+    """A view of a batch's progress."""
 
     def update(
         self,
@@ -49,24 +48,24 @@ class View(Protocol):
 
 
 class LaneGroup(Protocol):
-    """The lanes of a batch, as the driver sees them."""
+    """The lanes of a batch for the driver."""
 
     errors: list[str]
 
     def start(self) -> None:
-        """Start all."""
+        """Start all lanes."""
 
     def tend(self, settled: int) -> bool:
-        """Take notice of lanes that ended; `settled` counts finished subjects. False: none is left."""
+        """Handle ended lanes; `settled` counts finished subjects. False if no lane is left."""
 
 
 def is_trained(snapshot: Snapshot) -> bool:
-    """Whether no lane has anything left to do."""
+    """Whether the lanes have nothing left to do."""
     return not snapshot.counts["waiting"] and not snapshot.counts["training"]
 
 
 def until_ended(lanes: LaneGroup) -> None:
-    """Wait, a while, for lanes that were told there is no more: a thread in Ray's midst must not outlive it."""
+    """Wait a while for lanes without further work: their threads must not outlive Ray."""
     deadline = time.monotonic() + _ENDING_SECONDS
     while lanes.tend(-1) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS / 2)
@@ -75,7 +74,7 @@ def until_ended(lanes: LaneGroup) -> None:
 class Driver:
     """Drives the lanes of a plan until nothing is left to do.
 
-    Subjects are concluded in a thread of their own, one after the other: `conclude` says in a line what came out.
+    Subjects are concluded in a thread of their own, one after the other: `conclude` returns the result in a line.
     """
 
     def __init__(
@@ -100,9 +99,9 @@ class Driver:
         self._looked_at_nodes = 0.0
 
     def drive(self) -> bool:
-        """Work until all is done, or, after a KeyboardInterrupt, until lanes have left checkpoints; says which.
+        """Work until all is done or, after a KeyboardInterrupt, until checkpoints are written. True if interrupted.
 
-        The second KeyboardInterrupt is raised at once. Raises RuntimeError when no lane can work.
+        The second KeyboardInterrupt is raised at once. Raises RuntimeError if no lane can work.
         """
         try:
             self._until_finished()
@@ -115,15 +114,15 @@ class Driver:
         return False
 
     def _until_finished(self) -> None:
-        told_by: float | None = time.monotonic() + _STARTING_SECONDS
+        deadline: float | None = time.monotonic() + _STARTING_SECONDS
         while True:
             snapshot = self._look()
             if snapshot.finished or self._waits_for_mlflow_alone(snapshot):
                 return
             if snapshot.lanes:
-                told_by = None
-            elif told_by is not None and time.monotonic() > told_by:
-                told_by = None
+                deadline = None
+            elif deadline is not None and time.monotonic() > deadline:
+                deadline = None
                 self._view.line(
                     f"no lane has started for {_STARTING_SECONDS:.0f} s: others hold what the cluster has; "
                     f"work goes on when there is room (look with `ray status`)"
@@ -134,7 +133,7 @@ class Driver:
             time.sleep(_POLL_SECONDS)
 
     def _waits_for_mlflow_alone(self, snapshot: Snapshot) -> bool:
-        """Whether all is published, and MLflow could not be reached since: the same command registers the rest."""
+        """Whether all is published and only MLflow is unreachable: the same command registers the rest."""
         if not is_trained(snapshot):
             return False
         if not self._last_words:  # one more try for those that it was away for
@@ -154,7 +153,7 @@ class Driver:
             time.sleep(_POLL_SECONDS)
 
     def _look(self) -> Snapshot:
-        """See how the batch stands, show it, and do what waits for the driver."""
+        """Take a snapshot, show it, and do the driver's tasks."""
         import ray
 
         self._take_concluded()
@@ -175,7 +174,7 @@ class Driver:
         return snapshot
 
     def _take_lost_nodes(self, snapshot: Snapshot) -> None:
-        """Tell the queue of lanes whose node is gone, those too that it forgot when it was on that node itself."""
+        """Report lanes on lost nodes to the queue, including those it forgot when it was on that node itself."""
         import ray
 
         self._nodes |= snapshot.nodes
@@ -190,10 +189,10 @@ class Driver:
                     self._view.line(f"lane {lane.rpartition('/')[2]} has lost a node: others get what it had")
 
     def _take_concluded(self) -> None:
-        """Tell the queue of subjects that are registered; a subject's trouble here is its own too."""
+        """Report registered subjects to the queue; a failure here concerns that subject alone."""
         import ray
 
-        told = []  # waited for together: a call stands in line behind those of all lanes
+        reports = []  # waited for together: a call queues behind those of all lanes
         for name in [name for name, future in self._concluding.items() if future.done()]:
             try:
                 result = self._concluding.pop(name).result()
@@ -202,13 +201,13 @@ class Driver:
                 self.untracked = str(error)
             except Exception as error:  # noqa: BLE001 - MLflow's, the database's, the store's
                 self._not_before[name] = time.monotonic() + _AGAIN_SECONDS
-                told.append(self._queue.unregistered.remote(name, f"{type(error).__name__}: {error}"))
+                reports.append(self._queue.unregistered.remote(name, f"{type(error).__name__}: {error}"))
             else:
                 self.untracked = None
-                told.append(self._queue.done.remote(name))
+                reports.append(self._queue.done.remote(name))
                 if result:
                     self._view.line(f"{name}: {result}")
-        ray.get(told)
+        ray.get(reports)
 
     def _no_lane_left(self) -> None:
         import ray

@@ -1,4 +1,4 @@
-"""Curves and pictures in MLflow, while subjects train and when they are done."""
+"""Send curves and pictures to MLflow, during training and at its end."""
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,10 +16,10 @@ from pipelines.tracking.tracked_run import TrackedRun
 
 
 class Curves:
-    """Writes to MLflow what lanes report of subjects while they train; `begin` gives a subject's run there.
+    """Writes lanes' reports of subjects to MLflow; `begin` starts a subject's run there.
 
-    Nothing is lost where it gives None, or where a message doesn't arrive: what MLflow lacks is made up for when the
-    subject is concluded.
+    Nothing is lost if it returns None or a message doesn't arrive: missing points are added when the subject is
+    concluded.
     """
 
     def __init__(self, begin: Callable[[Plan], TrackedRun | None]) -> None:
@@ -38,7 +38,7 @@ class Curves:
             run.end("KILLED")
 
     def take(self, plan: Plan, message: Message) -> None:
-        """Write what a message of a lane has for MLflow."""
+        """Write a lane's message to MLflow."""
         if message["kind"] not in ("step", "score", "samples"):
             return
         if message["kind"] == "samples":
@@ -55,7 +55,7 @@ class Curves:
         run.log_metrics(point[1], point[0])
 
     def leave(self, name: str) -> None:
-        """Send what waits: the subject is concluded now, in the same run."""
+        """Flush a subject's points before it is concluded in the same run."""
         if (run := self._runs.pop(name, None)) is not None:
             run.flush()
 

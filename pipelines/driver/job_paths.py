@@ -1,4 +1,4 @@
-"""What in a command means a path: decided by the option that it stands behind, not by what happens to lie here.
+"""Find the paths in a command by its options, not by the files that happen to exist here.
 
 A job runs in a folder of its own on another machine. Its configuration or table travels with it; an address goes as it
 is, and so does a whole path, for disks that the cluster shares. A relative path would mean something else there.
@@ -32,7 +32,7 @@ class Argument:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """As the command line has it."""
+        """The argument's words on the command line."""
         if self.joined:
             return (f"{self.option}={self.value}",)
         return tuple(word for word in (self.option, self.value) if word)
@@ -88,7 +88,7 @@ def check_reachable(settings: Sequence[tuple[str, Any]], where: str = "") -> Non
 
 
 def elsewhere(address: str, where: str = "", what: str = "a folder") -> InputError:
-    """What to say of a path that only this machine knows."""
+    """The error for a path that only this machine can read."""
     return InputError(
         f"{where}{address!r} is {what} here, and the job runs elsewhere; give an address that the cluster reads, such "
         f"as s3://bucket/{Path(address).name}, or, on a disk that it shares, the whole path"

@@ -36,9 +36,9 @@ Fate = Literal["submitted", "submitted again", "already running", "already done"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to run: arguments of `dreambooth`, those that are local files named as they are called on the cluster.
+    """A command to run: arguments of `dreambooth`, with local files by their names on the cluster.
 
-    `stored` says whether the command or its files name a place for results.
+    `stored` is True if the command or its files set a place for results.
     """
 
     arguments: tuple[str, ...]
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def id(self) -> str:
-        """The same for the same command and the same contents of its files."""
+        """Id by the command and the contents of its files."""
         digest = hashlib.sha256("\0".join(self.arguments).encode())
         for name, path in sorted(self.files.items()):
             digest.update(f"\0{name}\0".encode() + path.read_bytes())
@@ -180,7 +180,7 @@ def connect(address: str | None) -> Any:
     ):
         # Read by Ray when it is imported.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    # Ray takes this variable, or else RAY_ADDRESS, for more than the address that it is told.
+    # Ray takes this variable, or else RAY_ADDRESS, for more than the given address.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     from ray.job_submission import JobSubmissionClient
 
@@ -216,7 +216,7 @@ def _prove_dashboard(address: str, what: str) -> None:
 
 @contextmanager
 def explained(address: str) -> Any:
-    """Within, what a cluster refuses is an InputError that says what to do."""
+    """Turn a cluster's refusals within this context into InputErrors with a cure."""
     from ray.exceptions import AuthenticationError
 
     try:
@@ -234,7 +234,7 @@ def explained(address: str) -> Any:
 
 
 def _fill(folder: Path, job: Job, *, with_code: bool) -> None:
-    """Put into a folder what the job needs, and nothing else."""
+    """Copy the job's files into a folder."""
     root = Path(__file__).parents[2]
     for package in _PACKAGES if with_code else ():
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))

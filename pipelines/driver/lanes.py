@@ -1,4 +1,4 @@
-"""The lanes of a batch, seen from the driver: each is one Ray Train run of warm workers, in a thread of its own."""
+"""Start and restart the lanes of a batch: each is a Ray Train run of warm workers, in a thread of the driver."""
 
 import secrets
 import threading
@@ -17,7 +17,7 @@ _TOLD_PER_SECOND = 50
 
 
 def tell_seconds(lanes: int) -> float:
-    """Seconds between what a lane tells of its progress: the queue takes fifty reports a second, from all together."""
+    """Seconds between a lane's progress reports: the queue takes fifty per second from all lanes together."""
     return max(_TELL_SECONDS, lanes / _TOLD_PER_SECOND)
 
 
@@ -29,7 +29,7 @@ class _Running:
 
 
 class Lanes:
-    """Starts lanes, and starts one again that ended with an error, as long as subjects get finished in between."""
+    """Starts lanes, and restarts failed ones as long as subjects get finished in between."""
 
     def __init__(self, plan: BatchPlan, driver: str, queue: Any, encoder: str | None) -> None:
         self._plan, self._driver, self._queue, self._encoder = plan, driver, queue, encoder
@@ -38,12 +38,12 @@ class Lanes:
         self.errors: list[str] = []
 
     def start(self) -> None:
-        """Start as many as planned."""
+        """Start the planned number of lanes."""
         for _ in range(self._plan.lanes):
             self._start(settled=-1)
 
     def tend(self, settled: int) -> bool:
-        """Take notice of lanes that ended; `settled` counts finished subjects. False: none is left."""
+        """Handle ended lanes; `settled` counts finished subjects. False if no lane is left."""
         import ray
 
         for name, lane in list(self._lanes.items()):
@@ -68,7 +68,7 @@ class Lanes:
     def _run(self, name: str) -> None:
         try:
             self._fit(name)
-        except BaseException as error:  # noqa: BLE001 - whatever ends a lane is told by `tend`
+        except BaseException as error:  # noqa: BLE001 - `tend` reports whatever ends a lane
             self._lanes[name].error = str(error).strip() or type(error).__name__
 
     def _fit(self, name: str) -> None:

@@ -30,8 +30,8 @@ from pipelines.tracking.tracked_run import TrackedRun
 def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> PersonalizeResult:
     """Run one subject through every stage; the same call again does only what is missing.
 
-    The first KeyboardInterrupt is raised when a checkpoint is written, the second at once. Raises InputError before any
-    work starts when something given is wrong, RuntimeError when the subject fails more often than allowed.
+    The first KeyboardInterrupt is raised after a checkpoint, the second at once. Raises InputError for invalid input
+    before any work starts, RuntimeError if the subject fails more often than allowed.
     """
     console, clock = console or RunConsole(), Clock()
     with ExitStack() as stack:
@@ -117,19 +117,19 @@ def _finish(plan: Plan, run: TrackedRun, view: RunView, clock: Clock) -> Persona
 
 
 def checked_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
-    """The plan of a run, everything it needs looked at."""
+    """The plan of a run, with all its requirements checked."""
     plan = make_plan(config, resources)
     check_destinations([plan], nodes=resources.nodes if resources is not None else 1)
     return plan
 
 
 def check_batch_destinations(batch: BatchPlan) -> None:
-    """Prove that the results of many subjects can be written; InputError when not."""
+    """Check that the results of many subjects can be written. Raises InputError if not."""
     check_destinations(batch.subjects, lanes=batch.lanes, nodes=batch.resources.nodes)
 
 
 def encoder_of(plan: Plan, console: RunConsole) -> str | None:
-    """The image encoder that similarities are measured with; None, with a warning, where there is none to be had."""
+    """The image encoder that similarities are measured with; None, with a warning, if unavailable."""
     if not plan.config.evaluation.enabled:
         return None
     try:

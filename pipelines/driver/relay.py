@@ -15,7 +15,7 @@ SECONDS = 2.0
 
 
 def relays() -> bool:
-    """Whether this process is told to send its view through its log."""
+    """Whether this process should send its view through its log."""
     return os.environ.get(RELAY_VARIABLE) == "1"
 
 

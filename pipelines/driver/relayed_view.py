@@ -1,7 +1,7 @@
-"""How does somebody outside the cluster see a job's live view? Through its log.
+"""Show a job's live view outside the cluster, through its log.
 
-Where the driver is told to relay, every update is one line of JSON in the log, behind a mark; whoever follows the log
-shows it as if the work were done here, and prints all other lines as they are.
+A relaying driver writes every update as one line of JSON to the log, behind a mark. The client that follows the log
+shows it like a local view, and prints all other lines unchanged.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class RelayedBatchView(BatchView):
         class_images: tuple[int, int] | None,
         failures: Sequence[tuple[str, str]],
     ) -> None:
-        """Send it, when it is due or a subject has changed its state."""
+        """Send an update when due, or when a subject has changed its state."""
         now, states = self.seconds(), tuple(counts.values())
         if states == self._last and now - self._sent < max(SECONDS, _SECONDS_PER_LANE * len(running)):
             return
@@ -55,7 +55,7 @@ class RelayedBatchView(BatchView):
 
 
 class Replay:
-    """The side of who follows: takes the log as it comes, shows what was relayed, and `show`s all other lines."""
+    """The client's side: reads the log, shows relayed updates, and passes all other lines to `show`."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one bar at a time, for class images, training and samples, and a line now and then."""
+"""The view of a run: one bar at a time, for class images, training and samples, and some lines."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _TITLES = {"measuring": "protocol samples", "evaluating": "evaluation samples"}
 
 
 class RunView:
-    """The view of a batch of one; it remembers when what was reached."""
+    """The view of a batch of one; it records milestones."""
 
     def __init__(self, console: RunConsole, steps: int) -> None:
         self.milestones = Milestones()

@@ -30,7 +30,7 @@ from pipelines.tracking.tracked_run import TrackedRun
 
 @dataclass(frozen=True, kw_only=True)
 class PersonalizeResult:
-    """What one run ends with: where it lies, what its summary.json holds, and why MLflow lacks some of it, if so."""
+    """Result of one run: its folder, the content of summary.json, and the reason why MLflow lacks some of it, if so."""
 
     run_uri: str
     summary: dict[str, Any]
@@ -38,7 +38,7 @@ class PersonalizeResult:
 
 
 def stored_result(plan: Plan) -> PersonalizeResult | None:
-    """The result of an earlier run that was asked for the same, or None; MLflow may lack some of it."""
+    """The result of an earlier run of the same request, or None; MLflow may lack some of it."""
     uri = plan.config.run_uri
     if not exists(join(uri, "summary.json")):
         return None
@@ -58,7 +58,7 @@ def is_tracked(plan: Plan, result: PersonalizeResult) -> bool:
 
 
 def request_key(plan: Plan) -> str:
-    """Everything that a finished run's outputs depend on."""
+    """Key of everything that a finished run's outputs depend on."""
     tracking = plan.config.tracking.model_copy(update={"uri": resolve_tracking_uri(plan.config.tracking.uri)})
     return config_hash(plan.key, plan.config.evaluation, tracking)
 
@@ -76,7 +76,7 @@ def write_summary(
 ) -> PersonalizeResult:
     """Write the page, pictures, samples and summary.json to the run's folder, and all but the samples to MLflow.
 
-    `error` is what has kept MLflow from getting something. This ends the run there.
+    `error` is the reason why MLflow lacks something. Ends the run there.
     """
     uri = plan.config.run_uri
     steps = trained.steps

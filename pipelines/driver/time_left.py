@@ -1,7 +1,7 @@
-"""When will a batch be finished? By the pace of its lanes: seconds a step, a picture, and around them a subject.
+"""Estimate the time left of a batch from the pace of its lanes: seconds per step, per picture, and per subject.
 
-So a subject counts from its first step on, what earlier attempts did counts for nothing, and the last subjects are not
-divided over lanes that have nothing to do any more.
+A subject counts from its first step on, earlier attempts don't count, and the last subjects are not divided over idle
+lanes.
 """
 
 import heapq
@@ -90,7 +90,7 @@ class TimeLeft:
         return self._steady(now, _finished(left, each, waiting) + max(0, to_make - made) * self._making.each)
 
     def _steady(self, now: float, left: float) -> float:
-        """Put the end off bit by bit: pictures come in whole ones, and now and then a pace only seems to be slower."""
+        """Delay the end gradually: pictures come in whole numbers, and a pace may only seem slower."""
         end = now + left
         if self._end is not None and end > self._end[1]:
             end = self._end[1] + (end - self._end[1]) * min(1.0, (now - self._end[0]) / _STEADY_SECONDS)

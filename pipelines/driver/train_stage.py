@@ -1,4 +1,4 @@
-"""What a plan asks workers for, and what they have left: a published model and the record of its training."""
+"""The workers' task of a plan, and its result: a published model with the record of its training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,9 @@ from pipelines.tasks import PriorSet, TrainTask
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A published, verified model and how it came about: one mapping of metrics a step, bytes of memory by rank.
+    """A published, verified model and how it came about: one mapping of metrics per step, bytes of memory by rank.
 
-    `steps` is how many were made, `exported_step` the one whose weights the model has; `scores` has one mapping a
-    measurement.
+    `steps` is the number made, `exported_step` the step of the model's weights; `scores` has one mapping per score.
     """
 
     model: Manifest
@@ -47,7 +46,7 @@ def find_result(plan: Plan) -> TrainResult | None:
 
 
 def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
-    """What a plan's workers are told."""
+    """The task of a plan's workers."""
     return TrainTask(
         config=plan.config,
         images=plan.images,

@@ -17,7 +17,7 @@ from pipelines.tracking.figure_tags import figure_tags, figures_of
 from pipelines.tracking.registry import RegisteredVersion
 from pipelines.tracking.tracked_run import TrackedRun
 
-# Only after mlflow_client has told MLflow to be silent.
+# Import after mlflow_client, which silences MLflow.
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities.model_registry import ModelVersion  # isort: skip
 

@@ -20,7 +20,7 @@ from pipelines.tracking.client import connect, default_tracking, every, prove_co
 from pipelines.tracking.figure_tags import banks_of, figures_of
 from pipelines.tracking.line import not_twice
 
-# Only after mlflow_client has told MLflow to be silent.
+# Import after mlflow_client, which silences MLflow.
 import pandas as pd  # isort: skip
 from mlflow import MlflowClient, pyfunc  # isort: skip
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus  # isort: skip

@@ -22,7 +22,7 @@ from pipelines.tracking.database import SQLITE
 from pipelines.tracking.line import Away
 from pipelines.tracking.tracked_run import TrackedRun
 
-# Only after mlflow_client has told MLflow to be silent.
+# Import after mlflow_client, which silences MLflow.
 from mlflow.exceptions import MlflowException  # isort: skip
 
 

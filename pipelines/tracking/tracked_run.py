@@ -20,7 +20,7 @@ from pipelines.tracking.client import connect, mlflow_line, quietly
 from pipelines.tracking.database import MAKING_SECONDS, database_path
 from pipelines.tracking.line import Away, Call, chunks, is_refusal, not_twice
 
-# Only after mlflow_client has told MLflow to be silent.
+# Import after mlflow_client, which silences MLflow.
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities import Metric, Param, Run, RunTag  # isort: skip
 from mlflow.exceptions import MlflowException  # isort: skip

@@ -1,8 +1,8 @@
-"""The experiments of `dreambooth paper`: the paper's tables and what goes beyond them, each row a few settings.
+"""The experiments of `dreambooth paper`: the paper's tables and more, each row a few settings.
 
 A row is trained for every subject of its experiment, one run each; where rows of several tables are the same settings,
-they share the runs. Beside a table stand the paper's own figures (Ruiz et al., arXiv 2208.12242): other models, other
-data and other encoders, so they show which way a figure should go, and nothing else.
+they share the runs. The paper's own figures (Ruiz et al., arXiv 2208.12242) stand beside each table: of other models,
+data and encoders, so they only show the direction of an effect.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ COLUMN_TITLES = {
     "div": "DIV ↑",
     "near_copies": "near-copies ↓",
 }
-"""What is measured. CLIP-T is of the prompt without the identifier, which is the same text for every row of a table."""
+"""Columns of a table. CLIP-T uses the prompt without the identifier, the same text for every row of a table."""
 
 _PAIRS = {"backpack": "boat", "bird": "dog", "car": "cat", "clock": "teapot"}
 WRONG_NOUNS = _PAIRS | {second: first for first, second in _PAIRS.items()}
@@ -31,7 +31,7 @@ _ALONE = "a photo of {identifier}"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a table: what differs from the miniature's own settings, dotted as for --set.
+    """One row of a table: settings that differ from the miniature's own, dotted as for --set.
 
     `reads` names other figures of an evaluation for some columns, None for a column without one.
     """
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A row of the paper's own table: figures by column, None where it has none."""
+    """A row of the paper's own table: figures by column, None where missing."""
 
     title: str
     figures: tuple[float | None, ...]
@@ -54,7 +54,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What should come out: `higher` is above `lower` in a column, both slugs of rows."""
+    """An expected result: row `higher` is above row `lower` (slugs) in a column."""
 
     sentence: str
     column: str
@@ -98,7 +98,7 @@ REAL_IMAGES = Row(
 
 
 def _same(row: Row, slug: str, title: str) -> Row:
-    """The same runs under another title."""
+    """A row with the same runs under another title."""
     return Row(
         slug=slug,
         title=title,
@@ -309,7 +309,7 @@ EXPERIMENTS = (TABLE_1, TABLE_3, TABLE_4, TABLE_5, IDENTIFIER, TEXT_ENCODER, CHE
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How large it all is: which experiments, on which of the shipped subjects, with how many samples a prompt."""
+    """Size of the whole: experiments, shipped subjects, and samples per prompt."""
 
     name: str
     experiments: tuple[Experiment, ...]
@@ -319,5 +319,5 @@ class Setting:
     common: Mapping[str, Any] = field(default_factory=dict)
 
     def subjects_of(self, experiment: Experiment) -> tuple[str, ...]:
-        """The subjects that an experiment's rows are trained for."""
+        """The subjects of an experiment's rows."""
         return self.subjects if experiment.every_subject else self.few_subjects

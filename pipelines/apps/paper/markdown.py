@@ -1,4 +1,4 @@
-"""The tables of `dreambooth paper` as Markdown, for a page of documentation."""
+"""The tables of `dreambooth paper` as Markdown, for the documentation."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from pipelines.apps.paper.tables import Table
 
 
 def render_markdown(tables: Sequence[Table], facts: Sequence[tuple[str, str]]) -> str:
-    """Facts, findings and tables, those of the paper below ours."""
+    """Render facts, findings and tables, the paper's below ours."""
     lines = [f"- {what}: {value}" for what, value in facts]
     lines += ["", "### What came out", ""]
     lines += [f"- {finding.sentence}" for table in tables for finding in table.findings]

@@ -13,14 +13,14 @@ from pipelines.report.pages import picture, render
 
 _SHEET_WIDTH = 1100
 _NARROW = 3
-"""Tables of as many columns stand beside the paper's, wider ones above it."""
+"""Most columns of a table beside the paper's; wider ones stand above it."""
 _ACROSS = "table5"
-"""The paper prints this one with the rows of the others as its columns."""
+"""The paper's table whose columns are the rows of the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shown:
-    """A table as the page shows it: `rows` are (title, cells)."""
+    """A table for the page: `rows` are (title, cells)."""
 
     caption: str
     columns: Sequence[str]
@@ -39,7 +39,7 @@ def render_page(tables: Sequence[Table], facts: Sequence[tuple[str, str]], sheet
 
 
 def heading(experiment: Experiment) -> str:
-    """What a table is called, with the number of the paper's where it has one."""
+    """A table's title, with the number of the paper's table, if any."""
     return f"{experiment.source.partition(' (')[0]}: {experiment.title}" if experiment.source else experiment.title
 
 

@@ -1,7 +1,7 @@
-"""The paper's experiments as one batch, and from its evaluations the tables, the findings and the page.
+"""Run the paper's experiments as one batch, and make tables, findings and the page from its evaluations.
 
-Nothing here trains or measures: runs go through the batch's queue and lanes, so the same command again does only what
-is missing, and what is there already can be made into a page at any time.
+Training and measurement go through the batch's queue and lanes, so the same command again does only what is missing,
+and finished evaluations can be made into a page at any time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from pipelines.storage.files import join, write_bytes, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class PaperPlan:
-    """Everything that is to be run: trials by table, and the batch of the distinct runs among them."""
+    """All trials by table, and the batch of their distinct runs."""
 
     setting: Setting
     output: str
@@ -38,7 +38,7 @@ class PaperPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperResult:
-    """The tables, where the page and tables.json were written, and the runs that were set aside by name."""
+    """The tables, the addresses of the page and tables.json, and failed runs by name."""
 
     tables: tuple[Table, ...]
     page: str
@@ -48,7 +48,7 @@ class PaperResult:
 
 
 def plan_paper(setting: Setting, output: str, overrides: Sequence[str], resources: Resources) -> PaperPlan:
-    """Check all runs, and find out which rows share one; InputError for whatever is wrong."""
+    """Check all runs, and find rows that share one. Raises InputError for any fault."""
     trials = plan_trials(setting, output, overrides, resources)
     batch = make_batch_plan(f"paper-{setting.name}", distinct_plans(trials), resources)
     check_batch_destinations(batch)
@@ -56,16 +56,16 @@ def plan_paper(setting: Setting, output: str, overrides: Sequence[str], resource
 
 
 def run_paper(plan: PaperPlan, view: View) -> PaperResult:
-    """Train and measure what is missing, and write the page. Needs a Ray that is started.
+    """Train and measure missing runs, and write the page. Ray must be running.
 
-    Raises RuntimeError when no lane can work, and InputError when not a single run came to an evaluation.
+    Raises RuntimeError if no lane can work, InputError if no run has an evaluation.
     """
     outcome = run_batch(plan.batch, view, None)
     return write_paper(plan, failures=outcome.summary["failures"], interrupted=outcome.interrupted)
 
 
 def write_paper(plan: PaperPlan, *, failures: Mapping[str, str], interrupted: bool = False) -> PaperResult:
-    """Make tables and page of the evaluations that are there."""
+    """Make tables and page from existing evaluations."""
     evaluations = found_evaluations(plan.trials)
     if not evaluations:
         raise InputError(f"no run below {plan.output} has been evaluated yet, so there is nothing to put into tables")
@@ -93,13 +93,13 @@ def write_paper(plan: PaperPlan, *, failures: Mapping[str, str], interrupted: bo
 
 
 def found_evaluations(trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
-    """What evaluation.json holds, by the key of the run's plan, of the runs that have one."""
+    """Contents of existing evaluation.json files, by the key of the run's plan."""
     found = {plan.key: _evaluation(plan) for plan in distinct_plans(trials)}
     return {key: evaluation for key, evaluation in found.items() if evaluation is not None}
 
 
 def describe_paper(plan: PaperPlan, bank: BankId, *, evaluated: int) -> list[tuple[str, str]]:
-    """What the figures rest on, as (what, value) rows."""
+    """Facts behind the figures, as (name, value) rows."""
     first = plan.batch.subjects[0].config
     runs = len(plan.batch.subjects)
     return [

@@ -13,11 +13,11 @@ from pipelines.apps.paper.experiments import (
 )
 
 FEW_SUBJECTS = ("coral-car", "navy-dog", "violet-teapot")
-"""Of side experiments. None is green, which is the common word that stands for an identifier there."""
+"""Subjects of side experiments. None is green, the common word used as an identifier there."""
 
 
 def full_setting() -> Setting:
-    """All tables; two samples a prompt, so that DIV can be measured."""
+    """All tables, with two samples per prompt for DIV."""
     return Setting(
         name="full",
         experiments=EXPERIMENTS,
@@ -30,7 +30,7 @@ def full_setting() -> Setting:
 
 
 def quick_setting() -> Setting:
-    """The paper's tables on an object and an animal that take few steps, and of Table 5 its two ends."""
+    """The paper's tables, and the two ends of Table 5, on an object and an animal that need few steps."""
     ends = replace(TABLE_5, rows=(TABLE_5.rows[0], TABLE_5.rows[-1]))
     subjects = ("coral-car", "magenta-cat")
     return Setting(

@@ -1,4 +1,4 @@
-"""Contact sheets of `dreambooth paper`: real images, and below them each row's samples of the same prompts."""
+"""Contact sheets of `dreambooth paper`: real images above each row's samples of the same prompts."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ _SUBJECTS, _PROMPTS = 3, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """A contact sheet, and the prompts of its columns as the base model would be asked, for the first subject."""
+    """A contact sheet, and the prompts of its columns, without identifier, for the first subject."""
 
     image: Image.Image
     prompts: tuple[str, ...]
 
 
 def contact_sheets(trials: Sequence[Trial], evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Sheet]:
-    """A sheet by experiment, of its first subjects; experiments without samples have none."""
+    """Sheets of the first subjects, by experiment; experiments without samples have none."""
     sheets = {}
     for experiment in {trial.experiment.name: trial.experiment for trial in trials}.values():
         of_experiment = [trial for trial in trials if trial.experiment.name == experiment.name]
@@ -57,7 +57,7 @@ def _real(subject: str) -> list[Image.Image]:
 
 
 def _samples(evaluation: Mapping[str, Any]) -> list[Image.Image]:
-    """The first sample of some prompts."""
+    """First samples of some prompts."""
     return [
         Image.open(io.BytesIO(read_bytes(picture["fine_tuned"][0]))).convert("RGB")
         for picture in _spread(evaluation["pictures"])
@@ -65,6 +65,6 @@ def _samples(evaluation: Mapping[str, Any]) -> list[Image.Image]:
 
 
 def _spread(pictures: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Some prompts from all over the list."""
+    """A few prompts spread over the list."""
     count = min(_PROMPTS, len(pictures))
     return [pictures[place * len(pictures) // count] for place in range(count)]

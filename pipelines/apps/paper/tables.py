@@ -1,4 +1,4 @@
-"""The tables of `dreambooth paper` and what came out, from the evaluation.json of every run."""
+"""Tables and findings of `dreambooth paper`, from the evaluation.json of every run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,14 +14,14 @@ Verdict = Literal["came out", "undecided", "did not come out", "not measured"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A claim and the difference that was measured, paired by subject and prompt; None without both rows."""
+    """A claim and its measured difference, paired by subject and prompt; None without both rows."""
 
     claim: Claim
     difference: Interval | None
 
     @property
     def verdict(self) -> Verdict:
-        """By the ends of the interval: 0 within them leaves the claim undecided, and so does one value without any."""
+        """The verdict by the interval: undecided if it contains 0, or if there is none."""
         if self.difference is None:
             return "not measured"
         if self.difference.n == 1:
@@ -32,7 +32,7 @@ class Finding:
 
     @property
     def sentence(self) -> str:
-        """The claim, what became of it, and the figures."""
+        """The claim, the verdict and the figures in words."""
         if self.difference is None:
             return f"{self.claim.sentence}: not measured."
         what = COLUMN_TITLES[self.claim.column].rstrip(" ↑↓")
@@ -43,11 +43,11 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """An experiment's figures: `cells` by (slug of the row, column), None where nothing was measured."""
+    """An experiment's figures: `cells` by (slug of the row, column), None where not measured."""
 
     experiment: Experiment
     cells: Mapping[tuple[str, str], Interval | None]
-    subjects: Mapping[str, tuple[str, ...]]  # that a row was measured on, by its slug
+    subjects: Mapping[str, tuple[str, ...]]  # of each row, by its slug
     findings: tuple[Finding, ...]
 
 
@@ -56,7 +56,7 @@ def make_tables(
 ) -> tuple[tuple[Table, ...], BankId]:
     """Tables of all experiments, and the bank that measured them; `evaluations` by the key of the run's plan.
 
-    Raises InputError when there are none, or when they were measured by different banks.
+    Raises InputError for no evaluations, or evaluations by different banks.
     """
     figures = {key: figures_from(evaluation) for key, evaluation in evaluations.items()}
     bank = one_bank([each.bank for each in figures.values()])
@@ -65,7 +65,7 @@ def make_tables(
 
 
 def as_records(tables: Sequence[Table]) -> list[dict[str, Any]]:
-    """One record a cell: table, row, column, mean, low, high, n; and one a finding, with its sentence."""
+    """One record per cell (table, row, column, mean, low, high, n), and one per finding with its sentence."""
     return [
         {"table": table.experiment.name, "row": row.title, "column": name} | asdict(interval)
         for table in tables
@@ -76,7 +76,7 @@ def as_records(tables: Sequence[Table]) -> list[dict[str, Any]]:
 
 
 def findings_as_records(tables: Sequence[Table]) -> list[dict[str, Any]]:
-    """One record a claim: the table, what became of it, the difference, and the sentence that a person reads."""
+    """One record per claim: table, verdict, difference and sentence."""
     return [
         {
             "table": table.experiment.name,
@@ -122,7 +122,7 @@ def _cell(row: Row, name: str, subjects: Sequence[Figures]) -> Interval | None:
 def _difference(
     claim: Claim, rows: Mapping[str, Row], measured: Mapping[str, Mapping[str, Figures]]
 ) -> Interval | None:
-    """Over the subjects that both rows have."""
+    """The difference of two rows over their common subjects."""
     shared = [subject for subject in measured[claim.higher] if subject in measured[claim.lower]]
     if not shared:
         return None

@@ -1,4 +1,4 @@
-"""From the experiments to runs of a batch: every row for every subject, and the same settings once."""
+"""Turn experiments into runs of a batch: every row for every subject, equal settings once."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One row for one subject. Trials of the same settings share a `plan`, which is the run of the first of them."""
+    """One row for one subject. Trials with equal settings share the `plan` of the first."""
 
     experiment: Experiment
     row: Row
@@ -33,9 +33,9 @@ class Trial:
 
 
 def plan_trials(setting: Setting, output: str, overrides: Sequence[str], resources: Resources) -> tuple[Trial, ...]:
-    """Every row of a setting for each of its subjects, in the order in which they are to be trained.
+    """Every row of a setting for each of its subjects, in training order.
 
-    Raises InputError for overrides that make a run impossible.
+    Raises InputError for impossible overrides.
     """
     wanted = list(_wanted(setting))
     configs = [
@@ -51,14 +51,14 @@ def plan_trials(setting: Setting, output: str, overrides: Sequence[str], resourc
 
 
 def distinct_plans(trials: Sequence[Trial]) -> tuple[Plan, ...]:
-    """The runs that trials need, each once."""
+    """The distinct runs of trials."""
     return tuple({trial.plan.key: trial.plan for trial in trials}.values())
 
 
 def trial_config(
     setting: Setting, experiment: Experiment, row: Row, subject: str, output: str, overrides: Sequence[str] = ()
 ) -> DreamBoothConfig:
-    """The configuration of one run; `overrides` (a.b=value) go over everything."""
+    """The configuration of one run; `overrides` (a.b=value) take precedence."""
     noun = _noun(subject)
     photographs = [str(path) for path in sorted(subject_dir(subject).glob("*.png"))]
     plain: dict[str, Any] = {
@@ -87,7 +87,7 @@ def trial_config(
 
 
 def _wanted(setting: Setting) -> Iterator[tuple[Experiment, Row, str]]:
-    """Rows that read other figures of a run than their own come after those whose runs they are."""
+    """Rows by subject; those that reuse another row's runs come after it."""
     for experiment in setting.experiments:
         for row in sorted(experiment.rows, key=lambda row: bool(row.reads)):
             for subject in setting.subjects_of(experiment):
@@ -96,7 +96,7 @@ def _wanted(setting: Setting) -> Iterator[tuple[Experiment, Row, str]]:
 
 @functools.cache
 def _identifiers() -> dict[str, str]:
-    """The same for a subject in every run of it, whatever the setting."""
+    """The identifier of each subject, the same in all its runs."""
     tokenizer = load_tokenizer(resolve_base_model("miniature").directory)
     return choose_identifiers(tokenizer, subject_names())
 

@@ -1,4 +1,4 @@
-"""The HTTP side of `dreambooth serve`: a page, what it can be asked for, and pictures. It knows nothing of Ray."""
+"""The HTTP side of `dreambooth serve`: a page, the list of subjects, and pictures. Independent of Ray."""
 
 import base64
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,12 +23,12 @@ class Made(BaseModel):
     subject: str
     model: str = Field(description="models:/NAME/VERSION")
     seeds: list[int]
-    images: list[str] = Field(description="PNG files in base64, one a seed")
-    warnings: list[str] = Field(description="how the base model may read the prompt otherwise than it was meant")
+    images: list[str] = Field(description="PNG files in base64, one per seed")
+    warnings: list[str] = Field(description="ways in which the model may misread the prompt")
 
 
 class Listed(BaseModel):
-    """A subject that can be asked for."""
+    """An available subject."""
 
     subject: str
     class_noun: str
@@ -42,8 +42,10 @@ _BODY = {"required": True, "content": {"application/json": {"schema": Asked.mode
 def make_api(
     subjects: Sequence[ServedSubject], draw: Callable[[Asked], Awaitable[Drawn]], *, loopback: bool
 ) -> FastAPI:
-    """The application that answers; `draw` gives the pictures of a request, or raises Refused."""
-    api = FastAPI(title="DreamBooth", version=__version__, description="Pictures of subjects that models were taught.")
+    """Make the application; `draw` returns the pictures of a request or raises Refused."""
+    api = FastAPI(
+        title="DreamBooth", version=__version__, description="Pictures of subjects that models were fine-tuned on."
+    )
     if loopback:  # or a page of the web could reach it by a name of its own
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
     known = {subject.name: subject for subject in subjects}
@@ -93,7 +95,7 @@ def make_api(
 
 
 async def _body(request: Request) -> bytes:
-    """The body, but no more of it than it takes to see that it is too long."""
+    """Read the body, up to the point where it is too long."""
     body = b""
     async for chunk in request.stream():
         body += chunk

@@ -1,7 +1,7 @@
 """The service of `dreambooth serve`, on Ray Serve.
 
-One deployment answers HTTP, the other samples: it keeps a few subjects loaded (Serve's multiplexing, which also sends a
-subject's requests to a replica that has it), takes waiting requests together, and has a queue with an end.
+One deployment answers HTTP, the other samples. It keeps a few subjects loaded (Serve's multiplexing, which also sends a
+subject's requests to a replica that has it), batches waiting requests, and limits its queue.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _TOGETHER_SECONDS = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """How much a service takes: `subjects_loaded` and `batch` a replica, `queue` requests that wait."""
+    """Limits of a service: `subjects_loaded` and `batch` per replica, and the length of the `queue`."""
 
     base_shared: bool
     replicas: int
@@ -35,7 +35,7 @@ class ServeSettings:
 
 
 def application(subjects: Sequence[ServedSubject], tracking_uri: str, settings: ServeSettings) -> Any:
-    """What `serve.run` takes."""
+    """The application for `serve.run`."""
     sampler = _sampler(subjects, tracking_uri, settings)
     return _front(subjects, settings).bind(sampler.bind())
 
@@ -71,7 +71,7 @@ def _sampler(subjects: Sequence[ServedSubject], tracking_uri: str, settings: Ser
             return [answers[place] for place in range(len(asked))]
 
         async def _drawn(self, group: list[Asked]) -> Sequence[Drawn | Refused]:
-            """What a group of one subject gets; its failure is no other group's."""
+            """Answers to a group of requests for one subject; its failure doesn't affect other groups."""
             name = group[0].subject
             try:
                 loaded = await self.load(name)

@@ -1,7 +1,7 @@
-"""What `/generate` takes and gives: a request read from bytes, or a sentence that says what is wrong with it.
+"""Requests and answers of `/generate`, and the validation of requests.
 
-Everything is looked at here, before a request takes a place in the queue: JSON that means one thing only, fields that
-are known, numbers that are numbers, and a prompt that can be read.
+Everything is checked before a request takes a place in the queue: unambiguous JSON, known fields, finite numbers, a
+readable prompt.
 """
 
 import difflib
@@ -17,45 +17,45 @@ from dreambooth.errors import InputError
 
 MOST_IMAGES = 8
 MOST_BYTES = 16_384
-"""Of a request's body: a prompt of 1000 characters, each written as \\uXXXX twice, and the rest."""
+"""Most bytes of a request's body: a prompt of 1000 characters, each written as \\uXXXX twice, and the rest."""
 
 _MOST_SEED = 2**63 - MOST_IMAGES  # the last image's seed fits into 64 bits, too
 
 
 class Asked(BaseModel):
-    """What a request asks for; what is left out is the model's own."""
+    """A request; missing fields default to the model's own."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
-    subject: str = Field(min_length=1, max_length=256, description="as /subjects lists them")
+    subject: str = Field(min_length=1, max_length=256, description="name of the subject, as listed by /subjects")
     prompt: Annotated[str, AfterValidator(one_line)] = Field(
-        max_length=1000, description="[V] stands for the subject's identifier"
+        max_length=1000, description="prompt, in which [V] stands for the subject's identifier"
     )
-    num: int = Field(1, ge=1, le=MOST_IMAGES, description="how many images")
-    seed: int = Field(0, ge=0, le=_MOST_SEED, description="of the first image; the next have the next seeds")
+    num: int = Field(1, ge=1, le=MOST_IMAGES, description="number of images")
+    seed: int = Field(0, ge=0, le=_MOST_SEED, description="seed of the first image; the next have the next seeds")
     num_inference_steps: int | None = Field(None, ge=1, le=200)
     guidance_scale: float | None = Field(None, ge=1, le=50)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """PNG files, and how the base model may read their prompt otherwise than it was meant."""
+    """PNG files, and warnings about their prompt."""
 
     images: tuple[bytes, ...]
     warnings: tuple[str, ...]
 
 
 class Refused(Exception):
-    """A request that isn't answered with pictures: the status, and a sentence that says why."""
+    """A refused request: the HTTP status and the reason in a sentence."""
 
     def __init__(self, status: int, reason: str) -> None:
-        """Keep both."""
+        """Store the status and the reason."""
         super().__init__(status, reason)
         self.status, self.reason = status, reason
 
 
 def read_request(body: bytes, content_type: str) -> Asked:
-    """The request in a body; InputError, a sentence with what was expected and what was got, for anything else."""
+    """Parse a request. Raises InputError, with what was expected and what was got, for anything else."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise InputError(f"the content type is {_shown(content_type)}; expected application/json")
     fields = _read_object(body)
@@ -118,7 +118,7 @@ def _explain(fault: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as an answer may repeat it: short, and in ASCII, so that it can be encoded whatever it holds."""
+    """A value for use in an answer: shortened, and in ASCII, so that it can always be encoded."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     text = ascii(value)

@@ -1,4 +1,4 @@
-"""Sampling for many subjects in one process: the base stays loaded, and a subject brings denoiser and text encoder."""
+"""Sample many subjects in one process: the base stays loaded, subjects add denoiser and text encoder."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from pipelines.apps.serve.subjects import ServedSubject
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedSubject:
-    """A subject that can be sampled from, and the sampling settings it was registered with."""
+    """A loaded subject, and its registered sampling settings."""
 
     subject: ServedSubject
     pipeline: Any
@@ -25,12 +25,12 @@ class LoadedSubject:
 
     @property
     def resolution(self) -> int | None:
-        """Side in pixels that it was trained at; None where neither its signature nor its version says."""
+        """Training resolution in pixels, by its signature or version; None if unknown."""
         return int(self.settings.get("height") or 0) or self.subject.resolution
 
 
 class SubjectSampler:
-    """Loads subjects and samples from them. Not for two threads at once: subjects share the base's components."""
+    """Loads and samples subjects. Not thread-safe: subjects share the base's components."""
 
     def __init__(self, subjects: Sequence[ServedSubject], tracking_uri: str, *, base_shared: bool, device: str) -> None:
         import torch
@@ -81,7 +81,7 @@ class SubjectSampler:
         return self._bases[subject.base_hash]
 
     def sample(self, loaded: LoadedSubject, asked: Sequence[Asked]) -> list[Drawn | Refused]:
-        """Answers to requests of one subject that want the same steps and guidance, sampled together."""
+        """Answer requests for one subject with equal steps and guidance, sampled together."""
         read = [self._read(loaded, one) for one in asked]
         drawn = [one for one, reading in zip(asked, read, strict=True) if not isinstance(reading, Refused)]
         pictures = iter(self._pictures(loaded, drawn) if drawn else [])
@@ -109,7 +109,7 @@ class SubjectSampler:
 
     @staticmethod
     def _read(loaded: LoadedSubject, asked: Asked) -> tuple[str, ...] | Refused:
-        """Warnings about a prompt, or why it isn't drawn."""
+        """Warnings about a prompt, or its refusal."""
         reader = PromptReader(tokenizer=loaded.pipeline.tokenizer, identifier=loaded.subject.identifier)
         try:
             return reader.check(asked.prompt, what="the prompt", whole=True)
@@ -118,7 +118,7 @@ class SubjectSampler:
 
 
 def alike(asked: Sequence[Asked]) -> list[list[int]]:
-    """Places of requests that can be sampled together."""
+    """Group the indices of requests that can be sampled together."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, one in enumerate(asked):
         groups.setdefault((one.subject, one.num_inference_steps, one.guidance_scale), []).append(place)

@@ -1,4 +1,4 @@
-"""Which registered models does a service answer for?"""
+"""Find the registered models of a service."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from pipelines.tracking.registry import RESULT_TAG
 
 @dataclass(frozen=True, kw_only=True)
 class ServedSubject:
-    """A version of a registered model: `address` is `models:/NAME/VERSION`, the rest what it says of itself.
+    """A version of a registered model, at `address` `models:/NAME/VERSION`, and its metadata.
 
-    An alias was followed when the service began: it may move, and what is served stays the version that it meant.
+    Aliases are resolved when the service starts; it goes on serving that version if they move.
     """
 
     name: str
@@ -26,13 +26,13 @@ class ServedSubject:
     class_noun: str
     base_model: str
     base_hash: str
-    resolution: int | None  # side in pixels that it was trained at, where it says
+    resolution: int | None  # of training in pixels, if known
 
 
 def find_subjects(pattern: str, tracking_uri: str) -> tuple[ServedSubject, ...]:
-    """The models that `models:/NAME@ALIAS` or `models:/NAME/VERSION` means, by name; NAME may hold `*`.
+    """Models matching `models:/NAME@ALIAS` or `models:/NAME/VERSION`, by name; NAME may hold `*`.
 
-    Models of the pattern that have no such alias or version are passed over; InputError when none is left.
+    Models without that alias or version are skipped. Raises InputError if none is left.
     """
     name, alias, version = parse_address(pattern, pattern=True)
     client = check_connection(tracking_uri)
@@ -70,7 +70,7 @@ def _find(client: MlflowClient, name: str, alias: str, version: str) -> ServedSu
 
 
 def _named(subjects: Sequence[ServedSubject]) -> tuple[ServedSubject, ...]:
-    """The subjects by the names that they are asked for: without the prefix, where that is the name of one only."""
+    """Name subjects for requests: without the prefix where that is unique."""
     short = [subject.name.removeprefix("dreambooth-") for subject in subjects]
     return tuple(
         replace(subject, name=name) if short.count(name) == 1 else subject

@@ -1,4 +1,4 @@
-"""A study is made once, and gone on with by the same command."""
+"""Create a study, or open it again with the same command."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from pipelines.apps.study.study import SubjectSamples, make_questions
 
 @dataclass(frozen=True, kw_only=True)
 class StudySettings:
-    """All that decides a study's questions: A and B, and for models what is drawn and compared with."""
+    """Everything that decides a study's questions: A and B, and for models prompts and photographs."""
 
     a: str
     b: str
@@ -29,10 +29,9 @@ class StudySettings:
 def open_study(
     path: Path, settings: StudySettings, *, tracking_uri: str | None, say: Callable[[str], None] = lambda line: None
 ) -> StudyFile:
-    """The study at a path, made first where there is none.
+    """Open the study at a path, or create it.
 
-    Raises InputError where there is one of something else, and for models, folders, prompts and photographs that
-    a study can't be made of.
+    Raises InputError if it has other settings, and for unusable models, folders, prompts and photographs.
     """
     asked = asdict(settings) | {"prompts": list(settings.prompts)}
     if path.exists():
@@ -55,7 +54,7 @@ _Labelled = tuple[str, Mapping[str, SubjectSamples]]
 def _sides(
     settings: StudySettings, tracking_uri: str | None, say: Callable[[str], None]
 ) -> tuple[_Labelled, _Labelled]:
-    """A's and B's samples by subject, each with the address that they are of; models draw what folders show."""
+    """A's and B's samples by subject, with their addresses; models sample the prompts of folders."""
     for prompt in settings.prompts:
         check_wording(prompt, what=f"the prompt {prompt!r}")
         if IDENTIFIER_PLACEHOLDER not in prompt:
@@ -91,6 +90,6 @@ def _references(settings: StudySettings, shown: SubjectSamples | None, say: Call
 
 
 def _prompts(model: FoundModel) -> tuple[str, ...]:
-    """The evaluation's prompts, by the base model, with the class noun put in."""
+    """The evaluation's prompts for a model's base, with its class noun."""
     chosen = prompt_list("miniature" if model.base_model == "miniature" else "dreambench", model.class_noun)
     return tuple(prompt.text.replace(CLASS_NOUN_PLACEHOLDER, model.class_noun) for prompt in chosen.prompts)

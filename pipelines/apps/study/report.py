@@ -1,4 +1,4 @@
-"""What a study came to: shares of questions by the majority of their raters, as in the paper's table 2."""
+"""Results of a study: shares of questions by the majority of their raters, as in the paper's table 2."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """How one aspect was answered: shares by whose picture was preferred (a, b, neither), summing to one.
+    """Answers about one aspect: shares of preferred pictures (a, b, neither), summing to one.
 
-    `agreement` is the share of pairs of raters of one question that gave the same answer, None with one rater each.
+    `agreement` is the share of pairs of raters of a question with equal answers, None with one rater per question.
     """
 
     aspect: Aspect
@@ -50,7 +50,7 @@ def wilson(count: int, n: int) -> Share:
 
 
 def majority(choices: Sequence[str]) -> str:
-    """What most raters of a question chose; "neither" where no choice has more than every other.
+    """The choice of most raters of a question; "neither" for a tie.
 
     >>> majority(["a", "a", "b"]), majority(["a", "b"]), majority(["a", "b", "b", "neither"])
     ('a', 'neither', 'b')
@@ -62,7 +62,7 @@ def majority(choices: Sequence[str]) -> str:
 
 
 def preferences(answers: Sequence[Answer]) -> tuple[Preference, ...]:
-    """Both aspects of a study, by the questions that were answered at all; an aspect without answers is left out."""
+    """Preferences by aspect over the answered questions; aspects without answers are left out."""
     found = []
     for aspect in ASPECTS:
         by_question: dict[int, list[str]] = defaultdict(list)

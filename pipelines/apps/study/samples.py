@@ -1,4 +1,4 @@
-"""Whose pictures a study compares: those that runs and batches left behind, or new ones of a model."""
+"""Pictures of a study: samples of runs and batches, or new ones of a model."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ _LARGEST_PIXELS = 200_000_000
 
 
 def has_samples(address: str) -> bool:
-    """Whether an address is an evaluation.json, or a folder that a run or a batch has ended in."""
+    """Whether an address is an evaluation.json, or the folder of a finished run or batch."""
     return address.endswith(".json") or (not address.startswith("models:") and exists(join(address, "summary.json")))
 
 
 def read_samples(address: str) -> dict[str, SubjectSamples]:
     """The samples of an evaluation, a run or a batch, by subject.
 
-    Raises InputError for a place without any; subjects of a batch that failed are passed over.
+    Raises InputError if there are none; failed subjects of a batch are skipped.
     """
     if address.endswith(".json"):
         if not exists(address):
@@ -55,9 +55,9 @@ def sample_model(
     seed: int,
     tracking_uri: str | None,
 ) -> SubjectSamples:
-    """Draw every prompt with a model; the same prompts, number and seed give every model the same noise.
+    """Sample every prompt with a model; equal prompts, number and seed give every model the same noise.
 
-    Raises InputError for a model that doesn't say what it draws.
+    Raises InputError for a model without metadata of its subject.
     """
     if not model.class_noun:
         raise InputError(f"{model.address} doesn't say what it draws; expected a model that this project published")
@@ -76,7 +76,7 @@ def sample_model(
 
 
 def read_references(address: str, say: Callable[[str], None]) -> tuple[bytes, ...]:
-    """Photographs at a folder, glob or address, as PNGs; `say` hears what is odd about them."""
+    """Photographs at a folder, glob or address, as PNGs; `say` is called with warnings."""
     inspection = inspect_addresses([address], resolution=1, max_pixels=_LARGEST_PIXELS, trained=False)
     for warning in inspection.warnings:
         say(f"warning: {warning}")
@@ -111,5 +111,5 @@ def _samples(evaluated: Evaluated) -> SubjectSamples:
 
 
 def _template(evaluated: Evaluated, prompt: str) -> str:
-    """A prompt with [V] for the identifier; that of the class has none."""
+    """Replace the identifier of a prompt with [V]; a class prompt has none."""
     return re.sub(rf"(?<!\w){re.escape(evaluated.identifier)}(?!\w)", IDENTIFIER_PLACEHOLDER, prompt, count=1)

@@ -1,4 +1,4 @@
-"""A study's page, on this machine alone.
+"""Serve a study's page on this machine alone.
 
 It listens on the loopback address, answers to no other host's name (so that no page of the web can reach it by a name
 of its own), reads no file but the page and the study, and takes answers as JSON only, which a browser sends to another
@@ -34,7 +34,7 @@ _ENDING_SECONDS = 1
 _RATER = re.compile(r"[^\x00-\x1f\x7f]{1,60}")
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _FOREVER = {"Cache-Control": "max-age=31536000, immutable"}
-"""For pictures, whose names are their hashes."""
+"""Caching of pictures, whose names are their hashes."""
 
 
 def _check_rater(name: str) -> str:
@@ -47,7 +47,7 @@ Rater = Annotated[str, AfterValidator(_check_rater)]
 
 
 class GivenAnswer(BaseModel):
-    """An answer as the page sends it."""
+    """An answer sent by the page."""
 
     rater: Rater
     question: int = Field(ge=1, le=2**31)
@@ -56,7 +56,7 @@ class GivenAnswer(BaseModel):
 
 
 def study_app(study: StudyFile) -> FastAPI:
-    """The page, the questions of a rater, the pictures, and a door for answers; every refusal is JSON with `error`."""
+    """The application: page, a rater's questions, pictures, and answers. Refusals are JSON with `error`."""
     app = FastAPI(title="study", docs_url=None, redoc_url=None, openapi_url=None)
     html, policy = read_page(_PAGE)
 
@@ -90,7 +90,7 @@ def study_app(study: StudyFile) -> FastAPI:
 
 
 async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Refuse other hosts, bodies that are not JSON and large ones, before anything is read."""
+    """Refuse other hosts and large or non-JSON bodies before reading them."""
     host = request.headers.get("host", "")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     length = request.headers.get("content-length", "0" if request.method == "GET" else "")
@@ -127,7 +127,7 @@ class StudyServer:
     """Serves one study while it is open: `with StudyServer(study, port=8321) as server: print(server.url)`."""
 
     def __init__(self, study: StudyFile, *, port: int) -> None:
-        """Take the port, 0 for any that is free; InputError when it is taken."""
+        """Bind the port, 0 for any free one. Raises InputError if it is taken."""
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -154,23 +154,23 @@ class StudyServer:
         )
 
     def __enter__(self) -> "StudyServer":
-        """Answer from now on, in a thread of its own."""
+        """Start serving in a thread."""
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="study", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Stop, and give the port back."""
+        """Stop serving and free the port."""
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
 
     def wait(self) -> None:
-        """Until the process is interrupted."""
+        """Wait until the process is interrupted."""
         self._thread.join()
 
 
 def _shown(question: StoredQuestion) -> dict[str, Any]:
-    """A question as the page gets it; the prompt without the identifier, which means nothing to a rater."""
+    """A question for the page; its prompt lacks the identifier, which means nothing to raters."""
     prompt = EvaluationPrompt(text=question.prompt, application="").without_identifier(question.class_noun)
     return asdict(question) | {"prompt": prompt}

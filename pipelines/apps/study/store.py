@@ -1,7 +1,7 @@
-"""A study in one SQLite file: its pictures, its questions, and the answers as they come.
+"""A study in one SQLite file: pictures, questions and answers.
 
-The pictures are copied in, without whatever their files said of where they came from: a study goes on, and can be read
-again, when the models are long gone. An answer is on the disk before its rater sees the next question.
+Pictures are copied without metadata that could reveal their source, so a study survives its models. An answer is on
+disk before its rater sees the next question.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ CREATE TABLE answers (
 
 @dataclass(frozen=True, kw_only=True)
 class StoredQuestion:
-    """A question as a rater may see it, pictures by their hashes: nothing of it says whose a picture is."""
+    """A question for raters, with pictures by hash; nothing in it reveals their source."""
 
     number: int
     class_noun: str
@@ -63,7 +63,7 @@ class StoredQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Whose picture a rater chose; `choice` is a, b or neither."""
+    """A rater's choice: a, b or neither."""
 
     question: int
     aspect: Aspect
@@ -72,13 +72,13 @@ class Answer:
 
 
 class StudyFile:
-    """A study's file, open for any number of threads: each call has a connection of its own.
+    """A study's file. Thread-safe: each call has its own connection.
 
-    `about` is what `create` was given: whose pictures A and B are, and all that decided the questions.
+    `about` is the argument of `create`: the sources of A and B, and everything that decided the questions.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a study; InputError for a file that is none."""
+        """Open a study. Raises InputError for any other file."""
         self._path = path
         if not path.is_file():
             raise InputError(f"there is no study at {path}; 'dreambooth study A B' makes one")
@@ -93,7 +93,7 @@ class StudyFile:
 
     @classmethod
     def create(cls, path: Path, questions: Sequence[Question], about: Mapping[str, Any]) -> "StudyFile":
-        """Write a new study, whole or not at all; `about` holds `a`, `b` and `seed`, and is plain data."""
+        """Write a new study atomically; `about` is plain data with `a`, `b` and `seed`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.part")
         partial.unlink(missing_ok=True)
@@ -111,7 +111,7 @@ class StudyFile:
         return cls(path)
 
     def questions_for(self, rater: str) -> list[StoredQuestion]:
-        """All questions in a rater's own order, with what they have answered so far."""
+        """All questions in a rater's own order, with their answers so far."""
         with self._connection() as connection:
             given: dict[int, dict[Aspect, Side]] = {}
             for number, aspect, side in connection.execute(
@@ -136,15 +136,15 @@ class StudyFile:
         return [questions[number] for number in order_for(rater, sorted(questions), seed=self.about["seed"])]
 
     def picture(self, name: str) -> bytes | None:
-        """The PNG of a hash, or None."""
+        """The PNG with a hash, or None."""
         with self._connection() as connection:
             row = connection.execute("SELECT png FROM pictures WHERE hash = ?", (name,)).fetchone()
         return None if row is None else bytes(row[0])
 
     def answer(self, *, question: int, aspect: Aspect, rater: str, side: Side) -> None:
-        """Keep an answer; given again, it takes the place of the first.
+        """Store an answer, replacing an earlier one.
 
-        Raises ValueError for a question, an aspect or a side that there isn't.
+        Raises ValueError for an unknown question, aspect or side.
         """
         if aspect not in ASPECTS or side not in SIDES:
             raise ValueError(f"expected one of {ASPECTS} and one of {SIDES}, got {aspect!r} and {side!r}")
@@ -166,7 +166,7 @@ class StudyFile:
             return tuple(Answer(question=q, aspect=aspect, rater=rater, choice=c) for q, aspect, rater, c in rows)
 
     def count(self) -> int:
-        """How many questions there are."""
+        """Number of questions."""
         with self._connection() as connection:
             return int(connection.execute("SELECT count(*) FROM questions").fetchone()[0])
 
@@ -190,7 +190,7 @@ def _insert(connection: sqlite3.Connection, number: int, question: Question) -> 
 
 
 def _insert_picture(connection: sqlite3.Connection, picture: bytes) -> str:
-    """Store a picture's pixels alone: what else a file holds may say whose it is."""
+    """Store a picture's pixels alone: metadata may reveal its source."""
     with Image.open(io.BytesIO(picture)) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
     image.info.clear()

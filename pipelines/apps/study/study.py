@@ -1,8 +1,8 @@
-"""A blind preference study (paper, section 4.2, table 2): which of two pictures people prefer, and what for.
+"""A blind preference study (paper, section 4.2, table 2) of two models' pictures.
 
 A question shows one picture of A and one of B, of the same subject and prompt, and is asked twice: which keeps the
-subject better, and which follows the prompt better. Who answers isn't told which side is whose: sides are drawn when
-the study is made, as often one way as the other, and every rater meets the questions in an order of their own.
+subject better, and which follows the prompt better. Raters don't see which side is whose: sides are drawn when the
+study is made, half one way and half the other, and every rater has their own order of questions.
 """
 
 import random
@@ -22,7 +22,7 @@ SIDES: tuple[Side, ...] = get_args(Side)
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectSamples:
-    """Pictures of one subject by one model: PNGs by prompt, and the photographs that they are compared with.
+    """Pictures of one subject by one model: PNGs by prompt, and photographs to compare them with.
 
     In a prompt `[V]` stands for the identifier, since two models may have two.
     """
@@ -35,7 +35,7 @@ class SubjectSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Two pictures of one subject and prompt; `left_is` says whose the left one is."""
+    """Two pictures of one subject and prompt; `left_is` is the source of the left one."""
 
     subject: str
     class_noun: str
@@ -47,7 +47,7 @@ class Question:
 
 
 def choice_of(left_is: str, side: Side) -> Choice:
-    """Whose picture a side is, where the left one is `left_is`.
+    """The source of a side, where the left one is `left_is`.
 
     >>> choice_of("b", "left"), choice_of("b", "right"), choice_of("b", "neither")
     ('b', 'a', 'neither')
@@ -60,10 +60,10 @@ def choice_of(left_is: str, side: Side) -> Choice:
 def make_questions(
     a: Mapping[str, SubjectSamples], b: Mapping[str, SubjectSamples], *, count: int, seed: int
 ) -> tuple[Question, ...]:
-    """Draw up to `count` questions from all pairs of pictures, as many of each subject, and of each of its prompts.
+    """Draw up to `count` questions from all pairs of pictures, balanced over subjects and prompts.
 
-    `a` and `b` hold samples by subject. Where each holds one alone, those two are compared whatever they are called.
-    Raises InputError where they have no subject or prompt in common, or show the same pictures.
+    `a` and `b` hold samples by subject. If each has a single subject, those two are compared whatever their names.
+    Raises InputError if they have no subject or prompt in common, or equal pictures.
     """
     subjects = _in_common(a, b)
     draw = random.Random(f"{seed} pairs")
@@ -87,7 +87,7 @@ def make_questions(
 
 
 def order_for(rater: str, numbers: Sequence[int], *, seed: int) -> list[int]:
-    """The order in which a rater meets the questions: the same whenever they come back, another one for the next."""
+    """A rater's order of questions: stable for each rater, different between raters."""
     order = list(numbers)
     random.Random(f"{seed} order {rater}").shuffle(order)
     return order
@@ -120,7 +120,7 @@ def _in_common(a: Mapping[str, SubjectSamples], b: Mapping[str, SubjectSamples])
 
 
 def _pairs(a: SubjectSamples, b: SubjectSamples, draw: random.Random) -> list[_Pair]:
-    """All pairs of a subject that differ, every prompt once before any comes again."""
+    """All differing pairs of a subject, cycling through its prompts."""
     prompts = [prompt for prompt in a.samples if prompt in b.samples]
     draw.shuffle(prompts)
     by_prompt = []
