@@ -7,7 +7,6 @@ from typing import Any
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.images import InstanceImage, open_image, png_bytes, squares
 from dreambooth.errors import InputError
-from dreambooth.evaluation.encoders import find_image_encoder
 from pipelines.tasks import Call, SampleRequest, Samplers, Source
 
 _IMAGES_PER_REQUEST = 4
@@ -46,6 +45,8 @@ def meant_encoder(config: DreamBoothConfig) -> str:
 
 def image_encoder(config: DreamBoothConfig) -> str:
     """The address of the image encoder that a configuration means; InputError when it can't be had."""
+    from dreambooth.evaluation.encoders import find_image_encoder  # imports torch
+
     chosen = meant_encoder(config)
     try:
         find_image_encoder(chosen)
