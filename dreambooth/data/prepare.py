@@ -13,6 +13,7 @@ from dreambooth.config.subject import fill_identifier
 from dreambooth.data.batches import ImageSet, TrainingData
 from dreambooth.data.images import InstanceImage, open_image, squares, to_pixels
 from dreambooth.data.latents import LatentCache, encode_latents
+from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import Family, family_of
 from dreambooth.models.vae import load_vae
 
@@ -25,21 +26,21 @@ def prepare_data(
     images: Sequence[InstanceImage],
     class_images: Sequence[Image.Image] | LatentCache,
     *,
-    num_train_timesteps: int,
+    num_train_timesteps: int | None = None,
     device: str = "cpu",
 ) -> TrainingData:
     """Encode instance images and class images with the base model in `directory`.
 
-    `config.images.resolution` and the subject's identifier must be set. Class images may be the latents of an earlier
-    call; without any there is no prior preservation.
+    The subject's identifier must be set; ValueError if it isn't. `config.images.resolution` and `num_train_timesteps`
+    None are what the base model was trained with. Class images may be the latents of an earlier call; without any there
+    is no prior preservation.
     """
-    if config.images.resolution is None:
-        raise ValueError("images.resolution is not decided yet")
+    resolution = config.images.resolution or BaseSettings(directory).resolution
     settings = config.images
     cut = [
         squares(
             open_image(image.address, max_pixels=settings.max_pixels),
-            resolution=config.images.resolution,
+            resolution=resolution,
             crop=settings.crop,
             crops_per_image=settings.crops_per_image,
             flip=settings.flip,
@@ -63,7 +64,7 @@ def prepare_data(
         instance=ImageSet(latents=instance, text=texts[:-1], crops=len(cut[0])),
         class_=class_,
         seed=config.train.seed,
-        num_train_timesteps=num_train_timesteps,
+        num_train_timesteps=num_train_timesteps or BaseSettings(directory).num_train_timesteps,
         noise_offset=config.train.noise_offset,
     )
 

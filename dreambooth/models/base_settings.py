@@ -111,6 +111,11 @@ class BaseSettings:
         return int(sides.pop()) * self.downscaling
 
     @property
+    def num_train_timesteps(self) -> int:
+        """How many timesteps its noise schedule has."""
+        return len(self["scheduler.trained_betas"] or ()) or int(self["scheduler.num_train_timesteps"])
+
+    @property
     def schedule_warning(self) -> str | None:
         """A warning about a noise schedule whose last timestep can't be learnt, or None."""
         if not self["scheduler.rescale_betas_zero_snr"] or self["scheduler.prediction_type"] != "epsilon":

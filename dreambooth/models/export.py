@@ -24,7 +24,12 @@ _WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "mode
 
 
 def export_pipeline(
-    base: Path, state: Mapping[str, Tensor], target: Path, *, dtype: torch.dtype, resolution: int | None = None
+    base: Path,
+    state: Mapping[str, Tensor],
+    target: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    resolution: int | None = None,
 ) -> None:
     """Write a diffusers directory: the base's files with the trained components' weights, as `dtype`.
 

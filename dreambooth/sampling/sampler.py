@@ -39,7 +39,9 @@ def weights_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float16 if device.startswith("cuda") and dtype is torch.float16 else torch.float32
 
 
-def load_pipeline(directory: Path, *, device: str, dtype: torch.dtype) -> "StableDiffusionPipeline":
+def load_pipeline(
+    directory: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> "StableDiffusionPipeline":
     """Load a diffusers directory, its weights in `dtype`, for sampling with DPM-Solver++ and without progress bars.
 
     Components that sampling doesn't use (a safety checker) may be missing. The VAE

@@ -37,6 +37,7 @@ def meant_encoder(config: DreamBoothConfig) -> str:
 
 def image_encoder(config: DreamBoothConfig) -> str:
     """The address of the image encoder that a configuration means; InputError when it can't be had."""
+
     chosen = meant_encoder(config)
     try:
         find_image_encoder(chosen)

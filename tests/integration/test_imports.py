@@ -44,7 +44,7 @@ def test_the_method_imports_without_the_vendors() -> None:
     assert set(done.stdout.split()) == expected  # a folder without __init__.py would be passed over
 
 
-@pytest.mark.parametrize("module", ["queue_actor", "lane_worker", "samplers"])
+@pytest.mark.parametrize("module", ["queue.queue_actor", "worker.lane_worker", "worker.samplers"])
 def test_ray_starts_a_queue_a_lane_or_a_sampler_without_importing_torch(module: str) -> None:
     """Ray imports these in processes that never train too: the queue's, and the controller of every worker group."""
     program = f"import sys, pipelines.{module}; print(*sys.modules)"

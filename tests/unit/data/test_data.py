@@ -1,5 +1,6 @@
 """From photographs to what the loop trains on."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from dreambooth.data.batches import TrainingData
 from dreambooth.data.images import find_instance_images, to_pixels
 from dreambooth.data.latents import encode_latents
 from dreambooth.data.prepare import prepare_data
+from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families.stable_diffusion import load_tokenizer
 from dreambooth.models.vae import load_vae
+from dreambooth.training.model import load_schedule
 
 
 @pytest.fixture
@@ -102,6 +105,20 @@ def test_a_frozen_text_encoder_is_asked_once_and_before(tiny_pipeline: Path, con
     assert not torch.equal(data.instance.text[0], data.class_.text[0])
 
 
-def test_a_resolution_that_is_not_decided(tiny_pipeline: Path, config: Any) -> None:
-    with pytest.raises(ValueError, match="not decided"):
-        prepare(tiny_pipeline, config("images.resolution=null"))
+@pytest.mark.parametrize("schedule", [{}, {"num_train_timesteps": 250}, {"trained_betas": [0.01, 0.02, 0.03]}])
+def test_the_base_models_resolution_and_timesteps_where_none_are_given(
+    tiny_pipeline: Path, config: Any, tmp_path: Path, schedule: dict[str, Any]
+) -> None:
+    base = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))
+    path = base / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | schedule))
+    settings = config("images.resolution=null")
+    data = prepare_data(base, settings, find_instance_images(settings.subject.instance_images), [])
+    known = BaseSettings(base)
+    assert data.instance.latents.mean.shape[-1] * known.downscaling == known.resolution
+    assert data.num_train_timesteps == len(load_schedule(base).alphas_cumprod)
+
+
+def test_an_identifier_that_is_not_decided(tiny_pipeline: Path, config: Any) -> None:
+    with pytest.raises(ValueError, match="no identifier yet"):
+        prepare(tiny_pipeline, config("subject.identifier=null"))
