@@ -194,7 +194,7 @@ def _write_package(
     with tempfile.TemporaryDirectory() as folder:
         stand_in = Path(folder, "pipeline")
         stand_in.mkdir()
-        # A change against a base (dreambooth.models.delta) is told by the other.
+        # delta.json marks a delta (dreambooth.models.delta), model_index.json a whole model.
         (index,) = [name for name in ("delta.json", "model_index.json") if (model_directory / name).is_file()][:1]
         (stand_in / index).write_bytes((model_directory / index).read_bytes())
         pyfunc.save_model(
