@@ -1,4 +1,4 @@
-"""What pages show of evaluations: figures with intervals, pictures beside the base model's, copies, warnings."""
+"""Parts of pages about evaluations: figures with intervals, pictures beside the base model's, copies, warnings."""
 
 import re
 from collections import defaultdict
@@ -70,13 +70,13 @@ class CopyCard:
 
 
 def warnings_of(evaluated: Sequence[Evaluated]) -> list[str]:
-    """What went wrong, in words, with the subject's name where there are several."""
+    """Warnings in words, with the subject's name if there are several."""
     named = [(each.subject, warning) for each in evaluated if each.figures for warning in each.figures.warnings]
     return [f"{name}: {text}" if len(evaluated) > 1 else text for name, text in named]
 
 
 def figures_of_run(figures: Figures) -> tuple[Table, str]:
-    """All figures of one subject with their intervals, and by what they were measured."""
+    """All figures of one subject with their intervals, and their bank."""
     rows = [
         [cell(title), _interval(figures.figures[name].interval), cell(meaning)]
         for name, (title, meaning) in FIGURES.items()

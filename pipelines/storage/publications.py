@@ -1,9 +1,9 @@
-"""Where do results live, and how does a reader know that they are whole?
+"""Publish results so that readers only see complete ones.
 
-At any address that fsspec knows: a local path, `file://`, `memory://` in tests, `s3://` with the usual AWS variables or
-profile. Results are published: uploaded under a fresh prefix `<parent>/<utc time>-<random>/`, each file's size and
-sha256 in `manifest.json`, which is written last. A prefix without a manifest is the leftover of an attempt that died,
-and no reader looks at it.
+Results live at any fsspec address: a local path, `file://`, `memory://` in tests, `s3://` with the usual AWS variables
+or profile. They are uploaded under a fresh prefix `<parent>/<utc time>-<random>/`, each file's size and
+sha256 in `manifest.json`, which is written last. A prefix without a manifest is a failed attempt, which
+readers ignore.
 
     manifest = publish(Path("model"), "s3://bucket/rex/model", metadata={"identifier": "sks"})
     published("s3://bucket/rex/model") == manifest
@@ -44,14 +44,14 @@ _PROBE_SECONDS = 15
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """What a manifest says of one file."""
+    """A file's entry in a manifest."""
 
     size: int
     sha256: str
 
 
 class Damaged(InputError):
-    """A file isn't what its manifest says; `what` is the file, what was expected and what was got."""
+    """A file differs from its manifest; `what` names the file, what was expected and what was got."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; publish it again")
@@ -95,7 +95,7 @@ def is_local(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """An address that means the same in another working folder; a local one becomes an absolute path."""
+    """An address independent of the working folder; a local one becomes an absolute path."""
     fs, path = filesystem(uri)
     return path if isinstance(fs, LocalFileSystem) else uri
 
@@ -112,7 +112,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or folder."""
+    """Whether a file or folder exists."""
     fs, path = filesystem(uri)
     return bool(fs.exists(path))
 
@@ -151,8 +151,8 @@ def publish(
 ) -> Manifest:
     """Upload all files below a directory under a fresh prefix of `parent_uri`, the manifest last.
 
-    `verify` is called with the manifest before it is written, when all files have arrived. Nothing stays under the
-    prefix when something is raised. Raises ValueError for a directory without files, with a file named manifest.json,
+    `verify` is called with the manifest before it is written, when all files have arrived. After an error the prefix is
+    empty. Raises ValueError for a directory without files, with a file named manifest.json,
     or metadata that isn't JSON.
     """
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
@@ -189,14 +189,14 @@ def upload(path: Path, uri: str) -> FileRecord:
 
 
 def remove(uri: str) -> None:
-    """Remove a file, or a folder with all that is in it; nothing where there is none."""
+    """Remove a file, or a folder with its content, if it exists."""
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
 def write_manifest(manifest: Manifest) -> Manifest:
-    """Make a set of files trusted: to be called when all of them are written."""
+    """Write the manifest, which makes its files trusted. Call when all of them are written."""
     files = {name: dataclasses.asdict(record) for name, record in manifest.files.items()}
     content = {"format": _FORMAT, "files": files, "metadata": manifest.metadata}
     write_json(join(manifest.uri, MANIFEST_NAME), content)
@@ -204,7 +204,7 @@ def write_manifest(manifest: Manifest) -> Manifest:
 
 
 def published(parent_uri: str) -> Manifest | None:
-    """The newest publication below an address, or None; prefixes without a manifest are passed over."""
+    """The newest publication below an address, or None; prefixes without a manifest are skipped."""
     fs, root = filesystem(absolute(parent_uri))
     try:
         names = {PurePosixPath(path).name for path in fs.ls(root, detail=False)}
@@ -218,7 +218,7 @@ def published(parent_uri: str) -> Manifest | None:
 
 
 def begun_at(name: str) -> datetime.datetime | None:
-    """When a publication was begun, from its folder's name; None for a name that `publish` doesn't give."""
+    """Start time of a publication by its folder's name; None for other names."""
     if _PREFIX.fullmatch(name) is None:
         return None
     return datetime.datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=datetime.UTC)
@@ -245,9 +245,9 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def fetch(publication: Manifest | str, directory: Path) -> Path:
-    """Bring a publication's files into a directory, each compared with its size and sha256; returns the directory.
+    """Download a publication to a directory, checking each file's size and sha256. Returns the directory.
 
-    Files that are there already, whole, aren't fetched again. Raises Damaged.
+    Complete files already there aren't fetched again. Raises Damaged.
     """
     manifest = read_manifest(publication) if isinstance(publication, str) else publication
     fs, root = filesystem(manifest.uri)
@@ -271,9 +271,9 @@ def fetch(publication: Manifest | str, directory: Path) -> Path:
 
 @contextmanager
 def opened(publication: Manifest | str, *, compare: bool = False) -> Iterator[Path]:
-    """A publication's files in a folder that is there as long as the context: its own where it is local, else a copy.
+    """A folder with a publication's files within this context: its own if local, else a copy.
 
-    Sizes are compared first, and of a copy, or with `compare`, the sha256, too; Damaged as by `fetch`.
+    Sizes are checked first, and for a copy, or with `compare`, the sha256 too. Raises Damaged.
     """
     manifest = read_manifest(publication) if isinstance(publication, str) else publication
     directory = _local_directory(manifest, compare=compare)
@@ -300,10 +300,9 @@ def _local_directory(manifest: Manifest, *, compare: bool) -> Path | None:
 
 
 def check_writable(uri: str, *, need_bytes: int = 0) -> None:
-    """Write, read back and delete a small file, within seconds; nothing stays, and no folder is made.
+    """Write, read back and delete a small file, within seconds; nothing remains, and no folder is made.
 
-    `need_bytes` is what the work will write, compared with the free space where that can be known. Raises InputError
-    that says what is wrong with the address and what to do.
+    `need_bytes` is compared with the free space, if known. Raises InputError with the fault of the address and a cure.
     """
     prove_store(uri, what=f"can't write to {shown(uri)!r}: it can't be reached")
     fs, root = filesystem(uri, patient=False)
@@ -325,7 +324,7 @@ def check_writable(uri: str, *, need_bytes: int = 0) -> None:
 
 
 def _existing_folder(fs: AbstractFileSystem, path: str) -> str:
-    """The folder itself, or the nearest above it that is there: in it the others will be made."""
+    """The folder or its nearest existing parent, in which the others will be made."""
     if _has_no_folders(fs):
         return path
     if isinstance(fs, LocalFileSystem):
@@ -339,9 +338,9 @@ def _existing_folder(fs: AbstractFileSystem, path: str) -> str:
 
 
 def pyarrow_filesystem(uri: str) -> tuple[Any, str]:
-    """The pyarrow file system and the path without a scheme that Ray Train takes for its storage.
+    """The pyarrow file system and schemeless path of Ray Train's storage.
 
-    Remote ones go through fsspec, so that the same variables, endpoints and retries hold as everywhere else.
+    Remote ones go through fsspec, so that the same variables, endpoints and retries apply as elsewhere.
     """
     import pyarrow.fs
 
@@ -365,10 +364,10 @@ def _write(fs: AbstractFileSystem, path: str, content: bytes) -> None:
 
 
 def _within(seconds: float, fs: AbstractFileSystem, method: str, *arguments: Any) -> None:
-    """Call a method that sends, and give it up with a TimeoutError after a while.
+    """Call a sending method, with a TimeoutError after a while.
 
-    Before S3's drivers send, they ask the store whether they may, and no timeout of theirs is for the answer: a store
-    that takes the connection and then says nothing would be waited for without end.
+    S3's drivers ask the store before sending, with no timeout for the answer: they would wait without end for a store
+    that accepts the connection and stays silent.
     """
     if isinstance(fs, AsyncFileSystem):
         fsspec.asyn.sync(fs.loop, getattr(fs, f"_{method}"), *arguments, timeout=seconds)
@@ -386,13 +385,13 @@ def _make_parent(fs: AbstractFileSystem, path: str) -> None:
 
 
 def _has_no_folders(fs: AbstractFileSystem) -> bool:
-    """Whether it is an object store; some drivers would make a missing bucket of its "folder"."""
+    """Whether it is an object store; some drivers would create a missing bucket for a "folder"."""
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     return bool(protocols & _OBJECT_STORES)
 
 
 def _check_name(name: str) -> str:
-    """Refuse a name that would leave the folder it is fetched into."""
+    """Refuse a name outside the folder it is fetched into."""
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or path.as_posix() != name:
         raise InputError(f"the manifest names a file {name!r}; expected a plain relative path")
@@ -409,6 +408,6 @@ def _compare(manifest: Manifest, name: str, path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, which is read piece by piece."""
+    """sha256 of a file, read piece by piece."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -96,7 +96,7 @@ def register(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListedModel:
-    """The latest version of a registered model, and what its run measured (None where it didn't).
+    """The latest version of a registered model, and its run's similarities (None if not measured).
 
     `figures` are those of the paper's protocol, by bank and name.
     """
@@ -219,7 +219,7 @@ def _public_version(package: str) -> str:
 
 
 def upload_seconds(size: int) -> float:
-    """How long an upload of so many bytes may take, to MLflow or through it to a store."""
+    """Most seconds for an upload of `size` bytes, to MLflow or through it to a store."""
     return 30 + size / 5_000_000
 
 
