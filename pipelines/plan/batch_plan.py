@@ -1,4 +1,4 @@
-"""The plan of a batch: what every subject takes, how many lanes there are, and why."""
+"""The plan of a batch: its subjects, the number of lanes, and the reasons."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pipelines.storage.files import join
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """Many subjects, all checked. `uri` is the batch's own folder, `key` names what was asked for."""
+    """Many subjects, all checked. `uri` is the batch's own folder, `key` identifies the request."""
 
     name: str
     uri: str
@@ -41,7 +41,7 @@ class BatchPlan:
 
 
 def make_batch_plan(name: str, plans: Sequence[Plan], resources: Resources) -> BatchPlan:
-    """Decide on lanes; InputError when the cluster has no room for one, or subjects ask for different workers."""
+    """Choose the lanes. Raises InputError if none fits the cluster, or subjects want different workers."""
     first = plans[0].config
     for plan in plans:
         if plan.config.cluster != first.cluster or plan.engine != plans[0].engine or plan.config.zero != first.zero:

@@ -1,4 +1,4 @@
-"""What is counted once per base model and settings, and kept on this machine: what counts takes seconds to import."""
+"""Cache counts per base model and settings on this machine: the code that counts takes seconds to import."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from dreambooth.models.download import cache_directory
 
 
 def counted(what: str, base: BaseModel, asked: Mapping[str, Any], count: Callable[[], Any]) -> Any:
-    """The JSON value of `count`, or what it was for the same base, settings, code and versions of libraries."""
+    """The JSON value of `count`, cached for the same base, settings, code and library versions."""
     key = config_hash(base.hash, json.dumps(asked), _code(), *_versions())
     if (what, key) not in _counted:
         _counted[what, key] = _read_or_count(cache_directory() / what / f"{key}.json", count)
@@ -24,7 +24,7 @@ def counted(what: str, base: BaseModel, asked: Mapping[str, Any], count: Callabl
 
 
 _counted: dict[tuple[str, str], Any] = {}
-"""In this process; thousands of subjects of a batch are mostly alike."""
+"""Cache of this process; thousands of subjects of a batch are mostly alike."""
 
 
 @cache
@@ -34,7 +34,7 @@ def _versions() -> tuple[str, ...]:
 
 @cache
 def _code() -> str:
-    """A hash of what counts, and of what is counted: an older version's figures may be others."""
+    """A hash of the counting and the counted code: another version's counts may differ."""
     package, sources = Path(dreambooth.__file__).parent, hashlib.sha256()
     for path in sorted([*package.glob("training/*.py"), *package.glob("models/**/*.py")]):
         sources.update(path.read_bytes())

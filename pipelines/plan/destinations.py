@@ -1,4 +1,4 @@
-"""Can results be written where they are to go, and is there room for them? Asked before any work starts."""
+"""Check before any work starts that results can be written, and that there is room for them."""
 
 import shutil
 import tempfile
@@ -15,9 +15,9 @@ from pipelines.worker.checkpoints import CHECKPOINTS_KEPT
 
 
 def check_destinations(plans: Sequence[Plan], *, lanes: int = 1, nodes: int = 1) -> None:
-    """Prove that results can be written where they are to go, from a cluster of `nodes`; InputError when not.
+    """Check that results can be written from a cluster of `nodes`. Raises InputError if not.
 
-    Each place is tried once, and `lanes` say how many subjects are worked at side by side.
+    Each address is tried once; `lanes` is the number of subjects in work at a time.
     """
     from pipelines.tracking.runs import check_tracking
 
@@ -33,7 +33,7 @@ def check_destinations(plans: Sequence[Plan], *, lanes: int = 1, nodes: int = 1)
 
 @dataclass(frozen=True, kw_only=True)
 class _Written:
-    """Bytes that will be written below a folder, and what they are."""
+    """Bytes that will be written below a folder, and their kind."""
 
     folder: Path
     size: int
@@ -90,7 +90,7 @@ def _into_temporary_folder(largest: Plan, lanes: int) -> list[_Written]:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that there is."""
+    """The folder or its nearest existing parent."""
     return next(one for one in (folder, *folder.parents) if one.exists())
 
 

@@ -1,6 +1,6 @@
-"""Would a run work on this cluster? Every node is asked, storage and tracking are tried, and each fault gets its cure.
+"""Check that a run would work on this cluster: nodes, storage and tracking, with a cure for each fault.
 
-Facts are gathered where they are (a task pinned to each node), and judged here, by plain functions of the facts.
+Facts are gathered by a task pinned to each node, and judged here by plain functions.
 """
 
 import os
@@ -23,7 +23,7 @@ State = Literal["ok", "warning", "failure"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a check found; `cure` says what to do unless it is ok."""
+    """Result of a check; `cure` is the remedy unless it is ok."""
 
     check: str
     state: State
@@ -32,7 +32,7 @@ class Finding:
 
 
 def examine(config: DreamBoothConfig) -> list[Finding]:
-    """All findings about the cluster that is joined, in the order they are to be read."""
+    """All findings about the joined cluster, in reading order."""
     root = absolute(config.storage.root)  # tasks run in folders of their own
     config = config.model_copy(update={"storage": config.storage.model_copy(update={"root": root})})
     nodes, silent = ask_nodes(config)
@@ -198,7 +198,7 @@ def _worst(
     *,
     state: State = "failure",
 ) -> Finding:
-    """One finding for all nodes: those that fail, or what the first says when none does."""
+    """One finding for all nodes: the failing ones, or the first if none fails."""
     bad = [node for node in nodes if not good(node)]
     if bad:
         found = "; ".join(f"{node.node}: {say(node)}" for node in bad)

@@ -1,7 +1,7 @@
-"""How long will a batch take, and how much memory?
+"""Estimate a batch's time and memory.
 
-By the pace of earlier batches, where there were such; else operations are counted, and speed is measured where it will
-run.
+Time comes from the pace of earlier batches if known; else from counted operations and the measured speed of the
+cluster.
 """
 
 import os
@@ -30,7 +30,7 @@ _ANSWER_SECONDS = 60.0
 _MEASURE_SECONDS = 0.3
 _LEAST_TIMES = 5
 _BUSY = 1.25
-"""Load over cores from which on it is said that others were at work."""
+"""Load per core above which the estimate mentions other work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def describe_estimate(plan: BatchPlan) -> list[tuple[str, str]]:
 
 
 def _by_pace(plan: BatchPlan) -> str | None:
-    """By the pace of earlier batches, on whatever machines they ran; None where a subject's settings are new."""
+    """Estimate by the pace of earlier batches, on any machines; None if a subject's settings are new."""
     known = known_paces(plan.subjects[0].config.storage.root)
     found = [known.get(pace_key(subject)) for subject in plan.subjects]
     paces = [pace for pace in found if pace is not None]
@@ -73,7 +73,7 @@ def _by_pace(plan: BatchPlan) -> str | None:
 
 
 def _by_counting(plan: BatchPlan, costs: dict[str, StepCost]) -> str:
-    """By counted operations and measured speed."""
+    """Estimate by counted operations and measured speed."""
     speed = _measured(plan)
     if speed is None:
         return f"not estimated: no worker answered within {_ANSWER_SECONDS:.0f} s"
@@ -96,7 +96,7 @@ def _by_counting(plan: BatchPlan, costs: dict[str, StepCost]) -> str:
 
 
 def about_load(speed: Speed) -> str:
-    """What to add to an estimate if others were at work while the speed was measured."""
+    """A remark on an estimate whose speed was measured beside other work."""
     if speed.load <= _BUSY * speed.cores:
         return ""
     return (
@@ -112,7 +112,7 @@ def clock(seconds: float) -> str:
 
 
 def measure_speed(device: str, num_threads: int) -> Speed:
-    """Of matrix products, here: the fastest of several, as others that are at work only ever make one slower."""
+    """Speed of matrix products here: the fastest of several, since other work only slows them down."""
     import torch
 
     before = torch.get_num_threads()
@@ -184,7 +184,7 @@ def _training_flops(plan: Plan, cost: StepCost) -> float:
 
 
 def _sampling_flops(plan: Plan, cost: StepCost) -> float:
-    """Of the evaluation's samples, before and after."""
+    """Operations of the evaluation's samples, before and after."""
     evaluation = plan.config.evaluation
     if not evaluation.enabled:
         return 0.0

@@ -1,7 +1,7 @@
-"""What does Kubernetes have to be told so that a run or a batch gets the cluster that its plan asks for?
+"""Render the KubeRay manifests of a run or batch, sized by its plan.
 
-One RayCluster of pods of a kind: as many as its lanes times its workers take, each with the GPUs, CPUs and memory that
-the plan says, on KubeRay 1.7. A RayJob brings such a cluster, the command and its configuration, and takes the cluster
+One RayCluster of equal pods, enough for its lanes times its workers, each with the plan's GPUs, CPUs and memory, on
+KubeRay 1.7. A RayJob brings such a cluster, the command and its configuration, and takes the cluster
 down at the end. What the manifests refer to (namespace, secrets, settings, queue) is in infra/kubernetes. The same
 configuration gives the same manifests, byte for byte.
 """
@@ -25,7 +25,7 @@ from pipelines.plan.run_plan import Plan
 Manifest = dict[str, Any]
 
 LONGEST_NAME = 47
-"""Of a RayJob, by KubeRay; a RayCluster's may be six longer."""
+"""KubeRay's longest name of a RayJob; a RayCluster's may be six longer."""
 
 _CONFIG_FOLDER = "/etc/dreambooth"
 _LARGEST_CONFIG = 1 << 20  # etcd's limit for one object is 1.5 MiB
@@ -39,12 +39,12 @@ GIVE_NOTICE = (
     "--deadline-remaining-seconds 90; "
     "for second in $(seq 100); do grep -qs RayTrainWorker /proc/[0-9]*/cmdline || break; sleep 1; done"
 )
-"""Of a pod that will be taken away: tells Ray, so that a training writes a checkpoint, and waits until it has left."""
+"""Pre-stop command of a pod: drains the Ray node, so that training writes a checkpoint, and waits until it has left."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where and how it runs: what the plan doesn't decide."""
+    """Settings of the cluster that the plan doesn't decide."""
 
     image: str
     namespace: str = "dreambooth"
@@ -56,7 +56,7 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerPods:
-    """So many pods alike; a pod holds whole workers, and a lane's workers share as few pods as they can."""
+    """A number of equal pods; a pod holds whole workers, and a lane's workers share as few pods as possible."""
 
     count: int
     workers_per_pod: int
@@ -132,7 +132,7 @@ def ray_job(
 
 
 def to_yaml(manifests: Sequence[Manifest]) -> str:
-    """Manifests as kubectl and people read them: no anchors, files as blocks of lines."""
+    """Readable YAML of manifests: no anchors, files as literal blocks."""
     return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

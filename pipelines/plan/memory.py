@@ -1,4 +1,4 @@
-"""How much memory does a worker need? Weights and optimizer as ZeRO divides them, and a step gone through."""
+"""Memory of a worker: weights and optimizer as ZeRO shards them, and a traced step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,9 @@ _LIVE_PARAMETERS = 1_000_000_000
 
 
 def peak_bytes(plan: Plan) -> int:
-    """Bytes of tensors that one worker of a plan holds at its peak, on its device.
+    """Peak bytes of tensors on the device of one worker.
 
-    Beside those a process takes what its libraries take: some 500 MiB of main memory, and of a GPU's CUDA's context.
+    Libraries take more: some 500 MiB of main memory, and CUDA's context on a GPU.
     """
     config, workers = plan.config, plan.config.cluster.num_workers
     stage = config.zero.stage if plan.engine == "deepspeed" else 0

@@ -1,4 +1,4 @@
-"""What every node of a cluster says of itself, and of what it reaches; gathered there, by a task pinned to each."""
+"""Facts about every node of a cluster and its connections, gathered by a task pinned to each."""
 
 import shutil
 import tempfile

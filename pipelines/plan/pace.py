@@ -1,4 +1,4 @@
-"""How fast did the like go before? Steps per second that batches measured, kept for the estimate of the next.
+"""Measured paces: steps per second of earlier batches, stored for the next estimate.
 
 A pace is that of a base model, an engine, workers and training settings; the subject makes no difference.
 """
@@ -23,7 +23,7 @@ class Pace:
 
 
 def known_paces(root: str) -> dict[str, Pace]:
-    """All paces that batches under a storage root have left, by `pace_key`."""
+    """All paces stored under a storage root, by `pace_key`."""
     try:
         return {key: Pace(**pace) for key, pace in read_json(_address(root)).items()}
     except FileNotFoundError:
@@ -31,7 +31,7 @@ def known_paces(root: str) -> dict[str, Pace]:
 
 
 def remember_paces(root: str, batch: str, measured: Iterable[tuple[Plan, float]]) -> None:
-    """Keep the medians of a batch's (plan, steps per second), over what earlier ones left."""
+    """Store the medians of a batch's (plan, steps per second), replacing earlier ones."""
     rates: dict[str, list[float]] = {}
     for plan, steps_per_second in measured:
         rates.setdefault(pace_key(plan), []).append(steps_per_second)
@@ -43,7 +43,7 @@ def remember_paces(root: str, batch: str, measured: Iterable[tuple[Plan, float]]
 
 
 def pace_key(plan: Plan) -> str:
-    """Names what a pace depends on: settings that change none (how many steps, seeds, checkpoints) are left out."""
+    """Key of everything a pace depends on, without irrelevant settings (number of steps, seeds, checkpoints)."""
     config = plan.config
     neutral = {"max_train_steps": 1, "lr_warmup_steps": 0, "seed": 0, "checkpoint_every": 1, "validate_every": None}
     zero = [config.zero] if plan.engine == "deepspeed" else []

@@ -1,4 +1,4 @@
-"""Everything is looked at before anything starts: the plan of one run, and the key of its result."""
+"""The plan of one run, made before anything starts, and the key of its result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ from pipelines.tasks import ProtocolTask
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A configuration with every open choice made, and what was found out on the way.
+    """A configuration with every open choice made, and the facts behind the choices.
 
-    `key` names the result: the hash of all that decides the trained weights. The same key is the same result.
-    `sampling_dtype` is what pictures are computed in, on whatever machine: they are stored by it.
+    `key` identifies the result: the hash of everything that decides the trained weights. `sampling_dtype` is the dtype
+    of pictures on every machine, and part of their keys.
     """
 
     config: DreamBoothConfig
@@ -46,14 +46,14 @@ class Plan:
 
     @property
     def protocol(self) -> ProtocolTask | None:
-        """What is measured of the model by the paper's protocol, if anything."""
+        """The task of the paper's protocol, if any."""
         return protocol_task(
             self.config, self.images, model_key=self.key, base_hash=self.base.hash, dtype=self.sampling_dtype
         )
 
     @property
     def trained_parameters(self) -> int:
-        """How many parameters are fine-tuned."""
+        """Number of fine-tuned parameters."""
         counts = self.base.parameter_counts
         if self.config.train.method == "textual_inversion":
             return self.base.embedding_width * len(set(_identifier_tokens(self.config, self.base)))
@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """What a checkpoint takes, all workers' parts together.
+        """Bytes of a checkpoint, all workers' parts together.
 
         Weights, two moments of Adam and the moving average, in fp32. Under ZeRO 1 and 2 the weights are there twice, in
         the model's file and as the shards' masters. DeepSpeed writes frozen weights, too, and without ZeRO every rank
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def published_bytes(self) -> int:
-        """What the published model takes."""
+        """Bytes of the published model."""
         return sum(self.base.parameter_counts.values()) * (4 if self.config.storage.dtype == "float32" else 2)
 
 
@@ -106,7 +106,7 @@ def make_plan(
     base: BaseModel | None = None,
     identifier: str | None = None,
 ) -> Plan:
-    """Check everything a run needs and decide what is left open; InputError for whatever is wrong.
+    """Check all requirements of a run and make the open choices. Raises InputError for any fault.
 
     `resources` None means those of this machine. Many subjects share their `base`, found before, and an `identifier` is
     chosen for each among all of them.
@@ -175,7 +175,7 @@ def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
 
 
 def local_addresses(config: DreamBoothConfig) -> list[str]:
-    """What a cluster of several nodes can't see unless they share a disk."""
+    """Local addresses, which several nodes can't read without a shared disk."""
     addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
     if config.base_model != "miniature" and Path(config.base_model).is_dir():
         addresses.append(config.base_model)
@@ -212,7 +212,7 @@ def _absolute_folder(address: str) -> str:
 
 
 def choose_sampling_dtype(*, use_gpu: bool) -> str:
-    """What pictures are computed in: decided here, once, by what is best where the plan is made."""
+    """The dtype of pictures: chosen once, the best where the plan is made."""
     from dreambooth.sampling.sampler import sampling_dtype
 
     return str(sampling_dtype("cuda" if use_gpu else "cpu")).removeprefix("torch.")
@@ -253,7 +253,7 @@ def _identifier_tokens(config: DreamBoothConfig, base: BaseModel) -> tuple[int, 
 
 
 def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, place: str) -> str:
-    """What decides the published weights and the layout of checkpoints; what decides neither is left out."""
+    """Key of everything that decides the published weights and the layout of checkpoints."""
     train = config.train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
     crops = config.images.crops_per_image if config.images.crop == "random" else 1
     images = config.images.model_copy(update={"max_pixels": 1, "crops_per_image": crops})

@@ -1,4 +1,4 @@
-"""All subjects of a batch are looked at, side by side, before anything starts."""
+"""Check all subjects of a batch in parallel before anything starts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 _AT_ONCE, _PER_PART = 16, 64
 _PER_PROCESS, _MOST_PROCESSES = 500, 8
-"""A process has to start and to import: it is worth that from so many subjects on."""
+"""Fewest subjects that are worth starting another process."""
 
 Bases = Mapping[tuple[str, str | None], BaseModel | InputError]
-"""Base models by address and revision, or what is wrong with them."""
+"""Base models, or their faults, by address and revision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectCheck:
-    """What was found out about one subject; without a plan it can't be trained, and `errors` say why."""
+    """Checks of one subject; without a plan it can't be trained, for the reasons in `errors`."""
 
     name: str
     plan: Plan | None

@@ -1,4 +1,4 @@
-"""Which subjects does a batch have? Read from a table or a folder, wherever fsspec reaches.
+"""Read the subjects of a batch from a table or folder at any fsspec address.
 
 A table (`plan.tables`) is YAML (a list, or settings of all with the list under `subjects`), JSONL or CSV; a folder
 holds one folder of images per subject, with a small subject.yaml in it or not. Every subject has a name, a class noun,
@@ -36,7 +36,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSubject:
-    """A subject as it was read, and `where`; with `faults` it can't be trained, and without a config they say why."""
+    """A subject as read, and `where`; one with `faults` can't be trained, and may have no config."""
 
     name: str
     config: DreamBoothConfig | None
@@ -118,7 +118,7 @@ def _from_folder(fs: AbstractFileSystem, path: str) -> Iterator[Row]:
 
 
 def settings_beside(images: Sequence[str]) -> Settings:
-    """What is known of a subject from where its images lie: a name after their folder, and what a subject.yaml says.
+    """Settings of a subject from its images' folder: a name, and those in subject.yaml.
 
     `images` are folders, globs and files at any address. Nothing is known of images in several folders.
     Raises InputError for a subject.yaml that can't be read.
@@ -151,7 +151,7 @@ def _folder_of(address: str) -> str:
 
 
 def _subject_file(fs: AbstractFileSystem, folder: str) -> Settings:
-    """What the subject.yaml in a folder says; nothing where there is none."""
+    """Settings of the subject.yaml in a folder, if any."""
     path = f"{folder.rstrip('/')}/{_SUBJECT_FILE}"
     if not fs.isfile(path):
         return {}
@@ -209,7 +209,7 @@ def _without_clashes(subjects: Sequence[ListedSubject]) -> tuple[ListedSubject, 
 
 
 def _own(subject: ListedSubject) -> list[tuple[str, str]]:
-    """What no two subjects of a batch may share, most telling first."""
+    """Values that must be unique in a batch, most specific first."""
     config, found = subject.config, [("name", subject.name)]
     if config is not None:
         found += [("identifier", config.subject.identifier)] if config.subject.identifier is not None else []

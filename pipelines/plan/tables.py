@@ -1,4 +1,4 @@
-"""The rows of a table that a person made: YAML, JSONL, or what a spreadsheet exports.
+"""Read tables of subjects: YAML, JSONL, or spreadsheet exports.
 
     {"name": "rex", "class_noun": "dog", "instance_images": "photos/rex", "train.max_train_steps": 800, "note": "ours"}
 
@@ -21,7 +21,7 @@ from dreambooth.config.text_files import decode_text
 from dreambooth.errors import InputError
 
 SUBJECT = ("name", "class_noun", "identifier", "instance_images")
-"""What is a subject's own, and given without `subject.` before it."""
+"""Settings of a subject written without `subject.` before them."""
 NOTE = "note"
 _REQUIRED = ("name", "class_noun", "instance_images")
 _DELIMITERS = (",", ";", "\t")
@@ -32,7 +32,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A subject as it was written, `where` it stands ("line 3"), and what can't be read of it."""
+    """A subject as written, `where` it stands ("line 3"), and its unreadable parts."""
 
     settings: Settings
     where: str
@@ -60,7 +60,7 @@ def ending(address: str) -> str:
 
 @cache
 def known_names() -> tuple[str, ...]:
-    """All that a row may say."""
+    """All names allowed in a row."""
     return (*SUBJECT, *(name for name, _, _ in list_settings(DreamBoothConfig)))
 
 
@@ -195,4 +195,4 @@ def _value(column: str, cell: str, line: int) -> Any:
 _YAML = ("yaml", "yml")
 _LINES: dict[str, Callable[[str], list[Row]]] = {"jsonl": _from_jsonl, "csv": _from_csv, "tsv": _from_csv}
 TABLES = tuple(f".{kind}" for kind in (*_YAML, *_LINES))
-"""What the names of tables end in."""
+"""Endings of tables' names."""

@@ -1,1 +1,1 @@
-"""Who does what next, remembered in storage."""
+"""The queue of subjects, kept in storage."""

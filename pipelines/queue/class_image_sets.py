@@ -1,4 +1,4 @@
-"""The sets of class images that a batch needs: which lane makes what, and who waits for which set."""
+"""The class-image sets of a batch: work of lanes, and subjects waiting for each set."""
 
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -78,7 +78,7 @@ class ClassImageSets:
         self.made += len(done)
 
     def give_back(self, lane: str) -> bool:
-        """What a lane had in hand is handed out again; says whether it had anything."""
+        """Hand out a lane's unfinished work again. Returns whether it had any."""
         handed = self._handed.pop(lane, [])
         for key, block in handed:
             if block is not None:

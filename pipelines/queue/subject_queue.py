@@ -1,9 +1,8 @@
-"""Which lane does what next, and what is left when everything dies?
+"""The queue of a batch: hands out work to lanes, and survives crashes.
 
-One object on the cluster hands out work to lanes; all it must remember is in storage before anybody acts on it, one
-small JSON per subject. So it can be killed and made again, by Ray in mid-run or by the same command a day later, and
-only what is missing is done. A lane without a subject that can start makes class images; a subject can start when its
-own class's set is whole.
+One actor on the cluster hands out work; its state is in storage before anybody acts on it, one small JSON per subject.
+So it can be killed and restarted, by Ray in mid-run or by the same command a day later, and only missing work is done.
+A lane without a startable subject makes class images; a subject can start when its class's set is complete.
 
     queue.next(lane) -> TrainSubject | MakeClassImages | Wait | None
 """
@@ -41,7 +40,7 @@ _MOST_MESSAGES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class QueuedSubject:
-    """A subject as it stands at the start, what its lane is told, and the class images that it needs."""
+    """A subject's initial state, its lane's task, and the class images it needs."""
 
     record: SubjectRecord
     task: TrainTask
@@ -50,7 +49,7 @@ class QueuedSubject:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """How a batch stands: subjects by state, those in lanes, class images (made, to make), and what needs the driver.
+    """State of a batch: subjects by state, those in lanes, class images (made, to make), and what needs the driver.
 
     `trained` are the names of subjects that wait for their registration, `failures` (name, reason) pairs of those set
     aside, `lanes` how many came for work, and `nodes` the ids of the nodes on which a lane's workers are.
@@ -143,14 +142,14 @@ class SubjectQueue:
         self._ready.extend((name, time.time()) for name in self._sets.sealed(lane, key))
 
     def progress(self, name: str, progress: Progress, messages: Sequence[Message] = ()) -> bool:
-        """Take how far a subject has come, and messages for the driver; says whether to stop."""
+        """Take a subject's progress and messages for the driver. Returns whether to stop."""
         if self._records[name].state == "training":
             self._progress[name] = progress
         self._messages.extend((name, message) for message in messages)
         return self._stopping
 
     def messages(self) -> tuple[tuple[str, Message], ...]:
-        """What lanes had to say since the last call, with the subject's name; of too much, the newest."""
+        """Messages of lanes since the last call, with the subject's name; the newest if too many."""
         taken = tuple(self._messages)
         self._messages.clear()
         return taken
@@ -198,11 +197,11 @@ class SubjectQueue:
         self._failures[name] = reason
 
     def released(self, name: str) -> None:
-        """A lane that was told to stop has left a checkpoint: the subject waits."""
+        """A stopped lane has written a checkpoint: the subject waits."""
         self._lost(name, counts=False)
 
     def lane_ended(self, lane: str) -> None:
-        """A lane is no more: what it had goes to others."""
+        """A lane has ended: its work goes to others."""
         self._lanes.discard(lane)
         self._nodes.pop(lane, None)
         self._give_back(lane, counts=True)
@@ -216,11 +215,11 @@ class SubjectQueue:
         return self._give_back(lane, counts=False)
 
     def stop(self) -> None:
-        """Hand out nothing more, and tell lanes to stop after their step."""
+        """Hand out no more work, and ask lanes to stop after their step."""
         self._stopping = True
 
     def snapshot(self) -> Snapshot:
-        """How the batch stands."""
+        """The state of the batch."""
         return Snapshot(
             counts={state: self._counts[state] for state in STATES},
             running=dict(self._progress),
@@ -237,7 +236,7 @@ class SubjectQueue:
         return tuple(self._records.values())
 
     def _place(self, record: SubjectRecord) -> None:
-        """Put a subject where its state says it belongs."""
+        """File a subject by its state."""
         if record.state == "failed":
             self._failures[record.name] = str(record.reason)
         elif record.state == "trained":
@@ -250,7 +249,7 @@ class SubjectQueue:
                 self._ready.append((record.name, time.time()))
 
     def _give_back(self, lane: str, *, counts: bool) -> bool:
-        """What a lane had goes to others; says whether it had anything."""
+        """Give a lane's work to others. Returns whether it had any."""
         names = list(self._claims.get(lane, ()))
         for name in names:
             self._lost(name, counts=counts)

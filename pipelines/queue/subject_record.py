@@ -1,4 +1,4 @@
-"""Where one subject of a batch stands, as it is kept in storage and shown to a person."""
+"""The stored state of each subject of a batch."""
 
 import json
 

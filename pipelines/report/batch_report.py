@@ -1,4 +1,4 @@
-"""One page for a batch: how its subjects stand, their figures, and their pictures beside each other."""
+"""One page for a batch: states, figures and pictures of its subjects."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from pipelines.report.report_evaluation import (
 from pipelines.tasks import STATES
 
 SHOWN = 200
-"""Of how many subjects pictures and curves are shown: a page of thousands would not open."""
+"""Most subjects shown with pictures and curves: a page of thousands would not open."""
 
 _SHEET_WIDTH = 900
 _COPIES = 24

@@ -1,4 +1,4 @@
-"""What the page of a batch is made from."""
+"""The data of a batch's page."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from pipelines.tasks import SubjectRecord
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubjectResult:
-    """One subject's row: its record and, where it got that far, what it ended with.
+    """One subject's row: its record and its results so far.
 
     `uri` is the folder of its run, `history` holds one mapping of metrics a step (step, loss, instance_loss,
     prior_loss, …), `contact_sheet` a PNG; `step_seconds` were spent in training steps, checkpoints and samples left

@@ -1,6 +1,6 @@
-"""What there is to see of one evaluated subject: figures, and where its pictures lie.
+"""Figures and picture addresses of one evaluated subject.
 
-The protocol's evaluation.json where the run measured one, else the samples that every run makes.
+They come from the protocol's evaluation.json if there is one, else from the samples of every run.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def find_evaluated(run_uri: str, summary: Mapping[str, Any]) -> Evaluated | None
 
 
 def read_evaluation(uri: str) -> Evaluated:
-    """What an evaluation.json holds; InputError for a file that is none."""
+    """Read an evaluation.json. Raises InputError for any other file."""
     evaluation = read_json(uri)
     try:
         figures = figures_from(evaluation)
@@ -82,7 +82,7 @@ def read_evaluation(uri: str) -> Evaluated:
 
 
 def read_pictures(addresses: Iterable[str]) -> dict[str, bytes]:
-    """Pictures by their addresses, many at once where a store can; those that are gone are left out."""
+    """Pictures by their addresses, in parallel if the store allows; missing ones are left out."""
     found: dict[str, bytes] = {}
     wanted: dict[str, list[str]] = {}
     for address in dict.fromkeys(addresses):

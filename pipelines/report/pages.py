@@ -1,4 +1,4 @@
-"""What pages are made of: Jinja2 templates, and the tables, pictures and charts that they show.
+"""Render pages from Jinja2 templates, with tables, pictures and charts.
 
 Pages are self-contained: pictures lie inside as WebP, charts are drawn by uPlot (MIT, inlined), nothing is fetched.
 """

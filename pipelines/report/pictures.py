@@ -1,4 +1,4 @@
-"""What a person looks at: the contact sheet and the loss curve."""
+"""Draw the contact sheet and the loss curve."""
 
 import dataclasses
 import io
@@ -79,7 +79,7 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> Image.Image:
     """Draw losses and learning rates against steps.
 
     Each point is a training step's metrics: `step`, and any of `total`, `instance`, `prior`, `learning_rate` and
-    `text_encoder_learning_rate`; what is zero throughout was off, and isn't drawn.
+    `text_encoder_learning_rate`; curves that are zero throughout are left out.
     Losses are noisy, because each step draws its own timesteps, so a running mean is drawn over them.
     """
     import matplotlib as mpl

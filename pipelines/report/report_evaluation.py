@@ -1,4 +1,4 @@
-"""What pages show of evaluations: figures with intervals, pictures beside the base model's, copies, warnings."""
+"""Parts of pages about evaluations: figures with intervals, pictures beside the base model's, copies, warnings."""
 
 import re
 from collections import defaultdict
@@ -76,7 +76,7 @@ def warnings_of(evaluated: Sequence[Evaluated]) -> list[str]:
 
 
 def figures_of_run(figures: Figures) -> tuple[Table, str]:
-    """All figures of one subject with their intervals, and by what they were measured."""
+    """All figures of one subject with their intervals, and their bank."""
     rows = [
         [cell(title), _interval(figures.figures[name].interval), cell(meaning)]
         for name, (title, meaning) in FIGURES.items()

@@ -1,4 +1,4 @@
-"""One page for a run: what it came to, its samples beside the base model's, and how it was trained."""
+"""One page for a run: its result, samples beside the base model's, and the training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

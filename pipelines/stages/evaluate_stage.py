@@ -1,4 +1,4 @@
-"""Samples of the fine-tuned model beside the base model's, how much they look like the subject, and what is wrong."""
+"""Samples of the fine-tuned model and the base model, their similarity to the subject, and what is wrong."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ class Evaluation:
 
 
 def meant_encoder(config: DreamBoothConfig) -> str:
-    """The address of the image encoder that a configuration means, to be had or not."""
+    """The address of a configuration's image encoder, available or not."""
     return config.evaluation.image_encoder or ("miniature" if config.base_model == "miniature" else DEFAULT_ENCODER)
 
 
 def image_encoder(config: DreamBoothConfig) -> str:
-    """The address of the image encoder that a configuration means; InputError when it can't be had."""
+    """The address of a configuration's image encoder. Raises InputError if unavailable."""
 
     chosen = meant_encoder(config)
     try:
@@ -93,7 +93,7 @@ def _texts(config: DreamBoothConfig) -> list[str]:
 def sample_requests(
     config: DreamBoothConfig, base: Source, fine_tuned: Source, dtype: str
 ) -> list[tuple[Source, SampleRequest]]:
-    """All samples that an evaluation asks for, the base model's first."""
+    """All samples of an evaluation, the base model's first."""
     class_prompt = config.prompts.class_prompt(config.subject)
     prompts = config.evaluation.prompts_of(config.subject, config.prompts)
     return [
@@ -105,7 +105,7 @@ def sample_requests(
 
 
 def _requests(config: DreamBoothConfig, prompt: str, count: int, dtype: str) -> list[SampleRequest]:
-    """The same seeds for every prompt and model: pictures side by side differ by what is compared alone."""
+    """Sample requests with the same seeds for every prompt and model, so that pictures are comparable."""
     seeds = range(config.evaluation.seed, config.evaluation.seed + count)
     return [
         SampleRequest(

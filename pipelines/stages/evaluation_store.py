@@ -14,7 +14,7 @@ INDEX = "evaluation.json"
 
 
 def store_evaluation(evaluation: Evaluation, run_uri: str, key: str) -> None:
-    """Publish what was sampled and measured below a run's folder."""
+    """Publish samples and similarities below a run's folder."""
     with tempfile.TemporaryDirectory(prefix="dreambooth-evaluation-") as folder:
         root = Path(folder)
         names: dict[str, dict[str, list[str]]] = {"before": {}, "after": {}}
@@ -34,7 +34,7 @@ def store_evaluation(evaluation: Evaluation, run_uri: str, key: str) -> None:
 
 
 def load_evaluation(run_uri: str, key: str) -> Evaluation | None:
-    """What `store_evaluation` published for a key, or None."""
+    """The evaluation that `store_evaluation` published for a key, or None."""
     manifest = published(join(run_uri, "evaluation"))
     if manifest is None or manifest.metadata.get("key") != key:
         return None

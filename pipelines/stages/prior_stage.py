@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def images_present(parent_uri: str, plan: PriorPlan) -> set[str]:
-    """Names of the class images that are there, whether a manifest speaks of them yet or not."""
+    """Names of existing class images, in the manifest or not."""
     fs, path = filesystem(join(parent_uri, plan.key))
     try:
         return {name.rsplit("/", 1)[-1] for name in fs.ls(path, detail=False) if name.endswith(".png")}
@@ -34,7 +34,7 @@ def make_class_images(
     pool: "SamplerPool",
     on_progress: Callable[[int, int], None] = lambda made, total: None,
 ) -> PriorSet:
-    """Make what is missing of a set and give it its manifest; `on_progress(made, missing)` after every block."""
+    """Make the missing images of a set and write its manifest; `on_progress(made, missing)` after every block."""
     uri = join(parent_uri, plan.key)
     present = images_present(parent_uri, plan)
     missing = set(plan.missing(present))
@@ -46,12 +46,12 @@ def make_class_images(
 
 
 def prior_set(parent_uri: str, plan: PriorPlan) -> PriorSet:
-    """Where a plan's set lies, or will lie."""
+    """The set of a plan at its address, made or not."""
     return PriorSet(key=plan.key, uri=join(parent_uri, plan.key), class_prompt=plan.class_prompt, count=plan.count)
 
 
 def is_whole(parent_uri: str, plan: PriorPlan) -> bool:
-    """Whether a set's manifest speaks of all images wanted."""
+    """Whether a set's manifest has all images wanted."""
     return len(_trusted(join(parent_uri, plan.key))) >= plan.count
 
 
@@ -77,7 +77,7 @@ def _generate(
 
 
 def seal(parent_uri: str, plan: PriorPlan) -> None:
-    """Give a set, all of whose images are there, its manifest."""
+    """Write the manifest of a set with all its images."""
     uri, files = join(parent_uri, plan.key), {}
     for index in range(plan.count):
         content = read_bytes(join(uri, image_name(index)))

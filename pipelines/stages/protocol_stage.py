@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def protocol_task(
     config: DreamBoothConfig, images: Sequence[InstanceImage], *, model_key: str, base_hash: str, dtype: str
 ) -> ProtocolTask | None:
-    """What is to be measured of a run's model, from pictures computed in `dtype`; None where nothing is asked for."""
+    """The measurement of a run's model, from pictures computed in `dtype`; None without a protocol."""
     protocol = protocol_of(config, dtype=dtype)
     if protocol is None:
         return None
@@ -56,9 +56,9 @@ def protocol_task(
 
 
 def check_protocol(config: DreamBoothConfig) -> tuple[str, ...]:
-    """Raise InputError for prompts, pictures or encoders that no evaluation can be done with, at the end or on the way.
+    """Raise InputError for prompts, pictures or encoders unusable for evaluation, at the end or during training.
 
-    Returns warnings of the pictures that samples are compared with, where those aren't the instance images.
+    Returns warnings about the real images, if those aren't the instance images.
     """
     if protocol_of(config, dtype="float32") is not None or config.evaluation.every is not None:
         bank_address(config.evaluation, config.base_model)
@@ -71,13 +71,13 @@ def check_protocol(config: DreamBoothConfig) -> tuple[str, ...]:
 
 
 def _real_images(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> tuple[InstanceImage, ...]:
-    """What samples are compared with: `images`, those that were trained on, unless others are named."""
+    """Real images to compare samples with: `images`, those trained on, unless others are set."""
     addresses = config.evaluation.real_images
     return tuple(images) if addresses is None else find_instance_images(addresses)
 
 
 def bank_address(settings: EvaluationConfig, base_model: str) -> BankAddress:
-    """The bank that settings mean; InputError, with what to fetch, where it can't be had."""
+    """The bank of the settings. Raises InputError, with what to fetch, if unavailable."""
     from dreambooth.evaluation.banks import default_bank
 
     name = default_bank(base_model) if settings.bank == "auto" else settings.bank
@@ -94,7 +94,7 @@ def _bank_address(name: str, dino: str, clip: str, lpips: str | None) -> BankAdd
 
 
 def find_evaluation(task: ProtocolTask) -> dict[str, Any] | None:
-    """The figures of a task that are there already, or None."""
+    """Existing figures of a task, or None."""
     if not exists(task.uri):
         return None
     found: dict[str, Any] = read_json(task.uri)
@@ -131,17 +131,17 @@ def run_protocol(
 
 
 def samples_uri(task: ProtocolTask, pictures: SampleSet) -> str:
-    """Where pictures of the fine-tuned model lie."""
+    """Address of the fine-tuned model's pictures."""
     return join(task.run_uri, "evaluations", "samples", pictures.key)
 
 
 def base_samples_uri(task: ProtocolTask, pictures: SampleSet) -> str:
-    """Where pictures of the base model lie."""
+    """Address of the base model's pictures."""
     return join(task.shared_uri, "base-samples", pictures.key)
 
 
 def _results(samplers: Samplers, calls: Sequence[Call], on_progress: Callable[[int, int], None]) -> list[Any]:
-    """What the calls give, in their order; only samples count as progress."""
+    """Results of the calls, in order; only samples count as progress."""
     sizes = [len(call.arguments[1].seeds) if call.method == "measured" else 0 for call in calls]
     made = 0
     on_progress(made, sum(sizes))
@@ -169,7 +169,7 @@ def _request(pictures: SampleSet) -> SampleRequest:
 
 
 def _evaluation(task: ProtocolTask, measured: Sequence[Measured], real: Measured, texts: "Tensor") -> dict[str, Any]:
-    """What evaluation.json holds: the figures, what they were measured on, and where the pictures lie."""
+    """Content of evaluation.json: the figures, their inputs, and the addresses of the pictures."""
     from dreambooth.evaluation.figures import BankId
     from dreambooth.evaluation.measure import PromptSamples, measure
 
@@ -226,7 +226,7 @@ def _evaluation(task: ProtocolTask, measured: Sequence[Measured], real: Measured
 
 @dataclass(frozen=True, kw_only=True)
 class _OfPrompt:
-    """The N pictures of one prompt: where they lie, and how they look to the bank, beside M real ones."""
+    """The N pictures of one prompt: addresses, embeddings, and distances to M real ones."""
 
     prompt: str
     addresses: list[str]

@@ -1,4 +1,4 @@
-"""What a storage driver's error means, in words that say what to do."""
+"""Explain errors of storage drivers, with a cure."""
 
 import errno
 import re
@@ -24,12 +24,12 @@ _WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "I
 
 
 class StorageFull(RuntimeError):
-    """There is no room for what has to be written, or writing isn't allowed at all: trying again doesn't help."""
+    """No room to write, or no permission: retrying doesn't help."""
 
 
 @contextmanager
 def room_for(what: str, place: str) -> Iterator[None]:
-    """Within, an error that means that there is no room is a StorageFull: for what, where, why, and what is free."""
+    """Turn errors for lack of room into StorageFull, with what was written, where, why, and the free space."""
     try:
         yield
     except Exception as error:
@@ -51,7 +51,7 @@ def readable_size(count: int) -> str:
 
 
 def no_room(error: BaseException) -> str | None:
-    """What `explain` says of an error, if trying again is no use: a full or read-only disk, or a used-up quota."""
+    """The explanation of an error that retrying can't cure (full or read-only disk, quota), else None."""
     if isinstance(error, StorageFull):
         return str(error)
     for cause in _chain(error):
@@ -61,7 +61,7 @@ def no_room(error: BaseException) -> str | None:
 
 
 def explain(error: BaseException) -> str:
-    """Say what an error of writing means: full, read-only, forbidden, unreachable, no bucket, wrong credentials."""
+    """Explain an error of writing: full, read-only, forbidden, unreachable, no bucket, wrong credentials."""
     causes = _chain(error)
     numbers = {_error_number(cause) for cause in causes}
     names = {name for cause in causes for name in _class_names(cause)}

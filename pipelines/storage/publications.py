@@ -43,7 +43,7 @@ _PREFIX = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{8}")
 
 
 class Damaged(InputError):
-    """A file isn't what its manifest says; `what` is the file, what was expected and what was got."""
+    """A file differs from its manifest; `what` names the file, what was expected and what was got."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; publish it again")
@@ -68,8 +68,8 @@ def publish(
 ) -> Manifest:
     """Upload all files below a directory under a fresh prefix of `parent_uri`, the manifest last.
 
-    `verify` is called with the manifest before it is written, when all files have arrived. Nothing stays under the
-    prefix when something is raised. Raises ValueError for a directory without files, with a file named manifest.json,
+    `verify` is called with the manifest before it is written, when all files have arrived. After an error the prefix is
+    empty. Raises ValueError for a directory without files, with a file named manifest.json,
     or metadata that isn't JSON.
     """
     names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
@@ -92,7 +92,7 @@ def publish(
 
 
 def write_manifest(manifest: Manifest) -> Manifest:
-    """Make a set of files trusted: to be called when all of them are written."""
+    """Write the manifest, which makes its files trusted. Call when all of them are written."""
     files = {name: dataclasses.asdict(record) for name, record in manifest.files.items()}
     content = {"format": _FORMAT, "files": files, "metadata": manifest.metadata}
     write_json(join(manifest.uri, MANIFEST_NAME), content)
@@ -100,7 +100,7 @@ def write_manifest(manifest: Manifest) -> Manifest:
 
 
 def published(parent_uri: str) -> Manifest | None:
-    """The newest publication below an address, or None; prefixes without a manifest are passed over."""
+    """The newest publication below an address, or None; prefixes without a manifest are skipped."""
     fs, root = filesystem(absolute(parent_uri))
     try:
         names = {PurePosixPath(path).name for path in fs.ls(root, detail=False)}
@@ -114,7 +114,7 @@ def published(parent_uri: str) -> Manifest | None:
 
 
 def begun_at(name: str) -> datetime.datetime | None:
-    """When a publication was begun, from its folder's name; None for a name that `publish` doesn't give."""
+    """Start time of a publication by its folder's name; None for other names."""
     if _PREFIX.fullmatch(name) is None:
         return None
     return datetime.datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=datetime.UTC)
@@ -141,9 +141,9 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def fetch(publication: Manifest | str, directory: Path) -> Path:
-    """Bring a publication's files into a directory, each compared with its size and sha256; returns the directory.
+    """Download a publication to a directory, checking each file's size and sha256. Returns the directory.
 
-    Files that are there already, whole, aren't fetched again. Raises Damaged.
+    Complete files already there aren't fetched again. Raises Damaged.
     """
     manifest = read_manifest(publication) if isinstance(publication, str) else publication
     fs, root = filesystem(manifest.uri)
@@ -167,9 +167,9 @@ def fetch(publication: Manifest | str, directory: Path) -> Path:
 
 @contextmanager
 def opened(publication: Manifest | str, *, compare: bool = False) -> Iterator[Path]:
-    """A publication's files in a folder that is there as long as the context: its own where it is local, else a copy.
+    """A folder with a publication's files within this context: its own if local, else a copy.
 
-    Sizes are compared first, and of a copy, or with `compare`, the sha256, too; Damaged as by `fetch`.
+    Sizes are checked first, and for a copy, or with `compare`, the sha256 too. Raises Damaged.
     """
     manifest = read_manifest(publication) if isinstance(publication, str) else publication
     directory = _local_directory(manifest, compare=compare)
@@ -196,7 +196,7 @@ def _local_directory(manifest: Manifest, *, compare: bool) -> Path | None:
 
 
 def _check_name(name: str) -> str:
-    """Refuse a name that would leave the folder it is fetched into."""
+    """Refuse a name outside the folder it is fetched into."""
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or path.as_posix() != name:
         raise InputError(f"the manifest names a file {name!r}; expected a plain relative path")

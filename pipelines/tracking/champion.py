@@ -1,7 +1,7 @@
-"""Which version of a registered model is the best so far? The one with the alias `champion`.
+"""The gate of registered models: decides which version has the alias `champion`.
 
 It moves to a new version only when the figures of the paper's protocol allow it, and never on figures that are missing,
-broken, or of other encoders or prompts than the champion's. What was decided, and by which figures, becomes tags of the
+broken, or of other encoders or prompts than the champion's. The decision and its figures become tags of the
 version.
 """
 
@@ -18,7 +18,7 @@ JUDGED = ("dino", "clip_t", "pres")
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What is known of a version: its figures by name, the bank that measured them, and the prompts' key."""
+    """A version's figures by name, their bank, and the prompts' key."""
 
     version: int
     figures: Mapping[str, float]
@@ -48,7 +48,7 @@ def decide(candidate: Standing, champion: Standing | None, gate: GateConfig, *, 
 
 
 def _against(candidate: Standing, champion: Standing | None, gate: GateConfig) -> str:
-    """What speaks against the candidate; empty when nothing does."""
+    """Reasons against the candidate; empty if there are none."""
     found = candidate.figures
     if not found["pres"] < gate.pres_limit:
         return f"PRES is {found['pres']:.3f}, and has to be under {gate.pres_limit} (gate.pres_limit)"

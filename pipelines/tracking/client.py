@@ -1,6 +1,6 @@
-"""Which MLflow, and a quiet connection to it.
+"""Find MLflow and connect to it quietly.
 
-MLflow's own client waits for minutes on a server that is away, logs every migration of a new database, prints links and
+MLflow's own client waits minutes for a server that is away, logs every migration of a new database, prints links and
 sends usage figures. Here a connection is proved within seconds, and nothing is printed or sent.
 """
 
@@ -104,7 +104,7 @@ _quiet = _Quiet()
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Within, no warning of MLflow or its dependencies is shown: they are for its developers."""
+    """Hide warnings of MLflow and its dependencies within this context: they are for its developers."""
     _quiet.enter()
     try:
         yield
@@ -162,7 +162,7 @@ def prove_connection(uri: str) -> MlflowClient | None:
 
 
 def every(search: Callable[..., PagedList[_T]]) -> Iterator[_T]:
-    """All that a search of MLflow's finds, page after page."""
+    """All results of an MLflow search, page by page."""
     token = None
     while True:
         page = search(page_token=token)
@@ -213,7 +213,7 @@ def _check_folder(path: Path) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """What an error of MLflow means, in a line."""
+    """Explain an error of MLflow in a line."""
     if isinstance(error, Away):
         return str(error)
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""An SQLite database for MLflow, made so that others at the same time do no harm.
+"""Create an SQLite database for MLflow safely beside other processes.
 
 MLflow makes its tables in some forty migrations. Two processes that do so in one file leave it half made for good. Here
 each makes a file of its own and links it into place, which only one can do; the others use that one's. No lock is
@@ -19,7 +19,7 @@ SQLITE = "sqlite:///"
 _CLAIM_SECONDS = 10.0
 _LOCK_SECONDS = 5.0
 MAKING_SECONDS = 120.0
-"""That it may take to make one: some three, and as many more as others make theirs at the same time."""
+"""Most seconds to make one: about three, and more while others make theirs."""
 
 
 def database_path(uri: str) -> Path | None:
@@ -83,7 +83,7 @@ def _migrate(path: Path, *, artifacts: Path) -> None:
 
 
 def _put(partial: Path, path: Path) -> None:
-    """Give a whole file its name, unless another has it by now."""
+    """Give a finished file its name, unless another file has it."""
     with contextlib.suppress(FileExistsError):
         try:
             path.hardlink_to(partial)

@@ -1,4 +1,4 @@
-"""An evaluation's figures in MLflow, beside the model that they were measured on, and what the gate makes of them.
+"""Record an evaluation's figures in MLflow with its model, and pass them to the gate.
 
 Metrics and tags carry the bank's name, as in `miniature/dino`, so that figures of two banks never stand in one column.
 """
@@ -24,7 +24,7 @@ from mlflow.entities.model_registry import ModelVersion  # isort: skip
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedFigures:
-    """What evaluation.json at `uri` holds, and what the gate made of it (None for a model that isn't registered)."""
+    """Content of evaluation.json at `uri`, and the gate's decision (None for an unregistered model)."""
 
     uri: str
     evaluation: Mapping[str, Any]
@@ -41,7 +41,7 @@ def describe_figures(evaluation: Mapping[str, Any]) -> str:
 def record_evaluation(run: TrackedRun, version: RegisteredVersion | None, evaluation: Mapping[str, Any]) -> None:
     """Log figures as metrics, a table of prompts and evaluation.json with the run; tag the version, where there is one.
 
-    What a version's tags say was recorded is not recorded twice.
+    Figures already in the version's tags are not recorded twice.
     """
     client, bank = connect(run.tracking_uri), evaluation["bank"]["name"]
     with quietly(), default_tracking(run.tracking_uri):

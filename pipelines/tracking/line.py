@@ -1,4 +1,4 @@
-"""How long does work wait for MLflow? Not at all while it works, and for seconds at its end.
+"""Calls to MLflow in the background: work never waits for them, and its end waits only for seconds.
 
 A process has one line of calls, and one thread that makes them, in order and one at a time. Most are posted: nobody
 waits for them. The first in the line is tried again, with growing pauses, until MLflow takes it; then the rest follows.
@@ -42,7 +42,7 @@ def patience() -> float:
 
 
 class Away(Exception):
-    """MLflow can't be reached, refuses the credentials, or is too slow. Nothing is lost: ask again later."""
+    """MLflow is unreachable, refuses the credentials, or is too slow. Nothing is lost: retry later."""
 
 
 @dataclass(eq=False)
@@ -210,7 +210,7 @@ class Line:
 
 @contextlib.contextmanager
 def not_twice() -> Iterator[None]:
-    """Within, MLflow's client makes each request once: for what would be made twice where an answer is lost."""
+    """Send each request once within this context: a retry after a lost answer would duplicate it."""
     with environment(_limits(0)):
         yield
 

@@ -96,7 +96,7 @@ def register(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListedModel:
-    """The latest version of a registered model, and what its run measured (None where it didn't).
+    """The latest version of a registered model, and its run's similarities (None if not measured).
 
     `figures` are those of the paper's protocol, by bank and name.
     """
@@ -194,7 +194,7 @@ def _write_package(
     with tempfile.TemporaryDirectory() as folder:
         stand_in = Path(folder, "pipeline")
         stand_in.mkdir()
-        # A change against a base (dreambooth.models.delta) is told by the other.
+        # delta.json marks a delta (dreambooth.models.delta), model_index.json a whole model.
         (index,) = [name for name in ("delta.json", "model_index.json") if (model_directory / name).is_file()][:1]
         (stand_in / index).write_bytes((model_directory / index).read_bytes())
         pyfunc.save_model(
@@ -219,7 +219,7 @@ def _public_version(package: str) -> str:
 
 
 def upload_seconds(size: int) -> float:
-    """How long an upload of so many bytes may take, to MLflow or through it to a store."""
+    """Most seconds for an upload of `size` bytes, to MLflow or through it to a store."""
     return 30 + size / 5_000_000
 
 

@@ -33,7 +33,7 @@ _LONGEST_TAG = 8000
 _FLUSH_SECONDS = 2.0  # a write takes some 10 ms, and training steps can be shorter than that
 _AT_ONCE = 500  # points, of the 1000 that MLflow takes
 _MOST_POINTS = 100_000
-"""That are kept for an MLflow that is away; a training's record makes up for the others."""
+"""Most points kept while MLflow is away; the training record supplies the others."""
 _MOST_CALLS = 100
 _TABLES_TAG = "mlflow.loggedArtifacts"  # of MLflow's own pages
 _PARAMS_AT_ONCE = 100
@@ -116,7 +116,7 @@ class TrackedRun:
 
     @property
     def behind(self) -> bool:
-        """Whether so much waits for MLflow that what can be made up for later had better not be put behind it."""
+        """Whether MLflow is so far behind that anything that can be sent later should wait."""
         return self._line.waiting(self) > _MOST_CALLS
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:

@@ -1,4 +1,4 @@
-"""A subject's checkpoints in its run folder: whoever takes the subject up next goes on from the newest whole one."""
+"""A subject's checkpoints in its run folder; training resumes from the newest complete one."""
 
 import datetime
 import re
@@ -50,7 +50,7 @@ class StoredCheckpoints:
         self._damaged: set[str] = set()
 
     def restore(self, engine: Any) -> History:
-        """Load the newest checkpoint that is whole to every rank's eyes; every rank has to call it."""
+        """Load the newest checkpoint that is complete on every rank. Collective: call on every rank."""
         names: list[str] = from_rank_zero(engine, self._left_by_others() if engine.rank == 0 else None)
         for name in reversed(names):
             manifest: Manifest | str = from_rank_zero(engine, self._manifest(name) if engine.rank == 0 else None)
@@ -66,9 +66,9 @@ class StoredCheckpoints:
         return History()
 
     def save(self, engine: Any, history: History) -> None:
-        """Write a checkpoint; every rank has to call it.
+        """Write a checkpoint. Collective: call on every rank.
 
-        Raises StorageFull, on every rank, when there is no room for it: nothing of it stays then.
+        Raises StorageFull, on every rank, if there is no room; nothing of it remains then.
         """
         attempt = from_rank_zero(engine, f"{time.time_ns():x}")
         uri = join(self._uri, f"step-{history.step:08d}-{attempt}")

@@ -31,11 +31,11 @@ from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
 
 _TAG = "zero"
 REDUCE_BUCKET = 50_000_000
-"""Gradients that are averaged at a time, in a copy of as many: of DeepSpeed's own 500 million, 2 GB."""
+"""Gradients averaged at a time, in a copy of that size; DeepSpeed's own 500 million take 2 GB."""
 
 
 def deepspeed_config(train: TrainConfig, zero: ZeroConfig, *, cuda: bool = False) -> dict[str, Any]:
-    """What DeepSpeed is told. Masters are fp32; the model itself autocasts to bf16, alike in every engine and stage."""
+    """DeepSpeed's configuration dict. Masters are fp32; the model autocasts to bf16, as in every engine and stage."""
     zero_optimization: dict[str, Any] = {"stage": zero.stage}
     if zero.stage > 0:
         # Copying gradients together keeps a GPU's memory whole; on a CPU it is a tenth of the step, for nothing.
@@ -123,7 +123,7 @@ def _to_universal(source: Path, target: Path) -> None:
         strict=True,
         inject_missing_state=True,  # of ZeRO 1 and 2
     )
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it tells every file
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints every file
         ds_to_universal.main(arguments)
 
 
@@ -238,7 +238,7 @@ class DeepSpeedEngine:
             return parameter.detach().clone()
 
     def save(self, directory: Path) -> None:
-        """Write this rank's shards; what fails is raised when no rank waits for this one any more."""
+        """Write this rank's shards. Failures are raised once no rank waits for this one."""
         self._check()
         client_state = {"ema_steps": self.ema.steps if self.ema else 0}
         with _raising_at_the_end(self._engine.checkpoint_engine):

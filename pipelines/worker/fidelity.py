@@ -62,19 +62,19 @@ class FidelityScorer:
 
 
 class Scoring:
-    """Measures the score on rank 0, and tells all ranks."""
+    """Measures the score on rank 0 and broadcasts it."""
 
     def __init__(self, task: "TrainTask", engine: Any, device: str) -> None:
-        """Load what measures, if anything is to be measured."""
+        """Load the encoders, if scores are measured."""
         self._engine, self._keep = engine, task.config.train.keep == "best"
         self._scorer: FidelityScorer | None = None
         if task.config.evaluation.every is not None and engine.rank == 0:
             self._scorer = FidelityScorer(task, device)
 
     def measure(self, step: int, scores: Scores) -> Score:
-        """Measure the weights as they are, and take the score in; every rank has to call it.
+        """Score the current weights and record it. Collective: call on every rank.
 
-        Raises Diverged, on every rank, for weights that are no numbers: their pictures would be none either.
+        Raises Diverged, on every rank, for weights that aren't finite.
         """
         state = self._engine.state_dict()
         measured = self._scorer.score(step, state) if self._scorer is not None else None

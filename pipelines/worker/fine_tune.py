@@ -1,4 +1,4 @@
-"""Fine-tuning one subject on one worker, whoever runs it: a run of its own, or a lane that goes through many."""
+"""Fine-tune one subject on one worker of a lane."""
 
 import resource
 import sys
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuned:
-    """What comes out: the exported parameters (on rank 0), and a record of how, for `find_result`."""
+    """The result: the exported parameters (on rank 0), and the training record for `find_result`."""
 
     state: Mapping[str, Any]
     record: dict[str, Any]
@@ -48,16 +48,16 @@ def fine_tune(
     leaving: Callable[[], bool] | None = None,
     class_latents: ClassLatents | None = None,
 ) -> FineTuned:
-    """Restore, fit, gather. `tell` takes messages on every rank, `stopping` says on rank 0 whether to stop.
+    """Restore, fit, gather. `tell` takes messages on every rank; `stopping` is True on rank 0 to stop.
 
-    `class_latents` are those of the subject before, and become this one's.
+    `class_latents` are the previous subject's, and become this one's.
 
-    `leaving`, which every rank asks as often, says on all whether the machine of one will be taken away: then a
-    checkpoint is written, from which others go on. So it is after SIGTERM, and this process ends. There may be fewer
-    workers than `cluster.num_workers` says, or more again: they share the same global batch.
+    `leaving()` is collective: call it on every rank. True if any node is being preempted; then a checkpoint is written,
+    from which others resume. The same happens after SIGTERM, and this process exits. With fewer workers than
+    `cluster.num_workers`, or more again, the global batch stays the same.
 
-    Raises Diverged when the loss stops being a number, Stopped when told to stop, after a checkpoint, StorageFull when
-    there is no room for one.
+    Raises Diverged if the loss isn't finite, Stopped after a checkpoint when asked to stop, StorageFull if there is no
+    room for one.
     """
     from torch import distributed as dist
 
@@ -119,7 +119,7 @@ def _hooks(
     stopping: Callable[[], bool],
     leaving: Callable[[], bool] | None,
 ) -> Hooks:
-    """In their order: what ends the training early comes before what is only done for its sake."""
+    """Hooks in their order: those that may end the training early come first."""
     from pipelines.worker.fidelity import Scoring
 
     config = task.config
@@ -138,7 +138,7 @@ def _hooks(
 
 
 def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[int, Mapping[str, Any]]:
-    """The step whose weights are exported, and those weights (on rank 0); every rank has to call it."""
+    """The step whose weights are exported, and those weights (on rank 0). Collective: call on every rank."""
     best = history.scores.best
     if config.train.keep == "last" or best is None or best.step == history.step:
         return history.step, engine.state_dict()
@@ -146,7 +146,7 @@ def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[
 
 
 def publish_result(base: BaseModel, tuned: FineTuned, task: TrainTask) -> Manifest:
-    """Write the record and publish the model, once it was read again and is what was trained; on rank 0.
+    """Write the record, and publish the model after verifying it; on rank 0.
 
     Raises StorageFull when there is no room for it.
     """
@@ -170,7 +170,7 @@ def autocast(config: DreamBoothConfig, device: str) -> bool:
 
 
 def _any_rank(engine: Any, here: bool, device: str) -> bool:
-    """Whether something is so on one rank, on every rank at the same step."""
+    """True on every rank if `here` is True on any. Collective."""
     import torch
 
     if engine.world_size == 1:
@@ -189,7 +189,7 @@ def _engine(model: Any, task: TrainTask, device: str) -> Any:
 
 
 def _export(base: BaseModel, state: Mapping[str, Any], task: TrainTask, *, step: int) -> Manifest:
-    """Publish the fine-tuned pipeline, once it was read again and is what was trained."""
+    """Publish the fine-tuned pipeline after reading it back and verifying it."""
     import torch
 
     from dreambooth.models.export import export_pipeline, verify_export
@@ -233,7 +233,7 @@ def _peak_memory(device: str) -> int:
 
 
 def _resident_memory() -> int:
-    """Bytes of main memory that this process holds; 0 where the system doesn't tell as Linux does."""
+    """Bytes of main memory that this process holds; 0 if the system doesn't report it like Linux."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:

@@ -43,13 +43,13 @@ class HeldPipeline:
         self._given: _Given | None = None
 
     def give(self, source: Source, base: Source, state: dict[str, Any]) -> None:
-        """From now on `source` means the base's pipeline with these weights, an engine's state_dict."""
+        """Make `source` the base's pipeline with these weights, an engine's state_dict."""
         self._given = _Given(source=source, base=base, state=state)
 
     def get(self, source: Source, dtype: str) -> Any:
         """The pipeline of a source, to be sampled from in `dtype`.
 
-        Raises RuntimeError where the base here isn't the one that the source names by its hash.
+        Raises RuntimeError if the local base has another hash than the source.
         """
         import torch
 

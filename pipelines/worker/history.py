@@ -1,4 +1,4 @@
-"""Where a training stands, and who keeps that."""
+"""The state of a training, and the protocol of its checkpoints."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ _PROGRESS = "progress.json"
 
 @dataclass(kw_only=True)
 class History:
-    """Where a run stands; kept in every checkpoint, so that a resumed run ends with the whole history."""
+    """The history of a run, part of every checkpoint, so that a resumed run ends with all of it."""
 
     step: int = 0
     metrics: list[dict[str, float]] = field(default_factory=list)
@@ -27,14 +27,14 @@ class History:
 
     @classmethod
     def load(cls, folder: Path) -> "History":
-        """What `save` wrote."""
+        """Load a history written by `save`."""
         progress = json.loads(Path(folder, _PROGRESS).read_text())
         scores = Scores.load(folder, progress["scores"])
         return cls(step=progress["step"], metrics=progress["metrics"], scores=scores)
 
 
 class Checkpoints(Protocol):
-    """Where a worker group keeps what it needs to go on. Every rank calls both."""
+    """Checkpoints of a worker group. Both methods are collective."""
 
     def restore(self, engine: Any) -> History:
         """Load the newest checkpoint into the engine; an empty history where there is none."""

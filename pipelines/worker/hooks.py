@@ -1,6 +1,6 @@
-"""What happens beside the steps of a training: each a small class with `on_step`, called in order after every step.
+"""Hooks of the training loop: small classes with `on_step`, called in order after every step.
 
-All take part on every rank, and are called with a step's metrics where it has any.
+They run on every rank, with the step's metrics if it has any.
 """
 
 import time
@@ -22,7 +22,7 @@ Tell = Callable[[Message], None]
 
 
 class Hook(Protocol):
-    """Something that happens beside the steps."""
+    """A hook of the training loop."""
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
         """After every step."""
@@ -33,7 +33,7 @@ class Stopped(RuntimeError):
 
 
 class NoLongerRising(Exception):
-    """The score has not risen for as many measurements as the training waits for."""
+    """The score has not risen for `train.stop_after` measurements."""
 
 
 class Hooks:
@@ -59,7 +59,7 @@ class Record:
         self._history, self._tell = history, tell
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
-        """Take the step in."""
+        """Record the step."""
         self._history.step = step
         if metrics is not None:
             self._history.metrics.append(metrics.as_dict())
@@ -73,7 +73,7 @@ class Score:
         self._scoring, self._history, self._config, self._tell = scoring, history, config, tell
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
-        """Measure, where it is due. Raises NoLongerRising."""
+        """Measure if due. Raises NoLongerRising."""
         every, train = self._config.evaluation.every, self._config.train
         last = step == train.max_train_steps
         if every is None or not (last or step % every == 0):
@@ -122,7 +122,7 @@ class Leave:
         self._last = config.train.max_train_steps
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
-        """Look whether to go, but after the last step. Raises Stopped."""
+        """Check whether to leave, except after the last step. Raises Stopped."""
         if step == self._last:
             return
         stop, noticed = self._any_rank(self._stopping()), self._leaving.noticed(step)
@@ -141,7 +141,7 @@ class Samples:
         self._base, self._engine, self._config, self._device, self._tell = base, engine, config, device, tell
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
-        """Sample from the weights as they are, where it is due."""
+        """Sample from the current weights if due."""
         every, last = self._config.train.validate_every, self._config.train.max_train_steps
         if not every or step % every or step == last:
             return

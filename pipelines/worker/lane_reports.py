@@ -1,4 +1,4 @@
-"""What a lane reports of a subject while it works at it: progress and messages to the queue, never waiting for it."""
+"""Send a subject's progress and messages from a lane to the queue, without waiting for it."""
 
 import dataclasses
 import time
@@ -31,7 +31,7 @@ class QueueCaller:
 
 
 class Reports:
-    """Of one subject, on rank 0. Steps are bundled, one report every so many seconds; all else goes at once."""
+    """Reports of one subject, on rank 0. Steps are bundled in one report every few seconds; all else goes at once."""
 
     def __init__(self, queue: QueueCaller, config: DreamBoothConfig, every_seconds: float) -> None:
         steps = config.train.max_train_steps
@@ -43,7 +43,7 @@ class Reports:
         self._stop = False
 
     def tell(self, message: Message) -> None:
-        """Report what happened."""
+        """Report an event."""
         self._messages.append({"time": time.time()} | message)
         if message["kind"] != "step":
             self._send()
@@ -58,7 +58,7 @@ class Reports:
         self._send_when_due()
 
     def tell_pictures(self, made: int, total: int) -> None:
-        """Report the evaluation's pictures. Raises Stopped when told to stop."""
+        """Report the evaluation's progress. Raises Stopped when asked to stop."""
         self._progress = dataclasses.replace(self._progress, pictures=(made, total))
         self._send_when_due()
         if made < total and self.stopping():

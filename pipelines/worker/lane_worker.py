@@ -46,7 +46,7 @@ from pipelines.worker.train_data import ClassLatents
 
 _PUBLISHING_AT_ONCE = 2
 _LOOK_SECONDS = 0.1
-"""Between looks whether the last models are published, when there is no more work."""
+"""Seconds between checks whether the last models are published, without further work."""
 
 
 def lane_worker(loop_config: dict[str, Any]) -> None:
@@ -175,7 +175,7 @@ class _Lane:
                 raise
 
     def _train(self, task: TrainTask, base: BaseModel, reports: Reports | None) -> FineTuned:
-        """Train, and publish behind what comes next."""
+        """Train, and publish in the background."""
         from dreambooth.training.model import build_model
 
         def tell(message: Message) -> None:
@@ -226,7 +226,7 @@ class _Lane:
     ) -> Evaluation | None:
         """Sample and measure; the figures are written at once, the samples with the model (None on other ranks).
 
-        Raises Stopped, on every rank, when told to stop.
+        Raises Stopped, on every rank, when asked to stop.
         """
         config, found = task.config, None
         if task.protocol is None and not config.evaluation.enabled:
@@ -284,7 +284,7 @@ class _Lane:
             publish_result(base, tuned, task)
 
     def _conclude(self, task: TrainTask, publication: Future[None] | None, evaluation: Evaluation | None) -> None:
-        """Store the samples of what is published, and tell the queue: the next subject need not wait for that."""
+        """Store the samples of a published subject and report it to the queue, in the background."""
         name, config = task.config.subject.name, task.config
         with about(lane=self._number, subject=name):
             try:
@@ -298,7 +298,7 @@ class _Lane:
                 self._failed(name, error)
 
     def _failed(self, name: str, error: Exception) -> None:
-        """Report a failure, and whether trying again is no use."""
+        """Report a failure, and whether a retry is pointless."""
         log("failed", level=logging.ERROR, reason=_reason(error))
         final = isinstance(error, Diverged) or no_room(error) is not None
         self._queue.call("failed", name, _reason(error), traceback.format_exc(), final=final)

@@ -1,4 +1,4 @@
-"""The Ray actor that makes pictures: it loads a pipeline once and samples from it as often as it is asked."""
+"""The Ray actor that samples pictures from a pipeline it loads once."""
 
 import io
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ImageSampler:
     """Samples from one pipeline at a time.
 
-    `use_gpu` moves it to this actor's GPU; on a CPU it runs on `num_threads`. What it computes in, the caller says.
+    `use_gpu` moves it to this actor's GPU; on a CPU it runs on `num_threads`. The caller chooses the dtype.
     """
 
     def __init__(self, *, use_gpu: bool, num_threads: int = 1) -> None:

@@ -9,7 +9,7 @@ from pipelines.worker.samplers import ImageSampler
 
 
 class SharedSamplers:
-    """Every rank has to make one, and to call the same methods but for `run`, which rank 0 calls within `sharing`."""
+    """Collective: create one on every rank and call the same methods, except `run`, for rank 0 within `sharing`."""
 
     def __init__(self, rank: int, world_size: int, *, use_gpu: bool, num_threads: int) -> None:
         """See `ImageSampler`."""

@@ -1,4 +1,4 @@
-"""What one subject is trained on, as latents; those of class images are kept for the next subject that shares them."""
+"""Training data of one subject as latents; class latents are kept for the next subject that shares them."""
 
 from typing import TYPE_CHECKING
 
