@@ -5,8 +5,7 @@ pictures alone do. Limits and sentences are the protocol's (`metrics.py`, `verdi
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from dreambooth.errors import InputError
 from dreambooth.evaluation.metrics import copy_scale, nearly_same, prompt_followed
 from dreambooth.evaluation.similarity import mean_pairwise_similarity, mean_self_similarity
-from dreambooth.evaluation.verdict import warnings_of
+from dreambooth.evaluation.verdict import ShortVerdict, Similarity, warnings_of
 
 MOSTLY = 0.5
 """Share of a prompt's samples that nearly are another prompt's, from which on it isn't followed."""
@@ -34,43 +33,6 @@ class Glance:
     distances: Tensor  # (S + M, S + M), samples first
     clip: Mapping[str, Tensor] | None = None
     texts: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Similarity:
-    """Mean cosine similarities to the instance images, by the image encoder's embeddings (paper, section 4.2: DINO).
-
-    identifier: samples of the prompts with the identifier, after; class_before and class_after: samples of the class
-    prompt; instance: the instance images among themselves.
-    """
-
-    identifier: float
-    class_before: float
-    class_after: float
-    instance: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShortVerdict:
-    """What is wrong with the samples of a run: shares of samples and of prompts, and sentences with a cure.
-
-    `prompts_by` says how it is known which prompts are followed: CLIP's `text`, or that `pictures` of different prompts
-    differ. Both are None for a single prompt.
-    """
-
-    near_copies: float
-    prompts_followed: float | None
-    prompts_by: Literal["text", "pictures"] | None
-    warnings: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON; `from_dict` reads it again."""
-        return asdict(self) | {"warnings": list(self.warnings)}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """What `as_dict` gave."""
-        return cls(**{**content, "warnings": tuple(content["warnings"])})
 
 
 def similarity_of(images: Mapping[str, Tensor]) -> Similarity:

@@ -1,6 +1,8 @@
 """Turn an evaluation's figures into warnings about the paper's failures, each with a cure."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
 
 MANY_NEAR_COPIES = 0.25
 """Share of near-copies: one in each row of four samples, the paper's number per prompt."""
@@ -55,3 +57,40 @@ def warnings_of(means: Mapping[str, float]) -> tuple[str, ...]:
             f"{real:.2f}): more steps or a higher learning rate"
         )
     return tuple(sentences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """Mean cosine similarities to the instance images, by the image encoder's embeddings (paper, section 4.2: DINO).
+
+    identifier: samples of the prompts with the identifier, after; class_before and class_after: samples of the class
+    prompt; instance: the instance images among themselves.
+    """
+
+    identifier: float
+    class_before: float
+    class_after: float
+    instance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortVerdict:
+    """What is wrong with the samples of a run: shares of samples and of prompts, and sentences with a cure.
+
+    `prompts_by` says how it is known which prompts are followed: CLIP's `text`, or that `pictures` of different prompts
+    differ. Both are None for a single prompt.
+    """
+
+    near_copies: float
+    prompts_followed: float | None
+    prompts_by: Literal["text", "pictures"] | None
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON; `from_dict` reads it again."""
+        return asdict(self) | {"warnings": list(self.warnings)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """What `as_dict` gave."""
+        return cls(**{**content, "warnings": tuple(content["warnings"])})

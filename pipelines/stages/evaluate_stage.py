@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.images import InstanceImage, open_image, png_bytes, squares
 from dreambooth.errors import InputError
-from dreambooth.evaluation.encoders import find_image_encoder
 from dreambooth.evaluation.prompts import EvaluationPrompt
-from dreambooth.evaluation.short import Glance, ShortVerdict, Similarity, judge, similarity_of
+from dreambooth.evaluation.verdict import ShortVerdict, Similarity
 from pipelines.tasks import Call, SampleRequest, Samplers, Source
 
 _IMAGES_PER_REQUEST = 4
@@ -37,6 +36,7 @@ def meant_encoder(config: DreamBoothConfig) -> str:
 
 def image_encoder(config: DreamBoothConfig) -> str:
     """The address of a configuration's image encoder. Raises InputError if unavailable."""
+    from dreambooth.evaluation.encoders import find_image_encoder  # imports torch
 
     chosen = meant_encoder(config)
     try:
@@ -64,8 +64,10 @@ def evaluate(
     pictures = _sample(samplers, requests, on_progress)
     before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, fine_tuned)
     instance = tuple(instance_pictures(config, images))
-    seen: Glance | None = None
+    similarity, verdict = None, None
     if encoder is not None:
+        from dreambooth.evaluation.short import judge, similarity_of  # imports torch
+
         sets = {
             "instance": list(instance),
             "samples": [image for prompt in prompts for image in after[prompt]],
@@ -74,13 +76,14 @@ def evaluate(
             "class_after": after[class_prompt],
         }
         [(_, seen)] = samplers.run([Call(method="glance", arguments=(encoder, sets, _texts(config)))])
+        similarity, verdict = similarity_of(seen.images), judge(seen, prompts=len(prompts))
     return Evaluation(
         instance=instance,
         before=before,
         after=after,
         class_prompt=class_prompt,
-        similarity=similarity_of(seen.images) if seen else None,
-        verdict=judge(seen, prompts=len(prompts)) if seen else None,
+        similarity=similarity,
+        verdict=verdict,
     )
 
 

@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from dreambooth.evaluation.short import ShortVerdict, Similarity
+from dreambooth.evaluation.verdict import ShortVerdict, Similarity
 from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.storage.files import join
 from pipelines.storage.publications import opened, publish, published

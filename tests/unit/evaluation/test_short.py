@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.glance import look
-from dreambooth.evaluation.short import Glance, ShortVerdict, judge, similarity_of
+from dreambooth.evaluation.short import Glance, judge, similarity_of
+from dreambooth.evaluation.verdict import ShortVerdict
 from dreambooth.miniature import VIT_DIR
 from dreambooth.miniature.pretraining.drawing import draw
 from dreambooth.miniature.pretraining.world import PLACES, sample_look, sample_scene
