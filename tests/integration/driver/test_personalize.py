@@ -82,8 +82,13 @@ def test_a_run_leaves_pictures_a_model_and_a_summary(finished: Any) -> None:
     assert len(read_samples(summary["report"].removesuffix("/report.html"))["coral-car"].samples) > 0
     for expected in ("report.html", "contact_sheet.png", "dreambooth generate --model", "mlflow ui", "summary.json"):
         assert expected in printed.stdout
+    said = [
+        line.partition("warning  ")[2] for line in printed.stdout.splitlines() if line.lstrip().startswith("warning  ")
+    ]
+    assert said == summary["verdict"]["warnings"]  # four steps bind nothing
+    others = "".join(line for line in printed.stdout.splitlines() if not line.lstrip().startswith("warning  "))
     for noise in ("Warning", "warning", "Traceback", "torchvision"):
-        assert noise not in printed.stderr + printed.stdout
+        assert noise not in printed.stderr + others
     manifest = read_manifest(summary["model_uri"])
     assert not [name for name in manifest.files if name.endswith((".pt", ".bin", ".pkl", ".ckpt"))]
 
@@ -98,6 +103,8 @@ def test_mlflow_has_curves_pictures_and_a_tagged_version(finished: Any) -> None:
         for metric in ("loss", "instance_loss", "prior_loss", "learning_rate", "grad_norm", "images_per_second"):
             assert [point.step for point in client.get_metric_history(run.info.run_id, metric)] == [1, 2, 3, 4]
         assert run.data.metrics["similarity/identifier"] == summary["similarity"]["identifier"]
+        assert run.data.metrics["samples/near_copies"] == summary["verdict"]["near_copies"]
+        assert run.data.tags["warnings"] == (" | ".join(summary["verdict"]["warnings"]) or "none")
         images = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")}
         for key in ("contact_sheet", "loss_curve", "validation"):
             assert any(key in image for image in images)

@@ -15,7 +15,7 @@ from torch import Tensor
 from dreambooth.errors import InputError
 from dreambooth.evaluation.glance import look
 from dreambooth.evaluation.short import Glance, judge, similarity_of
-from dreambooth.evaluation.verdict import ShortVerdict
+from dreambooth.evaluation.verdict import ShortVerdict, Similarity
 from dreambooth.miniature import VIT_DIR
 from dreambooth.miniature.pretraining.drawing import draw
 from dreambooth.miniature.pretraining.world import PLACES, sample_look, sample_scene
@@ -26,6 +26,7 @@ from pipelines.report.evaluated import find_evaluated
 from pipelines.report.run_report import render_run
 from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.stages.evaluation_store import INDEX, load_evaluation, store_evaluation
+from pipelines.storage.publications import publish
 from pipelines.tasks import SubjectRecord
 
 PROMPTS, EACH = 5, 4
@@ -195,15 +196,20 @@ def test_a_verdict_reaches_terminal_and_pages(tmp_path: Path) -> None:
 
 
 def test_what_earlier_versions_left_is_read(tmp_path: Path) -> None:
-    sides = {"a photo of sks dog": [png(2)], "a photo of a dog": [png(3)]}
-    evaluation = Evaluation(
-        instance=(png(1),), before=sides, after=sides, class_prompt="a photo of a dog", similarity=None
-    )
-    store_evaluation(evaluation, str(tmp_path), "key")
-    [index] = tmp_path.rglob(INDEX)
-    evaluated = find_evaluated(str(tmp_path), summary_of(None))
+    run, stored = str(tmp_path / "run"), tmp_path / "stored"
+    stored.mkdir()
+    (stored / "0.png").write_bytes(png(1))
+    sides = {"a photo of sks dog": ["0.png"], "a photo of a dog": ["0.png"]}
+    similarity = dict.fromkeys(("identifier", "class_before", "class_after", "instance"), 0.5)
+    index = {"before": sides, "after": sides, "instance": ["0.png"], "class_prompt": "a photo of a dog"}
+    (stored / INDEX).write_text(json.dumps(index | {"similarity": similarity}))
+    publish(stored, f"{run}/evaluation", metadata={"key": "key"})
+    loaded = load_evaluation(run, "key")
+    assert loaded is not None
+    assert loaded.similarity == Similarity(**similarity)
+    assert loaded.verdict is None
+    evaluated = find_evaluated(run, summary_of(None))
     assert evaluated is not None
     assert evaluated.warnings == ()
-    rows = describe_result(PersonalizeResult(run_uri=str(tmp_path), summary=summary_of(None)))
+    rows = describe_result(PersonalizeResult(run_uri=run, summary=summary_of(None)))
     assert not [what for what, _ in rows if what in ("samples", "warning")]
-    assert json.loads(index.read_text())["verdict"] is None
