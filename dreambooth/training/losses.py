@@ -71,7 +71,7 @@ class NoiseSchedule:
         alphas_cumprod = self.alphas_cumprod.to(timesteps.device)[timesteps]
         snr = alphas_cumprod / (1 - alphas_cumprod)
         if self.prediction_type == "epsilon":
-            return (gamma / snr).clamp(max=1)
+            return (snr.new_tensor(gamma) / snr).clamp(max=1)  # of a float, torch would multiply by 1 / snr
         return snr.clamp(max=gamma) / (snr + 1)
 
 
