@@ -13,6 +13,7 @@ from pipelines.driver.follow import Curves
 from pipelines.plan.batch_plan import BatchPlan
 from pipelines.plan.run_plan import Plan
 from pipelines.queue.subject_queue import Snapshot
+from pipelines.storage.faults import StoreAway
 from pipelines.tasks import Message, Progress, State
 from pipelines.tracking.line import Away
 
@@ -101,7 +102,8 @@ class Driver:
     def drive(self) -> bool:
         """Work until all is done or, after a KeyboardInterrupt, until checkpoints are written. True if interrupted.
 
-        The second KeyboardInterrupt is raised at once. Raises RuntimeError if no lane can work.
+        The second KeyboardInterrupt is raised at once. Raises RuntimeError if no lane can work, StoreAway if
+        nothing can be written to the store any more.
         """
         try:
             self._until_finished()
@@ -159,6 +161,8 @@ class Driver:
         self._take_concluded()
         snapshot: Snapshot
         snapshot, messages = ray.get([self._queue.snapshot.remote(), self._queue.messages.remote()])
+        if snapshot.halted is not None:
+            raise StoreAway(snapshot.halted)
         self._take_lost_nodes(snapshot)
         made = snapshot.class_images if snapshot.class_images[1] else None
         for name, message in messages:
@@ -199,6 +203,8 @@ class Driver:
             except Away as error:  # the fault of no subject
                 self._away_until = time.monotonic() + _AWAY_SECONDS
                 self.untracked = str(error)
+            except StoreAway:
+                raise
             except Exception as error:  # noqa: BLE001 - MLflow's, the database's, the store's
                 self._not_before[name] = time.monotonic() + _AGAIN_SECONDS
                 reports.append(self._queue.unregistered.remote(name, f"{type(error).__name__}: {error}"))

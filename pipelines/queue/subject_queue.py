@@ -17,7 +17,7 @@ from dreambooth.sampling.class_images import PriorPlan
 from pipelines.cluster.metrics import record as record_metric
 from pipelines.queue.class_image_sets import ClassImageSets, WantedSet
 from pipelines.queue.subject_record import read_records
-from pipelines.storage.faults import no_room
+from pipelines.storage.faults import StoreAway, explain, no_room
 from pipelines.storage.files import exists, join, write_json
 from pipelines.tasks import (
     STATES,
@@ -52,7 +52,8 @@ class Snapshot:
     """State of a batch: subjects by state, those in lanes, class images (made, to make), and what needs the driver.
 
     `trained` are the names of subjects that wait for their registration, `failures` (name, reason) pairs of those set
-    aside, `lanes` how many came for work, and `nodes` the ids of the nodes on which a lane's workers are.
+    aside, `lanes` how many came for work, and `nodes` the ids of the nodes on which a lane's workers are. `halted` says
+    why nothing can be written to the store any more, if so.
     """
 
     counts: Mapping[State, int]
@@ -63,6 +64,7 @@ class Snapshot:
     lanes: int
     nodes: Mapping[str, frozenset[str]]
     finished: bool
+    halted: str | None = None
 
 
 class SubjectQueue:
@@ -87,6 +89,7 @@ class SubjectQueue:
         self._trained: dict[str, None] = {}
         self._failures: dict[str, str] = {}
         self._stopping = False
+        self._halted: str | None = None
         stored = read_records(self._uri)
         self._records: dict[str, SubjectRecord] = {}
         for name, subject in self._subjects.items():
@@ -112,6 +115,8 @@ class SubjectQueue:
         now, or more or fewer.
         """
         self._lanes.add(lane)
+        if self._halted:
+            return None
         same = (self._nodes.get(lane, nodes), self._workers.get(lane, count)) == (nodes, count)
         self._nodes[lane], self._workers[lane] = nodes, count
         for name in [name for name in self._claims.get(lane, ()) if name not in holding]:
@@ -218,6 +223,10 @@ class SubjectQueue:
         """Hand out no more work, and ask lanes to stop after their step."""
         self._stopping = True
 
+    def halt(self, reason: str) -> None:
+        """Hand out nothing more: the store is away. Nobody has failed, and the next driver takes up what was begun."""
+        self._halted = self._halted or without_credentials(reason)
+
     def snapshot(self) -> Snapshot:
         """The state of the batch."""
         return Snapshot(
@@ -229,6 +238,7 @@ class SubjectQueue:
             lanes=len(self._lanes),
             nodes=dict(self._nodes),
             finished=not (self._counts["waiting"] or self._counts["training"] or self._counts["trained"]),
+            halted=self._halted,
         )
 
     def records(self) -> tuple[SubjectRecord, ...]:
@@ -272,11 +282,16 @@ class SubjectQueue:
     def _change(self, name: str, **changes: object) -> None:
         before = self._records[name]
         after = before.changed(**changes)
+        address = join(self._uri, f"{name}.json")
         try:
-            write_json(join(self._uri, f"{name}.json"), after.as_dict())
-        except OSError as error:
-            if no_room(error) is None:
-                raise
+            write_json(address, after.as_dict())
+        except StoreAway as error:
+            self.halt(str(error))
+            raise
+        except Exception as error:  # each driver raises its own
+            if not isinstance(error, OSError) or no_room(error) is None:
+                self.halt(f"can't write {address}: {explain(error)}; the same command goes on when that is mended")
+                raise StoreAway(str(self._halted)) from error
             # On a full disk nothing goes on: it is remembered here, as long as the driver needs to say so.
         self._counts[before.state] -= 1
         self._counts[after.state] += 1

@@ -15,16 +15,43 @@ _UNREACHABLE = (
     "ProxyConnectionError",
     "FSTimeoutError",
     "ClientConnectorError",
+    "HTTPClientError",
+    "ClientPayloadError",
+    "IncompleteRead",
+    "ServerDisconnectedError",
     "gaierror",
 )
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_SERVICE = ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507")
+_BUSY = ("SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError")
 _WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidSecurity")
 
 
 class StorageFull(RuntimeError):
     """No room to write, or no permission: retrying doesn't help."""
+
+
+class StoreAway(RuntimeError):
+    """The store could not be reached for as long as a process waits: whatever else it is asked will fail, too."""
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error means that the store can't be reached, is busy or says nothing: later it may be otherwise."""
+    causes = _chain(error)
+    if any(isinstance(cause, StoreAway | TimeoutError | ConnectionError) for cause in causes):
+        return True
+    if any(name in _UNREACHABLE for cause in causes for name in _class_names(cause)):
+        return True
+    return any(_is_busy(cause) for cause in causes)
+
+
+def _is_busy(error: BaseException) -> bool:
+    response = getattr(error, "response", None)
+    if not isinstance(response, dict) or _service_code(error) in _FULL_SERVICE:
+        return False
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
+    return status == 429 or status >= 500 or _service_code(error) in _BUSY
 
 
 @contextmanager
@@ -62,6 +89,8 @@ def no_room(error: BaseException) -> str | None:
 
 def explain(error: BaseException) -> str:
     """Explain an error of writing: full, read-only, forbidden, unreachable, no bucket, wrong credentials."""
+    if isinstance(error, StoreAway):
+        return str(error)
     causes = _chain(error)
     numbers = {_error_number(cause) for cause in causes}
     names = {name for cause in causes for name in _class_names(cause)}
@@ -81,10 +110,10 @@ def explain(error: BaseException) -> str:
     if code is not None and isinstance(error, PermissionError):
         return f"the store knows the credentials but doesn't allow them to write there ({code}); ask for that right"
     if names & set(_UNREACHABLE) or isinstance(error, TimeoutError | ConnectionError):
-        return f"it can't be reached ({_first_line(error)}); is the address right (AWS_ENDPOINT_URL) and the store up?"
+        return f"it can't be reached ({first_line(error)}); is the address right (AWS_ENDPOINT_URL) and the store up?"
     if isinstance(error, OSError) and code is None:
         return _explain_local(error)
-    return f"{type(error).__name__}: {_first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _explain_local(error: OSError) -> str:
@@ -94,7 +123,7 @@ def _explain_local(error: OSError) -> str:
         return f"a part of the path is a file, not a folder ({error.filename}); name another folder"
     if error.errno == errno.ENAMETOOLONG:
         return "the path is too long; name a shorter one"
-    return f"{type(error).__name__}: {_first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -127,6 +156,7 @@ def _service_code(error: BaseException) -> str | None:
     return str(code) if code else None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -37,21 +37,24 @@ class FileRecord:
 def filesystem(uri: str, *, patient: bool = True) -> tuple[AbstractFileSystem, str]:
     """The file system of an address, and the path in it.
 
-    `patient` S3 rides out a store that is away for half a minute; otherwise it gives up after seconds.
+    `patient` S3 rides out a store that is away for a minute, see `PatientS3`; otherwise it gives up after seconds.
     Raises InputError for a scheme that fsspec doesn't know, or whose package isn't installed.
     """
     check_address(uri, what="the address")
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
-        retries = {"mode": "standard", "max_attempts": 8 if patient else 1}
-        config = {"connect_timeout": 5, "read_timeout": 60 if patient else 10, "retries": retries}
+        if patient:
+            from pipelines.storage.patient_s3 import PatientS3
+
+            return PatientS3(), PatientS3._strip_protocol(uri)
+        config = {"connect_timeout": 5, "read_timeout": 10, "retries": {"mode": "standard", "max_attempts": 1}}
         # Another process may publish at any time, so a listing is never remembered.
         options = {"config_kwargs": config, "use_listings_cache": False}
     try:
         fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise InputError(f"the address {shown(uri)!r} can't be used: {error}") from error
-    if options and not patient:
+    if options:
         fs.retries = 1  # s3fs's own, around botocore's
     return fs, path
 

@@ -23,7 +23,7 @@ from pipelines.stages.evaluation_store import store_evaluation
 from pipelines.stages.prior_stage import seal
 from pipelines.stages.protocol_stage import run_protocol
 from pipelines.stages.published_model import find_model
-from pipelines.storage.faults import StorageFull, no_room
+from pipelines.storage.faults import StorageFull, StoreAway, no_room
 from pipelines.storage.files import join, remove
 from pipelines.storage.publications import Manifest
 from pipelines.tasks import (
@@ -90,7 +90,11 @@ class _Lane:
             work = self._next(fresh=True)
             while work is not None:
                 began = time.perf_counter()
-                self._do(work)
+                try:
+                    self._do(work)
+                except StoreAway as error:
+                    self._queue.call("halt", str(error))
+                    raise
                 spent = "idle" if isinstance(work, Wait) else "busy"
                 if self.rank == 0:
                     seconds = time.perf_counter() - began
@@ -300,6 +304,9 @@ class _Lane:
     def _failed(self, name: str, error: Exception) -> None:
         """Report a failure, and whether a retry is pointless."""
         log("failed", level=logging.ERROR, reason=_reason(error))
+        if isinstance(error, StoreAway):  # the fault of no subject
+            self._queue.call("halt", str(error))
+            return
         final = isinstance(error, Diverged) or no_room(error) is not None
         self._queue.call("failed", name, _reason(error), traceback.format_exc(), final=final)
 

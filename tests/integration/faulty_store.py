@@ -41,11 +41,13 @@ def faulty_store(upstream: str, *, every: int) -> Iterator[tuple[str, FaultyStor
 
 
 @contextmanager
-def faulty_proxy(upstream: str, fate: Callable[[], str]) -> Iterator[str]:
+def faulty_proxy(
+    upstream: str, fate: Callable[[], str], *, seen: Callable[[str], None] = lambda call: None
+) -> Iterator[str]:
     """Within, an address that leads to HOST:PORT, where `fate` says what becomes of each call.
 
-    It "passes", is "refused" (503) or has its "answer lost" (carried out, and 503); "silent" is never answered, "late"
-    after four seconds, and a number answers with that status.
+    It "passes", is "refused" (503) or has its "answer lost" (carried out, and 503); "silent" is never answered, "gone"
+    hung up on, "late" after four seconds, and a number answers with that status. Before, `seen` gets "METHOD /path".
     """
     closing = threading.Event()
 
@@ -54,9 +56,13 @@ def faulty_proxy(upstream: str, fate: Callable[[], str]) -> Iterator[str]:
 
         def relay(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            seen(f"{self.command} {self.path}")
             becomes = fate()
             if becomes == "silent":
                 closing.wait()
+                return
+            if becomes == "gone":
+                self.close_connection = True
                 return
             if becomes == "refused" or becomes.isdigit():
                 self.answer(int(becomes) if becomes.isdigit() else 503, {"Content-Type": "application/xml"}, _BUSY)
