@@ -46,6 +46,11 @@ def is_away(error: BaseException) -> bool:
     return any(_is_busy(cause) for cause in causes)
 
 
+def is_missing_bucket(error: BaseException) -> bool:
+    """Whether an error means that the store has no such bucket."""
+    return any(_service_code(cause) == "NoSuchBucket" for cause in _chain(error))
+
+
 def _is_busy(error: BaseException) -> bool:
     response = getattr(error, "response", None)
     if not isinstance(response, dict) or _service_code(error) in _FULL_SERVICE:

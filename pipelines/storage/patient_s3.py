@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from s3fs import S3FileSystem
 
-from pipelines.storage.faults import StoreAway, first_line, is_away
+from pipelines.storage.faults import StoreAway, first_line, is_away, is_missing_bucket
 
 _T = TypeVar("_T")
 PATIENCE_SECONDS = 60.0
@@ -69,7 +69,8 @@ async def _patiently(bucket: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
         except StoreAway:
             raise
         except Exception as error:
-            if not is_away(error):
+            # A store that comes back may deny for a moment that it has the bucket.
+            if not is_away(error) and not (bucket in _away and is_missing_bucket(error)):
                 _away.pop(bucket, None)  # it answered
                 raise
             since, now = min(since, _away.get(bucket, (since,))[0]), time.monotonic()
