@@ -36,7 +36,7 @@ class Reports:
     def __init__(self, queue: QueueCaller, config: DreamBoothConfig, every_seconds: float) -> None:
         steps = config.train.max_train_steps
         self._queue, self._name, self._every_seconds = queue, config.subject.name, every_seconds
-        self._progress = Progress(step=steps, steps=steps, images_per_second=0.0, loss=0.0)
+        self._progress = Progress(step=0, steps=steps, images_per_second=0.0, loss=0.0)
         self._messages: deque[Message] = deque(maxlen=_MOST_MESSAGES)
         self._sent = 0.0
         self._answer: Any = None
@@ -46,6 +46,8 @@ class Reports:
         """Report an event."""
         self._messages.append({"time": time.time()} | message)
         if message["kind"] != "step":
+            start = int(message.get("start", self._progress.step))  # a training that goes on begins there
+            self._progress = dataclasses.replace(self._progress, step=start)
             self._send()
             return
         metrics = message["metrics"]
@@ -59,7 +61,8 @@ class Reports:
 
     def tell_pictures(self, made: int, total: int) -> None:
         """Report the evaluation's progress. Raises Stopped when asked to stop."""
-        self._progress = dataclasses.replace(self._progress, pictures=(made, total))
+        step = self._progress.step or self._progress.steps  # of a model that was trained before, there is no word
+        self._progress = dataclasses.replace(self._progress, step=step, pictures=(made, total))
         self._send_when_due()
         if made < total and self.stopping():
             raise Stopped(f"stopped at picture {made} of the evaluation")
