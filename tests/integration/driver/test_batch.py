@@ -58,7 +58,7 @@ class Silent:
 def make_batch(make_config: Any, class_images: Path) -> Callable[..., BatchPlan]:
     """A plan of several subjects of the miniature, on a tiny base, in a folder."""
 
-    def make(folder: Path, *subjects: str, over: Mapping[str, Any] | None = None, **settings: Any) -> BatchPlan:
+    def make(folder: Path, *subjects: str, poisoned: str | None = None, **settings: Any) -> BatchPlan:
         configs = [
             make_config(
                 **{
@@ -73,14 +73,19 @@ def make_batch(make_config: Any, class_images: Path) -> Callable[..., BatchPlan]
                     "evaluation__enabled": "false",
                 }
                 | settings
-                | (dict(over or {}).get(name, {}))
             )
             for name in subjects
         ]
+        configs = [_poisoned(config) if config.subject.name == poisoned else config for config in configs]
         folder.mkdir(parents=True, exist_ok=True)
         return make_batch_plan("batch", [make_plan(config, FOUR_CPUS) for config in configs], FOUR_CPUS)
 
     return make
+
+
+def _poisoned(config: DreamBoothConfig) -> DreamBoothConfig:
+    """With noise that no configuration may ask for, so that the loss stops being a number."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"noise_offset": 1e30})})
 
 
 def weights(plan: BatchPlan) -> dict[str, dict[str, str]]:
@@ -181,8 +186,7 @@ def test_a_killed_worker_a_killed_queue_and_a_poisoned_subject_cost_nobody_else(
     names = ("mint-dog", "navy-dog", "lime-car")
     settings = {"train__max_train_steps": 40, "train__checkpoint_every": 10, "cluster__lanes": 2}
     settings |= {"train__gradient_accumulation_steps": 8}  # so slow that a step is seen before the next ones are done
-    poison = {"mint-dog": {"train__noise_offset": 1e30}}
-    calm = make_batch(tmp_path / "calm", *names, over=poison, **settings)
+    calm = make_batch(tmp_path / "calm", *names, poisoned="mint-dog", **settings)
     outcome = run_batch(calm, Silent(), None)
     assert states(outcome) == {name: "failed" if name == "mint-dog" else "done" for name in names}
     assert outcome.failed == 1

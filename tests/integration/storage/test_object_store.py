@@ -348,6 +348,6 @@ def test_a_batch_that_cannot_be_read_says_why(s3: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     began = time.monotonic()
-    with pytest.raises(InputError, match=r"can't read 's3://.*pets\.csv': it can't be reached"):
+    with pytest.raises(InputError, match=r"can't read 's3://.*pets\.csv'.*nothing answers at"):
         read_batch(f"{s3}/pets.csv")
     assert time.monotonic() - began < 20
