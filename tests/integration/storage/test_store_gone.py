@@ -73,7 +73,7 @@ def command(kind: str, config: DreamBoothConfig, s3: str, folder: Path) -> list[
     return [*start, str(given)]
 
 
-@pytest.mark.recovery
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "batch"])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_store_that_goes_for_good_ends_the_command_and_the_same_goes_on(
