@@ -36,15 +36,20 @@ class MlflowServer:
         self._process = subprocess.Popen(
             command,
             cwd=self._folder,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # six processes that no test needs
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         deadline = time.monotonic() + 180
-        while not self._answers():
-            assert self._process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        try:
+            while not self._answers():
+                assert self._process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """SIGKILL to all of its processes."""
