@@ -107,14 +107,22 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
 @pytest.fixture
 def s3(object_store: ObjectStore, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An address of its own in the store, with the variables that lead there."""
-    from s3fs import S3FileSystem
-
     for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
-    # An open file system keeps the address and the credentials that it was opened with.
-    S3FileSystem.clear_instance_cache()
+    forget_open_stores()
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())
     yield f"{object_store.bucket}/{name}-{secrets.token_hex(4)}"
+    forget_open_stores()
+
+
+def forget_open_stores() -> None:
+    """Close what is open: a file system keeps the address and the credentials that it was opened with."""
+    from s3fs import S3FileSystem
+
+    from pipelines.storage import patient_s3
+
     S3FileSystem.clear_instance_cache()
+    patient_s3.PatientS3.clear_instance_cache()  # fsspec keeps a cache for each class
+    patient_s3._away.clear()

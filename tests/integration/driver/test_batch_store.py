@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from s3fs import S3FileSystem
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.miniature import subject_dir
 from pipelines.apps.garbage import find_leftovers
 from pipelines.storage import files, publications
+from tests.integration.conftest import forget_open_stores
 from tests.integration.faulty_store import faulty_store
 
 NAMES = ("coral-car", "lime-car", "navy-dog")
@@ -106,7 +106,7 @@ def test_publications_get_through_to_a_busy_store(
     with faulty_store(object_store.environment["AWS_ENDPOINT_URL_S3"], every=5) as (address, store):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
-        S3FileSystem.clear_instance_cache()
+        forget_open_stores()
         published = publications.publish(tiny_pipeline, f"{s3}/model", metadata={})
         assert publications.published(f"{s3}/model") == published
         publications.fetch(published, tmp_path / "copy")

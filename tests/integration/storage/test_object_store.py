@@ -23,6 +23,7 @@ from dreambooth.models.base_model import resolve_base_model
 from pipelines.apps.garbage import find_leftovers, remove_leftovers
 from pipelines.plan.subject_list import read_batch
 from pipelines.storage import files, publications
+from tests.integration.conftest import forget_open_stores
 
 
 @pytest.fixture
@@ -259,19 +260,19 @@ def test_a_base_model_that_cannot_be_had(
         Path(target).write_bytes(self.cat_file(path)[:-1])
 
     with monkeypatch.context() as broken:
-        S3FileSystem.clear_instance_cache()
+        forget_open_stores()
         broken.setattr(S3FileSystem, "get_file", get_a_part)
         with pytest.raises(
             InputError, match=r"base_model 's3://.*/base' can't be copied to .* has \d+ bytes, but \d+ arrived"
         ):
             resolve_base_model(f"{s3}/base")
-    S3FileSystem.clear_instance_cache()
+    forget_open_stores()
     assert contents(resolve_base_model(f"{s3}/base").directory) == contents(tiny_pipeline)
-    S3FileSystem.clear_instance_cache()
+    forget_open_stores()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(InputError, match=r"base_model 's3://.*/base' can't be read: PermissionError"):
         resolve_base_model(f"{s3}/base")
-    S3FileSystem.clear_instance_cache()
+    forget_open_stores()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"base_model 's3://.*/base' can't be read.*127\.0\.0\.1:9"):
         resolve_base_model(f"{s3}/base")
@@ -311,7 +312,7 @@ def test_instance_images_that_cannot_be_read(s3: str, monkeypatch: pytest.Monkey
     files.write_bytes(f"{s3}/empty.png", b"")
     with pytest.raises(InputError, match=r"s3://.*/empty\.png is empty"):
         open_image(f"{s3}/empty.png", max_pixels=10_000)
-    S3FileSystem.clear_instance_cache()
+    forget_open_stores()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(InputError, match=r"can't read s3://.*/empty\.png: Forbidden"):
         open_image(f"{s3}/empty.png", max_pixels=10_000)
@@ -339,12 +340,12 @@ def test_a_batch_that_cannot_be_read_says_why(s3: str, monkeypatch: pytest.Monke
     for missing in (f"{s3}/none.csv", "s3://nosuchbucket/pets.csv"):
         with pytest.raises(InputError, match=f"there is nothing at '{missing}'"):
             read_batch(missing)
-    S3FileSystem.clear_instance_cache()
+    forget_open_stores()
     with monkeypatch.context() as wrong:
         wrong.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         with pytest.raises(InputError, match=r"can't read 's3://.*pets\.csv': the store refuses the credentials"):
             read_batch(f"{s3}/pets.csv")
-    S3FileSystem.clear_instance_cache()
+    forget_open_stores()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     began = time.monotonic()

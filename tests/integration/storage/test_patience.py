@@ -6,12 +6,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from s3fs import S3FileSystem
 
 from pipelines.queue.subject_queue import QueuedSubject, SubjectQueue
 from pipelines.storage import files, patient_s3
 from pipelines.storage.faults import StoreAway
 from pipelines.tasks import SubjectRecord
+from tests.integration.conftest import forget_open_stores
 from tests.integration.faulty_store import faulty_proxy
 
 
@@ -33,10 +33,9 @@ def store(object_store: Any, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
     with faulty_proxy(urlsplit(object_store.environment["AWS_ENDPOINT_URL_S3"]).netloc, store.fate) as address:
         for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
             monkeypatch.setenv(name, address)
-        S3FileSystem.clear_instance_cache()
-        patient_s3.PatientS3.clear_instance_cache()
+        forget_open_stores()
         yield store
-    patient_s3.PatientS3.clear_instance_cache()
+    forget_open_stores()
 
 
 @pytest.mark.parametrize("fate", ["gone", "503", "silent"])
