@@ -1,6 +1,6 @@
-"""The DreamBooth method (Ruiz et al., arXiv 2208.12242): torch, diffusers and transformers, and no cluster.
+"""The DreamBooth method (Ruiz et al., arXiv 2208.12242) with torch, diffusers and transformers, without a cluster.
 
-All of `__all__` can be imported from here; README.md has a script of it.
+Everything in `__all__` can be imported from here; README.md shows a script.
 """
 
 from typing import TYPE_CHECKING

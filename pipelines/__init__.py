@@ -1,6 +1,6 @@
 """Orchestration of the method: the only importer of Ray, DeepSpeed and MLflow.
 
-All of `__all__` can be imported from here.
+Everything in `__all__` can be imported from here.
 """
 
 from typing import TYPE_CHECKING

@@ -43,7 +43,7 @@ def base_source(config: DreamBoothConfig, base_hash: str) -> Source:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """Pictures wanted: one per (prompt, seed), computed in `dtype` whatever the device would choose for itself."""
+    """Requested pictures: one per (prompt, seed), computed in `dtype` on any device."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -54,7 +54,7 @@ class SampleRequest:
 
 
 def picture_name(place: int) -> str:
-    """File name of the picture at a place in its set."""
+    """File name of a picture by its index in the set."""
     return f"{place}.png"
 
 
@@ -71,9 +71,9 @@ class BankAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """N pictures as a bank of encoders sees them: embeddings, and distances to themselves and M real ones, (N, N + M).
+    """A bank's view of N pictures: embeddings, and distances to themselves and M real ones, (N, N + M).
 
-    M is 0 where no real ones were given.
+    M is 0 without real ones.
     """
 
     embeddings: "ImageEmbeddings"
@@ -92,7 +92,7 @@ class Samplers(typing.Protocol):
     """Runs calls: on actors of the cluster, or in this process."""
 
     def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
-        """Results of the calls as they come, each with its place."""
+        """Results of the calls as they arrive, each with its index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class PriorSet:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolTask:
-    """One model to be measured: `model_key` names its weights, `run_uri` and `shared_uri` are where samples go."""
+    """One model to measure: `model_key` identifies its weights, samples go to `run_uri` and `shared_uri`."""
 
     config: DreamBoothConfig
     protocol: Protocol
@@ -130,7 +130,7 @@ class ProtocolTask:
 
     @property
     def key(self) -> str:
-        """Names the evaluation: 20 hex digits over the pictures, the subject's own, and the encoders."""
+        """The evaluation's key: 20 hex digits over the pictures, the subject's images, and the encoders."""
         sets = [pictures.key for pictures in (*self.fine_tuned_sets, *self.base_sets)]
         parts = json.dumps([EVALUATION_FORMAT, sets, data_hash(self.images), self.bank.hash])
         return hashlib.sha256(parts.encode()).hexdigest()[:20]
@@ -159,9 +159,9 @@ class TrainTask:
 
 @dataclass(frozen=True, kw_only=True)
 class MakeClassImages:
-    """Make these blocks of a set, one a worker; `wanted` holds the missing images of each.
+    """Make these blocks of a set, one per worker; `wanted` holds the missing images of each.
 
-    Without blocks, all images are there, and the set lacks its manifest alone.
+    Without blocks, all images exist and only the manifest is missing.
     """
 
     plan: PriorPlan
@@ -185,7 +185,7 @@ class TrainSubject:
 
 @dataclass(frozen=True, kw_only=True)
 class Wait:
-    """Nothing to do now; ask again later."""
+    """No work now; ask again later."""
 
     seconds: float = 1.0
 
@@ -206,16 +206,16 @@ class LaneTask:
 
 
 State = Literal["waiting", "training", "trained", "done", "failed"]
-"""waiting for its class images or a lane; in a lane; published but not registered yet; registered; set aside."""
+"""waiting for class images or a lane; in a lane; published but not registered; registered; set aside."""
 
 STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectRecord:
-    """One subject: `key` is its plan's, `attempts` how often it was begun, `failures` how often it failed.
+    """One subject: its plan's `key`, and the numbers of `attempts` and `failures`.
 
-    `reason` and `traceback` are the last failure's, `began` and `ended` seconds since the epoch.
+    `reason` and `traceback` are the last failure's; `began` and `ended` are seconds since the epoch.
     """
 
     name: str
@@ -247,9 +247,9 @@ class SubjectRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a subject that is in a lane has come.
+    """Progress of a subject in a lane.
 
-    `pictures` are those of its evaluation (made, to make), None while it trains.
+    `pictures` are the evaluation's (made, to make); None while it trains.
     """
 
     step: int

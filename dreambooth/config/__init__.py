@@ -1,1 +1,1 @@
-"""Settings of the method: frozen, checked models, and how they are read and overridden."""
+"""Settings of the method: frozen, checked models, loading and overrides."""

@@ -4,8 +4,8 @@
     shown("postgresql://me:secret@db/mlflow") == "postgresql://me:***@db/mlflow"
     without_credentials(text)                   # any text, such as another library's error
 
-Where an address is malformed the password has to be guessed, so more is hidden rather than less: everything between
-`//` and the last `@`, a port that isn't a number, and every query parameter that isn't known to be harmless.
+In a malformed address the password has to be guessed, so too much is hidden rather than too little: everything between
+`//` and the last `@`, a port that isn't a number, and every query parameter not known to be harmless.
 """
 
 import ipaddress
@@ -38,7 +38,7 @@ _HARMLESS = {
 }
 _SECRET_VARIABLE = re.compile(r"(PASSWORD|PASSWD|SECRET|SECRET_KEY|TOKEN|API_KEY|SECRET_ACCESS_KEY)$", re.IGNORECASE)
 _SHORTEST = 5
-"""Shortest secret to look for in other text: shorter ones are parts of many words."""
+"""Shortest secret to look for in other text: shorter ones occur in ordinary words."""
 _seen: set[str] = set()
 
 
@@ -119,7 +119,7 @@ def shown(address: str) -> str:
 
 
 def named_place(address: str) -> str:
-    """Bucket or host, and path of an address, without credentials and query: what names are made from.
+    """Bucket or host, and path of an address, without credentials and query, to make names from.
 
     >>> named_place("https://me:secret@host/photos/rex.zip?token=abc")
     'host/photos/rex.zip'
@@ -196,7 +196,7 @@ def _split(rest: str) -> tuple[str, str]:
 
 
 def _cut(authority: str, path: str) -> bool:
-    """Whether what looks like host and port may be a user and the start of a password."""
+    """Whether an apparent host and port may be a user and the start of a password."""
     return "@" in path and "@" not in authority and ":" in authority and not authority.startswith("[")
 
 

@@ -1,7 +1,7 @@
 """Bounded number types for settings.
 
-A value far out of range is a typo or a wrong unit, and is refused: a batch of a million, a learning rate of 50, a seed
-that no generator holds.
+Values far out of range are typos or wrong units, and refused: a batch of a million, a learning rate of 50, a seed too
+large for any generator.
 """
 
 import math

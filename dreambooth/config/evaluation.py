@@ -1,4 +1,4 @@
-"""Settings of evaluation, and of the gate a new version passes to become the champion."""
+"""Settings of evaluation, and of the gate for a new champion."""
 
 from typing import Annotated, Literal
 
@@ -82,7 +82,7 @@ class EvaluationConfig(Frozen):
 
 
 class GateConfig(Frozen):
-    """When a new version of a registered model becomes its `champion`: by the protocol's figures, of one bank."""
+    """Conditions for a new version to become its model's `champion`, on the protocol's figures of one bank."""
 
     dino_margin: Number = Field(
         0.02, ge=0, le=2, description="most by which a new champion's DINO may be below the old one's"

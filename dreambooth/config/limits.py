@@ -1,7 +1,7 @@
 """Upper limits shared by the command line and the settings."""
 
 MOST_STEPS = 10_000_000
-"""Most training steps, and the limit of everything counted in steps."""
+"""Most training steps, and the limit of all settings in steps."""
 MOST_SAMPLING_STEPS = 1000
 """Most sampling steps: the number of noise levels (arXiv 2006.11239)."""
 MOST_GUIDANCE = 100.0

@@ -39,7 +39,7 @@ def _check_without_secret(address: str) -> str:
     if holds_credentials(address):
         raise ValueError(
             f"{shown(address)} holds a name, a password or a token, and results say where they lie; leave it out, and "
-            f"hand it on as its driver takes it (AWS_ACCESS_KEY_ID, FSSPEC_FTP_PASSWORD, …)"
+            f"pass it through its driver's variables (AWS_ACCESS_KEY_ID, FSSPEC_FTP_PASSWORD, …)"
         )
     return address
 
@@ -136,7 +136,7 @@ class TrackingConfig(Frozen):
 
 
 class RegistryConfig(Frozen):
-    """Registered models and how they are stored."""
+    """Registered models."""
 
     storage: Literal["full", "delta"] = Field(
         "full", description="content of a version: all weights, or their exact change (delta), which needs the base"
@@ -248,7 +248,7 @@ MINIATURE: dict[str, Any] = {
 
 
 def _miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """MINIATURE, without rates for a text encoder that stays frozen; a user's own rates for it are refused."""
+    """MINIATURE, without rates for a frozen text encoder; a user's own rates for it are refused."""
     if str(_setting(settings, "train", "train_text_encoder")).lower() not in ("false", "no", "off", "0", "n", "f"):
         return MINIATURE
     train = {name: value for name, value in MINIATURE["train"].items() if name not in RATES_OF_TEXT_ENCODER}

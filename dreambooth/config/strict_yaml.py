@@ -1,8 +1,8 @@
 """Strict YAML: no duplicate keys, and no value silently read as another type than text.
 
 PyYAML follows YAML 1.1, which reads `007` as 7, `NO` as false and `12:30:00` as 45000, and keeps the last of two equal
-keys. Here two equal keys are refused, and a plain value that reads as something else than it looks like is `Misread`:
-still the text that was written, so that numbers and switches take it as before, and settings of text can refuse it.
+keys. Here equal keys are refused, and a plain value that YAML reads as something else is a `Misread`: the text as
+written, so numbers and switches still accept it, and settings of text can refuse it.
 
 >>> parse_yaml("{a: 007, b: 5e-6, c: [on, 12]}", "it")
 {'a': '007', 'b': '5e-6', 'c': ['on', 12]}
@@ -19,7 +19,7 @@ from dreambooth.errors import InputError
 
 _TAG = "tag:yaml.org,2002:"
 _MOST_COPIES = 20
-"""Most values that aliases may make per character; more is a bomb (`[*a, *a, *a]`, of `[*b, *b, *b]`, of …)."""
+"""Most values from aliases per character; more is a bomb (`[*a, *a, *a]`, of `[*b, *b, *b]`, of …)."""
 
 
 class NotYaml(InputError):
@@ -68,11 +68,11 @@ class _Reader:
     def value(self, node: Node) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise InputError(f"{self._name}: its aliases (*name) multiply to more than can be read; write them out")
+            raise InputError(f"{self._name}: its aliases (*name) multiply to too many values; write them out")
         if isinstance(node, ScalarNode):
             return self._scalar(node)
         if any(node is outer for outer in self._open):
-            raise InputError(f"{self._name}, {_line(node)}: an alias (*name) stands inside of what it means")
+            raise InputError(f"{self._name}, {_line(node)}: an alias (*name) stands inside its own value")
         self._open.append(node)
         try:
             if node.tag not in (f"{_TAG}seq", f"{_TAG}map"):

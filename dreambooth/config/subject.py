@@ -78,7 +78,7 @@ def _hidden(char: str, text: str) -> str:
 
 
 def name_from(text: str) -> str:
-    """Make a subject name of any text, such as a folder's name; empty if it has neither letter nor digit.
+    """Make a subject name from any text, such as a folder's name; empty if it has neither letter nor digit.
 
     >>> name_from("My Dog (2)")
     'my-dog-2'
@@ -130,7 +130,7 @@ def _check_identifier(identifier: str) -> str:
 
 
 class Subject(Frozen):
-    """Three to five photographs of one thing, and what that thing is.
+    """Three to five photographs of one thing, its class noun and its identifier.
 
     With `identifier` None a rare token is chosen (`dreambooth.data.identifier`). `instance_images` is a folder, a glob
     or a list of images, local or at any fsspec address.
@@ -203,12 +203,12 @@ class PromptTemplates(Frozen):
     """
 
     instance: Annotated[Template, AfterValidator(_check_names_identifier)] = Field(
-        "a photo of {identifier} {class_noun}", description="prompt that instance images are trained with"
+        "a photo of {identifier} {class_noun}", description="prompt of instance images in training"
     )
     class_: Annotated[Template, AfterValidator(_check_names_no_identifier)] = Field(
         "a photo of {article} {class_noun}",
         alias="class",
-        description="prompt that class images are made and trained with",
+        description="prompt of class images, in sampling and training",
     )
 
     def instance_prompt(self, subject: Subject) -> str:

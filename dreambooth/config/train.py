@@ -1,4 +1,4 @@
-"""Settings of training: method, length, learning rates, batch, and which weights are exported."""
+"""Settings of training: method, length, learning rates, batch, and exported weights."""
 
 from typing import Literal, Self
 
@@ -64,7 +64,7 @@ class TrainConfig(Frozen):
     noise_offset: Number = Field(0.0, ge=0, le=10, description="standard deviation of a per-channel shift of the noise")
     seed: Seed = Field(0, description="seed of crops, noise, timesteps and order")
     log_every: Steps = Field(1, description="steps between points of the logged curves")
-    checkpoint_every: Steps = Field(200, description="steps between checkpoints: the most a fault can cost")
+    checkpoint_every: Steps = Field(200, description="steps between checkpoints: the most steps a fault can cost")
     validate_every: Steps | None = Field(None, description="steps between validation samples; None: only at the end")
     keep: Literal["last", "best"] = Field(
         "last", description="weights to export; best: those with the highest score (evaluation.every)"
@@ -89,7 +89,7 @@ class TrainConfig(Frozen):
         for name in RATES_OF_TEXT_ENCODER:
             if (rate := getattr(self, name)) is not None:
                 raise ValueError(
-                    f"{name} is {rate}, but train_text_encoder is false, and what it is for is part of the text "
+                    f"{name} is {rate}, but train_text_encoder is false, and it applies to a part of the text "
                     f"encoder; leave one of them out"
                 )
         return self

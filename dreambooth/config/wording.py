@@ -1,4 +1,4 @@
-"""Placeholders in texts, and the misspellings people write instead.
+"""Placeholders in texts, and their common misspellings.
 
 `[V]` stands for the identifier in captions and prompts, `{identifier}` in the templates of the settings. Anything
 that looks like a placeholder but isn't one would be taken literally, so it is refused with the right spelling:
@@ -53,7 +53,7 @@ def check_wording(
 ) -> None:
     """Raise InputError, starting with `what`, for text with a false placeholder.
 
-    `known` are the placeholders that will be filled; an `identifier` such as <rex> is allowed literally.
+    `known` placeholders will be filled; an `identifier` such as <rex> is allowed literally.
     """
     if fault := misplaced(text, known=known, identifier=identifier):
         raise InputError(f"{what}: {fault}")
@@ -82,7 +82,7 @@ def misplaced(text: str, *, known: Sequence[str], identifier: str | None = None)
 
 
 def _means(name: str, bracket: str) -> str:
-    """The placeholder that a name in brackets was meant for; empty if it may be meant literally."""
+    """The intended placeholder of a name in brackets; empty if it may be literal."""
     if _CLASS_NOUN.fullmatch(name):
         return "class noun"
     if _IDENTIFIER.fullmatch(name):
@@ -93,7 +93,7 @@ def _means(name: str, bracket: str) -> str:
 def _instead(meant: str, known: Sequence[str]) -> str:
     own = next((each for each in known if each in (IDENTIFIER_PLACEHOLDER, "{identifier}")), None)
     if meant == "identifier":
-        return f"write {own} where the identifier goes" if own else "leave it out, for this text is of the class alone"
+        return f"write {own} where the identifier goes" if own else "leave it out: this text describes the class alone"
     if meant == "class noun":
         has = CLASS_NOUN_PLACEHOLDER in known
         return f"write {CLASS_NOUN_PLACEHOLDER}" if has else "write the class noun itself, such as dog"

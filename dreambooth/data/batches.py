@@ -3,7 +3,7 @@
 A training run is a row of numbered pairs (one instance image, one class image). Global batch `step` holds the pairs
 [step * G, (step + 1) * G), G = micro_batch_size * gradient_accumulation_steps * workers. Everything about a pair (which
 images, which crop, posterior noise, noise, timestep) follows from the seed and its number, so workers and accumulation
-only decide who computes it, and a resume needs to know nothing but the step.
+only decide who computes it, and resuming needs only the step.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class TrainingData:
     noise_offset: float = 0.0
 
     def batch(self, pairs: range) -> Batch:
-        """The batch of these pairs; it is the same on every rank."""
+        """The batch of these pairs, the same on every rank."""
         halves = [self.instance] if self.class_ is None else [self.instance, self.class_]
         drawn = [self._draw(half, images, pair) for half, images in enumerate(halves) for pair in pairs]
         return Batch(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))

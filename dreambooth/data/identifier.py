@@ -9,10 +9,10 @@ tokens (single common letters carry meanings of their own). The paper (section 3
 - The frequent range is left out: the first half of the ranks, or, in a unigram vocabulary, whatever lies outside the
   paper's range, which is 16 to 31 % of T5-XXL's pieces.
 - The text has two or three characters, no whitespace, and inside a prompt it becomes that token and back again.
-- It is made of lower-case consonants only. Words have vowels, so this is what can be known of "no ordinary word"
-  without a dictionary; it also keeps to what every keyboard types. `MEANINGFUL` lists exceptions.
+- It consists of lower-case consonants. Words have vowels, so this excludes ordinary words without a dictionary; every
+  keyboard types it, too. `MEANINGFUL` lists exceptions.
 
-In CLIP's vocabulary 549 tokens pass, in the miniature's the 64 that were put there for this.
+In CLIP's vocabulary 549 tokens pass, in the miniature's 64, put there for this.
 """
 
 import hashlib
@@ -94,7 +94,7 @@ def candidates(tokenizer: "PreTrainedTokenizerBase", *, limit: int | None = None
 def choose_identifiers(
     tokenizer: "PreTrainedTokenizerBase", subject_names: Sequence[str], *, taken: Collection[str] = ()
 ) -> dict[str, str]:
-    """Choose an identifier per subject name, distinct from each other and from `taken`; the same names give the same.
+    """Choose an identifier per subject name, distinct from each other and from `taken`; deterministic.
 
     Raises InputError if the tokenizer has too few.
     """
@@ -125,7 +125,7 @@ def describe(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> Descripti
     """Tokens of an identifier in a prompt, how common they are, and a warning if it is a poor choice."""
     ranking = _rank(tokenizer)
     ids = _ids_in_prompts(tokenizer, [identifier])[0]
-    ids = tuple(index for index in ids if _show(tokenizer, index))  # a mere start of a word says nothing
+    ids = tuple(index for index in ids if _show(tokenizer, index))  # the start of a word has no meaning
     ranks = tuple(ranking.by_id.get(index, 0.0) for index in ids)
     tokens = tuple(_show(tokenizer, index) for index in ids)
     is_unknown = tokenizer.unk_token_id in ids
@@ -136,7 +136,7 @@ def describe(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> Descripti
     elif not is_rare:
         split = ", ".join(f"{token!r} ({ranking.how_common(rank)})" for token, rank in zip(tokens, ranks, strict=True))
         count = "1 token" if len(ids) == 1 else f"{len(ids)} tokens"
-        warning = f"the identifier {identifier!r} is {count} that the base model already knows a use for: {split}"
+        warning = f"the identifier {identifier!r} is {count} with a meaning for the base model: {split}"
     if warning is not None:
         warning += "; leave it out to have a rare one chosen, or see 'dreambooth identifiers'"
     return Description(tokens=tokens, ranks=ranks, is_rare=is_rare, warning=warning)
@@ -152,8 +152,8 @@ def check_own_tokens(
 ) -> str | None:
     """A warning if the identifier shares tokens with other words of the training prompts, else None.
 
-    Every prompt with such a word is affected by what its tokens learn, class prompts included. Raises InputError
-    where the identifier's embedding is learnt at a rate of its own (`learnt_apart`) and the word is the class noun.
+    Training changes every prompt with such a word, class prompts included. Raises InputError if the identifier's
+    embedding has its own learning rate (`learnt_apart`) and the word is the class noun.
     """
     own = set(token_ids_in_prompts(tokenizer, str(subject.identifier)))
     words = {
@@ -181,8 +181,8 @@ def check_own_tokens(
 
 
 def _draw(texts: Sequence[str], name: str) -> int:
-    # The smallest hash of (name, text) is a uniform draw that needs no generator, and that another subject's choice
-    # changes only where the two collide.
+    # The smallest hash of (name, text) is a uniform draw without a generator, and another subject's choice changes it
+    # only if the two collide.
     lots = [hashlib.sha256(f"{name} {text}".encode()).digest() for text in texts]
     return lots.index(min(lots))
 

@@ -31,9 +31,9 @@ def prepare_data(
 ) -> TrainingData:
     """Encode instance images and class images with the base model in `directory`.
 
-    The subject's identifier must be set; ValueError if it isn't. `config.images.resolution` and `num_train_timesteps`
-    None are what the base model was trained with. Class images may be the latents of an earlier call; without any there
-    is no prior preservation.
+    Raises ValueError if the subject has no identifier. `config.images.resolution` and `num_train_timesteps` None mean
+    the base model's own. Class images may be the latents of an earlier call; without any there is no prior
+    preservation.
     """
     resolution = config.images.resolution or BaseSettings(directory).resolution
     settings = config.images

@@ -1,14 +1,13 @@
-"""Check that the base model reads captions, templates and prompts as they were meant.
+"""Check that the base model reads captions, templates and prompts as intended.
 
-A text fails silently in three ways. Its placeholder is none that is known here (`[v]`, `{identifier}` in a
-caption, `[V]` in a template) and stays in it literally. It is longer than the text encoder reads, and its end is cut,
-the identifier perhaps included. Or it reads otherwise than it looks: no identifier, another one, letters that only look
-like others. What takes the subject out of a text is an InputError, before any work; of what may be meant a warning says
-how the model reads it.
+A text fails silently in three ways. Its placeholder is unknown here (`[v]`, `{identifier}` in a caption, `[V]` in a
+template) and stays literal. It is too long for the text encoder, and its end is cut, perhaps with the identifier. Or it
+reads differently than it looks: no identifier, another one, look-alike letters. Losing the subject is an InputError,
+before any work; for texts that may be intended, a warning gives the model's reading.
 
-How much may be cut depends on the use. A prompt that is drawn has to be read whole: to shorten it takes seconds, and a
-picture of half a prompt passes for one of all of it. Of a caption words may be lost, with a warning, but never the
-identifier: captions that a program wrote are often too long, and what they begin with is true of the picture.
+How much may be cut depends on the use. Prompts for sampling must fit: shortening takes seconds, and a picture of half a
+prompt passes for one of the whole. Captions may lose words, with a warning, but never the identifier: generated
+captions are often too long, and their beginning is true of the picture.
 """
 
 import re
@@ -87,8 +86,8 @@ class PromptReader:
     def check(self, text: str, *, what: str, whole: bool, cure: str = _CURE) -> tuple[str, ...]:
         """Warnings about a caption or prompt, each starting with `what`. `[V]` is filled in here.
 
-        Raises InputError where it holds a placeholder that is none, where the identifier is cut off or becomes part of
-        another word, and for a text that has to be read `whole` where any word is cut off.
+        Raises InputError for a false placeholder, for an identifier that is cut off or part of another word, and, with
+        `whole`, for any word cut off.
         """
         check_wording(text, what=what, identifier=self.identifier)
         filled = text if self.identifier is None else fill_identifier(text, self.identifier)

@@ -1,7 +1,7 @@
 """Build DeepSpeed's Adam operations into an image, so that no node has to compile them; run by the Dockerfile.
 
-The pipeline's own optimizer is torch's and needs none; a changed DeepSpeed configuration may. A torch with CUDA wants
-the compiler of the same CUDA (nvcc); where it's another or there is none they are left out, and that is said.
+The pipeline uses torch's optimizer and needs none; a changed DeepSpeed configuration may. A torch with CUDA needs the
+compiler of the same CUDA (nvcc); with another or none the operations are skipped with a message.
 """
 
 import os
@@ -14,11 +14,11 @@ from importlib.metadata import version
 
 OPERATIONS = ("CPU_ADAM", "FUSED_ADAM")
 ARCHITECTURES = "8.0;8.6;8.9;9.0"
-"""Of GPUs, from A100 to H200; no GPU is there to be asked while an image is built."""
+"""GPU architectures, from A100 to H200; no GPU is visible while an image is built."""
 
 
 def main() -> None:
-    """Build them if that can be done here; exits with pip's code when the build fails."""
+    """Build them if possible; exits with pip's code if the build fails."""
     import torch
 
     wanted = torch.version.cuda
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def nvcc_version() -> str | None:
-    """Major and minor version of CUDA's compiler, None where there is none."""
+    """Major and minor version of CUDA's compiler, or None."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return None
@@ -45,7 +45,7 @@ def nvcc_version() -> str | None:
 
 
 def build_environment(cuda: str | None) -> Mapping[str, str]:
-    """What DeepSpeed's setup is told."""
+    """Environment of DeepSpeed's setup."""
     told = {f"DS_BUILD_{operation}": "1" for operation in OPERATIONS}
     if cuda is None:
         return told | {"DS_ACCELERATOR": "cpu"}

@@ -2,10 +2,10 @@
 
     python infra/ray/cluster_demo.py --folder output/cluster-demo
 
-Starts MLflow with a password on Postgres and S3 (infra/services) and a Ray cluster of three nodes with a token; puts
-photographs of four subjects into the store; submits them as a batch from outside the cluster; kills a node while two
-are in training; lists the models, and samples from one of them out of the registry; and stops everything. Exit code 0
-means that nothing was lost. The folder keeps what was made; a second run starts anew beside it.
+Starts MLflow with a password on Postgres and S3 (infra/services) and a Ray cluster of three nodes with a token; uploads
+photographs of four subjects; submits them as a batch from outside the cluster; kills a node while two are in training;
+lists the models and samples from one by way of the registry; stops everything. Exit code 0 means that nothing was lost.
+The folder keeps the results; a second run starts anew beside them.
 """
 
 import argparse
@@ -28,7 +28,7 @@ BEGAN = time.monotonic()
 
 
 def main() -> int:
-    """Do it all, and stop all of it whatever happens."""
+    """Run the demo, and stop everything at the end."""
     parser = argparse.ArgumentParser(description="A batch on a cluster on this machine, of which a node dies.")
     parser.add_argument("--folder", type=Path, default=Path("output/cluster-demo"))
     folder: Path = parser.parse_args().folder.absolute() / time.strftime("%Y%m%d-%H%M%S")
@@ -46,13 +46,13 @@ def main() -> int:
 
 
 def say(text: str) -> None:
-    """A line with the seconds since the start."""
+    """Print a line with the seconds since the start."""
     sys.stdout.write(f"[{time.monotonic() - BEGAN:4.0f} s] {text}\n")
     sys.stdout.flush()
 
 
 def start_services(folder: Path) -> dict[str, str]:
-    """The variables that lead to MLflow and the store."""
+    """Environment variables of MLflow and the store."""
     command = [sys.executable, SERVICES, "start", "--folder", folder / "services"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     exports = (line.removeprefix("export ").partition("=") for line in done.stdout.splitlines())
@@ -60,7 +60,7 @@ def start_services(folder: Path) -> dict[str, str]:
 
 
 def demonstrate(cluster: Cluster, folder: Path, place: str) -> int:
-    """Submit, kill, wait, look."""
+    """Submit, kill a node, wait, look."""
     results = f"{place}/results"
     table = write_table(folder, place)
     say(f"submitting {len(SUBJECTS)} subjects from outside")
@@ -86,7 +86,7 @@ def demonstrate(cluster: Cluster, folder: Path, place: str) -> int:
 
 
 def write_table(folder: Path, place: str) -> Path:
-    """The subjects' table here, their photographs in the store."""
+    """Write the subjects' table here and upload their photographs."""
     fs, root = files.filesystem(f"{place}/photographs")
     for name in SUBJECTS:
         for path in sorted(subject_dir(name).glob("*.png")):
@@ -95,7 +95,7 @@ def write_table(folder: Path, place: str) -> Path:
         "prior": {"num_class_images": 24},
         "train": {"max_train_steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY},
         "evaluation": {"images_per_prompt": 1},
-        "cluster": {"lanes": 2},  # so that the node that is left has room for both
+        "cluster": {"lanes": 2},  # so the remaining node has room for both
         "subjects": [
             {
                 "name": name,
@@ -111,7 +111,7 @@ def write_table(folder: Path, place: str) -> Path:
 
 
 def dreambooth(cluster: Cluster, folder: Path, *arguments: str) -> None:
-    """A command as a user gives it who has the variables in the shell."""
+    """Run a command as a user with these variables."""
     subprocess.run([sys.executable, "-m", "pipelines.cli", *arguments], check=True, cwd=folder, env=cluster.environment)
 
 

@@ -1,6 +1,6 @@
-"""Real Ray clusters on this machine: `ray start` in processes of their own, on ports of their own, with token and TLS.
+"""Real Ray clusters on this machine: `ray start` in separate processes, on their own ports, with token and TLS.
 
-For `make cluster-demo` and the integration tests; nodes on machines of their own are infra/ray/machines.yaml's.
+For `make cluster-demo` and the integration tests; infra/ray/machines.yaml is for several machines.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _OBJECT_STORE_BYTES = 200 << 20
 
 
 class Cluster:
-    """A head, and nodes that joined it; `cpus` says how many each has, the head first."""
+    """A head and the nodes that joined it; `cpus` of each, the head first."""
 
     def __init__(self, folder: Path, cpus: tuple[int, ...]) -> None:
         self.folder = folder
@@ -45,7 +45,7 @@ class Cluster:
         self.environment |= tls_environment(tls)
         self._temporary: list[str] = []
         self._bin = Path(sys.executable).parent
-        # A job's `python` is the one on the path of the node that it runs on.
+        # A job's `python` is found on its node's PATH.
         self.environment["PATH"] = f"{self._bin}{os.pathsep}{os.environ['PATH']}"
         port = str(free_port())
         self.gcs = f"127.0.0.1:{port}"
@@ -61,7 +61,7 @@ class Cluster:
             raise
 
     def ask(self, token: str | None) -> int | None:
-        """The status that a plain call to the Jobs API gets; None: nothing answers."""
+        """HTTP status of a plain call to the Jobs API; None without an answer."""
         try:
             with self._get("/api/jobs/", token) as answer:
                 return int(answer.status)
@@ -71,7 +71,7 @@ class Cluster:
             return None
 
     def nodes_there(self) -> int:
-        """How many nodes the head knows to be alive."""
+        """Number of nodes alive, by the head."""
         with self._get("/nodes?view=summary", self.token) as answer:
             nodes = json.load(answer)["data"]["summary"]
         return sum(node["raylet"]["state"] == "ALIVE" for node in nodes)
@@ -83,7 +83,7 @@ class Cluster:
         return urllib.request.urlopen(request, timeout=10)
 
     def command(self, *arguments: str) -> list[str]:
-        """The command line, as a user outside the cluster gives it."""
+        """Start the command line as a user outside the cluster does."""
         return [sys.executable, "-m", "pipelines.cli", *arguments, "--address", self.address]
 
     def dreambooth(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -99,16 +99,16 @@ class Cluster:
         )
 
     def add_node(self, cpus: int) -> "subprocess.Popen[str]":
-        """Let another node join."""
+        """Add a node."""
         self.nodes.append(self._start("--address", self.gcs, "--num-cpus", str(cpus)))
         return self.nodes[-1]
 
     def log(self) -> str:
-        """What the nodes said."""
+        """The nodes' output."""
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("node-*.log")))
 
     def stop(self) -> None:
-        """Stop what was started here, and nothing else."""
+        """Stop the processes started here, and no others."""
         for node in reversed(self.nodes):
             kill_node(node)
         for folder in self._temporary:
@@ -120,7 +120,7 @@ class Cluster:
         memory = ("--object-store-memory", str(_OBJECT_STORE_BYTES))
         command = [str(self._bin / "ray"), "start", "--block", *options, *agent, *memory]
         if number:
-            # A job's files lie there, and nodes that shared it would remove them under each other. Sockets do, too, and
+            # Jobs' files lie there, and nodes sharing it would remove each other's. Sockets lie there too, and
             # their paths have to be short.
             self._temporary.append(tempfile.mkdtemp(prefix="ray-node-"))
             command += ["--temp-dir", self._temporary[-1]]
@@ -135,7 +135,7 @@ class Cluster:
             )
 
     def _wait(self, nodes: int = 0) -> None:
-        """Until the dashboard answers, and as many nodes have joined."""
+        """Wait until the dashboard answers and so many nodes have joined."""
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             if self.nodes[0].poll() is not None:
@@ -148,7 +148,7 @@ class Cluster:
 
 @contextmanager
 def started(folder: Path, cpus: tuple[int, ...]) -> Iterator[Cluster]:
-    """Within, a cluster that answers."""
+    """A running cluster, within this context."""
     cluster = Cluster(folder, cpus)
     try:
         yield cluster
@@ -157,7 +157,7 @@ def started(folder: Path, cpus: tuple[int, ...]) -> Iterator[Cluster]:
 
 
 def processes_of(node: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """All that runs on a node, its own processes last."""
+    """All processes of a node, its own last."""
     try:
         top = psutil.Process(node.pid)
         return [*reversed(top.children(recursive=True)), top]
@@ -166,7 +166,7 @@ def processes_of(node: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 def running_a_lane(cluster: Cluster) -> list["subprocess.Popen[str]"]:
-    """The nodes on which a worker trains."""
+    """Nodes with a training worker."""
     return [
         node
         for node in cluster.nodes[1:]
@@ -175,16 +175,16 @@ def running_a_lane(cluster: Cluster) -> list["subprocess.Popen[str]"]:
 
 
 def in_the_middle(results: str) -> bool:
-    """Whether a batch's results hold a published model, and a checkpoint that another subject has left."""
+    """Whether a batch's results hold a published model and another subject's checkpoint."""
     fs, root = files.filesystem(results)
     try:
         return bool(fs.glob(f"{root}/*/model/*/manifest.json") and fs.glob(f"{root}/*/checkpoints/*/*/manifest.json"))
-    except FileNotFoundError:  # s3fs, where nothing has been written yet
+    except FileNotFoundError:  # s3fs, before anything is written
         return False
 
 
 def kill_node(node: "subprocess.Popen[str]") -> None:
-    """As when its machine loses power."""
+    """Kill a node, as by a power cut."""
     for process in processes_of(node):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -192,7 +192,7 @@ def kill_node(node: "subprocess.Popen[str]") -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         return int(opened.getsockname()[1])

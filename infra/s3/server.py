@@ -1,7 +1,7 @@
-"""Runs inside .venv-s3, started by swift.py: builds the rings, or becomes one of the four servers.
+"""Build the rings, or become one of the four servers; swift.py starts this inside .venv-s3.
 
-Swift expects its settings in /etc/swift, which nobody but root may write: here they lie in the store's own folder.
-To be started by `python -I`, because the launcher beside this file has the name of the package that is imported.
+Swift expects its settings in /etc/swift, writable by root alone: here they lie in the store's own folder. Start it with
+`python -I`, because the launcher beside this file has the name of the imported package.
 """
 
 import fcntl
@@ -16,13 +16,13 @@ def main() -> int:
     settings = Path(folder) / "etc"
     from swift.common import utils
 
-    # Before anything that reads it when it is imported.
+    # Before imports that read it.
     utils.SWIFT_CONF_FILE = str(settings / "swift.conf")
     if kind == "rings":
         for name, port in zip(("account", "container", "object"), ports, strict=True):
             _build_ring(settings / f"{name}.ring.gz", int(port))
         return 0
-    # Held as long as this process lives: whoever can't take the lock knows that the server runs, and finds its id here.
+    # Held for the life of this process: a lock that can't be taken means a running server, with its id in the file.
     with Path(folder, "run", f"{kind}.pid").open("a") as pid_file:
         try:
             fcntl.flock(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -37,14 +37,14 @@ def main() -> int:
 def _serve(conf: Path, kind: str) -> int:
     from swift.common import wsgi
 
-    # It would change to a user named swift; here it stays who started it.
+    # It would change to a user named swift; here it keeps its user.
     wsgi.drop_privileges = lambda user: None
-    # To standard error, which is the server's log; there may be no syslog, and it is none of its business.
+    # To standard error, the server's log; there may be no syslog.
     return wsgi.run_wsgi(str(conf), f"{kind}-server", verbose=True)
 
 
 def _build_ring(path: Path, port: int) -> None:
-    """One copy of everything, on one device: Swift finds out by its rings which server has what."""
+    """Write rings of one copy on one device: Swift finds an object's server by them."""
     from swift.common.ring import RingBuilder
 
     builder = RingBuilder(4, 1, 0)  # 2^4 partitions, one replica, no hours between moves

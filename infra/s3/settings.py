@@ -5,8 +5,8 @@ from pathlib import Path
 
 KINDS = ("account", "container", "object", "proxy")
 
-# One server of each kind, so one that is slow must not be given up: Swift's own limits count on there being others,
-# and without the background updaters a bucket would never list an object whose entry was given up.
+# One server of each kind, so a slow one must not be given up: Swift's own limits assume others, and without the
+# background updaters a bucket would never list an object whose entry was given up.
 _PATIENCE = """conn_timeout = 30
 node_timeout = 60
 container_update_timeout = 60
@@ -46,7 +46,7 @@ _FILTER_SETTINGS = {
 
 
 def write_settings(folder: Path, store: Mapping[str, str], ports: Mapping[str, int]) -> None:
-    """Write what the four servers read to FOLDER/etc; `store` has access_key (account:user), secret_key and salt."""
+    """Write the four servers' settings to FOLDER/etc; `store` has access_key (account:user), secret_key and salt."""
     etc = folder / "etc"
     account, _, user = store["access_key"].partition(":")
     names = {"account": account, "user": user, "secret_key": store["secret_key"]}

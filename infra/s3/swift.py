@@ -1,15 +1,15 @@
-"""A real object store on this machine, for tests and to try things out: OpenStack Swift, which speaks S3.
+"""A real object store on this machine, for tests and experiments: OpenStack Swift with its S3 interface.
 
-Out of pip, without containers and without root: it lives in a virtual environment of its own (.venv-s3, made at the
-first start), and keeps settings, credentials, data and logs in one folder.
+From pip, without containers and root, in its own virtual environment (.venv-s3, made at the first start), with
+settings, credentials, data and logs in one folder.
 
     python infra/s3/swift.py start --folder output/s3     # prints the AWS variables that s3fs and boto read
     python infra/s3/swift.py status --folder output/s3
     python infra/s3/swift.py stop --folder output/s3      # the data stay; the next start finds them
 
-`eval "$(python infra/s3/swift.py start --folder output/s3)"` sets the variables in this shell. Started again, the store
-has the same address and credentials. Whoever may read the folder may read the credentials; the servers listen on
-loopback only. Exit codes: 0 it runs (or is stopped), 1 it doesn't, 2 it can't, 3 the folder has no extended attributes.
+`eval "$(python infra/s3/swift.py start --folder output/s3)"` sets the variables in this shell. A restarted store has
+the same address and credentials. Readers of the folder can read the credentials; servers listen on loopback only. Exit
+codes: 0 running (or stopped), 1 not running, 2 failed to start, 3 the folder has no extended attributes.
 """
 
 import argparse
@@ -43,12 +43,12 @@ NOT_RUNNING, CANNOT, NO_EXTENDED_ATTRIBUTES = 1, 2, 3
 
 
 def main() -> int:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="A local S3 store: OpenStack Swift.")
     parser.add_argument("command", choices=("start", "status", "stop"))
-    parser.add_argument("--folder", type=Path, required=True, help="where settings, credentials, data and logs lie")
-    parser.add_argument("--port", type=int, help="where S3 is served; default: the last one, or one that is free")
-    parser.add_argument("--bucket", default="dreambooth", help="made if it isn't there; default: %(default)s")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of settings, credentials, data and logs")
+    parser.add_argument("--port", type=int, help="port of S3; default: the last one, or a free one")
+    parser.add_argument("--bucket", default="dreambooth", help="created if missing; default: %(default)s")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv-s3", help="default: %(default)s")
     options = parser.parse_args()
     folder: Path = options.folder.expanduser().absolute()
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def start(folder: Path, *, port: int | None, bucket: str, venv: Path) -> int:
-    """Start what doesn't run, wait until objects can be written, and print the variables."""
+    """Start missing servers, wait until objects can be written, and print the variables."""
     _make_folders(folder)
     with _lock(folder / "lock"):
         running = [kind for kind in KINDS if _pid(folder, kind)]
@@ -82,7 +82,7 @@ def start(folder: Path, *, port: int | None, bucket: str, venv: Path) -> int:
             raise
         finally:
             for server in servers:
-                server.returncode = 0  # it outlives this process, which has nobody to wait for
+                server.returncode = 0  # it outlives this process
     variables = _variables(store)
     path = folder / "credentials.env"
     _write_private(path, "".join(f"export {name}={value}\n" for name, value in variables.items()))
@@ -95,7 +95,7 @@ def start(folder: Path, *, port: int | None, bucket: str, venv: Path) -> int:
 
 
 def status(folder: Path) -> int:
-    """Say whether all four servers run and S3 answers."""
+    """Print whether all four servers run and S3 answers."""
     running = [kind for kind in KINDS if _pid(folder, kind)]
     if not running:
         _say(f"no store runs in {folder}")
@@ -128,7 +128,7 @@ def _make_folders(folder: Path) -> None:
     for name in ("etc", "log", "run", "data/disk"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     if not hasattr(os, "setxattr"):
-        return  # no Linux: Swift itself will tell
+        return  # no Linux: Swift will report it
     try:
         os.setxattr(folder / "data", "user.swift.probe", bytes(1024))
         os.removexattr(folder / "data", "user.swift.probe")
@@ -145,7 +145,7 @@ def _read_store(folder: Path) -> dict[str, Any]:
     if path.is_file():
         store: dict[str, Any] = json.loads(path.read_text())
         return store
-    # The salt goes into the place of every object: with another one, nothing would be found again.
+    # The salt decides every object's place: another one would lose them all.
     return {
         "access_key": "dreambooth:admin",
         "secret_key": secrets.token_hex(20),
@@ -155,7 +155,7 @@ def _read_store(folder: Path) -> dict[str, Any]:
 
 
 def _install(venv: Path) -> None:
-    """Make the virtual environment, once for each state of constraints.txt."""
+    """Make the virtual environment, once per state of constraints.txt."""
     constraints = HERE / "constraints.txt"
     stamp = venv / ".installed"
     wanted = hashlib.sha256(constraints.read_bytes()).hexdigest()
@@ -179,7 +179,7 @@ def _install(venv: Path) -> None:
 
 
 def _prepare(folder: Path, store: dict[str, Any], port: int | None, venv: Path) -> None:
-    """Choose free ports, the last ones where possible, and write credentials, settings and rings."""
+    """Choose free ports, if possible the last ones, and write credentials, settings and rings."""
     before = dict(store["ports"])
     if port is not None and not _is_free(port):
         _fail(f"port {port} is taken; name another one, or none to have a free one chosen")
@@ -198,7 +198,7 @@ def _prepare(folder: Path, store: dict[str, Any], port: int | None, venv: Path) 
 
 def _launch(folder: Path, kind: str, venv: Path) -> "subprocess.Popen[bytes]":
     with (folder / "log" / f"{kind}.log").open("ab") as log:
-        # A session of its own, so that Ctrl-C in this terminal isn't meant for it.
+        # In its own session, out of reach of this terminal's Ctrl-C.
         return subprocess.Popen(
             [*_server(venv), folder, kind], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
@@ -209,7 +209,7 @@ def _server(venv: Path) -> list[str | Path]:
 
 
 def _wait(folder: Path, store: Mapping[str, Any], bucket: str, servers: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Until a bucket and an object in it can be made, which takes all four servers."""
+    """Wait until a bucket and an object in it can be written, which takes all four servers."""
     deadline = time.monotonic() + START_SECONDS
     probe = f"/{bucket}/.probe-{secrets.token_hex(8)}"
     steps = [("PUT", f"/{bucket}"), ("PUT", probe), ("DELETE", probe)]
@@ -242,7 +242,7 @@ def _stop(folder: Path) -> bool:
 
 
 def _pid(folder: Path, kind: str) -> int | None:
-    """The process that holds the lock of a server, so never another one that got its number."""
+    """The process holding a server's lock, so never another with a reused number."""
     try:
         with (folder / "run" / f"{kind}.pid").open() as file:
             try:
@@ -255,7 +255,7 @@ def _pid(folder: Path, kind: str) -> int | None:
 
 
 def _request(store: Mapping[str, Any], method: str, path: str) -> int | str:
-    """One call of S3, signed by its second version, which is short: the status of the answer, or what went wrong."""
+    """Call S3 with the short signature version 2. Returns the answer's status, or the fault."""
     date = email.utils.formatdate(usegmt=True)
     digest = hmac.digest(store["secret_key"].encode(), f"{method}\n\n\n{date}\n{path}".encode(), "sha1")
     signature = base64.b64encode(digest).decode()

@@ -1,4 +1,4 @@
-"""A Postgres of one's own in a folder, with the system's programs; on loopback, and with a password."""
+"""A private Postgres in a folder, by the system's programs, on loopback with a password."""
 
 import os
 import pwd
@@ -24,23 +24,23 @@ class Postgres:
     """One database cluster."""
 
     def __init__(self, programs: Path, folder: Path, settings: Mapping[str, str]) -> None:
-        """`settings` hold POSTGRES_PORT and POSTGRES_PASSWORD."""
+        """`settings` has POSTGRES_PORT and POSTGRES_PASSWORD."""
         self._programs, self._folder = programs, folder
         self._port, self._password = settings["POSTGRES_PORT"], settings["POSTGRES_PASSWORD"]
 
     @property
     def uri(self) -> str:
-        """Its address for SQLAlchemy; the password comes from PGPASSWORD."""
+        """SQLAlchemy's address of the database; the password comes from PGPASSWORD."""
         return f"postgresql+psycopg://127.0.0.1:{self._port}/{USER}"
 
     def start(self, log: Path) -> None:
-        """Make it where there is none yet, and start it unless it runs. Raises RuntimeError when it can't."""
+        """Create the database if missing, and start it unless it runs. Raises RuntimeError on failure."""
         if not (self._folder / "PG_VERSION").is_file():
             self._make()
         if not self._runs():
             log.touch()
             self._give(log)
-            # No socket: its path could be longer than a socket's may be, and loopback has the password.
+            # No socket: its path could be too long, and loopback asks for the password.
             options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
             self._call("pg_ctl", "start", "-w", "-D", self._folder, "-l", log, "-o", options, "-t", str(_SECONDS))
         made = self._call(
@@ -50,14 +50,14 @@ class Postgres:
             self._call("createdb", *self._client("postgres")[:-2], USER)
 
     def answers(self) -> bool:
-        """Whether it runs and takes the password."""
+        """Whether it runs and accepts the password."""
         try:
             return self._call("psql", *self._client(USER), "-tAc", "select 1").strip() == "1"
         except RuntimeError:
             return False
 
     def stop(self) -> None:
-        """Stop it, if it runs, when what was begun is written."""
+        """Stop it, if it runs, after finishing its writes."""
         if self._runs():
             self._call("pg_ctl", "stop", "-w", "-D", self._folder, "-m", "fast", "-t", str(_SECONDS))
 
@@ -88,7 +88,7 @@ class Postgres:
 
     def _call(self, program: str, *arguments: str | Path) -> str:
         environment = os.environ | {"PGPASSWORD": self._password}
-        # pg_ctl leaves a server behind that keeps what it inherits, so a pipe would never end.
+        # pg_ctl's server inherits its streams, so a pipe would never end.
         done = subprocess.run(
             [self._programs / program, *arguments],
             check=False,
@@ -105,7 +105,7 @@ class Postgres:
         return done.stdout or ""
 
     def _as_another(self) -> dict[str, Any]:
-        """Postgres refuses to run as root, so root runs it as the user that its package made."""
+        """Postgres refuses to run as root, so root runs it as its package's user."""
         if os.geteuid() != 0:
             return {}
         return {"user": "postgres", "group": pwd.getpwnam("postgres").pw_gid, "extra_groups": []}

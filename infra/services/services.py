@@ -1,15 +1,15 @@
-"""MLflow on Postgres with artifacts on S3, on this machine, without containers: what a cluster's runs write to.
+"""MLflow on Postgres with artifacts on S3, on this machine, without containers, for a cluster's runs.
 
-    python infra/services/services.py start --folder output/services     # prints the variables that lead to it
+    python infra/services/services.py start --folder output/services     # prints its environment variables
     python infra/services/services.py status --folder output/services
     python infra/services/services.py stop --folder output/services      # the data stay; the next start finds them
     python infra/services/services.py env --folder output/services       # only the env file, for compose.yaml
 
 Postgres is the system's (`apt install postgresql`); without one, MLflow gets an SQLite file. S3 is infra/s3. MLflow
-asks for a password, talks TLS with a certificate by an authority of these services' own, and hands artifacts through,
-so that clients need no key of the store for them. All data, logs and secrets lie in one folder, secrets in files that
-only its owner may read; all servers listen on loopback. Run it with a Python that has MLflow with passwords
-(`pip install '.[server]'`). Exit codes: 0 it runs (or is stopped), 1 it doesn't, 2 it can't.
+asks for a password, uses TLS with its own authority's certificate, and serves artifacts itself, so clients need no key
+of the store. All data, logs and secrets lie in one folder, secrets in files readable by their owner alone; all servers
+listen on loopback. Needs a Python that has MLflow with passwords (`pip install '.[server]'`). Exit codes: 0 running (or
+stopped), 1 not running, 2 failed to start.
 """
 
 import argparse
@@ -37,16 +37,16 @@ ROOT = Path(__file__).resolve().parents[2]
 SWIFT = ROOT / "infra" / "s3" / "swift.py"
 BUCKET = "dreambooth"
 ADMIN = "admin"
-START_SECONDS = 180  # the first start makes MLflow's tables
+START_SECONDS = 180  # the first start creates MLflow's tables
 STOP_SECONDS = 15
 NOT_RUNNING, CANNOT = 1, 2
 
 
 def main() -> int:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="MLflow on Postgres and S3, on this machine.")
     parser.add_argument("command", choices=("start", "status", "stop", "env"))
-    parser.add_argument("--folder", type=Path, required=True, help="where data, logs and secrets lie")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of data, logs and secrets")
     options = parser.parse_args()
     folder: Path = options.folder.expanduser().absolute()
     if options.command == "status":
@@ -54,7 +54,7 @@ def main() -> int:
     if options.command == "stop":
         return stop(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Root runs Postgres as another user, who has to get to its own folder in this one.
+    # Root runs Postgres as another user, who needs access to its folder in this one.
     folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
     with _lock(folder / "lock"):
         settings = read_settings(folder)
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def read_settings(folder: Path) -> dict[str, str]:
-    """Ports and passwords out of services.env; what is missing there is made at random and written."""
+    """Ports and passwords from services.env; missing ones are drawn at random and written there."""
     path = folder / "services.env"
     known = dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line) if path.is_file() else {}
     taken = {int(value) for name, value in known.items() if name.endswith("_PORT")}
@@ -73,7 +73,7 @@ def read_settings(folder: Path) -> dict[str, str]:
         "POSTGRES_PASSWORD": secrets.token_hex(24),
         "MLFLOW_ADMIN_PASSWORD": secrets.token_hex(24),
         "MLFLOW_SECRET_KEY": secrets.token_hex(32),
-        # Of compose.yaml's store; Swift makes its own.
+        # For compose.yaml's store; Swift makes its own.
         "S3_ACCESS_KEY": secrets.token_hex(10),
         "S3_SECRET_KEY": secrets.token_hex(20),
     }
@@ -89,7 +89,7 @@ def read_settings(folder: Path) -> dict[str, str]:
 
 
 def start(folder: Path, settings: Mapping[str, str]) -> int:
-    """Start what doesn't run, wait until all of it answers, and print the variables."""
+    """Start missing services, wait until all answer, and print the variables."""
     (folder / "log").mkdir(exist_ok=True)
     store = _start_store(folder)
     database = _start_database(folder, settings)
@@ -111,7 +111,7 @@ def start(folder: Path, settings: Mapping[str, str]) -> int:
 
 
 def status(folder: Path) -> int:
-    """Say of each service whether it runs and answers as it should."""
+    """Print whether each service runs and answers correctly."""
     if not (folder / "services.env").is_file():
         _say(f"nothing runs in {folder}")
         return NOT_RUNNING
@@ -120,7 +120,7 @@ def status(folder: Path) -> int:
     if (folder / "postgres").is_dir() and (programs := find_postgres()):
         rows.append(("Postgres", Postgres(programs, folder / "postgres", settings).answers()))
     rows.append(("MLflow", _answer(folder, settings) == 200))
-    # A server that lets in whoever comes would be worse than none.
+    # An open server would be worse than none.
     rows.append(("MLflow without a password is refused", _answer(folder, settings, password="") == 401))
     for what, good in rows:
         _say(f"{'ok ' if good else 'NO '} {what}")
@@ -128,7 +128,7 @@ def status(folder: Path) -> int:
 
 
 def stop(folder: Path) -> int:
-    """Stop all of it; does nothing if none runs."""
+    """Stop all services; does nothing if none runs."""
     if not (folder / "services.env").is_file():
         _say(f"nothing runs in {folder}")
         return 0
@@ -180,7 +180,7 @@ def _launch_mlflow(folder: Path, settings: Mapping[str, str], store: Mapping[str
     auth = folder / "mlflow-auth.ini"
     auth.write_text(
         f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {users}\nadmin_username = {ADMIN}\n"
-        # To compare a password takes a tenth of a second of CPU, and curves are many calls.
+        # Comparing a password takes a tenth of a second of CPU, and curves take many calls.
         "auth_cache_ttl_seconds = 60\n"
     )
     environment = (
@@ -198,7 +198,7 @@ def _launch_mlflow(folder: Path, settings: Mapping[str, str], store: Mapping[str
         }
     )
     options = ["--ssl-certfile", str(folder / "tls" / "tls.crt"), "--ssl-keyfile", str(folder / "tls" / "tls.key")]
-    # A client that keeps its connection would keep it from ending, until it is killed.
+    # Else an open connection would keep it from ending.
     options += ["--timeout-graceful-shutdown", str(STOP_SECONDS // 3)]
     command = [
         *(Path(sys.executable).with_name("mlflow"), "server", "--host", "127.0.0.1", "--port", settings["MLFLOW_PORT"]),
@@ -206,7 +206,7 @@ def _launch_mlflow(folder: Path, settings: Mapping[str, str], store: Mapping[str
         *("--artifacts-destination", f"s3://{BUCKET}/mlflow", "--serve-artifacts"),
         f"--uvicorn-opts={shlex.join(options)}",
     ]
-    # All its processes inherit the lock: who holds it is MLflow, whatever process has got its number since.
+    # All its processes inherit the lock: its holder is MLflow, even if process numbers were reused.
     with (folder / "log" / "mlflow.log").open("ab") as log, (folder / "mlflow.pid").open("w") as pid:
         fcntl.flock(pid, fcntl.LOCK_EX)
         server = subprocess.Popen(
@@ -216,12 +216,12 @@ def _launch_mlflow(folder: Path, settings: Mapping[str, str], store: Mapping[str
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C in this terminal isn't meant for it
+            start_new_session=True,  # out of reach of this terminal's Ctrl-C
             pass_fds=[pid.fileno()],
         )
         pid.write(str(server.pid))
         pid.flush()
-    server.returncode = 0  # it outlives this process, which has nobody to wait for
+    server.returncode = 0  # it outlives this process
 
 
 def _wait_for_mlflow(folder: Path, settings: Mapping[str, str]) -> None:
@@ -234,7 +234,7 @@ def _wait_for_mlflow(folder: Path, settings: Mapping[str, str]) -> None:
 
 
 def _answer(folder: Path, settings: Mapping[str, str], password: str | None = None) -> int | None:
-    """The status of a call that needs the password; None when nothing answers."""
+    """HTTP status of a call that needs the password; None without an answer."""
     if not _authority(folder).exists():
         return None
     trusting = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=_authority(folder)))
@@ -256,8 +256,8 @@ def _mlflow(settings: Mapping[str, str]) -> str:
 
 
 def _certify(folder: Path) -> None:
-    """Make MLflow's certificate, and the authority that signs it, unless an earlier start has."""
-    from pipelines.cluster.certificates import make_authority, make_node_certificate  # `env` does without packages
+    """Make MLflow's certificate and its authority, unless they exist."""
+    from pipelines.cluster.certificates import make_authority, make_node_certificate  # `env` runs without packages
 
     if not _authority(folder).exists():
         if not (folder / "authority" / "ca.key").exists():
@@ -266,7 +266,7 @@ def _certify(folder: Path) -> None:
 
 
 def _authority(folder: Path) -> Path:
-    """The certificate by which a client knows MLflow."""
+    """The certificate that clients verify MLflow by."""
     return folder / "tls" / "ca.crt"
 
 
@@ -282,7 +282,7 @@ def _stop_mlflow(folder: Path) -> None:
 
 
 def _pid(folder: Path) -> int | None:
-    """MLflow's process group, as long as one of its processes lives."""
+    """MLflow's process group, while one of its processes lives."""
     with contextlib.suppress(FileNotFoundError), (folder / "mlflow.pid").open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
 """`dreambooth evaluate`: measure one published model.
 
-Subject, identifier, base model and resolution are read from its manifest and the run that registered it, so only the
-instance images are needed. Pictures of its own run are reused.
+Subject, identifier, base model and resolution are read from its manifest and its run, so only the instance images are
+needed. Pictures of its run are reused.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """`dreambooth gc`: find and remove leftovers of failed attempts.
 
-A publication or checkpoint without a manifest is an unfinished upload: no reader uses it, but it takes room. An upload
-in progress looks the same, so only old ones are removed.
+A publication or checkpoint without a manifest is an unfinished upload: unused, but it takes room. An upload in progress
+looks the same, so only old ones are removed.
 """
 
 import datetime

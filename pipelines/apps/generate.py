@@ -27,7 +27,7 @@ from pipelines.report.pictures import Row, contact_sheet
 from pipelines.storage import files, publications
 
 _ADDRESS = re.compile(r"models:/*(?P<name>[^/@]+)(?:@(?P<alias>[\w-]{1,255})|/(?P<version>[0-9]{1,9}))?")
-Settings = dict[str, Any]  # of sampling; only those given
+Settings = dict[str, Any]  # of sampling; only given ones
 _DEFAULTS: Settings = {"num_inference_steps": 25, "guidance_scale": 7.5}  # of a directory without settings
 _RANGES: Mapping[str, tuple[float, float]] = {
     "num": (1, MOST_IMAGES),
@@ -64,7 +64,7 @@ def generate(
     """Sample `num` pictures with seeds from `seed` on, and write `<seed>.png` and a contact sheet.
 
     `model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION`, the address of a published model, or a diffusers directory.
-    `[V]` in the prompt stands for the model's identifier. None is the model's own default.
+    `[V]` in the prompt stands for the model's identifier. None means the model's default.
     Raises InputError for a missing model (with the existing ones) and for settings out of range.
     """
     settings = {
@@ -76,7 +76,7 @@ def generate(
     given = {name: value for name, value in settings.items() if value is not None}
     _check(prompt, num=num, seed=seed, **given)
     if model.startswith("models:"):
-        parse_address(model)  # before anything is written or asked
+        parse_address(model)  # before any write or request
     output = files.absolute(output)
     files.check_writable(output)
     seeds = range(seed, seed + num)

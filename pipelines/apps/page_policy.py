@@ -1,4 +1,4 @@
-"""A page of ours and its Content-Security-Policy: only its own script and style run."""
+"""A page and its Content-Security-Policy: only its own script and style run."""
 
 import base64
 import hashlib
@@ -21,4 +21,4 @@ def read_page(path: Path) -> tuple[str, str]:
 
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
-"""Host names of requests for a page of this machine; any other comes from a foreign page."""
+"""Host names allowed in requests to this machine; others come from foreign pages."""

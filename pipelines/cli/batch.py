@@ -22,9 +22,9 @@ _SHOWN_WARNINGS = 12
 @click.argument("subjects")
 @overrides_option
 @address_option
-@click.option("--name", help="Name of the batch; that of SUBJECTS if left out.")
+@click.option("--name", help="Name of the batch; default: the name of SUBJECTS.")
 @click.option("--dry-run", is_flag=True, help="Check all subjects, print the plan, and stop.")
-@click.option("--skip-invalid", is_flag=True, help="Go on without subjects that can't be trained.")
+@click.option("--skip-invalid", is_flag=True, help="Skip subjects that can't be trained.")
 @quiet_option
 def batch(
     subjects: str,
@@ -38,8 +38,7 @@ def batch(
     """Personalize many subjects: class images once per class, warm workers, one report.
 
     SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. The same command again
-    does only what is missing. Exit code 0: all done, 3: some failed, or MLflow was unreachable
-    and lacks published ones.
+    does only what is missing. Exit code 0: all done, 3: subjects failed, or are published but not in MLflow.
     """
     from pipelines.cluster.ray_cluster import local_resources, ray_cluster, ray_cluster_meanwhile
     from pipelines.driver.batch_console import checks_table
@@ -53,11 +52,11 @@ def batch(
     listed = read_batch(subjects, (*overrides, *([f"cluster.address={address}"] if address else [])))
     cluster = next((subject.config.cluster for subject in listed if subject.config is not None), None)
     with ExitStack() as stack:
-        # A Ray of its own is started only when there is something to train.
+        # Start Ray only if there is something to train.
         joined = stack.enter_context(ray_cluster(cluster)) if cluster is not None and cluster.address else None
         resources = joined or local_resources()
         if cluster is not None:
-            resources.check(cluster)  # once, and not once a subject
+            resources.check(cluster)  # once, not per subject
         checks = check_subjects(listed, resources)
         if not silent or any(check.errors or check.warnings for check in checks):
             console.findings(checks_table(checks))

@@ -1,4 +1,4 @@
-"""`dreambooth doctor`: check that a run would work here or on a cluster, with a cure for each fault."""
+"""`dreambooth doctor`: check that a run would work, here or on a cluster, with a cure for each fault."""
 
 import sys
 from pathlib import Path
@@ -13,13 +13,13 @@ _SIGNS = {"ok": "ok", "warning": "warning", "failure": "FAILURE"}
 
 @click.command()
 @click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--address", help="cluster.address: 'auto' on a node of the cluster; left out: this machine.")
+@click.option("--address", help="cluster.address: 'auto' on a node of the cluster; default: this machine.")
 @overrides_option
 def doctor(config: Path | None, address: str | None, overrides: tuple[str, ...]) -> None:
     """Check every node, the storage, the tracking server and the base model of a run.
 
-    CONFIG is the YAML of a run; only its storage, tracking, cluster and base model are used. Exit code 0: all is well,
-    perhaps with warnings, 1: there are faults.
+    CONFIG is the YAML of a run; only its storage, tracking, cluster and base model are used. Exit code 0: no faults,
+    1: faults.
     """
     from rich.console import Console
     from rich.table import Table

@@ -3,7 +3,7 @@
 | cause | exit code | output |
 |---|---|---|
 | InputError, click's own errors | 2 | what was expected, what was got, what to do |
-| a part is missing: subjects that failed, records that MLflow lacks | 3 | which, and the command that completes it |
+| part of the result is missing: failed subjects, records not in MLflow | 3 | the part, and the command that adds it |
 | Ctrl-C, SIGTERM | 130 | one line |
 | closed pipe (`… | head`) | 141, as after SIGPIPE | nothing |
 | anything else | 1 | one sentence, and the file that holds the traceback |
@@ -53,7 +53,7 @@ class Commands(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command and end it as the module's table says."""
+        """Run a command and end it by the module's table."""
         try:
             with _tracebacks_aside(), _flushed():
                 check_text(ctx.meta[_GIVEN])
@@ -67,9 +67,9 @@ class Commands(click.Group):
             say(f"error: {error}")
             ctx.exit(INPUT_ERROR)
         except KeyboardInterrupt:
-            say("interrupted; the same command goes on with what is missing")
+            say("interrupted; run the same command to continue")
             ctx.exit(INTERRUPTED)
-        except Exception as error:  # noqa: BLE001 - this is where the unforeseen ends
+        except Exception as error:  # noqa: BLE001 - the last resort
             ctx.exit(_end(error))
         finally:
             atexit.register(_end_at_once_when_interrupted)
@@ -86,17 +86,17 @@ def _end(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno == errno.EPIPE and _nobody_reads():
         return UNREAD
     path = _write_details(error)
-    where = f"the details are in {path}" if path else "the details can't be written to any folder here"
+    where = f"details: {path}" if path else "no folder here can be written, so the details are lost"
     say(f"failed: {sentence(error)}; {where}")
     return FAILURE
 
 
 def _nobody_reads() -> bool:
-    """Whether standard output or error is a closed pipe; such a stream is redirected to nowhere."""
+    """Whether standard output or error is a closed pipe; redirects such a stream to /dev/null."""
     closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed_pipe(stream)]
     for stream in closed:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # what Python still holds for it is written at the exit
+        os.dup2(nowhere, stream.fileno())  # Python flushes its buffer at exit
         os.close(nowhere)
     return bool(closed)
 
@@ -136,7 +136,7 @@ def _flushed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _tracebacks_aside() -> Iterator[None]:
-    """Within this context, library logs are shown without tracebacks, and failed threads with a sentence."""
+    """Within this context, show library logs without tracebacks, and failed threads in one sentence."""
     make, in_thread, unraisable = logging.getLogRecordFactory(), threading.excepthook, sys.unraisablehook
 
     def record(*arguments: Any, **options: Any) -> logging.LogRecord:
@@ -168,6 +168,6 @@ def _put_aside(error: BaseException | None, where: TracebackType | None = None) 
 
 
 def _end_at_once_when_interrupted() -> None:
-    """At exit, end at once on an interrupt: libraries' cleanup would print a traceback."""
+    """Exit at once on an interrupt during cleanup, where libraries would print a traceback."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))

@@ -31,7 +31,7 @@ _SHOWN = {
 @click.option("--images-per-prompt", type=click.IntRange(1, 10_000), help="evaluation.images_per_prompt")
 @click.option("--bank", type=click.Choice(["auto", "paper", "miniature"]), help="evaluation.bank")
 @overrides_option
-@click.option("--force", is_flag=True, help="Make it the champion, whatever its figures are.")
+@click.option("--force", is_flag=True, help="Make it the champion regardless of its figures.")
 @tracking_uri_option
 @click.option("--quiet", "silent", is_flag=True, help="Print only the result.")
 def evaluate(

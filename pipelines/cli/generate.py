@@ -19,7 +19,7 @@ from pipelines.cli.options import tracking_uri_option
     default=0,
     show_default=True,
     type=click.IntRange(0, LARGEST_SEED),
-    help="Of the first image; the next have the next seeds.",
+    help="Seed of the first image; the next have the next seeds.",
 )
 @click.option(
     "--steps",

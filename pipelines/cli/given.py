@@ -12,14 +12,14 @@ from dreambooth.config.text_files import utf8_fault
 from dreambooth.errors import InputError
 
 _VARIABLES = ("AWS_", "DREAMBOOTH_", "HF_", "MLFLOW_", "RAY_", "HOME", "TMPDIR")
-"""Prefixes of the environment variables that are read."""
+"""Prefixes of environment variables in use."""
 
 
 class Real(click.FloatRange):
     """A range of numbers without nan."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse a number. Raises click's error if it is out of range."""
+        """Parse a number. Raises click's error for one out of range."""
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
             self.fail(f"{value!r} is no number.", param, ctx)
@@ -29,7 +29,7 @@ class Real(click.FloatRange):
 def check_text(arguments: Sequence[str]) -> None:
     """Raise InputError for non-UTF-8 bytes in an argument, a variable or the working folder's name.
 
-    The system allows them in names, but manifests, databases and pages can't store them.
+    File systems allow such names; manifests, databases and pages can't store them.
     """
     for place, argument in enumerate(arguments, start=1):
         if (fault := utf8_fault(argument)) is not None:

@@ -7,9 +7,9 @@ import click
 @click.option("--base-model", default="miniature", show_default=True)
 @click.option("--revision")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100_000))
-@click.option("--check", metavar="WORD", help="Say into which tokens this identifier splits and how common they are.")
+@click.option("--check", metavar="WORD", help="Check this identifier: its tokens, and how common they are.")
 def identifiers(base_model: str, revision: str | None, limit: int, check: str | None) -> None:
-    """List rare tokens of a base model's tokenizer that can be identifiers, rarest first, and why."""
+    """List possible identifiers among the rare tokens of a base model's tokenizer, rarest first, with reasons."""
     from dreambooth.data.identifier import candidates, describe
     from dreambooth.models.base_model import resolve_base_model
     from dreambooth.models.families.stable_diffusion import load_tokenizer

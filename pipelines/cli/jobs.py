@@ -6,9 +6,7 @@ import click
 
 from pipelines.cli.endings import INTERRUPTED
 
-_ADDRESS = click.option(
-    "--address", help="The cluster's dashboard, http://HEAD:8265; RAY_API_SERVER_ADDRESS if left out."
-)
+_ADDRESS = click.option("--address", help="The cluster's dashboard, http://HEAD:8265; default: RAY_API_SERVER_ADDRESS.")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
@@ -26,16 +24,16 @@ def submit(
     image_has_package: bool,
     variables: tuple[str, ...],
 ) -> None:
-    """Submit `dreambooth run …` or `dreambooth batch …` as a job, and follow its live view.
+    """Submit `dreambooth run …` or `dreambooth batch …` as a job and follow it live.
 
-    The same command twice is one job; a stopped or failed one resumes from its last checkpoints. The cluster and you
-    must both be able to read the results: --set storage.root=s3://…
+    The same command again finds the same job; a stopped or failed one resumes from its last checkpoints. Results must
+    be readable for the cluster and for you: --set storage.root=s3://…
     """
     from pipelines.driver import jobs
 
     values = jobs.environment(variables)
     job = jobs.make_job(command, arguments)
-    if not job.stored and not any("://" in word for word in job.arguments[1:2]):  # a remote file may say where
+    if not job.stored and not any("://" in word for word in job.arguments[1:2]):  # a remote configuration may set it
         click.echo("warning: results go to a folder on the cluster's head; set storage.root=s3://…", err=True)
     client = jobs.connect(address)
     job_id, fate = jobs.submit(client, job, with_code=not image_has_package, variables=values)

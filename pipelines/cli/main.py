@@ -1,4 +1,4 @@
-"""The group of all commands. Each is thin, flags to settings, and imports what is heavy when it is called."""
+"""The command group. Commands are thin (flags to settings) and import heavy libraries when called."""
 
 import signal
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.argument("kind", type=click.Choice(["rayjob", "raycluster"]))
 @click.argument("config")
 @overrides_option
-@click.option("--image", required=True, help="What infra/docker/Dockerfile builds, where the cluster can pull it.")
+@click.option("--image", required=True, help="Image built from infra/docker/Dockerfile, where the cluster can pull it.")
 @click.option("--namespace", default="dreambooth", show_default=True)
 @click.option("--queue", default="dreambooth", show_default=True, help="LocalQueue of Kueue; '' for none.")
 @click.option(
@@ -43,7 +43,7 @@ def manifest(
         manifests = [ray_cluster(name, plans, lanes=lanes, placement=placement)]
     else:
         sets = [word for override in overrides for word in ("--set", override)]
-        # A batch is named after its table, but Kubernetes allows few characters in a file's name.
+        # A batch is named after its table; Kubernetes allows few characters in file names.
         file = "run.yaml" if command == "run" else f"{batch_name(config)}{Path(config).suffix.lower()}"
         files = {} if content is None else {file: content}
         words = [command, config if content is None else file, *sets]
@@ -107,7 +107,7 @@ def _lanes(plans: "tuple[Plan, ...]") -> int:
 
 
 def _check_reachable(plan: "Plan") -> None:
-    """Raise InputError for an address local to this machine, and for a readable password."""
+    """Raise InputError for addresses local to this machine and for passwords in addresses."""
     from dreambooth.config.addresses import shown
     from dreambooth.errors import InputError
     from pipelines.plan.run_plan import local_addresses
@@ -125,7 +125,7 @@ def _check_reachable(plan: "Plan") -> None:
 
 
 def _name(config: str, plans: "tuple[Plan, ...]") -> str:
-    """Job name, with a key: the same subjects with other settings are another job."""
+    """Job name with a key: other settings of the same subjects are another job."""
     from dreambooth.config.settings import config_hash
     from pipelines.cli.batch import batch_name
 

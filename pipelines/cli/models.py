@@ -1,4 +1,4 @@
-"""`dreambooth models`: what is registered, and how good it is."""
+"""`dreambooth models`: registered models and their figures."""
 
 import click
 
@@ -35,5 +35,5 @@ def models(tracking_uri: str | None) -> None:
     if not found:
         click.echo("no model is registered here yet; 'dreambooth run' makes one")
         return
-    # Rather longer lines than columns that can't be read.
+    # Long lines are better than unreadable columns.
     Console(width=Console(width=1000).measure(table).maximum).print(table)

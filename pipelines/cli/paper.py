@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--output", default="output/paper", show_default=True, help="Folder or address of runs and page.")
 @overrides_option
 @click.option("--dry-run", is_flag=True, help="Check all runs, print the plan, and stop.")
-@click.option("--page-only", is_flag=True, help="Train nothing: make the page of the evaluations that are there.")
+@click.option("--page-only", is_flag=True, help="Train nothing; make the page from existing evaluations.")
 @quiet_option
 def paper(quick: bool, output: str, overrides: tuple[str, ...], dry_run: bool, page_only: bool, silent: bool) -> None:
     """Run the paper's experiments on the miniature and its subjects, and write their tables and a page.

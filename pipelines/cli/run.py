@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--images", help="Folder, glob or address of the instance images.")
-@click.option("--class-noun", help="What the subject is: dog, backpack, ...")
-@click.option("--name", help="Name of the subject; the images' folder name if left out.")
-@click.option("--identifier", help="The rare token; chosen if left out.")
+@click.option("--class-noun", help="Kind of subject: dog, backpack, ...")
+@click.option("--name", help="Name of the subject; default: the images' folder name.")
+@click.option("--identifier", help="The rare token; default: chosen automatically.")
 @click.option("--base-model", help="miniature, a diffusers directory at any address, or a hub id.")
 @click.option("--steps", type=int, help="train.max_train_steps")
 @click.option("--workers", type=int, help="cluster.num_workers")
 @click.option("--zero-stage", type=int, help="zero.stage")
-@click.option("--output", help="storage.run: the folder of this run.")
+@click.option("--output", help="Folder of this run (storage.run).")
 @address_option
 @overrides_option
 @click.option("--dry-run", is_flag=True, help="Check everything, print the configuration and the plan, and stop.")
@@ -36,9 +36,9 @@ def run(
 ) -> None:
     """Personalize one subject: class images, fine-tuning, evaluation, registration.
 
-    CONFIG is a YAML file; flags go over it, --set goes over flags. Running the same command again does only what is
-    missing: an interrupted run goes on from its last checkpoint. Exit code 0: all done, 3: the model is published, but
-    MLflow was away and lacks some of it.
+    CONFIG is a YAML file; flags override it, --set overrides flags. The same command again does only what is missing:
+    an interrupted run resumes from its last checkpoint. Exit code 0: all done, 3: the model is published, but MLflow
+    was unreachable and lacks part of the result.
     """
     settings = _settings(config, flags, overrides)
     from pipelines.driver.console import RunConsole

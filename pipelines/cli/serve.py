@@ -37,17 +37,23 @@ if TYPE_CHECKING:
     help="Subjects kept loaded per replica.",
 )
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1, 1024), help="Requests sampled together.")
-@click.option("--queue", default=32, show_default=True, type=click.IntRange(0, 1_000_000), help="More get status 429.")
+@click.option(
+    "--queue",
+    default=32,
+    show_default=True,
+    type=click.IntRange(0, 1_000_000),
+    help="Requests to queue before answering 429.",
+)
 @address_option
 @tracking_uri_option
 def serve(model: str, host: str, port: int, address: str | None, tracking_uri: str | None, **limits: Any) -> None:
-    """Serve pictures of registered subjects over HTTP: a page at /, the API's description at /docs."""
+    """Serve pictures of registered subjects over HTTP: a page at /, API documentation at /docs."""
     from dreambooth.config.settings import ClusterConfig
     from pipelines.apps.serve.subjects import find_subjects
     from pipelines.cluster.ray_cluster import ray_cluster
     from pipelines.tracking.client import resolve_tracking_uri
 
-    if importlib.util.find_spec("grpc_reflection") is None:  # the part of ray[serve] that nothing else brings
+    if importlib.util.find_spec("grpc_reflection") is None:  # a dependency of ray[serve] alone
         raise InputError("Ray Serve is not installed whole; pip install 'ray[serve]'")
     uri = resolve_tracking_uri(tracking_uri)
     subjects = find_subjects(model, uri)

@@ -1,12 +1,12 @@
-"""`dreambooth settings`: all settings, their defaults and what they mean."""
+"""`dreambooth settings`: all settings with defaults and meanings."""
 
 import click
 
 
 @click.command()
-@click.option("--markdown", is_flag=True, help="As the page docs/settings.md.")
+@click.option("--markdown", is_flag=True, help="Print the page docs/settings.md.")
 def settings(markdown: bool) -> None:
-    """List all settings with their defaults and what they mean."""
+    """List all settings with defaults and meanings."""
     from dreambooth.config.explain import list_settings
     from dreambooth.config.settings import MINIATURE, DreamBoothConfig
 

@@ -1,4 +1,4 @@
-"""All settings as a page, `dreambooth settings --markdown`, from the configuration's classes."""
+"""All settings as a Markdown page, made from the configuration's classes."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin

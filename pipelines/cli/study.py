@@ -37,12 +37,12 @@ _DEFAULT_OUTPUT = "output/study"
     "--seed",
     default=0,
     show_default=True,
-    # Pictures after the first have the seeds that follow.
+    # Further pictures have the following seeds.
     type=click.IntRange(0, LARGEST_SEED - 10**9),
     help="Seed of pictures, sides and order.",
 )
-@click.option("--output", metavar="DIR", help=f"Folder of the study; {_DEFAULT_OUTPUT} if left out.")
-@click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--output", metavar="DIR", help=f"Folder of the study; default: {_DEFAULT_OUTPUT}.")
+@click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @tracking_uri_option
 def study(sources: tuple[str, ...], reporting: bool, output: str | None, port: int, **options: Any) -> None:
     """Ask people which of two models' pictures they prefer, on a page for this machine alone.

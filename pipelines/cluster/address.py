@@ -1,4 +1,4 @@
-"""Find the Ray cluster of an address, and check within seconds that it answers.
+"""Find the Ray cluster at an address, and check within seconds that it answers.
 
 Ray itself waits more than ten minutes for a cluster that doesn't answer.
 """
@@ -13,7 +13,7 @@ _SECONDS, _SECONDS_MORE = 5.0, 2.0
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 _EXPECTED = "expected 'auto' on a node of the cluster, or its head's host:port, such as 10.0.0.1:6379"
 _CURE = "correct it, start the cluster (ray start --head), or leave it out to start Ray here"
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # how gRPC begins; what speaks HTTP/1 answers in words
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # how gRPC begins; HTTP/1 servers answer in text
 
 
 def prove_cluster(address: str) -> str:
@@ -99,7 +99,7 @@ def _what_is_there(place: Address, code: str) -> str:
     if first.startswith((b"HTTP/", b"<")):
         return "a web server is there, such as Ray's dashboard, and the cluster's own port is another, mostly 6379"
     if first[3:4] == b"\x04":
-        return f"what is there speaks gRPC, but is no head of a Ray cluster ({code})"
+        return f"a gRPC server is there, but no head of a Ray cluster ({code})"
     if first.startswith(b"\x15"):
         return "what is there wants TLS; set RAY_USE_TLS=1 and the cluster's certificates"
     if first:
@@ -120,7 +120,7 @@ def _check_node(full: str) -> None:
 
 
 def about_token(address: str) -> str:
-    """Say whether the token is missing or wrong, which Ray's "missing or incorrect" leaves open."""
+    """Whether the token is missing or wrong; Ray's "missing or incorrect" leaves that open."""
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return f"the Ray cluster at {address} refuses the token: it is another cluster's; set RAY_AUTH_TOKEN"
     return f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"

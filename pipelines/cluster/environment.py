@@ -1,4 +1,4 @@
-"""Set environment variables temporarily, for libraries without other settings, and for new processes."""
+"""Set environment variables temporarily, for libraries configured no other way and for new processes."""
 
 import os
 from collections.abc import Iterator, Mapping

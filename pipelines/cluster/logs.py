@@ -31,7 +31,7 @@ def about(**fields: Any) -> Iterator[None]:
 
 
 def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """Write a line, in processes that called `to_stderr`; elsewhere nothing."""
+    """Write a line, in processes that called `to_stderr` only."""
     _LOGGER.log(level, event, extra={"fields": _FIELDS.get() | fields})
 
 

@@ -19,7 +19,7 @@ from dreambooth.errors import InputError
 
 _LONGEST_SOCKET = 107  # bytes of a Unix socket's path, by the kernel
 _SOCKETS = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-"""Longest path that Ray appends to its temporary folder; the last number is a process id of up to seven digits."""
+"""Longest path that Ray appends to its temporary folder, with a process id of seven digits."""
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _CACHES = {
     "DREAMBOOTH_CACHE": "dreambooth",
@@ -27,7 +27,7 @@ _CACHES = {
     "TORCH_EXTENSIONS_DIR": "torch_extensions",
     "TRITON_CACHE_DIR": "triton",
 }
-"""Variables of folders written in the home by default; those only read stay there."""
+"""Variables of folders that are written, in the home by default."""
 _USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 _SHARED_MEMORY = Path("/dev/shm")
 _OBJECTS_BYTES = 512 << 20
@@ -43,7 +43,7 @@ class MachineFault:
 
 
 def settle() -> None:
-    """Replace a missing home or user name: libraries' files go to a private folder of this user.
+    """Replace a missing home or user name, by a private folder of this user for libraries' files.
 
     An existing read-only home stays the home, for its models and credentials. Processes started later inherit the
     environment.
@@ -55,7 +55,7 @@ def settle() -> None:
         return
     private = _private_folder()
     if private is None:
-        return  # `faults` has the words
+        return  # `faults` reports it
     if home is None or not home.is_dir():
         os.environ["HOME"] = str(private)
         return
@@ -95,7 +95,7 @@ def check_loopback() -> None:
 
 
 def faults(*, working_folder: bool = True) -> tuple[MachineFault, ...]:
-    """Faults of this machine; the `working_folder` matters for commands, not for Ray's workers."""
+    """Faults of this machine; `working_folder` matters for commands, not for Ray's workers."""
     found = [*_about_home(), *_about_temporary(), *_about_memory(), *_about_network()]
     return (*found, *(_about_working_folder() if working_folder else ()))
 
@@ -222,9 +222,9 @@ def _about_folder(folder: str) -> str:
 
 
 def _can_write(folder: Path) -> bool:
-    """Whether a file can be created in an existing folder; its mode doesn't bind root."""
+    """Whether a file can be created in an existing folder; root ignores its mode."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError as error:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)  # full is another fault, with other words
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)  # a full disk is another fault

@@ -1,4 +1,4 @@
-"""Metrics of runs and batches for Prometheus, from anywhere on the cluster.
+"""Metrics of runs and batches for Prometheus, from any process of the cluster.
 
 Every process records through Ray's metrics, and Ray's agent on its node exports them, with `ray_` before the name.
 Outside Ray, recording does nothing. Labels are few and short (a lane, a state), never a subject: a batch has thousands.
@@ -32,14 +32,14 @@ class Metric:
 
 METRICS = {
     "dreambooth_images_per_second": Metric(
-        kind="gauge", description="instance and class images that a lane trains on per second", labels=("lane",)
+        kind="gauge", description="instance and class images trained on per second by a lane", labels=("lane",)
     ),
     "dreambooth_step_seconds": Metric(kind="histogram", description="seconds of one training step", labels=("lane",)),
     "dreambooth_lane_busy_seconds_total": Metric(
-        kind="counter", description="seconds that a lane spent on subjects and class images", labels=("lane",)
+        kind="counter", description="seconds a lane spent on subjects and class images", labels=("lane",)
     ),
     "dreambooth_lane_idle_seconds_total": Metric(
-        kind="counter", description="seconds that a lane waited for work", labels=("lane",)
+        kind="counter", description="seconds a lane waited for work", labels=("lane",)
     ),
     "dreambooth_class_images_total": Metric(kind="counter", description="class images made"),
     "dreambooth_subjects": Metric(kind="gauge", description="subjects of a batch", labels=("batch", "state")),
@@ -86,7 +86,7 @@ def observed(tell: Callable[[dict[str, Any]], None], *, lane: str) -> Callable[[
         elif message["kind"] == "checkpoint":
             record("dreambooth_checkpoint_seconds", message["seconds"], lane=lane)
             log("checkpoint", step=message["step"], seconds=round(message["seconds"], 3))
-            last = None  # the next step's time holds the checkpoint's
+            last = None  # the next step's time includes the checkpoint's
         elif message["kind"] == "phase":
             log(message["phase"], **({"step": message["start"]} if "start" in message else {}))
         tell(message)

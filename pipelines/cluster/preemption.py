@@ -1,7 +1,7 @@
 """Write a checkpoint before a worker is preempted or terminated.
 
-The operator of a machine asks Ray to drain the node (`ray drain-node`) before taking it away. Ray Train notices, warns
-the workers, and moves them in its own time. A single worker gets SIGTERM and exits by itself.
+A node's operator drains it (`ray drain-node`) before taking it away. Ray Train notices, warns the workers, and moves
+them later. A single worker gets SIGTERM and exits by itself.
 """
 
 import os
@@ -23,7 +23,7 @@ _training, _terminated = threading.Event(), threading.Event()
 
 
 def answer_sigterm() -> None:
-    """Handle SIGTERM in a worker's main thread: during training it waits for a checkpoint, else it exits at once."""
+    """Handle SIGTERM in a worker's main thread: exit at once, or during training after a checkpoint."""
     before = signal.getsignal(signal.SIGTERM)
 
     def answer(number: int, frame: FrameType | None) -> None:
@@ -59,7 +59,7 @@ def notice() -> Callable[[], bool] | None:
 
 @contextmanager
 def while_training() -> Iterator[None]:
-    """SIGTERM waits for a checkpoint within this context."""
+    """Within this context, SIGTERM waits for a checkpoint."""
     _training.set()
     try:
         yield
@@ -68,7 +68,7 @@ def while_training() -> Iterator[None]:
 
 
 class Leaving:
-    """Checks every few steps whether a worker has to leave, by preemption (reported once) or SIGTERM.
+    """Checks every few steps for preemption (reported once) and SIGTERM.
 
     `any_rank` is collective: True on every rank if its argument is True on any.
     """
@@ -89,6 +89,6 @@ class Leaving:
         return terminated or announced
 
     def go(self) -> None:
-        """Exit this process if it got SIGTERM; its checkpoint is written."""
+        """Exit this process if it got SIGTERM, once its checkpoint is written."""
         if _terminated.is_set():
             os._exit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Start Ray here or join a cluster, and measure its resources."""
+"""Start Ray here or join a cluster, and read its resources."""
 
 import os
 import signal
@@ -28,29 +28,29 @@ _QUIET = {
     "PYTHONWARNINGS": "ignore",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-# How soon Ray Train's controller notices that a worker is lost or finished.
+# How soon Ray Train's controller notices a lost or finished worker.
 _TRAIN = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 _ROOM, _ROOM_SECONDS, _ELASTIC_ROOM_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180", "30"
-"""Seconds that Ray Train waits for room for all workers before it asks again. Elastic groups wait less: right after the
-loss of a node it still counts that node's resources, and only a new request finds that fewer fit."""
+"""Seconds that Ray Train waits for room for all workers before asking again. Elastic groups wait less: right after
+losing a node Ray still counts its resources, and only a new request finds that fewer workers fit."""
 _HERE = {
-    # No preemption of this machine is announced: saves a process per worker group.
+    # Nobody announces preemption of this machine: saves a process per worker group.
     WATCHER_SWITCH: "0",
-    # Ray Train's cleaner of placement groups asks a dashboard whether a run still lives. There is none here, and it
-    # would take that of any other cluster it finds on this machine, or wait for one that is long gone.
+    # Ray Train's cleaner of placement groups asks the dashboard whether a run lives. Without one here, it would find
+    # another cluster's on this machine, or wait for a dead one.
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1",
 }
 _ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
 WORKER_ENVIRONMENT = {"env_vars": {"GLIBC_TUNABLES": _ALLOCATOR}}
-"""Environment of training processes. A step frees and allocates the same tensors: returned to the system in between,
-their pages would have to be zeroed again, a fourteenth of the miniature's step on a CPU."""
+"""Environment of training processes: keep freed memory. Every step allocates the same tensors again, and zeroing
+returned pages costs a fourteenth of the miniature's step on a CPU."""
 _OBJECT_STORE_BYTES = 512 << 20
 _JOIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Total resources of a cluster, and the CPUs of its largest node (None: it has one node)."""
+    """Total resources of a cluster, and the CPUs of its largest node (None with one node)."""
 
     cpus: int
     gpus: int
@@ -58,7 +58,7 @@ class Resources:
     largest_node_cpus: int | None = None
 
     def check(self, config: ClusterConfig) -> None:
-        """Raise InputError if the workers of one subject don't fit, instead of waiting for ever."""
+        """Raise InputError if one subject's workers don't fit; Ray would wait for ever."""
         setting = "num_workers" if config.min_workers is None else "min_workers"
         workers = config.min_workers or config.num_workers
         cpus, gpus = workers * config.cpus_per_worker, workers if self.use_gpu(config) else 0
@@ -79,7 +79,7 @@ class Resources:
 
 
 def worker_group(config: ClusterConfig, *, use_gpu: bool) -> Any:
-    """Ray Train's configuration of a subject's workers; with a range it restarts them as room allows."""
+    """Ray Train's configuration of a worker group; a range resizes it as room allows."""
     import ray.train
 
     fewest, most = config.min_workers, config.num_workers
@@ -116,7 +116,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
     A Ray already started by the caller is used as it is. Raises InputError if there is none at the address.
     """
     if config.address is None and "ray" not in sys.modules:
-        # Ray reads it once, when it is imported; a later change would set this process apart from the ones it starts.
+        # Ray reads it once, at import; changed later, this process would differ from the ones it starts.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     room = {_ROOM: _ROOM_SECONDS if config.min_workers is None else _ELASTIC_ROOM_SECONDS}
     for name, value in (_QUIET | _TRAIN | room).items():
@@ -192,11 +192,9 @@ def _connect(config: ClusterConfig) -> None:
     try:
         within(_JOIN_SECONDS, join)
     except (OSError, ValueError, RuntimeError) as error:
-        if "AuthenticationError" in str(error.__cause__):  # Ray keeps no more of it than its text
+        if "AuthenticationError" in str(error.__cause__):  # Ray keeps only its text
             raise InputError(about_token(address)) from None
-        reason = (
-            f"it takes more than {_JOIN_SECONDS:.0f} seconds" if isinstance(error, TimeoutError) else sentence(error)
-        )
+        reason = f"no answer in {_JOIN_SECONDS:.0f} seconds" if isinstance(error, TimeoutError) else sentence(error)
         raise InputError(
             f"the Ray cluster at {address} can't be joined: {reason}; look at 'ray status' there, or leave "
             f"cluster.address out to start Ray here"

@@ -1,7 +1,7 @@
 """Run a batch of subjects: queue, lanes, registration and report.
 
 The driver trains nothing. It starts the queue and the lanes, registers published models (one process writes to MLflow)
-and shows progress. Whatever is killed, the same call resumes.
+and shows progress. After a crash of any part, the same call resumes.
 """
 
 import secrets
@@ -31,7 +31,7 @@ from pipelines.tracking.runs import track
 class BatchOutcome:
     """Result of a batch: the content of summary.json, and whether it was interrupted.
 
-    The summary's `untracked` is the reason why MLflow lacks something, if it does.
+    The summary's `untracked` is the reason why MLflow lacks results, if any.
     """
 
     uri: str
@@ -55,8 +55,7 @@ def run_batch(
     """Train, publish and register all unfinished subjects. Ray must be running.
 
     The first KeyboardInterrupt lets lanes finish their step and write checkpoints, the second stops at once. Raises
-    RuntimeError when no lane can work. Lanes, and what is done with a subject whose model they have published, can be
-    others: so the rest can be measured without them.
+    RuntimeError when no lane can work. `make_lanes` and `conclude` can be replaced to measure the driver alone.
     """
     import ray
 
@@ -88,7 +87,7 @@ def run_batch(
 
 
 def queued_subjects(plan: BatchPlan) -> list[QueuedSubject]:
-    """The queue's input for every subject."""
+    """The queue's input, subject by subject."""
     return [
         QueuedSubject(
             record=SubjectRecord(

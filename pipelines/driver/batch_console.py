@@ -20,7 +20,7 @@ PLAIN_LINE_SECONDS = 10.0
 _SHOWN_LANES = 12
 _SHOWN_FAILURES = 5
 _SHOWN_FAULTLESS = 20
-"""In a larger batch, only subjects are listed that there is something to say of."""
+"""In a larger batch, list only subjects with errors or warnings."""
 
 
 def checks_table(checks: Sequence[SubjectCheck]) -> RenderableType:
@@ -66,7 +66,7 @@ class BatchView:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        """Show the table, where there is a terminal."""
+        """Show the table on a terminal."""
         if self._console.is_terminal and not self._quiet:
             self._live = Live(console=self._console, refresh_per_second=4, transient=False)
             self._live.__enter__()
@@ -75,13 +75,13 @@ class BatchView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last table standing."""
+        """Keep the last table on screen."""
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
             self._live = None
 
     def seconds(self) -> float:
-        """Since the view was made."""
+        """Seconds since the view was made."""
         return self._clock() - self._began
 
     def update(
@@ -112,7 +112,7 @@ class BatchView:
             self.warn(f"{name}: {message['text']}")
 
     def warn(self, text: str) -> None:
-        """A warning that says what to do."""
+        """Print a warning."""
         self._console.print(Text(f"warning: {without_credentials(text)}", style="yellow"), soft_wrap=True)
 
     def _plain(

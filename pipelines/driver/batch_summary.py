@@ -30,7 +30,7 @@ def write_batch_summary(
 ) -> dict[str, Any]:
     """Write a batch's results to its folder and MLflow run, and end the run. Returns the content of summary.json.
 
-    `untracked` is why MLflow lacks subjects that are published.
+    `untracked` is the reason why published subjects are not in MLflow.
     """
     plans = {subject.config.subject.name: subject for subject in plan.subjects}
     subjects = [_subject(plans[record.name], record, shown=place < SHOWN) for place, record in enumerate(records)]
@@ -53,7 +53,7 @@ def write_batch_summary(
     paces = [(plans[s.record.name], s.steps_per_second) for s in subjects if s.steps_per_second is not None]
     remember_paces(plan.subjects[0].config.storage.root, plan.name, paces)
     _track(run, subjects, summary, page)
-    # One that did not finish is taken up again by the same command.
+    # The same command resumes an unfinished one.
     whole = counts["done"] + counts["failed"] == len(records)
     error = run.end("FINISHED" if whole else "KILLED")
     summary["untracked"] = untracked or (None if error is None else explain(error))
@@ -65,8 +65,7 @@ def write_batch_summary(
 def lane_busy_share(subjects: Sequence[SubjectResult]) -> float | None:
     """Seconds in training steps over those of all lanes, from the first subject's start to the last one's publication.
 
-    What lanes do between that is no step counts against them: class images, checkpoints, loading, waiting for each
-    other at the end. The lanes of each driver that worked at the batch are counted by themselves.
+    Class images, checkpoints, loading and waiting at the end all lower it. Each driver's lanes count separately.
     """
     drivers: dict[str, list[SubjectResult]] = {}
     for subject in subjects:

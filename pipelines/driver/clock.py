@@ -11,8 +11,8 @@ from pipelines.tasks import Message
 class Milestones:
     """Times when a lane first reached each milestone, in seconds since the epoch.
 
-    `up` is when its workers were there, `loading` when they took the subject, `training`, `measuring` and `evaluating`
-    when they began that, and `first_step` when a step was made.
+    `up`: its workers run; `loading`: they took the subject; `training`, `measuring`, `evaluating`: that phase began;
+    `first_step`: the first step is done.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Clock:
         self.began[name] = time.time()
 
     def take_lane(self, milestones: Milestones, *, protocol: bool) -> None:
-        """The stages of a lane that was started when "train" began, and is done now."""
+        """Record the stages of a lane that was started when "train" began and is done now."""
         began, done, times = self.began["train"], time.time(), milestones.times
         up = times.get("up", began)
         loading = times.get("loading", up)

@@ -33,7 +33,7 @@ def conclude(plan: Plan, batch_run_id: str) -> str:
     """Register a published model, and write curves, pictures and summary.json. Returns the result in a line.
 
     The subject gets an MLflow run nested in the batch's. Idempotent: one version and the same files. Raises Away if
-    MLflow is unreachable, and other errors if it refuses; everything else is written then.
+    MLflow is unreachable, and MLflow's error if it refuses, after writing everything else.
     """
     result = conclude_stored(plan, parent=batch_run_id)
     if result is None:
@@ -58,9 +58,9 @@ def conclude_stored(
     parent: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PersonalizeResult | None:
-    """Conclude a subject with stored model and pictures; None if one is still missing.
+    """Conclude a subject with stored model and pictures; None if either is missing.
 
-    `earlier` is the summary of the command that made them.
+    `earlier` is the summary of the command that stored them.
     """
     trained = find_result(plan)
     evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
@@ -83,7 +83,7 @@ def track_plan(
 
 
 def begin_run(plan: Plan, *, parent: str | None) -> TrackedRun:
-    """Start the MLflow run of a plan; `track_plan` resumes it to end it."""
+    """Start the MLflow run of a plan; `track_plan` resumes and ends it."""
     return begin(plan.config.tracking, **_identity(plan), parent=parent)
 
 
@@ -104,7 +104,7 @@ def finish(
     seconds: dict[str, float],
     startup: dict[str, float] | None,
 ) -> PersonalizeResult:
-    """Register a published model, and write its pictures and summary, which names what MLflow lacks."""
+    """Register a published model, and write its pictures and its summary with anything missing from MLflow."""
     complete_curves(run, trained.history, trained.scores)
     complete_pictures(run, plan.config, plan.key)
     figures, version = find_figures(plan), None
@@ -133,7 +133,7 @@ def find_figures(plan: Plan) -> RecordedFigures | None:
 def record_figures(
     plan: Plan, figures: RecordedFigures, version: RegisteredVersion | None, run: TrackedRun
 ) -> RecordedFigures:
-    """Record the protocol's figures with the registered version, and pass it to the gate."""
+    """Record the protocol's figures with the registered version, then apply the gate."""
     evaluation = figures.evaluation
     run.call(lambda client, run_id: record_evaluation(run, version, evaluation))
     if version is None:
@@ -191,7 +191,7 @@ def result_tags(plan: Plan) -> dict[str, Any]:
 
 
 def _git_commit() -> str:
-    """The commit this project runs from, or "unknown" where it was installed without its history."""
+    """This project's commit, or "unknown" if installed without its history."""
     here = Path(__file__).parent
     try:
         found = subprocess.run(

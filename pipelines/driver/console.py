@@ -14,7 +14,7 @@ from pipelines.driver.relay import Update, relayed_bar, relays
 PLAIN_LINE_SECONDS = 10.0
 _PLAIN_WIDTH = 160
 _PACE_SECONDS = 300.0
-"""The time left goes by the pace of so long, checkpoints and scores among it; what a run began with doesn't count."""
+"""Seconds of recent pace that the time left is estimated from, checkpoints and scores included."""
 
 
 class RunConsole:
@@ -26,7 +26,7 @@ class RunConsole:
         self._began = time.monotonic()
 
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Two columns: what, and how much; a value is never cut in two, so that a path can be copied."""
+        """Print two columns; values are never wrapped, so that paths can be copied."""
         if self._quiet:
             return
         width = max(len(what) for what, _ in rows)
@@ -35,7 +35,7 @@ class RunConsole:
             self._console.print(line, soft_wrap=True)
 
     def findings(self, table: RenderableType) -> None:
-        """A table of what is wrong, shown even when quiet; wide enough, where there is no terminal, to be read."""
+        """Print a table of faults, even when quiet, and wide enough to read without a terminal."""
         terminal = self._console.is_terminal
         (self._console if terminal else Console(stderr=True, highlight=False, width=_PLAIN_WIDTH)).print(table)
 
@@ -46,7 +46,7 @@ class RunConsole:
             self._console.print(Text(f"[{seconds:5.0f} s] {without_credentials(text)}"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """A warning that says what to do."""
+        """Print a warning."""
         self._console.print(Text(f"warning: {without_credentials(text)}", style="yellow"), soft_wrap=True)
 
     @contextmanager

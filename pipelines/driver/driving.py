@@ -1,7 +1,7 @@
-"""The driver's loop: shows the state of the queue, and does the work of a single process.
+"""The driver's loop: show progress, conclude published subjects, handle lost lanes and nodes.
 
-It trains nothing. It receives the lanes' reports, concludes published subjects (one process writes to MLflow), and
-handles lost lanes and nodes. A run is a batch of one, with another view and another conclusion.
+It trains nothing, and is the one process that writes to MLflow. A run is a batch of one with
+its own view and conclusion.
 """
 
 import time
@@ -61,12 +61,12 @@ class LaneGroup(Protocol):
 
 
 def is_trained(snapshot: Snapshot) -> bool:
-    """Whether the lanes have nothing left to do."""
+    """Whether all lanes are idle for good."""
     return not snapshot.counts["waiting"] and not snapshot.counts["training"]
 
 
 def until_ended(lanes: LaneGroup) -> None:
-    """Wait a while for lanes without further work: their threads must not outlive Ray."""
+    """Wait briefly for lanes without further work: their threads must not outlive Ray."""
     deadline = time.monotonic() + _ENDING_SECONDS
     while lanes.tend(-1) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS / 2)
@@ -95,7 +95,7 @@ class Driver:
         self._away_until = 0.0
         self._last_words = False
         self.untracked: str | None = None
-        """Why MLflow could not be reached when a subject was to be registered last; None when it could."""
+        """Reason why MLflow was unreachable at the last registration; None if it was reached."""
         self._nodes: dict[str, frozenset[str]] = {}
         self._looked_at_nodes = 0.0
 
@@ -138,7 +138,7 @@ class Driver:
         """Whether all is published and only MLflow is unreachable: the same command registers the rest."""
         if not is_trained(snapshot):
             return False
-        if not self._last_words:  # one more try for those that it was away for
+        if not self._last_words:  # one more try for subjects that found it unreachable
             self._last_words, self.untracked = True, None
             self._away_until = 0.0
             return False
@@ -148,14 +148,14 @@ class Driver:
         import ray
 
         ray.get(self._queue.stop.remote())
-        working = self._look().lanes > 0  # else none has begun, and there may never be room for one
+        working = self._look().lanes > 0  # else none has started, and there may never be room
         while working:
             lanes_left, snapshot = self._lanes.tend(-1), self._look()
             working = lanes_left or (bool(snapshot.trained) and self.untracked is None)
             time.sleep(_POLL_SECONDS)
 
     def _look(self) -> Snapshot:
-        """Take a snapshot, show it, and do the driver's tasks."""
+        """Take a snapshot, show it, and do the driver's work."""
         import ray
 
         self._take_concluded()
@@ -178,7 +178,7 @@ class Driver:
         return snapshot
 
     def _take_lost_nodes(self, snapshot: Snapshot) -> None:
-        """Report lanes on lost nodes to the queue, including those it forgot when it was on that node itself."""
+        """Report lanes on lost nodes to the queue, also those it forgot when its own node was lost."""
         import ray
 
         self._nodes |= snapshot.nodes
@@ -193,14 +193,14 @@ class Driver:
                     self._view.line(f"lane {lane.rpartition('/')[2]} has lost a node: others get what it had")
 
     def _take_concluded(self) -> None:
-        """Report registered subjects to the queue; a failure here concerns that subject alone."""
+        """Report registered subjects to the queue; a failure affects that subject alone."""
         import ray
 
-        reports = []  # waited for together: a call queues behind those of all lanes
+        reports = []  # together: each call queues behind those of all lanes
         for name in [name for name, future in self._concluding.items() if future.done()]:
             try:
                 result = self._concluding.pop(name).result()
-            except Away as error:  # the fault of no subject
+            except Away as error:  # no subject's fault
                 self._away_until = time.monotonic() + _AWAY_SECONDS
                 self.untracked = str(error)
             except StoreAway:

@@ -1,4 +1,4 @@
-"""Send curves and pictures to MLflow, during training and at its end."""
+"""Send curves and pictures to MLflow, during training and at the end."""
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +18,7 @@ from pipelines.tracking.tracked_run import TrackedRun
 class Curves:
     """Writes lanes' reports of subjects to MLflow; `begin` starts a subject's run there.
 
-    Nothing is lost if it returns None or a message doesn't arrive: missing points are added when the subject is
-    concluded.
+    If `begin` returns None or a message is lost, the missing points are added when the subject is concluded.
     """
 
     def __init__(self, begin: Callable[[Plan], TrackedRun | None]) -> None:
@@ -27,13 +26,13 @@ class Curves:
         self._runs: dict[str, TrackedRun] = {}
 
     def __enter__(self) -> Self:
-        """Nothing is begun yet."""
+        """Start without runs."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the runs of subjects that have not been concluded."""
+        """End the runs of unconcluded subjects."""
         for run in self._runs.values():
             run.end("KILLED")
 
@@ -73,21 +72,21 @@ class Curves:
 
 
 def validation_folder(config: DreamBoothConfig, key: str) -> str:
-    """Where the validation pictures of a plan's key lie, named STEP-NUMBER.png."""
+    """Folder of the validation pictures of a plan's key, named STEP-NUMBER.png."""
     return join(config.run_uri, "validation", key)
 
 
 def complete_curves(
     run: TrackedRun, history: Sequence[Mapping[str, float]], scores: Sequence[Mapping[str, float]]
 ) -> None:
-    """Give MLflow the points that it lacks: a lane's, those of a driver that died, or that found no server."""
+    """Send missing points to MLflow: of a lane, of a driver that died or found no server."""
     for curve, points in (("loss", [step_point(one) for one in history]), ("score/total", [*map(score_point, scores)])):
         if points:
             run.log_missing(curve, points)
 
 
 def complete_pictures(run: TrackedRun, config: DreamBoothConfig, key: str) -> None:
-    """Give MLflow the validation pictures that it lacks."""
+    """Send missing validation pictures to MLflow."""
     fs, path = filesystem(validation_folder(config, key))
     try:
         names = [name for name in fs.ls(path, detail=False) if name.endswith(".png")]
@@ -105,11 +104,11 @@ def complete_pictures(run: TrackedRun, config: DreamBoothConfig, key: str) -> No
 
 
 def step_point(metrics: Mapping[str, float]) -> tuple[int, dict[str, float]]:
-    """The step of a step's metrics, and what its curves get."""
+    """The step of a training step's message, and its points by curve."""
     return int(metrics["step"]), {name: value for name, value in metrics.items() if name != "step"}
 
 
 def score_point(score: Mapping[str, float]) -> tuple[int, dict[str, float]]:
-    """The step of a score, and what its curves get."""
+    """The step of a score's message, and its points by curve."""
     curves = {"score/total": score["score"], "score/dino": score["dino"], "score/clip_t": score["clip_t"]}
     return int(score["step"]), curves

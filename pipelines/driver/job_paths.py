@@ -1,7 +1,7 @@
 """Find the paths in a command by its options, not by the files that happen to exist here.
 
-A job runs in a folder of its own on another machine. Its configuration or table travels with it; an address goes as it
-is, and so does a whole path, for disks that the cluster shares. A relative path would mean something else there.
+A job runs in its own folder on another machine. Its configuration or table travels with it. Addresses and absolute
+paths (of shared disks) stay as they are. A relative path would mean something else there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,15 +16,15 @@ from pipelines.plan.tables import SUBJECT, read_table
 SWITCHES = ("--dry-run", "--quiet", "--skip-invalid", "--help", "-h")
 """Options of `run` and `batch` without a value."""
 OPTIONS = {"--images": "subject.instance_images", "--base-model": "base_model", "--output": "storage.run"}
-"""Options whose value is a path, and the settings that they are."""
+"""Options whose value is a path, and their settings."""
 _FOLDERS = ("storage.root", "storage.run", "storage.prior", "subject.instance_images", "evaluation.real_images")
 _MODELS = ("base_model", "evaluation.image_encoder", "evaluation.dino", "evaluation.clip", "evaluation.lpips")
-"""Settings that a folder, an address or a hub id can be given for."""
+"""Settings whose value is a folder, an address or a hub id."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Argument:
-    """A part of a command: an option with its value, or with no option the file or folder that the command reads."""
+    """Part of a command: an option with its value, or the file or folder the command reads."""
 
     option: str
     value: str
@@ -32,13 +32,13 @@ class Argument:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The argument's words on the command line."""
+        """The words of this part."""
         if self.joined:
             return (f"{self.option}={self.value}",)
         return tuple(word for word in (self.option, self.value) if word)
 
     def renamed(self, value: str) -> "Argument":
-        """The same with another value."""
+        """This part with another value."""
         return replace(self, value=value)
 
 
@@ -58,7 +58,7 @@ def split(arguments: Sequence[str]) -> Iterator[Argument]:
 
 
 def settings_of(argument: Argument) -> list[tuple[str, Any]]:
-    """(dotted name, value) of the settings that an option gives."""
+    """(dotted name, value) of an option's settings."""
     if argument.option in OPTIONS:
         return [(OPTIONS[argument.option], argument.value)]
     if argument.option == "--set":
@@ -67,7 +67,7 @@ def settings_of(argument: Argument) -> list[tuple[str, Any]]:
 
 
 def settings_in(command: str, path: Path) -> list[tuple[str, Any]]:
-    """(dotted name, value) of the settings in the configuration of a run, or in a batch's table."""
+    """(dotted name, value) of the settings in a run's configuration or a batch's table."""
     if command == "run":
         return _named(read_yaml(path).items())
     common, rows = read_table(path.read_bytes(), str(path))
@@ -78,7 +78,7 @@ def settings_in(command: str, path: Path) -> list[tuple[str, Any]]:
 
 
 def check_reachable(settings: Sequence[tuple[str, Any]], where: str = "") -> None:
-    """InputError for a setting with a relative path, which means nothing where a job works."""
+    """Raise InputError for a setting with a relative path, meaningless on the job's machine."""
     for name, value in settings:
         for address in value if isinstance(value, list) else [value]:
             if not isinstance(address, str) or "://" in address or address.startswith("/"):
@@ -88,7 +88,7 @@ def check_reachable(settings: Sequence[tuple[str, Any]], where: str = "") -> Non
 
 
 def elsewhere(address: str, where: str = "", what: str = "a folder") -> InputError:
-    """The error for a path that only this machine can read."""
+    """The error for a path local to this machine."""
     return InputError(
         f"{where}{address!r} is {what} here, and the job runs elsewhere; give an address that the cluster reads, such "
         f"as s3://bucket/{Path(address).name}, or, on a disk that it shares, the whole path"

@@ -1,7 +1,7 @@
-"""Runs and batches as jobs on a Ray cluster, submitted from outside it through Ray's Jobs API.
+"""Runs and batches as jobs on a Ray cluster, submitted from outside through Ray's Jobs API.
 
-A job is named by what it does: command, arguments, and what the files among them hold. Submitting the same again finds
-the running job, or goes on with one that was stopped or failed.
+A job's name is a hash of its command, arguments and their files' contents. Submitting the same again finds the running
+job, or resumes one that was stopped or failed.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from pipelines.driver.relay import RELAY_VARIABLE
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _DASHBOARD = "http://HEAD:8265"
-_PATIENCE_SECONDS = (4.0, 5.0)  # for the connection, for the answer
+_PATIENCE_SECONDS = (4.0, 5.0)  # to connect, to answer
 _PACKAGES = ("dreambooth", "pipelines")
 _VARIABLES = {"PYTHONUNBUFFERED": "1", RELAY_VARIABLE: "1"}
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -36,9 +36,9 @@ Fate = Literal["submitted", "submitted again", "already running", "already done"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A command to run: arguments of `dreambooth`, with local files by their names on the cluster.
+    """A command: arguments of `dreambooth`, with local files under their names on the cluster.
 
-    `stored` is True if the command or its files set a place for results.
+    `stored` is True if the command or its files set a folder for results.
     """
 
     arguments: tuple[str, ...]
@@ -60,9 +60,9 @@ class Job:
 
 
 def make_job(command: str, arguments: Sequence[str]) -> Job:
-    """Make a job of a command and its arguments; tables and configurations among them travel with it.
+    """Make a job of a command and its arguments, with the tables and configurations among them.
 
-    Raises InputError for a password in an argument, and for a relative path, which means nothing where a job works.
+    Raises InputError for a password in an argument, and for a relative path, meaningless on the job's machine.
     """
     for argument in arguments:
         if "://" in argument and holds_credentials(argument):
@@ -94,7 +94,7 @@ def make_job(command: str, arguments: Sequence[str]) -> Job:
 
 
 def environment(names: Sequence[str]) -> dict[str, str]:
-    """Variables to hand on, with their values here; InputError for one that isn't set."""
+    """Variables to pass to the job, with their values here. Raises InputError for one that isn't set."""
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise InputError(f"--env {missing[0]}: this variable is not set here; export it, or leave the flag out")
@@ -105,9 +105,9 @@ def environment(names: Sequence[str]) -> dict[str, str]:
 
 
 def submit(client: Any, job: Job, *, with_code: bool, variables: Mapping[str, str]) -> tuple[str, Fate]:
-    """Submit a job unless it runs or is done; one that failed or was stopped goes on. Returns the id it runs under.
+    """Submit a job unless it runs or is done; a failed or stopped one resumes. Returns the id of its attempt.
 
-    `with_code` brings this project's code along; without it the cluster's image has to have it.
+    `with_code` uploads this project's code; else the cluster's image must contain it.
     """
     attempts = _attempts(client, job.id)
     last = attempts[-1] if attempts else None
@@ -115,7 +115,7 @@ def submit(client: Any, job: Job, *, with_code: bool, variables: Mapping[str, st
         return last[0], "already done"
     if last is not None and last[1] not in _ENDED:
         return last[0], "already running"
-    # Ray gives the name of a job that ended to no other, so every attempt has one of its own.
+    # Ray never reuses a job's name, so every attempt has its own.
     job_id = f"{job.id}-{len(attempts) + 1}"
     with tempfile.TemporaryDirectory(prefix="dreambooth-job-") as folder:
         _fill(Path(folder), job, with_code=with_code)
@@ -129,7 +129,7 @@ def submit(client: Any, job: Job, *, with_code: bool, variables: Mapping[str, st
 
 
 def _attempts(client: Any, job_id: str) -> list[tuple[str, str]]:
-    """(id, status) of a job's attempts, in their order."""
+    """(id, status) of a job's attempts, oldest first."""
     known = {str(info.submission_id): str(info.status.value) for info in client.list_jobs()}
     numbers = (int(name.rpartition("-")[2]) for name in known if re.fullmatch(rf"{job_id}-\d+", name))
     return [(f"{job_id}-{number}", known[f"{job_id}-{number}"]) for number in sorted(numbers)]
@@ -147,12 +147,12 @@ def follow(client: Any, job_id: str, show: Callable[[str], None]) -> str:
 
 
 def status(client: Any, job_id: str) -> str:
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; InputError for a job that the cluster doesn't know."""
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. Raises InputError for an unknown job."""
     return str(_details(client, job_id).status.value)
 
 
 def exit_code(client: Any, job_id: str) -> int:
-    """The exit code of the command that a job was; 1 where it had none, because it was stopped or its node was lost."""
+    """The exit code of a job's command; 1 if it has none (stopped, node lost)."""
     details = _details(client, job_id)
     if details.status.value == "SUCCEEDED":
         return 0
@@ -168,7 +168,7 @@ def _details(client: Any, job_id: str) -> Any:
 
 
 def connect(address: str | None) -> Any:
-    """A client of a cluster's Jobs API; InputError that says which of address and token is wrong."""
+    """A client of a cluster's Jobs API. Raises InputError for a wrong address or token."""
     variable = os.environ.get("RAY_API_SERVER_ADDRESS")
     what = "RAY_API_SERVER_ADDRESS" if variable and not address else "--address"
     address = address or variable or DEFAULT_ADDRESS
@@ -180,7 +180,7 @@ def connect(address: str | None) -> Any:
     ):
         # Read by Ray when it is imported.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    # Ray takes this variable, or else RAY_ADDRESS, for more than the given address.
+    # Ray prefers this variable, or else RAY_ADDRESS, to the given address.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     from ray.job_submission import JobSubmissionClient
 
@@ -191,7 +191,7 @@ def connect(address: str | None) -> Any:
 
 
 def _prove_dashboard(address: str, what: str) -> None:
-    """Raise InputError unless a Ray dashboard answers within seconds: Ray's own client waits for it without end."""
+    """Raise InputError unless a Ray dashboard answers within seconds; Ray's own client waits forever."""
     import requests
 
     if not address.startswith(("http://", "https://")) or not Address.parse(address, what=what).host:
@@ -199,7 +199,7 @@ def _prove_dashboard(address: str, what: str) -> None:
     try:
         answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=_PATIENCE_SECONDS)
     except requests.Timeout:
-        fault = "it says nothing for seconds"
+        fault = "no answer within seconds"
     except requests.exceptions.SSLError:
         fault = "its certificate isn't trusted here, or it doesn't speak https"
     except requests.RequestException as error:

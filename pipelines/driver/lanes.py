@@ -1,4 +1,4 @@
-"""Start and restart the lanes of a batch: each is a Ray Train run of warm workers, in a thread of the driver."""
+"""Start and restart lanes: each is a Ray Train run of warm workers, in a thread of the driver."""
 
 import secrets
 import threading
@@ -29,7 +29,7 @@ class _Running:
 
 
 class Lanes:
-    """Starts lanes, and restarts failed ones as long as subjects get finished in between."""
+    """Starts lanes, and restarts failed ones as long as subjects finish in between."""
 
     def __init__(self, plan: BatchPlan, driver: str, queue: Any, encoder: str | None) -> None:
         self._plan, self._driver, self._queue, self._encoder = plan, driver, queue, encoder
@@ -60,7 +60,7 @@ class Lanes:
 
     def _start(self, *, settled: int) -> None:
         name, self._numbers = f"{self._driver}/{self._numbers}", self._numbers + 1
-        # A lane that waits for a node that never comes back must not keep the driver alive.
+        # A lane waiting for a node that never returns must not keep the driver alive.
         thread = threading.Thread(target=self._run, args=(name,), name=name, daemon=True)
         self._lanes[name] = _Running(thread=thread, settled=settled)
         thread.start()
@@ -91,7 +91,7 @@ class Lanes:
             scaling_config=worker_group(cluster, use_gpu=self._plan.use_gpu),
             # mypy sees the RunConfig of Ray Train V1, the interpreter V2's.
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]
-                # A name that was used before would be taken for a run to go on with.
+                # Ray would resume a run under a known name.
                 name=f"{name.replace('/', '-')}-{secrets.token_hex(4)}",
                 storage_path=storage_path,
                 storage_filesystem=storage_filesystem,

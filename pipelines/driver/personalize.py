@@ -1,4 +1,4 @@
-"""One subject, end to end, on one screen: a batch of one, with a view of its own."""
+"""One subject, end to end: a batch of one with its own view."""
 
 import secrets
 from contextlib import ExitStack
@@ -63,7 +63,7 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
 def _drive(
     plan: Plan, resources: Resources, encoder: str | None, console: RunConsole, clock: Clock
 ) -> PersonalizeResult:
-    """Drive a batch of one, whose queue and lane leave nothing behind."""
+    """Drive a batch of one; its queue and lane leave no files."""
     import ray
 
     work = BatchPlan(
@@ -76,7 +76,7 @@ def _drive(
         use_gpu=plan.use_gpu,
         resources=resources,
     )
-    remove(work.uri)  # of a driver that was killed
+    remove(work.uri)  # left by a killed driver
     name = secrets.token_hex(4)
     queue = start_queue(work.uri, name, queued_subjects(work), retries=plan.config.cluster.max_failures)
     lanes = Lanes(work, name, queue, encoder)

@@ -1,4 +1,4 @@
-"""The driver's side of a view that is shown elsewhere: every update is a line of JSON in the log, behind a mark."""
+"""The driver's side of a remote view: every update is a marked line of JSON in the log."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """Show a job's live view outside the cluster, through its log.
 
-A relaying driver writes every update as one line of JSON to the log, behind a mark. The client that follows the log
-shows it like a local view, and prints all other lines unchanged.
+A relaying driver writes every update to the log as one marked line of JSON. The client that follows the log shows it
+like a local view, and prints other lines unchanged.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from pipelines.tasks import Progress, State
 _Shown = TypeVar("_Shown")
 
 _SECONDS_PER_LANE = 0.05
-"""An update of many lanes is long, so it is sent less often: a log grows by megabytes an hour, not by gigabytes."""
+"""Updates of many lanes are long, so they are sent less often: logs grow by megabytes an hour, not gigabytes."""
 _SENT_FAILURES = 5
 
 
@@ -55,7 +55,7 @@ class RelayedBatchView(BatchView):
 
 
 class Replay:
-    """The client's side: reads the log, shows relayed updates, and passes all other lines to `show`."""
+    """The client's side: reads the log, shows relayed updates, passes other lines to `show`."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show
@@ -72,13 +72,13 @@ class Replay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last view standing, and what there is of a last line."""
+        """Keep the last view, and show an unfinished last line."""
         self._open.__exit__(kind, error, trace)
         if self._rest:
             self._show(self._rest)
 
     def feed(self, text: str) -> None:
-        """Take the next piece of the log, which may end within a line."""
+        """Read the next piece of the log; it may end within a line."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             if line.startswith(MARK):
@@ -91,7 +91,7 @@ class Replay:
             self._bar_of(update["bar"])(update["done"], update["total"], update["note"])
             return
         if self._view is None:
-            # Time is the driver's: a log that is read from its beginning an hour later shows the same.
+            # By the driver's time: replaying the log an hour later shows the same.
             self._view = self._enter(BatchView(total=update["total"], clock=lambda: self._seconds))
         self._seconds = update["seconds"]
         made = update["class_images"]
@@ -108,6 +108,6 @@ class Replay:
         return self._bar[1]
 
     def _enter(self, view: AbstractContextManager[_Shown]) -> _Shown:
-        """One view at a time: what was shown before stays as it is."""
+        """Switch to another view; the previous one stays on screen."""
         self._open.close()
         return self._open.enter_context(view)

@@ -1,4 +1,4 @@
-"""The view of a run: one bar at a time, for class images, training and samples, and some lines."""
+"""The view of a run: one bar at a time (class images, training, samples) and a few lines."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class RunView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the last bar away."""
+        """Remove the last bar."""
         self._open.close()
 
     def update(
@@ -44,7 +44,7 @@ class RunView:
         class_images: tuple[int, int] | None,
         failures: Sequence[tuple[str, str]],
     ) -> None:
-        """Show class images while they are made, and the evaluation's pictures."""
+        """Show the progress of class images and of the evaluation."""
         if class_images is not None and class_images != self._class_images:
             self._class_images, now = class_images, time.monotonic()
             self._making_since = self._making_since or now
@@ -55,7 +55,7 @@ class RunView:
                 self._show(self._pictures, *progress.pictures, "images")
 
     def message(self, name: str, message: Message) -> None:
-        """Show a step, or say what a lane reports."""
+        """Show a step or another report of a lane."""
         self.milestones.take(message)
         if message["kind"] == "step":
             metrics = message["metrics"]

@@ -30,7 +30,7 @@ from pipelines.tracking.tracked_run import TrackedRun
 
 @dataclass(frozen=True, kw_only=True)
 class PersonalizeResult:
-    """Result of one run: its folder, the content of summary.json, and the reason why MLflow lacks some of it, if so."""
+    """Result of one run: its folder, the content of summary.json, and why MLflow lacks part of it, if it does."""
 
     run_uri: str
     summary: dict[str, Any]
@@ -38,7 +38,7 @@ class PersonalizeResult:
 
 
 def stored_result(plan: Plan) -> PersonalizeResult | None:
-    """The result of an earlier run of the same request, or None; MLflow may lack some of it."""
+    """The result of an earlier run of the same request, or None; MLflow may lack part of it."""
     uri = plan.config.run_uri
     if not exists(join(uri, "summary.json")):
         return None
@@ -58,7 +58,7 @@ def is_tracked(plan: Plan, result: PersonalizeResult) -> bool:
 
 
 def request_key(plan: Plan) -> str:
-    """Key of everything that a finished run's outputs depend on."""
+    """Key of everything a finished run's outputs depend on."""
     tracking = plan.config.tracking.model_copy(update={"uri": resolve_tracking_uri(plan.config.tracking.uri)})
     return config_hash(plan.key, plan.config.evaluation, tracking)
 
@@ -76,7 +76,7 @@ def write_summary(
 ) -> PersonalizeResult:
     """Write the page, pictures, samples and summary.json to the run's folder, and all but the samples to MLflow.
 
-    `error` is the reason why MLflow lacks something. Ends the run there.
+    `error` is the reason why MLflow lacks something. Ends the MLflow run.
     """
     uri = plan.config.run_uri
     steps = trained.steps
@@ -141,7 +141,7 @@ def _reason(run: TrackedRun, error: Exception | None) -> str | None:
 
 
 def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
-    """The result as (what, value) rows: every path, and what to do next."""
+    """The result as (what, value) rows: paths, figures and the next command."""
     summary = result.summary
     rows = [("loss curve", summary["loss_curve"]), ("model", summary["model_uri"])]
     if "report" in summary:  # earlier versions wrote none
@@ -157,7 +157,7 @@ def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
                 f"{similarity['class_after']:.2f} after",
             )
         )
-    if (verdict := summary.get("verdict")) is not None:  # earlier versions reached none
+    if (verdict := summary.get("verdict")) is not None:  # earlier versions gave no verdict
         rows.append(("samples", describe_verdict(verdict)))
     if (evaluation := summary["evaluation"]) is not None:
         rows.append(("figures", f"{describe_figures(evaluation)} (bank {evaluation['bank']['name']})"))

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pipelines.tasks import Progress, State
 
 _LANES_SECONDS = 60.0
-"""Lanes between two subjects are lanes: as many as there were at once for so long."""
+"""Seconds for which a lane between two subjects still counts as a lane."""
 _STEADY_SECONDS = 20.0
 _ENOUGH_PICTURES, _ENOUGH_PART = 10, 0.3
-"""Pictures, or the part of them all, that say what the others take: one more or less makes little of it."""
+"""Pictures, or the share of all, needed to estimate the rest."""
 
 
 @dataclass
 class _Rate:
-    """Lane seconds, and what was done in them: the part of a subject's steps or pictures, or class images."""
+    """Lane seconds and the work done in them: share of a subject's steps or pictures, or class images."""
 
     seconds: float = 0.0
     work: float = 0.0
@@ -46,23 +46,23 @@ class _Look:
 
     @property
     def settled(self) -> int:
-        """Subjects that need no lane any more."""
+        """Subjects finished with lanes."""
         return self.counts["done"] + self.counts["failed"] + self.counts["trained"]
 
 
 class TimeLeft:
-    """Takes every view of a batch of `total` subjects, and estimates the seconds that are left."""
+    """Estimates the seconds left of a batch of `total` subjects from snapshots of its progress."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._lanes, self._lanes_at = 0, 0.0
         self._steps, self._pictures, self._making = _Rate(), _Rate(), _Rate()
         self._around = _Rate()  # a subject: loading, encoding, exporting
-        self._pending = 0.0  # seconds around subjects of which the next is not seen yet
-        self._since: dict[str, tuple[float, float]] = {}  # when a subject was seen to move on, and how far it was
+        self._pending = 0.0  # seconds around subjects whose next one has not been seen
+        self._since: dict[str, tuple[float, float]] = {}  # time and progress when a subject last moved on
         self._knows_pictures = False
-        self._end: tuple[float, float] | None = None  # what was said last, and when
-        self._whole = _Rate()  # a subject, for lanes that don't say how far they are
+        self._end: tuple[float, float] | None = None  # last estimate, and its time
+        self._whole = _Rate()  # a subject, for lanes that don't report their progress
         self._last: _Look | None = None
 
     def update(
@@ -72,7 +72,7 @@ class TimeLeft:
         running: Mapping[str, Progress],
         class_images: tuple[int, int] | None,
     ) -> float | None:
-        """Seconds left after what is seen at `now`; None until enough is known of a whole subject."""
+        """Seconds left at `now`; None until a whole subject's pace is known."""
         made, to_make = class_images or (0, 0)
         look = _Look(now, dict(counts), dict(running), made)
         if self._last is not None:
@@ -90,7 +90,7 @@ class TimeLeft:
         return self._steady(now, _finished(left, each, waiting) + max(0, to_make - made) * self._making.each)
 
     def _steady(self, now: float, left: float) -> float:
-        """Delay the end gradually: pictures come in whole numbers, and a pace may only seem slower."""
+        """Delay the end gradually: pictures arrive in whole numbers, so a pace may only look slower."""
         end = now + left
         if self._end is not None and end > self._end[1]:
             end = self._end[1] + (end - self._end[1]) * min(1.0, (now - self._end[0]) / _STEADY_SECONDS)
@@ -98,7 +98,7 @@ class TimeLeft:
         return max(0.0, end - now)
 
     def _note_phases(self, look: _Look) -> None:
-        """Remember when each subject was first seen in its phase."""
+        """Note when each subject was first seen in its phase."""
         last = self._last.running if self._last is not None else {}
         for name, progress in look.running.items():
             was = last.get(name)
@@ -118,10 +118,10 @@ class TimeLeft:
         )
 
     def _take(self, last: _Look, look: _Look) -> None:
-        """Count what went on between two looks.
+        """Count the work between two snapshots.
 
-        Only subjects seen in the same phase twice say what it takes; of the others, what their phases would have
-        taken is no time around them.
+        Only subjects seen twice in the same phase measure its pace. For the others, the expected time of their phases
+        is subtracted from the time around subjects.
         """
         seconds = look.now - last.now
         if look.made > last.made:
@@ -152,7 +152,7 @@ def _fraction(progress: Progress) -> float:
 
 
 def _finished(lanes: list[float], each: float, waiting: int) -> float:
-    """When the last lane is finished: `lanes` are free after so many seconds, and subjects that wait take `each`."""
+    """Seconds until the last lane is done: `lanes` are free after these seconds, waiting subjects take `each`."""
     if not lanes:
         return each * max(0, waiting)
     heapq.heapify(lanes)

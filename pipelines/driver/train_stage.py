@@ -12,9 +12,9 @@ from pipelines.tasks import PriorSet, TrainTask
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A published, verified model and how it came about: one mapping of metrics per step, bytes of memory by rank.
+    """A published, verified model and its training record: one mapping of metrics per step, bytes of memory by rank.
 
-    `steps` is the number made, `exported_step` the step of the model's weights; `scores` has one mapping per score.
+    `steps` counts steps made, `exported_step` is the step of the exported weights; `scores` has one mapping per score.
     """
 
     model: Manifest

@@ -1,1 +1,1 @@
-"""All that happens before work starts: checks, lanes, memory, time, manifests, doctor."""
+"""Everything before work starts: checks, lanes, memory, time, manifests, doctor."""

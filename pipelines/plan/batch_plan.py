@@ -1,4 +1,4 @@
-"""The plan of a batch: its subjects, the number of lanes, and the reasons."""
+"""The plan of a batch: its subjects, its number of lanes, and the reason for it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class BatchPlan:
 
     @property
     def class_sets(self) -> tuple[tuple[str, PriorPlan], ...]:
-        """The sets of class images that subjects share: (where, plan), each once, as large as any wants it."""
+        """The shared sets of class images: (address, plan), each once, at the largest requested size."""
         sets: dict[str, tuple[str, PriorPlan]] = {}
         for plan in self.subjects:
             if plan.prior is not None:
@@ -104,7 +104,7 @@ def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
 
 
 def _bases(plan: BatchPlan) -> list[tuple[str, str]]:
-    """A row for every base model, with how many subjects are trained on it where there are several."""
+    """A row for every base model, with its number of subjects if there are several."""
     subjects = Counter((one.config.base_model, one.base.hash) for one in plan.subjects)
     several = len(subjects) > 1
     return [

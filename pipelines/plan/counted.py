@@ -1,4 +1,4 @@
-"""Cache counts per base model and settings on this machine: the code that counts takes seconds to import."""
+"""Cache counts per base model and settings on this machine: the counting code takes seconds to import."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def counted(what: str, base: BaseModel, asked: Mapping[str, Any], count: Callabl
 
 
 _counted: dict[tuple[str, str], Any] = {}
-"""Cache of this process; thousands of subjects of a batch are mostly alike."""
+"""Cache of this process; a batch's thousands of subjects are mostly alike."""
 
 
 @cache
@@ -34,7 +34,7 @@ def _versions() -> tuple[str, ...]:
 
 @cache
 def _code() -> str:
-    """A hash of the counting and the counted code: another version's counts may differ."""
+    """Hash of the counting and the counted code: other versions' counts may differ."""
     package, sources = Path(dreambooth.__file__).parent, hashlib.sha256()
     for path in sorted([*package.glob("training/*.py"), *package.glob("models/**/*.py")]):
         sources.update(path.read_bytes())

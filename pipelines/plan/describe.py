@@ -1,4 +1,4 @@
-"""What a person reads of a plan: its rows, and all settings without what is secret."""
+"""Describe a plan to people: its rows, and all settings without secrets."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pipelines.plan.run_plan import Plan
 
 
 def printable_settings(config: DreamBoothConfig) -> dict[str, Any]:
-    """All settings as plain values, for people and for MLflow; passwords and tokens in addresses left out."""
+    """All settings as plain values, for people and MLflow, without passwords and tokens in addresses."""
     settings: dict[str, Any] = _shown(config.model_dump(mode="json", by_alias=True))
     return settings
 
@@ -62,7 +62,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
 
 
 def fewer_workers(cluster: ClusterConfig) -> str:
-    """How many there are at least, where it may be fewer than asked for."""
+    """The least number of workers, for a group that may shrink."""
     fewest = cluster.min_workers
     return "" if fewest in (None, cluster.num_workers) else f" (as few as {fewest} when the cluster shrinks)"
 

@@ -33,7 +33,7 @@ def check_destinations(plans: Sequence[Plan], *, lanes: int = 1, nodes: int = 1)
 
 @dataclass(frozen=True, kw_only=True)
 class _Written:
-    """Bytes that will be written below a folder, and their kind."""
+    """Bytes to be written below a folder, and their kind."""
 
     folder: Path
     size: int
@@ -41,9 +41,9 @@ class _Written:
 
 
 def _check_room(plans: Sequence[Plan], *, lanes: int, nodes: int) -> None:
-    """Compare what is missing of these results with the room for it, where `lanes` work at a time; else InputError.
+    """Raise InputError unless there is room for these results' missing parts, with `lanes` subjects at a time.
 
-    A disk that several folders lie on needs room for all. Object stores are not asked, nor other nodes' disks.
+    A disk shared by several folders needs room for all. Object stores and other nodes' disks are not checked.
     """
     local = is_local(plans[0].config.run_uri)
     missing = [plan for plan in plans if not local or published(join(plan.config.run_uri, "model")) is None]
@@ -67,9 +67,9 @@ def _check_room(plans: Sequence[Plan], *, lanes: int, nodes: int) -> None:
 
 
 def _into_store(missing: Sequence[Plan], largest: Plan, lanes: int) -> list[_Written]:
-    """Models stay; a lane's checkpoints go when its model is published, and one is written while others are kept."""
+    """Models stay; a lane's checkpoints go with its publication, and one is written before another is removed."""
     train, checkpoint = largest.config.train, largest.checkpoint_bytes
-    count = max(1, (train.max_train_steps - 1) // train.checkpoint_every)  # one at least, for who is interrupted
+    count = max(1, (train.max_train_steps - 1) // train.checkpoint_every)  # one at least, in case of an interrupt
     kept, most = min(CHECKPOINTS_KEPT, count), min(CHECKPOINTS_KEPT + 1, count)
     at_once = min(lanes, len(missing))
     each = max(most * checkpoint, kept * checkpoint + largest.published_bytes)
@@ -82,7 +82,7 @@ def _into_store(missing: Sequence[Plan], largest: Plan, lanes: int) -> list[_Wri
 
 
 def _into_temporary_folder(largest: Plan, lanes: int) -> list[_Written]:
-    """A model is put together there; what goes to an object store, too, and a copy to compare comes back."""
+    """Models are assembled there; those for an object store also come back for verification."""
     local = is_local(largest.config.run_uri)
     size = largest.published_bytes if local else max(2 * largest.published_bytes, largest.checkpoint_bytes)
     what = f"{readable_size(lanes * size)} in passing"

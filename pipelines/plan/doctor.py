@@ -1,6 +1,6 @@
 """Check that a run would work on this cluster: nodes, storage and tracking, with a cure for each fault.
 
-Facts are gathered by a task pinned to each node, and judged here by plain functions.
+A task pinned to each node gathers facts; plain functions here judge them.
 """
 
 import os
@@ -15,7 +15,7 @@ from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.node_facts import PACKAGES, NodeFacts, ask_nodes, dashboard_answers
 from pipelines.storage.files import absolute
 
-_LEAST_DISK_BYTES = 20 << 30  # a base, its checkpoints on their way, Ray's spilled objects
+_LEAST_DISK_BYTES = 20 << 30  # base model, temporary checkpoints, Ray's spilled objects
 _LARGEST_SKEW_SECONDS = 2.0
 
 State = Literal["ok", "warning", "failure"]
@@ -42,12 +42,12 @@ def examine(config: DreamBoothConfig) -> list[Finding]:
     if config.cluster.address is None:
         found = "Ray was started here for this, without a dashboard: nobody else reaches it"
         return [*findings, Finding(check="authentication", state="ok", found=found)]
-    encrypted = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")  # Ray lets nobody in who differs from it
+    encrypted = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")  # Ray refuses other versions
     return [*findings, judge_auth(*dashboard_answers()), judge_encryption(len(nodes), encrypted)]
 
 
 def judge_versions(nodes: Sequence[NodeFacts]) -> Finding:
-    """Whether all nodes run the same."""
+    """Whether all nodes run the same versions."""
     differing = []
     for package in ("python", *PACKAGES):
         by_version: dict[str, list[str]] = {}
@@ -101,7 +101,7 @@ def judge_nodes(nodes: Sequence[NodeFacts], config: DreamBoothConfig) -> list[Fi
 
 
 def judge_machines(machines: Mapping[str, Sequence[MachineFault]]) -> Finding:
-    """Homes, folders, shared memory and loopbacks: what is wrong with each, by the machine's name."""
+    """Faults of homes, folders, shared memory and loopbacks, by the machine's name."""
     found = "; ".join(f"{name}: {fault.found}" for name, its_faults in machines.items() for fault in its_faults)
     if not found:
         return Finding(check="machine", state="ok", found="home, folders, shared memory and loopback are sound")
@@ -111,7 +111,7 @@ def judge_machines(machines: Mapping[str, Sequence[MachineFault]]) -> Finding:
 
 
 def judge_auth(without_token: int | None, host: str) -> Finding:
-    """Whether whoever reaches the dashboard may run code: `without_token` is its answer to a call without one."""
+    """Whether the dashboard lets anybody run code: `without_token` is its answer to a call without a token."""
     if without_token in (401, 403):
         return Finding(check="authentication", state="ok", found=f"a call without a token gets {without_token}")
     if without_token is None:
@@ -124,7 +124,7 @@ def judge_auth(without_token: int | None, host: str) -> Finding:
 
 
 def judge_encryption(nodes: int, encrypted: bool) -> Finding:
-    """Whether others on the network can read what Ray's nodes say to each other, the token among it."""
+    """Whether others on the network can read the traffic between Ray's nodes, including the token."""
     if encrypted:
         return Finding(check="encryption", state="ok", found="Ray's nodes and drivers talk by TLS")
     if nodes == 1:
@@ -135,7 +135,7 @@ def judge_encryption(nodes: int, encrypted: bool) -> Finding:
 
 
 def probe_tracking(config: DreamBoothConfig) -> str:
-    """Write a run and a registered model, read them, delete them; InputError for what is refused."""
+    """Write, read and delete a run and a registered model. Raises InputError for refusals."""
     import secrets
 
     from dreambooth.config.addresses import shown

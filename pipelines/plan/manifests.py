@@ -1,9 +1,8 @@
 """Render the KubeRay manifests of a run or batch, sized by its plan.
 
-One RayCluster of equal pods, enough for its lanes times its workers, each with the plan's GPUs, CPUs and memory, on
-KubeRay 1.7. A RayJob brings such a cluster, the command and its configuration, and takes the cluster
-down at the end. What the manifests refer to (namespace, secrets, settings, queue) is in infra/kubernetes. The same
-configuration gives the same manifests, byte for byte.
+For KubeRay 1.7: a RayCluster of equal pods, enough for lanes times workers, each with the plan's GPUs, CPUs and memory.
+A RayJob has such a cluster, the command and its configuration, and deletes the cluster at the end. Namespace, secrets,
+settings and queue are in infra/kubernetes. The same configuration gives the same manifests, byte for byte.
 """
 
 import json
@@ -30,7 +29,7 @@ LONGEST_NAME = 47
 _CONFIG_FOLDER = "/etc/dreambooth"
 _LARGEST_CONFIG = 1 << 20  # etcd's limit for one object is 1.5 MiB
 _GPU_NODE_CPUS = 4  # per GPU: reading images, sampling and uploads beside training
-_PROCESS_BYTES = 2 << 30  # of a worker before it holds a model: Python, torch, Ray, and the batches in flight
+_PROCESS_BYTES = 2 << 30  # of a worker without its model: Python, torch, Ray, and batches in flight
 _SHARED_MEMORY_BYTES = 2 << 30
 
 _TLS = "/tls"
@@ -44,7 +43,7 @@ GIVE_NOTICE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Settings of the cluster that the plan doesn't decide."""
+    """Settings of the cluster beside the plan."""
 
     image: str
     namespace: str = "dreambooth"
@@ -80,9 +79,9 @@ def worker_pods(plan: Plan, *, lanes: int, gpus_per_node: int) -> WorkerPods:
 
 
 def host_bytes(plan: Plan) -> int:
-    """Host memory of one worker: the process, the base as it was loaded, the trained weights on their way to storage.
+    """Host memory of one worker: process, loaded base model, trained weights to publish.
 
-    On a CPU the model states live there too, and activations of about their size; with offload the optimizer's.
+    On a CPU also model states, and activations of about their size; with offload the optimizer's states.
     """
     weights = 4 * sum(plan.base.parameter_counts.values())
     states = 0 if plan.use_gpu else 2 * plan.model_state_bytes
@@ -91,7 +90,7 @@ def host_bytes(plan: Plan) -> int:
 
 
 def ray_cluster(name: str, plans: Sequence[Plan], *, lanes: int, placement: Placement) -> Manifest:
-    """A RayCluster that stays, its workers coming and going between none and as many as the plans take."""
+    """A lasting RayCluster that scales between no workers and the plans' need."""
     name = _name(name)
     metadata = _metadata(name, plans, placement, queued=False)
     [manifest] = _filled(plans, lanes, placement, kind="RayCluster", name=name, metadata=metadata)
@@ -109,8 +108,8 @@ def ray_job(
 ) -> list[Manifest]:
     """A RayJob with a cluster of its own, after a ConfigMap of the files among its arguments.
 
-    `arguments` are those of `dreambooth`, files by their names in `files`. The cluster has all its pods from the
-    start, so that a queue can admit it as a whole. Raises InputError when the files are too large for Kubernetes.
+    `arguments` are those of `dreambooth`, files by their names in `files`. The cluster starts with all its pods, so a
+    queue can admit it as a whole. Raises InputError for files too large for Kubernetes.
     """
     name = _name(name)
     if (size := sum(len(content.encode()) for content in files.values())) > _LARGEST_CONFIG:
@@ -148,7 +147,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _filled(plans: Sequence[Plan], lanes: int, placement: Placement, **context: Any) -> list[Manifest]:
-    """The manifests of the template, with pods of the size that the largest of the plans takes."""
+    """The template's manifests, with pods sized for the largest plan."""
     import ray
 
     largest = max(plans, key=host_bytes)
@@ -171,13 +170,13 @@ def _filled(plans: Sequence[Plan], lanes: int, placement: Placement, **context: 
 @cache
 def _template() -> Template:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    # JSON is YAML, and what it quotes means the text that it was.
+    # JSON is YAML, and its quoted strings stay strings.
     environment.filters["yaml"] = partial(json.dumps, ensure_ascii=False)
     return environment.from_string(Path(__file__).with_name("kuberay.yaml").read_text(encoding="utf-8"))
 
 
 def _metadata(name: str, plans: Sequence[Plan], placement: Placement, *, queued: bool) -> Manifest:
-    """Name, queue, and what a person asks first of a job; GPU memory is to be compared with that of the nodes."""
+    """Name, queue, and annotations for people: compare the GPU memory with the nodes'."""
     first, largest = plans[0], max(plans, key=lambda plan: plan.model_state_bytes)
     annotations = {
         "dreambooth/subjects": str(len(plans)),
@@ -193,7 +192,7 @@ def _metadata(name: str, plans: Sequence[Plan], placement: Placement, *, queued:
 
 
 def _name(name: str) -> str:
-    """`name` as KubeRay takes it: a letter first, and its own suffixes have to fit behind it."""
+    """`name` as KubeRay allows: a letter first, with room for its suffixes."""
     name = name if name[0].isalpha() else f"job-{name}"
     if len(name) <= LONGEST_NAME:
         return name

@@ -9,13 +9,13 @@ from pipelines.plan.run_plan import Plan
 from pipelines.worker.fine_tune import autocast
 
 _LIVE_PARAMETERS = 1_000_000_000
-"""That ZeRO-3 keeps gathered, at most: DeepSpeed's stage3_max_live_parameters."""
+"""Most parameters that ZeRO-3 keeps gathered: DeepSpeed's stage3_max_live_parameters."""
 
 
 def peak_bytes(plan: Plan) -> int:
     """Peak bytes of tensors on the device of one worker.
 
-    Libraries take more: some 500 MiB of main memory, and CUDA's context on a GPU.
+    Libraries come on top: some 500 MiB of main memory, and CUDA's context on a GPU.
     """
     config, workers = plan.config, plan.config.cluster.num_workers
     stage = config.zero.stage if plan.engine == "deepspeed" else 0
@@ -23,7 +23,7 @@ def peak_bytes(plan: Plan) -> int:
     steady = plan.model_state_bytes - gradients // (workers if stage >= 2 else 1)
     step = _step_bytes(plan, keep_gradients=stage < 2)
     if stage == 0:
-        # To be averaged over ranks, gradients are copied into one piece.
+        # Gradients are copied into one buffer to average them over ranks.
         return steady + max(step, gradients * (2 if workers > 1 else 1))
     bucket = _bucket_bytes(plan)
     if stage == 1:
@@ -33,7 +33,7 @@ def peak_bytes(plan: Plan) -> int:
 
 
 def describe_peak(plans: Sequence[Plan]) -> tuple[str, str]:
-    """The peak of the largest of these, as a (what, value) row."""
+    """The largest peak of these plans, as a (what, value) row."""
     return "memory at its peak", f"about {readable_bytes(max(peak_bytes(plan) for plan in plans))} of tensors a worker"
 
 

@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 120
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """A node and its clock's distance from the driver's, in seconds; errors are None where all is well."""
+    """Facts of a node, with its clock's distance from the driver's in seconds; errors are None if all is well."""
 
     node: str
     versions: Mapping[str, str]
@@ -36,7 +36,7 @@ class NodeFacts:
 
 
 def ask_nodes(config: DreamBoothConfig) -> tuple[list[NodeFacts], list[str]]:
-    """(facts of the nodes that answer, what is wrong with those that don't); InputError when none does."""
+    """(facts of answering nodes, faults of silent ones). Raises InputError if none answers."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -56,11 +56,11 @@ def ask_nodes(config: DreamBoothConfig) -> tuple[list[NodeFacts], list[str]]:
         pinned = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)}
         try:
             facts = ray.get(answer, timeout=0.1)
-            # A worker is up there now, so that the clock is asked without its start.
+            # A worker is up there now, so reading the clock doesn't include its start.
             before = time.time()
             there = ray.get(clock.options(**pinned).remote(), timeout=_PATIENCE_SECONDS)
             skew = there - (before + time.time()) / 2
-        except Exception as error:  # noqa: BLE001 - lost, out of memory, without our code: all of them are its answer
+        except Exception as error:  # noqa: BLE001 - lost, out of memory, without our code: all are findings
             silent.append(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")
             continue
         nodes.append(NodeFacts(node=name, cpus=node["Resources"].get("CPU", 0), skew_seconds=skew, **facts))
@@ -70,7 +70,7 @@ def ask_nodes(config: DreamBoothConfig) -> tuple[list[NodeFacts], list[str]]:
 
 
 def facts_of_this_node(config: DreamBoothConfig) -> dict[str, Any]:
-    """What `NodeFacts` holds, but for the name, the CPUs and the clock's skew; `time` is this node's clock."""
+    """The fields of `NodeFacts` without name, CPUs and clock skew; `time` is this node's clock."""
     import psutil
 
     storage_error = _error(lambda: _check_storage(config))
@@ -91,7 +91,7 @@ def facts_of_this_node(config: DreamBoothConfig) -> dict[str, Any]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that have to agree; "none" for one that isn't installed."""
+    """Versions of Python and of packages that must agree; "none" for missing ones."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -100,7 +100,7 @@ def installed_versions() -> dict[str, str]:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
-            # The code may travel with the job instead.
+            # The code may be uploaded with the job.
             versions[package] = _own_version() if package == "dreambooth" else "none"
     return versions
 
@@ -108,7 +108,7 @@ def installed_versions() -> dict[str, str]:
 def _error(action: Callable[[], object]) -> str | None:
     try:
         action()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+    except Exception as error:  # noqa: BLE001 - any exception is the finding
         return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return None
 
@@ -136,7 +136,7 @@ def _gpus() -> tuple[tuple[str, int], ...]:
 
 
 def _built_ops() -> tuple[str, ...]:
-    """DeepSpeed's operations that were compiled at its installation, read without importing it."""
+    """DeepSpeed's operations compiled at installation, read without importing it."""
     import runpy
     from importlib.util import find_spec
 
@@ -154,7 +154,7 @@ def _own_version() -> str:
 
 
 def dashboard_answers() -> tuple[int | None, str]:
-    """(status of a call without a token, the dashboard's address)."""
+    """(HTTP status of a call without a token, the dashboard's address)."""
     import urllib.error
     import urllib.request
 

@@ -1,6 +1,6 @@
 """Measured paces: steps per second of earlier batches, stored for the next estimate.
 
-A pace is that of a base model, an engine, workers and training settings; the subject makes no difference.
+A pace belongs to a base model, an engine, workers and training settings, whatever the subject.
 """
 
 import datetime
@@ -15,7 +15,7 @@ from pipelines.storage.files import join, read_json, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Steps per second of one subject's training, in which batch they were measured and on which day (ISO 8601)."""
+    """Steps per second of one subject's training, with the batch and the day (ISO 8601) of the measurement."""
 
     steps_per_second: float
     batch: str

@@ -1,4 +1,4 @@
-"""The plan of one run, made before anything starts, and the key of its result."""
+"""The plan of one run, made before work starts, and the key of its result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ from pipelines.tasks import ProtocolTask
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A configuration with every open choice made, and the facts behind the choices.
+    """A configuration with every open choice made, and the facts behind them.
 
-    `key` identifies the result: the hash of everything that decides the trained weights. `sampling_dtype` is the dtype
-    of pictures on every machine, and part of their keys.
+    `key` is the hash of everything that decides the trained weights. `sampling_dtype` is the dtype of pictures on every
+    machine, and part of their keys.
     """
 
     config: DreamBoothConfig
@@ -40,7 +40,7 @@ class Plan:
 
     @property
     def model_key(self) -> str:
-        """Names the registered model: the weights, and the sampling settings it is served with."""
+        """Key of the registered model: the weights and its sampling settings."""
         evaluation = self.config.evaluation
         return config_hash(self.key, str(evaluation.num_inference_steps), str(evaluation.guidance_scale))
 
@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def model_state_bytes(self) -> int:
-        """Weights, gradients, masters, Adam moments and moving average of one worker, activations not counted.
+        """Bytes of one worker's weights, gradients, masters, Adam moments and moving average, without activations.
 
         fp32 throughout; ZeRO divides over workers as in its paper (arXiv 1910.02054, section 3.1).
         """
@@ -78,11 +78,11 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of a checkpoint, all workers' parts together.
+        """Bytes of a checkpoint, summed over workers.
 
-        Weights, two moments of Adam and the moving average, in fp32. Under ZeRO 1 and 2 the weights are there twice, in
-        the model's file and as the shards' masters. DeepSpeed writes frozen weights, too, and without ZeRO every rank
-        writes the whole moving average.
+        Weights, two Adam moments and the moving average, in fp32. ZeRO 1 and 2 store the weights twice, in the model's
+        file and as the shards' masters. DeepSpeed also writes frozen weights, and without ZeRO every rank writes the
+        whole moving average.
         """
         train, trained = self.config.train, self.trained_parameters
         stage = self.config.zero.stage if self.engine == "deepspeed" else 0
@@ -108,8 +108,8 @@ def make_plan(
 ) -> Plan:
     """Check all requirements of a run and make the open choices. Raises InputError for any fault.
 
-    `resources` None means those of this machine. Many subjects share their `base`, found before, and an `identifier` is
-    chosen for each among all of them.
+    `resources` None means this machine's. A batch passes its shared `base` and an `identifier` chosen among all
+    subjects.
     """
     resources = resources or local_resources()
     resources.check(config.cluster)
@@ -175,7 +175,7 @@ def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
 
 
 def local_addresses(config: DreamBoothConfig) -> list[str]:
-    """Local addresses, which several nodes can't read without a shared disk."""
+    """Local addresses; several nodes can't read them without a shared disk."""
     addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
     if config.base_model != "miniature" and Path(config.base_model).is_dir():
         addresses.append(config.base_model)
@@ -183,7 +183,7 @@ def local_addresses(config: DreamBoothConfig) -> list[str]:
 
 
 def _absolute(config: DreamBoothConfig) -> DreamBoothConfig:
-    """Local addresses made absolute: Ray's workers run in folders of their own."""
+    """Make local addresses absolute: Ray's workers run in other folders."""
     storage = config.storage.model_copy(
         update={
             "run": absolute(config.run_uri),
@@ -206,13 +206,13 @@ def _absolute(config: DreamBoothConfig) -> DreamBoothConfig:
 
 
 def _absolute_folder(address: str) -> str:
-    """A folder's absolute path; what is none (a hub id, a remote address) is left as it is."""
+    """A folder's absolute path; other values (a hub id, a remote address) unchanged."""
     folder = Path(address).expanduser()
     return str(folder.absolute()) if folder.is_dir() else address
 
 
 def choose_sampling_dtype(*, use_gpu: bool) -> str:
-    """The dtype of pictures: chosen once, the best where the plan is made."""
+    """The dtype of pictures: the best of the planning machine, chosen once."""
     from dreambooth.sampling.sampler import sampling_dtype
 
     return str(sampling_dtype("cuda" if use_gpu else "cpu")).removeprefix("torch.")
@@ -231,7 +231,7 @@ def _prior(config: DreamBoothConfig, base: BaseModel, dtype: str) -> PriorPlan |
 
 
 def _engine(config: DreamBoothConfig) -> str:
-    """DeepSpeed where it is needed; for a single worker plain PyTorch, which is faster (`make bench`)."""
+    """DeepSpeed if needed; plain PyTorch for a single worker, where it is faster (`make bench`)."""
     if config.engine == "torch" and config.zero.offload_optimizer:
         raise InputError("zero.offload_optimizer needs DeepSpeed, but engine is 'torch'; leave engine at 'auto'")
     if config.zero.offload_optimizer and config.zero.stage == 0:
@@ -259,15 +259,15 @@ def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: Pri
     images = config.images.model_copy(update={"max_pixels": 1, "crops_per_image": crops})
     prompts = [config.prompts.instance_prompt(config.subject), str(config.subject.identifier)]
     if train.method == "textual_inversion":
-        prompts.append(config.subject.class_noun)  # whose embedding the identifier's starts as
+        prompts.append(config.subject.class_noun)  # initial embedding of the identifier
     tokens = _identifier_tokens(config, base) if train.learns_identifier_apart else ()
     if len(set(tokens)) < len(tokens):
-        prompts.append("each token once")  # models without this in their key have a part of what was learnt
+        prompts.append("each token once")  # earlier models without this key lack part of the trained weights
     parts: list[Any] = [base.hash, images_hash, *prompts, images, train, config.storage.dtype, place]
     parts += [str(config.cluster.num_workers)]
     parts += [prior.recipe, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
     if train.by_score:
-        # What the scores are measured on, and by, decides which weights are exported.
+        # The scores' images and encoders decide which weights are exported.
         evaluation = config.evaluation
         parts += [bank_address(evaluation, config.base_model).hash, str(evaluation.every)]
         parts += [str(evaluation.score_images), str(evaluation.num_inference_steps), str(evaluation.guidance_scale)]

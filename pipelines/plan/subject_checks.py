@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE, _PER_PART = 16, 64
 _PER_PROCESS, _MOST_PROCESSES = 500, 8
-"""Fewest subjects that are worth starting another process."""
+"""Fewest subjects worth another process."""
 
 Bases = Mapping[tuple[str, str | None], BaseModel | InputError]
 """Base models, or their faults, by address and revision."""
@@ -31,7 +31,7 @@ Bases = Mapping[tuple[str, str | None], BaseModel | InputError]
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectCheck:
-    """Checks of one subject; without a plan it can't be trained, for the reasons in `errors`."""
+    """Checks of one subject; without a plan, `errors` has the reasons."""
 
     name: str
     plan: Plan | None
@@ -55,14 +55,14 @@ def check_subjects(subjects: Sequence[ListedSubject], resources: Resources) -> t
 
 
 def valid_plans(checks: Sequence[SubjectCheck], *, skip_invalid: bool) -> tuple[Plan, ...]:
-    """The plans; InputError when a subject has errors, unless those are to be passed over and one is left."""
+    """The plans. Raises InputError if a subject has errors, or with `skip_invalid` if all have."""
     invalid = [check for check in checks if check.errors]
     plans = tuple(check.plan for check in checks if check.plan is not None)
     if invalid and not skip_invalid:
         shown = ", ".join(check.name for check in invalid[:5])
         raise InputError(
             f"{len(invalid)} of {len(checks)} subjects can't be trained ({shown}{', …' if len(invalid) > 5 else ''}); "
-            f"put them right, or go on without them with --skip-invalid"
+            f"fix them, or skip them with --skip-invalid"
         )
     if not plans:
         raise InputError(f"none of the {len(checks)} subjects can be trained, so there is nothing to do")
@@ -70,19 +70,19 @@ def valid_plans(checks: Sequence[SubjectCheck], *, skip_invalid: bool) -> tuple[
 
 
 def _find_bases(configs: Sequence[DreamBoothConfig]) -> Bases:
-    """Every base once: to find, check and hash it for each subject anew would take minutes."""
+    """Find, check and hash every base model once; for every subject it would take minutes."""
     bases: dict[tuple[str, str | None], BaseModel | InputError] = {}
     for address, revision in dict.fromkeys((config.base_model, config.revision) for config in configs):
         try:
             base = bases[address, revision] = resolve_base_model(address, revision)
-            _ = base.hash  # now, before many ask at once and each reads all of it
+            _ = base.hash  # now, before many threads read all of it
         except InputError as error:
             bases[address, revision] = error
     return bases
 
 
 def _identifiers(configs: Sequence[DreamBoothConfig], bases: Bases) -> dict[str, str]:
-    """Choose for all subjects of a base model together, so that no two share one; by name of the subject."""
+    """Choose identifiers for all subjects of a base model together, so no two share one; by the subject's name."""
     chosen: dict[str, str] = {}
     for (address, revision), base in bases.items():
         subjects = [config.subject for config in configs if (config.base_model, config.revision) == (address, revision)]
@@ -97,14 +97,14 @@ def _identifiers(configs: Sequence[DreamBoothConfig], bases: Bases) -> dict[str,
 def _checked(
     configs: Sequence[DreamBoothConfig], resources: Resources, bases: Bases, identifiers: Mapping[str, str]
 ) -> Iterable[SubjectCheck]:
-    """In as many processes as pay, since decoding pictures is much work and Python's."""
+    """Check in several processes if that pays: decoding pictures holds Python's lock."""
     check = partial(_check_some, resources=resources, bases=bases)
     tasks = [(config, identifiers.get(config.subject.name)) for config in configs]
     processes = min(usable_cpus(), _MOST_PROCESSES, len(tasks) // _PER_PROCESS)
     if processes < 2:
         return check(tasks)
     parts = [tasks[start : start + _PER_PART] for start in range(0, len(tasks), _PER_PART)]
-    # A copy of this process would hold locks of threads that it doesn't have.
+    # A fork would hold locks of threads it lacks.
     with ProcessPoolExecutor(processes, mp_context=get_context("forkserver"), initializer=quiet) as pool:
         return [one for part in pool.map(check, parts) for one in part]
 
@@ -112,7 +112,7 @@ def _checked(
 def _check_some(
     tasks: Sequence[tuple[DreamBoothConfig, str | None]], *, resources: Resources, bases: Bases
 ) -> list[SubjectCheck]:
-    """Side by side where they wait for a store; a disk answers at once, and threads would be in each other's way."""
+    """Check in threads if they wait for a store; with a fast disk, threads would slow each other down."""
     check = partial(_check, resources=resources, bases=bases)
     if all(is_local(address) for config, _ in tasks for address in config.subject.instance_images):
         return [check(config, identifier) for config, identifier in tasks]
@@ -141,7 +141,7 @@ def _about_class_noun(plan: Plan) -> Iterator[str]:
 
 @cache
 def _pieces(tokenizer: "PreTrainedTokenizerBase", noun: str) -> tuple[str, ...]:
-    """What the tokenizer splits a class noun's words into; empty when it knows each as one."""
+    """The tokens of a class noun's words; empty if each word is one token."""
     tokens = token_ids_in_prompts(tokenizer, noun)
     if len(tokens) <= len(noun.split()):
         return ()

@@ -1,8 +1,8 @@
 """Read the subjects of a batch from a table or folder at any fsspec address.
 
-A table (`plan.tables`) is YAML (a list, or settings of all with the list under `subjects`), JSONL or CSV; a folder
-holds one folder of images per subject, with a small subject.yaml in it or not. Every subject has a name, a class noun,
-instance images, an identifier if it wants a certain one, and settings of its own, nested or dotted:
+A table (`plan.tables`) is YAML (a list, or common settings with the list under `subjects`), JSONL or CSV; a folder
+holds one folder of images per subject, each with an optional subject.yaml. A subject has a name, a class noun, instance
+images, optionally an identifier, and its own settings, nested or dotted:
 
     subjects:
       - {name: rex, class_noun: dog, instance_images: photos/rex}
@@ -36,7 +36,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSubject:
-    """A subject as read, and `where`; one with `faults` can't be trained, and may have no config."""
+    """A subject and its place in the list; one with `faults` can't be trained, and may have no config."""
 
     name: str
     config: DreamBoothConfig | None
@@ -45,11 +45,10 @@ class ListedSubject:
 
 
 def read_batch(address: str, overrides: Sequence[str] = ()) -> tuple[ListedSubject, ...]:
-    """The subjects of a batch; `overrides` (a.b=value) go over everything.
+    """The subjects of a batch; `overrides` (a.b=value) take precedence.
 
-    What is wrong with one subject is among its faults: an unknown setting, a name or identifier that is taken twice, a
-    folder it would share. Raises InputError for what is wrong with all: an address that can't be read, no subject, a
-    missing column.
+    A subject's own faults are in `faults`: an unknown setting, a duplicate name, identifier or folder. Raises
+    InputError for faults of the whole: an unreadable address, no subject, a missing column.
     """
     common, rows, place = _read(absolute(address))
     if not rows:
@@ -77,7 +76,7 @@ def _listed(row: Row, name: str, common: Settings, place: str, overrides: Sequen
 
 
 def _read(address: str) -> tuple[Settings, list[Row], str]:
-    """(settings of all, rows, the folder that relative addresses start from)."""
+    """(common settings, rows, base folder of relative addresses)."""
     with _reading(address):
         prove_store(address, what=f"can't read {address!r}")
         fs, path = filesystem(address, patient=False)
@@ -118,10 +117,10 @@ def _from_folder(fs: AbstractFileSystem, path: str) -> Iterator[Row]:
 
 
 def settings_beside(images: Sequence[str]) -> Settings:
-    """Settings of a subject from its images' folder: a name, and those in subject.yaml.
+    """Settings of a subject from its images' folder: its name and subject.yaml.
 
-    `images` are folders, globs and files at any address. Nothing is known of images in several folders.
-    Raises InputError for a subject.yaml that can't be read.
+    `images` are folders, globs and files at any address; images in several folders give no settings. Raises
+    InputError for an unreadable subject.yaml.
     """
     folders = {_folder_of(address) for address in images}
     if len(folders) != 1:
@@ -140,7 +139,7 @@ def name_after(folder: str) -> str:
 
 
 def _folder_of(address: str) -> str:
-    """The folder that a folder, a glob or a file means."""
+    """The folder of a folder, a glob or a file."""
     address = absolute(address).rstrip("/")
     if wildcard := re.search(r"[*?\[]", address):
         return address[: wildcard.start()].rpartition("/")[0]
@@ -168,7 +167,7 @@ def _subject_file(fs: AbstractFileSystem, folder: str) -> Settings:
 
 
 def subject_settings(row: Mapping[str, Any], place: str) -> Settings:
-    """A row as nested settings, its images' addresses relative to `place`; InputError for one that is given twice."""
+    """A row as nested settings, with images relative to `place`. Raises InputError for a setting given twice."""
     settings = nest((f"subject.{key}" if key in SUBJECT else key, value) for key, value in row.items() if key != NOTE)
     subject = settings.get("subject")
     images = subject.get("instance_images") if isinstance(subject, dict) else None
@@ -188,7 +187,7 @@ def _from_place(address: str, place: str) -> str:
 
 
 def _without_clashes(subjects: Sequence[ListedSubject]) -> tuple[ListedSubject, ...]:
-    """The subjects, with a fault each where two would share what has to be a subject's own."""
+    """The subjects, with faults added for values shared by two that must be unique."""
     owners: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
     for place, subject in enumerate(subjects):
         for what, value in _own(subject):

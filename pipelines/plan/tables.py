@@ -2,7 +2,7 @@
 
     {"name": "rex", "class_noun": "dog", "instance_images": "photos/rex", "train.max_train_steps": 800, "note": "ours"}
 
-`note` is for people: nothing reads it.
+`note` is for people and ignored.
 """
 
 import csv
@@ -21,7 +21,7 @@ from dreambooth.config.text_files import decode_text
 from dreambooth.errors import InputError
 
 SUBJECT = ("name", "class_noun", "identifier", "instance_images")
-"""Settings of a subject written without `subject.` before them."""
+"""Settings of a subject that may omit the prefix `subject.`."""
 NOTE = "note"
 _REQUIRED = ("name", "class_noun", "instance_images")
 _DELIMITERS = (",", ";", "\t")
@@ -32,7 +32,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A subject as written, `where` it stands ("line 3"), and its unreadable parts."""
+    """A subject as written, its place ("line 3"), and its unreadable parts."""
 
     settings: Settings
     where: str
@@ -40,7 +40,7 @@ class Row:
 
 
 def read_table(content: bytes, address: str) -> tuple[Settings, list[Row]]:
-    """(settings of all, rows) of a table, by the end of its name; InputError, with the line, for what can't be read."""
+    """(common settings, rows) of a table, by its name's ending. Raises InputError, with the line, if unreadable."""
     kind = ending(address)
     if kind not in (*_YAML, *_LINES):
         raise InputError(f"{address!r}: expected a folder, or a table that ends in .yaml, .jsonl or .csv")
@@ -54,7 +54,7 @@ def read_table(content: bytes, address: str) -> tuple[Settings, list[Row]]:
 
 
 def ending(address: str) -> str:
-    """What a table's name ends in: `yaml`, `csv`, …; anything else for what is none."""
+    """Ending of a table's name: `yaml`, `csv`, …; others mean it is no table."""
     return address.rsplit("/", 1)[-1].rpartition(".")[2].lower()
 
 
@@ -81,7 +81,7 @@ def _from_yaml(text: str, address: str) -> tuple[Settings, list[Row]]:
 
 def _from_jsonl(text: str) -> list[Row]:
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # JSON has other line separators inside of text
+    for number, line in enumerate(text.split("\n"), start=1):  # JSON strings may contain other line separators
         if not line.strip():
             continue
         try:
@@ -118,7 +118,7 @@ def _from_csv(text: str) -> list[Row]:
 
 
 def _cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of every line but blank ones, and but Excel's own `sep=;`."""
+    """(line, cells) of every line except blank ones and Excel's `sep=;`."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         for cells in reader:
@@ -130,7 +130,7 @@ def _cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _delimiter(text: str) -> str:
-    """What separates cells: comma, semicolon (Excel in Europe) or tab, whichever makes most names of the header."""
+    """The separator of cells: comma, semicolon (Excel in Europe) or tab, whichever finds most names in the header."""
 
     def names(delimiter: str) -> int:
         try:
@@ -160,7 +160,7 @@ def _columns(header: list[str]) -> list[str]:
 
 
 def _spelled(column: str) -> str:
-    """A column as settings spell it: `Class Noun` is class_noun."""
+    """A column's name spelled as a setting: `Class Noun` gives class_noun."""
     column = column.strip("\ufeff \t\xa0")
     plain = re.sub(r"[\s-]+", "_", column.lower())
     return plain if plain in {*known_names(), NOTE} else column

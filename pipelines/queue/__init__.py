@@ -1,1 +1,1 @@
-"""The queue of subjects, kept in storage."""
+"""The queue of subjects: who does what next, kept in storage."""

@@ -1,4 +1,4 @@
-"""The class-image sets of a batch: work of lanes, and subjects waiting for each set."""
+"""The class-image sets of a batch: lanes' work on them, and subjects waiting for each."""
 
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -11,7 +11,7 @@ from pipelines.tasks import MakeClassImages, Source
 
 @dataclass(frozen=True, kw_only=True)
 class WantedSet:
-    """A set that a subject wants, the pipeline that makes it, and the folder or address that sets lie under."""
+    """A subject's set, the pipeline that makes it, and the folder or address of all sets."""
 
     plan: PriorPlan
     source: Source
@@ -28,10 +28,9 @@ class _ClassSet:
 
 
 class ClassImageSets:
-    """What is there is found by a look at storage, at the first subject that waits for a set.
+    """Storage is read once per set, for the first subject that waits for it.
 
-    `made` and `to_make` count images. Subjects may want different numbers of the same set's images: it gets as many as
-    any wants.
+    `made` and `to_make` count images. A set shared by subjects gets as many images as the largest request.
     """
 
     def __init__(self, wanted: Sequence[WantedSet]) -> None:
@@ -45,7 +44,7 @@ class ClassImageSets:
         self.made = self.to_make = 0
 
     def waits(self, name: str, key: str) -> bool:
-        """Whether a subject has to wait for a set; if so, `sealed` will name it."""
+        """Whether a subject has to wait for a set; `sealed` returns its name later."""
         if key not in self._sets:
             self._sets[key] = self._found(self._wanted[key])
         if self._sets[key].whole:
@@ -54,7 +53,7 @@ class ClassImageSets:
         return True
 
     def hand_out(self, lane: str, count: int) -> MakeClassImages | None:
-        """Blocks of one set for a lane of `count` workers, or a set to seal; None: all are made or handed out."""
+        """Blocks of one set for a lane of `count` workers, or a set to seal; None if all are made or handed out."""
         sealing = {key for handed in self._handed.values() for key, block in handed if block is None}
         for key, one in self._sets.items():
             blocks = tuple(one.open.popleft() for _ in range(min(count, len(one.open))))
@@ -71,14 +70,14 @@ class ClassImageSets:
         return None
 
     def written(self, lane: str, key: str, indices: Collection[int]) -> None:
-        """A lane has written images of a set."""
+        """Count images of a set written by a lane."""
         self._handed.pop(lane, None)
         done = self._sets[key].missing.intersection(indices)
         self._sets[key].missing.difference_update(done)
         self.made += len(done)
 
     def give_back(self, lane: str) -> bool:
-        """Hand out a lane's unfinished work again. Returns whether it had any."""
+        """Reclaim a lane's unfinished work. Returns whether it had any."""
         handed = self._handed.pop(lane, [])
         for key, block in handed:
             if block is not None:
@@ -86,7 +85,7 @@ class ClassImageSets:
         return bool(handed)
 
     def sealed(self, lane: str, key: str) -> tuple[str, ...]:
-        """A lane has given a set its manifest: names of the subjects that waited for it."""
+        """Note a set's manifest. Returns the names of subjects that waited for it."""
         self._handed.pop(lane, None)
         one = self._sets[key]
         one.whole = True

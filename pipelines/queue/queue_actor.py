@@ -1,7 +1,7 @@
-"""The queue as an actor, which Ray makes again wherever it died.
+"""The queue as an actor, restarted by Ray.
 
-A module of its own, because every process that holds the actor's handle imports it: what the driver needs besides
-(MLflow above all) would take each worker seconds.
+A separate module, because every holder of the actor's handle imports it: the driver's imports (MLflow above all) would
+cost each worker seconds.
 """
 
 import pickle
@@ -15,7 +15,7 @@ _PACKED_AT_ONCE = 100
 
 
 def start_queue(uri: str, driver: str, subjects: Sequence[QueuedSubject], *, retries: int) -> Any:
-    """The handle of a new queue; see `SubjectQueue` for what is passed."""
+    """Start a queue and return its handle; arguments as for `SubjectQueue`."""
     import ray
 
     actor = ray.remote(SubjectQueueActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -24,7 +24,7 @@ def start_queue(uri: str, driver: str, subjects: Sequence[QueuedSubject], *, ret
 
 
 class SubjectQueueActor(SubjectQueue):
-    """The queue, from arguments that Ray can keep."""
+    """The queue, from arguments small enough for Ray to keep."""
 
     def __init__(self, uri: str, driver: str, retries: int, *packed: bytes) -> None:
         subjects = [subject for part in packed for subject in pickle.loads(zlib.decompress(part))]
@@ -32,6 +32,6 @@ class SubjectQueueActor(SubjectQueue):
 
 
 def _packed(subjects: Sequence[QueuedSubject]) -> Iterator[bytes]:
-    """Parts of some 10 KB: arguments of that size Ray keeps with the call, and needs no object store to repeat it."""
+    """Parts of about 10 KB: Ray keeps such arguments with the call and can repeat it without an object store."""
     for start in range(0, len(subjects), _PACKED_AT_ONCE):
         yield zlib.compress(pickle.dumps(subjects[start : start + _PACKED_AT_ONCE]))

@@ -1,8 +1,8 @@
 """The queue of a batch: hands out work to lanes, and survives crashes.
 
-One actor on the cluster hands out work; its state is in storage before anybody acts on it, one small JSON per subject.
-So it can be killed and restarted, by Ray in mid-run or by the same command a day later, and only missing work is done.
-A lane without a startable subject makes class images; a subject can start when its class's set is complete.
+One actor on the cluster hands out work. It stores its state, one small JSON per subject, before anybody acts on it, so
+it can be restarted by Ray in mid-run, or by the same command a day later, and only missing work is done. A subject can
+start when its class's set is complete; a lane without such a subject makes class images.
 
     queue.next(lane) -> TrainSubject | MakeClassImages | Wait | None
 """
@@ -34,7 +34,7 @@ from pipelines.tasks import (
 
 _SHORTEST_WAIT_SECONDS = 0.2
 _ASKED_PER_SECOND = 100
-"""By all lanes together, when none has anything to do."""
+"""Of all idle lanes together."""
 _MOST_MESSAGES = 2000
 
 
@@ -51,9 +51,8 @@ class QueuedSubject:
 class Snapshot:
     """State of a batch: subjects by state, those in lanes, class images (made, to make), and what needs the driver.
 
-    `trained` are the names of subjects that wait for their registration, `failures` (name, reason) pairs of those set
-    aside, `lanes` how many came for work, and `nodes` the ids of the nodes on which a lane's workers are. `halted` says
-    why nothing can be written to the store any more, if so.
+    `trained`: names of subjects to register; `failures`: (name, reason) of those set aside; `lanes`: number that asked
+    for work; `nodes`: ids of a lane's nodes; `halted`: the reason if the store can't be written any more.
     """
 
     counts: Mapping[State, int]
@@ -70,7 +69,7 @@ class Snapshot:
 class SubjectQueue:
     """The subjects of one batch; `uri` is its folder. Lanes are named `<driver>/<number>`.
 
-    A subject that fails, or whose worker dies, is tried again `retries` times and then set aside.
+    A subject that fails, or loses a worker, is retried `retries` times and then set aside.
     """
 
     def __init__(self, uri: str, driver: str, subjects: Sequence[QueuedSubject], *, retries: int) -> None:
@@ -78,7 +77,7 @@ class SubjectQueue:
         self._batch = uri.rstrip("/").rsplit("/", 1)[-1]
         self._retries = retries
         self._subjects = {subject.record.name: subject for subject in subjects}
-        self._ready: deque[tuple[str, float]] = deque()  # with the time since when it could start
+        self._ready: deque[tuple[str, float]] = deque()  # with the time it became ready
         self._sets = ClassImageSets([_wanted_set(subject.prior, subject.task) for subject in subjects if subject.prior])
         self._progress: dict[str, Progress] = {}
         self._messages: deque[tuple[str, Message]] = deque(maxlen=_MOST_MESSAGES)
@@ -108,11 +107,10 @@ class SubjectQueue:
         fresh: bool = False,
         nodes: frozenset[str] = frozenset(),
     ) -> Work | None:
-        """Work for a lane of `count` workers on `nodes`; None: there will be no more.
+        """Work for a lane of `count` workers on `nodes`; None if there will be no more.
 
-        `holding` names subjects of its own that the lane still publishes. `fresh` workers hold nothing: what the lane
-        had before was lost with the workers it had then, by a failure of its subject unless they are on other nodes
-        now, or more or fewer.
+        `holding` names the lane's subjects still being published. `fresh` workers hold nothing: earlier work was lost
+        with earlier workers. That is a failure of its subject, unless the nodes or the number of workers changed.
         """
         self._lanes.add(lane)
         if self._halted:
@@ -139,39 +137,39 @@ class SubjectQueue:
         return Wait(seconds=max(_SHORTEST_WAIT_SECONDS, len(self._lanes) / _ASKED_PER_SECOND))
 
     def made(self, lane: str, key: str, indices: Collection[int]) -> None:
-        """Class images of a set have been written."""
+        """Count class images written to a set."""
         self._sets.written(lane, key, indices)
 
     def sealed(self, lane: str, key: str) -> None:
-        """A lane has given a set its manifest: its subjects can start."""
+        """Note a set's manifest: its subjects can start."""
         self._ready.extend((name, time.time()) for name in self._sets.sealed(lane, key))
 
     def progress(self, name: str, progress: Progress, messages: Sequence[Message] = ()) -> bool:
-        """Take a subject's progress and messages for the driver. Returns whether to stop."""
+        """Store a subject's progress and messages for the driver. Returns whether to stop."""
         if self._records[name].state == "training":
             self._progress[name] = progress
         self._messages.extend((name, message) for message in messages)
         return self._stopping
 
     def messages(self) -> tuple[tuple[str, Message], ...]:
-        """Messages of lanes since the last call, with the subject's name; the newest if too many."""
+        """Lanes' messages since the last call, with the subject's name; only the newest if too many."""
         taken = tuple(self._messages)
         self._messages.clear()
         return taken
 
     def trained(self, name: str) -> None:
-        """A subject's model is published and its samples are stored."""
+        """Mark a subject trained: its model is published, its samples are stored."""
         self._leave_lane(name)
         self._change(name, state="trained", ended=time.time())
         self._trained[name] = None
 
     def done(self, name: str) -> None:
-        """A trained subject is registered and has its summary."""
+        """Mark a trained subject done: it is registered and has its summary."""
         self._trained.pop(name, None)
         self._change(name, state="done", reason=None, traceback=None)
 
     def failed(self, name: str, reason: str, traceback: str | None = None, *, final: bool = False) -> None:
-        """A subject failed: it goes to the end of the queue, or is set aside, at once where the failure is `final`."""
+        """Move a failed subject to the end of the queue, or set it aside, at once if the failure is `final`."""
         self._leave_lane(name)
         self._trained.pop(name, None)
         failures = self._records[name].failures + 1
@@ -190,7 +188,7 @@ class SubjectQueue:
         self._place(self._records[name])
 
     def unregistered(self, name: str, reason: str) -> None:
-        """A trained subject could not be registered: its model is there, so that alone is tried again."""
+        """Count a failed registration; only the registration is retried."""
         reason = without_credentials(reason)
         failures = self._records[name].failures + 1
         if failures <= self._retries:
@@ -202,29 +200,31 @@ class SubjectQueue:
         self._failures[name] = reason
 
     def released(self, name: str) -> None:
-        """A stopped lane has written a checkpoint: the subject waits."""
+        """Return a stopped lane's subject, with its checkpoint, to the queue."""
         self._lost(name, counts=False)
 
     def lane_ended(self, lane: str) -> None:
-        """A lane has ended: its work goes to others."""
+        """Give an ended lane's work to others."""
         self._lanes.discard(lane)
         self._nodes.pop(lane, None)
         self._give_back(lane, counts=True)
 
     def nodes_lost(self, lane: str, nodes: frozenset[str]) -> bool:
-        """A node of a lane that was on `nodes` is gone: what it had goes to others, who need not wait until the lane
-        has workers again. No failure of its subjects. Says whether it had anything."""
+        """Give the work of a lane that lost one of `nodes` to others, before it has workers again.
+
+        No failure of its subjects. Returns whether it had any.
+        """
         if self._nodes.get(lane, nodes) != nodes:
             return False  # it has new workers already
         self._nodes.pop(lane, None)
         return self._give_back(lane, counts=False)
 
     def stop(self) -> None:
-        """Hand out no more work, and ask lanes to stop after their step."""
+        """Hand out no more work, and ask lanes to stop after their current step."""
         self._stopping = True
 
     def halt(self, reason: str) -> None:
-        """Hand out nothing more: the store is away. Nobody has failed, and the next driver takes up what was begun."""
+        """Hand out no more work: the store is unreachable. No subject fails; the next driver resumes."""
         self._halted = self._halted or without_credentials(reason)
 
     def snapshot(self) -> Snapshot:
@@ -246,7 +246,7 @@ class SubjectQueue:
         return tuple(self._records.values())
 
     def _place(self, record: SubjectRecord) -> None:
-        """File a subject by its state."""
+        """Index a subject by its state."""
         if record.state == "failed":
             self._failures[record.name] = str(record.reason)
         elif record.state == "trained":
@@ -290,9 +290,9 @@ class SubjectQueue:
             raise
         except Exception as error:  # each driver raises its own
             if not isinstance(error, OSError) or no_room(error) is None:
-                self.halt(f"can't write {address}: {explain(error)}; the same command goes on when that is mended")
+                self.halt(f"can't write {address}: {explain(error)}; fix that, then run the same command to continue")
                 raise StoreAway(str(self._halted)) from error
-            # On a full disk nothing goes on: it is remembered here, as long as the driver needs to say so.
+            # A full disk stops everything: kept in memory until the driver reports it.
         self._counts[before.state] -= 1
         self._counts[after.state] += 1
         self._records[name] = after
@@ -308,7 +308,7 @@ def _wanted_set(plan: PriorPlan, task: TrainTask) -> WantedSet:
 
 
 def _taken_up(stored: SubjectRecord | None, subject: QueuedSubject, driver: str) -> SubjectRecord:
-    """What is left of an earlier attempt: a result of the same settings counts, a claim only if its lane may live."""
+    """The state left by an earlier attempt: results of the same settings count, claims only of lanes that may live."""
     asked, protocol = subject.record, subject.task.protocol
     if asked.state != "waiting":
         return asked
@@ -317,9 +317,9 @@ def _taken_up(stored: SubjectRecord | None, subject: QueuedSubject, driver: str)
     if stored.state == "training" and not str(stored.lane).startswith(f"{driver}/"):
         return stored.changed(state="waiting", lane=None)
     if stored.state == "failed":
-        # Whoever gives the command again may have cured the cause.
+        # The cause may have been fixed since.
         return stored.changed(state="waiting", failures=0)
     if stored.state == "trained" and protocol is not None and not exists(protocol.uri):
-        # Earlier code measured it on pictures that are no longer trusted: a lane measures what is published.
+        # Earlier versions measured pictures no longer trusted: a lane measures the published model.
         return stored.changed(state="waiting", lane=None)
     return stored

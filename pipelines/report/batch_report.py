@@ -35,7 +35,7 @@ _SHARES = {"near_copies": "near-copies", "prompts_followed": "prompts followed"}
 
 
 def render_report(result: BatchResult) -> str:
-    """The page as HTML; everything that comes from data is escaped."""
+    """The page as HTML; data is escaped."""
     counts = Counter(subject.record.state for subject in result.subjects)
     shown = result.subjects[:SHOWN]
     evaluated = [subject.evaluated for subject in result.subjects if subject.evaluated is not None]
@@ -55,7 +55,7 @@ def render_report(result: BatchResult) -> str:
 
 
 def _pictures(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
-    """The grids of as many subjects as a page can hold, and of those the samples that are most like a photograph."""
+    """Grids of as many subjects as a page can hold, and their samples most like a photograph."""
     cells = 0
     shown: list[Evaluated] = []
     for each in evaluated:
@@ -75,7 +75,7 @@ def _pictures(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
 
 
 def _subjects(subjects: Sequence[SubjectResult]) -> Table:
-    """A row for each; no columns of similarities and shares where nothing was measured."""
+    """A row per subject; columns of similarities and shares only if measured."""
     measured = _SIMILARITIES if any(subject.similarity for subject in subjects) else {}
     judged = _SHARES if any(subject.verdict for subject in subjects) else {}
     columns = (

@@ -13,9 +13,9 @@ class SubjectResult:
     """One subject's row: its record and its results so far.
 
     `uri` is the folder of its run, `history` holds one mapping of metrics a step (step, loss, instance_loss,
-    prior_loss, …), `contact_sheet` a PNG; `step_seconds` were spent in training steps, checkpoints and samples left
-    out. `verdict` is the short evaluation's, as stored; `figures` are the protocol's means, under their bank's name and
-    their own (miniature_dino).
+    prior_loss, …), `contact_sheet` a PNG; `step_seconds` is the time in training steps, without checkpoints and
+    samples. `verdict` is the short evaluation's, as stored; `figures` are the protocol's means by bank and figure
+    (miniature_dino).
     """
 
     record: SubjectRecord

@@ -1,6 +1,6 @@
 """Figures and picture addresses of one evaluated subject.
 
-They come from the protocol's evaluation.json if there is one, else from the samples of every run.
+From the protocol's evaluation.json if there is one, else from the run's samples.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from pipelines.storage.publications import published
 
 @dataclass(frozen=True, kw_only=True)
 class PromptPictures:
-    """Addresses of one prompt's pictures, seed by seed; `base` are the base model's, of the same noise."""
+    """Addresses of one prompt's pictures, by seed; `base` are the base model's, from the same noise."""
 
     prompt: str
     fine_tuned: tuple[str, ...]
@@ -26,9 +26,9 @@ class PromptPictures:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """One subject's evaluation; `instance` are addresses of its photographs, in the order that figures count them in.
+    """One subject's evaluation; `instance` are addresses of its photographs, in the figures' order.
 
-    `figures` is None where nothing but samples was made; `warnings` say what is wrong by the figures, else by those.
+    `figures` is None if only samples were made; `warnings` come from the figures, else from the samples.
     """
 
     subject: str
@@ -41,9 +41,9 @@ class Evaluated:
 
 
 def warnings_in(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is wrong with a run's model, by its summary: the protocol's word, else the short evaluation's.
+    """Warnings about a run's model from its summary: the protocol's, else the short evaluation's.
 
-    Both would say one thing twice, and the protocol has seen more samples. Earlier versions' summaries lack the latter.
+    Both would repeat each other, and the protocol has more samples. Earlier versions' summaries lack the latter.
     """
     said = summary.get("evaluation") or summary.get("verdict") or {"warnings": ()}
     return tuple(said["warnings"])
@@ -54,7 +54,7 @@ def find_evaluated(run_uri: str, summary: Mapping[str, Any]) -> Evaluated | None
     stored = _stored(run_uri, summary["key"])
     if (measured := summary.get("evaluation")) is not None:
         evaluated = read_evaluation(measured["uri"])
-        # The photographs as they were trained on, where there are any: what they were cut from may have moved on.
+        # Photographs as trained on, if stored: the originals may have changed.
         return dataclasses.replace(evaluated, instance=stored[1]) if stored else evaluated
     if stored is None:
         return None
@@ -95,7 +95,7 @@ def read_pictures(addresses: Iterable[str]) -> dict[str, bytes]:
 
 
 def _stored(run_uri: str, key: str) -> tuple[tuple[PromptPictures, ...], tuple[str, ...]] | None:
-    """The samples that a run made of its own prompts, and its photographs as it cut them, or None."""
+    """A run's samples of its own prompts, and its photographs as cropped, or None."""
     manifest = published(join(run_uri, "evaluation"))
     if manifest is None or manifest.metadata.get("key") != key:
         return None

@@ -1,6 +1,6 @@
 """Render pages from Jinja2 templates, with tables, pictures and charts.
 
-Pages are self-contained: pictures lie inside as WebP, charts are drawn by uPlot (MIT, inlined), nothing is fetched.
+Pages are self-contained: pictures embedded as WebP, charts drawn by uPlot (MIT, inlined), nothing fetched.
 """
 
 import base64
@@ -22,7 +22,7 @@ _LOSSES = {"loss": "total", "instance_loss": "instance", "prior_loss": "prior"}
 
 
 def render(template: str, **context: Any) -> str:
-    """A template filled in; whatever comes from data is escaped."""
+    """Render a template; data is escaped."""
     return _environment().get_template(template).render(context)
 
 
@@ -41,7 +41,7 @@ def _environment() -> Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A table's cell. With `number` it stands on the right, and sorts by `value`, None below all others."""
+    """A table's cell. With `number` it is right-aligned and sorts by `value`, None last."""
 
     text: str
     number: bool = False
@@ -52,7 +52,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns, rows of cells, and a last row that stays below when the others are sorted."""
+    """Columns, rows of cells, and a last row exempt from sorting."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -65,7 +65,7 @@ def cell(text: str, *, kind: str = "") -> Cell:
 
 
 def number(value: float | None, digits: int, *, more: str = "") -> Cell:
-    """A cell with a number, and `more` in small print behind it; a dash where there is none."""
+    """A cell with a number and `more` in small print; a dash for None."""
     text = "–" if value is None else f"{value:.{digits}f}"
     return Cell(text=text, number=True, value=value, more="" if value is None else more)
 
@@ -102,12 +102,12 @@ class Chart:
 
     @property
     def plain(self) -> list[dict[str, Any]]:
-        """The series as the page's script takes them."""
+        """The series for the page's script."""
         return [{"label": label, "kind": kind, "values": list(values)} for label, kind, values in self.series]
 
 
 def loss_chart(history: Sequence[Mapping[str, float]]) -> Chart | None:
-    """Losses over steps, every point the mean of its share of the steps, since single steps are mostly noise.
+    """Losses over steps, averaged over intervals, since single steps are mostly noise.
 
     None for fewer than two points.
     """

@@ -15,12 +15,12 @@ MARGIN = 24
 INK = "#1b1f24"
 FAINT = "#6a737d"
 RULE = "#e1e4e8"
-COLUMNS = 6  # of a row's side, before it goes on below
+COLUMNS = 6  # in a row, before a line break
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One strip of a contact sheet: a title, and images; `baseline` are the base model's, shown on the left."""
+    """One strip of a contact sheet: a title and images; `baseline` images, the base model's, are on the left."""
 
     title: str
     images: Sequence[Image.Image]
@@ -35,10 +35,9 @@ def contact_sheet(
     baseline_title: str = "base model",
     images_title: str = "fine-tuned",
 ) -> Image.Image:
-    """Draw rows of images below each other, on white, all in cells of one size.
+    """Draw rows of images on white, in cells of one size.
 
-    Images of 64 pixels are enlarged so that their pixels stay sharp, large ones are shrunk.
-    Raises ValueError when there is no image at all.
+    Small images are enlarged with sharp pixels, large ones shrunk. Raises ValueError without any image.
     """
     sizes = [max(image.size) for row in rows for image in (*row.images, *row.baseline)]
     if not sizes:
@@ -80,7 +79,7 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> Image.Image:
 
     Each point is a training step's metrics: `step`, and any of `total`, `instance`, `prior`, `learning_rate` and
     `text_encoder_learning_rate`; curves that are zero throughout are left out.
-    Losses are noisy, because each step draws its own timesteps, so a running mean is drawn over them.
+    Each step draws its own timesteps, so losses are noisy; a running mean is drawn over them.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -106,7 +105,7 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> Image.Image:
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(frameon=False, loc="upper right", ncols=3)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")  # a bare Figure draws with Agg, whatever the backend
+        figure.savefig(buffer, format="png")  # a bare Figure draws with Agg
     with Image.open(buffer) as drawn:
         return drawn.convert("RGB")
 
@@ -130,21 +129,21 @@ def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[list[floa
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """Mean over a centred window of a fifteenth of the curve, cut off at its ends."""
+    """Mean over a centred window of a fifteenth of the curve, truncated at the ends."""
     half = max(1, len(values) // 30)
     windows = [values[max(0, at - half) : at + half + 1] for at in range(len(values))]
     return [sum(window) / len(window) for window in windows]
 
 
 def _cell(largest: int) -> int:
-    """Side of a cell: a whole multiple for small images, so that their pixels stay even."""
+    """Side of a cell: a whole multiple of small images, for even pixels."""
     if largest < CELL:
         return largest * -(-CELL // largest)
     return min(largest, LARGEST_CELL)
 
 
 def _fitted(image: Image.Image, cell: int) -> Image.Image:
-    """An image enlarged or shrunk to touch its cell, in the cell's middle."""
+    """An image scaled to fit its cell, centred."""
     image = image.convert("RGB")
     scale = cell / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -177,7 +176,7 @@ def _span(count: int, cell: int) -> int:
 
 
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    # matplotlib brings DejaVu, which draws every script an identifier is likely to come from.
+    # matplotlib ships DejaVu, which covers the likely scripts of identifiers.
     import matplotlib as mpl
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -185,7 +184,7 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, wide: int) -> str:
-    """A text, cut with an ellipsis where it would run over the edge."""
+    """A text, shortened with an ellipsis to fit."""
     if font.getlength(text) <= wide:
         return text
     while text and font.getlength(f"{text}…") > wide:

@@ -12,18 +12,21 @@ from pipelines.report.evaluated import Evaluated, PromptPictures
 from pipelines.report.pages import Cell, Picture, Table, cell, number, picture
 
 FIGURES = {
-    "dino": ("DINO", "similarity to the photographs, by DINO: is it the subject"),
+    "dino": ("DINO", "similarity to the photographs, by DINO: subject fidelity"),
     "clip_i": ("CLIP-I", "the same, by CLIP"),
-    "clip_t": ("CLIP-T", "similarity to the prompt: is it what was asked for"),
+    "clip_t": ("CLIP-T", "similarity to the prompt: prompt fidelity"),
     "clip_t_no_identifier": ("CLIP-T without [V]", "similarity to the prompt without the identifier"),
     "clip_t_base": ("CLIP-T of the base model", "the base model's similarity to the same prompt"),
-    "pres": ("PRES", "samples of the class prompt like the subject; lower is better: the class stayed a class"),
+    "pres": (
+        "PRES",
+        "similarity of the class prompt's samples to the subject; lower: the class is preserved",
+    ),
     "div": ("DIV", "distance between samples of one prompt; higher is more varied"),
-    "real_dino": ("DINO of the photographs", "among themselves: what a sample can hardly exceed"),
+    "real_dino": ("DINO of the photographs", "among themselves: about the most a sample can reach"),
     "real_clip_i": ("CLIP-I of the photographs", "the same, by CLIP"),
     "context_variance": ("context variance", "of DINO over prompts; higher: appearance changes with the place"),
     "prompts_followed": ("prompts followed", "share of prompts followed at least half as closely as by the base model"),
-    "near_copies": ("near-copies", "share of samples that nearly are a photograph; lower is better"),
+    "near_copies": ("near-copies", "share of samples nearly identical to a photograph; lower is better"),
     "nearest_dino": ("nearest photograph", "mean DINO similarity to it"),
     "background_leak": ("background leak", "background colour in the subject; lower is better"),
 }
@@ -32,12 +35,12 @@ _THUMBNAIL = 160  # pixels
 _SMALL_THUMBNAIL = 64
 _MANY_CELLS = 150
 MOST_CELLS = 1000
-"""Pictures of a batch's grid, over which it would not open on a phone."""
+"""Most pictures of a batch's grid; more would not open on a phone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A sample and the base model's of the same noise; None for a picture that is gone."""
+    """A sample and the base model's from the same noise; None for a missing picture."""
 
     fine_tuned: Picture | None
     base: Picture | None
@@ -62,7 +65,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class CopyCard:
-    """A sample beside the photograph that is nearest to it."""
+    """A sample beside its nearest photograph."""
 
     sample: Picture
     photograph: Picture
@@ -70,7 +73,7 @@ class CopyCard:
 
 
 def warnings_of(evaluated: Sequence[Evaluated]) -> list[str]:
-    """What went wrong, in words, with the subject's name where there are several."""
+    """Warnings in words, with the subject's name if there are several."""
     named = [(each.subject, warning) for each in evaluated for warning in each.warnings]
     return [f"{name}: {text}" if len(evaluated) > 1 else text for name, text in named]
 
@@ -86,7 +89,7 @@ def figures_of_run(figures: Figures) -> tuple[Table, str]:
 
 
 def prompts_of_run(figures: Figures) -> Table:
-    """The figures of each prompt."""
+    """Figures by prompt."""
     rows = [
         [cell(row.prompt), cell(row.application)]
         + [number(value, 3) for value in (row.dino, row.clip_i, row.clip_t, row.clip_t_base, row.div)]
@@ -97,7 +100,7 @@ def prompts_of_run(figures: Figures) -> Table:
 
 
 def figures_of_batch(evaluated: Sequence[Evaluated]) -> list[tuple[Table, str]]:
-    """A row of figures per subject and one of all, a table for each bank: theirs can't be compared."""
+    """A row of figures per subject and one of all; a table per bank, since banks can't be compared."""
     banks: dict[str, list[tuple[str, Figures]]] = defaultdict(list)
     for each in evaluated:
         if each.figures is not None:
@@ -151,7 +154,7 @@ def grids_of_batch(evaluated: Sequence[Evaluated], pictures: Mapping[str, bytes]
 
 
 def copies(evaluated: Sequence[Evaluated], pictures: Mapping[str, bytes], *, most: int) -> list[CopyCard]:
-    """The samples that are most like a photograph, beside it."""
+    """The samples most like a photograph, beside it."""
     cards = []
     for each, pair in nearest(evaluated, most=most):
         sample, photograph = pictures.get(sample_address(each, pair)), pictures.get(each.instance[pair.instance])
@@ -169,7 +172,7 @@ def copies(evaluated: Sequence[Evaluated], pictures: Mapping[str, bytes], *, mos
 
 
 def nearest(evaluated: Sequence[Evaluated], *, most: int) -> list[tuple[Evaluated, NearestInstance]]:
-    """The pairs to show: of one subject the most alike, of several the most alike of each."""
+    """The pairs to show: the most alike of one subject, or the most alike of each."""
     found = []
     for each in evaluated:
         pairs = sorted(each.figures.nearest if each.figures else (), key=lambda pair: -pair.similarity)
@@ -179,13 +182,13 @@ def nearest(evaluated: Sequence[Evaluated], *, most: int) -> list[tuple[Evaluate
 
 
 def sample_address(evaluated: Evaluated, pair: NearestInstance) -> str:
-    """Where a pair's sample lies; samples are counted prompt after prompt. Empty where that is not known."""
+    """Address of a pair's sample, counted prompt after prompt; empty if unknown."""
     addresses = list(chain.from_iterable(of_prompt.fine_tuned for of_prompt in evaluated.prompts))
     return addresses[pair.sample] if pair.sample < len(addresses) else ""
 
 
 def addresses_of_grid(evaluated: Evaluated, *, images: int | None) -> list[str]:
-    """The pictures that a grid with so many samples of each prompt shows, None for all."""
+    """Number of pictures in a grid with so many samples per prompt; None for all."""
     return [
         address
         for of_prompt in evaluated.prompts
@@ -214,7 +217,7 @@ def _measured_by(figures: Figures) -> str:
 
 
 def _template(evaluated: Evaluated, prompt: str) -> str:
-    """A prompt without what is this subject's own, so that subjects of one list stand under each other."""
+    """A prompt without the subject's own words, to align subjects of one list of prompts."""
     for own, shown in ((evaluated.identifier, "[V]"), (evaluated.class_noun, "…")):
         prompt = re.sub(rf"(?<!\w){re.escape(own)}(?!\w)", shown, prompt)
     return prompt

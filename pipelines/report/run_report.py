@@ -1,4 +1,4 @@
-"""One page for a run: its result, samples beside the base model's, and the training."""
+"""One page for a run: its result, samples beside the base model's, and training curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def render_run(
     history: Sequence[Mapping[str, float]],
     evaluated: Evaluated | None,
 ) -> str:
-    """The page as HTML; everything that comes from data is escaped.
+    """The page as HTML; data is escaped.
 
     `described` are (what, value) rows, `history` holds one mapping of metrics a step (step, loss, instance_loss,
     prior_loss, …).

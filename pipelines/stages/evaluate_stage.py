@@ -1,4 +1,4 @@
-"""Samples of the fine-tuned model and the base model, their similarity to the subject, and what is wrong."""
+"""Samples of the fine-tuned and the base model, their similarity to the subject, and a verdict."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ DEFAULT_ENCODER = "facebook/dino-vits16"
 class Evaluation:
     """PNG pictures by prompt, before and after, seed by seed, and what was measured (None without an image encoder).
 
-    Earlier versions reached no verdict.
+    Earlier versions stored no verdict.
     """
 
     instance: tuple[bytes, ...]
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def _texts(config: DreamBoothConfig) -> list[str]:
-    """What the prompts ask for beside the subject: without the identifier, which no CLIP knows."""
+    """The prompts without the identifier, which no CLIP knows."""
     noun = config.subject.class_noun
     return [EvaluationPrompt(text=text, application="").without_identifier(noun) for text in config.evaluation.prompts]
 
@@ -150,7 +150,7 @@ def _by_prompt(
 
 
 def instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> list[bytes]:
-    """The instance images as squares of the resolution that is trained and sampled at, as PNG."""
+    """The instance images as PNG squares of the training and sampling resolution."""
     settings = config.images
     pictures = []
     for image in images:

@@ -1,4 +1,4 @@
-"""An evaluation between the lane that sampled it and the driver that shows it: a publication of PNGs and a JSON."""
+"""Store an evaluation for the driver: a publication of PNGs and a JSON."""
 
 import json
 import tempfile

@@ -1,7 +1,7 @@
 """The class images of prior preservation, made by parallel Ray actors, once per class, shared by subjects.
 
-A set lies at <prior>/<key>; images are written one by one, and the manifest, which readers trust, last. So a set that
-broke off is topped up, a set that is asked to grow is topped up, and a whole one costs a look at its manifest.
+A set lies at <prior>/<key>; images are written one by one, the manifest last, and readers trust only that. An
+unfinished or too small set is topped up; checking a whole one means reading its manifest.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def prior_set(parent_uri: str, plan: PriorPlan) -> PriorSet:
 
 
 def is_whole(parent_uri: str, plan: PriorPlan) -> bool:
-    """Whether a set's manifest has all images wanted."""
+    """Whether a set's manifest lists all images wanted."""
     return len(_trusted(join(parent_uri, plan.key))) >= plan.count
 
 

@@ -1,9 +1,8 @@
 """The figures of the paper on one model: sample, embed, measure, and write evaluation.json beside the model.
 
-Whoever samples embeds, too, so pictures travel only to storage. They lie under names that say what decides their
-pixels (`dreambooth.evaluation.protocol`): the fine-tuned model's with its run, the base model's where class images are,
-for all subjects of the class. An evaluation that broke off samples what is missing, and a finished one is found by its
-key.
+Samplers embed their own pictures, so pictures travel only to storage, under keys of all that decides their pixels
+(`dreambooth.evaluation.protocol`): the fine-tuned model's in its run, the base model's beside the class images, for
+all subjects of the class. An unfinished evaluation samples missing pictures; a finished one is found by its key.
 """
 
 import functools
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 def protocol_task(
     config: DreamBoothConfig, images: Sequence[InstanceImage], *, model_key: str, base_hash: str, dtype: str
 ) -> ProtocolTask | None:
-    """The measurement of a run's model, from pictures computed in `dtype`; None without a protocol."""
+    """The task of measuring a run's model, with pictures computed in `dtype`; None without a protocol."""
     protocol = protocol_of(config, dtype=dtype)
     if protocol is None:
         return None
@@ -58,7 +57,7 @@ def protocol_task(
 def check_protocol(config: DreamBoothConfig) -> tuple[str, ...]:
     """Raise InputError for prompts, pictures or encoders unusable for evaluation, at the end or during training.
 
-    Returns warnings about the real images, if those aren't the instance images.
+    Returns warnings about real images other than the instance images.
     """
     if protocol_of(config, dtype="float32") is not None or config.evaluation.every is not None:
         bank_address(config.evaluation, config.base_model)
@@ -71,13 +70,13 @@ def check_protocol(config: DreamBoothConfig) -> tuple[str, ...]:
 
 
 def _real_images(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> tuple[InstanceImage, ...]:
-    """Real images to compare samples with: `images`, those trained on, unless others are set."""
+    """Real images to compare samples with: others if set, else `images`, those trained on."""
     addresses = config.evaluation.real_images
     return tuple(images) if addresses is None else find_instance_images(addresses)
 
 
 def bank_address(settings: EvaluationConfig, base_model: str) -> BankAddress:
-    """The bank of the settings. Raises InputError, with what to fetch, if unavailable."""
+    """The configured bank. Raises InputError, with what to fetch, if unavailable."""
     from dreambooth.evaluation.banks import default_bank
 
     name = default_bank(base_model) if settings.bank == "auto" else settings.bank
@@ -118,7 +117,7 @@ def run_protocol(
         Call(method="seen", arguments=(instance, task.bank)),
         Call(method="texts", arguments=(texts, task.bank)),
     ]
-    # The base model's first: a sampler changes its pipeline once.
+    # The base model's first: a sampler switches pipelines once.
     of_base = [_call(base, pictures, base_samples_uri(task, pictures), task.bank) for pictures in task.base_sets]
     of_fine_tuned = [
         _call(fine_tuned, pictures, samples_uri(task, pictures), task.bank, instance)
@@ -241,7 +240,7 @@ def _by_prompt(
     measured: Sequence[Measured],
     uri: Callable[[ProtocolTask, SampleSet], str],
 ) -> list[_OfPrompt]:
-    """What was sampled together, prompt by prompt; `uri(task, pictures)` is where a set lies."""
+    """Split pictures sampled together by prompt; `uri(task, pictures)` is a set's address."""
     images = task.protocol.images_per_prompt
     return [
         _OfPrompt(

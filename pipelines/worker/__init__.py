@@ -1,1 +1,1 @@
-"""What Ray starts: a lane, fine-tuning, samplers, checkpoints, DeepSpeed."""
+"""Code in Ray's workers: lanes, fine-tuning, samplers, checkpoints, DeepSpeed."""

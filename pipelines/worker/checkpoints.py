@@ -23,13 +23,13 @@ _NAME = re.compile(r"step-\d{8}-([0-9a-f]{16})")
 
 
 def checkpoint_begun_at(name: str) -> datetime.datetime | None:
-    """When a checkpoint was begun, from its folder's name; None for a name that isn't one's."""
+    """Start time of a checkpoint, from its folder's name; None for other names."""
     found = _NAME.fullmatch(name)
     return None if found is None else datetime.datetime.fromtimestamp(int(found[1], 16) / 1e9, datetime.UTC)
 
 
 def checkpoints_of(task: TrainTask, warn: Callable[[str], None]) -> "StoredCheckpoints":
-    """Those of a task; those that earlier versions left to Ray Train are not read, and `warn` is called with that."""
+    """The checkpoints of a task; `warn` is called about unreadable ones of earlier versions."""
     config = task.config
     earlier = join(config.run_uri, "checkpoints", f"{config.subject.name}-{task.key}")
     if exists(earlier):
@@ -41,8 +41,8 @@ def checkpoints_of(task: TrainTask, warn: Callable[[str], None]) -> "StoredCheck
 class StoredCheckpoints:
     """Checkpoints `<uri>/step-<n>-<attempt>`: every rank writes its part, then rank 0 the manifest.
 
-    A checkpoint without a manifest is an attempt that died. One that isn't as its manifest says is passed over: on rank
-    0, `warn` is called with what is wrong with it, and the one before it counts. `need_bytes` is what one takes.
+    A checkpoint without a manifest is an unfinished attempt. One that differs from its manifest is skipped in favour of
+    the one before, with a call of `warn` on rank 0. `need_bytes` is the size of one.
     """
 
     def __init__(self, uri: str, *, need_bytes: int, warn: Callable[[str], None]) -> None:
@@ -68,12 +68,12 @@ class StoredCheckpoints:
     def save(self, engine: Any, history: History) -> None:
         """Write a checkpoint. Collective: call on every rank.
 
-        Raises StorageFull, on every rank, if there is no room; nothing of it remains then.
+        Raises StorageFull, on every rank, if there is no room, after removing what was written.
         """
         attempt = from_rank_zero(engine, f"{time.time_ns():x}")
         uri = join(self._uri, f"step-{history.step:08d}-{attempt}")
         what = f"the checkpoint of step {history.step} (about {readable_size(self._need_bytes)})"
-        # Before anybody writes: who has nowhere to would leave the others alone in what saving does together.
+        # Before anybody writes: a rank without room would leave the others alone in collectives.
         folder: Path = self._on_all(engine, uri, lambda: _new_folder(uri, what, engine.rank))[engine.rank]
         try:
             parts = self._on_all(engine, uri, lambda: _write_part(folder, uri, what, engine, history))
@@ -84,7 +84,7 @@ class StoredCheckpoints:
         self._on_all(engine, uri, lambda: self._seal(manifest, what) if engine.rank == 0 else None)
 
     def _on_all(self, engine: Any, uri: str, write: Callable[[], Any]) -> list[Any]:
-        """What `write` returns on every rank; StorageFull on all, with nothing left of it, where one has no room."""
+        """What `write` returns, from every rank. If one has no room, clears up and raises StorageFull on all."""
         answers = from_all_ranks(engine, _unless_full(write))
         full = next((answer for answer in answers if isinstance(answer, StorageFull)), None)
         if full is not None:
@@ -92,7 +92,7 @@ class StoredCheckpoints:
         return answers
 
     def _seal(self, manifest: Manifest, what: str) -> None:
-        """Write the manifest, and remove what is older than those kept."""
+        """Write the manifest, and remove older checkpoints than those kept."""
         with room_for(what, manifest.uri):
             write_manifest(manifest)
         whole = [name for name in _names(self._uri)[0] if name not in self._damaged]
@@ -101,7 +101,7 @@ class StoredCheckpoints:
         self._damaged.clear()
 
     def _left_by_others(self) -> list[str]:
-        """Checkpoints with a manifest, oldest first; what attempts that died have left is cleared."""
+        """Checkpoints with a manifest, oldest first; removes unfinished ones."""
         whole, partial = _names(self._uri)
         for name in partial:
             self._warn(f"{join(self._uri, name)} has no {MANIFEST_NAME}: it was never finished, and is removed")
@@ -109,14 +109,14 @@ class StoredCheckpoints:
         return whole
 
     def _manifest(self, name: str) -> Manifest | str:
-        """A checkpoint's manifest, or what is wrong with it."""
+        """A checkpoint's manifest, or its fault."""
         try:
             return read_manifest(join(self._uri, name))
         except InputError as error:
-            return str(error).partition(";")[0]  # what follows is advice for who looks at a publication
+            return str(error).partition(";")[0]  # without the advice for publications
 
     def _give_up(self, uri: str, full: StorageFull) -> str:
-        """Clear what was written, and say what is left."""
+        """Clear what was written. Returns the error, with the last whole checkpoint."""
         with suppress(Exception):
             remove(uri)
         whole, _ = _names(self._uri)
@@ -125,7 +125,7 @@ class StoredCheckpoints:
 
 
 def _whole(manifest: Manifest | str, stack: ExitStack) -> Path | str:
-    """A folder with a checkpoint's files, each compared with its manifest, or what is wrong with one."""
+    """A folder with a checkpoint's files, verified by its manifest, or the fault of one."""
     if isinstance(manifest, str):
         return manifest
     try:
@@ -143,7 +143,7 @@ def _unless_full(write: Callable[[], Any]) -> Any:
 
 
 def _new_folder(uri: str, what: str, rank: int) -> Path:
-    """Where a rank writes first: on a local disk beside where its files will lie."""
+    """A rank's first folder: on a local disk beside its final one."""
     if not is_local(uri):
         with room_for(what, tempfile.gettempdir()):
             return Path(tempfile.mkdtemp(prefix="dreambooth-checkpoint-"))
@@ -154,7 +154,7 @@ def _new_folder(uri: str, what: str, rank: int) -> Path:
 
 
 def _write_part(folder: Path, uri: str, what: str, engine: Any, history: History) -> dict[str, FileRecord]:
-    """Write this rank's files, put them where they are to lie, and say what they are."""
+    """Write this rank's files, move them to their final place, and return their manifest entries."""
     written = {}
     with room_for(what, uri if is_local(uri) else str(folder.parent)), _cleared_when_it_fails(folder):
         engine.save(folder)
@@ -179,7 +179,7 @@ def _cleared_when_it_fails(folder: Path) -> Iterator[None]:
 def _move(path: Path, uri: str) -> FileRecord:
     if not is_local(uri):
         record = upload(path, uri)
-        path.unlink()  # there is room for little else in some temporary folders
+        path.unlink()  # some temporary folders have little room
         return record
     target = Path(filesystem(uri)[1])
     record = FileRecord(size=path.stat().st_size, sha256=sha256(path))

@@ -1,7 +1,7 @@
-"""DeepSpeed behind the Engine protocol: a pure function to its configuration, and DeepSpeedEngine.
+"""DeepSpeed behind the Engine protocol: its configuration dict, and DeepSpeedEngine.
 
-The same model, optimizer, learning-rate schedule and loop as with TorchEngine; what ZeRO adds is where weights,
-gradients and optimizer states live.
+Model, optimizer, learning-rate schedule and loop are TorchEngine's; ZeRO shards weights, gradients and optimizer
+states.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
 
 _TAG = "zero"
 REDUCE_BUCKET = 50_000_000
-"""Gradients averaged at a time, in a copy of that size; DeepSpeed's own 500 million take 2 GB."""
+"""Elements of a bucket of gradients, which is a copy; DeepSpeed's default of 500 million takes 2 GB."""
 
 
 def deepspeed_config(train: TrainConfig, zero: ZeroConfig, *, cuda: bool = False) -> dict[str, Any]:
     """DeepSpeed's configuration dict. Masters are fp32; the model autocasts to bf16, as in every engine and stage."""
     zero_optimization: dict[str, Any] = {"stage": zero.stage}
     if zero.stage > 0:
-        # Copying gradients together keeps a GPU's memory whole; on a CPU it is a tenth of the step, for nothing.
+        # Contiguous gradients avoid fragmented GPU memory; on a CPU they waste a tenth of the step.
         zero_optimization |= {"contiguous_gradients": cuda, "overlap_comm": cuda, "reduce_bucket_size": REDUCE_BUCKET}
     if zero.offload_optimizer:
         zero_optimization["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
@@ -47,7 +47,7 @@ def deepspeed_config(train: TrainConfig, zero: ZeroConfig, *, cuda: bool = False
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "gradient_clipping": train.max_grad_norm,
         "zero_optimization": zero_optimization,
-        # Its own Adam is compiled on first use; torch's needs no compiler.
+        # DeepSpeed's Adam is compiled on first use; torch's needs no compiler.
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "wall_clock_breakdown": False,
@@ -58,14 +58,14 @@ def deepspeed_config(train: TrainConfig, zero: ZeroConfig, *, cuda: bool = False
 def import_deepspeed(*, cuda: bool) -> Any:
     """Import DeepSpeed quietly and without its just-in-time compiler.
 
-    On a CPU it would compile a shared-memory collective at start, which takes half a minute, fails without a C++
-    compiler and hangs on the lock of a build that was killed; gloo serves as well.
+    On a CPU it would compile a shared-memory collective at start: that takes half a minute, fails without a C++
+    compiler and hangs on the lock of a killed build. gloo does as well.
     """
     if not cuda:
-        # It would take a GPU that is there, even one that this worker was not given.
+        # It would take any GPU, even one not assigned to this worker.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    with _absent("mlflow"):  # its autotuner would import it if it could, for seconds
+    with _absent("mlflow"):  # its autotuner would spend seconds importing it
         import deepspeed
         import deepspeed.ops
 
@@ -78,7 +78,7 @@ def import_deepspeed(*, cuda: bool) -> Any:
 
 @contextmanager
 def _absent(name: str) -> Iterator[None]:
-    """Let a module that isn't imported yet look as if it weren't installed."""
+    """Within this context, hide a module that isn't imported yet."""
     if name in sys.modules:
         yield
         return
@@ -91,12 +91,12 @@ def _absent(name: str) -> Iterator[None]:
 
 @contextmanager
 def _raising_at_the_end(checkpoint_engine: Any) -> Iterator[None]:
-    """Within, DeepSpeed's saving of a file raises nothing: its barriers come after, and other ranks are in them."""
+    """Within this context, DeepSpeed's file writes don't raise: other ranks already wait in barriers."""
     errors: list[Exception] = []
 
     def save(state_dict: Any, path: str) -> None:
         try:
-            with Path(path).open("wb") as file:  # of a path of its own, torch doesn't say what failed
+            with Path(path).open("wb") as file:  # torch doesn't name the path
                 torch.save(state_dict, file)
         except Exception as error:  # noqa: BLE001 - raised below
             errors.append(error)
@@ -123,7 +123,7 @@ def _to_universal(source: Path, target: Path) -> None:
         strict=True,
         inject_missing_state=True,  # of ZeRO 1 and 2
     )
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints every file
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints each file's name
         ds_to_universal.main(arguments)
 
 
@@ -146,14 +146,14 @@ class DeepSpeedEngine:
             lr_scheduler=build_lr_scheduler(optimizer, train),
             config=deepspeed_config(train, zero, cuda=cuda),
         )
-        # Scripts that it would copy into every checkpoint, and raise for between two of its barriers.
+        # It would copy scripts into every checkpoint, and could fail between two barriers.
         self._engine._copy_recovery_script = lambda save_path: None
         self._grad_norm = 0.0
         self._diverged_at: int | None = None
         self.ema = None if train.ema_decay is None else Ema(self._masters(), train.ema_decay)
 
     def _masters(self) -> list[Tensor]:
-        """The fp32 tensors that this rank's optimizer updates: whole parameters, or its partitions of them."""
+        """The fp32 tensors of this rank's optimizer: whole parameters, or its partitions."""
         optimizer = self._engine.optimizer
         if self.stage == 0:
             return list(self._engine.module.parameters())
@@ -174,13 +174,13 @@ class DeepSpeedEngine:
         """Update at the accumulation boundary."""
         boundary = self._engine.is_gradient_accumulation_boundary()
         if boundary and self.stage == 0:
-            # Without ZeRO it keeps no norm; the gradients are averaged over ranks by now.
+            # Without ZeRO it keeps no norm; gradients are already averaged over ranks.
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
             self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
         step = self._steps + 1
         self._engine.step()
         if boundary and self.stage > 0:
-            self._grad_norm = float(self._engine.get_global_grad_norm())  # inf where ZeRO made no step of it
+            self._grad_norm = float(self._engine.get_global_grad_norm())  # inf if ZeRO skipped the step
         if boundary and self._diverged_at is None and not 0 <= self._grad_norm < math.inf:
             self._diverged_at = step
         if boundary and self.ema is not None:
@@ -191,7 +191,7 @@ class DeepSpeedEngine:
         return int(self._engine.lr_scheduler.last_epoch)
 
     def diverged_at(self, *, wait: bool = True) -> int | None:
-        """The first step whose gradient was not finite: ZeRO waits for its norm at every step."""
+        """The first step with a non-finite gradient; ZeRO waits for the norm at every step."""
         return self._diverged_at
 
     def _check(self) -> None:
@@ -212,7 +212,7 @@ class DeepSpeedEngine:
 
     @property
     def learning_rates(self) -> Sequence[float]:
-        """Of the denoiser and, where it is trained, the text encoder."""
+        """Learning rates of the denoiser and, if trained, the text encoder."""
         return [float(rate) for rate in self._engine.lr_scheduler.get_last_lr()]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -227,7 +227,7 @@ class DeepSpeedEngine:
         return self._engine.module.exported(state) if self.rank == 0 else {}
 
     def _whole(self, parameter: Tensor) -> Tensor:
-        """A parameter as it is on all ranks together; a frozen one has no master."""
+        """A whole parameter, gathered from all ranks; a frozen one has no master."""
         import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -238,7 +238,7 @@ class DeepSpeedEngine:
             return parameter.detach().clone()
 
     def save(self, directory: Path) -> None:
-        """Write this rank's shards. Failures are raised once no rank waits for this one."""
+        """Write this rank's shards. Failures are raised once no rank waits in a barrier."""
         self._check()
         client_state = {"ema_steps": self.ema.steps if self.ema else 0}
         with _raising_at_the_end(self._engine.checkpoint_engine):
@@ -247,17 +247,17 @@ class DeepSpeedEngine:
             self.ema.save(directory / f"ema-{self.rank}.safetensors")
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote. On another number of ranks than wrote it, ZeRO's shards are divided anew.
+        """Load a checkpoint written by `save`, on any number of ranks: ZeRO's shards are divided anew.
 
-        Raises FileNotFoundError when there is no checkpoint, ValueError for a moving average of other ranks' shards.
+        Raises FileNotFoundError if there is no checkpoint, ValueError for a moving average sharded for other ranks.
         """
         saved_by = len(list((directory / _TAG).glob("*_optim_states.pt")))
         if self.stage == 0 or saved_by in (0, self.world_size):
             path, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
         elif self.ema is not None:
             raise ValueError(
-                f"the moving average in {directory} is in {saved_by} shards, of another form than {self.world_size} "
-                f"ranks want; go on with {saved_by} workers, or without train.ema_decay"
+                f"the moving average in {directory} has {saved_by} shards, which don't fit {self.world_size} "
+                f"ranks; continue with {saved_by} workers, or without train.ema_decay"
             )
         else:
             path, client_state = self._load_universal(directory)
@@ -267,7 +267,7 @@ class DeepSpeedEngine:
             self.ema.load(directory / f"ema-{self.rank}.safetensors", client_state["ema_steps"])
 
     def _load_universal(self, directory: Path) -> Any:
-        """Load shards of other ranks, by way of DeepSpeed's universal checkpoints."""
+        """Load another number of shards through DeepSpeed's universal checkpoints."""
         groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self._param_groups]
         with tempfile.TemporaryDirectory(prefix="dreambooth-universal-") as folder:
             _to_universal(directory / _TAG, Path(folder, _TAG))
@@ -276,7 +276,7 @@ class DeepSpeedEngine:
                 found = self._engine.load_checkpoint(folder, tag=_TAG)
             finally:
                 self._engine._config.load_universal_checkpoint = False
-        # ZeRO-3 gives every group the first one's settings, and all one counter of steps, which each would move on.
+        # ZeRO-3 gives every group the first one's settings and a shared step counter, which each would advance.
         for group, settings, rate in zip(self._param_groups, groups, self.learning_rates, strict=True):
             group.update(settings, lr=rate)
         for state in self._engine.optimizer.optimizer.state.values():
@@ -289,5 +289,5 @@ class DeepSpeedEngine:
         return groups
 
     def close(self) -> None:
-        """Free the engine, so that the worker can take the next subject."""
+        """Free the engine for the worker's next subject."""
         self._engine.destroy()

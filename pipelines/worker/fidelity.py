@@ -1,4 +1,4 @@
-"""The score of weights in the middle of a training: few samples, measured as the whole evaluation measures many."""
+"""The score of weights during training: few samples, measured like the final evaluation."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class FidelityScorer:
-    """Samples `evaluation.prompts` with weights it is given, `evaluation.score_images` each, from the same noise.
+    """Samples `evaluation.prompts` with given weights, `evaluation.score_images` each, from the same noise every time.
 
-    It keeps a pipeline and the bank's encoders on the device, beside the engine.
+    It keeps a pipeline and the bank's encoders on the device.
     """
 
     def __init__(self, task: "TrainTask", device: str) -> None:
@@ -47,7 +47,7 @@ class FidelityScorer:
         self._texts = self._sampler.texts(self._prompts, self._bank)
 
     def score(self, step: int, state: dict[str, Any]) -> Score:
-        """Measure an engine's state_dict, as it is after a step."""
+        """Measure an engine's state_dict after a step."""
         from dreambooth.evaluation.metrics import clip_t
         from dreambooth.evaluation.similarity import mean_pairwise_similarity
 
@@ -74,7 +74,7 @@ class Scoring:
     def measure(self, step: int, scores: Scores) -> Score:
         """Score the current weights and record it. Collective: call on every rank.
 
-        Raises Diverged, on every rank, for weights that aren't finite.
+        Raises Diverged, on every rank, for non-finite weights.
         """
         state = self._engine.state_dict()
         measured = self._scorer.score(step, state) if self._scorer is not None else None

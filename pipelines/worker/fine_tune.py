@@ -50,13 +50,13 @@ def fine_tune(
 ) -> FineTuned:
     """Restore, fit, gather. `tell` takes messages on every rank; `stopping` is True on rank 0 to stop.
 
-    `class_latents` are the previous subject's, and become this one's.
+    `class_latents` holds the previous subject's, and is updated.
 
-    `leaving()` is collective: call it on every rank. True if any node is being preempted; then a checkpoint is written,
-    from which others resume. The same happens after SIGTERM, and this process exits. With fewer workers than
-    `cluster.num_workers`, or more again, the global batch stays the same.
+    `leaving()` is collective: call it on every rank. True if any node is being preempted; then a checkpoint is written
+    for others to resume from. After SIGTERM, too, and this process exits. The global batch is the same for any number
+    of workers.
 
-    Raises Diverged if the loss isn't finite, Stopped after a checkpoint when asked to stop, StorageFull if there is no
+    Raises Diverged for a non-finite loss, Stopped after a checkpoint when asked to stop, StorageFull if there is no
     room for one.
     """
     from torch import distributed as dist
@@ -100,7 +100,7 @@ def fine_tune(
 
 
 def _shared(config: DreamBoothConfig, workers: int) -> DreamBoothConfig:
-    """The settings with the micro steps of a global batch shared by as many workers as there are."""
+    """The settings with a global batch's micro steps divided among the present workers."""
     micro_steps = config.cluster.num_workers * config.train.gradient_accumulation_steps
     if micro_steps % workers:
         raise ValueError(f"{workers} workers can't share {micro_steps} micro steps evenly")
@@ -119,7 +119,7 @@ def _hooks(
     stopping: Callable[[], bool],
     leaving: Callable[[], bool] | None,
 ) -> Hooks:
-    """Hooks in their order: those that may end the training early come first."""
+    """Hooks in order: those that may end training early come first."""
     from pipelines.worker.fidelity import Scoring
 
     config = task.config
@@ -138,7 +138,7 @@ def _hooks(
 
 
 def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[int, Mapping[str, Any]]:
-    """The step whose weights are exported, and those weights (on rank 0). Collective: call on every rank."""
+    """The exported step and its weights (on rank 0). Collective: call on every rank."""
     best = history.scores.best
     if config.train.keep == "last" or best is None or best.step == history.step:
         return history.step, engine.state_dict()
@@ -148,7 +148,7 @@ def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[
 def publish_result(base: BaseModel, tuned: FineTuned, task: TrainTask) -> Manifest:
     """Write the record, and publish the model after verifying it; on rank 0.
 
-    Raises StorageFull when there is no room for it.
+    Raises StorageFull if there is no room.
     """
     began = time.perf_counter()
     with room_for("the model", task.config.run_uri):
@@ -233,7 +233,7 @@ def _peak_memory(device: str) -> int:
 
 
 def _resident_memory() -> int:
-    """Bytes of main memory that this process holds; 0 if the system doesn't report it like Linux."""
+    """Resident bytes of this process; 0 on systems without Linux's /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:

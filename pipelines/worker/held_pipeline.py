@@ -1,4 +1,4 @@
-"""The one pipeline that a sampler holds: a base's or a published model's, with its own weights or with given ones."""
+"""The one pipeline a sampler holds: a base's or a published model's, with its own or given weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from pipelines.tasks import Source
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Given:
-    """Trained weights that are here: what `source` means is `base`'s pipeline with them, and no other's."""
+    """Trained weights in memory: `source` is `base`'s pipeline with them."""
 
     source: Source
     base: Source
@@ -22,9 +22,9 @@ class _Given:
 
 @dataclass(frozen=True, kw_only=True)
 class _Held:
-    """A pipeline by the files it was loaded from and its weights' dtype, as it is now.
+    """A loaded pipeline, by its files and its weights' dtype.
 
-    `given` lie over its weights, and `own` are those that they lie over.
+    `given` weights replace its `own`, kept here.
     """
 
     files: Source
@@ -35,7 +35,7 @@ class _Held:
 
 
 class HeldPipeline:
-    """The last pipeline stays loaded, as long as the next one is of the same files: given weights come and go in it."""
+    """Keeps the last pipeline loaded while the next one has the same files, and swaps given weights in and out."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -47,7 +47,7 @@ class HeldPipeline:
         self._given = _Given(source=source, base=base, state=state)
 
     def get(self, source: Source, dtype: str) -> Any:
-        """The pipeline of a source, to be sampled from in `dtype`.
+        """The pipeline of a source, for sampling in `dtype`.
 
         Raises RuntimeError if the local base has another hash than the source.
         """
@@ -58,7 +58,7 @@ class HeldPipeline:
         given = self._given if self._given is not None and self._given.source == source else None
         files = source if given is None else given.base
         weights = weights_dtype(self._device, getattr(torch, dtype))
-        held, self._held = self._held, None  # what breaks off halfway is loaded again
+        held, self._held = self._held, None  # after a failure halfway, load again
         if held is None or (held.files, held.dtype) != (files, weights):
             held = None  # freed before the next one takes its place
             held = _Held(files=files, dtype=weights, pipeline=_load(files, self._device, weights), own={})
@@ -67,7 +67,7 @@ class HeldPipeline:
 
 
 def _with_weights(held: _Held, given: _Given | None) -> _Held:
-    """The pipeline with given weights, or with its own again."""
+    """Put given weights into the pipeline, or its own back."""
     from dreambooth.models.export import put_weights
 
     if held.given is given:
@@ -87,7 +87,7 @@ def _load(source: Source, device: str, dtype: Any) -> Any:
 
 @contextmanager
 def _directory(source: Source) -> Iterator[Path]:
-    """Where a pipeline lies on this machine, for as long as it takes to load it."""
+    """A pipeline's folder on this machine, within this context."""
     if source.published:
         with opened(source.address) as directory:
             yield directory

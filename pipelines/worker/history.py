@@ -1,4 +1,4 @@
-"""The state of a training, and the protocol of its checkpoints."""
+"""A training's history, and the protocol of its checkpoints."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ _PROGRESS = "progress.json"
 
 @dataclass(kw_only=True)
 class History:
-    """The history of a run, part of every checkpoint, so that a resumed run ends with all of it."""
+    """The history of a run, part of every checkpoint, so a resumed run ends with the whole."""
 
     step: int = 0
     metrics: list[dict[str, float]] = field(default_factory=list)
     scores: Scores = field(default_factory=Scores)
 
     def save(self, folder: Path) -> None:
-        """Write it into a checkpoint's folder."""
+        """Write the history into a checkpoint's folder."""
         scores = [score.as_dict() for score in self.scores.measured]
         progress = {"step": self.step, "metrics": self.metrics, "scores": scores}
         Path(folder, _PROGRESS).write_text(json.dumps(progress))

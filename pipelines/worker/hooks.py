@@ -1,6 +1,6 @@
 """Hooks of the training loop: small classes with `on_step`, called in order after every step.
 
-They run on every rank, with the step's metrics if it has any.
+They run on every rank, with the step's metrics, if any.
 """
 
 import time
@@ -37,13 +37,13 @@ class NoLongerRising(Exception):
 
 
 class Hooks:
-    """All hooks in one; `seconds` is what they took, which is no part of the training's pace."""
+    """All hooks in one; `seconds` is their time, not counted in the training's pace."""
 
     def __init__(self, *hooks: Hook) -> None:
         self._hooks, self.seconds = hooks, 0.0
 
     def __call__(self, step: int, metrics: "StepMetrics | None") -> None:
-        """Call each; what one raises keeps those after it from their turn."""
+        """Call each in order; an exception skips the rest."""
         began = time.perf_counter()
         try:
             for hook in self._hooks:
@@ -53,7 +53,7 @@ class Hooks:
 
 
 class Record:
-    """Keeps the history, and reports every step's metrics."""
+    """Appends to the history and reports every step's metrics."""
 
     def __init__(self, history: History, tell: Tell) -> None:
         self._history, self._tell = history, tell
@@ -67,13 +67,13 @@ class Record:
 
 
 class Score:
-    """Measures the weights every `evaluation.every` steps and after the last, and may end the training early."""
+    """Scores the weights every `evaluation.every` steps and after the last; may end training early."""
 
     def __init__(self, scoring: "Scoring", history: History, config: DreamBoothConfig, tell: Tell) -> None:
         self._scoring, self._history, self._config, self._tell = scoring, history, config, tell
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
-        """Measure if due. Raises NoLongerRising."""
+        """Score if due. Raises NoLongerRising."""
         every, train = self._config.evaluation.every, self._config.train
         last = step == train.max_train_steps
         if every is None or not (last or step % every == 0):
@@ -93,12 +93,12 @@ class Checkpoint:
         self._train, self._saved = config.train, 0
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
-        """Write one, where it is due; after the last step the model itself is written."""
+        """Write one if due, except after the last step, when the model itself is written."""
         if step < self._train.max_train_steps and step % self._train.checkpoint_every == 0:
             self.save(step)
 
     def save(self, step: int) -> None:
-        """Write one of this step, unless there is one."""
+        """Write this step's checkpoint unless it exists."""
         if step == self._saved:
             return
         began, self._saved = time.perf_counter(), step
@@ -107,7 +107,7 @@ class Checkpoint:
 
 
 class Leave:
-    """Ends the training after a checkpoint: where `stopping` says so, or this worker or its machine has to go."""
+    """Ends training with a checkpoint when `stopping` is True or this worker is terminated or preempted."""
 
     def __init__(
         self,

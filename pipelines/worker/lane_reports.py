@@ -10,28 +10,28 @@ from pipelines.tasks import Message, Progress
 from pipelines.worker.hooks import Stopped
 
 _MOST_MESSAGES = 100
-"""Between two reports: of more steps than that, MLflow gets the others when the subject is published."""
+"""Steps per report; further ones reach MLflow when the subject is published."""
 
 
 class QueueCaller:
-    """Calls to the queue's actor, which is made again when its node dies."""
+    """Calls to the queue's actor, repeated if its node dies."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        """Call, and wait for the answer."""
+        """Call and wait for the answer."""
         import ray
 
         return ray.get(getattr(self._actor, method).remote(*arguments, **keywords))
 
     def start(self, method: str, *arguments: Any) -> Any:
-        """Call, and don't wait."""
+        """Call without waiting."""
         return getattr(self._actor, method).remote(*arguments)
 
 
 class Reports:
-    """Reports of one subject, on rank 0. Steps are bundled in one report every few seconds; all else goes at once."""
+    """Reports of one subject, on rank 0. Steps are bundled every few seconds, other messages are sent at once."""
 
     def __init__(self, queue: QueueCaller, config: DreamBoothConfig, every_seconds: float) -> None:
         steps = config.train.max_train_steps
@@ -46,7 +46,7 @@ class Reports:
         """Report an event."""
         self._messages.append({"time": time.time()} | message)
         if message["kind"] != "step":
-            start = int(message.get("start", self._progress.step))  # a training that goes on begins there
+            start = int(message.get("start", self._progress.step))  # where a resumed training starts
             self._progress = dataclasses.replace(self._progress, step=start)
             self._send()
             return
@@ -61,7 +61,7 @@ class Reports:
 
     def tell_pictures(self, made: int, total: int) -> None:
         """Report the evaluation's progress. Raises Stopped when asked to stop."""
-        step = self._progress.step or self._progress.steps  # of a model that was trained before, there is no word
+        step = self._progress.step or self._progress.steps  # nothing to report for a model trained earlier
         self._progress = dataclasses.replace(self._progress, step=step, pictures=(made, total))
         self._send_when_due()
         if made < total and self.stopping():
@@ -81,7 +81,7 @@ class Reports:
             self._send()
 
     def _send(self) -> None:
-        self.stopping()  # the last answer, before another takes its place: steps may be slower than reports
+        self.stopping()  # read the last answer before replacing it: steps may be slower than reports
         self._sent, messages = time.monotonic(), tuple(self._messages)
         self._messages.clear()
         self._answer = self._queue.start("progress", self._name, self._progress, messages)

@@ -1,8 +1,8 @@
 """A lane: warm workers that take work from the queue until there is no more.
 
-The base model is loaded once and copied in memory for every subject, so that a subject's result does not depend on
-which went before it; class images are encoded once for the subjects that share them. Samples are made here too, by
-weights that are here anyway; publishing goes on behind the next subject's training.
+The base model is loaded once and copied in memory for every subject, so a subject's result doesn't depend on the one
+before; class images are encoded once for the subjects that share them. Samples are made here too, with the weights in
+memory; publishing overlaps with the next subject's training.
 """
 
 import logging
@@ -46,11 +46,11 @@ from pipelines.worker.train_data import ClassLatents
 
 _PUBLISHING_AT_ONCE = 2
 _LOOK_SECONDS = 0.1
-"""Seconds between checks whether the last models are published, without further work."""
+"""Seconds between checks for the last publications, without further work."""
 
 
 def lane_worker(loop_config: dict[str, Any]) -> None:
-    """Work until the queue has no more."""
+    """Do the queue's work until there is no more."""
     collect_less_garbage()
     import ray.train
     import ray.train.torch
@@ -82,7 +82,7 @@ class _Lane:
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._publication: Future[None]
         self._publishing: dict[str, Future[None]] = {}
-        # The driver's part of a lane's name is another one each time, which would make ever new curves.
+        # Without the driver's part of the name, which would start new curves every time.
         self._number = task.lane.rpartition("/")[2]
 
     def run(self) -> None:
@@ -112,7 +112,7 @@ class _Lane:
             time.sleep(work.seconds)
 
     def _next(self, *, fresh: bool = False) -> Work | None:
-        """Rank 0 asks, and all ranks get the same work."""
+        """The next work, asked for by rank 0, on all ranks."""
         work: Work | None = None
         if self.rank == 0:
             self._forget_published()
@@ -133,7 +133,7 @@ class _Lane:
             return work
         import ray.train.collective
 
-        # Ray's has no time limit, as torch's have: rank 0 may wait long, for an upload or for work.
+        # Ray's has no timeout, unlike torch's: rank 0 may wait long for an upload or work.
         same: Work | None = ray.train.collective.broadcast_from_rank_zero(work)
         return same
 
@@ -141,11 +141,11 @@ class _Lane:
         self._publishing = {name: done for name, done in self._publishing.items() if not done.done()}
 
     def _class_images(self, work: MakeClassImages) -> None:
-        """Make a block on every rank that has one; a set that is complete gets its manifest."""
+        """Make this rank's block, if any; rank 0 seals a complete set."""
         if self.rank < len(work.blocks):
             block, wanted = work.blocks[self.rank], work.wanted[self.rank]
             self._samplers.sampler.class_images(work.source, work.plan, block, wanted, work.uri)
-        from_all_ranks(self, None)  # all have written theirs
+        from_all_ranks(self, None)  # all ranks have written
         if self.rank:
             return
         if work.blocks:
@@ -175,7 +175,7 @@ class _Lane:
             if self.rank == 0:
                 self._failed(name, error)
             if self.world_size > 1:
-                # The other ranks wait in a collective, or will: only new workers are sure to agree.
+                # Other ranks wait in a collective, now or soon: only new workers surely agree.
                 raise
 
     def _train(self, task: TrainTask, base: BaseModel, reports: Reports | None) -> FineTuned:
@@ -213,12 +213,12 @@ class _Lane:
     def _evaluate_and_conclude(
         self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None, reports: Reports | None
     ) -> None:
-        """Sample and measure on all ranks; the end of the subject goes on behind the next one's training."""
+        """Sample and measure on all ranks; conclude the subject during the next one's training."""
         try:
             evaluation = self._evaluate(task, manifest, tuned, reports)
         except Stopped:
             if self.rank == 0 and tuned is not None:
-                self._publication.result()  # or it would have to be trained again
+                self._publication.result()  # else it would be trained again
             raise
         if self.rank == 0:
             publication = self._publication if tuned is not None else None
@@ -228,7 +228,7 @@ class _Lane:
     def _evaluate(
         self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None, reports: Reports | None
     ) -> Evaluation | None:
-        """Sample and measure; the figures are written at once, the samples with the model (None on other ranks).
+        """Sample and measure; figures are written at once, samples are returned on rank 0 (None elsewhere).
 
         Raises Stopped, on every rank, when asked to stop.
         """
@@ -269,7 +269,7 @@ class _Lane:
         return found
 
     def _sources(self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None) -> tuple[Source, Source]:
-        """The base model's pipeline and the fine-tuned one's: the weights in memory, as they will be published."""
+        """The base model's pipeline and the fine-tuned one's: weights in memory, in the published dtype."""
         import torch
 
         config = task.config
@@ -283,7 +283,7 @@ class _Lane:
         return base, fine_tuned
 
     def _publish(self, task: TrainTask, base: BaseModel, tuned: FineTuned) -> None:
-        """Publish and verify, in a thread of its own: the subject's evaluation need not wait for that."""
+        """Publish and verify in a thread, during the subject's evaluation."""
         with about(lane=self._number, subject=task.config.subject.name):
             publish_result(base, tuned, task)
 
@@ -298,13 +298,13 @@ class _Lane:
                     store_evaluation(evaluation, config.run_uri, task.key)
                 remove(join(config.run_uri, "checkpoints", task.key))
                 self._queue.call("trained", name)
-            except Exception as error:  # noqa: BLE001 - whatever a store or a disk raises is this subject's failure
+            except Exception as error:  # noqa: BLE001 - any fault of a store or a disk fails this subject
                 self._failed(name, error)
 
     def _failed(self, name: str, error: Exception) -> None:
-        """Report a failure, and whether a retry is pointless."""
+        """Report a failure, and whether to retry."""
         log("failed", level=logging.ERROR, reason=_reason(error))
-        if isinstance(error, StoreAway):  # the fault of no subject
+        if isinstance(error, StoreAway):  # no subject's fault
             self._queue.call("halt", str(error))
             return
         final = isinstance(error, Diverged) or no_room(error) is not None
@@ -318,7 +318,7 @@ def _node_id() -> str:
 
 
 class _Bases:
-    """The base model that was used last, its weights kept in memory as they were loaded."""
+    """The last base model, its weights kept in memory as loaded."""
 
     def __init__(self) -> None:
         self._base: BaseModel | None = None

@@ -10,14 +10,14 @@ from pipelines.worker.samplers import ImageSampler
 
 
 class RunningSamplers:
-    """Actors that are up or starting. Work goes to those that are up, so a full cluster delays but never blocks."""
+    """Actors, running or starting. Only running ones get work, so a full cluster delays but never blocks."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self._idle: list[Any] = []
         self._pending: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
 
     def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
-        """Results of the calls as they come, each with its place."""
+        """Results of the calls as they arrive, each with its index."""
         import ray
 
         waiting, left = deque(enumerate(calls)), len(calls)
@@ -36,7 +36,7 @@ class RunningSamplers:
 
 
 class SamplersHere:
-    """Works through calls in this process."""
+    """Runs calls in this process."""
 
     def __init__(self, *, use_gpu: bool, num_threads: int) -> None:
         """See `ImageSampler`."""
@@ -49,10 +49,10 @@ class SamplersHere:
 
 
 class SamplerPool:
-    """How many sampling actors, and what each takes: a CPU, and with `use_gpu` a GPU.
+    """The number of sampling actors; each takes a CPU, and with `use_gpu` a GPU.
 
-    With `keep` they take none of the cluster's CPUs, and stay between uses with nothing loaded, until `close`: on a
-    machine without a GPU they start for longer than they sample, while others only need them to be idle.
+    With `keep` they reserve no CPUs and stay between uses, with nothing loaded, until `close`: without a GPU starting
+    takes longer than sampling.
     """
 
     def __init__(self, *, actors: int, use_gpu: bool, keep: bool = False) -> None:
@@ -61,10 +61,10 @@ class SamplerPool:
 
     @contextmanager
     def started(self, wanted: int) -> Iterator[RunningSamplers]:
-        """Start the actors, but no more than there is work for, and give back what they hold at the end."""
+        """Start at most `wanted` actors, and free their memory at the end."""
         import ray
 
-        # A call runs again when its node is lost; what it makes depends on nothing but its arguments.
+        # A call is repeated if its node is lost; its result depends on its arguments alone.
         options = {"num_cpus": 0 if self.keep else 1, "num_gpus": 1 if self.use_gpu else 0}
         actor = ray.remote(ImageSampler).options(**options, max_restarts=2, max_task_retries=2)
         missing = min(self.actors, wanted) - len(self._started)

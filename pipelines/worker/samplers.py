@@ -1,4 +1,4 @@
-"""The Ray actor that samples pictures from a pipeline it loads once."""
+"""The Ray actor that samples from a pipeline loaded once."""
 
 import io
 from collections.abc import Sequence
@@ -37,10 +37,10 @@ class ImageSampler:
         self._bank: tuple[BankAddress, Bank] | None = None
 
     def ready(self) -> None:
-        """Answer: the actor is up."""
+        """Return once the actor is up."""
 
     def unload(self) -> None:
-        """Free what is loaded; the next call loads it again."""
+        """Free the pipeline and encoders; the next call loads them again."""
         self._pipeline, self._bank = HeldPipeline(self._device), None
 
     def class_images(self, source: Source, plan: Any, block: range, wanted: Sequence[int], uri: str) -> list[int]:
@@ -77,9 +77,9 @@ class ImageSampler:
     def measured(
         self, source: Source, request: SampleRequest, uri: str, bank: BankAddress, instance: Sequence[bytes] = ()
     ) -> "Measured":
-        """Measure pictures that lie, or will lie, at `uri` as `0.png`, `1.png` and so on; `instance` are real ones.
+        """Measure the pictures `0.png`, `1.png`, … at `uri`, sampling missing ones; `instance` are real ones.
 
-        Pictures that are all there are not sampled again.
+        A complete set is not sampled again.
         """
         addresses = [join(uri, picture_name(place)) for place in range(len(request.seeds))]
         if all(exists(address) for address in addresses):
@@ -93,7 +93,7 @@ class ImageSampler:
         return Measured(embeddings=encoders.embed_images(images), distances=distances[: len(images)])
 
     def seen(self, pictures: Sequence[bytes], bank: BankAddress) -> "Measured":
-        """Measure pictures that are here."""
+        """Measure pictures in memory."""
         images, encoders = _opened(pictures), self._bank_at(bank)
         return Measured(embeddings=encoders.embed_images(images), distances=encoders.perceptual_distances(images))
 
@@ -102,13 +102,13 @@ class ImageSampler:
         return self._bank_at(bank).embed_texts(texts)
 
     def glance(self, encoder: str, sets: dict[str, list[bytes]], texts: Sequence[str]) -> "Glance":
-        """Look at sets of pictures, with the image encoder at an address (see `find_image_encoder`)."""
+        """Embed sets of pictures with the image encoder at an address (see `find_image_encoder`)."""
         from dreambooth.evaluation.glance import look
 
         return look(encoder, {name: _opened(images) for name, images in sets.items()}, texts, device=self._device)
 
     def give_weights(self, source: Source, base: Source, state: dict[str, Any]) -> None:
-        """From now on `source` means the base's pipeline with these trained weights, an engine's state_dict."""
+        """Make `source` the base's pipeline with these trained weights, an engine's state_dict."""
         self._pipeline.give(source, base, state)
 
     def _bank_at(self, address: BankAddress) -> "Bank":

@@ -1,4 +1,4 @@
-"""The ranks of a lane work through a list of calls together: each has a pipeline, rank 0 has the list."""
+"""A lane's ranks sample a list of calls together: each has a pipeline, rank 0 has the list."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ class SharedSamplers:
         self._device = "cuda" if use_gpu else "cpu"
 
     def give_weights(self, source: Source, base: Source, state: Mapping[str, Any]) -> None:
-        """From now on `source` means the base's pipeline with the weights that rank 0 has."""
+        """Make `source` the base's pipeline with rank 0's weights, on every rank."""
         self.sampler.give_weights(source, base, self._shared(state))
 
     def sharing(self, work: Callable[[], None]) -> None:
-        """Rank 0 does the work, and the others do their share of its calls meanwhile."""
+        """Run `work` on rank 0, while other ranks take a share of its calls."""
         if self.rank == 0:
             try:
                 work()
@@ -33,7 +33,7 @@ class SharedSamplers:
             from_all_ranks(self, self._answer(calls))
 
     def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
-        """Results of the calls, in order; what a call raises on another rank is raised here."""
+        """Results of the calls, in order; exceptions of other ranks are raised here."""
         for start in range(0, len(calls), self.world_size):
             some = from_rank_zero(self, calls[start : start + self.world_size])
             answers = from_all_ranks(self, self._answer(some))
@@ -48,7 +48,7 @@ class SharedSamplers:
         call = calls[self.rank]
         try:
             return getattr(self.sampler, call.method)(*call.arguments), None
-        except Exception as error:  # noqa: BLE001 - raised on rank 0: the others go on together
+        except Exception as error:  # noqa: BLE001 - raised on rank 0; other ranks continue
             return None, error
 
     def _shared(self, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 class ClassLatents:
-    """The latents of the last subject's class images: subjects of a class mostly follow each other."""
+    """The class latents of the last subject: subjects of a class mostly follow each other."""
 
     def __init__(self) -> None:
         self._of: tuple[str, PriorSet | None] | None = None
         self._latents: LatentCache | None = None
 
     def get(self, of: tuple[str, PriorSet | None]) -> "LatentCache | None":
-        """Those of a set of class images by a base model's VAE (its hash, the set), if they were the last."""
+        """The latents of a base model and a set (its hash, the set) if they were the last ones."""
         return self._latents if self._of == of else None
 
     def keep(self, of: tuple[str, PriorSet | None], latents: "LatentCache | None") -> None:
-        """Remember these, and forget those before."""
+        """Keep these instead of the last ones."""
         self._of, self._latents = of, latents
 
 
 def train_data(
     base: BaseModel, task: "TrainTask", class_latents: ClassLatents, *, num_train_timesteps: int, device: str
 ) -> "TrainingData":
-    """Read and encode the images of a task; class images whose latents are known are not read."""
+    """Read and encode the images of a task, except class images with known latents."""
     from dreambooth.data.prepare import prepare_data
 
     of = base.hash, task.prior_set

@@ -1,8 +1,8 @@
 """Instance images: found, checked for damage, decoded, brought to sRGB and cut into squares.
 
-Image files often aren't what their names say: phones rotate by a tag, scans are CMYK, drawings are transparent,
-downloads stop halfway. So every image is decoded before any work starts, all faults are reported at once, and the
-result is always upright opaque 8-bit sRGB.
+Image files often differ from what their names promise: phones rotate by a tag, scans are CMYK, drawings are
+transparent, downloads stop halfway. So every image is decoded before any work starts, all faults are reported at once,
+and the result is always upright opaque 8-bit sRGB.
 """
 
 from dreambooth.data.images.cutting import png_bytes, squares, to_pixels

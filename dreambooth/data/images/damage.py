@@ -5,9 +5,9 @@ format has its own check:
 
 - PNG carries a checksum for each of its parts.
 - JPEG and WebP are codes without gaps: decoded wrongly, they need more bits, or fewer, than there are.
-- AVIF, HEIC, JPEG 2000, QOI and compressed TIFFs are coded so that no run of zeros comes about, or have checksums.
-- BMP, PPM and plain TIFFs are numbers, and zero is one of them. But nothing in a photograph is a run of zeros that
-  begins within a row, is as long as one, and has hardly a zero above. (So a shorter hole of theirs is not found.)
+- AVIF, HEIC, JPEG 2000, QOI and compressed TIFFs never code runs of zeros, or have checksums.
+- BMP, PPM and plain TIFFs are numbers, possibly zero. But photographs have no run of zeros that begins within a row,
+  is at least as long as one, and has hardly a zero above. (A shorter hole is not found.)
 - GIF has blocks of stated lengths, over which its decoder trips by itself.
 """
 
@@ -24,7 +24,7 @@ from dreambooth.data.images.zeros import long_run
 
 _J2K_DATA, _QOI_HEADER_BYTES = b"\xff\x93", 14
 _TIFF_PARTS = ((273, 279), (324, 325))
-"""Tags of where strips or tiles begin and how long they are."""
+"""Tags of the offsets and lengths of strips or tiles."""
 _TIFF_COMPRESSION, _TIFF_JPEG_TABLES = 259, 347
 _FEW = 0.05
 """Largest share of zeros in a sound dark photograph."""
@@ -40,7 +40,7 @@ def row_order(image: ImageFile.ImageFile) -> int:
 
 
 def check_whole(content: bytes, image: Image.Image, rows: int) -> list[str]:
-    """Raise `Damage` if a part of the file is missing or zeroed; remarks on what looks odd.
+    """Raise `Damage` if a part of the file is missing or zeroed; returns remarks on oddities.
 
     `image` is decoded from `content`, and `rows` is its `row_order`.
     """

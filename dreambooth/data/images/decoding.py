@@ -16,7 +16,7 @@ from dreambooth.data.images.errors import Undefined
 from dreambooth.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP", "DIB", "JPEG2000", "PPM", "QOI")
-"""Formats that are read, by Pillow's names."""
+"""Supported formats, by Pillow's names."""
 _NAMES = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP, JPEG 2000, PPM or QOI"
 
 
@@ -69,7 +69,7 @@ def decode(content: bytes, address: str, *, max_pixels: int) -> Decoded:
         raise InputError(f"{address} can't be used: {error}") from None
     except UnidentifiedImageError:
         raise InputError(_unidentified(len(content), address)) from None
-    except Exception as error:  # noqa: BLE001 - decoders raise whatever they trip over: OSError, SyntaxError, struct.error
+    except Exception as error:  # noqa: BLE001 - decoders raise all kinds: OSError, SyntaxError, struct.error
         raise InputError(f"{address} is damaged: {error}; replace it or take it out of the images") from None
     return Decoded(image=rgb, warnings=(*remarks, *colour_remarks))
 
@@ -100,14 +100,14 @@ def _unidentified(size: int, address: str) -> str:
 
 
 def _frames(image: Image.Image) -> Iterator[str]:
-    """Remarks on further frames, except in JPEGs: phones append depth maps and other exposures, which nobody sees."""
+    """Remarks on further frames, except in JPEGs, where phones append invisible depth maps and exposures."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         yield f"holds {frames} frames or pages, of which only the first is used; save others as pictures of their own"
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # A broken EXIF block says nothing about orientation, and the picture itself is sound.
+    # A broken EXIF block has no orientation; the picture itself is sound.
     with suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
     return image

@@ -37,7 +37,7 @@ class InstanceImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """The images found, and a warning for each other file that may have been meant to be used."""
+    """The images found, and a warning for each unused file that may have been meant."""
 
     images: tuple[InstanceImage, ...]
     warnings: tuple[str, ...]
@@ -96,7 +96,7 @@ def _look_at(address: str) -> _Place:
     with accessing(address):
         prove_store(address, what=f"can't read {address}")
         filesystem, path = fsspec.core.url_to_fs(address)
-        # Some remember a listing for as long as the process lives; pictures may have been added since.
+        # Some cache listings for the life of the process; pictures may have been added since.
         filesystem.invalidate_cache()
         if filesystem.isdir(path):
             files, folders = _listing(filesystem, path)

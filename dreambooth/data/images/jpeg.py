@@ -67,7 +67,7 @@ def _decode(codes: bytes, colours: int) -> list[str]:
         simplejpeg.decode_jpeg(codes, space, min_height=1, min_width=1, strict=True)
     except ValueError as error:
         if not _ALARM.search(str(error)):
-            return []  # nothing about its codes: what this decoder can't do, Pillow's can
+            return []  # no fault of its codes: Pillow decodes more than this decoder
         surplus = _SURPLUS.search(str(error))
         if surplus is None or int(surplus[1]) > _TOLERATED * len(codes) or long_run(codes, 0, len(codes)):
             raise Damage(str(error)) from None

@@ -20,7 +20,7 @@ _REASONS = {
     "kra pcx pdf ps psb psd sgi svg tga wdp wmf xbm xcf xpm",
     "a video; save some frames of it as pictures": "3gp avi m4v mkv mov mp4 mpeg mpg mts webm wmv",
     "an archive; unpack it": "7z bz2 gz rar tar tgz xz zip zst",
-    "it describes pictures in a form that is not read; the caption of photo.jpg is photo.txt": "cap csv json jsonl "
+    "captions in an unsupported form; the caption of photo.jpg is photo.txt": "cap csv json jsonl "
     "parquet tags toml tsv xml yaml yml",
     "it holds changes to a picture, which are not applied; export the picture with them": "aae dop lrv pp3 thm xmp",
     "no picture": "db html ini js log md npy npz onnx pdf pkl pt py safetensors sh rtf doc docx odt url",

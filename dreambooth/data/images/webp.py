@@ -1,8 +1,8 @@
 """Detect damaged WebPs. The format has no checksums, and its decoder stops at the last pixel, whatever bytes remain.
 
-Zeros in place of codes yield flat areas, which need fewer bytes than the original. A sound flat area
-may hold a run of zeros too, but a sound code is needed to its last bytes. So where there is such a run, the decoder
-gets the code without them, and if it does not miss them, the zeros are not the encoder's.
+Zeros in place of codes yield flat areas, which need fewer bytes than the original. A sound flat area may also hold a
+run of zeros, but there the decoder needs the code to its last bytes. So the decoder gets the code without a run of
+zeros: if it doesn't miss them, they are damage.
 """
 
 import io
@@ -15,7 +15,7 @@ from dreambooth.data.images.errors import Damage
 from dreambooth.data.images.zeros import Run, long_run, zeroed_blocks
 
 _CUTS = {b"ALPH": 8, b"VP8 ": 8, b"VP8L": 3}
-"""The codes that a picture may have, and how many bytes at their ends count: a few more are written than read."""
+"""The kinds of code, and the unread bytes allowed at their ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def _codes(content: bytes, position: int, stop: int) -> Iterator[_Code]:
 def _decodes(parts: dict[bytes, bytes]) -> bool:
     try:
         Image.open(io.BytesIO(_still(parts)), formats=["WEBP"]).load()
-    except Exception:  # noqa: BLE001 - whatever it calls it, something is missing
+    except Exception:  # noqa: BLE001 - any error means that something is missing
         return False
     return True
 

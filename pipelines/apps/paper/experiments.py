@@ -1,8 +1,8 @@
 """The experiments of `dreambooth paper`: the paper's tables and more, each row a few settings.
 
-A row is trained for every subject of its experiment, one run each; where rows of several tables are the same settings,
-they share the runs. The paper's own figures (Ruiz et al., arXiv 2208.12242) stand beside each table: of other models,
-data and encoders, so they only show the direction of an effect.
+A row is one run per subject of its experiment; rows of equal settings share runs. The paper's own figures (Ruiz et al.,
+arXiv 2208.12242) stand beside each table; they are of other models, data and encoders, and only show the direction of
+an effect.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A table. `every_subject` False: only the few subjects of a setting's side experiments."""
+    """A table; with `every_subject` False only of the setting's few side subjects."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""The page of `dreambooth paper`: self-contained, tables in the paper's layout with its own figures beside."""
+"""The page of `dreambooth paper`: self-contained tables in the paper's layout, beside the paper's figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Run the paper's experiments as one batch, and make tables, findings and the page from its evaluations.
 
-Training and measurement go through the batch's queue and lanes, so the same command again does only what is missing,
-and finished evaluations can be made into a page at any time.
+Training and measurement use the batch's queue and lanes, so the same command again does only what is missing, and a
+page can be made at any time from the evaluations so far.
 """
 
 from collections.abc import Mapping, Sequence

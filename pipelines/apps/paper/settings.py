@@ -13,7 +13,7 @@ from pipelines.apps.paper.experiments import (
 )
 
 FEW_SUBJECTS = ("coral-car", "navy-dog", "violet-teapot")
-"""Subjects of side experiments. None is green, the common word used as an identifier there."""
+"""Subjects of side experiments. They aren't green, the common word used as an identifier there."""
 
 
 def full_setting() -> Setting:
@@ -24,7 +24,7 @@ def full_setting() -> Setting:
         subjects=subject_names(),
         few_subjects=FEW_SUBJECTS,
         images_per_prompt=2,
-        # Shared by many runs, so that there can be more of them than for one subject.
+        # Shared by many runs, so more pay off than for one subject.
         common={"prior.num_class_images": 200},
     )
 

@@ -87,7 +87,7 @@ def trial_config(
 
 
 def _wanted(setting: Setting) -> Iterator[tuple[Experiment, Row, str]]:
-    """Rows by subject; those that reuse another row's runs come after it."""
+    """Rows by subject; rows come after those whose runs they reuse."""
     for experiment in setting.experiments:
         for row in sorted(experiment.rows, key=lambda row: bool(row.reads)):
             for subject in setting.subjects_of(experiment):

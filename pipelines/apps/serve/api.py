@@ -46,7 +46,7 @@ def make_api(
     api = FastAPI(
         title="DreamBooth", version=__version__, description="Pictures of subjects that models were fine-tuned on."
     )
-    if loopback:  # or a page of the web could reach it by a name of its own
+    if loopback:  # else web pages could reach it through their own host names
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
     known = {subject.name: subject for subject in subjects}
     html, policy = read_page(Path(__file__).with_name("serve.html"))
@@ -59,7 +59,7 @@ def make_api(
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @api.get("/subjects", summary="Whom it can be asked for")
+    @api.get("/subjects", summary="Subjects served")
     async def listed() -> list[Listed]:
         return [
             Listed(subject=one.name, class_noun=one.class_noun, identifier=one.identifier, model=one.address)

@@ -1,7 +1,7 @@
 """The service of `dreambooth serve`, on Ray Serve.
 
-One deployment answers HTTP, the other samples. It keeps a few subjects loaded (Serve's multiplexing, which also sends a
-subject's requests to a replica that has it), batches waiting requests, and limits its queue.
+One deployment answers HTTP, the other samples. The sampler keeps a few subjects loaded (Serve's multiplexing also
+routes a subject's requests to a replica that has it), batches waiting requests, and limits its queue.
 """
 
 import asyncio
@@ -62,8 +62,8 @@ def _sampler(subjects: Sequence[ServedSubject], tracking_uri: str, settings: Ser
         @serve.batch(max_batch_size=settings.batch, batch_wait_timeout_s=_TOGETHER_SECONDS)
         async def sample(self, asked: list[Asked]) -> list[Drawn | Refused]:
             answers: dict[int, Drawn | Refused] = {}
-            # Serve calls this for the subjects of a batch at once. They share the base's components, and one that
-            # waits with its weights would be loaded beyond subjects_loaded: one at a time loads and samples.
+            # Serve calls this concurrently for a batch's subjects. They share the base's components, and a waiting one
+            # would be loaded beyond subjects_loaded, so one at a time loads and samples.
             async with self._turn:
                 for places in alike(asked):
                     group = [asked[place] for place in places]
@@ -79,7 +79,7 @@ def _sampler(subjects: Sequence[ServedSubject], tracking_uri: str, settings: Ser
                 return [Refused(503, f"{name} can't be loaded: {_first_line(error)}")] * len(group)
             try:
                 return await asyncio.to_thread(self._sampler.sample, loaded, group)
-            except Exception as error:  # noqa: BLE001 - no request waits for an answer that doesn't come
+            except Exception as error:  # noqa: BLE001 - every request gets an answer
                 return [Refused(500, f"sampling {name} failed: {_first_line(error)}")] * len(group)
 
     return Sampler
@@ -101,7 +101,7 @@ def _front(subjects: Sequence[ServedSubject], settings: ServeSettings) -> Any:
             except BackPressureError:
                 raise Refused(429, "too many wait already; try again") from None
             except RayActorError:
-                raise Refused(503, "the process that sampled went away; it is started again, try later") from None
+                raise Refused(503, "the sampling process died and is being restarted; try again later") from None
             if isinstance(answer, Refused):
                 raise answer
             drawn: Drawn = answer

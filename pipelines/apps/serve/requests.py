@@ -1,7 +1,6 @@
 """Requests and answers of `/generate`, and the validation of requests.
 
-Everything is checked before a request takes a place in the queue: unambiguous JSON, known fields, finite numbers, a
-readable prompt.
+Requests are checked before they are queued: unambiguous JSON, known fields, finite numbers, a readable prompt.
 """
 
 import difflib

@@ -17,7 +17,7 @@ from pipelines.tracking.registry import RESULT_TAG
 class ServedSubject:
     """A version of a registered model, at `address` `models:/NAME/VERSION`, and its metadata.
 
-    Aliases are resolved when the service starts; it goes on serving that version if they move.
+    Aliases are resolved once, when the service starts.
     """
 
     name: str
@@ -70,7 +70,7 @@ def _find(client: MlflowClient, name: str, alias: str, version: str) -> ServedSu
 
 
 def _named(subjects: Sequence[ServedSubject]) -> tuple[ServedSubject, ...]:
-    """Name subjects for requests: without the prefix where that is unique."""
+    """Subjects by their names in requests: without the prefix if that is unique."""
     short = [subject.name.removeprefix("dreambooth-") for subject in subjects]
     return tuple(
         replace(subject, name=name) if short.count(name) == 1 else subject

@@ -1,8 +1,7 @@
 """Serve a study's page on this machine alone.
 
-It listens on the loopback address, answers to no other host's name (so that no page of the web can reach it by a name
-of its own), reads no file but the page and the study, and takes answers as JSON only, which a browser sends to another
-origin's server only after asking it.
+It listens on the loopback address, refuses other host names (web pages could reach it through their own), reads no file
+but the page and the study, and accepts only JSON, which browsers send across origins only with the server's consent.
 """
 
 import re
@@ -140,7 +139,7 @@ class StudyServer:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 study_app(study),
-                log_config=None,  # the terminal belongs to whoever runs the study
+                log_config=None,  # the terminal belongs to the study's owner
                 log_level="critical",
                 access_log=False,
                 server_header=False,

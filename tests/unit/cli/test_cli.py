@@ -188,4 +188,4 @@ class TestIdentifiers:
         rare = self.invoke("--base-model", tiny_pipeline, "--limit", "1")[0].split()[0]
         assert self.invoke("--base-model", tiny_pipeline, "--check", rare) == [f"{rare!r} is a rare identifier"]
         (line,) = self.invoke("--base-model", tiny_pipeline, "--check", "beach")
-        assert "the base model already knows a use for" in line
+        assert "with a meaning for the base model" in line

@@ -85,7 +85,7 @@ def test_one_table_says_what_is_wrong_with_whom(photos: str) -> None:
         "few": "2 instance images; the method is made for three to five",
         "mixed": "images of 2 sizes, from 80x80 to 100x80",
         "alike": "0.png and 3.png are the same picture",
-        "rare": "already knows a use for",
+        "rare": "with a meaning for the base model",
         "odd": "no word of its own for the class noun 'qzxwv'",
     }
     for kind, expected in (("error: ", errors), ("warning: ", warnings)):

@@ -79,7 +79,7 @@ def test_the_unforeseen_ends_in_a_sentence_and_a_file(
     assert result.exit_code == FAILURE
     assert result.stdout == ""
     (details,) = working_folder.glob("dreambooth-error-*.log")
-    assert result.stderr == f"failed: ZeroDivisionError: division; the details are in {details}\n"
+    assert result.stderr == f"failed: ZeroDivisionError: division; details: {details}\n"
     assert "Traceback (most recent call last)" in details.read_text()
     assert "at http://me:***@host/x" in details.read_text()
     assert PASSWORD not in details.read_text()
@@ -155,7 +155,7 @@ def test_what_libraries_log_and_threads_raise_has_no_traceback(monkeypatch: pyte
     result = CliRunner().invoke(main, ["settings"])
     assert "Traceback" not in result.stderr
     assert "warning: a thread ended: ZeroDivisionError: division by zero" in result.stderr
-    found = re.search(r"failed: KeyError: 'outer'; the details are in (\S+)\n", result.stderr)
+    found = re.search(r"failed: KeyError: 'outer'; details: (\S+)\n", result.stderr)
     assert found is not None
     details = Path(found[1]).read_text()
     assert all(words in details for words in ("inner", "ZeroDivisionError", "outer"))

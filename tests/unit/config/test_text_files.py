@@ -50,7 +50,7 @@ def test_an_encoding_that_cannot_be_known(content: bytes, message: str) -> None:
         ("a: 1\nb: 2\na: 3", "'a' is there twice, in line 1 and in line 3"),
         ("x:\n  y: [{a: 1,\n  a: 1}]", "'a' is there twice, in line 2 and in line 3"),
         ("'a': 1\na: 1", "'a' is there twice"),
-        ("a: &a [*a]", "line 1: an alias (*name) stands inside of what it means"),
+        ("a: &a [*a]", "line 1: an alias (*name) stands inside its own value"),
         ("? [a]\n: 1", "line 1: expected a name for a key"),
         ("<<: 5", "line 1: << takes mappings"),
         ("a: !!set {x}", "line 1 has a value of the kind"),

@@ -130,7 +130,7 @@ def test_words_that_the_base_model_does_not_know_or_knows_too_well(
     common = subject("common", (1, 2, 3), "subject.identifier=photo")
     found = {one.name: "\n".join(one.warnings) for one in check(strange, common)}
     assert "no word of its own for the class noun 'qzxwv'" in found["strange"]
-    assert "already knows a use for" in found["common"]
+    assert "with a meaning for the base model" in found["common"]
 
 
 def test_two_subjects_with_the_same_images(subject: Callable[..., DreamBoothConfig], tmp_path: Path) -> None:
