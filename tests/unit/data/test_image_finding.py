@@ -1,42 +1,19 @@
 """What lies in a folder of photographs: pictures of every kind, captions of every spelling, and what is not used."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pillow_heif
 import pytest
-from PIL import Image
+from gradients import gradient
 
 from dreambooth.data.images import InstanceImage, find_instance_images, open_image, search_images
 from dreambooth.errors import InputError
 
 MAX_PIXELS = 1_000_000
 pillow_heif.register_heif_opener(thumbnails=False)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "rex"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def memory() -> Iterator[fsspec.AbstractFileSystem]:
-    filesystem = fsspec.filesystem("memory")
-    yield filesystem
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]
-
-
-def gradient(width: int, height: int) -> Image.Image:
-    """Red grows to the right, green downwards."""
-    x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)
-    pixels = np.stack(np.broadcast_arrays(x[None, :], y[:, None], 128.0), axis=-1)
-    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def test_a_folder_gives_its_images_by_name_and_nothing_else(folder: Path) -> None:

@@ -2,13 +2,12 @@
 
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import torch
+from gradients import gradient
 from PIL import Image, ImageCms
 
 from dreambooth.data.images import (
@@ -22,31 +21,9 @@ MAX_PIXELS = 1_000_000
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "rex"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def memory() -> Iterator[fsspec.AbstractFileSystem]:
-    filesystem = fsspec.filesystem("memory")
-    yield filesystem
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]
-
-
 def noise(width: int, height: int) -> Image.Image:
     """An image that does not compress, so that a cut file is cut within its pixels."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def gradient(width: int, height: int) -> Image.Image:
-    """Red grows to the right, green downwards."""
-    x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)
-    pixels = np.stack(np.broadcast_arrays(x[None, :], y[:, None], 128.0), axis=-1)
-    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def png(width: int, height: int, rows: bytes = b"") -> bytes:

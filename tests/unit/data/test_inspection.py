@@ -3,12 +3,12 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
+from gradients import gradient
 from PIL import Image
 
 from dreambooth.data.images import InstanceImage, find_instance_images
@@ -16,28 +16,6 @@ from dreambooth.data.inspection import inspect_addresses, inspect_images
 from dreambooth.errors import InputError
 
 MAX_PIXELS = 1_000_000
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "rex"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def memory() -> Iterator[fsspec.AbstractFileSystem]:
-    filesystem = fsspec.filesystem("memory")
-    yield filesystem
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]
-
-
-def gradient(width: int, height: int) -> Image.Image:
-    """Red grows to the right, green downwards."""
-    x, y = np.linspace(0, 255, width), np.linspace(0, 255, height)
-    pixels = np.stack(np.broadcast_arrays(x[None, :], y[:, None], 128.0), axis=-1)
-    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def png(width: int, height: int, rows: bytes = b"") -> bytes:

@@ -3,18 +3,25 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
 
-from pipelines.tracking.line import Away, Line, chunks, is_refusal
+from pipelines.tracking import line as line_module
+from pipelines.tracking.line import Away, Line, chunks, is_refusal, request_seconds
+
+REQUEST = 0.25
+PATIENCE = 2 * REQUEST
+LATE = 3.0  # for what a busy machine adds
 
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request may take a second, so callers wait for two."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    """A request may take a quarter of a second, and pauses are as much shorter: a fraction of MLflow's least."""
+    monkeypatch.setattr(line_module, "request_seconds", lambda: REQUEST)
+    monkeypatch.setattr(line_module, "_FIRST_PAUSE", REQUEST / 2)
 
 
 @pytest.fixture
@@ -28,17 +35,31 @@ class Server:
     """Takes what it is given, while it is up."""
 
     def __init__(self) -> None:
-        self.up, self.taken, self.tries = True, list[int](), 0
+        self.up, self.taken, self.tried = True, list[int](), list[float]()
 
     def take(self, value: int) -> Callable[[], int]:
         def operation() -> int:
-            self.tries += 1
+            self.tried.append(time.monotonic())
             if not self.up:
                 raise ConnectionError("nothing answers")
             self.taken.append(value)
             return value
 
         return operation
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until a condition holds, by what the thread of the line does."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_request_may_take_as_long_as_mlflows_own_variable_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert request_seconds() == 10
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    assert request_seconds() == 3
 
 
 def test_what_is_posted_arrives_in_order_and_once(line: Line) -> None:
@@ -56,7 +77,7 @@ def test_posting_waits_for_nothing_and_all_is_sent_when_the_server_is_back(line:
     for value in range(20):
         line.post(server.take(value))
     assert time.monotonic() - began < 0.5
-    time.sleep(0.3)
+    until(lambda: len(server.tried) > 1)
     assert server.taken == []
     server.up = True
     assert line.wait(line.post(server.take(20))) == 20
@@ -70,30 +91,30 @@ def test_all_callers_share_one_patience(line: Line) -> None:
     with pytest.raises(Away, match="nothing answers"):
         line.wait(line.post(server.take(0)))
     line.post(server.take(1))
-    first = time.monotonic() - began
-    assert 2 <= first < 8
-    time.sleep(2.5)
+    assert PATIENCE <= time.monotonic() - began < 4 * PATIENCE + LATE
+    time.sleep(1.25 * PATIENCE)
     began = time.monotonic()
     for value in range(20):
         with pytest.raises(Away):
             line.wait(line.post(server.take(value)))
-    assert time.monotonic() - began < 8  # the first could wait that long alone
+    assert time.monotonic() - began < 4 * PATIENCE + LATE  # twenty would take as long each, without it 20 * PATIENCE
 
 
-def test_it_is_tried_again_only_now_and_then(line: Line) -> None:
+def test_each_pause_between_tries_is_twice_the_last(line: Line) -> None:
     server = Server()
     server.up = False
     line.post(server.take(0))
-    time.sleep(3)
-    assert 2 <= server.tries <= 4  # after 0, 0.5, 1.5 and 3.5 seconds
+    until(lambda: len(server.tried) == 4)
+    for pause, (one, following) in enumerate(pairwise(server.tried)):
+        assert following - one >= 2**pause * REQUEST / 2
 
 
 def test_a_call_that_never_ends_is_given_up(line: Line) -> None:
     never = threading.Event()
     began = time.monotonic()
-    with pytest.raises(Away, match="has not answered for 2 s"):
+    with pytest.raises(Away, match="has not answered for"):
         line.wait(line.post(never.wait))
-    assert time.monotonic() - began < 8
+    assert PATIENCE <= time.monotonic() - began < 4 * PATIENCE + LATE
     assert line.hangs
     never.set()
     assert line.wait(line.post(lambda: 1)) == 1
@@ -101,15 +122,15 @@ def test_a_call_that_never_ends_is_given_up(line: Line) -> None:
 
 def test_a_server_that_always_answers_late_is_given_up(line: Line) -> None:
     for _ in range(20):
-        line.post(lambda: time.sleep(0.9))
+        line.post(lambda: time.sleep(0.9 * REQUEST))
     began = time.monotonic()
-    with pytest.raises(Away, match=r"too slowly; set MLFLOW_HTTP_REQUEST_TIMEOUT \(now 1\)"):
+    with pytest.raises(Away, match=r"too slowly; set MLFLOW_HTTP_REQUEST_TIMEOUT \(now 0.25\)"):
         line.wait(line.post(lambda: None))
-    assert 6 <= time.monotonic() - began < 12
+    assert 3 * PATIENCE <= time.monotonic() - began < 6 * PATIENCE + LATE
 
 
 def test_a_long_upload_has_its_own_time(line: Line) -> None:
-    assert line.wait(line.post(lambda: time.sleep(3) or "there", extra=5.0)) == "there"
+    assert line.wait(line.post(lambda: time.sleep(1.5 * PATIENCE) or "there", extra=2.5 * PATIENCE)) == "there"
 
 
 def test_what_is_refused_is_not_tried_again_and_does_not_hold_up_the_rest(line: Line) -> None:
@@ -143,7 +164,7 @@ def test_going_away_and_coming_back_are_said_once(line: Line) -> None:
     line.say = said.append
     server.up = False
     line.post(server.take(0))
-    time.sleep(4)
+    until(lambda: bool(said))
     server.up = True
     line.wait(line.post(server.take(1)))
     assert [text.partition(" (")[0] for text in said] == ["MLflow is away", "MLflow answers again"]
