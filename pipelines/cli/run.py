@@ -47,7 +47,6 @@ def run(
         _dry_run(settings, RunConsole(quiet=silent))
         return
     from pipelines.driver.personalize import personalize
-    from pipelines.driver.summary import describe_result
 
     console = RunConsole(quiet=silent)
     try:
@@ -55,6 +54,8 @@ def run(
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on from the last checkpoint", err=True)
         sys.exit(INTERRUPTED)
+    from pipelines.driver.summary import describe_result  # imports MLflow
+
     for what, value in describe_result(result):
         click.echo(f"{what:>14}  {value}")
     if result.error is not None:
@@ -93,19 +94,11 @@ def _settings(
 
 
 def _dry_run(config: "DreamBoothConfig", console: "RunConsole") -> None:
-    from pipelines.cluster.ray_cluster import ray_cluster
-    from pipelines.driver.personalize import checked_plan
+    from pipelines.driver import personalize
     from pipelines.plan.describe import describe_plan, printable_settings
     from pipelines.plan.memory import describe_peak
-    from pipelines.stages.evaluate_stage import image_encoder
 
-    if config.cluster.address is None:
-        plan = checked_plan(config)
-    else:
-        with ray_cluster(config.cluster) as resources:
-            plan = checked_plan(config, resources)
-    if plan.config.evaluation.image_encoder is not None:
-        image_encoder(plan.config)
+    plan = personalize.dry_run(config, console)
     click.echo(yaml.safe_dump(printable_settings(plan.config), sort_keys=False, width=110), nl=False)
     for warning in plan.warnings:
         console.warn(warning)

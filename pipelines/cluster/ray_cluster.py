@@ -36,9 +36,6 @@ losing a node Ray still counts its resources, and only a new request finds that 
 _HERE = {
     # Nobody announces preemption of this machine: saves a process per worker group.
     WATCHER_SWITCH: "0",
-    # Ray Train's cleaner of placement groups asks the dashboard whether a run lives. Without one here, it would find
-    # another cluster's on this machine, or wait for a dead one.
-    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1",
 }
 _ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
 WORKER_ENVIRONMENT = {"env_vars": {"GLIBC_TUNABLES": _ALLOCATOR}}

@@ -39,13 +39,16 @@ class Clock:
     def stage(self, name: str) -> Iterator[None]:
         """Count the time within this context for a stage."""
         self.begin(name)
-        start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)
+        self.end(name)
 
     def begin(self, name: str) -> None:
         """Begin a stage now."""
         self.began[name] = time.time()
+
+    def end(self, name: str) -> None:
+        """End a stage now."""
+        self.seconds[name] = round(time.time() - self.began[name], 2)
 
     def take_lane(self, milestones: Milestones, *, protocol: bool) -> None:
         """Record the stages of a lane that was started when "train" began and is done now."""

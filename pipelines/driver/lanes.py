@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.cluster.preemption import answering_workers
 from pipelines.cluster.ray_cluster import WORKER_ENVIRONMENT, worker_group
+from pipelines.cluster.trainer import lane_trainer
 from pipelines.plan.batch_plan import BatchPlan
 from pipelines.storage.files import join, pyarrow_filesystem
 from pipelines.tasks import LaneTask
@@ -73,11 +74,10 @@ class Lanes:
 
     def _fit(self, name: str) -> None:
         import ray.train
-        from ray.train.torch import TorchTrainer
 
         cluster = self._plan.cluster
         storage_filesystem, storage_path = pyarrow_filesystem(join(self._plan.uri, "lanes"))
-        trainer = TorchTrainer(
+        trainer = lane_trainer(keep_cleaner=cluster.address is not None)(
             lane_worker,
             train_loop_config={
                 "task": LaneTask(

@@ -1,33 +1,28 @@
-"""One subject, end to end: a batch of one with its own view."""
+"""One subject, end to end: a batch of one with its own view.
 
-import secrets
+MLflow and pages take seconds to import, so that happens while Ray starts.
+"""
+
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.errors import InputError
 from pipelines.cluster.ray_cluster import Resources, ray_cluster, ray_cluster_meanwhile
-from pipelines.driver.batch import queued_subjects
 from pipelines.driver.clock import Clock
-from pipelines.driver.conclude import conclude_stored, finish, track_plan
 from pipelines.driver.console import RunConsole
-from pipelines.driver.driving import Driver, until_ended
-from pipelines.driver.follow import Curves
-from pipelines.driver.lanes import Lanes
-from pipelines.driver.run_view import RunView
-from pipelines.driver.summary import PersonalizeResult, is_tracked, stored_result
-from pipelines.driver.train_stage import find_result
 from pipelines.plan.batch_plan import BatchPlan
 from pipelines.plan.describe import describe_plan
-from pipelines.plan.destinations import check_destinations
+from pipelines.plan.destinations import check_destinations, check_servers
 from pipelines.plan.run_plan import Plan, make_plan
-from pipelines.queue.queue_actor import start_queue
 from pipelines.stages.evaluate_stage import image_encoder
-from pipelines.stages.evaluation_store import load_evaluation
-from pipelines.storage.files import join, remove
-from pipelines.tracking.tracked_run import TrackedRun
+from pipelines.storage.files import exists, join
+
+if TYPE_CHECKING:
+    from pipelines.driver.summary import PersonalizeResult
 
 
-def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> PersonalizeResult:
+def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> "PersonalizeResult":
     """Run one subject through every stage; the same call again does only what is missing.
 
     The first KeyboardInterrupt is raised after a checkpoint, the second at once. Raises InputError for invalid input
@@ -41,91 +36,58 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
                 resources = stack.enter_context(ray_cluster(config.cluster))
         with clock.stage("check"):
             plan = checked_plan(config, resources)
-        if (stored := stored_result(plan)) is not None:
-            if is_tracked(plan, stored):
-                console.line(f"nothing to do: {plan.config.run_uri} holds the result of this configuration")
-                return stored
-            console.line(f"{plan.config.run_uri} holds the result of this configuration; MLflow gets what it lacks")
-            if (result := conclude_stored(plan, earlier=stored.summary, say=console.warn)) is not None:
-                return result
+        nodes = _nodes(resources)
+        if exists(join(plan.config.run_uri, "summary.json")) and (result := _stored(plan, console, nodes)) is not None:
+            return result
         encoder = encoder_of(plan, console)
         if resources is None:
             ready = stack.enter_context(ray_cluster_meanwhile(config.cluster))
+            clock.begin("ray")
+        from pipelines.driver.single import drive
+
+        check_servers([plan], nodes=nodes)
         for warning in plan.warnings:
             console.warn(warning)
         console.table(describe_plan(plan))
         if resources is None:
-            with clock.stage("ray"):
-                resources = ready()
-        return _drive(plan, resources, encoder, console, clock)
+            resources = ready()
+            clock.end("ray")
+        return drive(plan, resources, encoder, console, clock)
 
 
-def _drive(
-    plan: Plan, resources: Resources, encoder: str | None, console: RunConsole, clock: Clock
-) -> PersonalizeResult:
-    """Drive a batch of one; its queue and lane leave no files."""
-    import ray
+def _stored(plan: Plan, console: RunConsole, nodes: int) -> "PersonalizeResult | None":
+    from pipelines.driver.single import find_stored
 
-    work = BatchPlan(
-        name=plan.config.subject.name,
-        uri=join(plan.config.run_uri, "work"),
-        key=plan.key,
-        subjects=(plan,),
-        lanes=1,
-        cluster=plan.config.cluster,
-        use_gpu=plan.use_gpu,
-        resources=resources,
-    )
-    remove(work.uri)  # left by a killed driver
-    name = secrets.token_hex(4)
-    queue = start_queue(work.uri, name, queued_subjects(work), retries=plan.config.cluster.max_failures)
-    lanes = Lanes(work, name, queue, encoder)
-    clock.begin("train")
-    lanes.start()
-    results: list[PersonalizeResult] = []
-    with (
-        track_plan(plan, say=console.warn) as run,
-        RunView(console, plan.config.train.max_train_steps) as view,
-        Curves(lambda one: run) as curves,
-    ):
-
-        def conclude(one: Plan) -> str:
-            clock.take_lane(view.milestones, protocol=one.protocol is not None)
-            results.append(_finish(one, run, view, clock))
-            return ""
-
-        interrupted = Driver(work, queue, lanes, view, curves, conclude).drive()
-        [record] = ray.get(queue.records.remote())
-        if not interrupted:
-            until_ended(lanes)
-        ray.kill(queue)
-        remove(work.uri)
-        if interrupted and not results:
-            raise KeyboardInterrupt
-        if not results:
-            raise RuntimeError(f"{record.name} failed: {record.reason}")
-        return results[-1]
-
-
-def _finish(plan: Plan, run: TrackedRun, view: RunView, clock: Clock) -> PersonalizeResult:
-    trained = find_result(plan)
-    if trained is None:
-        raise RuntimeError(f"training ended, but there is no model at {join(plan.config.run_uri, 'model')}")
-    view.line(f"published and verified: {trained.model.uri}")
-    evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
-    return finish(plan, trained, evaluation, run, clock.seconds, clock.startup(view.milestones))
+    check_servers([plan], nodes=nodes)
+    return find_stored(plan, console)
 
 
 def checked_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
-    """The plan of a run, with all its requirements checked."""
+    """The plan of a run, with all its requirements checked but MLflow's (`check_servers`)."""
     plan = make_plan(config, resources)
-    check_destinations([plan], nodes=resources.nodes if resources is not None else 1)
+    check_destinations([plan], nodes=_nodes(resources))
     return plan
+
+
+def dry_run(config: DreamBoothConfig, console: RunConsole) -> Plan:
+    """The plan of a run, with all its requirements checked; starts nothing."""
+    with ExitStack() as stack:
+        joined = config.cluster.address is not None
+        resources = stack.enter_context(ray_cluster(config.cluster)) if joined else None
+        plan = checked_plan(config, resources)
+        encoder_of(plan, console)
+        check_servers([plan], nodes=_nodes(resources))
+        return plan
+
+
+def _nodes(resources: Resources | None) -> int:
+    return resources.nodes if resources is not None else 1
 
 
 def check_batch_destinations(batch: BatchPlan) -> None:
     """Check that the results of many subjects can be written. Raises InputError if not."""
     check_destinations(batch.subjects, lanes=batch.lanes, nodes=batch.resources.nodes)
+    check_servers(batch.subjects, nodes=batch.resources.nodes)
 
 
 def encoder_of(plan: Plan, console: RunConsole) -> str | None:

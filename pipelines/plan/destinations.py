@@ -15,18 +15,22 @@ from pipelines.worker.checkpoints import CHECKPOINTS_KEPT
 
 
 def check_destinations(plans: Sequence[Plan], *, lanes: int = 1, nodes: int = 1) -> None:
-    """Check that results can be written from a cluster of `nodes`. Raises InputError if not.
+    """Check that files of results can be written from a cluster of `nodes`. Raises InputError if not.
 
     Each address is tried once; `lanes` is the number of subjects in work at a time.
     """
-    from pipelines.tracking.runs import check_tracking
-
     roots = {plan.config.storage.root: plan for plan in plans}
     for plan in roots.values():
         check_writable(plan.config.run_uri)
         if plan.prior is not None:
             check_writable(plan.config.prior_uri)
     _check_room(plans, lanes=lanes, nodes=nodes)
+
+
+def check_servers(plans: Sequence[Plan], *, nodes: int = 1) -> None:
+    """Check that MLflow can be written from a cluster of `nodes`, once per address. Raises InputError if not."""
+    from pipelines.tracking.runs import check_tracking
+
     for tracking in {plan.config.tracking: None for plan in plans}:
         check_tracking(tracking, nodes=nodes)
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,8 @@ def refused(
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    for name in ("ray_cluster", "ray_cluster_meanwhile"):
-        monkeypatch.setattr(pipelines.driver.personalize, name, start)
+    monkeypatch.setattr(pipelines.driver.personalize, "ray_cluster", start)
+    monkeypatch.setattr(pipelines.driver.personalize, "ray_cluster_meanwhile", lambda config: nullcontext(start))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_database)
 
     def invoke(*arguments: str | Path, images: str | Path = instance_folder) -> str:

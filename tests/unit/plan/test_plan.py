@@ -17,7 +17,7 @@ from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import train_task
 from pipelines.plan.batch_plan import describe_batch, make_batch_plan
 from pipelines.plan.describe import describe_plan
-from pipelines.plan.destinations import check_destinations
+from pipelines.plan.destinations import check_destinations, check_servers
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.stages.evaluate_stage import sample_requests
 from pipelines.tasks import Source
@@ -403,13 +403,13 @@ class TestDestinations:
 
     def test_a_tracking_server_that_is_away(self, plan: MachinePlan) -> None:
         with pytest.raises(InputError, match=r"no MLflow tracking at http://127\.0\.0\.1:9"):
-            check_destinations([plan("tracking.uri=http://127.0.0.1:9")])
+            check_servers([plan("tracking.uri=http://127.0.0.1:9")])
 
     def test_a_file_of_sqlite_is_no_place_for_several_nodes(self, plan: MachinePlan, tmp_path: Path) -> None:
         made = plan(f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
-        check_destinations([made], nodes=1)
+        check_servers([made], nodes=1)
         with pytest.raises(InputError, match=r"the cluster has 3 nodes, but MLflow .*'mlflow server'.* tracking\.uri"):
-            check_destinations([made], nodes=3)
+            check_servers([made], nodes=3)
 
     @pytest.mark.parametrize(
         ("overrides", "checkpoints", "models"),
