@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faulty_store import faulty_proxy
@@ -20,6 +21,7 @@ from PIL import Image
 
 from dreambooth.config.settings import TrackingConfig
 from dreambooth.miniature import subject_dir
+from pipelines.plan.doctor import probe_tracking
 from pipelines.tracking.client import connect, quietly
 from pipelines.tracking.line import Away
 from pipelines.tracking.runs import track
@@ -165,6 +167,17 @@ def test_what_one_call_is_refused_is_said_and_the_rest_arrives(
     assert error is not None
     assert "a name that/is:no<good>" in str(error)
     assert points(client, run.run_id) == [(1, 0.5)]
+
+
+def test_the_doctor_leaves_a_server_as_it_was(
+    tracker: tuple[Tracker, TrackingConfig], client: MlflowClient, make_config: Any
+) -> None:
+    _, config = tracker
+    assert "takes runs and models" in probe_tracking(make_config(tracking__uri=config.uri))
+    assert not client.search_registered_models(filter_string="name LIKE 'dreambooth-doctor%'")
+    experiment = client.get_experiment_by_name("dreambooth-doctor")
+    assert experiment is not None
+    assert not client.search_runs([experiment.experiment_id])
 
 
 @pytest.mark.recovery
