@@ -47,7 +47,9 @@ WORKER_ENVIRONMENT = {"env_vars": {"GLIBC_TUNABLES": _ALLOCATOR}}
 their pages would have to be zeroed again, a fourteenth of the miniature's step on a CPU."""
 _OBJECT_STORE_BYTES = 512 << 20
 _JOIN_SECONDS = 60.0
-_WITHOUT_BF16 = re.compile(r"(?<![A-Z0-9])([KM]\d+|P4|P6|P40|P100|V100\w*|T4|GTX|TITAN|RTX[- ]20\d\d|Quadro)(?![A-Z0-9])")
+_WITHOUT_BF16 = re.compile(
+    r"(?<![A-Z0-9])([KM]\d+|P4|P6|P40|P100|V100\w*|T4|GTX|TITAN|RTX[- ]20\d\d|Quadro)(?![A-Z0-9])"
+)
 """Names of NVIDIA GPUs before Ampere, where bf16 is emulated."""
 
 

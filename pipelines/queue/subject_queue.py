@@ -93,7 +93,7 @@ class SubjectQueue:
         self._records = {name: subject.record for name, subject in self._subjects.items()}
         try:
             self._take_up(read_records(self._uri), driver)
-        except Exception as error:  # each driver raises its own; of a constructor's, Ray shows the traceback
+        except Exception as error:  # noqa: BLE001 - each driver's own, and Ray would show a constructor's traceback
             said = f"can't read {self._uri}: {explain(error)}; the same command goes on when that is mended"
             self.halt(str(error) if isinstance(error, StoreAway) else said)
         self._counts = Counter(record.state for record in self._records.values())
