@@ -130,8 +130,9 @@ def _instead(folder: Path) -> str:
             )
     if others:
         return (
-            f"is the copy complete? There is {', '.join(others)}, which isn't read, as it could run anything; where you trust it, write "
-            f"safetensors: StableDiffusionPipeline.from_pretrained(..., use_safetensors=False).save_pretrained(...)"
+            f"is the copy complete? There is {', '.join(others)}, which isn't read, as it could run anything; where "
+            f"you trust it, write safetensors: "
+            f"StableDiffusionPipeline.from_pretrained(..., use_safetensors=False).save_pretrained(...)"
         )
     if folder.parents[1].name == "snapshots":
         return (
