@@ -166,9 +166,8 @@ class TestIncompleteCopies:
     )
     def test_weights_of_another_kind_alone(self, base: Path, name: str, told: str) -> None:
         (base / UNET).rename(base / "unet" / name)
-        assert f"there is no {base / UNET}; {'there is' if 'variant' in told else 'is the copy complete?'}" in fault(
-            base
-        )
+        cause = "there is" if "variant" in told else "is the copy complete?"
+        assert f"there is no {base / UNET}; {cause}" in fault(base)
         assert told in fault(base)
 
     def test_a_hub_repository_of_variants_alone(self, base: Path, tmp_path: Path) -> None:
