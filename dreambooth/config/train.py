@@ -50,7 +50,8 @@ class TrainConfig(Frozen):
         1.0, gt=0, le=1e9, description="largest gradient norm; larger gradients are scaled down to it"
     )
     mixed_precision: Literal["auto", "bf16", "no"] = Field(
-        "auto", description="precision of matrix products; auto: bf16 on GPUs that have it"
+        "auto",
+        description="precision of matrix products; auto: bf16 on GPUs, unless one of the cluster is known to lack it",
     )
     gradient_checkpointing: bool = Field(
         False, description="activations recomputed in the backward pass: less memory, more time"

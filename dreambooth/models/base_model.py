@@ -110,7 +110,7 @@ def weight_files(directory: Path, part: str) -> list[Path]:
     if whole.is_file() and not (index.is_file() and part != "text_encoder"):
         return [whole]
     if not index.is_file():
-        raise InputError(f"there is no {whole}; is the copy complete? {_instead(whole.parent)}")
+        raise InputError(f"there is no {whole}; {_instead(whole.parent)}")
     names = read_json(index).get("weight_map")
     names = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
     if not names or any(Path(name).name != name for name in names):
@@ -125,16 +125,23 @@ def _instead(folder: Path) -> str:
     for name, variant in variants:
         if name.endswith(".safetensors"):
             return (
-                f"There is {name}, a variant; download the weights themselves, or write them with "
+                f"there is {name}, a variant, which isn't read. Download the weights themselves, or write them with "
                 f"StableDiffusionPipeline.from_pretrained(..., variant={variant!r}).save_pretrained(...)"
             )
     if others:
         return (
-            f"There is {', '.join(others)}, which isn't read, as it could run anything; where you trust it, write "
-            f"safetensors: StableDiffusionPipeline.from_pretrained(..., use_safetensors=False).save_pretrained(...)"
+            f"is the copy complete? There is {', '.join(others)}, which isn't read, as it could run anything; where "
+            f"you trust it, write safetensors: "
+            f"StableDiffusionPipeline.from_pretrained(..., use_safetensors=False).save_pretrained(...)"
+        )
+    if folder.parents[1].name == "snapshots":
+        return (
+            f"of {folder.parents[2].name.removeprefix('models--').replace('--', '/')} only whole safetensors are "
+            f"downloaded. If the repository has none but variants such as fp16, write them with "
+            f"StableDiffusionPipeline.from_pretrained(..., variant='fp16').save_pretrained(...) and give that folder"
         )
     return (
-        "A pipeline in another format becomes one with "
+        "is the copy complete? A pipeline in another format becomes one with "
         "StableDiffusionPipeline.from_pretrained(...).save_pretrained(...)"
     )
 

@@ -1,6 +1,7 @@
 """Start Ray here or join a cluster, and read its resources."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -43,16 +44,21 @@ WORKER_ENVIRONMENT = {"env_vars": {"GLIBC_TUNABLES": _ALLOCATOR}}
 returned pages costs a fourteenth of the miniature's step on a CPU."""
 _OBJECT_STORE_BYTES = 512 << 20
 _JOIN_SECONDS = 60.0
+_WITHOUT_BF16 = re.compile(
+    r"(?<![A-Z0-9])([KM]\d+|P4|P6|P40|P100|V100\w*|T4|GTX|TITAN|RTX[- ]20\d\d|Quadro)(?![A-Z0-9])"
+)
+"""Names of NVIDIA GPUs before Ampere, where bf16 is emulated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Total resources of a cluster, and the CPUs of its largest node (None with one node)."""
+    """Total resources of a cluster, names of its GPUs, and the CPUs of its largest node (None: it has one node)."""
 
     cpus: int
     gpus: int
     nodes: int = 1
     largest_node_cpus: int | None = None
+    gpu_types: tuple[str, ...] = ()
 
     def check(self, config: ClusterConfig) -> None:
         """Raise InputError if one subject's workers don't fit; Ray would wait for ever."""
@@ -74,6 +80,11 @@ class Resources:
         """Whether a worker gets a GPU."""
         return self.gpus > 0 if config.use_gpu == "auto" else config.use_gpu
 
+    @property
+    def gpus_have_bf16(self) -> bool:
+        """Whether no GPU is known to lack bf16, since a worker may get any of them."""
+        return not any(_WITHOUT_BF16.search(name) for name in self.gpu_types)
+
 
 def worker_group(config: ClusterConfig, *, use_gpu: bool) -> Any:
     """Ray Train's configuration of a worker group; a range resizes it as room allows."""
@@ -93,7 +104,13 @@ def local_resources() -> Resources:
     """Resources of this machine for a Ray started here."""
     import torch
 
-    return Resources(cpus=usable_cpus(), gpus=torch.cuda.device_count())
+    return Resources(cpus=usable_cpus(), gpus=torch.cuda.device_count(), gpu_types=_local_gpu_types())
+
+
+def _local_gpu_types() -> tuple[str, ...]:
+    """Names of this machine's NVIDIA GPUs, from the driver: CUDA would take memory of each to tell."""
+    about = (path.read_text() for path in Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    return tuple(sorted({found[1].strip() for text in about if (found := re.search(r"(?m)^Model:(.+)$", text))}))
 
 
 def usable_cpus() -> int:
@@ -133,6 +150,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
             gpus=int(total.get("GPU", 0)),
             nodes=len(nodes),
             largest_node_cpus=int(max(nodes)),
+            gpu_types=tuple(sorted(name.partition(":")[2] for name in total if name.startswith("accelerator_type:"))),
         )
     finally:
         if started:

@@ -135,14 +135,20 @@ def judge_encryption(nodes: int, encrypted: bool) -> Finding:
 
 
 def probe_tracking(config: DreamBoothConfig) -> str:
-    """Write, read and delete a run and a registered model. Raises InputError for refusals."""
+    """Write a run and a registered model to a server, read them, delete them; only look at a database's file.
+
+    Raises InputError for what is refused.
+    """
     import secrets
 
     from dreambooth.config.addresses import shown
     from pipelines.tracking.client import connect, quietly
+    from pipelines.tracking.database import database_path
     from pipelines.tracking.runs import check_tracking
 
     uri = check_tracking(config.tracking)
+    if (path := database_path(uri)) is not None:
+        return f"{shown(uri)} {'can be written' if path.exists() else 'is made by the first run'}"
     client, name = connect(uri), f"dreambooth-doctor-{secrets.token_hex(4)}"
     with quietly():
         experiment = client.get_experiment_by_name("dreambooth-doctor")

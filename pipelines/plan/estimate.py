@@ -16,7 +16,6 @@ from pipelines.plan.memory import describe_peak
 from pipelines.plan.pace import known_paces, pace_key
 from pipelines.plan.run_plan import Plan
 from pipelines.stages.prior_stage import images_present
-from pipelines.worker.fine_tune import autocast
 
 _MATRIX = {"cpu": 512, "cuda": 4096}
 _SMALL_MATRIX = 256
@@ -83,7 +82,7 @@ def _by_counting(plan: BatchPlan, costs: dict[str, StepCost]) -> str:
     training = samples = 0.0
     for subject in plan.subjects:
         cost = costs[subject.config.subject.name]
-        half = autocast(subject.config, device)
+        half = subject.config.train.mixed_precision == "bf16"
         training += _training_flops(subject, cost) / (_SHARE_IN_TRAINING[device] * (speed.half if half else speed.fp32))
         samples += _sampling_flops(subject, cost) / sampling_speed
     class_images = _class_image_flops(plan, costs) / sampling_speed

@@ -6,7 +6,6 @@ from typing import Any
 from pipelines.plan.counted import counted
 from pipelines.plan.describe import readable_bytes
 from pipelines.plan.run_plan import Plan
-from pipelines.worker.fine_tune import autocast
 
 _LIVE_PARAMETERS = 1_000_000_000
 """Most parameters that ZeRO-3 keeps gathered: DeepSpeed's stage3_max_live_parameters."""
@@ -50,7 +49,7 @@ def _step_bytes(plan: Plan, *, keep_gradients: bool) -> int:
         "images": train.micro_batch_size * (1 if plan.prior is None else 2),
         "train_text_encoder": train.train_text_encoder,
         "checkpointing": train.gradient_checkpointing,
-        "autocast": autocast(plan.config, "cuda" if plan.use_gpu else "cpu"),
+        "autocast": train.mixed_precision == "bf16",
         "keep_gradients": keep_gradients,
     }
 

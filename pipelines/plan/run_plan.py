@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.identifier import check_own_tokens, choose_identifier, describe, token_ids_in_prompts
@@ -133,6 +133,7 @@ def make_plan(
         update={
             "subject": config.subject.model_copy(update={"identifier": identifier}),
             "images": config.images.model_copy(update={"resolution": resolution}),
+            "train": config.train.model_copy(update={"mixed_precision": _precision(config, resources)}),
         }
     )
     shared = check_own_tokens(
@@ -149,7 +150,6 @@ def make_plan(
     engine = _engine(config)
     warnings += check_protocol(config)
     warnings += check_texts(config, inspection.images, tokenizer)
-    place = f"{engine} on {'cuda' if use_gpu else 'cpu'}"
     return Plan(
         config=config,
         base=base,
@@ -159,7 +159,7 @@ def make_plan(
         engine=engine,
         use_gpu=use_gpu,
         sampling_dtype=dtype,
-        key=_key(config, base, inspection.data_hash, prior, f"{place} {config.zero if engine == 'deepspeed' else ''}"),
+        key=_key(config, base, inspection.data_hash, prior, engine, use_gpu=use_gpu),
         warnings=tuple(warnings),
     )
 
@@ -218,6 +218,13 @@ def choose_sampling_dtype(*, use_gpu: bool) -> str:
     return str(sampling_dtype("cuda" if use_gpu else "cpu")).removeprefix("torch.")
 
 
+def _precision(config: DreamBoothConfig, resources: Resources) -> Literal["bf16", "no"]:
+    """The precision of matrix products: chosen once for all workers, whatever GPU each gets."""
+    if config.train.mixed_precision != "auto":
+        return config.train.mixed_precision
+    return "bf16" if resources.use_gpu(config.cluster) and resources.gpus_have_bf16 else "no"
+
+
 def _prior(config: DreamBoothConfig, base: BaseModel, dtype: str) -> PriorPlan | None:
     if not config.prior.enabled:
         return None
@@ -252,9 +259,14 @@ def _identifier_tokens(config: DreamBoothConfig, base: BaseModel) -> tuple[int, 
     return token_ids_in_prompts(load_tokenizer(base.directory), str(config.subject.identifier))
 
 
-def _key(config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, place: str) -> str:
+def _key(
+    config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, engine: str, *, use_gpu: bool
+) -> str:
     """Key of everything that decides the published weights and the layout of checkpoints."""
+    place = f"{engine} on {'cuda' if use_gpu else 'cpu'} {config.zero if engine == 'deepspeed' else ''}"
     train = config.train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
+    if train.mixed_precision == ("bf16" if use_gpu else "no"):
+        train = train.model_copy(update={"mixed_precision": "auto"})  # what that is nearly everywhere
     crops = config.images.crops_per_image if config.images.crop == "random" else 1
     images = config.images.model_copy(update={"max_pixels": 1, "crops_per_image": crops})
     prompts = [config.prompts.instance_prompt(config.subject), str(config.subject.identifier)]

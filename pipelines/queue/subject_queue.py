@@ -89,13 +89,13 @@ class SubjectQueue:
         self._failures: dict[str, str] = {}
         self._stopping = False
         self._halted: str | None = None
-        stored = read_records(self._uri)
-        self._records: dict[str, SubjectRecord] = {}
-        for name, subject in self._subjects.items():
-            self._records[name] = _taken_up(stored.get(name), subject, driver)
+        self._records = {name: subject.record for name, subject in self._subjects.items()}
+        try:
+            self._take_up(read_records(self._uri), driver)
+        except Exception as error:  # noqa: BLE001 - each driver's own, and Ray would show a constructor's traceback
+            said = f"can't read {self._uri}: {explain(error)}; the same command goes on when that is mended"
+            self.halt(str(error) if isinstance(error, StoreAway) else said)
         self._counts = Counter(record.state for record in self._records.values())
-        for record in self._records.values():
-            self._place(record)
         self._record_counts()
 
     def next(
@@ -244,6 +244,12 @@ class SubjectQueue:
     def records(self) -> tuple[SubjectRecord, ...]:
         """All subjects, in the order of the batch."""
         return tuple(self._records.values())
+
+    def _take_up(self, stored: Mapping[str, SubjectRecord], driver: str) -> None:
+        """Go on with what earlier attempts left."""
+        for name, subject in self._subjects.items():
+            self._records[name] = _taken_up(stored.get(name), subject, driver)
+            self._place(self._records[name])
 
     def _place(self, record: SubjectRecord) -> None:
         """Index a subject by its state."""

@@ -160,15 +160,6 @@ def publish_result(base: BaseModel, tuned: FineTuned, task: TrainTask) -> Manife
     return manifest
 
 
-def autocast(config: DreamBoothConfig, device: str) -> bool:
-    """Whether matrix products run in bf16."""
-    import torch
-
-    if config.train.mixed_precision == "auto":
-        return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-    return config.train.mixed_precision == "bf16"
-
-
 def _any_rank(engine: Any, here: bool, device: str) -> bool:
     """True on every rank if `here` is True on any. Collective."""
     import torch

@@ -38,7 +38,7 @@ from pipelines.tasks import (
     base_source,
 )
 from pipelines.worker.checkpoints import checkpoints_of
-from pipelines.worker.fine_tune import FineTuned, autocast, fine_tune, publish_result
+from pipelines.worker.fine_tune import FineTuned, fine_tune, publish_result
 from pipelines.worker.hooks import Stopped
 from pipelines.worker.lane_reports import QueueCaller, Reports
 from pipelines.worker.shared_samplers import SharedSamplers
@@ -190,7 +190,8 @@ class _Lane:
                 log("warning", level=logging.WARNING, text=text)
             tell({"kind": "warning", "text": text})
 
-        model = build_model(self._bases.components.copied(), task.config, autocast=autocast(task.config, self._device))
+        autocast = task.config.train.mixed_precision == "bf16"
+        model = build_model(self._bases.components.copied(), task.config, autocast=autocast)
         tuned = fine_tune(
             task,
             base,

@@ -5,14 +5,17 @@ A real server behind a proxy that misbehaves for it; and, killed for real, with 
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from faulty_store import faulty_proxy
 from mlflow import MlflowClient
 from mlflow_server import MlflowServer
@@ -20,6 +23,8 @@ from PIL import Image
 
 from dreambooth.config.settings import TrackingConfig
 from dreambooth.miniature import subject_dir
+from pipelines.plan.doctor import probe_tracking
+from pipelines.storage.publications import published
 from pipelines.tracking.client import connect, quietly
 from pipelines.tracking.line import Away
 from pipelines.tracking.runs import track
@@ -167,6 +172,17 @@ def test_what_one_call_is_refused_is_said_and_the_rest_arrives(
     assert points(client, run.run_id) == [(1, 0.5)]
 
 
+def test_the_doctor_leaves_a_server_as_it_was(
+    tracker: tuple[Tracker, TrackingConfig], client: MlflowClient, make_config: Any
+) -> None:
+    _, config = tracker
+    assert "takes runs and models" in probe_tracking(make_config(tracking__uri=config.uri))
+    assert not client.search_registered_models(filter_string="name LIKE 'dreambooth-doctor%'")
+    experiment = client.get_experiment_by_name("dreambooth-doctor")
+    assert experiment is not None
+    assert not client.search_runs([experiment.experiment_id])
+
+
 @pytest.mark.recovery
 def test_a_run_whose_server_is_killed_ends_in_seconds_and_the_same_command_completes_it(
     tmp_path: Path, working_folder: Path
@@ -221,4 +237,67 @@ def test_a_run_whose_server_is_killed_ends_in_seconds_and_the_same_command_compl
     validated = sorted(path for path in pictures(client, run_id) if "validation" in path)
     assert len(validated) == len(list((run_folder / "validation").rglob("*.png"))) > 2
     assert len(client.search_model_versions("name = 'dreambooth-coral-car'")) == 1
+    mlflow.kill()
+
+
+@pytest.mark.recovery
+@pytest.mark.parametrize("away", ["from the start", "in the middle"])
+def test_a_batch_whose_server_is_away_publishes_all_and_the_same_command_registers_it(
+    away: str, tmp_path: Path, working_folder: Path
+) -> None:
+    mlflow = MlflowServer(tmp_path)
+    mlflow.start()
+    names = ("coral-car", "navy-dog")
+    table = {
+        "prior": {"prior_loss_weight": 0},
+        "train": {"max_train_steps": 30},
+        "evaluation": {"enabled": False},
+        "storage": {"root": "out"},
+        "tracking": {"uri": mlflow.uri},
+        "cluster": {"lanes": 1},
+        "subjects": [
+            {"name": name, "class_noun": name.rsplit("-", 1)[-1], "instance_images": str(subject_dir(name))}
+            for name in names
+        ],
+    }
+    (working_folder / "pets.yaml").write_text(yaml.safe_dump(table))
+    command = [sys.executable, "-m", "pipelines.cli", "batch", "pets.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+
+    def give() -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            command, cwd=working_folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    first = give()
+    # Before work starts, an address that doesn't answer is refused: the first moment to lose it is after that.
+    begun = "out/batches/*/subjects/*.json" if away == "from the start" else f"out/{names[0]}/model/*/manifest.json"
+    deadline = time.monotonic() + 400
+    while not list(working_folder.glob(begun)):
+        assert first.poll() is None, first.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    mlflow.kill()
+    said = first.communicate(timeout=500)[0]
+    assert first.returncode == 3, said
+    assert re.search(r"MLflow lacks [12] published subjects of this batch", said), said
+    assert "to complete  dreambooth batch pets.yaml" in said
+    assert "Traceback" not in said
+    assert all(published(f"{working_folder}/out/{name}/model") is not None for name in names)
+
+    refused = give()
+    said = refused.communicate(timeout=200)[0]
+    assert refused.returncode == 2, said
+    assert mlflow.uri in said
+
+    mlflow.start()
+    again = give()
+    said = again.communicate(timeout=500)[0]
+    assert again.returncode == 0, said
+    assert "2: 2 done" in said
+    client = connect(mlflow.uri)
+    for name in names:
+        [version] = client.search_model_versions(f"name = 'dreambooth-{name}'")
+        assert int(version.version) == 1
+        assert [step for step, _ in points(client, version.run_id)] == list(range(1, 31))
     mlflow.kill()

@@ -162,6 +162,32 @@ class TestKey:
         requests = [request for _, request in sample_requests(made.config, source, source, made.sampling_dtype)]
         assert {request.dtype for request in requests} == {dtype}
 
+    @pytest.mark.parametrize(
+        ("types", "precision"),
+        [
+            ((), "bf16"),
+            (("A100",), "bf16"),
+            (("H100", "L40S", "RTX-PRO-6000", "NVIDIA-GeForce-RTX-4090"), "bf16"),
+            (("V100",), "no"),
+            (("A100", "T4"), "no"),
+            (("Tesla V100-SXM2-16GB",), "no"),
+            (("NVIDIA GeForce RTX 2080 Ti",), "no"),
+            (("NVIDIA-GeForce-GTX-1080",), "no"),
+            (("P40", "K80", "NVIDIA TITAN RTX"), "no"),
+        ],
+    )
+    def test_precision_is_decided_by_all_gpus_of_the_cluster_and_counts(
+        self, plan: MachinePlan, types: tuple[str, ...], precision: str
+    ) -> None:
+        machine = Resources(cpus=8, gpus=2, gpu_types=types)
+        auto = plan(resources=machine)
+        assert train_task(auto, None).config.train.mixed_precision == precision
+        bf16, fp32 = (plan(f"train.mixed_precision={each}", resources=machine) for each in ("bf16", "'no'"))
+        assert bf16.key != fp32.key
+        assert auto.key == (bf16 if precision == "bf16" else fp32).key
+        on_cpu = plan("cluster.use_gpu=false", resources=machine)
+        assert on_cpu.config.train.mixed_precision == "no"
+
     def test_a_registered_models_key_holds_how_it_is_served(self, plan: MachinePlan) -> None:
         other = plan("evaluation.guidance_scale=2.5")
         assert other.key == plan().key

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from dreambooth.sampling.class_images import PriorPlan, image_name
 from pipelines.queue.subject_queue import QueuedSubject, SubjectQueue
 from pipelines.stages.prior_stage import seal
 from pipelines.stages.protocol_stage import protocol_task
+from pipelines.storage.faults import StoreAway
 from pipelines.storage.files import join, read_json, write_bytes
 from pipelines.tasks import MakeClassImages, Progress, SubjectRecord, TrainSubject, TrainTask, Wait
 
@@ -390,3 +392,29 @@ def test_state_is_stored_before_anybody_acts_on_it(make: Callable[..., SubjectQu
     stored = read_json(join(uri, "subjects", "a.json"))
     assert (stored["state"], stored["lane"], stored["attempts"]) == ("training", LANE, 1)
     assert SubjectRecord.from_dict(stored) == dataclasses.replace(queue.records()[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (StoreAway("the store at bucket was away for 60 s"), "the store at bucket was away for 60 s"),
+        (PermissionError(errno.EACCES, "Permission denied"), "can't read memory://batch/subjects: "),
+        (json.JSONDecodeError("Expecting value", "", 0), "can't read memory://batch/subjects: "),
+    ],
+)
+@pytest.mark.parametrize("call", ["read_records", "images_present"])
+def test_a_queue_that_finds_its_store_away_is_halted_from_the_start(
+    make: Callable[..., SubjectQueue], monkeypatch: pytest.MonkeyPatch, call: str, error: Exception, said: str
+) -> None:
+    def away(*_: object) -> Any:
+        raise error
+
+    where = "class_image_sets" if call == "images_present" else "subject_queue"
+    monkeypatch.setattr(f"pipelines.queue.{where}.{call}", away)
+    queue = make(queued("a"), queued("b", "dog"))
+    snapshot = queue.snapshot()
+    assert snapshot.halted is not None
+    assert snapshot.halted.startswith(said)
+    assert queue.next(LANE) is None
+    assert snapshot.counts["failed"] == 0
+    assert sum(snapshot.counts.values()) == len(queue.records()) == 2
