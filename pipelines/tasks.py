@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.images import InstanceImage
-from dreambooth.data.inspection import data_hash
 from dreambooth.evaluation.protocol import Protocol, SampleSet
 from dreambooth.sampling.class_images import PriorPlan
 from pipelines.storage.files import join
@@ -107,12 +106,16 @@ class PriorSet:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolTask:
-    """One model to measure: `model_key` identifies its weights, samples go to `run_uri` and `shared_uri`."""
+    """One model to be measured against `images`, whose hash is `data_hash`.
+
+    `model_key` names the model's weights, `run_uri` and `shared_uri` are where samples go.
+    """
 
     config: DreamBoothConfig
     protocol: Protocol
     bank: BankAddress
     images: tuple[InstanceImage, ...]
+    data_hash: str
     model_key: str
     base_hash: str
     run_uri: str
@@ -132,7 +135,7 @@ class ProtocolTask:
     def key(self) -> str:
         """The evaluation's key: 20 hex digits over the pictures, the subject's images, and the encoders."""
         sets = [pictures.key for pictures in (*self.fine_tuned_sets, *self.base_sets)]
-        parts = json.dumps([EVALUATION_FORMAT, sets, data_hash(self.images), self.bank.hash])
+        parts = json.dumps([EVALUATION_FORMAT, sets, self.data_hash, self.bank.hash])
         return hashlib.sha256(parts.encode()).hexdigest()[:20]
 
     @property

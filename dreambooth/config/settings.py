@@ -138,8 +138,10 @@ class TrackingConfig(Frozen):
 class RegistryConfig(Frozen):
     """Registered models."""
 
-    storage: Literal["full", "delta"] = Field(
-        "full", description="content of a version: all weights, or their exact change (delta), which needs the base"
+    storage: Literal["reference", "full", "delta"] = Field(
+        "reference",
+        description="content of a version: the address of the published model, which must stay readable, a copy of "
+        "all weights, or their exact change (delta), which needs the base",
     )
 
 

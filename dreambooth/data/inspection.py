@@ -21,7 +21,10 @@ _NEAR_BITS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """Usable images, their `data_hash` (see the function), and `warnings` about the set."""
+    """Usable images, and `warnings` about the set.
+
+    `data_hash` is the first 16 hex digits of the sha256 over files and captions in order, whatever their addresses.
+    """
 
     images: tuple[InstanceImage, ...]
     data_hash: str
@@ -85,14 +88,6 @@ def inspect_images(
         raise InputError("\n".join(faults))
     warnings = (*remarks, *(_about_the_set(looks) if trained else ()), *_alike(looks, max_pixels))
     return Inspection(images=tuple(images), data_hash=_short(digest), warnings=warnings)
-
-
-def data_hash(images: Sequence[InstanceImage]) -> str:
-    """First 16 hex digits of the sha256 over image files and captions in order, independent of their addresses."""
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(_framed(read_image(image.address), image.caption))
-    return _short(digest)
 
 
 def _framed(content: bytes, caption: str | None) -> bytes:

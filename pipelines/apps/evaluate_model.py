@@ -61,21 +61,22 @@ def evaluate_model(
     """
     console = console or RunConsole()
     found = _find(model, tracking_uri)
-    config, warnings = _config(found, instance_images, prompts, overrides)
+    config = _config(found, instance_images, prompts, overrides)
     inspection = inspect_addresses(
         config.subject.instance_images,
         resolution=int(config.images.resolution or 0),
         max_pixels=config.images.max_pixels,
     )
+    compared = check_protocol(config, inspection)
     tokenizer = load_tokenizer(resolve_base_model(config.base_model, config.revision).directory)
-    for warning in (*inspection.warnings, *warnings, *check_evaluation(config, tokenizer)):
+    for warning in (*inspection.warnings, *compared.warnings, *check_evaluation(config, tokenizer)):
         console.warn(warning)
     with ray_cluster(config.cluster) as resources:
         use_gpu = resources.use_gpu(config.cluster)
         metadata = found.manifest.metadata
         task = protocol_task(
             config,
-            inspection.images,
+            compared,
             model_key=metadata["key"],
             base_hash=metadata["base_hash"],
             dtype=choose_sampling_dtype(use_gpu=use_gpu),
@@ -124,10 +125,8 @@ def _find(model: str, tracking_uri: str | None) -> _Model:
     )
 
 
-def _config(
-    model: _Model, instance_images: str, prompts: str, overrides: tuple[str, ...]
-) -> tuple[DreamBoothConfig, tuple[str, ...]]:
-    """The model's configuration, from its manifest, its run and the request; and warnings."""
+def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[str, ...]) -> DreamBoothConfig:
+    """The model's configuration, from its manifest, its run and the request."""
     metadata, params = model.manifest.metadata, model.params
     settings: dict[str, Any] = {
         "subject": {
@@ -157,7 +156,6 @@ def _config(
     config = load_config(merge(settings, {"evaluation": chosen}), overrides)
     if config.evaluation.protocol == "none":
         raise InputError("evaluation.protocol is 'none', which measures nothing; leave it out, or give --prompts")
-    warnings = check_protocol(config)
     base = resolve_base_model(config.base_model, config.revision)
     if base.hash != metadata["base_hash"]:
         raise InputError(
@@ -168,4 +166,4 @@ def _config(
         check_writable(place)
     resolution = config.images.resolution or base.resolution
     images = config.images.model_copy(update={"resolution": resolution})
-    return config.model_copy(update={"images": images}), warnings
+    return config.model_copy(update={"images": images})

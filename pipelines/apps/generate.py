@@ -182,9 +182,14 @@ def _from_registry(
 
     import mlflow.pyfunc
     import pandas as pd
+    from mlflow.exceptions import MlflowException
 
     with quietly(), default_tracking(uri):
-        served = mlflow.pyfunc.load_model(registered_address(client, model))
+        address = registered_address(client, model)
+        try:
+            served = mlflow.pyfunc.load_model(address)
+        except MlflowException as error:
+            raise InputError(f"{address} can't be loaded: {error.message}") from error
         own = served.unwrap_python_model()
         _check_prompts(prompts, own.identifier, own.pipeline.tokenizer, warn)
         answer = served.predict(pd.DataFrame({"prompt": list(prompts)}), {"seed": seed, **settings})

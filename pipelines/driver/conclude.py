@@ -3,8 +3,8 @@
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pipelines.plan.run_plan import Plan
 from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.stages.evaluation_store import load_evaluation
 from pipelines.stages.protocol_stage import find_evaluation
-from pipelines.storage.publications import opened
+from pipelines.storage.publications import Manifest, opened
 from pipelines.tracking.evaluation_record import RecordedFigures, describe_figures, pass_gate, record_evaluation
 from pipelines.tracking.line import Away
 from pipelines.tracking.registry import RegisteredVersion, register, upload_seconds
@@ -146,21 +146,17 @@ def record_figures(
 def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> RegisteredVersion:
     """Register a published model with tags of its origin."""
     config = plan.config
-    with opened(trained.model) as model, tempfile.TemporaryDirectory(prefix="dreambooth-delta-") as delta:
-        directory = model
-        if config.registry.storage == "delta":
-            from dreambooth.models.delta import write_delta
-
-            directory = Path(delta, "delta")
-            write_delta(plan.base, model, directory)
-        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    with _registered_form(plan, trained.model) as model:
+        size = 0
+        if isinstance(model, Path):
+            size = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
         return run.call(
             lambda client, run_id: register(
                 run_id=run_id,
                 tracking_uri=run.tracking_uri,
-                model_directory=directory,
+                model=model,
                 name=config.model_name,
-                tags=result_tags(plan) | {"published": trained.model.uri, "stored_as": config.registry.storage},
+                tags=result_tags(plan) | {"published": trained.model.uri},
                 identifier=str(config.subject.identifier),
                 class_noun=config.subject.class_noun,
                 result_key=plan.model_key,
@@ -170,6 +166,24 @@ def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> Regist
             ),
             extra=upload_seconds(size),
         )
+
+
+@contextmanager
+def _registered_form(plan: Plan, model: Manifest) -> Iterator[Manifest | Path]:
+    """What a version consists of by `registry.storage`: the publication to refer to, or a folder to copy."""
+    form = plan.config.registry.storage
+    if form == "reference":
+        yield model
+        return
+    with opened(model) as directory, tempfile.TemporaryDirectory(prefix="dreambooth-delta-") as folder:
+        if form == "full":
+            yield directory
+            return
+        from dreambooth.models.delta import write_delta
+
+        delta = Path(folder, "delta")
+        write_delta(plan.base, directory, delta)
+        yield delta
 
 
 def result_tags(plan: Plan) -> dict[str, Any]:

@@ -52,9 +52,12 @@ def is_tracked(plan: Plan, result: PersonalizeResult) -> bool:
     """Whether MLflow has all of a result."""
     if result.summary.get("untracked") is not None:
         return False
-    tracking = plan.config.tracking
-    wanted = plan.config.model_name if tracking.register_model else None
-    return wanted is None or find_version(tracking.uri, wanted, plan.model_key) is not None
+    tracking, form = plan.config.tracking, plan.config.registry.storage
+    if not tracking.register_model:
+        return True
+    published = result.summary["model_uri"]
+    version = find_version(tracking.uri, plan.config.model_name, plan.model_key, form=form, published=published)
+    return version is not None
 
 
 def request_key(plan: Plan) -> str:

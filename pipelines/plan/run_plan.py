@@ -7,7 +7,7 @@ from typing import Any, Literal
 from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.identifier import check_own_tokens, choose_identifier, describe, token_ids_in_prompts
 from dreambooth.data.images import InstanceImage
-from dreambooth.data.inspection import inspect_addresses
+from dreambooth.data.inspection import Inspection, inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.models.base_model import BaseModel, resolve_base_model
@@ -23,14 +23,15 @@ from pipelines.tasks import ProtocolTask
 class Plan:
     """A configuration with every open choice made, and the facts behind them.
 
-    `key` is the hash of everything that decides the trained weights. `sampling_dtype` is the dtype of pictures on every
-    machine, and part of their keys.
+    `key` identifies the result: the hash of everything that decides the trained weights. `sampling_dtype` is the dtype
+    of pictures on every machine, and part of their keys. Samples are measured against the images `compared`.
     """
 
     config: DreamBoothConfig
     base: BaseModel
     images: tuple[InstanceImage, ...]
     data_hash: str
+    compared: Inspection
     prior: PriorPlan | None
     engine: str
     use_gpu: bool
@@ -48,7 +49,7 @@ class Plan:
     def protocol(self) -> ProtocolTask | None:
         """The task of the paper's protocol, if any."""
         return protocol_task(
-            self.config, self.images, model_key=self.key, base_hash=self.base.hash, dtype=self.sampling_dtype
+            self.config, self.compared, model_key=self.key, base_hash=self.base.hash, dtype=self.sampling_dtype
         )
 
     @property
@@ -148,13 +149,15 @@ def make_plan(
     dtype = choose_sampling_dtype(use_gpu=use_gpu)
     prior = _prior(config, base, dtype)
     engine = _engine(config)
-    warnings += check_protocol(config)
+    compared = check_protocol(config, inspection)
+    warnings += compared.warnings
     warnings += check_texts(config, inspection.images, tokenizer)
     return Plan(
         config=config,
         base=base,
         images=inspection.images,
         data_hash=inspection.data_hash,
+        compared=compared,
         prior=prior,
         engine=engine,
         use_gpu=use_gpu,

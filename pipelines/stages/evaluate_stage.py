@@ -48,7 +48,7 @@ def image_encoder(config: DreamBoothConfig) -> str:
 
 def evaluate(
     config: DreamBoothConfig,
-    images: Sequence[InstanceImage],
+    instance: Sequence[bytes],
     samplers: Samplers,
     *,
     base: Source,
@@ -57,13 +57,15 @@ def evaluate(
     dtype: str,
     on_progress: Callable[[int, int], None] = lambda made, total: None,
 ) -> Evaluation:
-    """Sample before and after, prompt by prompt, computing in `dtype`; `on_progress(made, total)` counts images."""
+    """Sample before and after, prompt by prompt, computing in `dtype`; `on_progress(made, total)` counts images.
+
+    `instance` are the instance images by `instance_pictures`.
+    """
     class_prompt = config.prompts.class_prompt(config.subject)
     prompts = config.evaluation.prompts_of(config.subject, config.prompts)
     requests = sample_requests(config, base, fine_tuned, dtype)
     pictures = _sample(samplers, requests, on_progress)
     before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, fine_tuned)
-    instance = tuple(instance_pictures(config, images))
     similarity, verdict = None, None
     if encoder is not None:
         from dreambooth.evaluation.short import judge, similarity_of  # imports torch
@@ -78,7 +80,7 @@ def evaluate(
         [(_, seen)] = samplers.run([Call(method="glance", arguments=(encoder, sets, _texts(config)))])
         similarity, verdict = similarity_of(seen.images), judge(seen, prompts=len(prompts))
     return Evaluation(
-        instance=instance,
+        instance=tuple(instance),
         before=before,
         after=after,
         class_prompt=class_prompt,

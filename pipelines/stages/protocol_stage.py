@@ -7,13 +7,12 @@ all subjects of the class. An unfinished evaluation samples missing pictures; a 
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.config.evaluation import EvaluationConfig
 from dreambooth.config.settings import DreamBoothConfig
-from dreambooth.data.images import InstanceImage, find_instance_images
-from dreambooth.data.inspection import inspect_addresses
+from dreambooth.data.inspection import Inspection, inspect_addresses
 from dreambooth.evaluation.protocol import SampleSet, protocol_of
 from pipelines.stages.evaluate_stage import instance_pictures
 from pipelines.storage.files import exists, join, read_json, write_json
@@ -36,9 +35,12 @@ if TYPE_CHECKING:
 
 
 def protocol_task(
-    config: DreamBoothConfig, images: Sequence[InstanceImage], *, model_key: str, base_hash: str, dtype: str
+    config: DreamBoothConfig, compared: Inspection, *, model_key: str, base_hash: str, dtype: str
 ) -> ProtocolTask | None:
-    """The task of measuring a run's model, with pictures computed in `dtype`; None without a protocol."""
+    """The measurement of a run's model, from pictures computed in `dtype`; None without a protocol.
+
+    `compared` are the real images, by `check_protocol`.
+    """
     protocol = protocol_of(config, dtype=dtype)
     if protocol is None:
         return None
@@ -46,7 +48,8 @@ def protocol_task(
         config=config,
         protocol=protocol,
         bank=bank_address(config.evaluation, config.base_model),
-        images=_real_images(config, images),
+        images=compared.images,
+        data_hash=compared.data_hash,
         model_key=model_key,
         base_hash=base_hash,
         run_uri=config.run_uri,
@@ -54,25 +57,20 @@ def protocol_task(
     )
 
 
-def check_protocol(config: DreamBoothConfig) -> tuple[str, ...]:
+def check_protocol(config: DreamBoothConfig, trained: Inspection) -> Inspection:
     """Raise InputError for prompts, pictures or encoders unusable for evaluation, at the end or during training.
 
-    Returns warnings about real images other than the instance images.
+    Returns the real images that samples are compared with, and warnings about them: those trained on, which have been
+    warned of, unless others are set.
     """
     if protocol_of(config, dtype="float32") is not None or config.evaluation.every is not None:
         bank_address(config.evaluation, config.base_model)
     if config.evaluation.real_images is None:
-        return ()
+        return replace(trained, warnings=())
     real = inspect_addresses(
         config.evaluation.real_images, resolution=1, max_pixels=config.images.max_pixels, trained=False
     )
-    return tuple(f"evaluation.real_images: {warning}" for warning in real.warnings)
-
-
-def _real_images(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> tuple[InstanceImage, ...]:
-    """Real images to compare samples with: others if set, else `images`, those trained on."""
-    addresses = config.evaluation.real_images
-    return tuple(images) if addresses is None else find_instance_images(addresses)
+    return replace(real, warnings=tuple(f"evaluation.real_images: {warning}" for warning in real.warnings))
 
 
 def bank_address(settings: EvaluationConfig, base_model: str) -> BankAddress:
@@ -106,12 +104,16 @@ def run_protocol(
     *,
     base: Source,
     fine_tuned: Source,
+    real: Sequence[bytes] | None = None,
     on_progress: Callable[[int, int], None] = lambda made, total: None,
 ) -> dict[str, Any]:
-    """Measure one model, and write its figures; `on_progress(made, total)` counts pictures."""
+    """Measure one model, and write its figures; `on_progress(made, total)` counts pictures.
+
+    `real` are the task's images by `instance_pictures`, where they have been read already.
+    """
     if (found := find_evaluation(task)) is not None:
         return found
-    instance = instance_pictures(task.config, task.images)
+    instance = instance_pictures(task.config, task.images) if real is None else real
     texts = [*task.protocol.texts, *task.protocol.texts_without_identifier]
     of_real = [
         Call(method="seen", arguments=(instance, task.bank)),
@@ -123,8 +125,8 @@ def run_protocol(
         _call(fine_tuned, pictures, samples_uri(task, pictures), task.bank, instance)
         for pictures in task.fine_tuned_sets
     ]
-    real, embedded_texts, *measured = _results(samplers, [*of_real, *of_base, *of_fine_tuned], on_progress)
-    evaluation = _evaluation(task, measured, real, embedded_texts)
+    seen, embedded_texts, *measured = _results(samplers, [*of_real, *of_base, *of_fine_tuned], on_progress)
+    evaluation = _evaluation(task, measured, seen, embedded_texts)
     write_json(task.uri, evaluation)
     return evaluation
 

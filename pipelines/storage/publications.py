@@ -12,6 +12,7 @@ reader looks at it.
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import re
 import secrets
@@ -30,6 +31,7 @@ from pipelines.storage.files import (
     exists,
     filesystem,
     join,
+    read_bytes,
     read_json,
     remove,
     sha256,
@@ -138,6 +140,11 @@ def read_manifest(uri: str) -> Manifest:
         return Manifest(uri=uri, files=files, metadata=dict(content["metadata"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{address} isn't a manifest that can be trusted: {error!r}") from error
+
+
+def manifest_sha256(uri: str) -> str:
+    """sha256 of a published prefix's manifest as it is stored, which pins every file of the publication."""
+    return hashlib.sha256(read_bytes(join(uri, MANIFEST_NAME))).hexdigest()
 
 
 def fetch(publication: Manifest | str, directory: Path) -> Path:

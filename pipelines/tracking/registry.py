@@ -1,8 +1,9 @@
 """A fine-tuned model in MLflow's registry: `models:/NAME@latest`.
 
-The weights are uploaded straight from where they lie: MLflow's own `log_model` would first copy them to a temporary
-folder, gigabytes for Stable Diffusion. The alias `latest` is kept by MLflow itself: it always means the highest version
-(the name is reserved, and nothing else can be given it).
+A version refers to the publication that its weights lie in, or holds a copy of them, all or as a delta. A copy is
+uploaded straight from where it lies: MLflow's own `log_model` would first copy it to a temporary folder, gigabytes for
+Stable Diffusion. The alias `latest` is kept by MLflow itself: it always means the highest version (the name is
+reserved, and nothing else can be given it).
 """
 
 import contextlib
@@ -12,10 +13,14 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from fsspec import get_filesystem_class
+from fsspec.utils import get_protocol
 
 from dreambooth.quiet import quiet
 from pipelines.cluster.environment import environment
-from pipelines.storage.publications import MANIFEST_NAME
+from pipelines.storage.publications import MANIFEST_NAME, Manifest, manifest_sha256
 from pipelines.tracking.client import connect, default_tracking, every, prove_connection, quietly, resolve_tracking_uri
 from pipelines.tracking.figure_tags import banks_of, figures_of
 from pipelines.tracking.line import not_twice
@@ -30,8 +35,10 @@ from mlflow.models import ModelSignature  # isort: skip
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema  # isort: skip
 
 RESULT_TAG = "dreambooth.result_key"
-_REQUIREMENTS = ("torch", "diffusers", "transformers", "safetensors", "pillow")
+_FORM_TAG, _PLACE_TAG = "stored_as", "published"
+_REQUIREMENTS = ("torch", "diffusers", "transformers", "safetensors", "pillow", "fsspec", "filelock")
 _WEIGHTS = Path("artifacts", "pipeline")  # where MLflow puts an artifact named "pipeline"
+_DELTA = "delta.json"  # in a delta's folder (dreambooth.models.delta, whose import takes seconds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,7 @@ def register(
     *,
     run_id: str,
     tracking_uri: str,
-    model_directory: Path,
+    model: Manifest | Path,
     name: str,
     tags: Mapping[str, object],
     identifier: str,
@@ -58,25 +65,27 @@ def register(
     guidance_scale: float,
     resolution: int = 0,
 ) -> RegisteredVersion:
-    """Register a diffusers directory as the next version of a model; the same `result_key` twice is one version.
+    """Register the next version of a model; the same `result_key` twice is one version.
 
-    `num_inference_steps`, `guidance_scale` and `resolution` (in pixels; 0: the directory's own) become the served
-    model's defaults. `tags` go onto the version, with the identifier and the class noun.
+    `model` is a publication, which the version refers to, or a diffusers directory or a delta, which it holds.
+    `num_inference_steps`, `guidance_scale` and `resolution` (in pixels; 0: the model's own) become the served model's
+    defaults. `tags` go onto the version, with the identifier, the class noun and the form.
     """
     client = connect(tracking_uri)
     quiet()
     # A database's registry looks a logged model up at the default address, whatever the client's own is.
     with quietly(), default_tracking(tracking_uri):
-        known = _find(client, name, result_key)
-        if known is not None:
-            return known
         all_tags = {key: str(value) for key, value in tags.items()}
         all_tags |= {"identifier": identifier, "class_noun": class_noun, RESULT_TAG: result_key}
+        all_tags |= _form(model)
+        known = _find(client, name, all_tags)
+        if known is not None:
+            return known
         with tempfile.TemporaryDirectory() as folder:
             package = Path(folder, "model")
             _write_package(
                 package,
-                model_directory,
+                model,
                 prompt=f"a photo of [V] {class_noun}",
                 identifier=identifier,
                 signature=_signature(num_inference_steps, guidance_scale, resolution),
@@ -126,11 +135,17 @@ def list_models(tracking_uri: str | None) -> tuple[ListedModel, ...]:
         return tuple(_listed(client, newest[name]) for name in sorted(newest))
 
 
-def find_version(tracking_uri: str | None, name: str, result_key: str) -> RegisteredVersion | None:
-    """The version that a result was registered as, or None."""
+def find_version(
+    tracking_uri: str | None, name: str, result_key: str, *, form: str, published: str
+) -> RegisteredVersion | None:
+    """The version that a result, published at an address, was registered as in this form (`registry.storage`), or None.
+
+    One that holds the weights, in whatever form, answers for a reference, too.
+    """
     client = prove_connection(resolve_tracking_uri(tracking_uri))
+    wanted = {RESULT_TAG: result_key, _FORM_TAG: form, _PLACE_TAG: published}
     with quietly():
-        return None if client is None else _find(client, name, result_key)
+        return None if client is None else _find(client, name, wanted)
 
 
 def version_of(client: MlflowClient, address: str) -> tuple[RegisteredVersion, Mapping[str, str], str | None]:
@@ -155,11 +170,28 @@ def _listed(client: MlflowClient, version: ModelVersion) -> ListedModel:
     )
 
 
-def _find(client: MlflowClient, name: str, result_key: str) -> RegisteredVersion | None:
+def _form(model: Manifest | Path) -> dict[str, str]:
+    """Tags of the form that a version has its weights in."""
+    if isinstance(model, Manifest):
+        return {_FORM_TAG: "reference", _PLACE_TAG: model.uri}
+    return {_FORM_TAG: "delta" if (model / _DELTA).is_file() else "full"}
+
+
+def _answers(tags: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a version (or logged model) with these tags is the result wanted, in a form that serves for it."""
+    if tags.get(RESULT_TAG) != wanted[RESULT_TAG]:
+        return False
+    form = tags.get(_FORM_TAG, "full")  # older versions don't say
+    if form == "reference":  # to an earlier publication, it may be dead
+        return wanted[_FORM_TAG] == form and tags[_PLACE_TAG] == wanted[_PLACE_TAG]
+    return wanted[_FORM_TAG] in ("reference", form)
+
+
+def _find(client: MlflowClient, name: str, wanted: Mapping[str, str]) -> RegisteredVersion | None:
     found = [
         version
         for version in client.search_model_versions(f"name = '{name}'")
-        if version.tags.get(RESULT_TAG) == result_key and version.status == "READY"
+        if _answers(version.tags, wanted) and version.status == "READY"
     ]
     if not found:
         return None
@@ -188,27 +220,49 @@ def _signature(num_inference_steps: int, guidance_scale: float, resolution: int)
 
 
 def _write_package(
-    package: Path, model_directory: Path, *, prompt: str, identifier: str, signature: ModelSignature
+    package: Path, model: Manifest | Path, *, prompt: str, identifier: str, signature: ModelSignature
 ) -> None:
-    """Let MLflow write all of a model but its weights, then put links to those in their place."""
+    """Write what MLflow needs to load a model: the address of its publication, or else its files, as links."""
+    requirements = list(_REQUIREMENTS)
+    config: dict[str, Any] = {"identifier": identifier}
     with tempfile.TemporaryDirectory() as folder:
-        stand_in = Path(folder, "pipeline")
-        stand_in.mkdir()
-        # delta.json marks a delta (dreambooth.models.delta), model_index.json a whole model.
-        (index,) = [name for name in ("delta.json", "model_index.json") if (model_directory / name).is_file()][:1]
-        (stand_in / index).write_bytes((model_directory / index).read_bytes())
+        if isinstance(model, Manifest):
+            config |= {"publication": model.uri, "manifest_sha256": manifest_sha256(model.uri)}
+            requirements += _driver(model.uri)
+            artifacts = None
+        else:
+            artifacts = {"pipeline": str(_stand_in(model, Path(folder, "pipeline")))}
         pyfunc.save_model(
             package,
             python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"pipeline": str(stand_in)},
-            model_config={"identifier": identifier},
+            artifacts=artifacts,
+            model_config=config,
             signature=signature,
             input_example=(pd.DataFrame({"prompt": [prompt]}), {"seed": 1}),
-            pip_requirements=[f"{package}=={_public_version(package)}" for package in _REQUIREMENTS],
+            pip_requirements=[f"{package}=={_public_version(package)}" for package in requirements],
         )
-    for path in model_directory.rglob("*"):
-        target = package / _WEIGHTS / path.relative_to(model_directory)
-        if path.is_file() and path.relative_to(model_directory) != Path(MANIFEST_NAME) and not target.exists():
+    if isinstance(model, Path):
+        _link_files(model, package / _WEIGHTS)
+
+
+def _driver(address: str) -> list[str]:
+    """The package that fsspec reads an address with, if it isn't fsspec itself: s3fs, gcsfs, adlfs."""
+    package = get_filesystem_class(get_protocol(address)).__module__.partition(".")[0]
+    return [] if package == "fsspec" else [package]
+
+
+def _stand_in(model: Path, folder: Path) -> Path:
+    """A folder for MLflow to copy in place of the weights; it wants a file in it."""
+    folder.mkdir()
+    (index,) = [name for name in (_DELTA, "model_index.json") if (model / name).is_file()][:1]
+    (folder / index).write_bytes((model / index).read_bytes())
+    return folder
+
+
+def _link_files(model: Path, weights: Path) -> None:
+    for path in model.rglob("*"):
+        target = weights / path.relative_to(model)
+        if path.is_file() and path.relative_to(model) != Path(MANIFEST_NAME) and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(path.resolve())
 
@@ -228,7 +282,7 @@ def _upload(client: MlflowClient, package: Path, run_id: str, name: str, tags: d
     experiment_id = client.get_run(run_id).info.experiment_id
     here = f"source_run_id = '{run_id}' AND tags.`{RESULT_TAG}` = '{tags[RESULT_TAG]}'"
     for known in client.search_logged_models([experiment_id], filter_string=here):
-        if known.status == LoggedModelStatus.READY:
+        if known.status == LoggedModelStatus.READY and _answers(known.tags, tags):
             return str(known.model_id)
     with not_twice():
         model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)

@@ -2,17 +2,26 @@
 
 MLflow copies this file into every registered model and runs the copy ("models from code": nothing is pickled). So it
 stands alone: it imports nothing of this project, and a model registered today loads where another version of the
-project is installed, or none. That costs a dozen lines that `dreambooth.sampling` has too; a test holds the two to the
-same pictures. The exception is a model that was registered as its change against a base: only this project can find the
-base and put the two together.
+project is installed, or none. That costs some lines that `dreambooth.sampling` and `pipelines.storage` have too; a test
+holds the samplers to the same pictures. The exception is a model that was registered as its change against a base: only
+this project can find the base and put the two together.
+
+A version holds its weights, or refers to the publication they lie in: by its address, and by the sha256 of its
+manifest, which names the size and sha256 of every file. The store's credentials come from the environment, as for any
+use of fsspec.
 """
 
 import base64
+import hashlib
 import importlib.util
 import io
+import json
+import os
 import re
+import secrets
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,22 +29,30 @@ from typing import Any
 import pandas as pd
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from filelock import FileLock
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 IMAGES_AT_ONCE = 8
 PLACEHOLDER = "[V]"  # stands for the model's own identifier
 MISTAKEN = re.compile(r"[\[{<]\s*(?:v|identifier|class_noun)\s*[\]}>]", re.IGNORECASE)
+MANIFEST = "manifest.json"
+# A store that is away is an error within a minute, not within ten.
+S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"mode": "standard"}}}
 
 
 class DreamBoothModel(PythonModel):
     """A fine-tuned text-to-image pipeline."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the weights onto the GPU if there is one."""
+        """Load the weights onto the GPU if there is one. Raises MlflowException if the publication is gone."""
         cuda = torch.cuda.is_available()
-        with _whole(Path(context.artifacts["pipeline"])) as directory:
+        with model_directory(context.artifacts.get("pipeline"), context.model_config) as directory:
             pipeline = StableDiffusionPipeline.from_pretrained(
                 directory,
                 torch_dtype=torch.float16 if cuda else torch.float32,
@@ -119,8 +136,14 @@ class DreamBoothModel(PythonModel):
 
 
 @contextmanager
-def _whole(directory: Path) -> Iterator[Path]:
-    """Where the whole model lies for as long as it is loaded."""
+def model_directory(artifact: str | Path | None, model_config: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder with the whole model within this context: of the publication that a version's configuration names, or
+    else of its artifact, all weights or a delta.
+    """
+    if "publication" in model_config:
+        yield publication_directory(model_config["publication"], model_config["manifest_sha256"])
+        return
+    directory = Path(str(artifact))
     if not (directory / "delta.json").is_file():
         yield directory
         return
@@ -133,6 +156,114 @@ def _whole(directory: Path) -> Iterator[Path]:
         ) from None
     with tempfile.TemporaryDirectory(prefix="dreambooth-model-") as folder:
         yield rebuild(directory, Path(folder))
+
+
+def publication_directory(address: str, manifest_sha256: str) -> Path:
+    """The folder of a publication if it is local, else of its copy in $DREAMBOOTH_CACHE (~/.cache/dreambooth).
+
+    Each file is compared with the manifest: in place at every call, a copy when it is made. Several processes may call
+    this at once; one downloads, and a copy has its name only when it is whole. Raises MlflowException, with what was
+    expected and what to do, if the publication is gone, another one, damaged, or out of reach.
+    """
+    try:
+        return _publication_directory(address, manifest_sha256)
+    except FileNotFoundError as error:
+        raise _unusable(
+            address, f"it isn't there ({error}), expected a {MANIFEST} of sha256 {manifest_sha256}"
+        ) from error
+    except _Damaged as error:
+        raise _unusable(address, str(error)) from None
+    except Exception as error:  # each driver raises its own
+        raise MlflowException(
+            f"can't fetch the publication {address} that the registered model refers to: "
+            f"{type(error).__name__}: {error}; the store's address and credentials come from the environment (for S3 "
+            f"AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and the copy goes to $DREAMBOOTH_CACHE, now "
+            f"{_cache()}"
+        ) from error
+
+
+def _publication_directory(address: str, manifest_sha256: str) -> Path:
+    copy = _cache() / "publications" / manifest_sha256
+    if _is_whole(copy, manifest_sha256):
+        return copy
+    options = S3_OPTIONS if address.startswith(("s3://", "s3a://")) else {}
+    fs, root = url_to_fs(address, **options)
+    if isinstance(fs, LocalFileSystem):
+        content = Path(root, MANIFEST).read_bytes()
+        for name, record in _files(content, manifest_sha256).items():
+            _compare(Path(root, name), name, record)
+        return Path(root)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{copy}.lock"):
+        if not _is_whole(copy, manifest_sha256):
+            _download(fs, root, copy, manifest_sha256)
+    return copy
+
+
+def _download(fs: AbstractFileSystem, root: str, copy: Path, manifest_sha256: str) -> None:
+    """Download a publication into `copy`; what an attempt that died has downloaded isn't fetched again."""
+    content = fs.cat_file(f"{root}/{MANIFEST}")
+    part = copy.with_name(f"{copy.name}.part")
+    for name, record in _files(content, manifest_sha256).items():
+        target = part / name
+        if target.is_file():  # compared before it got its name
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            fs.get_file(f"{root}/{name}", str(partial))
+            _compare(partial, name, record)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    (part / MANIFEST).write_bytes(content)
+    shutil.rmtree(copy, ignore_errors=True)  # a file of it was lost or cut since
+    part.rename(copy)
+
+
+class _Damaged(Exception):
+    """A manifest or a file isn't the one that was registered."""
+
+
+def _is_whole(copy: Path, manifest_sha256: str) -> bool:
+    """Whether all files are in a copy; their content was compared when it was made."""
+    try:
+        files = _files((copy / MANIFEST).read_bytes(), manifest_sha256)
+        return all((copy / name).stat().st_size == record["size"] for name, record in files.items())
+    except (OSError, _Damaged):
+        return False
+
+
+def _files(manifest: bytes, manifest_sha256: str) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file, by a manifest with this sha256."""
+    if (got := hashlib.sha256(manifest).hexdigest()) != manifest_sha256:
+        raise _Damaged(f"its {MANIFEST} has sha256 {got}, expected {manifest_sha256}: it is another publication")
+    files: dict[str, dict[str, Any]] = json.loads(manifest)["files"]
+    return files
+
+
+def _compare(path: Path, name: str, record: Mapping[str, Any]) -> None:
+    if (size := path.stat().st_size) != record["size"]:
+        raise _Damaged(f"{name} has {size} bytes, expected {record['size']}")
+    with path.open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != record["sha256"]:
+        raise _Damaged(f"{name} has sha256 {got}, expected {record['sha256']}")
+
+
+def _unusable(address: str, why: str) -> MlflowException:
+    here = "" if "://" in address else " (a path of the machine it was made on)"
+    return MlflowException(
+        f"the registered model refers to the publication {address}{here}: {why}. Put the publication back; or, if it "
+        f"was moved, name its new address: mlflow.pyfunc.load_model(..., model_config={{'publication': ADDRESS}}); or "
+        f"run 'dreambooth run' again, which registers a new version (with registry.storage=full one that holds its "
+        f"weights)",
+        error_code=RESOURCE_DOES_NOT_EXIST,
+    )
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("DREAMBOOTH_CACHE", "~/.cache/dreambooth")).expanduser()
 
 
 def _base64_png(image: Any) -> str:

@@ -18,7 +18,7 @@ from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.logs import about, log, to_stderr
 from pipelines.cluster.metrics import observed, record
 from pipelines.cluster.preemption import notice
-from pipelines.stages.evaluate_stage import Evaluation, evaluate
+from pipelines.stages.evaluate_stage import Evaluation, evaluate, instance_pictures
 from pipelines.stages.evaluation_store import store_evaluation
 from pipelines.stages.prior_stage import seal
 from pipelines.stages.protocol_stage import run_protocol
@@ -241,23 +241,25 @@ class _Lane:
         def measure() -> None:
             nonlocal found
             assert reports is not None
+            instance, tell = instance_pictures(config, task.images), reports.tell_pictures
             if task.protocol is not None:
                 reports.tell({"kind": "phase", "phase": "measuring"})
+                real = instance if task.protocol.images == task.images else None
                 run_protocol(
-                    task.protocol, self._samplers, base=base, fine_tuned=fine_tuned, on_progress=reports.tell_pictures
+                    task.protocol, self._samplers, base=base, fine_tuned=fine_tuned, real=real, on_progress=tell
                 )
             if not config.evaluation.enabled:
                 return
             reports.tell({"kind": "phase", "phase": "evaluating"})
             found = evaluate(
                 config,
-                task.images,
+                instance,
                 self._samplers,
                 base=base,
                 fine_tuned=fine_tuned,
                 encoder=self._task.encoder,
                 dtype=task.sampling_dtype,
-                on_progress=reports.tell_pictures,
+                on_progress=tell,
             )
 
         stopped: Stopped | None = None

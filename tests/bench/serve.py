@@ -55,7 +55,7 @@ def register_subjects(folder: Path) -> str:
             register(
                 run_id=run.run_id,
                 tracking_uri=uri,
-                model_directory=directory,
+                model=directory,
                 name=f"dreambooth-{name}",
                 tags={"base_model": "miniature", "base_hash": base.hash},
                 identifier=identifier,

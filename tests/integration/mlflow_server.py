@@ -15,7 +15,7 @@ class MlflowServer:
     """A server with its database and artifacts in a folder, on loopback."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder, free_port()
+        self.folder, self._port = folder, free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -31,11 +31,11 @@ class MlflowServer:
     def start(self) -> None:
         """Start it and wait until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
         self._process = subprocess.Popen(
             command,
-            cwd=self._folder,
+            cwd=self.folder,
             env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # six processes that no test needs
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

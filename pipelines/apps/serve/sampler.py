@@ -44,27 +44,26 @@ class SubjectSampler:
         self._bases: dict[str, Any] = {}
 
     def load(self, name: str) -> LoadedSubject:
-        """Fetch a subject's weights from the registry."""
+        """Fetch a subject's weights, from its publication or the registry."""
         import mlflow.artifacts
         from mlflow.models import Model
 
-        from dreambooth.models.delta import is_delta, rebuild
         from dreambooth.sampling.sampler import load_pipeline, personalized
         from pipelines.tracking.client import default_tracking, quietly
 
         subject = self._subjects[name]
         with tempfile.TemporaryDirectory(prefix="dreambooth-serve-") as folder:
             with quietly(), default_tracking(self._tracking_uri):
+                from pipelines.tracking.served_model import model_directory
+
                 package = Path(mlflow.artifacts.download_artifacts(subject.address, dst_path=folder))
-                parameters = Model.load(str(package)).signature.params
-            directory = package / "artifacts" / "pipeline"
-            if is_delta(directory):
-                directory = rebuild(directory, Path(folder, "whole"))
-            if self._base_shared:
-                pipeline = personalized(self._base(subject), directory)
-            else:
-                pipeline = load_pipeline(directory, device=self._device, dtype=self._dtype)
-        settings = {each.name: each.default for each in parameters}
+                model = Model.load(str(package))
+            with model_directory(package / "artifacts" / "pipeline", model.flavors["python_function"]["config"]) as at:
+                if self._base_shared:
+                    pipeline = personalized(self._base(subject), at)
+                else:
+                    pipeline = load_pipeline(at, device=self._device, dtype=self._dtype)
+        settings = {each.name: each.default for each in model.signature.params}
         return LoadedSubject(subject=subject, pipeline=pipeline, settings=settings)
 
     def _base(self, subject: ServedSubject) -> Any:

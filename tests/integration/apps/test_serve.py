@@ -64,7 +64,7 @@ def tracking_uri(tiny_pipeline: Path, fine_tuned: dict[str, Path], tmp_path_fact
             version = register(
                 run_id=run.run_id,
                 tracking_uri=uri,
-                model_directory=directory,
+                model=directory,
                 name=f"dreambooth-{name}",
                 tags={"base_model": base.address, "base_hash": base.hash}
                 | ({"resolution": SIDES[name]} if name in SIDES else {}),

@@ -52,7 +52,7 @@ def _register(
         return register(
             run_id=run.run_id,
             tracking_uri=tracking_uri,
-            model_directory=directory,
+            model=directory,
             name=name,
             tags={"base_model": "miniature", "git_commit": "abc123", "max_train_steps": 200},
             identifier="zqx",
@@ -89,6 +89,7 @@ def test_a_version_carries_its_history(registered: RegisteredVersion, client: Ml
         "identifier": "zqx",
         "class_noun": "dog",
         "dreambooth.result_key": "first",
+        "stored_as": "full",
     }
     assert client.get_logged_model(registered.model_id).status == "READY"
     assert version.run_id is not None

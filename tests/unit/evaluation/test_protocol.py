@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dreambooth.config.settings import load_config
-from dreambooth.data.images import find_instance_images
+from dreambooth.data.inspection import inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.protocol import Protocol, protocol_of
 from pipelines.stages.protocol_stage import check_protocol, protocol_task
@@ -107,8 +107,9 @@ def test_samples_can_be_compared_with_other_pictures_than_those_trained_on(insta
         subject = {"name": "rex", "class_noun": "dog", "identifier": "tfz"}
         plain = {"subject": subject | {"instance_images": str(instance_folder / "00.png")}}
         config = load_config(plain, ("images.resolution=64", "evaluation.protocol=miniature", *overrides))
-        images = find_instance_images(config.subject.instance_images)
-        made = protocol_task(config, images, model_key="m", base_hash="b", dtype="float32")
+        trained = inspect_addresses(config.subject.instance_images, resolution=8, max_pixels=10**6)
+        compared = check_protocol(config, trained)
+        made = protocol_task(config, compared, model_key="m", base_hash="b", dtype="float32")
         assert made is not None
         return made
 
@@ -120,7 +121,8 @@ def test_samples_can_be_compared_with_other_pictures_than_those_trained_on(insta
         check_protocol(
             other.config.model_copy(
                 update={"evaluation": other.config.evaluation.model_copy(update={"real_images": ("nowhere",)})}
-            )
+            ),
+            inspect_addresses([str(instance_folder)], resolution=8, max_pixels=10**6),
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dreambooth.config.settings import load_config
-from dreambooth.data.images import find_instance_images
+from dreambooth.data.inspection import inspect_addresses
 from dreambooth.sampling.class_images import PriorPlan, image_name
 from pipelines.queue.subject_queue import QueuedSubject, SubjectQueue
 from pipelines.stages.prior_stage import seal
@@ -329,8 +329,8 @@ def test_one_whose_figures_earlier_code_measured_on_what_is_no_longer_trusted_is
             "evaluation": {"protocol": "auto"},
         }
     )
-    images = find_instance_images(config.subject.instance_images)
-    protocol = protocol_task(config, images, model_key="m", base_hash="b", dtype="float32")
+    inspection = inspect_addresses(config.subject.instance_images, resolution=64, max_pixels=10**6)
+    protocol = protocol_task(config, inspection, model_key="m", base_hash="b", dtype="float32")
     assert protocol is not None
     subject = replace(plain, task=replace(plain.task, config=config, protocol=protocol))
     queue = make(subject)
