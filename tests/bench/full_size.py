@@ -12,7 +12,7 @@ from dreambooth.data.batches import Batch
 from dreambooth.miniature import PIPELINE_DIR, subject_dir
 from dreambooth.models.base_model import BaseModel
 from dreambooth.models.families import family_of
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from dreambooth.training.empty_step import latent_shape
 from dreambooth.training.model import Components, DreamBoothModel, build_model, load_schedule
 from pipelines.cluster.ray_cluster import Resources

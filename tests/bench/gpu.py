@@ -30,7 +30,7 @@ from loops import bare_loop, efficiency, fitted, random_data, take_turns
 from dreambooth.config.settings import DreamBoothConfig, ZeroConfig
 from dreambooth.data.batches import TrainingData
 from dreambooth.miniature import PIPELINE_DIR
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from dreambooth.quiet import hide_progress_bars, quiet
 from dreambooth.training.empty_step import latent_shape
 from dreambooth.training.engine import TorchEngine

@@ -15,7 +15,7 @@ from dreambooth.data.prepare import prepare_data
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.export import export_pipeline, verify_export
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.loop import StepMetrics, fit
 from dreambooth.training.model import load_components, load_model

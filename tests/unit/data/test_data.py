@@ -15,7 +15,7 @@ from dreambooth.data.images import find_instance_images, to_pixels
 from dreambooth.data.latents import encode_latents
 from dreambooth.data.prepare import prepare_data
 from dreambooth.models.base_settings import BaseSettings
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from dreambooth.models.vae import load_vae
 from dreambooth.training.model import load_schedule
 

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import BaseModel, resolve_base_model
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

@@ -15,7 +15,7 @@ import torch
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.base_settings import FIELDS, BaseSettings, Field
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from dreambooth.sampling.sampler import load_trained, sample
 from dreambooth.training.empty_step import latent_shape
 from dreambooth.training.model import load_components

@@ -217,7 +217,7 @@ class TestChoices:
             plan(*overrides)
 
     def test_an_identifier_and_the_resolution(self, plan: MachinePlan, tiny_pipeline: Path) -> None:
-        from dreambooth.models.families.stable_diffusion import load_tokenizer
+        from dreambooth.models.families import load_tokenizer
 
         chosen = plan("subject.identifier=null").config
         tokenizer = load_tokenizer(tiny_pipeline)

@@ -14,7 +14,7 @@ from dreambooth.data.identifier import token_ids_in_prompts
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.delta import rebuild, write_delta
 from dreambooth.models.export import export_pipeline, verify_export
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from dreambooth.models.probe import Trained
 from dreambooth.training.best_checkpoint import Score, Scores
 from dreambooth.training.engine import TorchEngine
