@@ -1,8 +1,8 @@
 """Settings of training: method, length, learning rates, batch, and which weights are exported."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from dreambooth.config.bounds import Count, Decay, Fraction, Gamma, Number, Rate, Seed, Steps, Whole
 from dreambooth.config.limits import MOST_STEPS
@@ -15,6 +15,16 @@ RATES_OF_TEXT_ENCODER = ("text_encoder_learning_rate", "identifier_learning_rate
 """Settings of TrainConfig without effect on a frozen text encoder."""
 
 
+def _named(value: Any) -> Any:
+    """A list of folders, or one of three words."""
+    if isinstance(value, str) and value not in ("auto", "all", "none"):
+        raise ValueError(f"expected auto, all, none or a list of folders such as [text_encoder_2], got {value!r}")
+    return value
+
+
+TextEncoders = Annotated[Literal["auto", "all", "none"] | tuple[Words, ...], BeforeValidator(_named)]
+
+
 class TrainConfig(Frozen):
     """Fine-tuning of denoiser and text encoder, or of the identifier's embedding alone."""
 
@@ -25,7 +35,7 @@ class TrainConfig(Frozen):
     )
     micro_batch_size: Count = Field(1, description="instance/class pairs per worker and micro step")
     gradient_accumulation_steps: Count = Field(1, description="micro steps per optimizer step")
-    text_encoders: Literal["auto", "all", "none"] | tuple[Words, ...] = Field(
+    text_encoders: TextEncoders = Field(
         "auto",
         description="text encoders that are trained too: all, none, or their folders, such as [text_encoder_2]; auto: "
         "those that suit the base's family. Prompts are encoded once by frozen ones",

@@ -45,4 +45,8 @@ def tokenizer_part(folder: str, kind: str, *, optional: bool = False) -> Compone
 
 
 VAE = Component(folder="vae", role="vae", library="diffusers", kind="AutoencoderKL", weights="diffusion_pytorch_model")
-SCHEDULER = Component(folder="scheduler", role="scheduler", library="diffusers", kind="SchedulerMixin")
+
+
+def scheduler_part(kind: str) -> Component:
+    """The scheduler; `kind` is the class that has the defaults of the fields that are read, not the sampler."""
+    return Component(folder="scheduler", role="scheduler", library="diffusers", kind=kind)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import (
-    SCHEDULER,
     VAE,
     Component,
     denoiser_part,
+    scheduler_part,
     text_encoder_part,
     tokenizer_part,
 )
@@ -145,7 +145,7 @@ class StableDiffusion(LatentUNet):
         text_encoder_part("text_encoder", "CLIPTextModel"),
         VAE,
         tokenizer_part("tokenizer", "CLIPTokenizer"),
-        SCHEDULER,
+        scheduler_part("DDPMScheduler"),
     )
     defaults = Defaults(text_encoders=("text_encoder",))
     fields = (*UNET_FIELDS, *VAE_FIELDS, *TEXT_FIELDS, *SCHEDULE_FIELDS)
