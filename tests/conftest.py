@@ -84,7 +84,7 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from dreambooth.miniature import PIPELINE_DIR
-    from dreambooth.models.families.stable_diffusion import load_tokenizer
+    from dreambooth.models.families import load_tokenizer
 
     hide_progress_bars()
     directory = tmp_path_factory.mktemp("base") / "tiny"

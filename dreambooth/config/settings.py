@@ -250,8 +250,9 @@ MINIATURE: dict[str, Any] = {
 
 
 def _miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """MINIATURE, without rates for a frozen text encoder; a user's own rates for it are refused."""
-    if str(_setting(settings, "train", "train_text_encoder")).lower() not in ("false", "no", "off", "0", "n", "f"):
+    """MINIATURE, without rates for a text encoder that stays frozen; a user's own rates for it are refused."""
+    frozen = str(_setting(settings, "train", "train_text_encoder")).lower() in ("false", "no", "off", "0", "n", "f")
+    if not frozen and _setting(settings, "train", "text_encoders") != "none":
         return MINIATURE
     train = {name: value for name, value in MINIATURE["train"].items() if name not in RATES_OF_TEXT_ENCODER}
     return MINIATURE | {"train": train}
@@ -262,9 +263,9 @@ def _setting(settings: dict[str, Any], group: str, name: str) -> Any:
     return values.get(name) if isinstance(values, dict) else None
 
 
-def config_hash(*parts: BaseModel | str) -> str:
+def config_hash(*parts: BaseModel | dict[str, Any] | str) -> str:
     """First 16 hex digits of the sha256 of settings in canonical JSON; equal settings give equal hashes."""
-    plain = [part if isinstance(part, str) else part.model_dump(mode="json") for part in parts]
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 

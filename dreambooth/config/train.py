@@ -1,18 +1,28 @@
 """Settings of training: method, length, learning rates, batch, and exported weights."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from dreambooth.config.bounds import Count, Decay, Fraction, Gamma, Number, Rate, Seed, Steps, Whole
 from dreambooth.config.limits import MOST_STEPS
-from dreambooth.config.subject import Frozen
+from dreambooth.config.subject import Frozen, Words
 
 TEXTUAL_INVERSION_RATE = 5e-3
 """The base learning rate of Textual Inversion (arXiv 2208.01618, section 4)."""
 
 RATES_OF_TEXT_ENCODER = ("text_encoder_learning_rate", "identifier_learning_rate")
 """Settings of TrainConfig without effect on a frozen text encoder."""
+
+
+def _named(value: Any) -> Any:
+    """A list of folders, or one of three words."""
+    if isinstance(value, str) and value not in ("auto", "all", "none"):
+        raise ValueError(f"expected auto, all, none or a list of folders such as [text_encoder_2], got {value!r}")
+    return value
+
+
+TextEncoders = Annotated[Literal["auto", "all", "none"] | tuple[Words, ...], BeforeValidator(_named)]
 
 
 class TrainConfig(Frozen):
@@ -25,8 +35,10 @@ class TrainConfig(Frozen):
     )
     micro_batch_size: Count = Field(1, description="instance/class pairs per worker and micro step")
     gradient_accumulation_steps: Count = Field(1, description="micro steps per optimizer step")
-    train_text_encoder: bool = Field(
-        True, description="training of the text encoder too; false: frozen, prompts encoded once"
+    text_encoders: TextEncoders = Field(
+        "auto",
+        description="text encoders that are trained too: all, none, or their folders, such as [text_encoder_2]; auto: "
+        "those that suit the base's family. Prompts are encoded once by frozen ones",
     )
     learning_rate: Rate = Field(5e-6, description="learning rate of the denoiser")
     text_encoder_learning_rate: Rate | None = Field(
@@ -74,6 +86,18 @@ class TrainConfig(Frozen):
         None, description="scores in a row without a new best before training ends early; None: never"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known_by_its_former_name(cls, settings: Any) -> Any:
+        """Read train_text_encoder: true is auto, false is none."""
+        if not isinstance(settings, dict) or "train_text_encoder" not in settings:
+            return settings
+        if "text_encoders" in settings:
+            raise ValueError("train_text_encoder and text_encoders set the same; leave train_text_encoder out")
+        rest = {name: value for name, value in settings.items() if name != "train_text_encoder"}
+        trained = TypeAdapter(bool).validate_python(settings["train_text_encoder"])
+        return rest | {"text_encoders": "auto" if trained else "none"}
+
     @model_validator(mode="after")
     def _warm_up_fits(self) -> Self:
         if self.lr_warmup_steps >= self.max_train_steps and self.lr_warmup_steps > 0:
@@ -85,13 +109,13 @@ class TrainConfig(Frozen):
     @model_validator(mode="after")
     def _rates_are_used(self) -> Self:
         """Refuse a learning rate for a part that isn't trained: it would be silently ignored."""
-        if self.train_text_encoder or self.method == "textual_inversion":
+        if self.trains_text_encoder or self.method == "textual_inversion":
             return self
         for name in RATES_OF_TEXT_ENCODER:
             if (rate := getattr(self, name)) is not None:
                 raise ValueError(
-                    f"{name} is {rate}, but train_text_encoder is false, and it applies to a part of the text "
-                    f"encoder; leave one of them out"
+                    f"{name} is {rate}, but text_encoders is none, and what it is for is part of a text encoder; "
+                    f"leave one of them out"
                 )
         return self
 
@@ -116,9 +140,9 @@ class TrainConfig(Frozen):
     def learns_identifier_apart(self) -> bool:
         """Whether the identifier's embedding has a learning rate of its own."""
         embedding_only = self.method == "textual_inversion"
-        return embedding_only or (self.train_text_encoder and self.identifier_learning_rate is not None)
+        return embedding_only or (self.trains_text_encoder and self.identifier_learning_rate is not None)
 
     @property
-    def runs_text_encoder(self) -> bool:
-        """Whether every step runs the text encoder; else prompts are encoded once."""
-        return self.train_text_encoder or self.method == "textual_inversion"
+    def trains_text_encoder(self) -> bool:
+        """Whether any text encoder is trained."""
+        return self.text_encoders not in ("none", ())

@@ -6,7 +6,8 @@ images, which crop, posterior noise, noise, timestep) follows from the seed and 
 only decide who computes it, and resuming needs only the step.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,64 +15,96 @@ import torch
 from torch import Tensor
 
 from dreambooth.data.latents import LatentCache
+from dreambooth.models.families import Family, Tensors
+from dreambooth.models.process import Process
 from dreambooth.randomness import generator
 
 
 class Batch(NamedTuple):
     """The model's input of one micro step; instance half first, class half second.
 
-    latents and noise (2B, C, H, W), timesteps (2B,), text: input_ids (2B, L) or encoder_hidden_states (2B, L, D).
+    latents and noise (2B, C, H, W), timesteps (2B,) of the noise process, and named tensors (2B, ...): text (token ids,
+    or the states of frozen text encoders) and conditions of the denoiser besides it.
     """
 
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
-    text: Tensor
+    text: Tensors
+    conditions: Tensors
+
+    def to(self, device: str) -> "Batch":
+        """This batch on a device."""
+
+        def moved(part: Tensor) -> Tensor:
+            return part.to(device, non_blocking=True)
+
+        latents, noise, timesteps, text, conditions = self
+        named = [{name: moved(part) for name, part in parts.items()} for parts in (text, conditions)]
+        return Batch(moved(latents), moved(noise), moved(timesteps), *named)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
     """One half of the data: the latents of N images with V crops each, image by image, and their text.
 
-    latents holds N * V entries; text is (N, ...), or (1, ...) where all images share a prompt.
+    latents and conditions hold N * V entries; text is (N, ...), or (1, ...) where all images share a prompt.
     """
 
     latents: LatentCache
-    text: Tensor
+    text: Tensors
+    conditions: Tensors = field(default_factory=dict)
     crops: int = 1
 
     def __len__(self) -> int:
         return len(self.latents) // self.crops
+
+    def text_of(self, image: int) -> Tensors:
+        """Text of one image."""
+        return {name: part[image % len(part)] for name, part in self.text.items()}
+
+    def conditions_of(self, entry: int) -> Tensors:
+        """Conditions of one crop."""
+        return {name: part[entry] for name, part in self.conditions.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """Instance images and, with prior preservation, class images."""
 
+    family: Family
+    process: Process
     instance: ImageSet
     class_: ImageSet | None
     seed: int
-    num_train_timesteps: int
     noise_offset: float = 0.0
 
     def batch(self, pairs: range) -> Batch:
         """The batch of these pairs, the same on every rank."""
         halves = [self.instance] if self.class_ is None else [self.instance, self.class_]
         drawn = [self._draw(half, images, pair) for half, images in enumerate(halves) for pair in pairs]
-        return Batch(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
+        latents, noise, timesteps, text, conditions = zip(*drawn, strict=True)
+        return Batch(
+            torch.stack(latents), torch.stack(noise), torch.stack(timesteps), _stacked(text), _stacked(conditions)
+        )
 
-    def _draw(self, half: int, images: ImageSet, pair: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _draw(self, half: int, images: ImageSet, pair: int) -> tuple[Tensor, Tensor, Tensor, Tensors, Tensors]:
         epoch, place = divmod(pair, len(images))
         image = _permutation(self.seed, half, epoch, len(images))[place]
         rng = generator(self.seed, "pair", half, pair)
-        crop = int(torch.randint(images.crops, (), generator=rng))
+        entry = image * images.crops + int(torch.randint(images.crops, (), generator=rng))
         shape = images.latents.mean.shape[1:]
-        latents = images.latents.sample(image * images.crops + crop, torch.randn(shape, generator=rng))
+        latents = images.latents.sample(entry, torch.randn(shape, generator=rng))
         noise = torch.randn(shape, generator=rng)
         if self.noise_offset:
             noise = noise + self.noise_offset * torch.randn(shape[0], 1, 1, generator=rng)
-        timestep = torch.randint(self.num_train_timesteps, (), generator=rng)
-        return latents, noise, timestep, images.text[image % len(images.text)]
+        timestep = self.process.draw(rng)
+        conditions = self.family.draw_conditions(latents, images.conditions_of(entry), rng)
+        return latents, noise, timestep, images.text_of(image), conditions
+
+
+def _stacked(parts: Sequence[Tensors]) -> Tensors:
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 
 @lru_cache(maxsize=64)

@@ -4,16 +4,22 @@ Keeping one sample instead would freeze the VAE's noise into the data; keeping m
 latents, which are a fortieth of the pixels, and the VAE can be freed before training starts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
+
+from dreambooth.models.families import Family
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentCache:
-    """Posterior mean and std (N, C, H, W), fp32, on the CPU, already in the denoiser's scale."""
+    """Posterior mean and std (N, C, H, W), fp32, on the CPU, already in the denoiser's scale.
+
+    Of a family that works on pixels the mean holds them, and std is 0.
+    """
 
     mean: Tensor
     std: Tensor
@@ -22,17 +28,17 @@ class LatentCache:
         return len(self.mean)
 
     def sample(self, index: int, noise: Tensor) -> Tensor:
-        """Latents (C, H, W) of one image for standard normal noise of that shape."""
+        """x0 (C, H, W) of one image for standard normal noise of that shape."""
         return self.mean[index] + self.std[index] * noise
+
+    @classmethod
+    def joined(cls, parts: "Sequence[LatentCache]") -> "LatentCache":
+        """All images of several caches."""
+        return cls(mean=torch.cat([part.mean for part in parts]), std=torch.cat([part.std for part in parts]))
 
 
 @torch.no_grad()
-def encode_latents(vae: AutoencoderKL, pixels: Tensor, *, batch_size: int = 8) -> LatentCache:
+def encode_latents(family: Family, vae: Any, pixels: Tensor, *, batch_size: int = 8) -> LatentCache:
     """Encode pixels (N, 3, H, W) in [-1, 1], scaled and shifted by the VAE's configuration."""
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    means, stds = [], []
-    for batch in pixels.split(batch_size):
-        posterior = vae.encode(batch.to(vae.device)).latent_dist
-        means.append((posterior.mean.cpu() - shift) * vae.config.scaling_factor)
-        stds.append(posterior.std.cpu() * vae.config.scaling_factor)
-    return LatentCache(mean=torch.cat(means), std=torch.cat(stds))
+    parts = [family.encode_images(vae, batch) for batch in pixels.split(batch_size)]
+    return LatentCache.joined([LatentCache(mean=mean, std=std) for mean, std in parts])

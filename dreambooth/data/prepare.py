@@ -1,12 +1,11 @@
-"""Encode photographs and class images as latents and text; the VAE and a frozen text encoder are freed afterwards."""
+"""Encode photographs and class images as latents and text; the VAE and frozen text encoders are freed afterwards."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.config.subject import fill_identifier
@@ -14,8 +13,7 @@ from dreambooth.data.batches import ImageSet, TrainingData
 from dreambooth.data.images import InstanceImage, open_image, squares, to_pixels
 from dreambooth.data.latents import LatentCache, encode_latents
 from dreambooth.models.base_settings import BaseSettings
-from dreambooth.models.families import Family, family_of
-from dreambooth.models.vae import load_vae
+from dreambooth.models.families import Family, Tensors, family_of
 
 _IMAGES_AT_ONCE = 8
 
@@ -26,17 +24,15 @@ def prepare_data(
     images: Sequence[InstanceImage],
     class_images: Sequence[Image.Image] | LatentCache,
     *,
-    num_train_timesteps: int | None = None,
     device: str = "cpu",
 ) -> TrainingData:
     """Encode instance images and class images with the base model in `directory`.
 
-    Raises ValueError if the subject has no identifier. `config.images.resolution` and `num_train_timesteps` None mean
-    the base model's own. Class images may be the latents of an earlier call; without any there is no prior
-    preservation.
+    The subject's identifier must be set; ValueError if it isn't. `config.images.resolution` None is what the base model
+    was trained with. Class images may be the latents of an earlier call; without any there is no prior preservation.
     """
-    resolution = config.images.resolution or BaseSettings(directory).resolution
-    settings = config.images
+    family, settings = family_of(directory), config.images
+    resolution = settings.resolution or BaseSettings(directory).resolution
     cut = [
         squares(
             open_image(image.address, max_pixels=settings.max_pixels),
@@ -48,42 +44,65 @@ def prepare_data(
         )
         for index, image in enumerate(images)
     ]
-    instance_prompt = config.prompts.instance_prompt(config.subject)
-    identifier = str(config.subject.identifier)
-    prompts = [
-        instance_prompt if image.caption is None else fill_identifier(image.caption, identifier) for image in images
-    ]
-    texts = _texts(directory, [*prompts, config.prompts.class_prompt(config.subject)], config, device)
-    vae = load_vae(directory, device)
-    instance = _encode(vae, [square for squares_of_one in cut for square in squares_of_one])
+    all_squares = [square for squares_of_one in cut for square in squares_of_one]
+    texts = _texts(
+        family, directory, [*_prompts(config, images), config.prompts.class_prompt(config.subject)], config, device
+    )
+    vae = family.load_vae(directory, device)
+    instance = ImageSet(
+        latents=_encode(family, vae, [square.picture for square in all_squares]),
+        text={name: part[:-1] for name, part in texts.items()},
+        conditions=family.conditions(
+            [square.original for square in all_squares], [square.corner for square in all_squares], resolution
+        ),
+        crops=len(cut[0]),
+    )
     class_ = None
     if class_images:
-        latents = class_images if isinstance(class_images, LatentCache) else _encode(vae, class_images)
-        class_ = ImageSet(latents=latents, text=texts[-1:])
+        latents = class_images if isinstance(class_images, LatentCache) else _encode(family, vae, class_images)
+        count = len(latents)
+        class_ = ImageSet(
+            latents=latents,
+            text={name: part[-1:] for name, part in texts.items()},
+            conditions=family.conditions([(resolution, resolution)] * count, [(0, 0)] * count, resolution),
+        )
+    shape = instance.latents.mean.shape
     return TrainingData(
-        instance=ImageSet(latents=instance, text=texts[:-1], crops=len(cut[0])),
+        family=family,
+        process=family.process(directory, (shape[1], shape[2], shape[3])),
+        instance=instance,
         class_=class_,
         seed=config.train.seed,
-        num_train_timesteps=num_train_timesteps or BaseSettings(directory).num_train_timesteps,
         noise_offset=config.train.noise_offset,
     )
 
 
-def _encode(vae: AutoencoderKL, images: Sequence[Image.Image]) -> LatentCache:
-    """Encode pictures a few at a time: a thousand as floating-point pixels would fill gigabytes."""
-    parts = [
-        encode_latents(vae, to_pixels(images[start : start + _IMAGES_AT_ONCE]))
-        for start in range(0, len(images), _IMAGES_AT_ONCE)
+def _prompts(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> list[str]:
+    instance_prompt = config.prompts.instance_prompt(config.subject)
+    identifier = str(config.subject.identifier)
+    return [
+        instance_prompt if image.caption is None else fill_identifier(image.caption, identifier) for image in images
     ]
-    return LatentCache(mean=torch.cat([part.mean for part in parts]), std=torch.cat([part.std for part in parts]))
 
 
-def _texts(directory: Path, prompts: list[str], config: DreamBoothConfig, device: str) -> Tensor:
-    """input_ids (N, L), or with a frozen text encoder encoder_hidden_states (N, L, D), computed once."""
-    family: Family = family_of(directory)
-    input_ids = family.tokenize(directory, prompts)
-    if config.train.runs_text_encoder:
-        return input_ids
-    text_encoder = family.load_text_encoder(directory).to(device).eval()
-    with torch.no_grad():
-        return family.encode_text(text_encoder, input_ids.to(device)).cpu()
+def _encode(family: Family, vae: Any, images: Sequence[Image.Image]) -> LatentCache:
+    """Encode pictures a few at a time: a thousand as floating-point pixels would fill gigabytes."""
+    starts = range(0, len(images), _IMAGES_AT_ONCE)
+    parts = [encode_latents(family, vae, to_pixels(images[start : start + _IMAGES_AT_ONCE])) for start in starts]
+    return LatentCache.joined(parts)
+
+
+def _texts(family: Family, directory: Path, prompts: Sequence[str], config: DreamBoothConfig, device: str) -> Tensors:
+    """Token ids (N, L) for text encoders that every step runs, and what frozen ones give, computed once."""
+    tokens = family.tokenize(directory, prompts)
+    run = family.run_text_encoders(directory, config.train)
+    texts = {name: part for name, part in tokens.items() if name.partition(".")[0] in run}
+    for part in family.text_encoders(directory):
+        if part.folder in run:
+            continue
+        text_encoder = family.load(directory, part.folder).to(device).eval()
+        on_device = {name: tensor.to(device) for name, tensor in tokens.items()}
+        with torch.no_grad():
+            encoded = family.encode_with(part.folder, text_encoder, on_device)
+        texts |= {name: tensor.cpu() for name, tensor in encoded.items()}
+    return texts

@@ -4,21 +4,18 @@ A base is identified by the sha256 over its files, so class images and models re
 """
 
 import hashlib
-import math
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from dreambooth.errors import InputError
-from dreambooth.models.base_settings import BaseSettings, read_json
+from dreambooth.models.base_settings import BaseSettings
+from dreambooth.models.config_fields import read_json
 from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remote
+from dreambooth.models.families import Component, Family, family_of
+from dreambooth.models.weight_files import VARIANTS, count_parameters, is_read
 
-_COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-_SUFFIXES = (".json", ".txt", ".safetensors")
-_VARIANT = re.compile(r"\.(fp16|bf16|non_ema)\b|non_ema")
-_WEIGHTS = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
-_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
+_SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +42,19 @@ class BaseModel:
         return self.settings.resolution
 
     @property
-    def embedding_width(self) -> int:
-        """Width of the text encoder's token embeddings."""
-        return int(self.settings["text_encoder.hidden_size"])
+    def family(self) -> Family:
+        """Its family."""
+        return self.settings.family
+
+    def embedding_width(self, folder: str) -> int:
+        """Width of a text encoder's token embeddings."""
+        config = read_json(self.directory / folder / "config.json")
+        return int(config.get("hidden_size") or config.get("d_model") or 512)
 
     @cached_property
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters by component, read from the headers of the safetensors files."""
-        return {part: _count_parameters(self.directory, part) for part in _WEIGHTS}
+        """Parameters by component folder, read from the headers of the safetensors files."""
+        return {part.folder: count_parameters(self.directory, part) for part in _with_weights(self.directory)}
 
 
 def resolve_base_model(address: str, revision: str | None = None) -> BaseModel:
@@ -60,10 +62,7 @@ def resolve_base_model(address: str, revision: str | None = None) -> BaseModel:
 
     Raises InputError if it is missing, unavailable, unsupported or incomplete.
     """
-    from dreambooth.models.families import family_of
-
     directory = _find(address, revision)
-    family_of(directory)
     _check_whole(directory)
     return BaseModel(address=address, revision=revision, directory=directory)
 
@@ -83,67 +82,52 @@ def _find(address: str, revision: str | None) -> Path:
             f"base_model {address!r}: expected 'miniature', a folder, an address such as s3://bucket/model or a hub id "
             f"such as owner/name, but there is no such folder"
         )
-    return from_hub(
+    return _from_hub(address, revision)
+
+
+def _from_hub(address: str, revision: str | None) -> Path:
+    """Download what the family needs: not single-file checkpoints, other formats, nor variants beside the weights."""
+    directory = from_hub(address, what="base_model", allow=["model_index.json"], revision=revision)
+    components = family_of(directory, whole=False).components
+    from_hub(
         address,
         what="base_model",
-        allow=["model_index.json", *(f"{part}/*{end}" for part in _COMPONENTS for end in _SUFFIXES)],
-        ignore=["*.fp16.*", "*.bf16.*", "*non_ema*"],
+        allow=[f"{part.folder}/*{end}" for part in components for end in _SUFFIXES],
+        ignore=[*(f"*.{variant}*" for variant in VARIANTS), "*non_ema*"],
         revision=revision,
     )
+    for part in components:
+        if part.weights is not None and (directory / part.folder).is_dir() and not _has_weights(directory, part):
+            files = [f"{part.folder}/{part.weights}*.{variant}*" for variant in VARIANTS]
+            from_hub(address, what="base_model", allow=files, ignore=["*.bin*", "*.msgpack"], revision=revision)
+    return directory
+
+
+def _has_weights(directory: Path, part: Component) -> bool:
+    return any((directory / part.folder).glob("*.safetensors"))
+
+
+def _with_weights(directory: Path) -> list[Component]:
+    """Components with weights that a directory has."""
+    parts = family_of(directory).components
+    return [part for part in parts if part.weights is not None and (directory / part.folder).is_dir()]
 
 
 def _check_whole(directory: Path) -> None:
     """Find missing files of an incomplete copy now, not when workers load it."""
-    BaseSettings(directory).check_trainable()
-    vocabularies = [directory / "tokenizer" / name for name in ("tokenizer.json", "vocab.json")]
-    if not any(read_json(path) for path in vocabularies if path.is_file()):
-        raise InputError(f"there is neither {vocabularies[0]} nor {vocabularies[1].name}; is the copy complete?")
-    for part in _WEIGHTS:
-        _count_parameters(directory, part)
-
-
-def weight_files(directory: Path, part: str) -> list[Path]:
-    """Weight files that `from_pretrained` reads: one, or those of an index. Raises InputError if there are none."""
-    whole = directory / part / f"{_WEIGHTS[part]}.safetensors"
-    index = whole.with_name(f"{whole.name}.index.json")
-    # Where a repository has both, diffusers takes the several files, transformers the one.
-    if whole.is_file() and not (index.is_file() and part != "text_encoder"):
-        return [whole]
-    if not index.is_file():
-        raise InputError(f"there is no {whole}; {_instead(whole.parent)}")
-    names = read_json(index).get("weight_map")
-    names = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
-    if not names or any(Path(name).name != name for name in names):
-        raise InputError(f"{index} is damaged: expected a weight_map with files beside it; copy it again")
-    return [whole.with_name(name) for name in names]
-
-
-def _instead(folder: Path) -> str:
-    """The cure for weights in an unsupported format."""
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
-    variants = [(name, found[1]) for name in others if (found := _VARIANT.search(name)) and found[1]]
-    for name, variant in variants:
-        if name.endswith(".safetensors"):
-            return (
-                f"there is {name}, a variant, which isn't read. Download the weights themselves, or write them with "
-                f"StableDiffusionPipeline.from_pretrained(..., variant={variant!r}).save_pretrained(...)"
+    settings = BaseSettings(directory)
+    settings.check_trainable()
+    for part in settings.family.role("tokenizer"):
+        if part.optional and not (directory / part.folder).is_dir():
+            continue
+        names = [directory / part.folder / name for name in ("tokenizer.json", "vocab.json", "spiece.model")]
+        known = [path for path in names if path.is_file() and (path.suffix == ".model" or read_json(path))]
+        if not known:
+            raise InputError(
+                f"there is neither {names[0]} nor {names[1].name} or {names[2].name}; is the copy complete?"
             )
-    if others:
-        return (
-            f"is the copy complete? There is {', '.join(others)}, which isn't read, as it could run anything; where "
-            f"you trust it, write safetensors: "
-            f"StableDiffusionPipeline.from_pretrained(..., use_safetensors=False).save_pretrained(...)"
-        )
-    if folder.parents[1].name == "snapshots":
-        return (
-            f"of {folder.parents[2].name.removeprefix('models--').replace('--', '/')} only whole safetensors are "
-            f"downloaded. If the repository has none but variants such as fp16, write them with "
-            f"StableDiffusionPipeline.from_pretrained(..., variant='fp16').save_pretrained(...) and give that folder"
-        )
-    return (
-        "is the copy complete? A pipeline in another format becomes one with "
-        "StableDiffusionPipeline.from_pretrained(...).save_pretrained(...)"
-    )
+    for part in _with_weights(directory):
+        count_parameters(directory, part)
 
 
 def pipeline_files(directory: Path) -> list[Path]:
@@ -151,8 +135,13 @@ def pipeline_files(directory: Path) -> list[Path]:
 
     Repositories hold more: single-file checkpoints, half-precision variants, a safety checker, their history.
     """
-    files = [path for part in _COMPONENTS for path in (directory / part).rglob("*") if path.suffix in _SUFFIXES]
-    return sorted([directory / "model_index.json", *(path for path in files if not _VARIANT.search(path.name))])
+    files = [
+        path
+        for part in family_of(directory).components
+        for path in (directory / part.folder).rglob("*")
+        if path.suffix in _SUFFIXES and is_read(directory, part, path)
+    ]
+    return sorted([directory / "model_index.json", *files])
 
 
 def _hash_directory(directory: Path) -> str:
@@ -162,18 +151,3 @@ def _hash_directory(directory: Path) -> str:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(directory).as_posix()} {digest}\n".encode())
     return total.hexdigest()[:16]
-
-
-def _count_parameters(directory: Path, part: str) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    count = 0
-    for path in weight_files(directory, part):
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-        except FileNotFoundError:
-            raise InputError(f"there is no {path}; is the copy complete?") from None
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged: {error}; copy it again") from None
-    return count

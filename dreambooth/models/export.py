@@ -1,26 +1,25 @@
 """Export fine-tuned weights as a diffusers directory, and verify it."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dreambooth.models.base_model import pipeline_files, weight_files
+from dreambooth.models.base_model import pipeline_files
 from dreambooth.models.base_settings import BaseSettings
-from dreambooth.models.families import family_of
+from dreambooth.models.families import Component, Family, Tensors, family_of, family_of_pipeline
 from dreambooth.models.probe import TOLERANCES, Trained, largest_difference
+from dreambooth.models.weight_files import plain_name, weight_files
 
-COMPONENTS = {"denoiser": "unet", "text_encoder": "text_encoder"}
-"""Folders of the parts of `DreamBoothModel` in a pipeline directory."""
-
-_WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
+_BUFFERS = ("position_ids", "pos_embed.pos_embed", "embed_tokens.weight")
+"""Endings of names in weight files that are no parameters of their own: positions, and embeddings tied to others."""
 
 
 def export_pipeline(
@@ -42,15 +41,14 @@ def export_pipeline(
         name = source.relative_to(base)
         if name.parts[0] in trained and (source.suffix == ".safetensors" or name.name.endswith(".index.json")):
             continue
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target / name)
+        _copy_plain(source, target / name.parent)
     _leave_out_what_is_missing(target)
     if resolution is not None:
         _set_resolution(target, resolution)
     for component, tensors in trained.items():
         on_disk = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
         (target / component).mkdir(parents=True, exist_ok=True)
-        save_file(on_disk, target / component / _WEIGHTS[component], {"format": "pt"})
+        save_file(on_disk, target / component / _file_of(base, component), {"format": "pt"})
 
 
 def verify_export(directory: Path, base: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
@@ -61,28 +59,62 @@ def verify_export(directory: Path, base: Path, state: Mapping[str, Tensor], *, d
     first tensor that is missing or differs, or the difference.
     """
     for component, tensors in _by_component(base, state).items():
-        stored = load_file(directory / component / _WEIGHTS[component])
+        stored = load_file(directory / component / _file_of(base, component))
         for name, tensor in tensors.items():
             if name not in stored:
                 raise ValueError(f"{directory / component} lacks {name}, which was trained")
             if not torch.equal(stored[name], tensor.to(dtype)):
                 raise ValueError(f"{name} in {directory / component} is not what was trained")
-    _verify_text_encoder(directory, base, state, dtype)
+    _verify_text_encoders(directory, base, state, dtype)
 
 
-def _verify_text_encoder(directory: Path, base: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def _copy_plain(source: Path, folder: Path) -> None:
+    """Copy a file of a base; one of a variant gets the plain name, under which every library looks for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = plain_name(source.name)
+    if name == source.name or not name.endswith(".json"):
+        shutil.copyfile(source, folder / name)
+        return
+    index = json.loads(source.read_text())
+    index["weight_map"] = {tensor: plain_name(file) for tensor, file in index["weight_map"].items()}
+    (folder / name).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _file_of(base: Path, component: str) -> str:
+    return f"{family_of(base).component(component).weights}.safetensors"
+
+
+def _verify_text_encoders(directory: Path, base: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     family, probe = family_of(base), state.probe if isinstance(state, Trained) else None
-    input_ids = family.tokenize(base, ["a photo of a dog"]) if probe is None else probe.input_ids
+    tokens = family.tokenize(base, ["a photo of a dog"]) if probe is None else probe.tokens
+    for part in family.text_encoders(base):
+        _verify_text_encoder(directory, base, state, dtype, family, part, tokens)
 
-    def computed(folder: Path, weights: Mapping[str, Tensor]) -> Tensor:
-        text_encoder = family.load_text_encoder(folder).eval()
+
+def _verify_text_encoder(
+    directory: Path,
+    base: Path,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    family: Family,
+    part: Component,
+    tokens: Tensors,
+) -> None:
+    weights = _of_owner(part.folder, state)
+    if not weights and _same_files(directory, base, part):
+        return
+
+    def computed(folder: Path, weights: Mapping[str, Tensor]) -> Tensors:
+        text_encoder = family.load(folder, part.folder).eval()
         if weights:
             text_encoder.load_state_dict(weights)
         with torch.no_grad():
-            return family.encode_text(text_encoder, input_ids)
+            return family.encode_with(part.folder, text_encoder, tokens)
 
-    by_weights = computed(base, _of_owner("text_encoder", state))
-    expected = by_weights if probe is None else probe.hidden_states
+    by_weights = computed(base, weights)
+    probe = state.probe if isinstance(state, Trained) else None
+    known = {} if probe is None else probe.encoded
+    expected = {name: known.get(name, tensor) for name, tensor in by_weights.items()}
     for what, found, tolerance in (
         ("with the weights to be published", by_weights, TOLERANCES[torch.float32]),
         (f"in {directory}", computed(directory, {}), TOLERANCES[dtype]),
@@ -95,10 +127,23 @@ def _verify_text_encoder(directory: Path, base: Path, state: Mapping[str, Tensor
             )
 
 
+def _same_files(directory: Path, base: Path, part: Component) -> bool:
+    """Whether a frozen component was copied whole: then there is nothing to compute."""
+    return all(
+        (directory / path.relative_to(base)).is_file() and _digest(directory / path.relative_to(base)) == _digest(path)
+        for path in (*weight_files(base, part), base / part.folder / "config.json")
+    )
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def put_weights(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Load an engine's state_dict into a pipeline's components. Returns the previous weights, to restore them."""
     before: dict[str, Tensor] = {}
-    for owner, component in COMPONENTS.items():
+    for owner, component in _owners(family_of_pipeline(pipeline)).items():
         trained = _of_owner(owner, state)
         if trained:
             module = getattr(pipeline, component)
@@ -107,43 +152,54 @@ def put_weights(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     return before
 
 
+def _owners(family: Family) -> dict[str, str]:
+    """Folders of the parts of `DreamBoothModel` in a pipeline directory."""
+    return {"denoiser": family.denoiser.folder} | {part.folder: part.folder for part in family.role("text_encoder")}
+
+
 def _of_owner(owner: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.partition(".")[2]: tensor for name, tensor in state.items() if name.startswith(f"{owner}.")}
 
 
 def _by_component(base: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Split a state_dict by component, with the names of the base's files."""
+    family = family_of(base)
+    owners = _owners(family)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         owner, _, rest = name.partition(".")
-        parts.setdefault(COMPONENTS[owner], {})[rest] = tensor
-    return {component: _named_as_in(base / component, tensors) for component, tensors in parts.items()}
+        parts.setdefault(owners[owner], {})[rest] = tensor
+    return {folder: _named_as_in(base, family.component(folder), tensors) for folder, tensors in parts.items()}
 
 
-def _named_as_in(directory: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Restore the prefix `text_model.` of Stable Diffusion's files, which transformers 5 dropped."""
-    expected: set[str] = set()
-    for path in weight_files(directory.parent, directory.name):
+def _named_as_in(base: Path, component: Component, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names of the base's files, some with a prefix that transformers 5 dropped, and buffers."""
+    expected: dict[str, Path] = {}
+    for path in weight_files(base, component):
         with safe_open(path, framework="pt") as stored:
-            expected |= set(stored.keys())
-    # A buffer in old files and a parameter nowhere.
-    expected = {name for name in expected if not name.endswith("position_ids")}
+            expected |= dict.fromkeys(stored.keys(), path)
     named = {f"text_model.{name}" if f"text_model.{name}" in expected else name: t for name, t in tensors.items()}
-    differing = sorted(expected ^ set(named))
+    for name in [name for name in expected if name not in named and name.endswith(_BUFFERS)]:
+        if name.endswith("position_ids"):
+            continue  # counted anew by every version of the library
+        with safe_open(expected[name], framework="pt") as stored:
+            named[name] = stored.get_tensor(name)
+    differing = sorted(name for name in set(expected) ^ set(named) if not name.endswith(_BUFFERS))
     if differing:
         raise ValueError(
-            f"what was trained and the weights in {directory} differ in {len(differing)} names, first {differing[0]}"
+            f"what was trained and the weights in {base / component.folder} differ in {len(differing)} names, first "
+            f"{differing[0]}"
         )
     return named
 
 
 def _set_resolution(directory: Path, resolution: int) -> None:
-    """Write a resolution to the UNet's configuration, where diffusers pipelines look for their default size."""
-    path = directory / "unet" / "config.json"
-    size = resolution // BaseSettings(directory).downscaling
-    # A size below 64 that an early version of diffusers has written would be taken for a mistake.
-    settings = json.loads(path.read_text()) | {"sample_size": size, "_diffusers_version": diffusers.__version__}
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    """Write a resolution to the denoiser's configuration, where diffusers pipelines look for their default size."""
+    settings = BaseSettings(directory)
+    family = settings.family
+    path = directory / family.denoiser.folder / "config.json"
+    config = family.set_resolution(json.loads(path.read_text()), settings.x0_shape(resolution)[1])
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _leave_out_what_is_missing(directory: Path) -> None:

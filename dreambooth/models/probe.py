@@ -14,24 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.config.subject import PromptTemplates, Subject
+from dreambooth.models.families import Family, Tensors
 
 if TYPE_CHECKING:
-    from dreambooth.models.families import Family
     from dreambooth.training.identifier_embedding import IdentifierEmbedding
 
-_INPUT_IDS, _HIDDEN_STATES = "probe.input_ids", "probe.hidden_states"
+_TOKENS, _ENCODED = "probe.tokens.", "probe.encoded."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Token ids (N, L) of prompts, and their hidden states (N, L, D)."""
+    """Tokens of prompts, and what the trained text encoders make of them (`Family.encode_with`)."""
 
-    input_ids: Tensor
-    hidden_states: Tensor
+    tokens: Tensors
+    encoded: Tensors
 
 
 class Trained(dict[str, Tensor]):
-    """Trained weights by name with a probe; `probe` is None if training doesn't run the text encoder."""
+    """Trained weights by name with a probe; `probe` is None if training runs no text encoder."""
 
     probe: Probe | None = None
 
@@ -43,15 +43,20 @@ class Trained(dict[str, Tensor]):
         """Weights and probe as named tensors for a file; `from_tensors` is the inverse."""
         if self.probe is None:
             return self
-        return {**self, _INPUT_IDS: self.probe.input_ids, _HIDDEN_STATES: self.probe.hidden_states}
+        tokens = {f"{_TOKENS}{name}": tensor for name, tensor in self.probe.tokens.items()}
+        return {**self, **tokens, **{f"{_ENCODED}{name}": tensor for name, tensor in self.probe.encoded.items()}}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The inverse of `as_tensors`."""
-        trained = cls({name: tensor for name, tensor in tensors.items() if name not in (_INPUT_IDS, _HIDDEN_STATES)})
-        if _HIDDEN_STATES in tensors:
-            trained.probe = Probe(input_ids=tensors[_INPUT_IDS], hidden_states=tensors[_HIDDEN_STATES])
+        trained = cls({name: one for name, one in tensors.items() if not name.startswith((_TOKENS, _ENCODED))})
+        if encoded := _below(_ENCODED, tensors):
+            trained.probe = Probe(tokens=_below(_TOKENS, tensors), encoded=encoded)
         return trained
+
+
+def _below(start: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 3e-1}
@@ -72,14 +77,15 @@ def probe_prompts(subject: Subject, templates: PromptTemplates) -> list[str]:
     ]
 
 
-def hidden_states(
-    family: "Family",
+def encoded_text(
+    family: Family,
+    folder: str,
     text_encoder: nn.Module,
     weights: Mapping[str, Tensor],
-    input_ids: Tensor,
+    tokens: Tensors,
     embedding: "tuple[IdentifierEmbedding, Tensor] | None" = None,
-) -> Tensor:
-    """Hidden states (N, L, D) of input_ids (N, L) by a text encoder like the one given, with these fp32 weights.
+) -> Tensors:
+    """What a text encoder like the one given, with these fp32 weights, makes of tokens (`Family.encode_with`).
 
     `embedding` is the identifier's and the change that it adds. The given module isn't run: its own weights may be
     sharded over ranks. The copy shares the memory of `weights`.
@@ -94,10 +100,14 @@ def hidden_states(
         identifier, change = embedding
         identifier.added_to(copy, change)
     with torch.no_grad():
-        return family.encode_text(copy.eval(), input_ids)
+        return family.encode_with(folder, copy.eval(), tokens)
 
 
-def largest_difference(found: Tensor, expected: Tensor) -> float:
-    """Of hidden states (N, L, D): the largest norm of a difference over the norm of what is expected."""
-    difference = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-12)
-    return float(difference.max())
+def largest_difference(found: Tensors, expected: Tensors) -> float:
+    """Of states (N, L, D) and pooled text (N, D): the largest norm of a difference over that of what is expected."""
+
+    def of_one(found: Tensor, expected: Tensor) -> float:
+        difference = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-12)
+        return float(difference.max())
+
+    return max(of_one(found[name], tensor) for name, tensor in expected.items())

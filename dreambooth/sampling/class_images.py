@@ -11,12 +11,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.config.settings import PriorConfig
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from PIL import Image
 
 SAMPLER = "dpm-solver++"
@@ -90,7 +89,7 @@ def image_seed(plan: PriorPlan, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{plan.recipe}/{index}".encode()).digest()[:7], "big")
 
 
-def generate_block(pipeline: "StableDiffusionPipeline", plan: PriorPlan, block: range) -> "list[Image.Image]":
+def generate_block(pipeline: Any, plan: PriorPlan, block: range) -> "list[Image.Image]":
     """Sample all images of a block together, so that they don't depend on which were missing."""
     import torch
 

@@ -5,20 +5,15 @@ One generator per image seed, so an image does not depend on how the work was sp
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dreambooth.models.export import put_weights
-from dreambooth.models.families import family_of
-from dreambooth.models.families.stable_diffusion import read_tokenizer
+from dreambooth.models.families import Family, family_of, family_of_pipeline
 from dreambooth.quiet import hide_progress_bars, quiet
-from dreambooth.sampling.computed_once import computed_once
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
 
 
 def sampling_dtype(device: str) -> torch.dtype:
@@ -39,69 +34,57 @@ def weights_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float16 if device.startswith("cuda") and dtype is torch.float16 else torch.float32
 
 
-def load_pipeline(
-    directory: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> "StableDiffusionPipeline":
-    """Load a diffusers directory, its weights in `dtype`, for sampling with DPM-Solver++ and without progress bars.
+def load_pipeline(directory: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """Load a diffusers directory with its family's sampler, its weights in `dtype`, without progress bars.
 
-    Components that sampling doesn't use (a safety checker) may be missing. The VAE
-    stays in fp32 whatever `dtype` is: some overflow in fp16, which gives black pictures.
+    Components that sampling doesn't use (a safety checker) may be missing. The VAE stays in fp32 whatever `dtype` is:
+    some overflow in fp16, which gives black pictures.
     """
     quiet()
     hide_progress_bars()
-    from diffusers import DPMSolverMultistepScheduler as Sampler
-    from diffusers import StableDiffusionPipeline
-
-    from dreambooth.models.vae import load_vae
-
     family = family_of(directory)
-    pipeline = StableDiffusionPipeline(
-        unet=family.load_denoiser(directory, dtype),
-        text_encoder=family.load_text_encoder(directory, dtype),
-        vae=load_vae(directory, device),
-        tokenizer=read_tokenizer(directory),
-        scheduler=None,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).to(device)
-    pipeline.scheduler = Sampler.from_config(
-        Sampler.load_config(directory, subfolder="scheduler", local_files_only=True)
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    modules = _trained_parts(family, directory, device, dtype) | {
+        part.folder: family.load_vae(directory, device) for part in family.role("vae")
+    }
+    return _assembled(family, directory, modules)
 
 
-def load_trained(
-    base: Path, state: Mapping[str, Tensor], *, device: str, dtype: torch.dtype
-) -> "StableDiffusionPipeline":
+def load_trained(base: Path, state: Mapping[str, Tensor], *, device: str, dtype: torch.dtype) -> Any:
     """A pipeline with trained weights from memory."""
     pipeline = load_pipeline(base, device=device, dtype=dtype)
     put_weights(pipeline, state)
     return pipeline
 
 
-def personalized(base: "StableDiffusionPipeline", directory: Path) -> "StableDiffusionPipeline":
-    """A pipeline with denoiser and text encoder of a fine-tuned one in `directory`, and all else shared with `base`.
+def personalized(base: Any, directory: Path) -> Any:
+    """A pipeline with denoiser and text encoders of a fine-tuned one in `directory`, and the VAE shared with `base`.
 
-    Except the scheduler, which holds the state of one sampling.
+    What has a state or settings of its own (scheduler, tokenizers) is never shared.
     """
-    from diffusers import StableDiffusionPipeline
-
     family = family_of(directory)
-    own = {
-        "unet": family.load_denoiser(directory, base.unet.dtype).to(base.device),
-        "text_encoder": family.load_text_encoder(directory, base.unet.dtype).to(base.device),
-        "scheduler": None,  # a pipeline changes the settings of one that it is made with
-    }
-    pipeline = StableDiffusionPipeline(**{**base.components, **own}, requires_safety_checker=False)
-    pipeline.scheduler = type(base.scheduler).from_config(base.scheduler.config)
+    device, dtype = str(base.device), denoiser_of(base).dtype
+    shared = {part.folder: getattr(base, part.folder) for part in family.role("vae")}
+    return _assembled(family, directory, _trained_parts(family, directory, device, dtype) | shared)
+
+
+def denoiser_of(pipeline: Any) -> Any:
+    """A pipeline's denoiser."""
+    return getattr(pipeline, family_of_pipeline(pipeline).denoiser.folder)
+
+
+def _trained_parts(family: Family, directory: Path, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    parts = (family.denoiser, *family.text_encoders(directory))
+    return {part.folder: family.load(directory, part.folder, dtype).to(device).eval() for part in parts}
+
+
+def _assembled(family: Family, directory: Path, modules: Mapping[str, Any]) -> Any:
+    pipeline = family.pipeline(directory, modules)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def sample(
-    pipeline: "StableDiffusionPipeline",
+    pipeline: Any,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -114,63 +97,55 @@ def sample(
 ) -> list[Image.Image]:
     """Sample one image per (prompt, seed) pair, in order.
 
-    `dtype` is that of denoiser and text encoder, emulated if necessary; None is the device's best. `height` and `width`
-    in pixels default to the training resolution.
+    `dtype` is that of denoiser and text encoders, emulated if necessary; None is the device's best. `height` and
+    `width` in pixels default to the training resolution.
 
     Raises ValueError for different numbers of prompts and seeds, RuntimeError for pixels that are NaN.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
+    family = family_of_pipeline(pipeline)
+    denoiser = denoiser_of(pipeline)
     if dtype is None:
-        dtype = sampling_dtype("cpu") if pipeline.device.type == "cpu" else pipeline.unet.dtype
-    # A distilled UNet takes the scale as an input instead, and is asked once a step.
-    guided = guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
-    _lay_out(pipeline.unet, dtype)
-    computing = torch.autocast(pipeline.device.type, dtype, enabled=dtype is not pipeline.unet.dtype)
+        dtype = sampling_dtype("cpu") if pipeline.device.type == "cpu" else denoiser.dtype
+    guided = family.guided(pipeline, guidance_scale)
+    _lay_out(denoiser, dtype)
+    computing = torch.autocast(pipeline.device.type, dtype, enabled=dtype is not denoiser.dtype)
     images: list[Image.Image] = []
-    with computing:
-        texts, nothing = _encode(pipeline, prompts)
+    with computing, torch.no_grad():
+        text = family.prompt_arguments(pipeline, prompts, guided=guided)
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         # Noise comes from CPU generators on every device: the same seed is the same picture on a laptop and a GPU.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]]
-        with computing, computed_once(pipeline.unet, guided=guided):
-            latents = pipeline(
-                prompt_embeds=texts[batch],
-                negative_prompt_embeds=nothing.expand_as(texts[batch]),
+        with computing, family.computed_once(denoiser, guided=guided):
+            x0 = pipeline(
+                **{name: part[batch] for name, part in text.items()},
+                **family.call_arguments(guidance_scale),
                 generator=generators,
                 num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
                 height=height,
                 width=width,
-                output_type="latent",
+                output_type=family.output_type,
             ).images
-        images += _decode(pipeline, latents)
+        images += _decode(family, pipeline, x0, height, width)
     return images
 
 
-@torch.no_grad()
-def _encode(pipeline: "StableDiffusionPipeline", prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Embeddings of the prompts (N, L, D) and of no prompt (1, L, D), each text encoded once."""
-    places = {text: place for place, text in enumerate(dict.fromkeys([*prompts, ""]))}
-    embeddings, _ = pipeline.encode_prompt(list(places), pipeline.device, 1, do_classifier_free_guidance=False)
-    return embeddings[[places[prompt] for prompt in prompts]], embeddings[[places[""]]]
-
-
-def _lay_out(unet: torch.nn.Module, dtype: torch.dtype) -> None:
+def _lay_out(denoiser: torch.nn.Module, dtype: torch.dtype) -> None:
     """Choose the memory format on a CPU: channels last is a tenth faster in fp32, and slower in bf16."""
     layout = torch.channels_last if dtype is torch.float32 else torch.contiguous_format
-    weight = next(weight for weight in unet.parameters() if weight.ndim == 4)
-    if weight.device.type == "cpu" and not weight.is_contiguous(memory_format=layout):
-        unet.to(memory_format=layout)  # type: ignore[call-overload]
+    weight = next((weight for weight in denoiser.parameters() if weight.ndim == 4), None)
+    if weight is not None and weight.device.type == "cpu" and not weight.is_contiguous(memory_format=layout):
+        denoiser.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 @torch.no_grad()
-def _decode(pipeline: "StableDiffusionPipeline", latents: Tensor) -> list[Image.Image]:
-    """Decode latents to pictures, inverting the scale and shift of `encode_latents`."""
-    vae = pipeline.vae
-    latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    pixels = vae.decode(latents).sample  # (N, 3, H, W) in [-1, 1]
+def _decode(
+    family: Family, pipeline: Any, x0: Tensor, height: int | None = None, width: int | None = None
+) -> list[Image.Image]:
+    """Pictures of a pipeline's output."""
+    pixels = family.decode(pipeline, x0, height=height, width=width)  # (N, 3, H, W) in [-1, 1]
     if not torch.isfinite(pixels).all():
         raise RuntimeError("the pictures are not numbers: the weights are damaged, or overflow in half precision")
     images: list[Image.Image] = pipeline.image_processor.postprocess(pixels)

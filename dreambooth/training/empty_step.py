@@ -1,19 +1,19 @@
 """A training step on tensors without data, to count its cost for a base model of any size."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreambooth.models.base_settings import BaseSettings
-from dreambooth.models.families import family_of
-from dreambooth.models.families.stable_diffusion import load_tokenizer
 
 
 class EmptyStep:
-    """Denoiser and text encoder in training mode and a batch of `images` images, as shapes alone.
+    """Denoiser and text encoders in training mode and a batch of `images` images, as shapes alone.
 
-    On the meta device, or on a real one under FakeTensorMode.
+    `run` are the folders of the text encoders that every step runs; those in `trained` have gradients. On the meta
+    device, or on a real one under FakeTensorMode.
     """
 
     def __init__(
@@ -22,30 +22,45 @@ class EmptyStep:
         *,
         resolution: int,
         images: int,
-        train_text_encoder: bool,
+        text_encoders: Sequence[str],
         checkpointing: bool,
         device: str = "meta",
     ) -> None:
-        self._family = family_of(directory)
-        self.denoiser, self.text_encoder = self._family.empty_components(directory, device=device)
+        settings = BaseSettings(directory)
+        self._family = family = settings.family
+        self.denoiser = family.empty(directory, family.denoiser.folder, device=device)
+        present = [part.folder for part in family.text_encoders(directory)]
+        encoders = {folder: family.empty(directory, folder, device=device) for folder in present}
+        self.text_encoders = {folder: encoders[folder] for folder in present if folder in text_encoders}
         if checkpointing:
             self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-            self.text_encoder.activation_checkpointing_enable()  # type: ignore[operator]
-        self.denoiser.train()
-        self.text_encoder.train().requires_grad_(train_text_encoder)
+            for text_encoder in self.text_encoders.values():
+                text_encoder.activation_checkpointing_enable()  # type: ignore[operator]
+        for module in self.trained:
+            module.train()
+        shape = settings.x0_shape(resolution)
+        tokens = {
+            name: one.expand(images, *one.shape[1:]).to(device)
+            for name, one in family.tokenize(directory, [""]).items()
+        }
+        conditions = family.conditions([(resolution, resolution)] * images, [(0, 0)] * images, resolution)
         with torch.device(device):
-            self._latents = torch.empty(images, *latent_shape(directory, resolution))
-            self._timesteps = torch.zeros(images, dtype=torch.long)
-            self._input_ids = torch.zeros(images, load_tokenizer(directory).model_max_length, dtype=torch.long)
+            self._x0 = torch.empty(images, *shape)
+            moment = family.process(directory, shape).draw(torch.Generator("cpu"))
+            self._timesteps = torch.zeros(images, dtype=moment.dtype)
+            self._conditions = {name: torch.zeros(one.shape, dtype=one.dtype) for name, one in conditions.items()}
+        self._text = {name: one for name, one in tokens.items() if name.partition(".")[0] in self.text_encoders}
+        with torch.no_grad():
+            for folder, module in encoders.items():
+                if folder not in self.text_encoders:
+                    self._text |= family.encode_with(folder, module.eval(), tokens)
+
+    @property
+    def trained(self) -> list[nn.Module]:
+        """All modules of the step."""
+        return [self.denoiser, *self.text_encoders.values()]
 
     def model_pred(self) -> Tensor:
         """The forward pass: (images, C, H, W)."""
-        text = self._family.encode_text(self.text_encoder, self._input_ids)
-        return self._family.denoise(self.denoiser, self._latents, self._timesteps, text)
-
-
-def latent_shape(directory: Path, resolution: int) -> tuple[int, int, int]:
-    """(C, H, W) of the latent of an image of `resolution` pixels."""
-    settings = BaseSettings(directory)
-    side = resolution // settings.downscaling
-    return settings["unet.in_channels"], side, side
+        text = self._family.encode_text(self.text_encoders, self._text)
+        return self._family.denoise(self.denoiser, self._x0, self._timesteps, text, self._conditions)

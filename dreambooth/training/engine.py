@@ -113,7 +113,7 @@ class TorchEngine:
 
     def __call__(self, batch: Batch) -> Losses:
         """Losses of this rank's batch."""
-        losses: Losses = self.model(*(part.to(self.device, non_blocking=True) for part in batch))
+        losses: Losses = self.model(*batch.to(self.device))
         return losses
 
     def backward(self, loss: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Denoiser and text encoder in one module, so that one engine trains and ZeRO shards both."""
+"""Denoiser and text encoders in one module, so that one engine trains and ZeRO shards all of them."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -7,25 +7,27 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.identifier import token_ids_in_prompts
-from dreambooth.models.families import Family, family_of
-from dreambooth.models.families.stable_diffusion import load_tokenizer
-from dreambooth.models.probe import Probe, Trained, hidden_states, probe_prompts
+from dreambooth.models.base_settings import BaseSettings
+from dreambooth.models.families import Family, Tensors, family_of
+from dreambooth.models.probe import Probe, Trained, encoded_text, probe_prompts
+from dreambooth.models.process import Process
 from dreambooth.quiet import hide_progress_bars
 from dreambooth.training.identifier_embedding import IdentifierEmbedding
-from dreambooth.training.losses import Losses, NoiseSchedule, prior_preservation_loss
+from dreambooth.training.losses import Losses, prior_preservation_loss
+
+DENOISER = "denoiser"
 
 
 class DreamBoothModel(nn.Module):
     """All fine-tuned modules, and the loss.
 
-    With `text_encoder` None the input is text embeddings instead of token ids. `identifier_token_ids` have their own
-    learning rate (see `IdentifierEmbedding`) and start at the embedding of the token `embedding_like`, if given. Hidden
-    states of the prompts `probe_ids` (N, L) go with an export (see `models.probe`). Parameters stay in fp32; with
+    `text_encoders` by folder are run at every step; of others the input has what they gave. Parameters are named
+    `denoiser.…` and by a text encoder's folder. `identifier_embeddings` by folder have their own learning rate. What
+    the text encoders make of `probe_tokens` goes with an export (see `models.probe`). Parameters stay in fp32; with
     `autocast` matrix products run in bf16, so that an update of 5e-6 isn't rounded away as in bf16 weights.
     """
 
@@ -34,147 +36,160 @@ class DreamBoothModel(nn.Module):
         *,
         family: Family,
         denoiser: nn.Module,
-        text_encoder: nn.Module | None,
-        schedule: NoiseSchedule,
+        text_encoders: Mapping[str, nn.Module],
+        process: Process,
         prior_loss_weight: float,
-        identifier_token_ids: Sequence[int] = (),
-        embedding_like: int | None = None,
+        identifier_embeddings: Mapping[str, IdentifierEmbedding] | None = None,
         min_snr_gamma: float | None = None,
-        probe_ids: Tensor | None = None,
+        probe_tokens: Tensors | None = None,
         autocast: bool = False,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.text_encoder = text_encoder
-        self.identifier_embedding = (
-            IdentifierEmbedding(text_encoder, identifier_token_ids, like=embedding_like)
-            if text_encoder and identifier_token_ids
-            else None
-        )
+        self._folders = tuple(text_encoders)
+        for folder, text_encoder in text_encoders.items():
+            self.add_module(folder, text_encoder)
+        self.identifier_embeddings = nn.ModuleDict(identifier_embeddings or {})
         self.family = family
-        self.schedule = schedule
+        self.process = process
         self.prior_loss_weight = prior_loss_weight
         self.min_snr_gamma = min_snr_gamma
-        self.probe_ids = probe_ids
+        self.probe_tokens = probe_tokens
         self.autocast = autocast
 
-    def forward(self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor) -> Losses:
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """Text encoders that are run at every step, by folder."""
+        return {folder: self.get_submodule(folder) for folder in self._folders}
+
+    def forward(self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensors, conditions: Tensors) -> Losses:
         """Losses of a `Batch`: instance half first, class half second, both through one pass."""
-        noisy_latents = self.schedule.noisy_latents(latents, noise, timesteps)
+        noisy = self.process.noisy(latents, noise, timesteps)
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.autocast):
-            encoder_hidden_states = (
-                text if self.text_encoder is None else self.family.encode_text(self.text_encoder, text)
-            )
-            model_pred = self.family.denoise(self.denoiser, noisy_latents, timesteps, encoder_hidden_states)
-        weight = None if self.min_snr_gamma is None else self.schedule.min_snr_weight(timesteps, self.min_snr_gamma)
+            encoded = self.family.encode_text(self.text_encoders, text)
+            model_pred = self.family.denoise(self.denoiser, noisy, timesteps, encoded, conditions)
         return prior_preservation_loss(
             model_pred,
-            self.schedule.target(latents, noise, timesteps),
+            self.process.target(latents, noise, timesteps),
             prior_loss_weight=self.prior_loss_weight,
-            weight=weight,
+            weight=self.process.weight(timesteps, min_snr_gamma=self.min_snr_gamma),
         )
 
     def exported(self, state: Mapping[str, Tensor]) -> Trained:
         """The trained components, complete, from this module's parameters by name, fp32 on the CPU.
 
-        Includes the text encoder's hidden states of the probe's prompts, if it is run.
+        Includes what the text encoders make of the probe's prompts, if any is run.
         """
-        if self.text_encoder is None:
-            return Trained(state)
-        owner, embedding = "text_encoder.", None
-        text_encoder = {name.removeprefix(owner): p for name, p in state.items() if name.startswith(owner)}
-        exported, denoiser = text_encoder, {n: p for n, p in state.items() if n.startswith("denoiser.")}
-        if self.identifier_embedding is not None:
-            embedding = self.identifier_embedding, state["identifier_embedding.change"]
-            exported = self.identifier_embedding.folded(text_encoder, embedding[1])
-            if not any(parameter.requires_grad for parameter in self.denoiser.parameters()):
-                denoiser = {}
-        trained = Trained(denoiser | {f"{owner}{name}": parameter for name, parameter in exported.items()})
-        if self.probe_ids is not None:
-            states = hidden_states(self.family, self.text_encoder, text_encoder, self.probe_ids, embedding)
-            trained.probe = Probe(input_ids=self.probe_ids, hidden_states=states)
+        exported: dict[str, Tensor] = {}
+        if any(parameter.requires_grad for parameter in self.denoiser.parameters()):
+            exported |= {name: p for name, p in state.items() if name.startswith(f"{DENOISER}.")}
+        encoded: Tensors = {}
+        for folder, text_encoder in self.text_encoders.items():
+            owner, embedding = f"{folder}.", None
+            weights = {name.removeprefix(owner): p for name, p in state.items() if name.startswith(owner)}
+            folded: Mapping[str, Tensor] = weights
+            if folder in self.identifier_embeddings:
+                identifier = self.identifier_embeddings[folder]
+                assert isinstance(identifier, IdentifierEmbedding)
+                embedding = identifier, state[f"identifier_embeddings.{folder}.change"]
+                folded = identifier.folded(weights, embedding[1])
+            exported |= {f"{owner}{name}": parameter for name, parameter in folded.items()}
+            if self.probe_tokens is not None:
+                encoded |= encoded_text(self.family, folder, text_encoder, weights, self.probe_tokens, embedding)
+        trained = Trained(exported)
+        if self.probe_tokens is not None and encoded:
+            trained.probe = Probe(tokens=self.probe_tokens, encoded=encoded)
         return trained
-
-
-def load_schedule(directory: Path) -> NoiseSchedule:
-    """The noise schedule of a base model."""
-    scheduler = DDPMScheduler.from_pretrained(directory, subfolder="scheduler", local_files_only=True)
-    return NoiseSchedule.from_scheduler(scheduler.alphas_cumprod, scheduler.config)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """Trainable components of a base model."""
+    """Trainable components of a base model; text encoders by folder, in order."""
 
     family: Family
     directory: Path
     denoiser: nn.Module
-    text_encoder: nn.Module
-    schedule: NoiseSchedule
+    text_encoders: Mapping[str, nn.Module]
 
     def copied(self) -> Self:
         """A copy that can be trained while these stay unchanged."""
-        return replace(self, denoiser=copy.deepcopy(self.denoiser), text_encoder=copy.deepcopy(self.text_encoder))
+        return replace(
+            self, denoiser=copy.deepcopy(self.denoiser), text_encoders=copy.deepcopy(dict(self.text_encoders))
+        )
 
 
-def load_components(directory: Path) -> Components:
-    """Load denoiser and text encoder from a diffusers directory, in fp32."""
+def load_components(directory: Path, text_encoders: Sequence[str] | None = None) -> Components:
+    """Load the denoiser and text encoders from a diffusers directory, in fp32.
+
+    `text_encoders` are folders; None: those that its family trains by default.
+    """
     hide_progress_bars()
     family = family_of(directory)
+    wanted = family.defaults.text_encoders if text_encoders is None else text_encoders
     return Components(
         family=family,
         directory=directory,
-        denoiser=family.load_denoiser(directory),
-        text_encoder=family.load_text_encoder(directory),
-        schedule=load_schedule(directory),
+        denoiser=family.load(directory, family.denoiser.folder),
+        text_encoders={
+            part.folder: family.load(directory, part.folder)
+            for part in family.text_encoders(directory)
+            if part.folder in wanted
+        },
     )
 
 
 def build_model(components: Components, config: DreamBoothConfig, *, autocast: bool = False) -> DreamBoothModel:
-    """The model of one run, which trains `components` in place: the denoiser, and the text encoder unless frozen.
+    """The model of one run, which trains `components` in place: the denoiser, and text encoders that aren't frozen.
 
     Textual Inversion (arXiv 2208.01618) trains the identifier's embedding alone, which starts as the class noun's.
     """
+    family, directory = components.family, components.directory
     embedding_only = config.train.method == "textual_inversion"
-    denoiser = components.denoiser
-    text_encoder = components.text_encoder if config.train.runs_text_encoder else None
-    token_ids, embedding_like = _identifier_tokens(components.directory, config)
+    run = family.run_text_encoders(directory, config.train)
+    text_encoders = {folder: module for folder, module in components.text_encoders.items() if folder in run}
+    embeddings = {
+        folder: _identifier_embedding(family, directory, folder, module, config)
+        for folder, module in text_encoders.items()
+        if config.train.learns_identifier_apart
+    }
     if config.train.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        if text_encoder is not None:
+        components.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        for text_encoder in text_encoders.values():
             text_encoder.activation_checkpointing_enable()  # type: ignore[operator]
+    prompts = probe_prompts(config.subject, config.prompts)
+    settings = BaseSettings(directory)
+    shape = settings.x0_shape(config.images.resolution or settings.resolution)
     model = DreamBoothModel(
-        family=components.family,
-        denoiser=denoiser,
-        text_encoder=text_encoder,
-        schedule=components.schedule,
+        family=family,
+        denoiser=components.denoiser,
+        text_encoders=text_encoders,
+        process=family.process(directory, shape),
         prior_loss_weight=config.prior.prior_loss_weight,
-        identifier_token_ids=token_ids,
-        embedding_like=embedding_like,
-        probe_ids=components.family.tokenize(components.directory, probe_prompts(config.subject, config.prompts))
-        if text_encoder is not None
-        else None,
+        identifier_embeddings=embeddings,
+        probe_tokens=family.tokenize(directory, prompts) if text_encoders else None,
         min_snr_gamma=config.train.min_snr_gamma,
         autocast=autocast,
     )
     model.train().requires_grad_(not embedding_only)
-    if model.identifier_embedding is not None:
-        model.identifier_embedding.requires_grad_(True)
+    model.identifier_embeddings.requires_grad_(True)
+    family.freeze(model.denoiser, model.text_encoders)
     return model
 
 
-def _identifier_tokens(directory: Path, config: DreamBoothConfig) -> tuple[Sequence[int], int | None]:
-    """Tokens with a learning rate of their own, and the token whose embedding they start from (None: their own)."""
-    if not config.train.learns_identifier_apart:
-        return (), None
-    tokenizer = load_tokenizer(directory)
+def _identifier_embedding(
+    family: Family, directory: Path, folder: str, text_encoder: nn.Module, config: DreamBoothConfig
+) -> IdentifierEmbedding:
+    """The embedding of the identifier's tokens, which starts as their own, or as the class noun's."""
+    tokenizer = family.tokenizer(directory, folder.replace("text_encoder", "tokenizer"))
     token_ids = token_ids_in_prompts(tokenizer, str(config.subject.identifier))
-    if config.train.method != "textual_inversion":
-        return token_ids, None
-    # Of a class noun of several words the last says what the thing is: "stuffed animal", "fire engine".
-    return token_ids, token_ids_in_prompts(tokenizer, config.subject.class_noun)[-1]
+    like = None
+    if config.train.method == "textual_inversion":
+        # Of a class noun of several words the last says what the thing is: "stuffed animal", "fire engine".
+        like = token_ids_in_prompts(tokenizer, config.subject.class_noun)[-1]
+    return IdentifierEmbedding(text_encoder, token_ids, like=like)
 
 
 def load_model(directory: Path, config: DreamBoothConfig, *, autocast: bool = False) -> DreamBoothModel:
     """Load the model of a run from a diffusers directory."""
-    return build_model(load_components(directory), config, autocast=autocast)
+    run = family_of(directory).run_text_encoders(directory, config.train)
+    return build_model(load_components(directory, run), config, autocast=autocast)

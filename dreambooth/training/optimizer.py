@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dreambooth.config.train import TrainConfig
@@ -11,20 +12,21 @@ from dreambooth.training.model import DreamBoothModel
 
 
 def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with parameter groups for the denoiser, the text encoder and the identifier's embedding.
+    """AdamW with parameter groups for the denoiser, the text encoders and the identifier's embeddings.
 
     Textual Inversion has the last alone.
     """
     denoiser_rate, text_encoder_rate = config.learning_rates
     groups: list[dict[str, Any]] = []
     if config.method == "dreambooth":
-        groups.append({"params": list(model.denoiser.parameters()), "lr": denoiser_rate})
-        if model.text_encoder is not None:
-            groups.append({"params": list(model.text_encoder.parameters()), "lr": text_encoder_rate})
-    if model.identifier_embedding is not None:
+        groups.append({"params": _trained(model.denoiser), "lr": denoiser_rate})
+        if model.text_encoders:
+            text_encoders = [p for text_encoder in model.text_encoders.values() for p in _trained(text_encoder)]
+            groups.append({"params": text_encoders, "lr": text_encoder_rate})
+    if len(model.identifier_embeddings):
         # Decay would pull the change to zero, which is where the base model passes over the identifier.
         rate = config.embedding_learning_rate
-        groups.append({"params": list(model.identifier_embedding.parameters()), "lr": rate, "weight_decay": 0.0})
+        groups.append({"params": _trained(model.identifier_embeddings), "lr": rate, "weight_decay": 0.0})
     return torch.optim.AdamW(
         groups,
         lr=denoiser_rate,
@@ -33,6 +35,10 @@ def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.
         weight_decay=config.weight_decay,
         fused=True,  # one pass over each tensor: a fourth of the time of PyTorch's own choice on a CPU
     )
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:

@@ -1,5 +1,6 @@
 """Count the floating-point operations of a training step, on shapes alone: a second for a base model of any size."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ class StepCost:
 
 
 def step_cost(
-    directory: Path, *, resolution: int, pairs: int, train_text_encoder: bool, checkpointing: bool
+    directory: Path, *, resolution: int, pairs: int, text_encoders: Sequence[str], checkpointing: bool
 ) -> StepCost:
     """Count a step of `pairs` instance/class pairs by running it on the meta device in fp32.
 
@@ -27,7 +28,7 @@ def step_cost(
         directory,
         resolution=resolution,
         images=2 * pairs,
-        train_text_encoder=train_text_encoder,
+        text_encoders=text_encoders,
         checkpointing=checkpointing,
     )
     counter = FlopCounterMode(display=False)

@@ -5,6 +5,7 @@ of any size, within seconds.
 """
 
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def step_memory(
     *,
     resolution: int,
     images: int,
-    train_text_encoder: bool,
+    text_encoders: Sequence[str],
     checkpointing: bool,
     autocast: bool,
     keep_gradients: bool,
@@ -37,12 +38,12 @@ def step_memory(
             directory,
             resolution=resolution,
             images=images,
-            train_text_encoder=train_text_encoder,
+            text_encoders=text_encoders,
             checkpointing=checkpointing,
             device="cpu",
         )
         if not keep_gradients:
-            for parameter in (*step.denoiser.parameters(), *step.text_encoder.parameters()):
+            for parameter in (parameter for module in step.trained for parameter in module.parameters()):
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(_give_away)
         with _Alive() as alive:

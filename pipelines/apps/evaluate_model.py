@@ -15,7 +15,7 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import OWN, read_prompts
 from dreambooth.evaluation.run_texts import check_evaluation
 from dreambooth.models.base_model import resolve_base_model
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from pipelines.apps.generate import find_published, registered_address
 from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.driver.console import RunConsole

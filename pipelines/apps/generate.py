@@ -21,7 +21,7 @@ from dreambooth.data.images import png_bytes
 from dreambooth.data.prompt_checks import PromptReader, shortened
 from dreambooth.errors import InputError
 from dreambooth.models.base_settings import BaseSettings
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from dreambooth.reach import prove_store
 from pipelines.report.pictures import Row, contact_sheet
 from pipelines.storage import files, publications

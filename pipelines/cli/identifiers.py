@@ -12,7 +12,7 @@ def identifiers(base_model: str, revision: str | None, limit: int, check: str | 
     """List possible identifiers among the rare tokens of a base model's tokenizer, rarest first, with reasons."""
     from dreambooth.data.identifier import candidates, describe
     from dreambooth.models.base_model import resolve_base_model
-    from dreambooth.models.families.stable_diffusion import load_tokenizer
+    from dreambooth.models.families import load_tokenizer
 
     tokenizer = load_tokenizer(resolve_base_model(base_model, revision).directory)
     if check is not None:

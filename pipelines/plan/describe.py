@@ -29,7 +29,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     pairs = train.micro_batch_size * train.gradient_accumulation_steps * workers
     engine = f"DeepSpeed ZeRO-{zero.stage}{', optimizer in host memory' if zero.offload_optimizer else ''}"
     counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in plan.base.parameter_counts.items())
-    trained = "denoiser and text encoder" if train.train_text_encoder else "denoiser"
+    trained = " and ".join(["denoiser", *plan.run_text_encoders]).replace("text_encoder", "text encoder")
     if train.method == "textual_inversion":
         trained = "the identifier's embedding (Textual Inversion)"
     rows = [

@@ -164,7 +164,7 @@ def _cost(plan: Plan) -> StepCost:
     asked: dict[str, Any] = {
         "resolution": int(plan.config.images.resolution or plan.base.resolution),
         "pairs": train.micro_batch_size,
-        "train_text_encoder": train.train_text_encoder,
+        "text_encoders": plan.run_text_encoders,
         "checkpointing": train.gradient_checkpointing,
     }
 

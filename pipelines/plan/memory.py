@@ -47,7 +47,7 @@ def _step_bytes(plan: Plan, *, keep_gradients: bool) -> int:
     asked: dict[str, Any] = {
         "resolution": int(plan.config.images.resolution or plan.base.resolution),
         "images": train.micro_batch_size * (1 if plan.prior is None else 2),
-        "train_text_encoder": train.train_text_encoder,
+        "text_encoders": plan.run_text_encoders,
         "checkpointing": train.gradient_checkpointing,
         "autocast": train.mixed_precision == "bf16",
         "keep_gradients": keep_gradients,

@@ -1,17 +1,19 @@
 """The plan of one run, made before work starts, and the key of its result."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from dreambooth.config.settings import DreamBoothConfig, config_hash
+from dreambooth.config.train import TrainConfig
 from dreambooth.data.identifier import check_own_tokens, choose_identifier, describe, token_ids_in_prompts
 from dreambooth.data.images import InstanceImage
 from dreambooth.data.inspection import Inspection, inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.models.base_model import BaseModel, resolve_base_model
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
 from pipelines.stages.protocol_stage import bank_address, check_protocol, protocol_task
@@ -55,10 +57,21 @@ class Plan:
     @property
     def trained_parameters(self) -> int:
         """Number of fine-tuned parameters."""
-        counts = self.base.parameter_counts
         if self.config.train.method == "textual_inversion":
-            return self.base.embedding_width * len(set(_identifier_tokens(self.config, self.base)))
-        return counts["unet"] + (counts["text_encoder"] if self.config.train.train_text_encoder else 0)
+            tokens = len(set(_identifier_tokens(self.config, self.base)))
+            return tokens * sum(self.base.embedding_width(folder) for folder in self.run_text_encoders)
+        return self._run_parameters
+
+    @cached_property
+    def run_text_encoders(self) -> tuple[str, ...]:
+        """Folders of the text encoders that every training step runs; all are trained but with Textual Inversion."""
+        return self.base.family.run_text_encoders(self.base.directory, self.config.train)
+
+    @property
+    def _run_parameters(self) -> int:
+        """Number of parameters of the modules that every training step runs."""
+        counts = self.base.parameter_counts
+        return sum(counts[folder] for folder in (self.base.family.denoiser.folder, *self.run_text_encoders))
 
     @property
     def model_state_bytes(self) -> int:
@@ -74,8 +87,7 @@ class Plan:
         trained = int(self.trained_parameters * (weights + gradients + on_device))
         if self.config.train.method != "textual_inversion":
             return trained
-        counts = self.base.parameter_counts
-        return trained + int(weights * (counts["unet"] + counts["text_encoder"]))  # frozen, and run at every step
+        return trained + int(weights * self._run_parameters)  # frozen, and run at every step
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -88,10 +100,11 @@ class Plan:
         train, trained = self.config.train, self.trained_parameters
         stage = self.config.zero.stage if self.engine == "deepspeed" else 0
         counts, embedding_only = self.base.parameter_counts, train.method == "textual_inversion"
+        text_encoders = sum(counts[folder] for folder in self.run_text_encoders)
         copies = self.config.cluster.num_workers if self.engine == "deepspeed" and stage == 0 else 1
         each = 12 + (4 if stage in (1, 2) else 0) + (4 * copies if train.ema_decay else 0)
-        frozen = counts["unet"] + counts["text_encoder"] if embedding_only and self.engine == "deepspeed" else 0
-        best = counts["text_encoder"] if embedding_only else trained
+        frozen = self._run_parameters if embedding_only and self.engine == "deepspeed" else 0
+        best = text_encoders if embedding_only else trained
         return each * trained + 4 * frozen + (4 * best if train.keep == "best" else 0)
 
     @property
@@ -267,7 +280,7 @@ def _key(
 ) -> str:
     """Key of everything that decides the published weights and the layout of checkpoints."""
     place = f"{engine} on {'cuda' if use_gpu else 'cpu'} {config.zero if engine == 'deepspeed' else ''}"
-    train = config.train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
+    train = config.train
     if train.mixed_precision == ("bf16" if use_gpu else "no"):
         train = train.model_copy(update={"mixed_precision": "auto"})  # what that is nearly everywhere
     crops = config.images.crops_per_image if config.images.crop == "random" else 1
@@ -278,7 +291,7 @@ def _key(
     tokens = _identifier_tokens(config, base) if train.learns_identifier_apart else ()
     if len(set(tokens)) < len(tokens):
         prompts.append("each token once")  # earlier models without this key lack part of the trained weights
-    parts: list[Any] = [base.hash, images_hash, *prompts, images, train, config.storage.dtype, place]
+    parts: list[Any] = [base.hash, images_hash, *prompts, images, _train_part(train, base), config.storage.dtype, place]
     parts += [str(config.cluster.num_workers)]
     parts += [prior.recipe, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
     if train.by_score:
@@ -288,3 +301,15 @@ def _key(
         parts += [str(evaluation.score_images), str(evaluation.num_inference_steps), str(evaluation.guidance_scale)]
         parts += [str(evaluation.seed), *evaluation.prompts_of(config.subject, config.prompts)]
     return config_hash(*parts)
+
+
+def _train_part(train: TrainConfig, base: BaseModel) -> dict[str, Any]:
+    """Settings of training that decide the weights, in one spelling for each meaning."""
+    settings = train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
+    parts: dict[str, Any] = settings.model_dump(mode="json")
+    run = base.family.run_text_encoders(base.directory, train)
+    del parts["text_encoders"]
+    parts["train_text_encoder"] = train.trains_text_encoder
+    if len(base.family.role("text_encoder")) > 1:
+        parts["text_encoders"] = run
+    return parts

@@ -11,7 +11,7 @@ from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.identifier import choose_identifiers, token_ids_in_prompts
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import BaseModel, resolve_base_model
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from dreambooth.quiet import quiet
 from pipelines.cluster.ray_cluster import Resources, usable_cpus
 from pipelines.plan.run_plan import Plan, make_plan

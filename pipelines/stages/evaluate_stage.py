@@ -158,6 +158,6 @@ def instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage])
     for image in images:
         opened = open_image(image.address, max_pixels=settings.max_pixels)
         resolution = int(settings.resolution or 0)
-        square = squares(opened, resolution=resolution, crop="center", crops_per_image=1, flip=False, seed=0)[0]
+        square = squares(opened, resolution=resolution, crop="center", crops_per_image=1, flip=False, seed=0)[0].picture
         pictures.append(png_bytes(square))
     return pictures

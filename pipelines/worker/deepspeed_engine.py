@@ -163,7 +163,7 @@ class DeepSpeedEngine:
 
     def __call__(self, batch: Batch) -> Losses:
         """Losses of this rank's batch."""
-        losses: Losses = self._engine(*(part.to(self.device, non_blocking=True) for part in batch))
+        losses: Losses = self._engine(*batch.to(self.device))
         return losses
 
     def backward(self, loss: Tensor) -> None:

@@ -65,10 +65,7 @@ def fine_tune(
 
     task = replace(task, config=_shared(task.config, dist.get_world_size() if dist.is_initialized() else 1))
     config = task.config
-    num_train_timesteps = len(model.schedule.alphas_cumprod)
-    data = train_data(
-        base, task, class_latents or ClassLatents(), num_train_timesteps=num_train_timesteps, device=device
-    )
+    data = train_data(base, task, class_latents or ClassLatents(), device=device)
     engine = _engine(model, task, device)
     history = checkpoints.restore(engine)
     if engine.rank:

@@ -335,11 +335,14 @@ class _Bases:
         if known is None or (known.address, known.revision) != (config.base_model, config.revision):
             self.components = None
             known = self._base = resolve_base_model(config.base_model, config.revision)
-            self.components = load_components(known.directory)
         if known.hash != task.base_hash:
             raise RuntimeError(
                 f"the base model here has hash {known.hash}, the driver's {task.base_hash}; use one copy"
             )
+        run = known.family.run_text_encoders(known.directory, config.train)
+        if self.components is None or not set(run) <= set(self.components.text_encoders):
+            self.components = None  # freed before the next ones take their place
+            self.components = load_components(known.directory, run)
         return known
 
 

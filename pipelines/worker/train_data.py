@@ -30,10 +30,8 @@ class ClassLatents:
         self._of, self._latents = of, latents
 
 
-def train_data(
-    base: BaseModel, task: "TrainTask", class_latents: ClassLatents, *, num_train_timesteps: int, device: str
-) -> "TrainingData":
-    """Read and encode the images of a task, except class images with known latents."""
+def train_data(base: BaseModel, task: "TrainTask", class_latents: ClassLatents, *, device: str) -> "TrainingData":
+    """Read and encode the images of a task; class images whose latents are known are not read."""
     from dreambooth.data.prepare import prepare_data
 
     of = base.hash, task.prior_set
@@ -43,7 +41,6 @@ def train_data(
         task.config,
         task.images,
         _class_images(task.prior_set) if known is None else known,
-        num_train_timesteps=num_train_timesteps,
         device=device,
     )
     class_latents.keep(of, None if data.class_ is None else data.class_.latents)

@@ -11,10 +11,9 @@ from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.data.batches import Batch
 from dreambooth.miniature import PIPELINE_DIR, subject_dir
 from dreambooth.models.base_model import BaseModel
+from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import family_of
-from dreambooth.models.families.stable_diffusion import load_tokenizer
-from dreambooth.training.empty_step import latent_shape
-from dreambooth.training.model import Components, DreamBoothModel, build_model, load_schedule
+from dreambooth.training.model import Components, DreamBoothModel, build_model
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import Plan, make_plan
 
@@ -67,28 +66,31 @@ def plan_of_weightless(directory: Path, resolution: int, *overrides: str, gpus: 
     small = plan_of(*overrides, gpus=gpus)
     images = small.config.images.model_copy(update={"resolution": resolution})
     base = BaseModel(address=str(directory), revision=None, directory=directory)
-    parts = zip(("unet", "text_encoder"), family_of(directory).empty_components(directory), strict=True)
+    family = family_of(directory)
+    parts = {
+        part.folder: family.empty(directory, part.folder)
+        for part in (family.denoiser, *family.text_encoders(directory))
+    }
     # Else read from the weights.
-    vars(base)["parameter_counts"] = {name: sum(p.numel() for p in part.parameters()) for name, part in parts}
+    vars(base)["parameter_counts"] = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     return replace(small, config=small.config.model_copy(update={"images": images}), base=base)
 
 
 def random_model(directory: Path, config: DreamBoothConfig, *, device: str, autocast: bool = False) -> DreamBoothModel:
     """What a run trains, with the random weights that its layers start with, made on the device."""
     family = family_of(directory)
-    denoiser, text_encoder = family.empty_components(directory, device=device)
+    run = family.run_text_encoders(directory, config.train)
     components = Components(
         family=family,
         directory=directory,
-        denoiser=denoiser,
-        text_encoder=text_encoder,
-        schedule=load_schedule(directory),
+        denoiser=family.empty(directory, family.denoiser.folder, device=device),
+        text_encoders={folder: family.empty(directory, folder, device=device) for folder in run},
     )
     return build_model(components, config, autocast=autocast)
 
 
 def random_batch(directory: Path, *, pairs: int, resolution: int) -> Batch:
     """A batch of noise, on the CPU as the latent cache gives it."""
-    shape = (2 * pairs, *latent_shape(directory, resolution))
-    ids = torch.full((2 * pairs, load_tokenizer(directory).model_max_length), 5)
-    return Batch(torch.randn(shape), torch.randn(shape), torch.randint(0, 1000, (2 * pairs,)), ids)
+    shape = (2 * pairs, *BaseSettings(directory).x0_shape(resolution))
+    text = family_of(directory).tokenize(directory, ["a photo of a dog"] * 2 * pairs)
+    return Batch(torch.randn(shape), torch.randn(shape), torch.randint(0, 1000, (2 * pairs,)), text, {})

@@ -30,9 +30,9 @@ from loops import bare_loop, efficiency, fitted, random_data, take_turns
 from dreambooth.config.settings import DreamBoothConfig, ZeroConfig
 from dreambooth.data.batches import TrainingData
 from dreambooth.miniature import PIPELINE_DIR
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.base_settings import BaseSettings
+from dreambooth.models.families import family_of, load_tokenizer
 from dreambooth.quiet import hide_progress_bars, quiet
-from dreambooth.training.empty_step import latent_shape
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.model import DreamBoothModel
 
@@ -55,8 +55,8 @@ class Bench:
         return random_model(self._base, settings, device=self._device, autocast=True)
 
     def data(self) -> TrainingData:
-        ids = torch.full((1, load_tokenizer(self._base).model_max_length), 5)
-        return random_data(latent_shape(self._base, self._resolution), ids, ids)
+        text = family_of(self._base).tokenize(self._base, ["a photo of a dog"])
+        return random_data(self._base, BaseSettings(self._base).x0_shape(self._resolution), text, text)
 
     def clear(self) -> None:
         gc.collect()
@@ -105,7 +105,7 @@ class Bench:
             dtype = sampling_dtype(self._device)
             StableDiffusionPipeline(
                 unet=model.denoiser.to(dtype),
-                text_encoder=model.text_encoder.to(dtype),  # type: ignore[union-attr]
+                text_encoder=model.text_encoders["text_encoder"].to(dtype),
                 vae=vae.to(dtype),
                 tokenizer=load_tokenizer(self._base),
                 scheduler=DDPMScheduler.from_pretrained(self._base, subfolder="scheduler"),

@@ -3,28 +3,33 @@
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.batches import ImageSet, TrainingData
 from dreambooth.data.latents import LatentCache
+from dreambooth.models.families import Tensors, family_of
 from dreambooth.training.engine import Engine
 from dreambooth.training.loop import fit
 from dreambooth.training.model import DreamBoothModel
 from dreambooth.training.optimizer import build_optimizer
 
 
-def random_data(shape: tuple[int, ...], instance_ids: Tensor, class_ids: Tensor) -> TrainingData:
+def random_data(base: Path, shape: tuple[int, int, int], instance_ids: Tensors, class_ids: Tensors) -> TrainingData:
     """Five instance images and fifty class images, as latents of this (C, H, W)."""
 
-    def images(count: int, text: Tensor) -> ImageSet:
+    def images(count: int, text: Tensors) -> ImageSet:
         cache = LatentCache(mean=torch.randn(count, *shape), std=torch.full((count, *shape), 0.1))
         return ImageSet(latents=cache, text=text)
 
     return TrainingData(
-        instance=images(5, instance_ids), class_=images(50, class_ids), seed=0, num_train_timesteps=1000
+        family=family_of(base),
+        process=family_of(base).process(base, shape),
+        instance=images(5, instance_ids),
+        class_=images(50, class_ids),
+        seed=0,
     )
 
 

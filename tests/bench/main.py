@@ -51,7 +51,8 @@ def config(**overrides: Any) -> DreamBoothConfig:
 
 def training_data() -> TrainingData:
     texts = family_of(PIPELINE_DIR).tokenize(PIPELINE_DIR, ["a photo of tfz car", "a photo of a car"])
-    return random_data((4, 16, 16), texts[:1], texts[1:])
+    first, second = ({name: part[half] for name, part in texts.items()} for half in (slice(1), slice(1, None)))
+    return random_data(PIPELINE_DIR, (4, 16, 16), first, second)
 
 
 def loop_efficiency() -> dict[str, float]:

@@ -5,7 +5,7 @@ transparent, downloads stop halfway. So every image is decoded before any work s
 and the result is always upright opaque 8-bit sRGB.
 """
 
-from dreambooth.data.images.cutting import png_bytes, squares, to_pixels
+from dreambooth.data.images.cutting import Square, png_bytes, squares, to_pixels
 from dreambooth.data.images.decoding import Decoded, decode, decode_image, open_image, read_image
 from dreambooth.data.images.finding import InstanceImage, Search, find_instance_images, search_images
 
@@ -13,6 +13,7 @@ __all__ = [
     "Decoded",
     "InstanceImage",
     "Search",
+    "Square",
     "decode",
     "decode_image",
     "find_instance_images",

@@ -3,6 +3,7 @@
 import io
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,6 +11,15 @@ from PIL import Image, ImageOps
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    """A square picture, (height, width) of its photograph, and its (top, left) corner there in the square's pixels."""
+
+    picture: Image.Image
+    original: tuple[int, int]
+    corner: tuple[int, int]
 
 
 def squares(
@@ -20,13 +30,17 @@ def squares(
     crops_per_image: int,
     flip: bool,
     seed: int,
-) -> list[Image.Image]:
+) -> list[Square]:
     """Cut the largest squares of a picture and scale them to `resolution` pixels, RGB.
 
     "center" gives one; "random" gives `crops_per_image`, placed uniformly along the longer side, determined by the
     seed. `flip` appends the mirror image of each.
     """
     side = min(image.size)
+
+    def scaled(top: float, left: float) -> tuple[int, int]:
+        return round(top * resolution / side), round(left * resolution / side)
+
     slack = image.width - side, image.height - side
     if crop == "center":
         corners = [(slack[0] / 2, slack[1] / 2)]
@@ -34,11 +48,17 @@ def squares(
         rng = random.Random(seed)
         corners = [(rng.random() * slack[0], rng.random() * slack[1]) for _ in range(crops_per_image)]
     # Cropping and scaling in one go never makes a large picture in between, whatever the aspect ratio.
-    cut = [
-        image.resize((resolution, resolution), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-        for left, top in corners
-    ]
-    return cut + [ImageOps.mirror(square) for square in cut] if flip else cut
+    cut = []
+    for left, top in corners:
+        picture = image.resize((resolution, resolution), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+        cut.append(Square(picture=picture, original=(image.height, image.width), corner=scaled(top, left)))
+    if flip:
+        mirrored = [(slack[0] - left, top) for left, top in corners]
+        cut += [
+            Square(picture=ImageOps.mirror(square.picture), original=square.original, corner=scaled(top, left))
+            for square, (left, top) in zip(cut, mirrored, strict=True)
+        ]
+    return cut
 
 
 def to_pixels(images: Sequence[Image.Image]) -> "torch.Tensor":

@@ -1,108 +1,213 @@
 """Stable Diffusion 1 and 2 and models of their architecture, such as the miniature: one CLIP text encoder."""
 
-from functools import lru_cache
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
+from dreambooth.models.component import (
+    VAE,
+    Component,
+    denoiser_part,
+    scheduler_part,
+    text_encoder_part,
+    tokenizer_part,
+)
+from dreambooth.models.config_fields import COUNT, NUMBER, Field, flag, list_of, number, or_null, positive, size, whole
+from dreambooth.models.families.family import Defaults, Family, Tensors
+from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
-    from transformers import CLIPTokenizer
+    from transformers import PreTrainedTokenizerBase
+
+    from dreambooth.models.base_settings import BaseSettings
+    from dreambooth.models.process import Process
+
+_UNET, _VAE, _TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"
+_SCHEDULER, _TOKENIZER = "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"
+_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
-class StableDiffusion:
+def field(file: str, name: str, default: Any, expected: str, holds: Any) -> Field:
+    """A field of a configuration file."""
+    return Field(file=file, name=name, default=default, expected=expected, holds=holds)
+
+
+VAE_FIELDS = (
+    field(_VAE, "block_out_channels", (64,), "a list of whole numbers", list_of(whole)),
+    field(_VAE, "latent_channels", 4, COUNT, whole),
+    field(_VAE, "scaling_factor", 0.18215, NUMBER, positive),
+    field(_VAE, "shift_factor", None, "null or a number", or_null(number)),
+)
+SCHEDULE_FIELDS = (
+    field(_SCHEDULER, "prediction_type", "epsilon", " or ".join(_PREDICTIONS), lambda value: value in _PREDICTIONS),
+    field(_SCHEDULER, "num_train_timesteps", 1000, COUNT, whole),
+    field(_SCHEDULER, "beta_start", 0.0001, NUMBER, positive),
+    field(_SCHEDULER, "beta_end", 0.02, NUMBER, positive),
+    field(_SCHEDULER, "beta_schedule", "linear", f"one of {', '.join(_SCHEDULES)}", lambda value: value in _SCHEDULES),
+    field(_SCHEDULER, "trained_betas", None, "null or a list of numbers", or_null(list_of(number))),
+    field(_SCHEDULER, "rescale_betas_zero_snr", False, "true or false", flag),
+)
+UNET_FIELDS = (
+    field(_UNET, "sample_size", None, "a whole number, two of them or null", or_null(size)),
+    field(_UNET, "in_channels", 4, COUNT, whole),
+    field(_UNET, "time_cond_proj_dim", None, f"null or {COUNT}", or_null(whole)),
+)
+TEXT_FIELDS = (
+    field(_TEXT, "hidden_size", 512, COUNT, whole),
+    field(_TEXT, "max_position_embeddings", 77, COUNT, whole),
+    field(_TOKENIZER, "model_max_length", None, f"null or {NUMBER}", or_null(positive)),
+)
+
+
+class LatentUNet(Family):
+    """A UNet2DConditionModel on the latents of an AutoencoderKL, with a diffusion process."""
+
+    def downscaling(self, settings: "BaseSettings") -> int:
+        """The VAE halves between its blocks."""
+        return int(2 ** (len(settings["vae.block_out_channels"]) - 1))
+
+    def channels(self, settings: "BaseSettings") -> int:
+        """Channels of a latent."""
+        return int(settings["unet.in_channels"])
+
+    def resolution(self, settings: "BaseSettings") -> int:
+        """By the UNet's sample_size."""
+        sample_size = settings["unet.sample_size"]
+        sides = set(sample_size) if isinstance(sample_size, list) else {sample_size}
+        if None in sides or len(sides) > 1:
+            raise InputError(
+                f"{settings.directory / _UNET}: sample_size is {json.dumps(sample_size)}, which names no square that "
+                f"the model was trained at; give it yourself: images.resolution for training, --height and --width for "
+                f"samples"
+            )
+        return int(sides.pop()) * self.downscaling(settings)
+
+    def set_resolution(self, config: dict[str, Any], positions: int) -> dict[str, Any]:
+        """sample_size, where diffusers pipelines look for their default size."""
+        import diffusers
+
+        # A size below 64 that an early version of diffusers has written would be taken for a mistake.
+        return config | {"sample_size": positions, "_diffusers_version": diffusers.__version__}
+
+    def check_trainable(self, settings: "BaseSettings") -> None:
+        """Refuse inputs besides noisy latents, timestep and text."""
+        path = settings.directory / _UNET
+        if settings["unet.in_channels"] != settings["vae.latent_channels"]:
+            raise InputError(
+                f"{path}: in_channels is {settings['unet.in_channels']}, but latent_channels of the VAE is "
+                f"{settings['vae.latent_channels']}; expected a base model that takes noisy latents alone (one for "
+                f"inpainting takes more)"
+            )
+        if settings["unet.time_cond_proj_dim"] is not None:
+            raise InputError(
+                f"{path}: time_cond_proj_dim is {settings['unet.time_cond_proj_dim']}, so the UNet is distilled and "
+                f"takes the guidance scale as an input, which it is not trained with here; give the model that it was "
+                f"distilled from"
+            )
+
+    def schedule_warning(self, settings: "BaseSettings") -> str | None:
+        """Warn of a schedule whose last timestep can't be learnt."""
+        if not settings["scheduler.rescale_betas_zero_snr"] or settings["scheduler.prediction_type"] != "epsilon":
+            return None
+        return (
+            "the base model's schedule ends in pure noise (rescale_betas_zero_snr), and it predicts noise, which says "
+            "nothing of the picture there (arXiv 2305.08891, section 3.2); if it was trained for velocity, its "
+            "scheduler_config.json should say prediction_type v_prediction, else rescale_betas_zero_snr false"
+        )
+
+    def process(self, directory: Path, shape: tuple[int, int, int]) -> "Process":
+        """The diffusion of the base's scheduler."""
+        return load_diffusion(directory)
+
+    def guided(self, pipeline: Any, guidance_scale: float) -> bool:
+        """A distilled UNet takes the scale as an input instead, and is asked once a step."""
+        return guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
+
+    def computed_once(self, denoiser: "nn.Module", *, guided: bool) -> AbstractContextManager[None]:
+        """Keys and values of the text, and what lies before the first cross-attention."""
+        from dreambooth.models.families.computed_once import computed_once
+
+        return computed_once(denoiser, guided=guided)
+
+
+class StableDiffusion(LatentUNet):
     """UNet2DConditionModel on the last hidden state of a CLIPTextModel."""
 
+    name = "Stable Diffusion 1 and 2"
     pipeline_class = "StableDiffusionPipeline"
-    components: tuple[str, ...] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-
-    def load_denoiser(self, directory: Path, dtype: "torch.dtype | None" = None) -> "nn.Module":
-        """The UNet, in fp32 unless another dtype is given."""
-        from diffusers import UNet2DConditionModel
-
-        return _load(UNet2DConditionModel, directory, "unet", dtype)
-
-    def load_text_encoder(self, directory: Path, dtype: "torch.dtype | None" = None) -> "nn.Module":
-        """The CLIP text encoder, in fp32 unless another dtype is given."""
-        from transformers import CLIPTextModel
-
-        return _load(CLIPTextModel, directory, "text_encoder", dtype)
-
-    def empty_components(self, directory: Path, *, device: str = "meta") -> "tuple[nn.Module, nn.Module]":
-        """(UNet, CLIP text encoder) with uninitialized weights; on the meta device they have shapes alone."""
-        import torch
-        from diffusers import UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        with torch.device(device):
-            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(directory / "unet"))
-            text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(directory / "text_encoder"))
-        return unet, text_encoder
-
-    def tokenize(self, directory: Path, prompts: list[str]) -> "Tensor":
-        """Token ids (N, L), padded to the tokenizer's own length."""
-        tokenizer = load_tokenizer(directory)
-        ids: Tensor = tokenizer(
-            prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-        ).input_ids
-        return ids
-
-    def encode_text(self, text_encoder: "nn.Module", input_ids: "Tensor") -> "Tensor":
-        """Last hidden state (N, L, D), as StableDiffusionPipeline uses it."""
-        encoder_hidden_states: Tensor = text_encoder(input_ids).last_hidden_state
-        return encoder_hidden_states
-
-    def denoise(
-        self, denoiser: "nn.Module", noisy_latents: "Tensor", timesteps: "Tensor", encoder_hidden_states: "Tensor"
-    ) -> "Tensor":
-        """model_pred (N, C, H, W): noise or velocity, by the base's scheduler."""
-        model_pred: Tensor = denoiser(noisy_latents, timesteps, encoder_hidden_states, return_dict=False)[0]
-        return model_pred
-
-
-def _load(kind: Any, directory: Path, part: str, dtype: "torch.dtype | None") -> "nn.Module":
-    """Load a component by its class, ignoring other files of the repository. Never reads a pickle."""
-    import torch
-
-    component: nn.Module = kind.from_pretrained(
-        directory, subfolder=part, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True
+    components: tuple[Component, ...] = (
+        denoiser_part("unet", "UNet2DConditionModel"),
+        text_encoder_part("text_encoder", "CLIPTextModel"),
+        VAE,
+        tokenizer_part("tokenizer", "CLIPTokenizer"),
+        scheduler_part("DDPMScheduler"),
     )
-    return component
+    defaults = Defaults(text_encoders=("text_encoder",))
+    fields = (*UNET_FIELDS, *VAE_FIELDS, *TEXT_FIELDS, *SCHEDULE_FIELDS)
+
+    def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":
+        """CLIP's tokenizer, which truncates at the text encoder's positions at the latest."""
+        return load_tokenizer(directory, "CLIPTokenizer", folder, "text_encoder")
+
+    def tokenize(self, directory: Path, prompts: Sequence[str]) -> Tensors:
+        """Token ids (N, 77)."""
+        return {"text_encoder.input_ids": padded_ids(self.tokenizer(directory), prompts)}
+
+    def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:
+        """Last hidden state (N, L, D), as StableDiffusionPipeline uses it."""
+        return {f"{folder}.states": text_encoder(tokens[f"{folder}.input_ids"]).last_hidden_state}
+
+    def join(self, encoded: Tensors) -> Tensors:
+        """The only states."""
+        return {"states": encoded["text_encoder.states"]}
+
+    def arguments(
+        self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
+    ) -> dict[str, Any]:
+        """Noisy latents, integer timesteps, encoder_hidden_states."""
+        return {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": text["states"]}
+
+    def pipeline(self, directory: Path, modules: Mapping[str, Any]) -> Any:
+        """StableDiffusionPipeline with DPM-Solver++ (arXiv 2211.01095)."""
+        from diffusers import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline(
+            **modules,
+            tokenizer=read_tokenizer(directory, "CLIPTokenizer", "tokenizer", "text_encoder"),
+            scheduler=None,  # a pipeline changes the settings of one that it is made with
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.scheduler = dpm_solver(directory)
+        return pipeline
+
+    def prompt_arguments(self, pipeline: Any, prompts: Sequence[str], *, guided: bool) -> Tensors:
+        """prompt_embeds and negative_prompt_embeds."""
+        places = {text: place for place, text in enumerate(dict.fromkeys([*prompts, ""]))}
+        states, _ = pipeline.encode_prompt(list(places), pipeline.device, 1, do_classifier_free_guidance=False)
+        chosen = states[[places[prompt] for prompt in prompts]]
+        return {"prompt_embeds": chosen, "negative_prompt_embeds": states[[places[""]]].expand_as(chosen)}
 
 
-def load_tokenizer(directory: Path) -> "CLIPTokenizer":
-    """The tokenizer of a pipeline directory, cached while its files stay unchanged.
+def load_diffusion(directory: Path) -> "Process":
+    """The diffusion of a base's scheduler, of whatever class: its betas and prediction type decide."""
+    from diffusers import DDPMScheduler
 
-    Raises InputError for invalid files.
-    """
-    files = [*(directory / "tokenizer").glob("*"), directory / "text_encoder" / "config.json"]
-    states = ((str(path), path.stat()) for path in sorted(files) if path.is_file())
-    return _load_tokenizer(directory, tuple((name, state.st_size, state.st_mtime_ns) for name, state in states))
+    from dreambooth.models.process import Diffusion
 
-
-@lru_cache(maxsize=16)
-def _load_tokenizer(directory: Path, files: tuple[tuple[str, int, int], ...]) -> "CLIPTokenizer":
-    return read_tokenizer(directory)
+    scheduler = DDPMScheduler.from_pretrained(directory, subfolder="scheduler", local_files_only=True)
+    return Diffusion.from_scheduler(scheduler.alphas_cumprod, scheduler.config)
 
 
-def read_tokenizer(directory: Path) -> "CLIPTokenizer":
-    """A new tokenizer, which truncates at the text encoder's positions at the latest.
+def dpm_solver(directory: Path, **settings: Any) -> Any:
+    """DPM-Solver++ with a base's noise schedule."""
+    from diffusers import DPMSolverMultistepScheduler as Sampler
 
-    Raises InputError for invalid files.
-    """
-    from transformers import CLIPTextConfig, CLIPTokenizer
-
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer", local_files_only=True)
-        positions = CLIPTextConfig.from_pretrained(directory / "text_encoder").max_position_embeddings
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    except Exception as error:  # noqa: BLE001 - the library raises whatever a damaged file leads it to
-        raise InputError(
-            f"the tokenizer in {directory / 'tokenizer'} can't be loaded: {type(error).__name__}: {error}; is the copy "
-            f"complete?"
-        ) from None
-    if tokenizer.pad_token_id is None:
-        raise InputError(f"the tokenizer in {directory / 'tokenizer'} has no pad_token; expected one, as <|endoftext|>")
-    return tokenizer
+    config = Sampler.load_config(directory, subfolder="scheduler", local_files_only=True)
+    return Sampler.from_config(config, **settings)

@@ -13,7 +13,7 @@ from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.data.identifier import choose_identifiers
 from dreambooth.miniature import subject_dir, subject_names
 from dreambooth.models.base_model import resolve_base_model
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from pipelines.apps.paper.experiments import WRONG_NOUNS, Experiment, Row, Setting
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import Plan, make_plan

@@ -19,7 +19,7 @@ WITHIN = 0.15
 AS_IT_IS: dict[str, Any] = {
     "resolution": 64,
     "images": 2,
-    "train_text_encoder": True,
+    "text_encoders": ("text_encoder",),
     "checkpointing": False,
     "autocast": False,
     "keep_gradients": False,
@@ -45,7 +45,7 @@ def test_what_takes_more_and_less(tiny_pipeline: Path) -> None:
     assert twice > 1.5 * plain
     assert memory(images=4, autocast=True) < twice
     assert memory(checkpointing=True) < plain
-    assert memory(train_text_encoder=False) < plain
+    assert memory(text_encoders=()) < plain
 
 
 def test_gradients_count_where_they_are_kept() -> None:

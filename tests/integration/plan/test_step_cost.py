@@ -17,7 +17,7 @@ from dreambooth.training.step_cost import StepCost, step_cost
 from pipelines.plan import counted
 from pipelines.plan.estimate import about_load, clock, measure_speed
 
-AS_IT_IS: dict[str, Any] = {"resolution": 64, "pairs": 1, "train_text_encoder": True, "checkpointing": False}
+AS_IT_IS: dict[str, Any] = {"resolution": 64, "pairs": 1, "text_encoders": ("text_encoder",), "checkpointing": False}
 
 
 @pytest.fixture
@@ -30,15 +30,15 @@ def cost(tiny_pipeline: Path) -> Any:
 
 def test_a_real_step_does_as_much(cost: Any, tiny_pipeline: Path) -> None:
     family = family_of(tiny_pipeline)
-    denoiser, text_encoder = family.load_denoiser(tiny_pipeline), family.load_text_encoder(tiny_pipeline)
+    denoiser, text_encoder = family.load(tiny_pipeline, "unet"), family.load(tiny_pipeline, "text_encoder")
     denoiser.train()
     text_encoder.train()
     ids = family.tokenize(tiny_pipeline, ["a photo of a dog"] * 2)
     # The fused kernel of CPUs is not counted; shapes alone take the plain one.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        text = family.encode_text(text_encoder, ids)
+        text = family.encode_text({"text_encoder": text_encoder}, ids)
         timesteps = torch.zeros(2, dtype=torch.long)
-        family.denoise(denoiser, torch.randn(2, 4, 16, 16), timesteps, text).sum().backward()
+        family.denoise(denoiser, torch.randn(2, 4, 16, 16), timesteps, text, {}).sum().backward()
     assert cost().flops == counter.get_total_flops()
 
 
@@ -47,7 +47,7 @@ def test_what_makes_a_step_dearer_or_cheaper(cost: Any) -> None:
     assert 2 < plain.flops / plain.forward_flops < 3.5
     assert cost(pairs=3).flops == 3 * plain.flops
     assert cost(resolution=128).flops > 3 * plain.flops
-    assert cost(train_text_encoder=False).flops < plain.flops
+    assert cost(text_encoders=()).flops < plain.flops
     assert cost(checkpointing=True).flops > plain.flops
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from dreambooth.sampling.computed_once import computed_once
+from dreambooth.models.families.computed_once import computed_once
 from dreambooth.sampling.sampler import load_pipeline, sample
 
 

@@ -15,7 +15,7 @@ from dreambooth.data.prepare import prepare_data
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.export import export_pipeline, verify_export
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.loop import StepMetrics, fit
 from dreambooth.training.model import load_components, load_model
@@ -43,7 +43,7 @@ class Run:
     def __init__(self, base: Path, images: Path, **train: Any) -> None:
         self.config = configured(base, images, train=train)
         photographs = find_instance_images([str(images)])
-        self.data = prepare_data(base, self.config, photographs, [], num_train_timesteps=1000)
+        self.data = prepare_data(base, self.config, photographs, [])
         self.engine = TorchEngine(load_model(base, self.config), self.config.train)
         self.metrics: list[StepMetrics] = []
 
@@ -59,8 +59,7 @@ class Run:
 
     @property
     def change(self) -> Tensor:
-        assert self.engine.model.identifier_embedding is not None
-        return self.engine.model.identifier_embedding.change.detach()
+        return self.engine.model.identifier_embeddings["text_encoder"].change.detach()
 
 
 def token(base: Path, text: str) -> int:
@@ -69,16 +68,15 @@ def token(base: Path, text: str) -> int:
 
 
 def embeddings(base: Path) -> Tensor:
-    table: Tensor = load_components(base).text_encoder.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    table: Tensor = load_components(base).text_encoders["text_encoder"].get_input_embeddings().weight.detach()  # type: ignore[operator]
     return table
 
 
 def test_it_starts_at_the_class_nouns_embedding(tiny_pipeline: Path) -> None:
     model = load_model(tiny_pipeline, configured(tiny_pipeline))
-    assert model.text_encoder is not None
     tokenizer = load_tokenizer(tiny_pipeline)
     states = [
-        model.text_encoder(tokenizer([prompt], return_tensors="pt").input_ids).last_hidden_state
+        model.text_encoders["text_encoder"](tokenizer([prompt], return_tensors="pt").input_ids).last_hidden_state
         for prompt in ("a photo of tfz", "a photo of dog", "a photo of cat")
     ]
     torch.testing.assert_close(states[0], states[1])
@@ -132,7 +130,7 @@ def test_a_resumed_run_is_the_same_run(tiny_pipeline: Path, instance_folder: Pat
 def test_a_checkpoint_holds_no_frozen_weights(tiny_pipeline: Path, instance_folder: Path, tmp_path: Path) -> None:
     Run(tiny_pipeline, instance_folder).engine.save(tmp_path)
     stored = torch.load(tmp_path / "engine.pt", weights_only=True)["model"]
-    assert list(stored) == ["identifier_embedding.change"]
+    assert list(stored) == ["identifier_embeddings.text_encoder.change"]
 
 
 def test_its_prompts_have_no_class_noun_and_it_no_class_images() -> None:
@@ -154,7 +152,7 @@ def test_the_plan_counts_one_embedding_and_the_frozen_weights(tiny_pipeline: Pat
 
     base = resolve_base_model(str(tiny_pipeline))
     plan = make_plan(configured(tiny_pipeline, instance_folder))
-    assert plan.trained_parameters == base.embedding_width == 16
+    assert plan.trained_parameters == base.embedding_width("text_encoder") == 16
     assert plan.prior is None
     assert plan.model_state_bytes > 4 * (base.parameter_counts["unet"] + base.parameter_counts["text_encoder"])
     assert plan.key != make_plan(configured(tiny_pipeline, instance_folder, train={"method": "dreambooth"})).key

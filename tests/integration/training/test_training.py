@@ -39,7 +39,6 @@ class Training:
             self.config,
             find_instance_images([str(images)]),
             class_images if self.config.prior.enabled else [],
-            num_train_timesteps=1000,
         )
         self.engine = TorchEngine(load_model(base, self.config, autocast=autocast), self.config.train)
         self.metrics: list[StepMetrics] = []
@@ -231,9 +230,9 @@ class TestWhatIsTrained:
         name = next(name for name in run.engine.state_dict() if name.endswith("token_embedding.weight"))
         before = run.engine.state_dict()[name]
         moved = (run.run().engine.state_dict()[name] != before).any(dim=1).nonzero().flatten().tolist()
-        used = {*run.data.instance.text.flatten().tolist()}
+        used = {*run.data.instance.text["text_encoder.input_ids"].flatten().tolist()}
         assert run.data.class_ is not None
-        assert moved == sorted(used | {*run.data.class_.text.flatten().tolist()})
+        assert moved == sorted(used | {*run.data.class_.text["text_encoder.input_ids"].flatten().tolist()})
 
     def test_a_frozen_text_encoder_stays_and_gives_the_same_first_loss(
         self, training: Callable[..., Training], plain: Training
@@ -248,7 +247,7 @@ class TestWhatIsTrained:
         checkpointed = training("train.gradient_checkpointing=true").run()
         denoiser = checkpointed.engine.model.denoiser
         assert denoiser.is_gradient_checkpointing
-        assert checkpointed.engine.model.text_encoder.is_activation_checkpointing
+        assert checkpointed.engine.model.text_encoders["text_encoder"].is_activation_checkpointing
         assert checkpointed.losses == pytest.approx(plain.losses, rel=1e-5)
 
     def test_small_updates_are_not_rounded_away_under_bf16(self, training: Callable[..., Training]) -> None:

@@ -80,13 +80,20 @@ def configuration(
 def training_data(base: Path) -> TrainingData:
     """Random latents with the prompts of a subject and its class."""
     rng = torch.Generator().manual_seed(0)
-    ids = family_of(base).tokenize(base, ["a photo of tfz dog", "a photo of a dog"])
+    family = family_of(base)
+    ids = family.tokenize(base, ["a photo of tfz dog", "a photo of a dog"])["text_encoder.input_ids"]
 
     def images(count: int, text: torch.Tensor) -> ImageSet:
         mean, std = torch.randn(count, 4, 16, 16, generator=rng), torch.rand(count, 4, 16, 16, generator=rng) * 0.1
-        return ImageSet(latents=LatentCache(mean=mean, std=std), text=text)
+        return ImageSet(latents=LatentCache(mean=mean, std=std), text={"text_encoder.input_ids": text})
 
-    return TrainingData(instance=images(5, ids[:1]), class_=images(8, ids[1:]), seed=3, num_train_timesteps=1000)
+    return TrainingData(
+        family=family,
+        process=family.process(base, (4, 16, 16)),
+        instance=images(5, ids[:1]),
+        class_=images(8, ids[1:]),
+        seed=3,
+    )
 
 
 def curve_of(

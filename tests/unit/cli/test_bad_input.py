@@ -193,7 +193,7 @@ class TestSettings:
             ("train.max_train_steps=1.5", "train.max_train_steps: input should be a valid integer"),
             ("train.max_train_steps=true", "train.max_train_steps: expected a whole number, got True"),
             ("train.learning_rate=[1]", "train.learning_rate: input should be a valid number"),
-            ("train.train_text_encoder=perhaps", "train.train_text_encoder: input should be a valid boolean"),
+            ("train.gradient_checkpointing=perhaps", "train.gradient_checkpointing: input should be a valid boolean"),
             ("train=5", "train: expected settings such as train.max_train_steps, got 5"),
             ("engine=tensorflow", "engine: input should be 'auto', 'torch' or 'deepspeed', got 'tensorflow'"),
             ("zero.stage=4", "zero.stage: input should be 0, 1, 2 or 3, got 4"),

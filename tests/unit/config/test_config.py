@@ -132,7 +132,7 @@ class TestRefusing:
             ("train.max_train_steps=many", "train.max_train_steps"),
             ("train.max_train_steps=1.5", "train.max_train_steps"),
             ("train.learning_rate=[1]", "train.learning_rate"),
-            ("train.train_text_encoder=perhaps", "train.train_text_encoder"),
+            ("train.text_encoders=perhaps", "train.text_encoders"),
             ("train=5", "train"),
             ("subject=rex", "subject"),
             ("engine=tensorflow", "engine"),
@@ -170,12 +170,12 @@ class TestRefusing:
     @pytest.mark.parametrize("rate", ["identifier_learning_rate", "text_encoder_learning_rate"])
     def test_a_rate_of_what_is_not_trained(self, base: str, rate: str) -> None:
         """A frozen text encoder, and with it the identifier's embedding; the miniature's own rates are left out."""
-        frozen = (f"base_model={base}", "train.train_text_encoder=false")
+        frozen = (f"base_model={base}", "train.text_encoders=none")
         train = load(*frozen).train
         assert (train.text_encoder_learning_rate, train.identifier_learning_rate) == (None, None)
         assert train.learning_rate == load(f"base_model={base}").train.learning_rate
         message = fault(*frozen, f"train.{rate}=1e-3")
-        assert message.startswith(f"train: {rate} is 0.001, but train_text_encoder is false")
+        assert message.startswith(f"train: {rate} is 0.001, but text_encoders is none")
         assert load(*frozen, "train.method=textual_inversion", f"train.{rate}=1e-3", "prior.prior_loss_weight=0")
 
     @pytest.mark.parametrize("rate", ["0", "-1e-4", "2", ".nan"])

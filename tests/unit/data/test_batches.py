@@ -8,6 +8,8 @@ from torch import Tensor
 
 from dreambooth.data.batches import Batch, ImageSet, TrainingData, pairs_of
 from dreambooth.data.latents import LatentCache
+from dreambooth.models.families.stable_diffusion import StableDiffusion
+from dreambooth.models.process import Diffusion
 from dreambooth.randomness import generator
 
 SHAPE = (4, 8, 8)
@@ -17,17 +19,19 @@ def image_set(count: int, *, crops: int = 1, first: float = 0, std: float = 0.0,
     """Images whose latents say which entry they are, and whose text says which image."""
     mean = torch.arange(first, first + count * crops)[:, None, None, None].expand(-1, *SHAPE)
     text = torch.arange(count if texts is None else texts)[:, None]
-    return ImageSet(latents=LatentCache(mean=mean, std=torch.full_like(mean, std)), text=text, crops=crops)
+    latents = LatentCache(mean=mean, std=torch.full_like(mean, std))
+    return ImageSet(latents=latents, text={"ids": text}, crops=crops)
 
 
 def training_data(
     instance: int = 5, class_: int | None = 7, *, seed: int = 0, crops: int = 1, std: float = 0.0, offset: float = 0.0
 ) -> TrainingData:
     return TrainingData(
+        family=StableDiffusion(),
+        process=Diffusion(alphas_cumprod=torch.linspace(1, 0, 1000)),
         instance=image_set(instance, crops=crops, std=std),
         class_=None if class_ is None else image_set(class_, first=1000, std=std, texts=1),
         seed=seed,
-        num_train_timesteps=1000,
         noise_offset=offset,
     )
 
@@ -37,13 +41,18 @@ def entries(batch: Batch) -> list[int]:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    return [batch.latents, batch.noise, batch.timesteps, batch.text["ids"]]
 
 
 def merged(batches: list[Batch]) -> Batch:
     """Batches as one: all instance halves, then all class halves."""
-    halves = [[part.chunk(2)[half] for part in batch] for half in (0, 1) for batch in batches]
-    return Batch(*(torch.cat(parts) for parts in zip(*halves, strict=True)))
+    halves = [[part.chunk(2)[half] for part in tensors(batch)] for half in (0, 1) for batch in batches]
+    latents, noise, timesteps, ids = (torch.cat(parts) for parts in zip(*halves, strict=True))
+    return Batch(latents, noise, timesteps, {"ids": ids}, {})
 
 
 class TestPairs:
@@ -93,12 +102,13 @@ class TestDraws:
         batch = training_data().batch(range(3))
         assert batch.latents.shape == batch.noise.shape == (6, *SHAPE)
         assert batch.timesteps.shape == (6,)
-        assert batch.text.shape == (6, 1)
+        assert batch.text["ids"].shape == (6, 1)
         assert [entry >= 1000 for entry in entries(batch)] == [False] * 3 + [True] * 3
 
     def test_without_class_images_there_is_only_the_instance_half(self) -> None:
         with_class, without = training_data().batch(range(4)), training_data(class_=None).batch(range(4))
-        assert same(without, Batch(*(part[:4] for part in with_class)))
+        for all_of_them, part in zip(tensors(with_class), tensors(without), strict=True):
+            assert torch.equal(all_of_them[:4], part)
 
     def test_every_pair_half_and_seed_has_noise_of_its_own(self) -> None:
         noises = [noise for seed in (0, 1) for noise in training_data(seed=seed).batch(range(8)).noise]
@@ -160,11 +170,11 @@ class TestEpochs:
 class TestCropsAndText:
     def test_all_crops_of_an_image_come_up_with_the_images_own_text(self) -> None:
         batch = training_data(instance=2, crops=3).batch(range(120))
-        pairs = {(entry, int(text)) for entry, text in zip(entries(batch)[:120], batch.text[:120], strict=True)}
+        pairs = {(entry, int(text)) for entry, text in zip(entries(batch)[:120], batch.text["ids"][:120], strict=True)}
         assert pairs == {(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1)}
 
     def test_one_text_for_all(self) -> None:
-        assert training_data(class_=7).batch(range(7)).text[7:].flatten().tolist() == [0] * 7
+        assert training_data(class_=7).batch(range(7)).text["ids"][7:].flatten().tolist() == [0] * 7
 
     def test_length_counts_images(self) -> None:
         assert len(image_set(4, crops=3)) == 4

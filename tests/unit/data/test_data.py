@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image, ImageOps
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
@@ -15,9 +16,11 @@ from dreambooth.data.images import find_instance_images, to_pixels
 from dreambooth.data.latents import encode_latents
 from dreambooth.data.prepare import prepare_data
 from dreambooth.models.base_settings import BaseSettings
-from dreambooth.models.families.stable_diffusion import load_tokenizer
-from dreambooth.models.vae import load_vae
-from dreambooth.training.model import load_schedule
+from dreambooth.models.families import load_tokenizer
+from dreambooth.models.families.stable_diffusion import StableDiffusion
+
+FAMILY = StableDiffusion()
+IDS, STATES = "text_encoder.input_ids", "text_encoder.states"
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def config(tiny_pipeline: Path, instance_folder: Path) -> Any:
 def prepare(base: Path, config: DreamBoothConfig, class_images: int = 2) -> TrainingData:
     classes = [Image.new("RGB", (64, 64), (index * 60, 0, 0)) for index in range(class_images)]
     images = find_instance_images(config.subject.instance_images)
-    return prepare_data(base, config, images, classes, num_train_timesteps=1000)
+    return prepare_data(base, config, images, classes)
 
 
 def words(base: Path, ids: torch.Tensor) -> str:
@@ -44,21 +47,23 @@ def test_instance_and_class_half(tiny_pipeline: Path, config: Any) -> None:
     data = prepare(tiny_pipeline, config("train.noise_offset=0.25", "train.seed=9"))
     assert data.class_ is not None
     assert (len(data.instance), len(data.class_)) == (5, 2)
-    assert [words(tiny_pipeline, ids) for ids in data.instance.text] == ["a photo of tfz dog"] * 5
-    assert [words(tiny_pipeline, ids) for ids in data.class_.text] == ["a photo of a dog"]
-    assert (data.seed, data.num_train_timesteps, data.noise_offset) == (9, 1000, 0.25)
+    assert [words(tiny_pipeline, ids) for ids in data.instance.text[IDS]] == ["a photo of tfz dog"] * 5
+    assert [words(tiny_pipeline, ids) for ids in data.class_.text[IDS]] == ["a photo of a dog"]
+    assert (data.seed, len(data.process.alphas_cumprod), data.noise_offset) == (9, 1000, 0.25)
     batch = data.batch(range(3))
-    assert words(tiny_pipeline, batch.text[0]) == "a photo of tfz dog"
-    assert words(tiny_pipeline, batch.text[5]) == "a photo of a dog"
+    assert words(tiny_pipeline, batch.text[IDS][0]) == "a photo of tfz dog"
+    assert words(tiny_pipeline, batch.text[IDS][5]) == "a photo of a dog"
 
 
 def test_class_images_can_come_as_latents(tiny_pipeline: Path, config: Any) -> None:
     once = prepare(tiny_pipeline, config())
     assert once.class_ is not None
     images = find_instance_images(config().subject.instance_images)
-    again = prepare_data(tiny_pipeline, config(), images, once.class_.latents, num_train_timesteps=1000)
-    for first, second in zip(once.batch(range(4)), again.batch(range(4)), strict=True):
-        assert torch.equal(first, second)
+    again = prepare_data(tiny_pipeline, config(), images, once.class_.latents)
+    first, second = once.batch(range(4)), again.batch(range(4))
+    for name in ("latents", "noise", "timesteps"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert torch.equal(first.text[IDS], second.text[IDS])
 
 
 def test_the_pixels_are_those_of_the_images_in_their_order(
@@ -68,7 +73,7 @@ def test_the_pixels_are_those_of_the_images_in_their_order(
     for index in (0, 4):
         with Image.open(instance_folder / f"{index:02d}.png") as image:
             square = image.resize((64, 64), Image.Resampling.LANCZOS, (4, 0, 76, 72))
-        expected = encode_latents(load_vae(tiny_pipeline, "cpu"), to_pixels([square]))
+        expected = encode_latents(FAMILY, FAMILY.load_vae(tiny_pipeline, "cpu"), to_pixels([square]))
         torch.testing.assert_close(data.instance.latents.mean[index], expected.mean[0])
 
 
@@ -78,7 +83,9 @@ def test_random_crops_and_mirror_images(tiny_pipeline: Path, config: Any, instan
     flipped = prepare(tiny_pipeline, config("images.flip=true"))
     with Image.open(instance_folder / "03.png") as image:
         square = image.resize((64, 64), Image.Resampling.LANCZOS, (4, 0, 76, 72))
-    expected = encode_latents(load_vae(tiny_pipeline, "cpu"), to_pixels([square, ImageOps.mirror(square)]))
+    expected = encode_latents(
+        FAMILY, FAMILY.load_vae(tiny_pipeline, "cpu"), to_pixels([square, ImageOps.mirror(square)])
+    )
     torch.testing.assert_close(flipped.instance.latents.mean[6:8], expected.mean)
 
 
@@ -88,7 +95,7 @@ def test_a_caption_replaces_its_images_instance_prompt(
     folder = Path(shutil.copytree(instance_folder, tmp_path / "captioned"))
     (folder / "02.txt").write_text("a photo of [V] dog in the snow\n")
     data = prepare(tiny_pipeline, config(images=folder))
-    texts = [words(tiny_pipeline, ids) for ids in data.instance.text]
+    texts = [words(tiny_pipeline, ids) for ids in data.instance.text[IDS]]
     assert texts == ["a photo of tfz dog"] * 2 + ["a photo of tfz dog in the snow"] + ["a photo of tfz dog"] * 2
 
 
@@ -99,10 +106,10 @@ def test_without_class_images_there_is_no_class_half(tiny_pipeline: Path, config
 def test_a_frozen_text_encoder_is_asked_once_and_before(tiny_pipeline: Path, config: Any) -> None:
     data = prepare(tiny_pipeline, config("train.train_text_encoder=false"))
     assert data.class_ is not None
-    assert data.instance.text.shape == (5, 24, 16)
-    assert data.class_.text.shape == (1, 24, 16)
-    assert not data.instance.text.requires_grad
-    assert not torch.equal(data.instance.text[0], data.class_.text[0])
+    instance, class_ = data.instance.text[STATES], data.class_.text[STATES]
+    assert (instance.shape, class_.shape) == ((5, 24, 16), (1, 24, 16))
+    assert not instance.requires_grad
+    assert not torch.equal(instance[0], class_[0])
 
 
 @pytest.mark.parametrize("schedule", [{}, {"num_train_timesteps": 250}, {"trained_betas": [0.01, 0.02, 0.03]}])
@@ -115,8 +122,9 @@ def test_the_base_models_resolution_and_timesteps_where_none_are_given(
     settings = config("images.resolution=null")
     data = prepare_data(base, settings, find_instance_images(settings.subject.instance_images), [])
     known = BaseSettings(base)
-    assert data.instance.latents.mean.shape[-1] * known.downscaling == known.resolution
-    assert data.num_train_timesteps == len(load_schedule(base).alphas_cumprod)
+    assert known.x0_shape(known.resolution) == data.instance.latents.mean.shape[1:]
+    steps = DDPMScheduler.from_pretrained(base, subfolder="scheduler").config
+    assert len(data.process.alphas_cumprod) == len(steps.trained_betas or range(steps.num_train_timesteps))
 
 
 def test_an_identifier_that_is_not_decided(tiny_pipeline: Path, config: Any) -> None:

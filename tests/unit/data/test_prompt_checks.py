@@ -15,7 +15,7 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation.banks import load_bank
 from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.miniature import PIPELINE_DIR
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 
 LONG = " ".join(["on the beach"] * 8)  # 24 tokens, and the miniature reads 22
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import fsspec
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import BaseModel, resolve_base_model
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.export import export_pipeline
+from dreambooth.models.families import load_tokenizer
+from dreambooth.training.model import load_components
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -102,17 +105,17 @@ class TestWhatIsNoPipeline:
         assert f"expected a diffusers pipeline in {tmp_path}, but it has no model_index.json" in fault(tmp_path)
 
     def test_a_class_that_is_not_supported(self, base: Path) -> None:
-        change(base / "model_index.json", _class_name="FluxPipeline")
-        assert "holds a FluxPipeline, which is not supported; supported: StableDiffusionPipeline" in fault(base)
+        change(base / "model_index.json", _class_name="KandinskyPipeline")
+        assert "holds a KandinskyPipeline, which is not supported; supported: StableDiffusionPipeline" in fault(base)
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '"StableDiffusionPipeline"'])
     def test_an_index_that_names_no_class(self, base: Path, content: str) -> None:
         (base / "model_index.json").write_text(content)
         assert "does not name a pipeline class" in fault(base)
 
-    def test_a_model_that_predicts_neither_noise_nor_velocity(self, base: Path) -> None:
-        change(base / "scheduler" / "scheduler_config.json", prediction_type="sample")
-        assert 'prediction_type is "sample"; expected epsilon or v_prediction' in fault(base)
+    def test_a_model_that_predicts_something_else(self, base: Path) -> None:
+        change(base / "scheduler" / "scheduler_config.json", prediction_type="score")
+        assert 'prediction_type is "score"; expected epsilon or v_prediction or sample' in fault(base)
 
 
 class TestIncompleteCopies:
@@ -158,8 +161,7 @@ class TestIncompleteCopies:
         [
             ("diffusion_pytorch_model.bin", "use_safetensors=False).save_pretrained"),
             ("diffusion_pytorch_model.ckpt", "could run anything"),
-            ("diffusion_pytorch_model.fp16.safetensors", "variant='fp16').save_pretrained"),
-            ("diffusion_pytorch_model.bf16-00001-of-00002.safetensors", "variant='bf16').save_pretrained"),
+            ("diffusion_pytorch_model.bf16-00001-of-00002.safetensors", "is the copy complete?"),
             ("diffusion_pytorch_model.fp16.bin", "use_safetensors=False).save_pretrained"),
             ("something.else", ".save_pretrained"),
         ],
@@ -221,6 +223,24 @@ class TestIncompleteCopies:
         shard = sorted((base / "unet").glob("*.safetensors"))[1]
         shard.unlink()
         assert fault(base) == f"there is no {shard}; is the copy complete?"
+
+    @pytest.mark.parametrize("variant", ["fp16", "bf16"])
+    @pytest.mark.parametrize("shards", [False, True])
+    def test_half_precision_weights_alone(self, base: Path, tmp_path: Path, variant: str, shards: bool) -> None:
+        """As many repositories are downloaded; their models are published under the plain names."""
+        import diffusers
+
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[variant]
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(base, dtype=dtype, local_files_only=True)
+        half = tmp_path / "half"
+        pipeline.save_pretrained(half, variant=variant, max_shard_size="30KB" if shards else "1GB")
+        found = resolve_base_model(str(half))
+        assert found.parameter_counts == resolve_base_model(str(base)).parameter_counts
+        assert load_components(half).denoiser.dtype is torch.float32
+        export_pipeline(half, {}, tmp_path / "model")
+        again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "model", local_files_only=True)
+        for name, weight in pipeline.unet.state_dict().items():
+            assert torch.equal(again.unet.state_dict()[name], weight.float())
 
     def test_variants_are_not_counted_twice(self, base: Path) -> None:
         counts = resolve_base_model(str(base)).parameter_counts

@@ -14,12 +14,15 @@ import torch
 
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import resolve_base_model
-from dreambooth.models.base_settings import FIELDS, BaseSettings, Field
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.base_settings import BaseSettings
+from dreambooth.models.config_fields import Field
+from dreambooth.models.families import FAMILIES, Family, load_tokenizer
+from dreambooth.models.families.stable_diffusion import StableDiffusion
 from dreambooth.sampling.sampler import load_trained, sample
-from dreambooth.training.empty_step import latent_shape
 from dreambooth.training.model import load_components
 
+FIELDS = StableDiffusion.fields
+EACH = [(family, field) for family in FAMILIES for field in family.fields]
 GONE = enum.Enum("Field", ["GONE"]).GONE
 
 
@@ -35,10 +38,6 @@ def put(base: Path, field: Field, value: Any) -> None:
     settings = json.loads(path.read_text())
     settings.pop(field.name, None)
     path.write_text(json.dumps(settings if value is GONE else settings | {field.name: value}))
-
-
-def called(field: Field) -> str:
-    return f"{field.file.partition('/')[0]}.{field.name}"
 
 
 VALUES: tuple[Any, ...] = (
@@ -69,7 +68,7 @@ def fault(use: Callable[[], object]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("field", FIELDS, ids=called)
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.key)
 def test_whatever_a_field_holds_it_is_used_or_named(base: Path, field: Field) -> None:
     used = []
     for value in VALUES:
@@ -77,9 +76,9 @@ def test_whatever_a_field_holds_it_is_used_or_named(base: Path, field: Field) ->
         told = fault(lambda: resolve_base_model(str(base)))
         if told is None:
             found, used = resolve_base_model(str(base)), [*used, value]
-            assert BaseSettings(base)[called(field)] == (field.default if value is GONE else value)
-            for name in ("resolution", "embedding_width"):
-                told = fault(partial(getattr, found, name))
+            assert BaseSettings(base)[field.key] == (field.default if value is GONE else value)
+            for use in (partial(getattr, found, "resolution"), partial(found.embedding_width, "text_encoder")):
+                told = fault(use)
                 assert told is None or field.name in told, value
             assert load_tokenizer(base).model_max_length <= 24
         else:
@@ -89,17 +88,14 @@ def test_whatever_a_field_holds_it_is_used_or_named(base: Path, field: Field) ->
     assert GONE in used or field.name == "block_out_channels"
 
 
-@pytest.mark.parametrize("field", FIELDS, ids=called)
-def test_what_is_taken_for_a_missing_field_is_what_the_library_takes(field: Field) -> None:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig
-
-    kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": DDPMScheduler}
-    part = field.file.partition("/")[0]
-    if part == "text_encoder":
-        assert getattr(CLIPTextConfig(), field.name) == field.default
-    elif part != "tokenizer":
-        assert inspect.signature(kinds[part].__init__).parameters[field.name].default == field.default
+@pytest.mark.parametrize(("family", "field"), EACH, ids=lambda value: getattr(value, "key", ""))
+def test_a_missing_field_has_the_librarys_default(family: Family, field: Field) -> None:
+    component = family.component(field.file.partition("/")[0])
+    if component.role == "text_encoder":
+        assert getattr(component.load_class().config_class(), field.name) == field.default
+    elif component.role != "tokenizer":
+        kind = component.load_class()
+        assert inspect.signature(kind.__init__).parameters[field.name].default == field.default
 
 
 @pytest.mark.parametrize(
@@ -119,7 +115,7 @@ def test_the_size_that_a_base_was_trained_at(base: Path, size: Any, resolution: 
 def test_a_tokenizer_that_names_no_length_ends_where_the_text_encoder_does(base: Path, length: Any) -> None:
     put(base, next(field for field in FIELDS if field.name == "model_max_length"), length)
     components = load_components(base)
-    assert components.family.tokenize(base, ["a photo of a dog"]).shape == (1, 24)
+    assert components.family.tokenize(base, ["a photo of a dog"])["text_encoder.input_ids"].shape == (1, 24)
     pipeline = load_trained(base, {}, device="cpu", dtype=torch.float32)
     [image] = sample(pipeline, ["a photo of a dog"], [0], num_inference_steps=1, guidance_scale=4.0)
     assert image.size == (64, 64)
@@ -139,4 +135,4 @@ def test_a_unet_that_takes_more_than_is_given_to_it_in_training(base: Path, name
 
 
 def test_the_shape_of_latents(base: Path) -> None:
-    assert latent_shape(base, 64) == (4, 16, 16)
+    assert BaseSettings(base).x0_shape(64) == (4, 16, 16)

@@ -12,7 +12,7 @@ import torch
 from dreambooth.config.settings import load_config
 from dreambooth.data.identifier import choose_identifier
 from dreambooth.errors import InputError
-from dreambooth.training.model import load_schedule
+from dreambooth.models.families.stable_diffusion import load_diffusion
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import train_task
 from pipelines.plan.batch_plan import describe_batch, make_batch_plan
@@ -243,7 +243,7 @@ class TestChoices:
             plan(*overrides)
 
     def test_an_identifier_and_the_resolution(self, plan: MachinePlan, tiny_pipeline: Path) -> None:
-        from dreambooth.models.families.stable_diffusion import load_tokenizer
+        from dreambooth.models.families import load_tokenizer
 
         chosen = plan("subject.identifier=null").config
         tokenizer = load_tokenizer(tiny_pipeline)
@@ -301,7 +301,7 @@ class TestChoices:
         copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))
         path = copy / "scheduler" / "scheduler_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-        assert float(load_schedule(copy).alphas_cumprod[-1] == 0) == changes["rescale_betas_zero_snr"]
+        assert float(load_diffusion(copy).alphas_cumprod[-1] == 0) == changes["rescale_betas_zero_snr"]
         assert any("ends in pure noise" in warning for warning in plan(base=copy).warnings) == warned
 
     def test_a_single_photograph_is_warned_of(self, plan: MachinePlan, instance_folder: Path) -> None:

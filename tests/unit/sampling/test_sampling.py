@@ -18,10 +18,11 @@ from PIL import Image
 
 from dreambooth.data.images import to_pixels
 from dreambooth.data.latents import encode_latents
-from dreambooth.models.vae import load_vae
+from dreambooth.models.families.stable_diffusion import StableDiffusion
 from dreambooth.sampling.sampler import _decode, load_pipeline, personalized, sample
 
 PROMPTS = ["a photo of a car", "a photo of a dog on the beach"]
+FAMILY = StableDiffusion()
 SETTINGS: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 4.0}
 
 
@@ -140,7 +141,7 @@ def test_what_is_encoded_is_decoded_to_itself(base: Path) -> None:
     with_shift = load_pipeline(base, device="cpu", dtype=torch.float32)
     decoded = []
     for pipeline in (plain, with_shift):
-        latents = encode_latents(pipeline.vae, to_pixels([picture])).mean
-        decoded += _decode(pipeline, latents)
+        latents = encode_latents(FAMILY, pipeline.vae, to_pixels([picture])).mean
+        decoded += _decode(FAMILY, pipeline, latents)
     assert furthest([decoded[0]], [np.asarray(decoded[1], dtype=np.int16)]) <= 1
-    assert load_vae(base, "cpu").config.shift_factor == 0.6
+    assert FAMILY.load_vae(base, "cpu").config.shift_factor == 0.6

@@ -14,7 +14,7 @@ from dreambooth.data.identifier import token_ids_in_prompts
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.delta import rebuild, write_delta
 from dreambooth.models.export import export_pipeline, verify_export
-from dreambooth.models.families.stable_diffusion import load_tokenizer
+from dreambooth.models.families import load_tokenizer
 from dreambooth.models.probe import Trained
 from dreambooth.training.best_checkpoint import Score, Scores
 from dreambooth.training.engine import TorchEngine
@@ -36,11 +36,10 @@ def hidden_state(text_encoder: CLIPTextModel, base: Path, prompt: str) -> torch.
 def test_it_moves_the_identifier_alone_and_at_its_own_rate(tiny_pipeline: Path) -> None:
     config = configured(learning_rate=1e-9, identifier_learning_rate=0.5)
     engine = TorchEngine(load_model(tiny_pipeline, config), config.train)
-    before = load_components(tiny_pipeline).text_encoder.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    before = load_components(tiny_pipeline).text_encoders["text_encoder"].get_input_embeddings().weight.detach()  # type: ignore[operator]
     tokenizer = load_tokenizer(tiny_pipeline)
     ids = tokenizer(["a photo of tfz dog", "a photo of a dog"], padding=True, return_tensors="pt").input_ids
-    assert engine.model.text_encoder is not None
-    engine.backward(engine.model.text_encoder(ids).last_hidden_state.square().sum())
+    engine.backward(engine.model.text_encoders["text_encoder"](ids).last_hidden_state.square().sum())
     engine.step()
 
     state = engine.state_dict()
@@ -53,23 +52,24 @@ def test_it_moves_the_identifier_alone_and_at_its_own_rate(tiny_pipeline: Path) 
 def test_what_is_exported_is_what_was_trained(tiny_pipeline: Path) -> None:
     config = configured(identifier_learning_rate=0.5)
     model = load_model(tiny_pipeline, config)
-    assert model.identifier_embedding is not None
-    assert model.text_encoder is not None
-    torch.nn.init.normal_(model.identifier_embedding.change)
+    torch.nn.init.normal_(model.identifier_embeddings["text_encoder"].change)
     state = model.exported({name: p.detach() for name, p in model.named_parameters()})
-    plain = load_components(tiny_pipeline).text_encoder
+    plain = load_components(tiny_pipeline).text_encoders["text_encoder"]
     plain.load_state_dict(
         {name.removeprefix("text_encoder."): p for name, p in state.items() if name.startswith("text_encoder.")}
     )
     for prompt in ("a photo of tfz dog", "a tfz", "a photo of a dog"):
-        trained = hidden_state(model.text_encoder.eval(), tiny_pipeline, prompt)
+        trained = hidden_state(model.text_encoders["text_encoder"].eval(), tiny_pipeline, prompt)
         torch.testing.assert_close(hidden_state(plain.eval(), tiny_pipeline, prompt), trained)
 
 
 def test_copied_components_stay_apart(tiny_pipeline: Path) -> None:
     components = load_components(tiny_pipeline)
     copied = components.copied()
-    for one, other in ((components.denoiser, copied.denoiser), (components.text_encoder, copied.text_encoder)):
+    for one, other in (
+        (components.denoiser, copied.denoiser),
+        (components.text_encoders["text_encoder"], copied.text_encoders["text_encoder"]),
+    ):
         for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
             assert a is not b, name
             torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -77,7 +77,7 @@ def test_copied_components_stay_apart(tiny_pipeline: Path) -> None:
 
 def test_a_frozen_text_encoder_has_none(tiny_pipeline: Path) -> None:
     model = load_model(tiny_pipeline, configured(train_text_encoder=False))
-    assert model.identifier_embedding is None
+    assert not model.identifier_embeddings
     assert all(name.startswith("denoiser.") for name, _ in model.named_parameters())
 
 
@@ -90,9 +90,8 @@ def moved(tiny_pipeline: Path) -> Callable[..., DreamBoothModel]:
 
     def make(identifier: str, **train: object) -> DreamBoothModel:
         model = load_model(tiny_pipeline, configured(identifier, **{"identifier_learning_rate": 0.5} | train))
-        assert model.identifier_embedding is not None
         rng = torch.Generator().manual_seed(0)
-        change = model.identifier_embedding.change
+        change = model.identifier_embeddings["text_encoder"].change
         change.data += 0.02 * torch.randn(change.shape, generator=rng)
         return model
 
@@ -105,10 +104,11 @@ def state_of(model: DreamBoothModel) -> Trained:
 
 def fold_wrongly(model: DreamBoothModel, state: Trained, part: float) -> Trained:
     """The export without a part of the change."""
-    assert model.identifier_embedding is not None
     name = next(name for name in state if name.endswith("token_embedding.weight"))
     table = state[name].clone()
-    table[model.identifier_embedding.token_ids] -= part * model.identifier_embedding.change.detach()
+    table[model.identifier_embeddings["text_encoder"].token_ids] -= (
+        part * model.identifier_embeddings["text_encoder"].change.detach()
+    )
     return Trained.from_tensors(state.as_tensors() | {name: table})
 
 
@@ -121,24 +121,22 @@ class TestRepeatedTokens:
         self, tiny_pipeline: Path, moved: Callable[..., DreamBoothModel], identifier: str, method: str
     ) -> None:
         model = moved(identifier, method=method)
-        assert model.text_encoder is not None
         state = state_of(model)
-        plain = load_components(tiny_pipeline).text_encoder
+        plain = load_components(tiny_pipeline).text_encoders["text_encoder"]
         plain.load_state_dict(
             {name.removeprefix("text_encoder."): p for name, p in state.items() if name.startswith("text_encoder.")}
         )
         for prompt in (f"a photo of {identifier} dog", identifier, "a photo of a dog"):
-            trained = hidden_state(model.text_encoder.eval(), tiny_pipeline, prompt)
+            trained = hidden_state(model.text_encoders["text_encoder"].eval(), tiny_pipeline, prompt)
             torch.testing.assert_close(hidden_state(plain.eval(), tiny_pipeline, prompt), trained)
 
     @pytest.mark.parametrize("identifier", REPEATED)
     def test_textual_inversion_starts_every_token_at_the_noun(self, tiny_pipeline: Path, identifier: str) -> None:
         config = configured(identifier, method="textual_inversion")
         model = load_model(tiny_pipeline, config)
-        assert model.text_encoder is not None
         count = len(token_ids_in_prompts(load_tokenizer(tiny_pipeline), identifier))
         started, like = (
-            hidden_state(model.text_encoder, tiny_pipeline, prompt)
+            hidden_state(model.text_encoders["text_encoder"], tiny_pipeline, prompt)
             for prompt in (f"a photo of {identifier}", f"a photo of {' '.join(['dog'] * count)}")
         )
         torch.testing.assert_close(started, like)
@@ -205,4 +203,4 @@ class TestRepeatedTokens:
         assert isinstance(again, Trained)
         assert again.probe is not None
         assert again.keys() == state.keys()
-        assert torch.equal(again.probe.hidden_states, state.probe.hidden_states)
+        assert torch.equal(again.probe.encoded["text_encoder.states"], state.probe.encoded["text_encoder.states"])

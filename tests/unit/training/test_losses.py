@@ -9,10 +9,11 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from dreambooth.errors import InputError
-from dreambooth.training.losses import NoiseSchedule, prior_preservation_loss
+from dreambooth.models.process import Diffusion
+from dreambooth.training.losses import prior_preservation_loss
 from dreambooth.training.model import DreamBoothModel
 
-PREDICTIONS = ("epsilon", "v_prediction")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def scheduler(prediction_type: str = "epsilon", **changes: Any) -> DDPMScheduler:
@@ -20,9 +21,9 @@ def scheduler(prediction_type: str = "epsilon", **changes: Any) -> DDPMScheduler
     return DDPMScheduler(prediction_type=prediction_type, **settings)
 
 
-def schedule(prediction_type: str = "epsilon", **changes: Any) -> NoiseSchedule:
+def schedule(prediction_type: str = "epsilon", **changes: Any) -> Diffusion:
     theirs = scheduler(prediction_type, **changes)
-    return NoiseSchedule.from_scheduler(theirs.alphas_cumprod, theirs.config)
+    return Diffusion.from_scheduler(theirs.alphas_cumprod, theirs.config)
 
 
 def images(*values: list[float]) -> Tensor:
@@ -79,8 +80,9 @@ class TestAgainstDiffusers:
         latents, noise = torch.randn(2, 7, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         ours, theirs = schedule(prediction_type), scheduler(prediction_type)
         noisy = theirs.add_noise(latents, noise, self.timesteps)
-        torch.testing.assert_close(ours.noisy_latents(latents, noise, self.timesteps), noisy, rtol=1e-6, atol=1e-6)
-        target = theirs.get_velocity(latents, noise, self.timesteps) if prediction_type == "v_prediction" else noise
+        torch.testing.assert_close(ours.noisy(latents, noise, self.timesteps), noisy, rtol=1e-6, atol=1e-6)
+        velocity = theirs.get_velocity(latents, noise, self.timesteps)
+        target = {"epsilon": noise, "v_prediction": velocity, "sample": latents}[prediction_type]
         torch.testing.assert_close(ours.target(latents, noise, self.timesteps), target, rtol=1e-6, atol=1e-6)
 
     @pytest.mark.parametrize("gamma", [1.0, 5.0])
@@ -88,8 +90,8 @@ class TestAgainstDiffusers:
     def test_min_snr_weights(self, prediction_type: str, gamma: float) -> None:
         timesteps = torch.arange(1000)
         snr = compute_snr(scheduler(prediction_type), timesteps)
-        expected = snr.clamp(max=gamma) / (snr if prediction_type == "epsilon" else snr + 1)
-        weight = schedule(prediction_type).min_snr_weight(timesteps, gamma)
+        expected = snr.clamp(max=gamma) / {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[prediction_type]
+        weight = schedule(prediction_type).weight(timesteps, min_snr_gamma=gamma)
         torch.testing.assert_close(weight, expected, rtol=1e-4, atol=0)
 
     @pytest.mark.parametrize("gamma", [0.5, 5.0, 20.0])
@@ -103,7 +105,7 @@ class TestAgainstDiffusers:
         alphas = ours.alphas_cumprod.double()[:-1]
         snr = alphas / (1 - alphas)
         expected = [min(s, gamma) / (s if prediction_type == "epsilon" else s + 1) for s in snr.tolist()]
-        weight = ours.min_snr_weight(torch.arange(1000), gamma)
+        weight = ours.weight(torch.arange(1000), min_snr_gamma=gamma)
         torch.testing.assert_close(
             weight.double(), torch.tensor([*expected, at_the_end]).double(), rtol=1e-4, atol=1e-9
         )
@@ -116,29 +118,30 @@ class TestAgainstDiffusers:
         rng = torch.Generator().manual_seed(0)
         timesteps = torch.arange(1000)
         latents, noise = torch.randn(2, 1000, 1, 2, 2, generator=rng)
-        pred = ours.noisy_latents(latents, noise, timesteps).requires_grad_()
+        pred = ours.noisy(latents, noise, timesteps).requires_grad_()
         prior_preservation_loss(
             pred,
             ours.target(latents, noise, timesteps),
             prior_loss_weight=1,
-            weight=ours.min_snr_weight(timesteps, 5.0),
+            weight=ours.weight(timesteps, min_snr_gamma=5.0),
         ).total.backward()
         assert pred.grad is not None
         assert pred.grad.isfinite().all()
 
-    def test_a_model_that_predicts_neither_noise_nor_velocity(self) -> None:
-        with pytest.raises(InputError, match=r"prediction_type 'sample'; supported: epsilon, v_prediction"):
-            schedule("sample")
+    def test_a_model_that_predicts_something_else(self) -> None:
+        with pytest.raises(InputError, match=r"prediction_type 'score'; supported: epsilon, v_prediction, sample"):
+            Diffusion.from_scheduler(scheduler().alphas_cumprod, {"prediction_type": "score"})
 
 
 class Echo:
     """A family whose denoiser answers its own parameter times the noisy latents."""
 
-    def encode_text(self, text_encoder: nn.Module, input_ids: Tensor) -> Tensor:
-        raise AssertionError("there is no text encoder")
+    def encode_text(self, text_encoders: dict[str, nn.Module], text: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert not text_encoders
+        return text
 
-    def denoise(self, denoiser: nn.Module, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        result: Tensor = denoiser(noisy_latents)
+    def denoise(self, denoiser: nn.Module, noisy: Tensor, *others: object) -> Tensor:
+        result: Tensor = denoiser(noisy)
         return result
 
 
@@ -152,17 +155,18 @@ def test_the_model_gives_each_image_the_weight_of_its_own_timestep(prediction_ty
     model = DreamBoothModel(
         family=Echo(),  # type: ignore[arg-type]
         denoiser=nn.Identity(),
-        text_encoder=None,
-        schedule=ours,
+        text_encoders={},
+        process=ours,
         prior_loss_weight=0.7,
         min_snr_gamma=5.0,
     )
-    losses = model(latents, noise, timesteps, torch.zeros(4, 1, 1))
+    losses = model(latents, noise, timesteps, {}, {})
 
     noisy = theirs.add_noise(latents, noise, timesteps)
-    target = theirs.get_velocity(latents, noise, timesteps) if prediction_type == "v_prediction" else noise
+    velocity = theirs.get_velocity(latents, noise, timesteps)
+    target = {"epsilon": noise, "v_prediction": velocity, "sample": latents}[prediction_type]
     snr = compute_snr(theirs, timesteps)
-    weight = snr.clamp(max=5.0) / (snr + (prediction_type == "v_prediction"))
+    weight = snr.clamp(max=5.0) / {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[prediction_type]
     errors = [float(weight[i]) * float((noisy[i] - target[i]).square().mean()) for i in range(4)]
     assert float(losses.instance) == pytest.approx((errors[0] + errors[1]) / 2, rel=1e-4)
     assert float(losses.prior) == pytest.approx((errors[2] + errors[3]) / 2, rel=1e-4)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dreambooth.config.train import TrainConfig
-from dreambooth.training.losses import NoiseSchedule
+from dreambooth.models.process import Diffusion
 from dreambooth.training.model import DreamBoothModel
 from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer, learning_rate_factor
 
@@ -18,8 +18,8 @@ def model(*, with_text_encoder: bool = True) -> DreamBoothModel:
     return DreamBoothModel(
         family=None,  # type: ignore[arg-type]
         denoiser=nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
-        text_encoder=nn.Linear(3, 3) if with_text_encoder else None,
-        schedule=NoiseSchedule(alphas_cumprod=torch.ones(1), prediction_type="epsilon"),
+        text_encoders={"text_encoder": nn.Linear(3, 3)} if with_text_encoder else {},
+        process=Diffusion(alphas_cumprod=torch.ones(1)),
         prior_loss_weight=1.0,
     )
 
@@ -67,12 +67,11 @@ class TestSchedule:
 class TestGroups:
     def test_every_parameter_is_in_its_components_group_once(self) -> None:
         trained = model()
-        assert trained.text_encoder is not None
         optimizer = build_optimizer(trained, TrainConfig(learning_rate=1e-3, text_encoder_learning_rate=1e-5))
         groups = [(group["lr"], {id(p) for p in group["params"]}) for group in optimizer.param_groups]
         assert groups == [
             (1e-3, {id(p) for p in trained.denoiser.parameters()}),
-            (1e-5, {id(p) for p in trained.text_encoder.parameters()}),
+            (1e-5, {id(p) for p in trained.text_encoders["text_encoder"].parameters()}),
         ]
 
     def test_one_learning_rate_serves_both_unless_another_is_given(self) -> None:

@@ -1,0 +1,274 @@
+"""What a family of base models says of itself, and what all of them do alike."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dreambooth.errors import InputError
+from dreambooth.models.component import Component
+from dreambooth.models.config_fields import Field
+from dreambooth.models.weight_files import variant_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator, Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from dreambooth.config.train import TrainConfig
+    from dreambooth.models.base_settings import BaseSettings
+    from dreambooth.models.process import Process
+
+Tensors = dict[str, "Tensor"]
+"""Named tensors with a batch axis: text, or conditions of the denoiser besides it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """Settings of training and sampling that suit a family; a user's own override them.
+
+    `text_encoders` are the folders of those trained by default; `resolution` in pixels is for bases whose configuration
+    names none.
+    """
+
+    text_encoders: tuple[str, ...]
+    resolution: int | None = None
+    learning_rate: float = 5e-6
+    max_train_steps: int = 1000
+    num_inference_steps: int = 25
+    guidance_scale: float = 7.5
+
+
+class Family(ABC):
+    """One family of text-to-image models. Text tensors are named by the text encoder's folder, see `tokenize`."""
+
+    name: str
+    pipeline_class: str
+    components: tuple[Component, ...]
+    defaults: Defaults
+    fields: tuple[Field, ...]
+    """Fields of its configuration files that are read before anything is loaded."""
+    min_snr: bool = True
+    """Whether min-SNR weighting has a meaning for its process."""
+
+    def role(self, role: str) -> tuple[Component, ...]:
+        """Components with a role, in order."""
+        return tuple(component for component in self.components if component.role == role)
+
+    @property
+    def denoiser(self) -> Component:
+        """The component that is asked at every step of sampling."""
+        return self.role("denoiser")[0]
+
+    def component(self, folder: str) -> Component:
+        """The component in a folder."""
+        return next(component for component in self.components if component.folder == folder)
+
+    def text_encoders(self, directory: Path) -> tuple[Component, ...]:
+        """Text encoders that a directory has, in order."""
+        return tuple(component for component in self.role("text_encoder") if (directory / component.folder).is_dir())
+
+    # Configuration, read without importing torch.
+
+    @abstractmethod
+    def downscaling(self, settings: "BaseSettings") -> int:
+        """Pixels per position of x0 along a side."""
+
+    @abstractmethod
+    def channels(self, settings: "BaseSettings") -> int:
+        """Channels of x0."""
+
+    @abstractmethod
+    def resolution(self, settings: "BaseSettings") -> int:
+        """Side in pixels of its training images. Raises InputError if the configuration has none."""
+
+    @abstractmethod
+    def set_resolution(self, config: dict[str, Any], positions: int) -> dict[str, Any]:
+        """The denoiser's configuration for pictures of `positions` positions of x0 a side by default."""
+
+    def check_trainable(self, settings: "BaseSettings") -> None:  # noqa: B027 - most have nothing to refuse
+        """Raise InputError for a denoiser with inputs that training doesn't give."""
+
+    def schedule_warning(self, settings: "BaseSettings") -> str | None:
+        """A warning about a noise schedule that can't be learnt in full, or None."""
+        return None
+
+    # Components.
+
+    def load(self, directory: Path, folder: str, dtype: "torch.dtype | None" = None) -> "nn.Module":
+        """Load a component's weights, in fp32 unless another dtype is given. Never reads a pickle."""
+        import torch
+
+        wanted = dtype or torch.float32
+        component = self.component(folder)
+        module: nn.Module = component.load_class().from_pretrained(
+            directory,
+            subfolder=folder,
+            dtype=wanted,
+            variant=variant_of(directory, component),
+            local_files_only=True,
+            use_safetensors=True,
+        )
+        return module
+
+    def load_vae(self, directory: Path, device: str) -> Any:
+        """The frozen VAE, in fp32: some overflow in fp16. None for a family that works on pixels."""
+        if not self.role("vae"):
+            return None
+        return self.load(directory, "vae").to(device).requires_grad_(False).eval()
+
+    def empty(self, directory: Path, folder: str, *, device: str = "meta") -> "nn.Module":
+        """A component with uninitialized weights; on the meta device it has shapes alone."""
+        import torch
+
+        component = self.component(folder)
+        kind = component.load_class()
+        with torch.device(device):
+            if component.library == "diffusers":
+                return cast("nn.Module", kind.from_config(kind.load_config(directory / folder)))
+            return cast("nn.Module", kind(kind.config_class.from_pretrained(directory / folder)))
+
+    def without_gradient(self, name: str) -> bool:
+        """Whether no gradient reaches a parameter, `denoiser.…` or `text_encoder.…`, though all are trained."""
+        return False
+
+    def freeze(self, denoiser: "nn.Module", text_encoders: "Mapping[str, nn.Module]") -> None:
+        """Freeze parameters without gradient: an optimizer would only decay them, and DDP or ZeRO waits for them."""
+        for owner, module in {"denoiser": denoiser, **text_encoders}.items():
+            for name, parameter in module.named_parameters():
+                if self.without_gradient(f"{owner}.{name}"):
+                    parameter.requires_grad_(False)
+
+    # Text.
+
+    def run_text_encoders(self, directory: Path, train: "TrainConfig") -> tuple[str, ...]:
+        """Folders of the text encoders that every training step runs, by `train.text_encoders`; others are frozen.
+
+        Textual Inversion runs them for the identifier's embedding. Raises InputError for a folder that the base lacks.
+        """
+        present = [part.folder for part in self.text_encoders(directory)]
+        wanted: Sequence[str] = self.defaults.text_encoders
+        if train.method == "textual_inversion":
+            wanted = self.defaults.text_encoders or present[:1]
+        elif train.text_encoders != "auto":
+            named = {"all": present, "none": ()}
+            wanted = named[train.text_encoders] if isinstance(train.text_encoders, str) else train.text_encoders
+            if unknown := [folder for folder in wanted if folder not in present]:
+                raise InputError(
+                    f"train.text_encoders names {', '.join(unknown)}, but the base model has {', '.join(present)}"
+                )
+        return tuple(folder for folder in present if folder in wanted)
+
+    @abstractmethod
+    def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":
+        """A tokenizer, cached while its files stay unchanged. Raises InputError for invalid files."""
+
+    @abstractmethod
+    def tokenize(self, directory: Path, prompts: Sequence[str]) -> Tensors:
+        """Token ids (N, L) of prompts as `<text encoder>.input_ids`, and masks as `….attention_mask` if it takes any.
+
+        Padded and truncated as the base model was trained.
+        """
+
+    @abstractmethod
+    def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:
+        """A text encoder's `<folder>.states` (N, L, D) and `<folder>.pooled` (N, D) of `tokenize`'s tensors."""
+
+    @abstractmethod
+    def join(self, encoded: Tensors) -> Tensors:
+        """The denoiser's `states` (N, L, D) and, if it takes it, `pooled` (N, D), from all that `encode_with` gave."""
+
+    def encode_text(self, text_encoders: "Mapping[str, nn.Module]", text: Tensors) -> Tensors:
+        """The denoiser's text, of `text`: tokens of the encoders given, and what the others (frozen) gave before."""
+        encoded = dict(text)
+        for folder, module in text_encoders.items():
+            encoded |= self.encode_with(folder, module, text)
+        return self.join(encoded)
+
+    # Images.
+
+    def encode_images(self, vae: Any, pixels: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Posterior mean and std (N, C, H, W) of x0, in the denoiser's scale, of pixels (N, 3, H, W) in [-1, 1].
+
+        `vae` is None for a family that works on pixels.
+        """
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        posterior = vae.encode(pixels.to(vae.device)).latent_dist
+        return (
+            (posterior.mean.cpu() - shift) * vae.config.scaling_factor,
+            posterior.std.cpu() * vae.config.scaling_factor,
+        )
+
+    def conditions(self, original: Sequence[tuple[int, int]], crops: Sequence[tuple[int, int]], side: int) -> Tensors:
+        """Conditions (N, ...) of N squares of `side` pixels.
+
+        By (height, width) of their photographs, and their (top, left) corners there in pixels of the square's scale.
+        """
+        return {}
+
+    def draw_conditions(self, x0: "Tensor", conditions: Tensors, rng: "Generator") -> Tensors:
+        """Conditions of one image x0 (C, H, W) in one training step, random ones among them."""
+        return conditions
+
+    # Noise and denoiser.
+
+    @abstractmethod
+    def process(self, directory: Path, shape: tuple[int, int, int]) -> "Process":
+        """The noise process of a base model for x0 of `shape` (C, H, W)."""
+
+    @abstractmethod
+    def arguments(
+        self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
+    ) -> dict[str, Any]:
+        """The denoiser's arguments by name, as the diffusers pipeline passes them.
+
+        `config` is the denoiser's; noisy (N, C, H, W) at moments timesteps (N,) of the process.
+        """
+
+    def prediction(self, output: "Tensor", like: "Tensor") -> "Tensor":
+        """The denoiser's output in the shape of the noisy x0 `like`."""
+        return output
+
+    def denoise(
+        self, denoiser: "nn.Module", noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
+    ) -> "Tensor":
+        """model_pred (N, C, H, W)."""
+        arguments = self.arguments(denoiser.config, noisy, timesteps, text, conditions)
+        return self.prediction(denoiser(**arguments, return_dict=False)[0], noisy)
+
+    # Sampling.
+
+    @abstractmethod
+    def pipeline(self, directory: Path, modules: Mapping[str, Any]) -> Any:
+        """The diffusers pipeline of components by folder, with the sampler that suits it and no safety checker."""
+
+    @abstractmethod
+    def prompt_arguments(self, pipeline: Any, prompts: Sequence[str], *, guided: bool) -> Tensors:
+        """Arguments (N, ...) of a pipeline's call for prompts, each text encoded once, and of no text if `guided`."""
+
+    def call_arguments(self, guidance_scale: float) -> dict[str, Any]:
+        """Further arguments of a pipeline's call."""
+        return {"guidance_scale": guidance_scale}
+
+    def guided(self, pipeline: Any, guidance_scale: float) -> bool:
+        """Whether a pipeline evaluates its denoiser with and without text (arXiv 2207.12598)."""
+        return guidance_scale > 1
+
+    def computed_once(self, denoiser: "nn.Module", *, guided: bool) -> AbstractContextManager[None]:
+        """A context within which sampling computes once what a denoiser would compute at every step."""
+        return nullcontext()
+
+    output_type = "latent"
+    """What a pipeline's call is asked for, to be decoded by `decode`."""
+
+    def decode(self, pipeline: Any, x0: "Tensor", *, height: int | None, width: int | None) -> "Tensor":
+        """Pixels (N, 3, H, W) in [-1, 1] of a pipeline's output x0; inverts `encode_images`.
+
+        `height` and `width` in pixels as in the call, None for the pipeline's own.
+        """
+        vae = pipeline.vae
+        x0 = x0.to(vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        pixels: Tensor = vae.decode(x0).sample
+        return pixels

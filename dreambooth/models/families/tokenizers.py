@@ -1,0 +1,68 @@
+"""Tokenizers of CLIP and T5 text encoders, shared by families."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreambooth.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(
+    directory: Path, kind: str, folder: str, text_encoder: str | None = None
+) -> "PreTrainedTokenizerBase":
+    """A tokenizer of class `kind`, cached while its files stay unchanged.
+
+    It truncates at the positions of the text encoder in folder `text_encoder`, if given, at the latest. Raises
+    InputError for invalid files.
+    """
+    files = [*(directory / folder).glob("*")]
+    if text_encoder is not None:
+        files.append(directory / text_encoder / "config.json")
+    states = ((str(path), path.stat()) for path in sorted(files) if path.is_file())
+    stamp = tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+    return _load_tokenizer(directory, kind, folder, text_encoder, stamp)
+
+
+@lru_cache(maxsize=16)
+def _load_tokenizer(directory: Path, kind: str, folder: str, text_encoder: str | None, files: Any) -> Any:
+    return read_tokenizer(directory, kind, folder, text_encoder)
+
+
+def read_tokenizer(
+    directory: Path, kind: str, folder: str, text_encoder: str | None = None
+) -> "PreTrainedTokenizerBase":
+    """A new tokenizer, see `load_tokenizer`."""
+    import transformers
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = getattr(transformers, kind).from_pretrained(
+            directory, subfolder=folder, local_files_only=True
+        )
+        if text_encoder is not None:
+            positions = transformers.CLIPTextConfig.from_pretrained(directory / text_encoder).max_position_embeddings
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    except Exception as error:  # noqa: BLE001 - the library raises whatever a damaged file leads it to
+        raise InputError(
+            f"the tokenizer in {directory / folder} can't be loaded: {type(error).__name__}: {error}; is the copy "
+            f"complete?"
+        ) from None
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"the tokenizer in {directory / folder} has no pad_token; expected one, as <|endoftext|>")
+    return tokenizer
+
+
+def padded_ids(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], length: int | None = None) -> "Tensor":
+    """Token ids (N, L), padded and truncated to `length`, or to the tokenizer's own."""
+    ids: Tensor = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=length or tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return ids

@@ -1,0 +1,93 @@
+"""Which weight files of a component are read: whole or in shards, the plain ones or else a half-precision variant."""
+
+import math
+import re
+from pathlib import Path
+
+from dreambooth.errors import InputError
+from dreambooth.models.component import Component
+from dreambooth.models.config_fields import read_json
+
+VARIANTS = ("fp16", "bf16")
+_VARIANT = re.compile(r"\.(fp16|bf16|non_ema)\b|non_ema")
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
+
+
+def variant_of(directory: Path, component: Component) -> str | None:
+    """The variant to load: None for the weights themselves, else the half-precision variant that is there alone."""
+    if component.weights is None or _plain(directory, component):
+        return None
+    for variant in VARIANTS:
+        if any(path.is_file() for path in _names(directory, component, f".{variant}")):
+            return variant
+    return None
+
+
+def weight_files(directory: Path, component: Component) -> list[Path]:
+    """Weight files that `from_pretrained` reads: one, or those of an index. Raises InputError if there are none."""
+    variant = variant_of(directory, component)
+    whole, index = _names(directory, component, f".{variant}" if variant else "")
+    # Where a repository has both, diffusers takes the several files, transformers the one.
+    if whole.is_file() and not (index.is_file() and component.library == "diffusers"):
+        return [whole]
+    if not index.is_file():
+        raise InputError(f"there is no {whole}; is the copy complete? {_instead(whole.parent)}")
+    names = read_json(index).get("weight_map")
+    names = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise InputError(f"{index} is damaged: expected a weight_map with files beside it; copy it again")
+    return [whole.with_name(name) for name in names]
+
+
+def count_parameters(directory: Path, component: Component) -> int:
+    """Numbers in a component's weight files, from their headers. Raises InputError for a missing or damaged one."""
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for path in weight_files(directory, component):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except FileNotFoundError:
+            raise InputError(f"there is no {path}; is the copy complete?") from None
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged: {error}; copy it again") from None
+    return count
+
+
+def is_read(directory: Path, component: Component, path: Path) -> bool:
+    """Whether a file of a component belongs to what is loaded: not where it is of another variant."""
+    found, variant = _VARIANT.search(path.name), variant_of(directory, component)
+    if variant is None or not (path.suffix == ".safetensors" or ".index." in path.name):
+        return not found
+    return found is not None and found[1] == variant
+
+
+def plain_name(name: str) -> str:
+    """A file's name without the variant in it."""
+    for variant in VARIANTS:
+        name = name.replace(f".{variant}.", ".").replace(f".{variant}-", "-")
+    return name
+
+
+def _names(directory: Path, component: Component, variant: str) -> tuple[Path, Path]:
+    """Path of one whole file, and of an index of several."""
+    folder = directory / component.folder
+    whole = folder / f"{component.weights}{variant}.safetensors"
+    # `model.safetensors.index.fp16.json`: the variant stands before the last suffix.
+    return whole, folder / f"{component.weights}.safetensors.index{variant}.json"
+
+
+def _plain(directory: Path, component: Component) -> bool:
+    return any(path.is_file() for path in _names(directory, component, ""))
+
+
+def _instead(folder: Path) -> str:
+    """The cure for weights in an unsupported format."""
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS) if folder.is_dir() else []
+    if others:
+        return (
+            f"There is {', '.join(others)}, which isn't read, as it could run anything; where you trust it, write "
+            f"safetensors: DiffusionPipeline.from_pretrained(..., use_safetensors=False).save_pretrained(...)"
+        )
+    return "A pipeline in another format becomes one with DiffusionPipeline.from_pretrained(...).save_pretrained(...)"
