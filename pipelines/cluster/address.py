@@ -99,7 +99,7 @@ def _what_is_there(place: Address, code: str) -> str:
     if first.startswith((b"HTTP/", b"<")):
         return "a web server is there, such as Ray's dashboard, and the cluster's own port is another, mostly 6379"
     if first[3:4] == b"\x04":
-        return f"a gRPC server is there, but no head of a Ray cluster ({code})"
+        return f"what is there speaks gRPC, but is no head of a Ray cluster ({code})"
     if first.startswith(b"\x15"):
         return "what is there wants TLS; set RAY_USE_TLS=1 and the cluster's certificates"
     if first:

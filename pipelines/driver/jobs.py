@@ -199,7 +199,7 @@ def _prove_dashboard(address: str, what: str) -> None:
     try:
         answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=_PATIENCE_SECONDS)
     except requests.Timeout:
-        fault = "no answer within seconds"
+        fault = "it says nothing for seconds"
     except requests.exceptions.SSLError:
         fault = "its certificate isn't trusted here, or it doesn't speak https"
     except requests.RequestException as error:
