@@ -1,4 +1,4 @@
-"""Find runs of one byte: zeros, as left by an interrupted copy or a full disk, or 0xFF, as erased flash memory reads."""
+"""Find runs of one byte: zeros, as a full disk leaves them, or 0xFF, as erased flash memory reads."""
 
 from dataclasses import dataclass
 
