@@ -193,14 +193,22 @@ def _connect(config: ClusterConfig) -> None:
         if (folder := ray_folder()) is not None:
             common["_temp_dir"] = folder
         with environment(_HERE):
-            ray.init(
-                address="local",
-                num_cpus=here.cpus,
-                num_gpus=here.gpus,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                **common,
-            )
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=here.cpus,
+                    num_gpus=here.gpus,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    **common,
+                )
+            except Exception as error:  # Ray has no class for it
+                if "timed out during startup" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"Ray did not start here within 30 seconds; the machine may be busy (load {os.getloadavg()[0]:.0f} "
+                    f"on {here.cpus} CPUs) or short of memory; the same command goes on when it is less so"
+                ) from error
         return
     address = prove_cluster(config.address)
     join = partial(ray.init, address=config.address, runtime_env={"env_vars": _QUIET}, **common)

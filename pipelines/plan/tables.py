@@ -26,6 +26,7 @@ NOTE = "note"
 _REQUIRED = ("name", "class_noun", "instance_images")
 _DELIMITERS = (",", ";", "\t")
 _NOTHING = ("null", "~")
+_GROUPED = re.compile(r"[1-9]\d{0,2}(\.\d{3})+")
 
 Settings = dict[str, Any]
 
@@ -173,16 +174,21 @@ def _row(columns: list[str], cells: list[str], line: int, delimiter: str) -> Set
         raise InputError(
             f"line {line} has more cells than there are columns ({extra[0]!r}); quote cells that hold {delimiter!r}"
         )
-    values = {column: _value(column, cell, line) for column, cell in zip(columns, cells, strict=False) if cell}
+    values = {
+        column: _value(column, cell, line, delimiter) for column, cell in zip(columns, cells, strict=False) if cell
+    }
     images = re.split(r"[;\n]", values.get("instance_images", ""))
     if len(images) > 1:
         values["instance_images"] = [image.strip() for image in images if image.strip()]
     return values
 
 
-def _value(column: str, cell: str, line: int) -> Any:
+def _value(column: str, cell: str, line: int, delimiter: str) -> Any:
     if column in (*SUBJECT, NOTE):
         return cell
+    if delimiter == ";" and _GROUPED.fullmatch(cell):  # where it separates cells, a point groups thousands
+        meant = " or ".join(dict.fromkeys((cell.replace(".", ""), cell.rstrip("0").rstrip("."))))
+        raise InputError(f"line {line}: {column} is {cell}, which people read differently; write {meant}")
     try:
         value = parse_yaml(cell, f"line {line}: {column}")
     except NotYaml:

@@ -5,7 +5,8 @@ format has its own check:
 
 - PNG carries a checksum for each of its parts.
 - JPEG and WebP are codes without gaps: decoded wrongly, they need more bits, or fewer, than there are.
-- AVIF, HEIC, JPEG 2000, QOI and compressed TIFFs never code runs of zeros, or have checksums.
+- AVIF, HEIC, JPEG 2000, QOI and compressed TIFFs never code runs of zeros (the first three none of 0xFF either), or
+  have checksums.
 - BMP, PPM and plain TIFFs are numbers, possibly zero. But photographs have no run of zeros that begins within a row,
   is at least as long as one, and has hardly a zero above. (A shorter hole is not found.)
 - GIF has blocks of stated lengths, over which its decoder trips by itself.
@@ -53,9 +54,9 @@ def check_whole(content: bytes, image: Image.Image, rows: int) -> list[str]:
             check_webp(content)
         case "AVIF" | "HEIF":
             for start, stop in coded_items(content):
-                _check_run(content, start, stop)
+                _check_run(content, start, stop, 0x00, 0xFF)
         case "JPEG2000":
-            _check_run(content, content.find(_J2K_DATA), len(content))
+            _check_run(content, content.find(_J2K_DATA), len(content), 0x00, 0xFF)
         case "QOI":
             _check_run(content, _QOI_HEADER_BYTES, len(content))
         case "TIFF" if not rows:
@@ -78,9 +79,11 @@ def _check_png(content: bytes) -> None:
         position = stop + 4
 
 
-def _check_run(content: bytes, start: int, stop: int) -> None:
-    if (run := long_run(content, start, stop)) is not None:
-        raise Damage(f"{run}, where a whole one has none")
+def _check_run(content: bytes, start: int, stop: int, *fills: int) -> None:
+    """Raise `Damage` for a long run of one of these bytes, by default of zeros."""
+    for fill in fills or (0x00,):
+        if (run := long_run(content, start, stop, fill=fill)) is not None:
+            raise Damage(f"{run}, where a whole one has none")
 
 
 def _check_tiff(content: bytes, image: Image.Image) -> list[str]:

@@ -152,6 +152,15 @@ def test_a_missing_part_is_found(kind: str, accident: Callable[[bytes], bytes]) 
         opened(accident(content))
 
 
+@pytest.mark.parametrize("kind", ["png", "jpeg", "progressive jpeg", "webp", "avif", "heic", "jpeg 2000", "gif"])
+def test_what_erased_memory_reads_as_is_found(kind: str) -> None:
+    content = whole(kind)
+    start = len(content) // 2 // BLOCK * BLOCK
+    for stop in (start + BLOCK, len(content)):
+        with pytest.raises(InputError):
+            opened(content[:start] + b"\xff" * (stop - start) + content[stop:])
+
+
 @pytest.mark.parametrize("picture", SOUND)
 @pytest.mark.parametrize("kind", [*ENCODINGS])
 def test_a_sound_picture_is_no_false_alarm(kind: str, picture: str) -> None:

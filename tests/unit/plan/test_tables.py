@@ -81,6 +81,16 @@ def test_several_lines_in_a_cell_are_several_images(write: Write, working_folder
         ("s.csv", f"{HEADER},train.max_steps\n{ROW},5\n", "did you mean train.max_train_steps?"),
         ("s.csv", f"{HEADER}\n{ROW},more\n", "line 2 has more cells than there are columns ('more')"),
         ("s.csv", f"{HEADER},\n{ROW},more\n", "line 2 has more cells than there are columns ('more')"),
+        (
+            "s.csv",
+            f"{HEADER},train.max_train_steps\n{ROW},1.000\n".replace(",", ";"),
+            "line 2: train.max_train_steps is 1.000, which people read differently; write 1000 or 1",
+        ),
+        (
+            "s.csv",
+            f"{HEADER},train.max_train_steps\n{ROW},1.200\n".replace(",", ";"),
+            "is 1.200, which people read differently; write 1200 or 1.2",
+        ),
         ("s.csv", f'{HEADER}\nrex,dog,"photos\nmug,cup,x\n', "is a quoted cell left open?"),
         ("s.csv", f"{HEADER},train.seed\n{ROW},#N/A\n", "line 2: train.seed is '#N/A', which is no value"),
         ("s.csv", f"{HEADER}\nrex,café,x\n".encode("cp1252"), "s.csv is not UTF-8: line 2 holds the byte 0xE9"),
