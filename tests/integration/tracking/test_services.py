@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from plain_mlflow import begin_loading, drawn, refused
 from s3fs import S3FileSystem
 
