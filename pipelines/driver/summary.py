@@ -132,7 +132,10 @@ def write_summary(
     result = PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)))
     _write_report(result, trained, run)
     if summary["verdict"] or summary["evaluation"]:
-        run.set_tags({"warnings": " | ".join(warnings_in(summary)) or "none"})
+        warnings = {"warnings": " | ".join(warnings_in(summary)) or "none"}
+        run.set_tags(warnings)
+        if version is not None:
+            run.set_version_tags(version.name, version.version, warnings)
     error = run.end("FINISHED") if error is None else error
     summary |= {"mlflow": {"look": run.hint, "run_id": run.known_id}, "untracked": _reason(run, error)}
     write_json(join(uri, "summary.json"), summary)

@@ -227,6 +227,15 @@ class TrackedRun:
         pairs = [RunTag(name, _cut(str(value), _LONGEST_TAG)) for name, value in tags.items()]
         self._post(lambda client, run_id: client.log_batch(run_id, tags=pairs, synchronous=True))
 
+    def set_version_tags(self, name: str, version: int, tags: Mapping[str, object]) -> None:
+        """Set tags of a registered version; a tag that is there already gets the new value."""
+
+        def send(client: MlflowClient, run_id: str) -> None:
+            for key, value in tags.items():
+                client.set_model_version_tag(name, str(version), key, _cut(str(value), _LONGEST_TAG))
+
+        self._post(send)
+
     def call(self, operation: Callable[[MlflowClient, str], _T], *, extra: float = 0.0) -> _T:
         """Wait for what only MLflow can answer, when all that was logged before has arrived.
 

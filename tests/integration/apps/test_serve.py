@@ -26,6 +26,7 @@ from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.delta import write_delta
 from dreambooth.sampling.sampler import load_pipeline, sample
 from pipelines.apps.serve.subjects import find_subjects
+from pipelines.storage.publications import publish
 from pipelines.tracking.client import connect, default_tracking
 from pipelines.tracking.registry import register
 from pipelines.tracking.runs import check_tracking, track
@@ -53,18 +54,19 @@ def fine_tuned(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def tracking_uri(tiny_pipeline: Path, fine_tuned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A registry with them, the second as its change against the base; and two models that are no champions."""
+    """A registry with them, one as its change against the base, one as a reference; two more that are no champions."""
     uri = check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"))
     base, client = resolve_base_model(str(tiny_pipeline)), connect(uri)
     changes = tmp_path_factory.mktemp("delta") / "mug"
     write_delta(base, fine_tuned["mug"], changes)
-    directories = fine_tuned | {"mug": changes, "new": fine_tuned["rex"], "old": fine_tuned["rex"]}
-    for name, directory in directories.items():
+    referred = publish(fine_tuned["bag"], str(tmp_path_factory.mktemp("published")), metadata={})
+    models = fine_tuned | {"mug": changes, "bag": referred, "new": fine_tuned["rex"], "old": fine_tuned["rex"]}
+    for name, model in models.items():
         with track(TrackingConfig(uri=uri), run_name=name) as run:
             version = register(
                 run_id=run.run_id,
                 tracking_uri=uri,
-                model=directory,
+                model=model,
                 name=f"dreambooth-{name}",
                 tags={"base_model": base.address, "base_hash": base.hash}
                 | ({"resolution": SIDES[name]} if name in SIDES else {}),

@@ -109,6 +109,8 @@ def test_mlflow_has_curves_pictures_and_a_tagged_version(finished: Any) -> None:
         for key in ("contact_sheet", "loss_curve", "validation"):
             assert any(key in image for image in images)
         version = client.get_model_version("dreambooth-coral-car", "1")
+        assert version.tags["warnings"] == run.data.tags["warnings"]
+        assert version.tags["stored_as"] == "reference"
         assert version.tags["identifier"] == summary["identifier"]
         assert version.tags["class_noun"] == "car"
         assert version.tags["base_model"] == "miniature"
@@ -151,3 +153,16 @@ def test_a_loss_that_is_no_number_is_a_clear_failure(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert "the loss is" in failed.stderr
     assert "lower train.learning_rate (it is 1.0)" in failed.stderr
+
+
+def test_another_form_is_a_further_version_of_the_same_weights(finished: Any) -> None:
+    """The last test of this run: it changes the summary."""
+    folder, _, arguments = finished
+    model = summary_of(folder)["model_uri"]
+    again = dreambooth(*arguments, "--set", "registry.storage=full")
+    assert "version 2" in again.stdout
+    assert summary_of(folder)["model_uri"] == model
+    with quietly():
+        client = connect(f"sqlite:///{folder}/mlflow.db")
+        forms = [client.get_model_version("dreambooth-coral-car", number).tags["stored_as"] for number in "12"]
+    assert forms == ["reference", "full"]

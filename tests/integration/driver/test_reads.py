@@ -22,10 +22,10 @@ ONCE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "batch"])
 def test_a_photograph_is_read_once_for_each_purpose(command: str, tmp_path: Path, tiny_pipeline: Path) -> None:
-    names = ["coral-car", "red-dog"][: 1 if command == "run" else 2]
+    names = ["coral-car", "mint-dog"][: 1 if command == "run" else 2]
     for name in names:
         shutil.copytree(subject_dir(name), tmp_path / "photos" / name)
-        beside = {"class_noun": name.rpartition("-")[2], "identifier": {"coral-car": "tfz", "red-dog": "qxv"}[name]}
+        beside = {"class_noun": name.rpartition("-")[2], "identifier": {"coral-car": "tfz", "mint-dog": "qxv"}[name]}
         (tmp_path / "photos" / name / "subject.yaml").write_text(yaml.safe_dump(beside | {"train.max_train_steps": 2}))
     settings = {
         "base_model": str(tiny_pipeline),

@@ -12,10 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from plain_mlflow import begin_loading, drawn, refused
+from s3fs import S3FileSystem
 
 from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
+from pipelines.storage.files import remove
+from pipelines.storage.patient_s3 import PatientS3
+from pipelines.storage.publications import publish
 from pipelines.tracking.client import default_tracking
+from pipelines.tracking.registry import register
 from pipelines.tracking.runs import check_tracking, track
 
 # Only after mlflow_client has told MLflow to be silent.
@@ -77,3 +83,36 @@ def test_a_run_ends_up_in_them_and_survives_a_restart(folder: Path, monkeypatch:
     secrets = {value for name, value in leading.items() if name.endswith(("PASSWORD", "KEY"))}
     logs = "".join(path.read_text(errors="replace") for path in folder.rglob("*.log"))
     assert not [secret for secret in secrets if secret in logs]
+
+
+def test_a_version_on_postgres_refers_to_a_publication_in_the_store(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    for name, value in variables(services("start", folder)).items():
+        monkeypatch.setenv(name, value)
+    for kind in (S3FileSystem, PatientS3):
+        kind.clear_instance_cache()  # they keep the address and credentials that they were opened with
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+    uri = check_tracking(TrackingConfig())
+    manifest = publish(tiny_pipeline, "s3://dreambooth/rex/model", metadata={})
+    with track(TrackingConfig(), run_name="rex") as run:
+        version = register(
+            run_id=run.run_id,
+            tracking_uri=uri,
+            model=manifest,
+            name="dreambooth-rex",
+            tags={},
+            identifier="zqx",
+            class_noun="dog",
+            result_key="rex",
+            num_inference_steps=2,
+            guidance_scale=4.0,
+        )
+    prompt = "a photo of [V] dog"
+    assert drawn(begin_loading(version.uri, prompt, tracking_uri=uri, folder=tmp_path / "plain")).size == (64, 64)
+    remove(manifest.uri)
+    elsewhere = {"DREAMBOOTH_CACHE": str(tmp_path / "another machine")}
+    said = refused(begin_loading(version.uri, prompt, tracking_uri=uri, folder=tmp_path / "plain", variables=elsewhere))
+    assert f"refers to the publication {manifest.uri}: it isn't there" in said
+    for kind in (S3FileSystem, PatientS3):
+        kind.clear_instance_cache()
