@@ -86,7 +86,7 @@ def _end(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno == errno.EPIPE and _nobody_reads():
         return UNREAD
     path = _write_details(error)
-    where = f"details: {path}" if path else "no folder here can be written, so the details are lost"
+    where = f"details: {path}" if path else "the details can't be written to any folder here"
     say(f"failed: {sentence(error)}; {where}")
     return FAILURE
 

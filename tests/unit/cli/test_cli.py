@@ -98,11 +98,18 @@ class TestDryRun:
         assert dry_run("again.yaml").stdout == first.stdout
 
     def test_quiet(self, dry_run: Callable[..., Result], instance_folder: Path) -> None:
-        assert dry_run("--images", instance_folder, "--class-noun", "dog", "--quiet").stderr == ""
+        encoder = ("--set", "evaluation.image_encoder=miniature")
+        assert dry_run("--images", instance_folder, "--class-noun", "dog", "--quiet", *encoder).stderr == ""
+
+    def test_a_missing_image_encoder_is_a_warning_as_in_the_run(
+        self, dry_run: Callable[..., Result], instance_folder: Path
+    ) -> None:
+        result = dry_run("--images", instance_folder, "--class-noun", "dog", "--quiet")
+        assert result.stderr.startswith("warning: similarities will not be measured")
 
     def test_warnings_are_shown_even_then(self, dry_run: Callable[..., Result], instance_folder: Path) -> None:
         result = dry_run("--images", instance_folder / "00.png", "--name", "rex", "--class-noun", "dog", "--quiet")
-        assert result.stderr.startswith("warning: 1 instance images")
+        assert "\nwarning: 1 instance images" in result.stderr
 
 
 class TestSettings:
