@@ -114,6 +114,7 @@ class Family(ABC):
             variant=variant_of(directory, component),
             local_files_only=True,
             use_safetensors=True,
+            **component.overrides,
         )
         return module
 
@@ -132,7 +133,8 @@ class Family(ABC):
         with torch.device(device):
             if component.library == "diffusers":
                 return cast("nn.Module", kind.from_config(kind.load_config(directory / folder)))
-            return cast("nn.Module", kind(kind.config_class.from_pretrained(directory / folder)))
+            config = kind.config_class.from_pretrained(directory / folder, **component.overrides)
+            return cast("nn.Module", kind(config))
 
     def without_gradient(self, owner: str, module: "nn.Module") -> Iterable[str]:
         """Names of a module's parameters that no gradient reaches, though all are trained.

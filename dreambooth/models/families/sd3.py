@@ -10,6 +10,7 @@ from dreambooth.models.component import (
     Component,
     denoiser_part,
     scheduler_part,
+    t5_part,
     text_encoder_part,
     tokenizer_part,
 )
@@ -41,7 +42,7 @@ class StableDiffusion3(Family):
         denoiser_part("transformer", "SD3Transformer2DModel"),
         text_encoder_part("text_encoder", "CLIPTextModelWithProjection"),
         text_encoder_part("text_encoder_2", "CLIPTextModelWithProjection"),
-        text_encoder_part(_T5, "T5EncoderModel", optional=True),
+        t5_part(_T5, optional=True),
         VAE,
         tokenizer_part("tokenizer", "CLIPTokenizer"),
         tokenizer_part("tokenizer_2", "CLIPTokenizer"),
