@@ -210,4 +210,6 @@ def _leave_out_what_is_missing(directory: Path) -> None:
     for name, value in index.items():
         if isinstance(value, list) and not (directory / name).is_dir():
             index[name] = [None, None]
-    path.write_text(json.dumps(index | {"requires_safety_checker": False}, indent=2) + "\n")
+    if "safety_checker" in index:
+        index["requires_safety_checker"] = False
+    path.write_text(json.dumps(index, indent=2) + "\n")
