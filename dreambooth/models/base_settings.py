@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dreambooth.errors import InputError
 from dreambooth.models.config_fields import read_json
 from dreambooth.models.families import Family, family_of
 
@@ -42,7 +43,16 @@ class BaseSettings:
         return self.family.schedule_warning(self)
 
     def x0_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, H, W) of what the denoiser's process starts from, for an image of `resolution` pixels."""
+        """(C, H, W) of what the denoiser's process starts from, for an image of `resolution` pixels.
+
+        Raises InputError for a resolution that it can't divide.
+        """
+        multiple = self.family.side_multiple(self)
+        if resolution % multiple:
+            raise InputError(
+                f"images.resolution is {resolution}; expected a multiple of {multiple} for the base model in "
+                f"{self.directory}"
+            )
         side = resolution // self.family.downscaling(self)
         return self.family.channels(self), side, side
 

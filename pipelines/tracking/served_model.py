@@ -28,7 +28,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.image_processor import VaeImageProcessor
 from filelock import FileLock
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -53,26 +54,14 @@ class DreamBoothModel(PythonModel):
         """Load the weights onto the GPU if there is one. Raises MlflowException if the publication is gone."""
         cuda = torch.cuda.is_available()
         with model_directory(context.artifacts.get("pipeline"), context.model_config) as directory:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                directory,
-                torch_dtype=torch.float16 if cuda else torch.float32,
-                safety_checker=None,
-                requires_safety_checker=False,
-                local_files_only=True,
-                use_safetensors=True,
-                low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
-            ).to("cuda" if cuda else "cpu")
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.vae.to(torch.float32)
-        positions = pipeline.text_encoder.config.max_position_embeddings  # some tokenizers name no length
-        pipeline.tokenizer.model_max_length = min(pipeline.tokenizer.model_max_length, positions)
+            pipeline = _load(directory, torch.float16 if cuda else torch.float32).to("cuda" if cuda else "cpu")
         self.pipeline = pipeline
         # A CPU that multiplies bf16 itself is twice as fast with it.
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         self.bf16 = not cuda and native
         if not cuda and not native:
-            pipeline.unet.to(memory_format=torch.channels_last)  # a tenth faster, in fp32
+            denoiser = pipeline.components.get("unet") or pipeline.transformer
+            denoiser.to(memory_format=torch.channels_last)  # a tenth faster, in fp32
         self.identifier: str = context.model_config["identifier"]
 
     def predict(
@@ -86,6 +75,7 @@ class DreamBoothModel(PythonModel):
         holds a placeholder that is none.
         """
         params = params or {}
+        height, width = int(params["height"]) or None, int(params["width"]) or None
         prompts = self._filled([str(prompt) for prompt in model_input["prompt"]])
         images = []
         for start in range(0, len(prompts), IMAGES_AT_ONCE):
@@ -94,16 +84,16 @@ class DreamBoothModel(PythonModel):
             first = int(params["seed"]) + start
             generators = [torch.Generator("cpu").manual_seed(first + row) for row in range(len(batch))]
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                latents = self.pipeline(
+                x0 = self.pipeline(
                     batch,
                     generator=generators,
                     num_inference_steps=int(params["num_inference_steps"]),
                     guidance_scale=float(params["guidance_scale"]),
-                    height=int(params["height"]) or None,
-                    width=int(params["width"]) or None,
-                    output_type="latent",
+                    height=height,
+                    width=width,
+                    output_type="latent" if self._vae else "pt",
                 ).images
-            images += self._decode(latents)
+            images += self._decode(x0, height, width)
         return pd.DataFrame({"image": [_base64_png(image) for image in images]})
 
     def _filled(self, prompts: Sequence[str]) -> list[str]:
@@ -125,14 +115,51 @@ class DreamBoothModel(PythonModel):
                 )
         return filled
 
+    @property
+    def _vae(self) -> Any:
+        """None of a model that works on pixels."""
+        return self.pipeline.components.get("vae")
+
     @torch.no_grad()
-    def _decode(self, latents: torch.Tensor) -> list[Any]:
-        """Pictures of latents, by the VAE in fp32: some overflow in fp16."""
-        vae = self.pipeline.vae
-        latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        pixels = vae.decode(latents).sample
-        images: list[Any] = self.pipeline.image_processor.postprocess(pixels)
+    def _decode(self, x0: torch.Tensor, height: int | None, width: int | None) -> list[Any]:
+        """Pictures of a pipeline's output, by the VAE in fp32: some overflow in fp16."""
+        pipeline, vae = self.pipeline, self._vae
+        if x0.ndim == 3:  # patches as a sequence
+            side = pipeline.default_sample_size * pipeline.vae_scale_factor
+            x0 = pipeline._unpack_latents(x0, height or side, width or side, pipeline.vae_scale_factor)
+        if vae:
+            x0 = vae.decode(x0.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
+        images: list[Any] = VaeImageProcessor().postprocess(x0)
         return images
+
+
+def _load(directory: Path, dtype: torch.dtype) -> Any:
+    """The pipeline in a directory, without what it names and doesn't have, with the sampler of its kind of noise."""
+    index = json.loads((directory / "model_index.json").read_text())
+    parts = [name for name, value in index.items() if isinstance(value, list)]
+    without: dict[str, Any] = {name: None for name in parts if not (directory / name).is_dir()}
+    if "safety_checker" in without:
+        without["requires_safety_checker"] = False
+    pipeline = DiffusionPipeline.from_pretrained(
+        directory,
+        torch_dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
+        **without,
+    )
+    flow = type(pipeline.scheduler).__name__.startswith("FlowMatch")
+    sampler = FlowMatchEulerDiscreteScheduler if flow else DPMSolverMultistepScheduler
+    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    if vae := pipeline.components.get("vae"):
+        vae.to(torch.float32)
+    for name in [name for name in parts if name.startswith("tokenizer") and name not in without]:
+        tokenizer = getattr(pipeline, name)
+        text_encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"))
+        positions = getattr(text_encoder.config, "max_position_embeddings", None)  # some tokenizers name no length
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+    return pipeline
 
 
 @contextmanager

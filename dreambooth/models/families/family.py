@@ -1,7 +1,7 @@
 """What a family of base models says of itself, and what all of them do alike."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,10 @@ class Family(ABC):
     def downscaling(self, settings: "BaseSettings") -> int:
         """Pixels per position of x0 along a side."""
 
+    def side_multiple(self, settings: "BaseSettings") -> int:
+        """Pixels that a picture's sides have to be a multiple of."""
+        return self.downscaling(settings)
+
     @abstractmethod
     def channels(self, settings: "BaseSettings") -> int:
         """Channels of x0."""
@@ -110,6 +114,7 @@ class Family(ABC):
             variant=variant_of(directory, component),
             local_files_only=True,
             use_safetensors=True,
+            **component.overrides,
         )
         return module
 
@@ -128,18 +133,21 @@ class Family(ABC):
         with torch.device(device):
             if component.library == "diffusers":
                 return cast("nn.Module", kind.from_config(kind.load_config(directory / folder)))
-            return cast("nn.Module", kind(kind.config_class.from_pretrained(directory / folder)))
+            config = kind.config_class.from_pretrained(directory / folder, **component.overrides)
+            return cast("nn.Module", kind(config))
 
-    def without_gradient(self, name: str) -> bool:
-        """Whether no gradient reaches a parameter, `denoiser.…` or `text_encoder.…`, though all are trained."""
-        return False
+    def without_gradient(self, owner: str, module: "nn.Module") -> Iterable[str]:
+        """Names of a module's parameters that no gradient reaches, though all are trained.
+
+        `owner` is `denoiser`, or a text encoder's folder.
+        """
+        return ()
 
     def freeze(self, denoiser: "nn.Module", text_encoders: "Mapping[str, nn.Module]") -> None:
         """Freeze parameters without gradient: an optimizer would only decay them, and DDP or ZeRO waits for them."""
         for owner, module in {"denoiser": denoiser, **text_encoders}.items():
-            for name, parameter in module.named_parameters():
-                if self.without_gradient(f"{owner}.{name}"):
-                    parameter.requires_grad_(False)
+            for name in self.without_gradient(owner, module):
+                module.get_parameter(name).requires_grad_(False)
 
     # Text.
 

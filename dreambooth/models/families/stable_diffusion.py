@@ -17,6 +17,7 @@ from dreambooth.models.component import (
 )
 from dreambooth.models.config_fields import COUNT, NUMBER, Field, flag, list_of, number, or_null, positive, size, whole
 from dreambooth.models.families.family import Defaults, Family, Tensors
+from dreambooth.models.families.schedulers import check_scheduler
 from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class LatentUNet(Family):
         return config | {"sample_size": positions, "_diffusers_version": diffusers.__version__}
 
     def check_trainable(self, settings: "BaseSettings") -> None:
-        """Refuse inputs besides noisy latents, timestep and text."""
+        """Refuse inputs besides noisy latents, timestep and text, and a scheduler of another process."""
+        check_scheduler(settings, "diffusion")
         path = settings.directory / _UNET
         if settings["unet.in_channels"] != settings["vae.latent_channels"]:
             raise InputError(

@@ -1,0 +1,34 @@
+"""Schedulers of base models: the noise process each belongs to, and the sampler of rectified flow."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dreambooth.errors import InputError
+from dreambooth.models.config_fields import read_json
+
+if TYPE_CHECKING:
+    from dreambooth.models.base_settings import BaseSettings
+
+_FILE = "scheduler/scheduler_config.json"
+
+
+def check_scheduler(settings: "BaseSettings", process: Literal["diffusion", "rectified flow"]) -> None:
+    """Refuse a base's scheduler of another process: its betas, or sigmas, would be the library's defaults.
+
+    Raises InputError naming the class.
+    """
+    path = settings.directory / _FILE
+    name = str(read_json(path).get("_class_name", ""))
+    found = "rectified flow" if name.startswith("FlowMatch") else "EDM" if name.startswith("EDM") else "diffusion"
+    if name and found != process:
+        raise InputError(
+            f"{path} is that of a {name}, of {found}; expected a scheduler of {process}, which the "
+            f"{settings.family.pipeline_class} was trained with. Is it the file that came with the base model?"
+        )
+
+
+def flow_scheduler(directory: Path) -> Any:
+    """Euler's method with a base's schedule of sigmas."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler.from_pretrained(directory, subfolder="scheduler", local_files_only=True)
