@@ -36,7 +36,18 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema  # isort: skip
 
 RESULT_TAG = "dreambooth.result_key"
 _FORM_TAG, _PLACE_TAG = "stored_as", "published"
-_REQUIREMENTS = ("torch", "diffusers", "transformers", "safetensors", "pillow", "fsspec", "filelock")
+_REQUIREMENTS = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "sentencepiece",
+    "protobuf",
+    "safetensors",
+    "pillow",
+    "fsspec",
+    "filelock",
+)
 _WEIGHTS = Path("artifacts", "pipeline")  # where MLflow puts an artifact named "pipeline"
 _DELTA = "delta.json"  # in a delta's folder (dreambooth.models.delta, whose import takes seconds)
 
@@ -64,12 +75,14 @@ def register(
     num_inference_steps: int,
     guidance_scale: float,
     resolution: int = 0,
+    tokens: int | None = None,
 ) -> RegisteredVersion:
     """Register the next version of a model; the same `result_key` twice is one version.
 
     `model` is a publication, which the version refers to, or a diffusers directory or a delta, which it holds.
     `num_inference_steps`, `guidance_scale` and `resolution` (in pixels; 0: the model's own) become the served model's
-    defaults. `tags` go onto the version, with the identifier, the class noun and the form.
+    defaults. `tags` go onto the version, with the identifier, the class noun and the form. Prompts of more than `tokens`
+    tokens are refused; None: as many as the tokenizer or its text encoder reads.
     """
     client = connect(tracking_uri)
     quiet()
@@ -87,7 +100,7 @@ def register(
                 package,
                 model,
                 prompt=f"a photo of [V] {class_noun}",
-                identifier=identifier,
+                settings={"identifier": identifier, "tokens": tokens},
                 signature=_signature(num_inference_steps, guidance_scale, resolution),
             )
             model_id = _upload(client, package, run_id, re.sub(r"[^\w-]", "-", name), all_tags)
@@ -220,11 +233,11 @@ def _signature(num_inference_steps: int, guidance_scale: float, resolution: int)
 
 
 def _write_package(
-    package: Path, model: Manifest | Path, *, prompt: str, identifier: str, signature: ModelSignature
+    package: Path, model: Manifest | Path, *, prompt: str, settings: Mapping[str, Any], signature: ModelSignature
 ) -> None:
     """Write what MLflow needs to load a model: the address of its publication, or else its files, as links."""
     requirements = list(_REQUIREMENTS)
-    config: dict[str, Any] = {"identifier": identifier}
+    config = dict(settings)
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(model, Manifest):
             config |= {"publication": model.uri, "manifest_sha256": manifest_sha256(model.uri)}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field
@@ -143,6 +144,13 @@ class Family(ABC):
         """
         return ()
 
+    def partly_without_gradient(self, denoiser: "nn.Module") -> Iterable[str]:
+        """Names of the denoiser's parameters some rows of which no gradient reaches.
+
+        Weight decay would move those rows, so these parameters have none.
+        """
+        return ()
+
     def freeze(self, denoiser: "nn.Module", text_encoders: "Mapping[str, nn.Module]") -> None:
         """Freeze parameters without gradient: an optimizer would only decay them, and DDP or ZeRO waits for them."""
         for owner, module in {"denoiser": denoiser, **text_encoders}.items():
@@ -167,7 +175,14 @@ class Family(ABC):
                 raise InputError(
                     f"train.text_encoders names {', '.join(unknown)}, but the base model has {', '.join(present)}"
                 )
-        return tuple(folder for folder in present if folder in wanted)
+        run = tuple(folder for folder in present if folder in wanted)
+        for name in () if run else RATES_OF_TEXT_ENCODER:
+            if (rate := getattr(train, name)) is not None:
+                raise InputError(
+                    f"train.{name} is {rate}, but no text encoder of the base model is trained by default; leave it "
+                    f"out, or name those to train: train.text_encoders [{', '.join(present)}]"
+                )
+        return run
 
     @abstractmethod
     def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":
@@ -216,7 +231,7 @@ class Family(ABC):
         """
         return {}
 
-    def draw_conditions(self, x0: "Tensor", conditions: Tensors, rng: "Generator") -> Tensors:
+    def draw_conditions(self, process: "Process", x0: "Tensor", conditions: Tensors, rng: "Generator") -> Tensors:
         """Conditions of one image x0 (C, H, W) in one training step, random ones among them."""
         return conditions
 
@@ -245,6 +260,9 @@ class Family(ABC):
         """model_pred (N, C, H, W)."""
         arguments = self.arguments(denoiser.config, noisy, timesteps, text, conditions)
         return self.prediction(denoiser(**arguments, return_dict=False)[0], noisy)
+
+    def finish_export(self, directory: Path) -> None:  # noqa: B027 - most have nothing to change
+        """Change settings in an exported directory that training made untrue."""
 
     # Sampling.
 

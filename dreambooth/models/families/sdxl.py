@@ -61,7 +61,7 @@ class StableDiffusionXL(LatentUNet):
     )
 
     def check_trainable(self, settings: "BaseSettings") -> None:
-        """Refuse also a UNet without time ids, such as the refiner's neighbours or a converted one."""
+        """Refuse also a UNet without pooled text and time ids."""
         super().check_trainable(settings)
         if settings["unet.addition_embed_type"] is None:
             raise InputError(

@@ -112,7 +112,7 @@ class TestProcess:
 
     def decoded(self, plain: Any, x0: Tensor) -> Tensor:
         if getattr(plain, "vae", None) is None:
-            return x0 / 2 + 0.5
+            return x0  # as a pipeline of pixels gives them
         settings = plain.vae.config
         with torch.no_grad():
             pixels = plain.vae.decode(x0 / settings.scaling_factor + (settings.shift_factor or 0)).sample
@@ -133,6 +133,17 @@ class TestTraining:
         assert found == listed
         frozen = {name for name, each in load_model(base, settings).named_parameters() if not each.requires_grad}
         assert frozen == listed
+
+    def test_gradients_are_the_same_with_recomputed_activations(self, base: Path, config: Any, data: Any) -> None:
+        found = []
+        for recomputed in ("false", "true"):
+            settings = config("train.text_encoders=all", f"train.gradient_checkpointing={recomputed}")
+            model = load_model(base, settings)
+            model(*data(settings).batch(range(1))).total.backward()
+            found.append({name: each.grad for name, each in model.named_parameters() if each.requires_grad})
+        assert model.denoiser.is_gradient_checkpointing
+        assert all(text_encoder.is_activation_checkpointing for text_encoder in model.text_encoders.values())
+        torch.testing.assert_close(found[0], found[1])
 
     def test_losses_are_those_of_a_plain_reimplementation(self, base: Path, config: Any, data: Any) -> None:
         settings = config("prior.prior_loss_weight=0.7", "train.text_encoders=none")
