@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.driver.batch_summary import write_batch_summary
 from pipelines.driver.conclude import begin_run, conclude
-from pipelines.driver.driving import Driver, LaneGroup, View, is_trained, until_ended
+from pipelines.driver.driving import Driver, LaneGroup, View, ending_with, is_trained, until_ended
 from pipelines.driver.follow import Curves
 from pipelines.driver.lanes import Lanes
 from pipelines.driver.summary import request_key
@@ -66,6 +66,7 @@ def run_batch(
     if not is_trained(ray.get(queue.snapshot.remote())):
         lanes.start()
     with ExitStack() as stack:
+        stack.enter_context(ending_with(lanes, queue))
         run = stack.enter_context(
             track(
                 first.tracking,

@@ -5,8 +5,9 @@ its own view and conclusion.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from pipelines.driver.follow import Curves
@@ -70,6 +71,21 @@ def until_ended(lanes: LaneGroup) -> None:
     deadline = time.monotonic() + _ENDING_SECONDS
     while lanes.tend(-1) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS / 2)
+
+
+@contextmanager
+def ending_with(lanes: LaneGroup, queue: Any) -> Iterator[None]:
+    """Stop the lanes where this context ends in an exception, and let them end before Ray does.
+
+    A thread of a lane that calls Ray while it is shut down takes the process with it, before a word is said.
+    """
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):
+            queue.stop.remote()
+            until_ended(lanes)
+        raise
 
 
 class Driver:

@@ -7,7 +7,7 @@ from pipelines.driver.batch import queued_subjects
 from pipelines.driver.clock import Clock
 from pipelines.driver.conclude import conclude_stored, finish, track_plan
 from pipelines.driver.console import RunConsole
-from pipelines.driver.driving import Driver, until_ended
+from pipelines.driver.driving import Driver, ending_with, until_ended
 from pipelines.driver.follow import Curves
 from pipelines.driver.lanes import Lanes
 from pipelines.driver.run_view import RunView
@@ -56,6 +56,7 @@ def drive(
     lanes.start()
     results: list[PersonalizeResult] = []
     with (
+        ending_with(lanes, queue),
         track_plan(plan, say=console.warn) as run,
         RunView(console, plan.config.train.max_train_steps) as view,
         Curves(lambda one: run) as curves,

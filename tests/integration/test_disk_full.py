@@ -80,6 +80,7 @@ def test_a_run_ends_with_a_sentence_and_goes_on_with_room(make_config: Any, tmp_
     assert summary["steps"] == 400
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("fate", ["read-only", "removed"])
 def test_a_batch_whose_folder_fails_ends_with_a_sentence_and_goes_on(
     fate: str, make_config: Any, tmp_path: Path, disk: Path
@@ -140,6 +141,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.timeout(1500)
 def test_the_unforeseen_in_the_next_subject_leaves_the_published_one_whole(make_config: Any, tmp_path: Path) -> None:
     root = tmp_path / "out"
     table = tmp_path / "pets.yaml"
