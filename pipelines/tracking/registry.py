@@ -81,7 +81,7 @@ def register(
 
     `model` is a publication, which the version refers to, or a diffusers directory or a delta, which it holds.
     `num_inference_steps`, `guidance_scale` and `resolution` (in pixels; 0: the model's own) become the served model's
-    defaults. `tags` go onto the version, with the identifier, the class noun and the form. Prompts of more than `tokens`
+    defaults. `tags` go onto the version, with identifier, class noun and form. Prompts of more than `tokens`
     tokens are refused; None: as many as the tokenizer or its text encoder reads.
     """
     client = connect(tracking_uri)
