@@ -172,15 +172,6 @@ class TestIncompleteCopies:
         assert f"there is no {base / UNET}; {cause}" in fault(base)
         assert told in fault(base)
 
-    def test_a_hub_repository_of_variants_alone(self, base: Path, tmp_path: Path) -> None:
-        snapshot = tmp_path / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
-        shutil.copytree(base, snapshot)
-        (snapshot / UNET).unlink()  # what ends in .fp16.safetensors is not downloaded
-        told = fault(snapshot)
-        assert "is the copy complete" not in told
-        assert "of owner/name only whole safetensors are downloaded" in told
-        assert "variant='fp16').save_pretrained(...) and give that folder" in told
-
     @pytest.mark.parametrize(
         "content", ["{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": {"a": "../b"}}']
     )
