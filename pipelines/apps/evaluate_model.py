@@ -20,7 +20,7 @@ from pipelines.apps.generate import find_published, registered_address
 from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.driver.console import RunConsole
 from pipelines.plan.run_plan import choose_sampling_dtype
-from pipelines.stages.protocol_stage import check_protocol, protocol_task, run_protocol
+from pipelines.stages.protocol_stage import check_protocol, compared_images, protocol_task, run_protocol
 from pipelines.storage.files import absolute, check_writable
 from pipelines.storage.publications import Manifest, read_manifest
 from pipelines.tasks import Source, base_source
@@ -67,7 +67,7 @@ def evaluate_model(
         resolution=int(config.images.resolution or 0),
         max_pixels=config.images.max_pixels,
     )
-    compared = check_protocol(config, inspection)
+    compared = compared_images(config, inspection)
     tokenizer = load_tokenizer(resolve_base_model(config.base_model, config.revision).directory)
     for warning in (*inspection.warnings, *compared.warnings, *check_evaluation(config, tokenizer)):
         console.warn(warning)
@@ -156,6 +156,7 @@ def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[
     config = load_config(merge(settings, {"evaluation": chosen}), overrides)
     if config.evaluation.protocol == "none":
         raise InputError("evaluation.protocol is 'none', which measures nothing; leave it out, or give --prompts")
+    check_protocol(config)
     base = resolve_base_model(config.base_model, config.revision)
     if base.hash != metadata["base_hash"]:
         raise InputError(

@@ -16,7 +16,7 @@ from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.families import load_tokenizer
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
-from pipelines.stages.protocol_stage import bank_address, check_protocol, protocol_task
+from pipelines.stages.protocol_stage import bank_address, check_protocol, compared_images, protocol_task
 from pipelines.storage.files import absolute, is_local
 from pipelines.tasks import ProtocolTask
 
@@ -163,7 +163,8 @@ def make_plan(
     dtype = choose_sampling_dtype(use_gpu=use_gpu)
     prior = _prior(config, base, dtype)
     engine = _engine(config)
-    compared = check_protocol(config, inspection)
+    check_protocol(config)
+    compared = compared_images(config, inspection)
     warnings += compared.warnings
     warnings += check_texts(config, inspection.images, tokenizer)
     return Plan(

@@ -39,7 +39,7 @@ def protocol_task(
 ) -> ProtocolTask | None:
     """The measurement of a run's model, from pictures computed in `dtype`; None without a protocol.
 
-    `compared` are the real images, by `check_protocol`.
+    `compared` are the real images, by `compared_images`.
     """
     protocol = protocol_of(config, dtype=dtype)
     if protocol is None:
@@ -57,14 +57,17 @@ def protocol_task(
     )
 
 
-def check_protocol(config: DreamBoothConfig, trained: Inspection) -> Inspection:
-    """Raise InputError for prompts, pictures or encoders unusable for evaluation, at the end or during training.
-
-    Returns the real images that samples are compared with, and warnings about them: those trained on, which have been
-    warned of, unless others are set.
-    """
+def check_protocol(config: DreamBoothConfig) -> None:
+    """Raise InputError for prompts or encoders unusable for evaluation, at the end or during training."""
     if protocol_of(config, dtype="float32") is not None or config.evaluation.every is not None:
         bank_address(config.evaluation, config.base_model)
+
+
+def compared_images(config: DreamBoothConfig, trained: Inspection) -> Inspection:
+    """The real images that samples are compared with: those trained on, unless others are set.
+
+    Its warnings are about the others only. Raises InputError for faults of theirs.
+    """
     if config.evaluation.real_images is None:
         return replace(trained, warnings=())
     real = inspect_addresses(

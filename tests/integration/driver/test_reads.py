@@ -35,7 +35,7 @@ def test_a_photograph_is_read_once_for_each_purpose(command: str, tmp_path: Path
         "evaluation.num_inference_steps": 1,
         "evaluation.bank": "miniature",
         "evaluation.image_encoder": "miniature",
-        "prior.enabled": "false",
+        "prior.prior_loss_weight": 0,
         "storage.root": str(tmp_path / "output"),
         "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
     }

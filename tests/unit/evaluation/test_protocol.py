@@ -10,7 +10,7 @@ from dreambooth.config.settings import load_config
 from dreambooth.data.inspection import inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.protocol import Protocol, protocol_of
-from pipelines.stages.protocol_stage import check_protocol, protocol_task
+from pipelines.stages.protocol_stage import compared_images, protocol_task
 from pipelines.tasks import ProtocolTask
 
 
@@ -108,7 +108,7 @@ def test_samples_can_be_compared_with_other_pictures_than_those_trained_on(insta
         plain = {"subject": subject | {"instance_images": str(instance_folder / "00.png")}}
         config = load_config(plain, ("images.resolution=64", "evaluation.protocol=miniature", *overrides))
         trained = inspect_addresses(config.subject.instance_images, resolution=8, max_pixels=10**6)
-        compared = check_protocol(config, trained)
+        compared = compared_images(config, trained)
         made = protocol_task(config, compared, model_key="m", base_hash="b", dtype="float32")
         assert made is not None
         return made
@@ -118,7 +118,7 @@ def test_samples_can_be_compared_with_other_pictures_than_those_trained_on(insta
     assert len(other.images) == 5
     assert other.key != task().key
     with pytest.raises(InputError, match="nowhere"):
-        check_protocol(
+        compared_images(
             other.config.model_copy(
                 update={"evaluation": other.config.evaluation.model_copy(update={"real_images": ("nowhere",)})}
             ),
