@@ -23,6 +23,7 @@ from pipelines.plan.run_plan import Plan
 from pipelines.queue.queue_actor import start_queue
 from pipelines.queue.subject_queue import QueuedSubject
 from pipelines.stages.prior_stage import prior_set
+from pipelines.storage.faults import room_for
 from pipelines.tasks import SubjectRecord
 from pipelines.tracking.runs import track
 
@@ -80,7 +81,8 @@ def run_batch(
         driver = Driver(plan, queue, lanes, view, curves, lambda one: conclude(one, run.run_id))
         interrupted = driver.drive()
         records: Sequence[SubjectRecord] = ray.get(queue.records.remote())
-        summary = write_batch_summary(plan, records, run, seconds=time.time() - began, untracked=driver.untracked)
+        with room_for("the report of the batch", plan.uri):
+            summary = write_batch_summary(plan, records, run, seconds=time.time() - began, untracked=driver.untracked)
         if not interrupted:
             until_ended(lanes)
         ray.kill(queue)

@@ -110,7 +110,8 @@ def test_a_batch_whose_folder_fails_ends_with_a_sentence_and_goes_on(
     if fate == "read-only":
         assert driver.returncode == 1
         [sentence] = [line for line in said.splitlines() if line.startswith("failed: ")]
-        assert f"can't write {root}" in sentence
+        assert "can't write" in sentence
+        assert str(root) in sentence
         assert "it is on a read-only file system" in sentence
         assert is_whole(root / "coral-car")
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
