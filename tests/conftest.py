@@ -30,7 +30,14 @@ collect_less_garbage()
 
 TESTS = Path(__file__).parent
 INTEGRATION_TIMEOUT_SECONDS = 600
-LONGEST = ("test_train_stage.py", "test_engines.py", "test_personalize.py", "test_batch.py", "test_prior_stage.py")
+LONGEST = (
+    "test_train_stage.py",
+    "test_family_engines.py",
+    "test_engines.py",
+    "test_personalize.py",
+    "test_batch.py",
+    "test_prior_stage.py",
+)
 """They take minutes each, and go first: no process is left with one of them when the others have finished."""
 
 

@@ -47,14 +47,15 @@ class BaseSettings:
 
         Raises InputError for a resolution that it can't divide.
         """
-        multiple = self.family.side_multiple(self)
-        if resolution % multiple:
-            raise InputError(
-                f"images.resolution is {resolution}; expected a multiple of {multiple} for the base model in "
-                f"{self.directory}"
-            )
+        self.check_side(resolution, "images.resolution")
         side = resolution // self.family.downscaling(self)
         return self.family.channels(self), side, side
+
+    def check_side(self, side: int, what: str) -> None:
+        """Raise InputError for a picture's side in pixels that the denoiser can't divide, naming it `what`."""
+        multiple = self.family.side_multiple(self)
+        if side % multiple:
+            raise InputError(f"{what} is {side}; expected a multiple of {multiple} for {self.family.name}")
 
     def check_trainable(self) -> None:
         """Raise InputError for a denoiser with inputs that training doesn't give."""

@@ -192,7 +192,12 @@ def _from_registry(
             raise InputError(f"{address} can't be loaded: {error.message}") from error
         own = served.unwrap_python_model()
         _check_prompts(prompts, own.identifier, own.pipeline.tokenizer, warn)
-        answer = served.predict(pd.DataFrame({"prompt": list(prompts)}), {"seed": seed, **settings})
+        try:
+            answer = served.predict(pd.DataFrame({"prompt": list(prompts)}), {"seed": seed, **settings})
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise InputError(error.message) from None
     return [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["image"]]
 
 
@@ -258,10 +263,13 @@ def _from_directory(
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     own = {name: manifest.metadata.get(name, value) for name, value in _DEFAULTS.items()}
     with publications.opened(manifest) as directory:
+        base_settings = BaseSettings(directory)
+        for name in {"height", "width"} & settings.keys():
+            base_settings.check_side(int(settings[name]), name)
         _check_prompts(prompts, identifier, load_tokenizer(directory), warn)
         prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
         if not {"height", "width"} <= settings.keys():
-            resolution = manifest.metadata.get("resolution") or BaseSettings(directory).resolution
+            resolution = manifest.metadata.get("resolution") or base_settings.resolution
             own |= {"height": resolution, "width": resolution}
         pipeline = load_pipeline(directory, device=device, dtype=dtype)
         seeds = range(seed, seed + len(prompts))

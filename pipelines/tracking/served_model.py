@@ -89,17 +89,20 @@ class DreamBoothModel(PythonModel):
             # Noise from CPU generators: the same seed is the same picture on a laptop and on a GPU.
             first = int(params["seed"]) + start
             generators = [torch.Generator("cpu").manual_seed(first + row) for row in range(len(batch))]
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                x0 = self.pipeline(
-                    batch,
-                    generator=generators,
-                    num_inference_steps=int(params["num_inference_steps"]),
-                    guidance_scale=float(params["guidance_scale"]),
-                    height=height,
-                    width=width,
-                    output_type="latent" if self._vae else "pt",
-                    **self.settings,
-                ).images
+            try:
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                    x0 = self.pipeline(
+                        batch,
+                        generator=generators,
+                        num_inference_steps=int(params["num_inference_steps"]),
+                        guidance_scale=float(params["guidance_scale"]),
+                        height=height,
+                        width=width,
+                        output_type="latent" if self._vae else "pt",
+                        **self.settings,
+                    ).images
+            except ValueError as error:  # a side that this denoiser can't divide
+                raise MlflowException.invalid_parameter_value(f"height {height}, width {width}: {error}") from None
             images += self._decode(x0, height, width)
         return pd.DataFrame({"image": [_base64_png(image) for image in images]})
 

@@ -3,11 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from replicas import sd3, sdxl, stable_diffusion
 from replicas.plain import plain_pipeline, watched
@@ -22,7 +25,9 @@ from dreambooth.models.families import family_of
 from dreambooth.models.process import RectifiedFlow
 from dreambooth.sampling.sampler import load_pipeline, sample
 from dreambooth.training.model import load_model
+from pipelines.apps.generate import generate
 from pipelines.plan.run_plan import make_plan
+from pipelines.tracking.client import quietly
 
 SIDE = 64
 SCHEDULER = Path("scheduler", "scheduler_config.json")
@@ -206,6 +211,21 @@ class TestRefused:
         config = run_of(three, tmp_path / "photographs", "images.resolution=72")
         with pytest.raises(InputError, match=r"images\.resolution is 72; expected a multiple of 16"):
             make_plan(config)
+
+    def test_half_a_patch_of_a_sample(self, three: Path) -> None:
+        with pytest.raises(InputError, match="height is 72; expected a multiple of 16 for Stable"):
+            generate(str(three), "a dog", height=72, width=64)
+
+    @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
+    def test_half_a_patch_of_a_sample_from_mlflow(self, three: Path) -> None:
+        with quietly():
+            from pipelines.tracking.served_model import DreamBoothModel
+        served = DreamBoothModel()
+        context: Any = SimpleNamespace(artifacts={"pipeline": str(three)}, model_config={"identifier": "sks"})
+        served.load_context(context)
+        settings = {"seed": 0, "num_inference_steps": 1, "guidance_scale": 1.0, "height": 64, "width": 72}
+        with pytest.raises(MlflowException, match=r"width 72: .* divisible by 16"):
+            served.predict(context, pd.DataFrame({"prompt": ["a dog"]}), settings)
 
     @pytest.mark.parametrize("folder", ["text_encoder_2", "tokenizer_2"])
     def test_a_missing_part(self, xl: Path, three: Path, folder: str) -> None:
