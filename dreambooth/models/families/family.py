@@ -110,6 +110,8 @@ class Family(ABC):
 
         wanted = dtype or torch.float32
         component = self.component(folder)
+        # To save memory, diffusers has accelerate put every module on the meta device that any thread makes meanwhile.
+        eager = {"low_cpu_mem_usage": False} if component.library == "diffusers" else {}
         module: nn.Module = component.load_class().from_pretrained(
             directory,
             subfolder=folder,
@@ -118,8 +120,9 @@ class Family(ABC):
             local_files_only=True,
             use_safetensors=True,
             **component.overrides,
+            **eager,
         )
-        return module
+        return module.to(wanted) if eager else module
 
     def load_vae(self, directory: Path, device: str) -> Any:
         """The frozen VAE, in fp32: some overflow in fp16. None for a family that works on pixels."""

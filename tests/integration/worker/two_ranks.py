@@ -175,6 +175,7 @@ class _Poisoned:
     """Training data whose batches are no numbers from a step on."""
 
     class_ = None
+    runs_text_encoders = True
 
     def __init__(self, data: TrainingData, step: int) -> None:
         self._data, self._left = data, step

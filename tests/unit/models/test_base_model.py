@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.export import export_pipeline
-from dreambooth.models.families import load_tokenizer
+from dreambooth.models.families import family_of, load_tokenizer
 from dreambooth.training.model import load_components
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -323,3 +324,24 @@ class TestHash:
         (base / "README.md").write_text("words")
         assert resolve_base_model(str(base)).hash == resolve_base_model(str(tiny_pipeline)).hash
         assert len(resolve_base_model(str(base)).hash) == 16
+
+
+def test_modules_made_while_a_base_is_loaded_stay_where_they_are(tiny_pipeline: Path) -> None:
+    """A lane publishes one subject while it loads parts for the next."""
+    family, made = family_of(tiny_pipeline), []
+
+    def make(stop: threading.Event) -> None:
+        while not stop.is_set():
+            made.append(torch.nn.Linear(2, 2).weight.device.type)
+
+    stop = threading.Event()
+    other = threading.Thread(target=make, args=(stop,))
+    other.start()
+    try:
+        for _ in range(5):
+            for part in ("unet", "vae", "text_encoder"):
+                family.load(tiny_pipeline, part)
+    finally:
+        stop.set()
+        other.join()
+    assert set(made) == {"cpu"}
