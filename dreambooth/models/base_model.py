@@ -109,16 +109,15 @@ def _has_weights(directory: Path, part: Component) -> bool:
 
 def _with_weights(directory: Path) -> list[Component]:
     """Components with weights that a directory has."""
-    parts = family_of(directory).components
-    return [part for part in parts if part.weights is not None and (directory / part.folder).is_dir()]
+    return [part for part in family_of(directory).parts(directory) if part.weights is not None]
 
 
 def _check_whole(directory: Path) -> None:
     """Find missing files of an incomplete copy now, not when workers load it."""
     settings = BaseSettings(directory)
     settings.check_trainable()
-    for part in settings.family.role("tokenizer"):
-        if part.optional and not (directory / part.folder).is_dir():
+    for part in settings.family.parts(directory):
+        if part.role != "tokenizer":
             continue
         names = [directory / part.folder / name for name in ("tokenizer.json", "vocab.json", "spiece.model")]
         known = [path for path in names if path.is_file() and (path.suffix == ".model" or read_json(path))]
@@ -137,7 +136,7 @@ def pipeline_files(directory: Path) -> list[Path]:
     """
     files = [
         path
-        for part in family_of(directory).components
+        for part in family_of(directory).parts(directory)
         for path in (directory / part.folder).rglob("*")
         if path.suffix in _SUFFIXES and is_read(directory, part, path)
     ]

@@ -39,7 +39,7 @@ class BaseSettings:
 
     @property
     def schedule_warning(self) -> str | None:
-        """A warning about a noise schedule that can't be learnt in full, or None."""
+        """A warning about a base that can't be learnt in full, or None."""
         return self.family.schedule_warning(self)
 
     def x0_shape(self, resolution: int) -> tuple[int, int, int]:

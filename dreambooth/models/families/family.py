@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
-from dreambooth.models.config_fields import Field
+from dreambooth.models.config_fields import Field, read_json
 from dreambooth.models.weight_files import variant_of
 
 if TYPE_CHECKING:
@@ -69,9 +69,16 @@ class Family(ABC):
         """The component in a folder."""
         return next(component for component in self.components if component.folder == folder)
 
+    def parts(self, directory: Path) -> tuple[Component, ...]:
+        """Components that a directory has; an optional one may be missing, or null in its index."""
+        index = read_json(directory / "model_index.json")
+        left_out = {part.folder for part in self.components if part.optional and index.get(part.folder) == [None, None]}
+        there = [part for part in self.components if (directory / part.folder).is_dir()]
+        return tuple(part for part in there if part.folder not in left_out)
+
     def text_encoders(self, directory: Path) -> tuple[Component, ...]:
         """Text encoders that a directory has, in order."""
-        return tuple(component for component in self.role("text_encoder") if (directory / component.folder).is_dir())
+        return tuple(part for part in self.parts(directory) if part.role == "text_encoder")
 
     # Configuration, read without importing torch.
 
@@ -99,7 +106,7 @@ class Family(ABC):
         """Raise InputError for a denoiser with inputs that training doesn't give."""
 
     def schedule_warning(self, settings: "BaseSettings") -> str | None:
-        """A warning about a noise schedule that can't be learnt in full, or None."""
+        """A warning about a base that can't be learnt in full, by its noise schedule or a missing part, or None."""
         return None
 
     # Components.

@@ -14,7 +14,7 @@ from dreambooth.models.component import (
     text_encoder_part,
     tokenizer_part,
 )
-from dreambooth.models.config_fields import COUNT, NUMBER, flag, positive, whole
+from dreambooth.models.config_fields import COUNT, NUMBER, flag, positive, read_json, whole
 from dreambooth.models.families.clip_text import encode_with_clip
 from dreambooth.models.families.family import Defaults, Family, Tensors
 from dreambooth.models.families.schedulers import check_scheduler, flow_scheduler
@@ -93,6 +93,17 @@ class StableDiffusion3(Family):
                 f"latent_channels of the VAE is {settings['vae.latent_channels']}; expected a base model that takes "
                 f"noisy latents alone"
             )
+
+    def schedule_warning(self, settings: "BaseSettings") -> str | None:
+        """Warn of a copy without T5 whose index has one."""
+        directory = settings.directory
+        index = read_json(directory / "model_index.json")
+        if index.get(_T5, [None, None]) == [None, None] or any(part.folder == _T5 for part in self.parts(directory)):
+            return None
+        return (
+            f"the base model was copied without {_T5} (T5), so its text is zeros in training and samples; copy it too, "
+            f"or write [null, null] for it in model_index.json"
+        )
 
     def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":
         """Tokenizers of CLIP, the second of which pads with "!", and of T5."""

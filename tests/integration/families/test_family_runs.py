@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def dreambooth(*arguments: str) -> str:
     finished = subprocess.run(
         [COMMAND, *arguments], check=False, capture_output=True, text=True, timeout=500, env=os.environ
     )
-    assert finished.returncode == 0, finished.stderr
+    assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
 
 
@@ -55,11 +56,14 @@ def pixels(picture: Any) -> Any:
     return np.asarray(picture, dtype=int)
 
 
-def test_a_run_ends_registered_and_samples_the_same_picture_everywhere(base: Path, tmp_path: Path) -> None:
+def test_a_run_ends_registered_and_samples_the_same_picture_everywhere(
+    base: Path, tmp_path: Path, mlflow_database: str
+) -> None:
     photographs = tmp_path / "rex"
     photographs.mkdir()
     for place in range(2):
         Image.effect_noise((96, 80), 80).convert("RGB").save(photographs / f"{place}.png")
+    shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     arguments = ["--base-model", str(base), "--images", str(photographs), "--class-noun", "dog", "--identifier", "sks"]
     settings = [*SETTINGS, f"storage.prior={tmp_path}/prior", f"tracking.uri={uri}"]

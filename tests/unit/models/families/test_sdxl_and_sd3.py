@@ -170,6 +170,44 @@ def test_t5_is_frozen_by_default_and_has_no_dropout_where_it_is_trained(three: P
     assert torch.equal(*(each["text_encoder_3.states"] for each in states))
 
 
+class TestWithoutT5:
+    @pytest.fixture
+    def alone(self, three: Path, tmp_path: Path) -> Path:
+        """The same base where neither index nor folders have T5."""
+        base = Path(shutil.copytree(three, tmp_path / "alone"))
+        for folder in ("text_encoder_3", "tokenizer_3"):
+            shutil.rmtree(base / folder)
+        change(base / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+        return base
+
+    def test_an_index_that_leaves_it_out_is_believed(self, three: Path, alone: Path, tmp_path: Path) -> None:
+        change(three / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+        left_out, missing = resolve_base_model(str(three)), resolve_base_model(str(alone))
+        assert left_out.hash == missing.hash
+        assert left_out.parameter_counts == missing.parameter_counts
+        settings: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0, "dtype": torch.float32}
+        one, other = (sample(load_pipeline(base), ["a dog"], [0], **settings)[0] for base in (three, alone))
+        assert one.tobytes() == other.tobytes()
+        model = load_model(three, run_of(three, tmp_path / "photographs", "train.text_encoders=none"))
+        state = model.exported({name: each.detach() for name, each in model.named_parameters()})
+        export_pipeline(three, state, tmp_path / "model")
+        assert not (tmp_path / "model" / "text_encoder_3").exists()
+        plain_pipeline(tmp_path / "model")
+
+    def test_a_copy_that_lacks_it_is_warned_of(self, three: Path, alone: Path) -> None:
+        assert resolve_base_model(str(three)).settings.schedule_warning is None
+        assert resolve_base_model(str(alone)).settings.schedule_warning is None
+        change(alone / "model_index.json", text_encoder_3=["transformers", "T5EncoderModel"])
+        warning = resolve_base_model(str(alone)).settings.schedule_warning
+        assert warning is not None
+        assert "copied without text_encoder_3" in warning
+
+    def test_training_one_that_is_missing_is_refused(self, alone: Path, tmp_path: Path) -> None:
+        config = run_of(alone, tmp_path / "photographs", "train.text_encoders=[text_encoder_3]")
+        with pytest.raises(InputError, match="names text_encoder_3, but the base model has text_encoder, text_encoder"):
+            load_model(alone, config)
+
+
 class TestRefused:
     """Before any work starts, with what was expected."""
 
