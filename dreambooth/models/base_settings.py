@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dreambooth.errors import InputError
 from dreambooth.models.config_fields import read_json
 from dreambooth.models.families import Family, family_of
 
@@ -45,6 +46,15 @@ class BaseSettings:
         """(C, H, W) of what the denoiser's process starts from, for an image of `resolution` pixels."""
         side = resolution // self.family.downscaling(self)
         return self.family.channels(self), side, side
+
+    def check_resolution(self, resolution: int) -> None:
+        """Raise InputError for a side in pixels that the family can't divide into positions."""
+        multiple = self.family.multiple(self)
+        if resolution % multiple:
+            raise InputError(
+                f"images.resolution is {resolution}, but a {self.family.name} model takes multiples of {multiple}; "
+                f"give {max(multiple, resolution // multiple * multiple)}"
+            )
 
     def check_trainable(self) -> None:
         """Raise InputError for a denoiser with inputs that training doesn't give."""

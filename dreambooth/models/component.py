@@ -1,6 +1,7 @@
 """Components of a pipeline directory: a folder each, and the class that reads it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -9,7 +10,7 @@ class Component:
     """A folder of a pipeline directory, and the class that reads it.
 
     `weights` is the name of its weight files without suffix, None where there are none. An `optional` component may be
-    missing.
+    missing. `overrides` are fields of its configuration that training and sampling set otherwise.
     """
 
     folder: str
@@ -18,6 +19,7 @@ class Component:
     kind: str
     weights: str | None = None
     optional: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def load_class(self) -> Any:
         """The class, imported now."""
@@ -36,6 +38,19 @@ def text_encoder_part(folder: str, kind: str, *, optional: bool = False) -> Comp
     """A text encoder of transformers."""
     return Component(
         folder=folder, role="text_encoder", library="transformers", kind=kind, weights="model", optional=optional
+    )
+
+
+def t5_part(folder: str, *, optional: bool = False) -> Component:
+    """T5's encoder without dropout: its masks would come from no seed of ours, and none of the others has any."""
+    return Component(
+        folder=folder,
+        role="text_encoder",
+        library="transformers",
+        kind="T5EncoderModel",
+        weights="model",
+        optional=optional,
+        overrides={"dropout_rate": 0.0},
     )
 
 

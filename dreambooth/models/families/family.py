@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Tensors = dict[str, "Tensor"]
 """Named tensors with a batch axis: text, or conditions of the denoiser besides it."""
 
+OWN_SIZE = "_sample_size"
+"""Where exports of families without a field for it keep the side of their x0: diffusers passes over such a name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
@@ -76,6 +79,10 @@ class Family(ABC):
     def downscaling(self, settings: "BaseSettings") -> int:
         """Pixels per position of x0 along a side."""
 
+    def multiple(self, settings: "BaseSettings") -> int:
+        """Pixels that a side of a picture has to be a multiple of."""
+        return self.downscaling(settings)
+
     @abstractmethod
     def channels(self, settings: "BaseSettings") -> int:
         """Channels of x0."""
@@ -87,6 +94,10 @@ class Family(ABC):
     @abstractmethod
     def set_resolution(self, config: dict[str, Any], positions: int) -> dict[str, Any]:
         """The denoiser's configuration for pictures of `positions` positions of x0 a side by default."""
+
+    def defaults_of(self, settings: "BaseSettings") -> Defaults:
+        """Settings that suit a base model, as its configuration tells."""
+        return self.defaults
 
     def check_trainable(self, settings: "BaseSettings") -> None:  # noqa: B027 - most have nothing to refuse
         """Raise InputError for a denoiser with inputs that training doesn't give."""
@@ -110,6 +121,7 @@ class Family(ABC):
             variant=variant_of(directory, component),
             local_files_only=True,
             use_safetensors=True,
+            **component.overrides,
         )
         return module
 
@@ -128,7 +140,8 @@ class Family(ABC):
         with torch.device(device):
             if component.library == "diffusers":
                 return cast("nn.Module", kind.from_config(kind.load_config(directory / folder)))
-            return cast("nn.Module", kind(kind.config_class.from_pretrained(directory / folder)))
+            config = kind.config_class.from_pretrained(directory / folder, **component.overrides)
+            return cast("nn.Module", kind(config))
 
     def without_gradient(self, name: str) -> bool:
         """Whether no gradient reaches a parameter, `denoiser.…` or `text_encoder.…`, though all are trained."""
