@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.families.family import Defaults, Family, Tensors
+from dreambooth.models.families.flux import Flux
+from dreambooth.models.families.pixart import PixArtSigma
 from dreambooth.models.families.stable_diffusion import StableDiffusion
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ __all__ = [
     "load_tokenizer",
 ]
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(),)
+FAMILIES: tuple[Family, ...] = (StableDiffusion(), Flux(), PixArtSigma())
 
 
 def family_of(directory: Path, *, whole: bool = True) -> Family:
