@@ -43,18 +43,17 @@ class BaseSettings:
         return self.family.schedule_warning(self)
 
     def x0_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, H, W) of what the denoiser's process starts from, for an image of `resolution` pixels."""
-        side = resolution // self.family.downscaling(self)
-        return self.family.channels(self), side, side
+        """(C, H, W) of what the denoiser's process starts from, for an image of `resolution` pixels.
 
-    def check_resolution(self, resolution: int) -> None:
-        """Raise InputError for a side in pixels that the family can't divide into positions."""
-        multiple = self.family.multiple(self)
+        Raises InputError for a resolution that it can't divide.
+        """
+        multiple = self.family.side_multiple(self)
         if resolution % multiple:
             raise InputError(
-                f"images.resolution is {resolution}, but a {self.family.name} model takes multiples of {multiple}; "
-                f"give {max(multiple, resolution // multiple * multiple)}"
+                f"images.resolution is {resolution}, but the base model in {self.directory} takes multiples of {multiple}"
             )
+        side = resolution // self.family.downscaling(self)
+        return self.family.channels(self), side, side
 
     def check_trainable(self) -> None:
         """Raise InputError for a denoiser with inputs that training doesn't give."""

@@ -131,7 +131,7 @@ def make_plan(
     config = _absolute(config)
     base = base or resolve_base_model(config.base_model, config.revision)
     resolution = config.images.resolution or base.resolution
-    base.settings.check_resolution(resolution)
+    base.settings.x0_shape(resolution)
     inspection = inspect_addresses(
         config.subject.instance_images, resolution=resolution, max_pixels=config.images.max_pixels
     )

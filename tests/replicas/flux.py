@@ -1,26 +1,34 @@
-"""FLUX.1-dev and schnell, tiny."""
+"""FLUX.1-dev and schnell."""
 
 from pathlib import Path
 
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-
-from tests.replicas.parts import clip_text, clip_tokenizer, hub_names, t5_encoder, t5_tokenizer, vae, write_index
-
-PARTS = {
-    "scheduler": "diffusers.FlowMatchEulerDiscreteScheduler",
-    "text_encoder": "transformers.CLIPTextModel",
-    "text_encoder_2": "transformers.T5EncoderModel",
-    "tokenizer": "transformers.CLIPTokenizer",
-    "tokenizer_2": "transformers.T5TokenizerFast",
-    "transformer": "diffusers.FluxTransformer2DModel",
-    "vae": "diffusers.AutoencoderKL",
-}
+from replicas.parts import (
+    autoencoder_without_quantization,
+    clip_text,
+    save,
+    t5_encoder,
+    write_clip_tokenizer,
+    write_index,
+    write_t5_tokenizer,
+)
 
 
 def build(folder: Path, *, dev: bool = True) -> None:
-    """Dev: shifted by the picture's size, with a guidance embedding; the transformer and T5 in shards."""
-    clip_ids = clip_tokenizer(folder / "tokenizer")
-    t5_ids = t5_tokenizer(folder / "tokenizer_2", fast=True)
+    """Dev: a draw shifted by the picture's size, and a guidance embedding; transformer and T5 in shards."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    clip_ids = write_clip_tokenizer(folder / "tokenizer")
+    t5_ids = write_t5_tokenizer(folder / "tokenizer_2")
+    save(
+        folder,
+        text_encoder=clip_text(CLIPTextModel, 16, clip_ids, activation="quick_gelu"),
+        vae=autoencoder_without_quantization(scaling_factor=0.3611, shift_factor=0.1159),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0 if dev else 1.0, use_dynamic_shifting=dev, base_shift=0.5, max_shift=1.15
+        ),
+    )
+    t5_encoder(32, t5_ids).save_pretrained(folder / "text_encoder_2", max_shard_size="30KB")
     FluxTransformer2DModel(
         in_channels=64,
         num_layers=1,
@@ -32,16 +40,16 @@ def build(folder: Path, *, dev: bool = True) -> None:
         guidance_embeds=dev,
         axes_dims_rope=(4, 6, 6),
     ).save_pretrained(folder / "transformer", max_shard_size="200KB")
-    vae(
-        16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
-    ).save_pretrained(folder / "vae")
-    clip_text(clip_ids, 16).save_pretrained(folder / "text_encoder")
-    hub_names(folder / "text_encoder" / "model.safetensors")
-    t5_encoder(t5_ids, 32).save_pretrained(folder / "text_encoder_2", max_shard_size="30KB")
-    FlowMatchEulerDiscreteScheduler(
-        shift=3.0 if dev else 1.0, use_dynamic_shifting=dev, base_shift=0.5, max_shift=1.15
-    ).save_pretrained(folder / "scheduler")
-    write_index(folder, "FluxPipeline", PARTS)
+    parts: dict[str, str | None] = {
+        "scheduler": "diffusers.FlowMatchEulerDiscreteScheduler",
+        "text_encoder": "transformers.CLIPTextModel",
+        "text_encoder_2": "transformers.T5EncoderModel",
+        "tokenizer": "transformers.CLIPTokenizer",
+        "tokenizer_2": "transformers.T5TokenizerFast",
+        "transformer": "diffusers.FluxTransformer2DModel",
+        "vae": "diffusers.AutoencoderKL",
+    }
+    write_index(folder, "FluxPipeline", parts)
 
 
 def build_schnell(folder: Path) -> None:

@@ -1,16 +1,16 @@
-"""PixArt-Sigma-XL-2-512-MS, tiny."""
+"""PixArt-Sigma-XL-2-512-MS."""
 
 from pathlib import Path
 
-from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
-
-from tests.replicas.parts import t5_encoder, t5_tokenizer, vae, write_index
+from replicas.parts import autoencoder, save, t5_encoder, write_index, write_t5_tokenizer
 
 
 def build(folder: Path) -> None:
     """Noise and variance predicted of SDXL's latents; T5 in shards, and its tokenizer as spiece.model alone."""
-    ids = t5_tokenizer(folder / "tokenizer", fast=False)
-    PixArtTransformer2DModel(
+    from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+
+    ids = write_t5_tokenizer(folder / "tokenizer", fast=False)
+    transformer = PixArtTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
         num_layers=2,
@@ -20,13 +20,11 @@ def build(folder: Path) -> None:
         interpolation_scale=1,
         use_additional_conditions=False,
         caption_channels=32,
-    ).save_pretrained(folder / "transformer")
-    vae(4, scaling_factor=0.13025).save_pretrained(folder / "vae")
-    t5_encoder(ids, 32).save_pretrained(folder / "text_encoder", max_shard_size="30KB")
-    DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear").save_pretrained(
-        folder / "scheduler"
     )
-    parts = {
+    scheduler = DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
+    save(folder, transformer=transformer, vae=autoencoder(4, scaling_factor=0.13025), scheduler=scheduler)
+    t5_encoder(32, ids).save_pretrained(folder / "text_encoder", max_shard_size="30KB")
+    parts: dict[str, str | None] = {
         "scheduler": "diffusers.DPMSolverMultistepScheduler",
         "text_encoder": "transformers.T5EncoderModel",
         "tokenizer": "transformers.T5Tokenizer",

@@ -79,8 +79,8 @@ class Family(ABC):
     def downscaling(self, settings: "BaseSettings") -> int:
         """Pixels per position of x0 along a side."""
 
-    def multiple(self, settings: "BaseSettings") -> int:
-        """Pixels that a side of a picture has to be a multiple of."""
+    def side_multiple(self, settings: "BaseSettings") -> int:
+        """Pixels that a picture's sides have to be a multiple of."""
         return self.downscaling(settings)
 
     @abstractmethod

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
-from dreambooth.models.component import VAE, Component, denoiser_part, t5_part, text_encoder_part, tokenizer_part
+from dreambooth.models.component import VAE, Component, denoiser_part, scheduler_part, t5_part, text_encoder_part, tokenizer_part
 from dreambooth.models.config_fields import COUNT, NUMBER, Field, flag, number, or_null, positive, read_json, whole
 from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors
 from dreambooth.models.families.stable_diffusion import VAE_FIELDS, field
@@ -43,7 +43,7 @@ class Flux(Family):
         VAE,
         tokenizer_part("tokenizer", "CLIPTokenizer"),
         tokenizer_part("tokenizer_2", "T5Tokenizer"),
-        Component(folder="scheduler", role="scheduler", library="diffusers", kind="FlowMatchEulerDiscreteScheduler"),
+        scheduler_part("FlowMatchEulerDiscreteScheduler"),
     )
     # T5's 4.8 billion parameters would take more memory than SDXL, for words that T5 already spells.
     defaults = Defaults(
@@ -74,7 +74,7 @@ class Flux(Family):
         """The VAE halves between its blocks."""
         return int(2 ** (len(settings["vae.block_out_channels"]) - 1))
 
-    def multiple(self, settings: "BaseSettings") -> int:
+    def side_multiple(self, settings: "BaseSettings") -> int:
         """Four positions of a latent are packed into one."""
         return 2 * self.downscaling(settings)
 

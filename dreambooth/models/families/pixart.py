@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
-from dreambooth.models.component import VAE, Component, denoiser_part, t5_part, tokenizer_part
+from dreambooth.models.component import VAE, Component, denoiser_part, scheduler_part, t5_part, tokenizer_part
 from dreambooth.models.config_fields import COUNT, Field, flag, or_null, whole
 from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors
 from dreambooth.models.families.stable_diffusion import SCHEDULE_FIELDS, VAE_FIELDS, dpm_solver, field, load_diffusion
@@ -32,7 +32,7 @@ class PixArtSigma(Family):
         t5_part("text_encoder"),
         VAE,
         tokenizer_part("tokenizer", "T5Tokenizer"),
-        Component(folder="scheduler", role="scheduler", library="diffusers", kind="DDPMScheduler"),
+        scheduler_part("DDPMScheduler"),
     )
     defaults = Defaults(text_encoders=(), num_inference_steps=20, guidance_scale=4.5)
     fields: tuple[Field, ...] = (
@@ -49,7 +49,7 @@ class PixArtSigma(Family):
         """The VAE halves between its blocks."""
         return int(2 ** (len(settings["vae.block_out_channels"]) - 1))
 
-    def multiple(self, settings: "BaseSettings") -> int:
+    def side_multiple(self, settings: "BaseSettings") -> int:
         """Positions of a latent are read in patches."""
         return int(settings["transformer.patch_size"]) * self.downscaling(settings)
 
@@ -74,6 +74,10 @@ class PixArtSigma(Family):
                 f"{settings.directory / _TRANSFORMER}: use_additional_conditions is {conditions} at sample_size "
                 f"{side}, so the transformer takes sizes as inputs; expected false, as in PixArt-Sigma's own"
             )
+
+    def partly_without_gradient(self, name: str) -> bool:
+        """Rows of the last layer that give the variance."""
+        return name.startswith("denoiser.proj_out.")
 
     # Text.
 
