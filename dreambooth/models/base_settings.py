@@ -50,7 +50,8 @@ class BaseSettings:
         multiple = self.family.side_multiple(self)
         if resolution % multiple:
             raise InputError(
-                f"images.resolution is {resolution}, but the base model in {self.directory} takes multiples of {multiple}"
+                f"images.resolution is {resolution}, but the base model in {self.directory} takes multiples of "
+                f"{multiple}"
             )
         side = resolution // self.family.downscaling(self)
         return self.family.channels(self), side, side

@@ -16,6 +16,7 @@ from dreambooth.models.base_model import pipeline_files
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import Component, Family, Tensors, family_of, family_of_pipeline
 from dreambooth.models.probe import TOLERANCES, Trained, largest_difference
+from dreambooth.models.tied_weights import load_parameters
 from dreambooth.models.weight_files import plain_name, weight_files
 
 _BUFFERS = ("position_ids", "pos_embed.pos_embed", "embed_tokens.weight")
@@ -107,7 +108,7 @@ def _verify_text_encoder(
     def computed(folder: Path, weights: Mapping[str, Tensor]) -> Tensors:
         text_encoder = family.load(folder, part.folder).eval()
         if weights:
-            text_encoder.load_state_dict(weights)
+            load_parameters(text_encoder, weights)
         with torch.no_grad():
             return family.encode_with(part.folder, text_encoder, tokens)
 
@@ -148,7 +149,7 @@ def put_weights(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]
         if trained:
             module = getattr(pipeline, component)
             before |= {f"{owner}.{name}": weight.detach().clone() for name, weight in module.named_parameters()}
-            module.load_state_dict(trained)
+            load_parameters(module, trained)
     return before
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dreambooth.config.subject import PromptTemplates, Subject
 from dreambooth.models.families import Family, Tensors
+from dreambooth.models.tied_weights import load_parameters
 
 if TYPE_CHECKING:
     from dreambooth.training.identifier_embedding import IdentifierEmbedding
@@ -92,7 +93,7 @@ def encoded_text(
     """
     with torch.device("meta"):
         copy = type(text_encoder)(text_encoder.config)
-    copy.load_state_dict(dict(weights), assign=True)
+    load_parameters(copy, weights, assign=True)
     for name, buffer in text_encoder.named_buffers():  # such as the positions, which no weights hold
         owner, _, own_name = name.rpartition(".")
         setattr(copy.get_submodule(owner), own_name, buffer.cpu())

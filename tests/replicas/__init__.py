@@ -1,6 +1,7 @@
 """Tiny random replicas of hub repositories, one module a family: the same folders, files and settings, other sizes.
 
-Sizes are as small as the classes allow and, where possible, all different, so that a mixed-up tensor shows in its shape.
+Sizes are as small as the classes allow and, where possible, all different, so that a mixed-up tensor shows in its
+shape.
 """
 
 from collections.abc import Callable

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL  # noqa: E402 - its notices at import are wa
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel  # noqa: E402
 
-WORDS = "a photo of sks dog cat on the beach in snow and red".split()
+WORDS = ["a", "photo", "of", "sks", "dog", "cat", "on", "the", "beach", "in", "snow", "and", "red"]
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 

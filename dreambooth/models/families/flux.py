@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
-from dreambooth.models.component import VAE, Component, denoiser_part, scheduler_part, t5_part, text_encoder_part, tokenizer_part
-from dreambooth.models.config_fields import COUNT, NUMBER, Field, flag, number, or_null, positive, read_json, whole
+from dreambooth.models.component import (
+    VAE,
+    Component,
+    denoiser_part,
+    scheduler_part,
+    t5_part,
+    text_encoder_part,
+    tokenizer_part,
+)
+from dreambooth.models.config_fields import COUNT, NUMBER, flag, number, or_null, positive, read_json, whole
 from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors
 from dreambooth.models.families.stable_diffusion import VAE_FIELDS, field
 from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
@@ -46,9 +54,7 @@ class Flux(Family):
         scheduler_part("FlowMatchEulerDiscreteScheduler"),
     )
     # T5's 4.8 billion parameters would take more memory than SDXL, for words that T5 already spells.
-    defaults = Defaults(
-        text_encoders=("text_encoder",), resolution=1024, num_inference_steps=28, guidance_scale=3.5
-    )
+    defaults = Defaults(text_encoders=("text_encoder",), resolution=1024, num_inference_steps=28, guidance_scale=3.5)
     fields = (
         field(_TRANSFORMER, "in_channels", 64, COUNT, whole),
         field(_TRANSFORMER, "guidance_embeds", False, "true or false", flag),
@@ -204,9 +210,7 @@ class Flux(Family):
     def prompt_arguments(self, pipeline: Any, prompts: Sequence[str], *, guided: bool) -> Tensors:
         """prompt_embeds of T5 and pooled_prompt_embeds of CLIP."""
         places = {text: place for place, text in enumerate(dict.fromkeys(prompts))}
-        states, pooled, _ = pipeline.encode_prompt(
-            list(places), device=pipeline.device, max_sequence_length=_T5_TOKENS
-        )
+        states, pooled, _ = pipeline.encode_prompt(list(places), device=pipeline.device, max_sequence_length=_T5_TOKENS)
         chosen = [places[prompt] for prompt in prompts]
         return {"prompt_embeds": states[chosen], "pooled_prompt_embeds": pooled[chosen]}
 
