@@ -95,18 +95,20 @@ def _settings(
 def _dry_run(config: "DreamBoothConfig", console: "RunConsole") -> None:
     from pipelines.cluster.ray_cluster import ray_cluster
     from pipelines.driver.personalize import checked_plan
+    from pipelines.plan.capacity import describe_capacity
     from pipelines.plan.describe import describe_plan, printable_settings
     from pipelines.plan.memory import describe_peak
     from pipelines.stages.evaluate_stage import image_encoder
 
     if config.cluster.address is None:
-        plan = checked_plan(config)
+        plan = checked_plan(config, weights=False)
     else:
         with ray_cluster(config.cluster) as resources:
-            plan = checked_plan(config, resources)
+            plan = checked_plan(config, resources, weights=False)
     if plan.config.evaluation.image_encoder is not None:
         image_encoder(plan.config)
     click.echo(yaml.safe_dump(printable_settings(plan.config), sort_keys=False, width=110), nl=False)
     for warning in plan.warnings:
         console.warn(warning)
-    console.table([*describe_plan(plan), describe_peak([plan])])
+    here = [describe_peak([plan])] if plan.base.has_weights else []
+    console.table([*describe_plan(plan), *here, *describe_capacity(plan)])

@@ -116,10 +116,11 @@ def _finish(plan: Plan, run: TrackedRun, view: RunView, clock: Clock) -> Persona
     return finish(plan, trained, evaluation, run, clock.seconds, clock.startup(view.milestones))
 
 
-def checked_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
-    """The plan of a run, with all its requirements checked."""
-    plan = make_plan(config, resources)
-    check_destinations([plan], nodes=resources.nodes if resources is not None else 1)
+def checked_plan(config: DreamBoothConfig, resources: Resources | None = None, *, weights: bool = True) -> Plan:
+    """The plan of a run, with all its requirements checked; without `weights` those of the base may be missing."""
+    plan = make_plan(config, resources, weights=weights)
+    if plan.base.has_weights:  # else nothing will be written, and it is planned for other machines
+        check_destinations([plan], nodes=resources.nodes if resources is not None else 1)
     return plan
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
-from dreambooth.models.config_fields import Field
+from dreambooth.models.config_fields import Field, read_json
+from dreambooth.models.families.tokenizers import VOCABULARIES
 from dreambooth.models.weight_files import variant_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ class Family(ABC):
     """Fields of its configuration files that are read before anything is loaded."""
     min_snr: bool = True
     """Whether min-SNR weighting has a meaning for its process."""
+    sampler: str = "DPMSolverMultistepScheduler"
+    """Class of the sampler that `pipeline` has."""
+    t5_tokens: int = 0
+    """Tokens that T5 reads of a text, if the family has one."""
+    t5_masked: bool = False
+    """Whether T5 takes a mask."""
 
     def role(self, role: str) -> tuple[Component, ...]:
         """Components with a role, in order."""
@@ -143,6 +150,10 @@ class Family(ABC):
             config = kind.config_class.from_pretrained(directory / folder, **component.overrides)
             return cast("nn.Module", kind(config))
 
+    def count_parameters(self, directory: Path, folder: str) -> int:
+        """Parameters of a component, by its configuration alone."""
+        return sum(parameter.numel() for parameter in self.empty(directory, folder).parameters())
+
     def without_gradient(self, name: str) -> bool:
         """Whether no gradient reaches a parameter, `denoiser.…` or `text_encoder.…`, though all are trained."""
         return False
@@ -184,6 +195,23 @@ class Family(ABC):
 
         Padded and truncated as the base model was trained.
         """
+
+    def blank_tokens(self, directory: Path) -> Tensors:
+        """`tokenize`'s tensors (1, L) of some text, for their shapes alone: also where tokenizers are missing."""
+        import torch
+
+        folders = [directory / part.folder for part in self.role("tokenizer")]
+        if all(any((folder / name).is_file() for name in VOCABULARIES) for folder in folders if folder.is_dir()):
+            return self.tokenize(directory, [""])
+        tokens: Tensors = {}
+        for part in self.text_encoders(directory):
+            is_t5 = part.kind.startswith("T5")
+            positions = read_json(directory / part.folder / "config.json").get("max_position_embeddings", 77)
+            length = self.t5_tokens if is_t5 else int(positions)
+            tokens[f"{part.folder}.input_ids"] = torch.zeros(1, length, dtype=torch.int64)
+            if is_t5 and self.t5_masked:
+                tokens[f"{part.folder}.attention_mask"] = torch.ones(1, length, dtype=torch.int64)
+        return tokens
 
     @abstractmethod
     def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:

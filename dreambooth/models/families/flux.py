@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from dreambooth.models.process import Process
 
 _TRANSFORMER, _SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
-_T5_TOKENS = 512
 _TRAINING_GUIDANCE = 1.0
 """The dev model's guidance embedding in training.
 
@@ -75,6 +74,8 @@ class Flux(Family):
         field(_SCHEDULER, "max_image_seq_len", 4096, COUNT, whole),
     )
     min_snr = False
+    sampler = "FlowMatchEulerDiscreteScheduler"
+    t5_tokens = 512
 
     def downscaling(self, settings: "BaseSettings") -> int:
         """The VAE halves between its blocks."""
@@ -134,7 +135,7 @@ class Flux(Family):
         """Token ids of CLIP (N, 77) and T5 (N, 512), without masks."""
         return {
             "text_encoder.input_ids": padded_ids(self.tokenizer(directory), prompts),
-            "text_encoder_2.input_ids": padded_ids(self.tokenizer(directory, "tokenizer_2"), prompts, _T5_TOKENS),
+            "text_encoder_2.input_ids": padded_ids(self.tokenizer(directory, "tokenizer_2"), prompts, self.t5_tokens),
         }
 
     def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:
@@ -158,12 +159,13 @@ class Flux(Family):
         """
         from dreambooth.models.process import RectifiedFlow
 
-        schedule = _scheduler(directory).config
-        if not schedule.use_dynamic_shifting:
-            return RectifiedFlow(shift=schedule.shift)
-        tokens = shape[1] // 2 * (shape[2] // 2)
-        slope = (schedule.max_shift - schedule.base_shift) / (schedule.max_image_seq_len - schedule.base_image_seq_len)
-        mu = schedule.base_shift + slope * (tokens - schedule.base_image_seq_len)
+        content = read_json(directory / _SCHEDULER)
+        schedule = {one.name: one.value(content, directory) for one in self.fields if one.file == _SCHEDULER}
+        if not schedule["use_dynamic_shifting"]:
+            return RectifiedFlow(shift=schedule["shift"])
+        fewest, most = schedule["base_image_seq_len"], schedule["max_image_seq_len"]
+        slope = (schedule["max_shift"] - schedule["base_shift"]) / (most - fewest)
+        mu = schedule["base_shift"] + slope * (shape[1] // 2 * (shape[2] // 2) - fewest)
         return RectifiedFlow(shift=math.exp(mu))
 
     def arguments(
@@ -210,7 +212,9 @@ class Flux(Family):
     def prompt_arguments(self, pipeline: Any, prompts: Sequence[str], *, guided: bool) -> Tensors:
         """prompt_embeds of T5 and pooled_prompt_embeds of CLIP."""
         places = {text: place for place, text in enumerate(dict.fromkeys(prompts))}
-        states, pooled, _ = pipeline.encode_prompt(list(places), device=pipeline.device, max_sequence_length=_T5_TOKENS)
+        states, pooled, _ = pipeline.encode_prompt(
+            list(places), device=pipeline.device, max_sequence_length=self.t5_tokens
+        )
         chosen = [places[prompt] for prompt in prompts]
         return {"prompt_embeds": states[chosen], "pooled_prompt_embeds": pooled[chosen]}
 

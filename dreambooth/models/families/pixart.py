@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dreambooth.models.process import Process
 
 _TRANSFORMER = "transformer/config.json"
-_T5_TOKENS = 300
 
 
 class PixArtSigma(Family):
@@ -44,6 +43,8 @@ class PixArtSigma(Family):
         *VAE_FIELDS,
         *SCHEDULE_FIELDS,
     )
+    t5_tokens = 300
+    t5_masked = True
 
     def downscaling(self, settings: "BaseSettings") -> int:
         """The VAE halves between its blocks."""
@@ -84,7 +85,7 @@ class PixArtSigma(Family):
     def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":
         """T5's tokenizer, cut at 300 tokens."""
         tokenizer = load_tokenizer(directory, "T5Tokenizer", folder)
-        tokenizer.model_max_length = _T5_TOKENS
+        tokenizer.model_max_length = self.t5_tokens
         return tokenizer
 
     def tokenize(self, directory: Path, prompts: Sequence[str]) -> Tensors:
@@ -92,7 +93,7 @@ class PixArtSigma(Family):
         tokens = self.tokenizer(directory)(
             [prompt.lower().strip() for prompt in prompts],
             padding="max_length",
-            max_length=_T5_TOKENS,
+            max_length=self.t5_tokens,
             truncation=True,
             return_tensors="pt",
         )
@@ -146,7 +147,7 @@ class PixArtSigma(Family):
         """prompt_embeds and negative_prompt_embeds, with their masks."""
         places = {text: place for place, text in enumerate(dict.fromkeys([*prompts, ""]))}
         states, mask, _, _ = pipeline.encode_prompt(
-            list(places), do_classifier_free_guidance=False, device=pipeline.device, max_sequence_length=_T5_TOKENS
+            list(places), do_classifier_free_guidance=False, device=pipeline.device, max_sequence_length=self.t5_tokens
         )
         chosen, nothing = [places[prompt] for prompt in prompts], [places[""]] * len(prompts)
         return {
