@@ -18,7 +18,7 @@ from dreambooth.training.empty_step import EmptyStep
 
 
 class StepMemory(NamedTuple):
-    """Peak bytes of a step, with gradients released as soon as they are made, as by ZeRO 2 and 3, or kept to its end."""
+    """Peak bytes of a step with gradients released at once, as by ZeRO 2 and 3, or kept to its end."""
 
     released: int
     kept: int

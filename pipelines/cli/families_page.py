@@ -17,35 +17,36 @@ families --markdown`.
 
 ## What each supports
 
-All components named *trained* are fine-tuned in all their layers, with prior preservation; `train.text_encoders` chooses
-other text encoders: `all`, `none` or their folders. Prompts are encoded once by those that stay frozen, which are freed
-before training. Each default gives way to a setting of yours.
+All components named *trained* are fine-tuned in all their layers, with prior preservation. `train.text_encoders`
+chooses other text encoders: `all`, `none` or their folders. Those that stay frozen encode the prompts once, and are
+freed before training. Each default gives way to a setting of yours.
 """
-_MEMORY = f"""## Memory
+_MEMORY = """## Memory
 
-Of published models, counted from their configurations without weights: parameters in millions, GiB of tensors at the peak
-of a step on each of {{workers}} GPUs, and the fewest GPUs on which a subject can be trained. Steps are of one
-instance/class pair with gradient checkpointing, at the model's resolution, with the family's defaults: weights and Adam's
-moments in fp32, matrix products in bf16. A tenth of a GPU's memory is left for what isn't counted. *Offload* is
-`zero.offload_optimizer`, *frozen text* `train.text_encoders: none`; "none": no number up to {MOST_GPUS}. *Samples* are
-the weights of a pipeline in fp16, which samples on one GPU.
+Of published models, counted from their configurations without weights: parameters in millions, GiB of tensors at the
+peak of a step on each of {workers} GPUs, and the fewest GPUs that a subject can be trained on. Steps are of one
+instance/class pair with gradient checkpointing, at the model's resolution, with the family's defaults: weights and
+Adam's moments in fp32, matrix products in bf16. A tenth of a GPU's memory is left for what isn't counted. *Offload* is
+`zero.offload_optimizer`, *frozen text* is `train.text_encoders: none`; *none* means that not even {most} GPUs with
+both are enough. *Samples* are the weights of a pipeline in fp16, which samples on one GPU.
 
-`dreambooth run --dry-run --base-model …` counts the same for settings of yours; the base's weights needn't be there.
+`dreambooth run --dry-run --base-model …` counts the same for your settings; the base's weights needn't be there.
 """
 _HOW = """## How to add a family
 
-1. Write `dreambooth/models/families/<family>.py` with a subclass of `Family`, and list it in `FAMILIES`. Nothing outside
-   that folder may name it; `pixart.py` is a short one to start from.
+1. Write `dreambooth/models/families/<family>.py` with a subclass of `Family`, and list it in `FAMILIES`. Nothing
+   outside that folder may name it. `pixart.py` is a short one to start from.
 2. Name its `components` (folder, role, class, name of the weight files), the `fields` of its configurations that are
    read before anything is loaded, and its `defaults`.
 3. Say how text becomes the denoiser's: `tokenize`, `encode_with` one text encoder, `join` what all gave.
 4. Say what is learnt: `process` is a `Diffusion` or a `RectifiedFlow`, `arguments` are the denoiser's by name,
    `prediction` brings its output into the shape of x0.
-5. Say how it is sampled: `pipeline`, `prompt_arguments`, `call_arguments`, and `decode` if the VAE isn't enough.
-6. Name parameters that no gradient reaches in `without_gradient`, and inputs that training doesn't give in
+5. Say how it is sampled: `sampler`, `pipeline`, `prompt_arguments`, `call_arguments`, and `decode` if it takes more
+   than the VAE.
+6. Name parameters that no gradient reaches in `without_gradient`, and refuse inputs that training doesn't give in
    `check_trainable`.
-7. Build a tiny random replica of its repository in `tests/replicas/<family>.py` and list it in `REPLICAS`: the tests in
-   `tests/unit/models/families/` compare every replica with the plain diffusers pipeline, in arguments, losses,
+7. Build a tiny random replica of its repository in `tests/replicas/<family>.py` and list it in `REPLICAS`: the tests
+   in `tests/unit/models/families/` compare replicas with the plain diffusers pipeline, in arguments, losses,
    embeddings and pictures.
 8. Add the configurations of its published models to `dreambooth/models/published/`, and make this page anew.
 """
@@ -56,7 +57,15 @@ _CHANGES = {"zero.offload_optimizer": "offload", "train.text_encoders: none": "f
 def families_page() -> str:
     """Render the tables in Markdown."""
     plans = [published_plan(base) for base in published_models()]
-    parts = [_HEAD, *families_table(), "", _MEMORY.format(workers=_WORKERS), *_memory_table(plans), "", _HOW]
+    parts = [
+        _HEAD,
+        *families_table(),
+        "",
+        _MEMORY.format(workers=_WORKERS, most=MOST_GPUS),
+        *_memory_table(plans),
+        "",
+        _HOW,
+    ]
     return "\n".join(parts)
 
 
@@ -86,7 +95,9 @@ def _learnt(published: list[BaseModel]) -> str:
     learnt = []
     for base in published:
         process = base.family.process(base.directory, base.settings.x0_shape(base.resolution))
-        learnt.append(f"{type(process).__name__}{f', {kind}' if (kind := getattr(process, 'prediction_type', '')) else ''}")
+        learnt.append(
+            f"{type(process).__name__}{f', {kind}' if (kind := getattr(process, 'prediction_type', '')) else ''}"
+        )
     return "<br>".join(dict.fromkeys(learnt))
 
 

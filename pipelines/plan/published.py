@@ -17,7 +17,9 @@ def published_models() -> list[BaseModel]:
     """Published base models of the families, in the families' order."""
     found = [BaseModel(address=path.name, revision=None, directory=path) for path in sorted(PUBLISHED.iterdir())]
     known = [family.pipeline_class for family in FAMILIES]
-    return sorted((one for one in found if one.pipeline_class in known), key=lambda one: known.index(one.pipeline_class))
+    return sorted(
+        (one for one in found if one.pipeline_class in known), key=lambda one: known.index(one.pipeline_class)
+    )
 
 
 def published_plan(base: BaseModel) -> Plan:
