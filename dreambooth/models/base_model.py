@@ -13,7 +13,8 @@ from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.config_fields import read_json
 from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remote
 from dreambooth.models.families import Component, Family, family_of
-from dreambooth.models.weight_files import VARIANTS, count_parameters, is_read
+from dreambooth.models.families.tokenizers import VOCABULARIES
+from dreambooth.models.weight_files import VARIANTS, count_parameters, has_weights, is_read
 
 _SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 
@@ -46,6 +47,11 @@ class BaseModel:
         """Its family."""
         return self.settings.family
 
+    @property
+    def pipeline_class(self) -> str:
+        """The class of its diffusers pipeline, supported or not."""
+        return str(read_json(self.directory / "model_index.json").get("_class_name"))
+
     def embedding_width(self, folder: str) -> int:
         """Width of a text encoder's token embeddings."""
         config = read_json(self.directory / folder / "config.json")
@@ -53,21 +59,35 @@ class BaseModel:
 
     @cached_property
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters by component folder, read from the headers of the safetensors files."""
-        return {part.folder: count_parameters(self.directory, part) for part in _with_weights(self.directory)}
+        """Parameters by component folder, read from the headers of the safetensors files.
+
+        Where those are missing, counted on the meta device.
+        """
+        return {
+            part.folder: count_parameters(self.directory, part)
+            if has_weights(self.directory, part)
+            else self.family.count_parameters(self.directory, part.folder)
+            for part in _with_weights(self.directory)
+        }
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether all weights are there; if not, it can be planned with, and nothing else."""
+        return all(has_weights(self.directory, part) for part in _with_weights(self.directory))
 
 
-def resolve_base_model(address: str, revision: str | None = None) -> BaseModel:
+def resolve_base_model(address: str, revision: str | None = None, *, weights: bool = True) -> BaseModel:
     """Find a base model and check that it is a whole pipeline of a supported family.
 
-    Raises InputError if it is missing, unavailable, unsupported or incomplete.
+    Without `weights` its weight files may be missing, and aren't downloaded from the hub. Raises InputError if it is
+    missing, unavailable, unsupported or incomplete.
     """
-    directory = _find(address, revision)
-    _check_whole(directory)
+    directory = _find(address, revision, weights=weights)
+    _check_whole(directory, weights=weights)
     return BaseModel(address=address, revision=revision, directory=directory)
 
 
-def _find(address: str, revision: str | None) -> Path:
+def _find(address: str, revision: str | None, *, weights: bool) -> Path:
     if address == "miniature":
         from dreambooth.miniature import PIPELINE_DIR
 
@@ -82,10 +102,10 @@ def _find(address: str, revision: str | None) -> Path:
             f"base_model {address!r}: expected 'miniature', a folder, an address such as s3://bucket/model or a hub id "
             f"such as owner/name, but there is no such folder"
         )
-    return _from_hub(address, revision)
+    return _from_hub(address, revision, weights=weights)
 
 
-def _from_hub(address: str, revision: str | None) -> Path:
+def _from_hub(address: str, revision: str | None, *, weights: bool) -> Path:
     """Download what the family needs: not single-file checkpoints, other formats, nor variants beside the weights."""
     directory = from_hub(address, what="base_model", allow=["model_index.json"], revision=revision)
     components = family_of(directory, whole=False).components
@@ -93,9 +113,11 @@ def _from_hub(address: str, revision: str | None) -> Path:
         address,
         what="base_model",
         allow=[f"{part.folder}/*{end}" for part in components for end in _SUFFIXES],
-        ignore=[*(f"*.{variant}*" for variant in VARIANTS), "*non_ema*"],
+        ignore=[*(f"*.{variant}*" for variant in VARIANTS), "*non_ema*", *([] if weights else ["*.safetensors"])],
         revision=revision,
     )
+    if not weights:
+        return directory
     for part in components:
         if part.weights is not None and (directory / part.folder).is_dir() and not _has_weights(directory, part):
             files = [f"{part.folder}/{part.weights}*.{variant}*" for variant in VARIANTS]
@@ -112,21 +134,22 @@ def _with_weights(directory: Path) -> list[Component]:
     return [part for part in family_of(directory).parts(directory) if part.weights is not None]
 
 
-def _check_whole(directory: Path) -> None:
+def _check_whole(directory: Path, *, weights: bool) -> None:
     """Find missing files of an incomplete copy now, not when workers load it."""
     settings = BaseSettings(directory)
     settings.check_trainable()
     for part in settings.family.parts(directory):
         if part.role != "tokenizer":
             continue
-        names = [directory / part.folder / name for name in ("tokenizer.json", "vocab.json", "spiece.model")]
+        names = [directory / part.folder / name for name in VOCABULARIES]
         known = [path for path in names if path.is_file() and (path.suffix == ".model" or read_json(path))]
         if not known:
             raise InputError(
                 f"there is neither {names[0]} nor {names[1].name} or {names[2].name}; is the copy complete?"
             )
     for part in _with_weights(directory):
-        count_parameters(directory, part)
+        if weights or has_weights(directory, part):
+            count_parameters(directory, part)
 
 
 def pipeline_files(directory: Path) -> list[Path]:

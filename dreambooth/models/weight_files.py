@@ -10,7 +10,7 @@ from dreambooth.models.config_fields import read_json
 
 VARIANTS = ("fp16", "bf16")
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema)\b|non_ema")
-_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
 
 
 def variant_of(directory: Path, component: Component) -> str | None:
@@ -21,6 +21,11 @@ def variant_of(directory: Path, component: Component) -> str | None:
         if any(path.is_file() for path in _names(directory, component, f".{variant}")):
             return variant
     return None
+
+
+def has_weights(directory: Path, component: Component) -> bool:
+    """Whether a component's folder holds any weights, whole or not, in a format that is read or not."""
+    return any(path.suffix in _WEIGHTS for path in (directory / component.folder).glob("*"))
 
 
 def weight_files(directory: Path, component: Component) -> list[Path]:
@@ -84,7 +89,7 @@ def _plain(directory: Path, component: Component) -> bool:
 
 def _instead(folder: Path) -> str:
     """The cure for weights in an unsupported format."""
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS) if folder.is_dir() else []
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in _WEIGHTS) if folder.is_dir() else []
     if others:
         return (
             f"There is {', '.join(others)}, which isn't read, as it could run anything; where you trust it, write "

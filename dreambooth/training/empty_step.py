@@ -40,8 +40,7 @@ class EmptyStep:
             module.train()
         shape = settings.x0_shape(resolution)
         tokens = {
-            name: one.expand(images, *one.shape[1:]).to(device)
-            for name, one in family.tokenize(directory, [""]).items()
+            name: one.expand(images, *one.shape[1:]).to(device) for name, one in family.blank_tokens(directory).items()
         }
         conditions = family.conditions([(resolution, resolution)], [(0, 0)], resolution)
         of_one = {name: one[0] for name, one in conditions.items()}

@@ -27,8 +27,8 @@ from pipelines.report.pictures import Row, contact_sheet
 from pipelines.storage import files, publications
 
 _ADDRESS = re.compile(r"models:/*(?P<name>[^/@]+)(?:@(?P<alias>[\w-]{1,255})|/(?P<version>[0-9]{1,9}))?")
-Settings = dict[str, Any]  # of sampling; only given ones
-_DEFAULTS: Settings = {"num_inference_steps": 25, "guidance_scale": 7.5}  # of a directory without settings
+Settings = dict[str, Any]  # of sampling; only those given
+_SAMPLING = ("num_inference_steps", "guidance_scale")  # of a directory without settings, its family's
 _RANGES: Mapping[str, tuple[float, float]] = {
     "num": (1, MOST_IMAGES),
     "seed": (0, LARGEST_SEED),
@@ -261,15 +261,15 @@ def _from_directory(
     from dreambooth.sampling.sampler import load_pipeline, sample
 
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    own = {name: manifest.metadata.get(name, value) for name, value in _DEFAULTS.items()}
     with publications.opened(manifest) as directory:
-        base_settings = BaseSettings(directory)
+        base = BaseSettings(directory)
+        own = {name: manifest.metadata.get(name, getattr(base.family.defaults_of(base), name)) for name in _SAMPLING}
         for name in {"height", "width"} & settings.keys():
-            base_settings.check_side(int(settings[name]), name)
+            base.check_side(int(settings[name]), name)
         _check_prompts(prompts, identifier, load_tokenizer(directory), warn)
         prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
         if not {"height", "width"} <= settings.keys():
-            resolution = manifest.metadata.get("resolution") or base_settings.resolution
+            resolution = manifest.metadata.get("resolution") or base.resolution
             own |= {"height": resolution, "width": resolution}
         pipeline = load_pipeline(directory, device=device, dtype=dtype)
         seeds = range(seed, seed + len(prompts))

@@ -10,6 +10,7 @@ from pipelines.cli.batch import batch
 from pipelines.cli.doctor import doctor
 from pipelines.cli.endings import Commands
 from pipelines.cli.evaluate import evaluate
+from pipelines.cli.families import families
 from pipelines.cli.gc import gc
 from pipelines.cli.generate import generate
 from pipelines.cli.identifiers import identifiers
@@ -49,6 +50,7 @@ for command in (
     models,
     identifiers,
     settings,
+    families,
     gc,
     paper,
 ):

@@ -95,6 +95,7 @@ def _settings(
 
 def _dry_run(config: "DreamBoothConfig", console: "RunConsole") -> None:
     from pipelines.driver import personalize
+    from pipelines.plan.capacity import describe_capacity
     from pipelines.plan.describe import describe_plan, printable_settings
     from pipelines.plan.memory import describe_peak
 
@@ -102,4 +103,5 @@ def _dry_run(config: "DreamBoothConfig", console: "RunConsole") -> None:
     click.echo(yaml.safe_dump(printable_settings(plan.config), sort_keys=False, width=110), nl=False)
     for warning in plan.warnings:
         console.warn(warning)
-    console.table([*describe_plan(plan), describe_peak([plan])])
+    here = [describe_peak([plan])] if plan.base.has_weights else []
+    console.table([*describe_plan(plan), *here, *describe_capacity(plan)])

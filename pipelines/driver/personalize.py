@@ -62,19 +62,23 @@ def _stored(plan: Plan, console: RunConsole, nodes: int) -> "PersonalizeResult |
     return find_stored(plan, console)
 
 
-def checked_plan(config: DreamBoothConfig, resources: Resources | None = None) -> Plan:
-    """The plan of a run, with all its requirements checked but MLflow's (`check_servers`)."""
-    plan = make_plan(config, resources)
-    check_destinations([plan], nodes=_nodes(resources))
+def checked_plan(config: DreamBoothConfig, resources: Resources | None = None, *, weights: bool = True) -> Plan:
+    """The plan of a run, with all its requirements checked but MLflow's (`check_servers`).
+
+    Without `weights` those of the base may be missing.
+    """
+    plan = make_plan(config, resources, weights=weights)
+    if plan.base.has_weights:  # else nothing will be written, and it is planned for other machines
+        check_destinations([plan], nodes=_nodes(resources))
     return plan
 
 
 def dry_run(config: DreamBoothConfig, console: RunConsole) -> Plan:
-    """The plan of a run, with all its requirements checked; starts nothing."""
+    """The plan of a run, with all its requirements checked; starts nothing. The base may lack its weights."""
     with ExitStack() as stack:
         joined = config.cluster.address is not None
         resources = stack.enter_context(ray_cluster(config.cluster)) if joined else None
-        plan = checked_plan(config, resources)
+        plan = checked_plan(config, resources, weights=False)
         encoder_of(plan, console)
         check_servers([plan], nodes=_nodes(resources))
         return plan

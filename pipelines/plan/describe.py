@@ -29,13 +29,14 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     pairs = train.micro_batch_size * train.gradient_accumulation_steps * workers
     engine = f"DeepSpeed ZeRO-{zero.stage}{', optimizer in host memory' if zero.offload_optimizer else ''}"
     counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in plan.base.parameter_counts.items())
+    known = f"hash {plan.base.hash}" if plan.base.has_weights else "whose weights aren't here: by its configuration"
     trained = " and ".join(["denoiser", *plan.run_text_encoders]).replace("text_encoder", "text encoder")
     if train.method == "textual_inversion":
         trained = "the identifier's embedding (Textual Inversion)"
     rows = [
         ("subject", f"{config.subject.name}: {len(plan.images)} images of a {config.subject.class_noun}"),
         ("instance prompt", config.prompts.instance_prompt(config.subject)),
-        ("base model", f"{shown(config.base_model)} ({counts}), hash {plan.base.hash}"),
+        ("base model", f"{shown(config.base_model)} ({counts}), {known}"),
         ("trained", f"{trained}, {_count(plan.trained_parameters)} parameters, at {config.images.resolution} px"),
         ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
         (
@@ -58,7 +59,8 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     if train.by_score:
         rows.append(("scores", f"every {config.evaluation.every} steps; exported is the {train.keep} checkpoint"))
     name = f", registered as {config.model_name}" if config.tracking.register_model else ""
-    return [*rows, ("writes to", f"{config.run_uri}{name}"), ("result key", plan.key)]
+    rows.append(("writes to", f"{config.run_uri}{name}"))
+    return [*rows, ("result key", plan.key)] if plan.base.has_weights else rows
 
 
 def fewer_workers(cluster: ClusterConfig) -> str:

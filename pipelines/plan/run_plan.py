@@ -16,6 +16,7 @@ from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.families import load_tokenizer
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
+from pipelines.plan.footprint import Footprint
 from pipelines.stages.protocol_stage import bank_address, check_protocol, compared_images, protocol_task
 from pipelines.storage.files import absolute, is_local
 from pipelines.tasks import ProtocolTask
@@ -68,26 +69,36 @@ class Plan:
         return self.base.family.run_text_encoders(self.base.directory, self.config.train)
 
     @property
+    def trains_text_encoders(self) -> bool:
+        """Whether weights of text encoders are trained."""
+        return self.config.train.method == "dreambooth" and bool(self.run_text_encoders)
+
+    @property
     def _run_parameters(self) -> int:
         """Number of parameters of the modules that every training step runs."""
         counts = self.base.parameter_counts
         return sum(counts[folder] for folder in (self.base.family.denoiser.folder, *self.run_text_encoders))
 
     @property
-    def model_state_bytes(self) -> int:
-        """Bytes of one worker's weights, gradients, masters, Adam moments and moving average, without activations.
+    def zero_stage(self) -> int:
+        """ZeRO's stage; 0 where PyTorch trains."""
+        return self.config.zero.stage if self.engine == "deepspeed" else 0
 
-        fp32 throughout; ZeRO divides over workers as in its paper (arXiv 1910.02054, section 3.1).
-        """
-        stage = self.config.zero.stage if self.engine == "deepspeed" else 0
-        workers = self.config.cluster.num_workers
-        optimizer = 8 + (4 if stage else 0) + (4 if self.config.train.ema_decay else 0)
-        weights, gradients = 4 / (workers if stage == 3 else 1), 4 / (workers if stage >= 2 else 1)
-        on_device = 0 if self.config.zero.offload_optimizer else optimizer / (workers if stage else 1)
-        trained = int(self.trained_parameters * (weights + gradients + on_device))
-        if self.config.train.method != "textual_inversion":
-            return trained
-        return trained + int(weights * self._run_parameters)  # frozen, and run at every step
+    @property
+    def footprint(self) -> Footprint:
+        """What the memory of a worker follows from."""
+        train, embedding_only = self.config.train, self.config.train.method == "textual_inversion"
+        return Footprint(
+            trained=self.trained_parameters,
+            frozen=self._run_parameters if embedding_only else 0,
+            average=train.ema_decay is not None,
+            offload_optimizer=self.config.zero.offload_optimizer,
+        )
+
+    @property
+    def model_state_bytes(self) -> int:
+        """Weights, gradients, masters, Adam moments and moving average of one worker, activations not counted."""
+        return self.footprint.state_bytes(self.zero_stage, self.config.cluster.num_workers)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -98,7 +109,7 @@ class Plan:
         whole moving average.
         """
         train, trained = self.config.train, self.trained_parameters
-        stage = self.config.zero.stage if self.engine == "deepspeed" else 0
+        stage = self.zero_stage
         counts, embedding_only = self.base.parameter_counts, train.method == "textual_inversion"
         text_encoders = sum(counts[folder] for folder in self.run_text_encoders)
         copies = self.config.cluster.num_workers if self.engine == "deepspeed" and stage == 0 else 1
@@ -119,18 +130,20 @@ def make_plan(
     *,
     base: BaseModel | None = None,
     identifier: str | None = None,
+    weights: bool = True,
 ) -> Plan:
     """Check all requirements of a run and make the open choices. Raises InputError for any fault.
 
     `resources` None means this machine's. A batch passes its shared `base` and an `identifier` chosen among all
-    subjects.
+    subjects. Without `weights` those of the base may be missing: for a plan to look at.
     """
     resources = resources or local_resources()
     resources.check(config.cluster)
     _check_actors(config, resources)
     use_gpu = resources.use_gpu(config.cluster)
     config = _absolute(config)
-    base = base or resolve_base_model(config.base_model, config.revision)
+    base = base or resolve_base_model(config.base_model, config.revision, weights=weights)
+    config = with_defaults_of(config, base)
     resolution = config.images.resolution or base.resolution
     base.settings.x0_shape(resolution)
     inspection = inspect_addresses(
@@ -180,6 +193,31 @@ def make_plan(
         key=_key(config, base, inspection.data_hash, prior, engine, use_gpu=use_gpu),
         warnings=tuple(warnings),
     )
+
+
+def with_defaults_of(config: DreamBoothConfig, base: BaseModel) -> DreamBoothConfig:
+    """A configuration with the defaults of the base model's family where nothing was given.
+
+    Raises InputError for a setting that has no meaning for it.
+    """
+    if config.train.min_snr_gamma is not None and not base.family.min_snr:
+        raise InputError(
+            f"train.min_snr_gamma is {config.train.min_snr_gamma}, but a {base.family.name} model is trained as a "
+            f"rectified flow, in which min-SNR weighting has no meaning; leave it out"
+        )
+    defaults = base.family.defaults_of(base.settings)
+    sampling = {"num_inference_steps": defaults.num_inference_steps, "guidance_scale": defaults.guidance_scale}
+    suited: dict[str, dict[str, Any]] = {
+        "train": {"learning_rate": defaults.learning_rate, "max_train_steps": defaults.max_train_steps},
+        "prior": sampling,
+        "evaluation": sampling,
+    }
+    changed = {}
+    for group, values in suited.items():
+        settings = getattr(config, group)
+        missing = {name: value for name, value in values.items() if name not in settings.model_fields_set}
+        changed[group] = settings.model_copy(update=missing)
+    return config.model_copy(update=changed)
 
 
 def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:

@@ -6,7 +6,7 @@ Sizes are as small as the classes allow and, where possible, all different: a mi
 from collections.abc import Callable
 from pathlib import Path
 
-from replicas import deepfloyd, sd3, sdxl, stable_diffusion
+from replicas import deepfloyd, flux, pixart, sd3, sdxl, stable_diffusion
 
 REPLICAS: dict[str, Callable[[Path], None]] = {
     "stable-diffusion-1.5": stable_diffusion.build,
@@ -15,5 +15,8 @@ REPLICAS: dict[str, Callable[[Path], None]] = {
     "stable-diffusion-3.5": sd3.build,
     "deepfloyd-if": deepfloyd.build,
     "stable-diffusion-3-without-t5": sd3.build_without_t5,
+    "flux-dev": flux.build,
+    "flux-schnell": flux.build_schnell,
+    "pixart-sigma": pixart.build,
 }
 """Functions that write a repository into a folder, by name. Weights are drawn from torch's global generator."""

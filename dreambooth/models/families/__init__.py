@@ -12,6 +12,8 @@ from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.families.deepfloyd import DeepFloydI, DeepFloydII
 from dreambooth.models.families.family import Defaults, Family, Tensors
+from dreambooth.models.families.flux import Flux
+from dreambooth.models.families.pixart import PixArtSigma
 from dreambooth.models.families.sd3 import StableDiffusion3
 from dreambooth.models.families.sdxl import StableDiffusionXL
 from dreambooth.models.families.stable_diffusion import StableDiffusion
@@ -34,6 +36,8 @@ FAMILIES: tuple[Family, ...] = (
     StableDiffusion(),
     StableDiffusionXL(),
     StableDiffusion3(),
+    Flux(),
+    PixArtSigma(),
     DeepFloydI(),
     DeepFloydII(),
 )

@@ -11,6 +11,7 @@ from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
+from dreambooth.models.families.tokenizers import VOCABULARIES
 from dreambooth.models.weight_files import variant_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, "Tensor"]
 """Named tensors with a batch axis: text, or conditions of the denoiser besides it."""
+
+OWN_SIZE = "_sample_size"
+"""Where exports of families without a field for it keep the side of their x0: diffusers passes over such a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,12 @@ class Family(ABC):
     """Whether it makes large pictures of small ones: the second stage of a cascade, and no base model by itself."""
     min_snr: bool = True
     """Whether min-SNR weighting has a meaning for its process."""
+    sampler: str = "DPMSolverMultistepScheduler"
+    """Class of the sampler that `pipeline` has."""
+    t5_tokens: int = 0
+    """Tokens that T5 reads of a text, if the family has one."""
+    t5_masked: bool = False
+    """Whether T5 takes a mask."""
 
     def role(self, role: str) -> tuple[Component, ...]:
         """Components with a role, in order."""
@@ -102,6 +112,10 @@ class Family(ABC):
     def set_resolution(self, config: dict[str, Any], positions: int) -> dict[str, Any]:
         """The denoiser's configuration for pictures of `positions` positions of x0 a side by default."""
 
+    def defaults_of(self, settings: "BaseSettings") -> Defaults:
+        """Settings that suit a base model, as its configuration tells."""
+        return self.defaults
+
     def check_trainable(self, settings: "BaseSettings") -> None:  # noqa: B027 - most have nothing to refuse
         """Raise InputError for a denoiser with inputs that training doesn't give."""
 
@@ -148,6 +162,10 @@ class Family(ABC):
                 return cast("nn.Module", kind.from_config(kind.load_config(directory / folder)))
             config = kind.config_class.from_pretrained(directory / folder, **component.overrides)
             return cast("nn.Module", kind(config))
+
+    def count_parameters(self, directory: Path, folder: str) -> int:
+        """Parameters of a component, by its configuration alone."""
+        return sum(parameter.numel() for parameter in self.empty(directory, folder).parameters())
 
     def without_gradient(self, owner: str, module: "nn.Module") -> Iterable[str]:
         """Names of a module's parameters that no gradient reaches, though all are trained.
@@ -206,6 +224,23 @@ class Family(ABC):
 
         Padded and truncated as the base model was trained.
         """
+
+    def blank_tokens(self, directory: Path) -> Tensors:
+        """`tokenize`'s tensors (1, L) of some text, for their shapes alone: also where tokenizers are missing."""
+        import torch
+
+        folders = [directory / part.folder for part in self.role("tokenizer")]
+        if all(any((folder / name).is_file() for name in VOCABULARIES) for folder in folders if folder.is_dir()):
+            return self.tokenize(directory, [""])
+        tokens: Tensors = {}
+        for part in self.text_encoders(directory):
+            is_t5 = part.kind.startswith("T5")
+            positions = read_json(directory / part.folder / "config.json").get("max_position_embeddings", 77)
+            length = self.t5_tokens if is_t5 else int(positions)
+            tokens[f"{part.folder}.input_ids"] = torch.zeros(1, length, dtype=torch.int64)
+            if is_t5 and self.t5_masked:
+                tokens[f"{part.folder}.attention_mask"] = torch.ones(1, length, dtype=torch.int64)
+        return tokens
 
     @abstractmethod
     def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:

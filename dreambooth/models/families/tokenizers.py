@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
+"""Files one of which a tokenizer's folder has to have."""
+
 
 def load_tokenizer(
     directory: Path, kind: str, folder: str, text_encoder: str | None = None

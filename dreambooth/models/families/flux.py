@@ -1,0 +1,257 @@
+"""FLUX.1: a transformer on packed latents, CLIP's pooled text and T5's states, trained as a rectified flow."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreambooth.errors import InputError
+from dreambooth.models.component import (
+    VAE,
+    Component,
+    denoiser_part,
+    scheduler_part,
+    t5_part,
+    text_encoder_part,
+    tokenizer_part,
+)
+from dreambooth.models.config_fields import COUNT, NUMBER, flag, number, or_null, positive, read_json, whole
+from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors
+from dreambooth.models.families.stable_diffusion import VAE_FIELDS, field
+from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from dreambooth.models.base_settings import BaseSettings
+    from dreambooth.models.process import Process
+
+_TRANSFORMER, _SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
+_TRAINING_GUIDANCE = 1.0
+"""The dev model's guidance embedding in training.
+
+It was distilled to give at scale w what classifier-free guidance gave at w, and the loss knows the plain velocity,
+guidance 1. Trained at 3.5, it would learn that 3.5 means no guidance, and its pictures there go pale. SimpleTuner,
+x-flux and the command in diffusers' README_flux.md train at 1, while the default of diffusers' script is 3.5.
+"""
+
+
+class Flux(Family):
+    """FluxTransformer2DModel of FLUX.1 dev, with a guidance embedding, and schnell, without."""
+
+    name = "FLUX.1"
+    pipeline_class = "FluxPipeline"
+    components: tuple[Component, ...] = (
+        denoiser_part("transformer", "FluxTransformer2DModel"),
+        text_encoder_part("text_encoder", "CLIPTextModel"),
+        t5_part("text_encoder_2"),
+        VAE,
+        tokenizer_part("tokenizer", "CLIPTokenizer"),
+        tokenizer_part("tokenizer_2", "T5Tokenizer"),
+        scheduler_part("FlowMatchEulerDiscreteScheduler"),
+    )
+    # T5's 4.8 billion parameters would take more memory than SDXL, for words that T5 already spells.
+    defaults = Defaults(text_encoders=("text_encoder",), resolution=1024, num_inference_steps=28, guidance_scale=3.5)
+    fields = (
+        field(_TRANSFORMER, "in_channels", 64, COUNT, whole),
+        field(_TRANSFORMER, "guidance_embeds", False, "true or false", flag),
+        field(_TRANSFORMER, OWN_SIZE, None, f"null or {COUNT}", or_null(whole)),
+        *VAE_FIELDS,
+        field(
+            _SCHEDULER,
+            "_class_name",
+            "FlowMatchEulerDiscreteScheduler",
+            "a scheduler of flow matching, such as FlowMatchEulerDiscreteScheduler",
+            lambda value: isinstance(value, str) and value.startswith("FlowMatch"),
+        ),
+        field(_SCHEDULER, "shift", 1.0, NUMBER, positive),
+        field(_SCHEDULER, "use_dynamic_shifting", False, "true or false", flag),
+        field(_SCHEDULER, "base_shift", 0.5, "a number", number),
+        field(_SCHEDULER, "max_shift", 1.15, "a number", number),
+        field(_SCHEDULER, "base_image_seq_len", 256, COUNT, whole),
+        field(_SCHEDULER, "max_image_seq_len", 4096, COUNT, whole),
+    )
+    min_snr = False
+    sampler = "FlowMatchEulerDiscreteScheduler"
+    t5_tokens = 512
+
+    def downscaling(self, settings: "BaseSettings") -> int:
+        """The VAE halves between its blocks."""
+        return int(2 ** (len(settings["vae.block_out_channels"]) - 1))
+
+    def side_multiple(self, settings: "BaseSettings") -> int:
+        """Four positions of a latent are packed into one."""
+        return 2 * self.downscaling(settings)
+
+    def channels(self, settings: "BaseSettings") -> int:
+        """Channels of a latent before packing."""
+        return int(settings["vae.latent_channels"])
+
+    def resolution(self, settings: "BaseSettings") -> int:
+        """That of an export of ours, or the default: the configuration names none."""
+        positions = settings[f"transformer.{OWN_SIZE}"]
+        return int(self.defaults.resolution or 0) if positions is None else positions * self.downscaling(settings)
+
+    def set_resolution(self, config: dict[str, Any], positions: int) -> dict[str, Any]:
+        """In a name that diffusers passes over."""
+        return config | {OWN_SIZE: positions}
+
+    def defaults_of(self, settings: "BaseSettings") -> Defaults:
+        """Schnell samples in four steps, and takes no guidance."""
+        if settings["transformer.guidance_embeds"]:
+            return self.defaults
+        return replace(self.defaults, num_inference_steps=4, guidance_scale=1.0)
+
+    def check_trainable(self, settings: "BaseSettings") -> None:
+        """Refuse inputs besides noisy latents and text: those of the fill, depth and canny models."""
+        wanted, found = 4 * settings["vae.latent_channels"], settings["transformer.in_channels"]
+        if found != wanted:
+            raise InputError(
+                f"{settings.directory / _TRANSFORMER}: in_channels is {found}, but the VAE's latents pack into "
+                f"{wanted}; expected a base model that takes noisy latents alone (one for filling or control takes "
+                f"more)"
+            )
+
+    def schedule_warning(self, settings: "BaseSettings") -> str | None:
+        """Warn of schnell, whose distillation training undoes."""
+        if settings["transformer.guidance_embeds"] or settings["scheduler.use_dynamic_shifting"]:
+            return None
+        return (
+            "the base model is distilled to sample in a few steps (FLUX.1-schnell), which fine-tuning loosens: compare "
+            "samples of more steps too (evaluation.num_inference_steps)"
+        )
+
+    # Text.
+
+    def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":
+        """CLIP's, or T5's in tokenizer_2."""
+        if folder == "tokenizer":
+            return load_tokenizer(directory, "CLIPTokenizer", folder, "text_encoder")
+        return load_tokenizer(directory, "T5Tokenizer", folder)
+
+    def tokenize(self, directory: Path, prompts: Sequence[str]) -> Tensors:
+        """Token ids of CLIP (N, 77) and T5 (N, 512), without masks."""
+        return {
+            "text_encoder.input_ids": padded_ids(self.tokenizer(directory), prompts),
+            "text_encoder_2.input_ids": padded_ids(self.tokenizer(directory, "tokenizer_2"), prompts, self.t5_tokens),
+        }
+
+    def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:
+        """Pooled text (N, D) of CLIP, or states (N, L, D) of T5."""
+        output = text_encoder(tokens[f"{folder}.input_ids"])
+        if folder == "text_encoder":
+            return {f"{folder}.pooled": output.pooler_output}
+        return {f"{folder}.states": output.last_hidden_state}
+
+    def join(self, encoded: Tensors) -> Tensors:
+        """One of each."""
+        return {"states": encoded["text_encoder_2.states"], "pooled": encoded["text_encoder.pooled"]}
+
+    # Noise and denoiser.
+
+    def process(self, directory: Path, shape: tuple[int, int, int]) -> "Process":
+        """A rectified flow whose draw is shifted as the sampler's schedule is, the more the larger the picture.
+
+        FLUX's own draw isn't published. The density before the shift is Stable Diffusion 3's (arXiv 2403.03206), by
+        some of the same authors.
+        """
+        from dreambooth.models.process import RectifiedFlow
+
+        content = read_json(directory / _SCHEDULER)
+        schedule = {one.name: one.value(content, directory) for one in self.fields if one.file == _SCHEDULER}
+        if not schedule["use_dynamic_shifting"]:
+            return RectifiedFlow(shift=schedule["shift"])
+        fewest, most = schedule["base_image_seq_len"], schedule["max_image_seq_len"]
+        slope = (schedule["max_shift"] - schedule["base_shift"]) / (most - fewest)
+        mu = schedule["base_shift"] + slope * (shape[1] // 2 * (shape[2] // 2) - fewest)
+        return RectifiedFlow(shift=math.exp(mu))
+
+    def arguments(
+        self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
+    ) -> dict[str, Any]:
+        """Packed latents (N, HW / 4, 4C), sigma, both texts, positions (HW / 4, 3), and guidance (N,) if embedded."""
+        import torch
+
+        states, (rows, columns) = text["states"], (noisy.shape[2] // 2, noisy.shape[3] // 2)
+        arguments = {
+            "hidden_states": packed(noisy),
+            "timestep": timesteps.to(noisy.dtype),
+            "encoder_hidden_states": states,
+            "pooled_projections": text["pooled"],
+            "txt_ids": states.new_zeros(states.shape[1], 3),
+            "img_ids": _positions(rows, columns).to(noisy),
+        }
+        if config.guidance_embeds:
+            guidance = torch.full((len(noisy),), _TRAINING_GUIDANCE, dtype=torch.float32, device=noisy.device)
+            arguments["guidance"] = guidance
+        return arguments
+
+    def prediction(self, output: "Tensor", like: "Tensor") -> "Tensor":
+        """Unpacked."""
+        return unpacked(output, like.shape[2] // 2, like.shape[3] // 2)
+
+    # Sampling.
+
+    def pipeline(self, directory: Path, modules: Mapping[str, Any]) -> Any:
+        """FluxPipeline with its Euler sampler."""
+        from diffusers import FluxPipeline
+
+        pipeline = FluxPipeline(
+            **modules,
+            tokenizer=read_tokenizer(directory, "CLIPTokenizer", "tokenizer", "text_encoder"),
+            tokenizer_2=read_tokenizer(directory, "T5Tokenizer", "tokenizer_2"),
+            scheduler=_scheduler(directory),
+        )
+        positions = read_json(directory / _TRANSFORMER).get(OWN_SIZE)
+        if positions is not None:
+            pipeline.default_sample_size = positions
+        return pipeline
+
+    def prompt_arguments(self, pipeline: Any, prompts: Sequence[str], *, guided: bool) -> Tensors:
+        """prompt_embeds of T5 and pooled_prompt_embeds of CLIP."""
+        places = {text: place for place, text in enumerate(dict.fromkeys(prompts))}
+        states, pooled, _ = pipeline.encode_prompt(
+            list(places), device=pipeline.device, max_sequence_length=self.t5_tokens
+        )
+        chosen = [places[prompt] for prompt in prompts]
+        return {"prompt_embeds": states[chosen], "pooled_prompt_embeds": pooled[chosen]}
+
+    def guided(self, pipeline: Any, guidance_scale: float) -> bool:
+        """Never: the scale is an input."""
+        return False
+
+    def decode(self, pipeline: Any, x0: "Tensor", *, height: int | None, width: int | None) -> "Tensor":
+        """Unpack, then as others."""
+        side = pipeline.default_sample_size * pipeline.vae_scale_factor
+        patch = 2 * pipeline.vae_scale_factor
+        latents = unpacked(x0, (height or side) // patch, (width or side) // patch)
+        return super().decode(pipeline, latents, height=height, width=width)
+
+
+def packed(latents: "Tensor") -> "Tensor":
+    """(N, C, H, W) as (N, HW / 4, 4C): squares of 2 x 2 positions become tokens, the channel slowest."""
+    count, channels, height, width = latents.shape
+    squares = latents.reshape(count, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return squares.reshape(count, height // 2 * (width // 2), 4 * channels)
+
+
+def unpacked(tokens: "Tensor", rows: int, columns: int) -> "Tensor":
+    """The inverse of `packed`, for H = 2 rows and W = 2 columns."""
+    count, _, width = tokens.shape
+    squares = tokens.reshape(count, rows, columns, width // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return squares.reshape(count, width // 4, 2 * rows, 2 * columns)
+
+
+def _positions(rows: int, columns: int) -> "Tensor":
+    """(0, row, column) of each token (rows * columns, 3)."""
+    import torch
+
+    return torch.cartesian_prod(torch.zeros(1), torch.arange(rows).float(), torch.arange(columns).float())
+
+
+def _scheduler(directory: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler.from_pretrained(directory, subfolder="scheduler", local_files_only=True)

@@ -1,0 +1,130 @@
+"""Families of base models as a page, `dreambooth families --markdown`, from their classes and published models."""
+
+from collections.abc import Iterator
+
+from dreambooth.models.base_model import BaseModel
+from dreambooth.models.families import FAMILIES, Family
+from pipelines.plan.capacity import GPU_SIZES, MOST_GPUS, STAGES, Fewest, fewest_gpus, sampling_bytes
+from pipelines.plan.memory import peak_of
+from pipelines.plan.published import published_models, published_plan
+from pipelines.plan.run_plan import Plan
+
+_HEAD = """# Families of base models
+
+A base model is a folder that diffusers' `save_pretrained` wrote, or a hub id. Its `model_index.json` names a pipeline
+class, which decides the family. Each is one file in `dreambooth/models/families/`. This page is made by `dreambooth
+families --markdown`.
+
+## What each supports
+
+All components named *trained* are fine-tuned in all their layers, with prior preservation. `train.text_encoders`
+chooses other text encoders: `all`, `none` or their folders. Those that stay frozen encode the prompts once, and are
+freed before training. Each default gives way to a setting of yours.
+"""
+_MEMORY = """## Memory
+
+Of published models, counted from their configurations without weights: parameters in millions, GiB of tensors at the
+peak of a step on each of {workers} GPUs, and the fewest GPUs that a subject can be trained on. Steps are of one
+instance/class pair with gradient checkpointing, at the model's resolution, with the family's defaults: weights and
+Adam's moments in fp32, matrix products in bf16. A tenth of a GPU's memory is left for what isn't counted. *Offload* is
+`zero.offload_optimizer`, *frozen text* is `train.text_encoders: none`; *none* means that not even {most} GPUs with
+both are enough. *Samples* are the weights of a pipeline in fp16, which samples on one GPU.
+
+`dreambooth run --dry-run --base-model …` counts the same for your settings; the base's weights needn't be there.
+"""
+_HOW = """## How to add a family
+
+1. Write `dreambooth/models/families/<family>.py` with a subclass of `Family`, and list it in `FAMILIES`. Nothing
+   outside that folder may name it. `pixart.py` is a short one to start from.
+2. Name its `components` (folder, role, class, name of the weight files), the `fields` of its configurations that are
+   read before anything is loaded, and its `defaults`.
+3. Say how text becomes the denoiser's: `tokenize`, `encode_with` one text encoder, `join` what all gave.
+4. Say what is learnt: `process` is a `Diffusion` or a `RectifiedFlow`, `arguments` are the denoiser's by name,
+   `prediction` brings its output into the shape of x0.
+5. Say how it is sampled: `sampler`, `pipeline`, `prompt_arguments`, `call_arguments`, and `decode` if it takes more
+   than the VAE.
+6. Name parameters that no gradient reaches in `without_gradient`, and refuse inputs that training doesn't give in
+   `check_trainable`.
+7. Build a tiny random replica of its repository in `tests/replicas/<family>.py` and list it in `REPLICAS`: the tests
+   in `tests/unit/models/families/` compare replicas with the plain diffusers pipeline, in arguments, losses,
+   embeddings and pictures.
+8. Add the configurations of its published models to `dreambooth/models/published/`, and make this page anew.
+"""
+_WORKERS = 8
+_CHANGES = {"zero.offload_optimizer": "offload", "train.text_encoders: none": "frozen text"}
+
+
+def families_page() -> str:
+    """Render the tables in Markdown."""
+    plans = [published_plan(base) for base in published_models()]
+    parts = [
+        _HEAD,
+        *families_table(),
+        "",
+        _MEMORY.format(workers=_WORKERS, most=MOST_GPUS),
+        *_memory_table(plans),
+        "",
+        _HOW,
+    ]
+    return "\n".join(parts)
+
+
+def families_table() -> Iterator[str]:
+    """A row for each family."""
+    yield "| family | pipeline | components | trained | learns | sampler | min-SNR | defaults |"
+    yield "|---|---|---|---|---|---|---|---|"
+    published = published_models()
+    for family in FAMILIES:
+        of_family = [base for base in published if base.pipeline_class == family.pipeline_class]
+        cells = [family.name, f"`{family.pipeline_class}`", _components(family), _trained(family)]
+        cells += [_learnt(of_family), family.sampler, "yes" if family.min_snr else "no", _defaults(family)]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _components(family: Family) -> str:
+    parts = [part for part in family.components if part.role in ("denoiser", "text_encoder", "vae")]
+    return "<br>".join(f"`{part.folder}` {part.kind}{' (optional)' if part.optional else ''}" for part in parts)
+
+
+def _trained(family: Family) -> str:
+    return "<br>".join(f"`{folder}`" for folder in (family.denoiser.folder, *family.defaults.text_encoders))
+
+
+def _learnt(published: list[BaseModel]) -> str:
+    """Processes of a family's published models."""
+    learnt = []
+    for base in published:
+        process = base.family.process(base.directory, base.settings.x0_shape(base.resolution))
+        learnt.append(
+            f"{type(process).__name__}{f', {kind}' if (kind := getattr(process, 'prediction_type', '')) else ''}"
+        )
+    return "<br>".join(dict.fromkeys(learnt))
+
+
+def _defaults(family: Family) -> str:
+    own = family.defaults
+    rows = [f"{own.max_train_steps} steps at {own.learning_rate:g}"]
+    rows += [f"{own.num_inference_steps} sampling steps, guidance {own.guidance_scale:g}"]
+    rows += [f"{own.resolution} px"] if own.resolution else []
+    return "<br>".join(rows)
+
+
+def _memory_table(plans: list[Plan]) -> Iterator[str]:
+    stages = " | ".join(f"ZeRO-{stage}" for stage in STAGES)
+    sizes = " | ".join(f"{size} GB GPUs" for size in GPU_SIZES)
+    yield f"| model | px | parameters | {stages} | samples | {sizes} |"
+    yield f"|{'---|' * (4 + len(STAGES) + len(GPU_SIZES))}"
+    for plan in plans:
+        counts = "<br>".join(f"`{part}` {count / 1e6:.1f}" for part, count in plan.base.parameter_counts.items())
+        cells = [plan.base.address, str(plan.base.resolution), counts]
+        cells += [f"{peak_of(plan, stage, _WORKERS) / 2**30:.0f}" for stage in STAGES]
+        cells += [f"{sampling_bytes(plan) / 2**30:.0f}", *(_fewest(fewest_gpus(plan, size)) for size in GPU_SIZES)]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _fewest(fewest: Fewest) -> str:
+    if not fewest.by_stage:
+        return "none"
+    stage, count = min(fewest.by_stage.items(), key=lambda item: (item[1], item[0]))
+    changes = ", ".join(_CHANGES[change] for change in fewest.changes)
+    return f"{count} (ZeRO-{stage}{f', {changes}' if changes else ''})"

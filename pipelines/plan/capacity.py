@@ -1,0 +1,113 @@
+"""The fewest GPUs that a subject can be trained on, by their memory and ZeRO's stage; what to change where none fit.
+
+Of a plan with a GPU for each worker, whatever this machine has.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipelines.plan.describe import readable_bytes
+from pipelines.plan.memory import peak_of
+from pipelines.plan.run_plan import Plan
+
+GPU_SIZES = (24, 80, 141)
+"""Memory of common GPUs in GB: RTX 4090 and A10G; A100 and H100; H200."""
+STAGES = (0, 1, 2, 3)
+MOST_GPUS = 64
+_USABLE = 0.9 * 2**30
+"""Of each GB: the rest is for CUDA's context, fragments, and what a prediction is off by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fewest:
+    """The fewest GPUs of a size by ZeRO's stage, without those that no number up to `MOST_GPUS` is enough for.
+
+    `changes` are the settings that it takes beyond those of the plan.
+    """
+
+    size: int
+    by_stage: dict[int, int]
+    changes: tuple[str, ...] = ()
+
+
+def on_gpus(plan: Plan) -> Plan:
+    """The same plan on GPUs, which multiply in bf16 unless told not to."""
+    train = plan.config.train
+    precision = "no" if train.mixed_precision == "no" else "bf16"
+    changed = train.model_copy(update={"mixed_precision": precision})
+    return replace(plan, use_gpu=True, config=plan.config.model_copy(update={"train": changed}))
+
+
+def fewest_gpus(plan: Plan, size: int) -> Fewest:
+    """The fewest GPUs of `size` GB, with no more changes than it takes for any stage to fit."""
+    for changed, changes in _cures(on_gpus(plan)):
+        by_stage = {stage: count for stage in STAGES if (count := _fewest(changed, stage, size)) is not None}
+        if by_stage:
+            return Fewest(size=size, by_stage=by_stage, changes=changes)
+    return Fewest(size=size, by_stage={}, changes=changes)
+
+
+def describe_capacity(plan: Plan) -> list[tuple[str, str]]:
+    """(what, value) rows: memory by stage on the plan's workers, before and after it, and the fewest GPUs by size."""
+    workers = plan.config.cluster.num_workers
+    peaks = [f"ZeRO-{stage} {readable_bytes(peak_of(on_gpus(plan), stage, workers))}" for stage in STAGES]
+    each = f"{workers} GPU{'s' if workers > 1 else ''}"
+    rows = [(f"peak on {each}", ", ".join(peaks))]
+    if frozen := _frozen_text_encoders(plan):
+        parts = ", ".join(f"{folder} {readable_bytes(4 * count)}" for folder, count in frozen.items())
+        rows.append(("prompts encoded by", f"{parts}, once, freed before training"))
+    rows.append(("samples", f"{readable_bytes(sampling_bytes(plan))} of weights in fp16 on one GPU"))
+    return [*rows, *((f"{size} GB GPUs", _shown(fewest_gpus(plan, size))) for size in GPU_SIZES)]
+
+
+def sampling_bytes(plan: Plan) -> int:
+    """Weights of a pipeline that samples on one GPU: fp16, and the VAE in fp32."""
+    counts = plan.base.parameter_counts
+    return sum((4 if plan.base.family.component(folder).role == "vae" else 2) * each for folder, each in counts.items())
+
+
+def _frozen_text_encoders(plan: Plan) -> dict[str, int]:
+    """Parameters of text encoders that no step runs."""
+    present = [part.folder for part in plan.base.family.text_encoders(plan.base.directory)]
+    return {folder: plan.base.parameter_counts[folder] for folder in present if folder not in plan.run_text_encoders}
+
+
+def _shown(fewest: Fewest) -> str:
+    if not fewest.by_stage:
+        tried = f", not even with {_and_list(fewest.changes)}" if fewest.changes else ""
+        return f"none up to {MOST_GPUS}{tried}; take larger ones, or a lower images.resolution"
+    counts = ", ".join(f"{count} at ZeRO-{stage}" for stage, count in fewest.by_stage.items())
+    return f"{counts}{f', with {_and_list(fewest.changes)}' if fewest.changes else ''}"
+
+
+def _and_list(words: Sequence[str]) -> str:
+    """'a, b and c'."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def _cures(plan: Plan) -> Iterator[tuple[Plan, tuple[str, ...]]]:
+    """The plan as it is, and with one change more at a time, the cheapest first."""
+    changes: tuple[str, ...] = ()
+    yield plan, changes
+    cures: list[tuple[str, str, dict[str, Any], bool]] = [
+        ("train.gradient_checkpointing", "train", {"gradient_checkpointing": True}, True),
+        ("zero.offload_optimizer", "zero", {"offload_optimizer": True}, plan.config.train.method == "dreambooth"),
+        ("train.text_encoders: none", "train", {"text_encoders": "none"}, plan.trains_text_encoders),
+    ]
+    for name, group, update, helps in cures:
+        settings = getattr(plan.config, group)
+        if not helps or all(getattr(settings, field) == value for field, value in update.items()):
+            continue
+        config = plan.config.model_copy(update={group: settings.model_copy(update=update)})
+        plan, changes = replace(plan, config=config), (*changes, name)
+        yield plan, changes
+
+
+def _fewest(plan: Plan, stage: int, size: int) -> int | None:
+    if stage == 0 and plan.config.zero.offload_optimizer:
+        return None  # refused: offloading needs a stage
+    if plan.footprint.state_bytes(stage, MOST_GPUS) > size * _USABLE:
+        return None  # known without counting a step
+    counts = range(1, MOST_GPUS + 1) if stage else (1,)  # without ZeRO each has everything
+    return next((count for count in counts if peak_of(plan, stage, count) <= size * _USABLE), None)

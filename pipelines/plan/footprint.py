@@ -1,0 +1,45 @@
+"""Memory of one worker by ZeRO's stage and the number of workers, as pure arithmetic.
+
+fp32 throughout; ZeRO divides over workers as in its paper (arXiv 1910.02054, section 3.1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_LIVE_PARAMETERS = 1_000_000_000
+"""That ZeRO-3 keeps gathered, at most: DeepSpeed's stage3_max_live_parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What memory follows from, besides stage and workers.
+
+    `trained` and `frozen` are numbers of parameters, the latter of modules that every step runs without training them.
+    `bucket` are bytes of DeepSpeed's buckets of gradients.
+    """
+
+    trained: int
+    frozen: int = 0
+    average: bool = False
+    offload_optimizer: bool = False
+    bucket: int = 0
+
+    def state_bytes(self, stage: int, workers: int) -> int:
+        """Weights, gradients, masters, Adam moments and moving average, activations not counted."""
+        optimizer = 8 + (4 if stage else 0) + (4 if self.average else 0)
+        weights, gradients = 4 / (workers if stage == 3 else 1), 4 / (workers if stage >= 2 else 1)
+        on_device = 0 if self.offload_optimizer else optimizer / (workers if stage else 1)
+        return int(self.trained * (weights + gradients + on_device)) + int(weights * self.frozen)
+
+    def peak_bytes(self, stage: int, workers: int, step_bytes: Callable[[bool], int]) -> int:
+        """Peak of a step; `step_bytes(keep_gradients)` are those of its passes beyond the weights."""
+        gradients = 4 * self.trained
+        steady = self.state_bytes(stage, workers) - gradients // (workers if stage >= 2 else 1)
+        step = step_bytes(stage < 2)
+        if stage == 0:
+            # To be averaged over ranks, gradients are copied into one piece.
+            return steady + max(step, gradients * (2 if workers > 1 else 1))
+        if stage == 1:
+            return steady + max(step + self.bucket, gradients + gradients // workers)
+        gathered = 4 * min(self.trained, _LIVE_PARAMETERS) if stage == 3 else 0
+        return steady + step + self.bucket + gradients // workers + gathered
