@@ -79,6 +79,11 @@ class TrainingData:
     seed: int
     noise_offset: float = 0.0
 
+    @property
+    def runs_text_encoders(self) -> bool:
+        """Whether a step runs text encoders: then the text holds token ids."""
+        return any(name.endswith(".input_ids") for name in self.instance.text)
+
     def batch(self, pairs: range) -> Batch:
         """The batch of these pairs; it is the same on every rank."""
         halves = [self.instance] if self.class_ is None else [self.instance, self.class_]
@@ -99,7 +104,7 @@ class TrainingData:
         if self.noise_offset:
             noise = noise + self.noise_offset * torch.randn(shape[0], 1, 1, generator=rng)
         timestep = self.process.draw(rng)
-        conditions = self.family.draw_conditions(latents, images.conditions_of(entry), rng)
+        conditions = self.family.draw_conditions(self.process, latents, images.conditions_of(entry), rng)
         return latents, noise, timestep, images.text_of(image), conditions
 
 

@@ -46,6 +46,7 @@ def export_pipeline(
     _leave_out_what_is_missing(target)
     if resolution is not None:
         _set_resolution(target, resolution)
+    family_of(base).finish_export(target)
     for component, tensors in trained.items():
         on_disk = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
         (target / component).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Noise processes as pure functions of tensors: diffusion and rectified flow behind one protocol.
+"""Noise processes as pure functions of tensors: diffusions and rectified flow behind one protocol.
 
 Noise is an argument everywhere, so tests can be exact. A moment is an integer timestep of a `Diffusion`, and sigma in
 (0, 1] of a `RectifiedFlow`; each family scales it to its denoiser's argument.
@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from dreambooth.errors import InputError
 
@@ -88,6 +89,28 @@ class Diffusion:
             return (snr.new_tensor(min_snr_gamma) / snr).clamp(max=1)  # of a float, torch would multiply by 1 / snr
         clamped = snr.clamp(max=min_snr_gamma)
         return clamped if self.prediction_type == "sample" else clamped / (snr + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResolution(Diffusion):
+    """The diffusion of a picture whose denoiser sees a small copy of it, scaled up and noised by a diffusion of its own.
+
+    The level of that noise is a further input, so that the denoiser learns how far to trust the copy (arXiv 2205.11487,
+    section 2.3).
+    """
+
+    small: Diffusion
+    factor: int
+
+    def draw_small(self, x0: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
+        """The noised small copy of x0 (C, H, W), in its shape, and its level, a timestep of `small`, uniform."""
+        level = self.small.draw(rng)
+        noise = torch.randn(x0.shape, generator=rng)
+        side = x0.shape[-1] // self.factor
+        copy = functional.interpolate(x0[None], (side, side), mode="area")
+        # As a pipeline scales up the small picture.
+        scaled_up = functional.interpolate(copy, x0.shape[-2:], mode="bilinear", align_corners=True)
+        return self.small.noisy(scaled_up, noise[None], level[None])[0], level
 
 
 @dataclass(frozen=True, kw_only=True)

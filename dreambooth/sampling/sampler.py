@@ -94,8 +94,9 @@ def sample(
     width: int | None = None,
     batch_size: int = 8,
     dtype: torch.dtype | None = None,
+    images: Sequence[Image.Image] | None = None,
 ) -> list[Image.Image]:
-    """Sample one image per (prompt, seed) pair, in order.
+    """Sample one image per (prompt, seed) pair, in order; `images`, one a pair, are those that a stage scales up.
 
     `dtype` is that of denoiser and text encoders, emulated if necessary; None is the device's best. `height` and
     `width` in pixels default to the training resolution.
@@ -111,7 +112,7 @@ def sample(
     guided = family.guided(pipeline, guidance_scale)
     _lay_out(denoiser, dtype)
     computing = torch.autocast(pipeline.device.type, dtype, enabled=dtype is not denoiser.dtype)
-    images: list[Image.Image] = []
+    sampled: list[Image.Image] = []
     with computing, torch.no_grad():
         text = family.prompt_arguments(pipeline, prompts, guided=guided)
     for start in range(0, len(prompts), batch_size):
@@ -122,14 +123,15 @@ def sample(
             x0 = pipeline(
                 **{name: part[batch] for name, part in text.items()},
                 **family.call_arguments(guidance_scale),
+                **({} if images is None else {"image": list(images[batch])}),
                 generator=generators,
                 num_inference_steps=num_inference_steps,
                 height=height,
                 width=width,
                 output_type=family.output_type,
             ).images
-        images += _decode(family, pipeline, x0, height, width)
-    return images
+        sampled += _decode(family, pipeline, x0, height, width)
+    return sampled
 
 
 def _lay_out(denoiser: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -146,7 +148,9 @@ def _decode(
 ) -> list[Image.Image]:
     """Pictures of a pipeline's output."""
     pixels = family.decode(pipeline, x0, height=height, width=width)  # (N, 3, H, W) in [-1, 1]
+    from diffusers.image_processor import VaeImageProcessor
+
     if not torch.isfinite(pixels).all():
         raise RuntimeError("the pictures are not numbers: the weights are damaged, or overflow in half precision")
-    images: list[Image.Image] = pipeline.image_processor.postprocess(pixels)
+    images: list[Image.Image] = VaeImageProcessor().postprocess(pixels)
     return images

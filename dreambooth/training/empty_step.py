@@ -43,12 +43,14 @@ class EmptyStep:
             name: one.expand(images, *one.shape[1:]).to(device)
             for name, one in family.tokenize(directory, [""]).items()
         }
-        conditions = family.conditions([(resolution, resolution)] * images, [(0, 0)] * images, resolution)
+        conditions = family.conditions([(resolution, resolution)], [(0, 0)], resolution)
+        of_one = {name: one[0] for name, one in conditions.items()}
+        process, rng = family.process(directory, shape), torch.Generator("cpu")
+        moment, of_one = process.draw(rng), family.draw_conditions(process, torch.zeros(shape), of_one, rng)
         with torch.device(device):
             self._x0 = torch.empty(images, *shape)
-            moment = family.process(directory, shape).draw(torch.Generator("cpu"))
             self._timesteps = torch.zeros(images, dtype=moment.dtype)
-            self._conditions = {name: torch.zeros(one.shape, dtype=one.dtype) for name, one in conditions.items()}
+            self._conditions = {name: torch.zeros(images, *one.shape, dtype=one.dtype) for name, one in of_one.items()}
         self._text = {name: one for name, one in tokens.items() if name.partition(".")[0] in self.text_encoders}
         with torch.no_grad():
             for folder, module in encoders.items():

@@ -74,7 +74,9 @@ def fit(
                 instance_loss=instance,
                 prior_loss=prior,
                 learning_rate=learning_rates[0],
-                text_encoder_learning_rate=learning_rates[1] if len(learning_rates) > 1 else 0.0,
+                text_encoder_learning_rate=learning_rates[1]
+                if data.runs_text_encoders and len(learning_rates) > 1
+                else 0.0,
                 grad_norm=engine.grad_norm,
                 images_per_second=images_per_step * (step + 1 - logged) / (now - began),
             )

@@ -14,12 +14,15 @@ from dreambooth.training.model import DreamBoothModel
 def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with parameter groups for the denoiser, the text encoders and the identifier's embeddings.
 
-    Textual Inversion has the last alone.
+    Textual Inversion has the last alone. A further group, without weight decay, holds the denoiser's parameters some
+    rows of which have no gradient, so that AdamW leaves those rows as they are.
     """
     denoiser_rate, text_encoder_rate = config.learning_rates
     groups: list[dict[str, Any]] = []
+    undecayed: list[nn.Parameter] = []
     if config.method == "dreambooth":
-        groups.append({"params": _trained(model.denoiser), "lr": denoiser_rate})
+        decayed, undecayed = _denoiser(model)
+        groups.append({"params": decayed, "lr": denoiser_rate})
         if model.text_encoders:
             text_encoders = [p for text_encoder in model.text_encoders.values() for p in _trained(text_encoder)]
             groups.append({"params": text_encoders, "lr": text_encoder_rate})
@@ -27,6 +30,8 @@ def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.
         # Decay would pull the change to zero, which is where the base model passes over the identifier.
         rate = config.embedding_learning_rate
         groups.append({"params": _trained(model.identifier_embeddings), "lr": rate, "weight_decay": 0.0})
+    if undecayed:
+        groups.append({"params": undecayed, "lr": denoiser_rate, "weight_decay": 0.0})
     return torch.optim.AdamW(
         groups,
         lr=denoiser_rate,
@@ -35,6 +40,14 @@ def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.
         weight_decay=config.weight_decay,
         fused=True,  # one pass over each tensor: a fourth of the time of PyTorch's own choice on a CPU
     )
+
+
+def _denoiser(model: DreamBoothModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Trained parameters of the denoiser, with weight decay and without."""
+    partly = [model.family.partly_without_gradient(f"denoiser.{name}") for name, _ in model.denoiser.named_parameters()]
+    named = zip(model.denoiser.parameters(), partly, strict=True)
+    trained = [(parameter, rows) for parameter, rows in named if parameter.requires_grad]
+    return [parameter for parameter, rows in trained if not rows], [parameter for parameter, rows in trained if rows]
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

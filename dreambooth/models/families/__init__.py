@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
+from dreambooth.models.families.deepfloyd import DeepFloydI, DeepFloydII
 from dreambooth.models.families.family import Defaults, Family, Tensors
 from dreambooth.models.families.sd3 import StableDiffusion3
 from dreambooth.models.families.sdxl import StableDiffusionXL
@@ -29,7 +30,13 @@ __all__ = [
     "load_tokenizer",
 ]
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3())
+FAMILIES: tuple[Family, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    DeepFloydI(),
+    DeepFloydII(),
+)
 
 
 def family_of(directory: Path, *, whole: bool = True) -> Family:

@@ -150,6 +150,10 @@ class Family(ABC):
         """
         return ()
 
+    def partly_without_gradient(self, name: str) -> bool:
+        """Whether no gradient reaches some rows of a parameter; weight decay would move them, so it has none."""
+        return False
+
     def freeze(self, denoiser: "nn.Module", text_encoders: "Mapping[str, nn.Module]") -> None:
         """Freeze parameters without gradient: an optimizer would only decay them, and DDP or ZeRO waits for them."""
         for owner, module in {"denoiser": denoiser, **text_encoders}.items():
@@ -223,7 +227,7 @@ class Family(ABC):
         """
         return {}
 
-    def draw_conditions(self, x0: "Tensor", conditions: Tensors, rng: "Generator") -> Tensors:
+    def draw_conditions(self, process: "Process", x0: "Tensor", conditions: Tensors, rng: "Generator") -> Tensors:
         """Conditions of one image x0 (C, H, W) in one training step, random ones among them."""
         return conditions
 
@@ -252,6 +256,9 @@ class Family(ABC):
         """model_pred (N, C, H, W)."""
         arguments = self.arguments(denoiser.config, noisy, timesteps, text, conditions)
         return self.prediction(denoiser(**arguments, return_dict=False)[0], noisy)
+
+    def finish_export(self, directory: Path) -> None:  # noqa: B027 - most have nothing to change
+        """Change settings in an exported directory that training made untrue."""
 
     # Sampling.
 

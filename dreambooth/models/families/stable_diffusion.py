@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dreambooth.models.base_settings import BaseSettings
-    from dreambooth.models.process import Process
+    from dreambooth.models.process import Diffusion, Process
 
 _UNET, _VAE, _TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"
 _SCHEDULER, _TOKENIZER = "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"
@@ -65,16 +65,8 @@ TEXT_FIELDS = (
 )
 
 
-class LatentUNet(Family):
-    """A UNet2DConditionModel on the latents of an AutoencoderKL, with a diffusion process."""
-
-    def downscaling(self, settings: "BaseSettings") -> int:
-        """The VAE halves between its blocks."""
-        return int(2 ** (len(settings["vae.block_out_channels"]) - 1))
-
-    def channels(self, settings: "BaseSettings") -> int:
-        """Channels of a latent."""
-        return int(settings["unet.in_channels"])
+class DiffusionUNet(Family):
+    """A UNet2DConditionModel with a diffusion process."""
 
     def resolution(self, settings: "BaseSettings") -> int:
         """By the UNet's sample_size."""
@@ -95,6 +87,32 @@ class LatentUNet(Family):
         # A size below 64 that an early version of diffusers has written would be taken for a mistake.
         return config | {"sample_size": positions, "_diffusers_version": diffusers.__version__}
 
+    def schedule_warning(self, settings: "BaseSettings") -> str | None:
+        """Warn of a schedule whose last timestep can't be learnt."""
+        if not settings["scheduler.rescale_betas_zero_snr"] or settings["scheduler.prediction_type"] != "epsilon":
+            return None
+        return (
+            "the base model's schedule ends in pure noise (rescale_betas_zero_snr), and it predicts noise, which says "
+            "nothing of the picture there (arXiv 2305.08891, section 3.2); if it was trained for velocity, its "
+            "scheduler_config.json should say prediction_type v_prediction, else rescale_betas_zero_snr false"
+        )
+
+    def process(self, directory: Path, shape: tuple[int, int, int]) -> "Process":
+        """The diffusion of the base's scheduler."""
+        return load_diffusion(directory)
+
+
+class LatentUNet(DiffusionUNet):
+    """A UNet2DConditionModel on the latents of an AutoencoderKL."""
+
+    def downscaling(self, settings: "BaseSettings") -> int:
+        """The VAE halves between its blocks."""
+        return int(2 ** (len(settings["vae.block_out_channels"]) - 1))
+
+    def channels(self, settings: "BaseSettings") -> int:
+        """Channels of a latent."""
+        return int(settings["unet.in_channels"])
+
     def check_trainable(self, settings: "BaseSettings") -> None:
         """Refuse inputs besides noisy latents, timestep and text, and a scheduler of another process."""
         check_scheduler(settings, "diffusion")
@@ -111,20 +129,6 @@ class LatentUNet(Family):
                 f"takes the guidance scale as an input, which it is not trained with here; give the model that it was "
                 f"distilled from"
             )
-
-    def schedule_warning(self, settings: "BaseSettings") -> str | None:
-        """Warn of a schedule whose last timestep can't be learnt."""
-        if not settings["scheduler.rescale_betas_zero_snr"] or settings["scheduler.prediction_type"] != "epsilon":
-            return None
-        return (
-            "the base model's schedule ends in pure noise (rescale_betas_zero_snr), and it predicts noise, which says "
-            "nothing of the picture there (arXiv 2305.08891, section 3.2); if it was trained for velocity, its "
-            "scheduler_config.json should say prediction_type v_prediction, else rescale_betas_zero_snr false"
-        )
-
-    def process(self, directory: Path, shape: tuple[int, int, int]) -> "Process":
-        """The diffusion of the base's scheduler."""
-        return load_diffusion(directory)
 
     def guided(self, pipeline: Any, guidance_scale: float) -> bool:
         """A distilled UNet takes the scale as an input instead, and is asked once a step."""
@@ -197,13 +201,13 @@ class StableDiffusion(LatentUNet):
         return {"prompt_embeds": chosen, "negative_prompt_embeds": states[[places[""]]].expand_as(chosen)}
 
 
-def load_diffusion(directory: Path) -> "Process":
+def load_diffusion(directory: Path, folder: str = "scheduler") -> "Diffusion":
     """The diffusion of a base's scheduler, of whatever class: its betas and prediction type decide."""
     from diffusers import DDPMScheduler
 
     from dreambooth.models.process import Diffusion
 
-    scheduler = DDPMScheduler.from_pretrained(directory, subfolder="scheduler", local_files_only=True)
+    scheduler = DDPMScheduler.from_pretrained(directory, subfolder=folder, local_files_only=True)
     return Diffusion.from_scheduler(scheduler.alphas_cumprod, scheduler.config)
 
 

@@ -1,0 +1,223 @@
+"""DeepFloyd IF, the open kin of Imagen (arXiv 2205.11487): UNets on pixels, with T5 as text encoder.
+
+Stage I makes pictures of 64 pixels a side, stage II scales them up fourfold. Both predict noise and its variance; the
+noise alone is trained, so an exported model samples with a fixed variance, as diffusers' own script leaves it.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dreambooth.errors import InputError
+from dreambooth.models.component import SCHEDULER, Component, denoiser_part, text_encoder_part, tokenizer_part
+from dreambooth.models.families.family import Defaults, Tensors
+from dreambooth.models.families.stable_diffusion import (
+    SCHEDULE_FIELDS,
+    UNET_FIELDS,
+    DiffusionUNet,
+    dpm_solver,
+    load_diffusion,
+)
+from dreambooth.models.families.t5 import padded_with_mask, without_dropout
+from dreambooth.models.families.tokenizers import load_tokenizer, read_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator, Tensor, nn
+    from transformers import PreTrainedTokenizerBase
+
+    from dreambooth.models.base_settings import BaseSettings
+    from dreambooth.models.process import Process, SuperResolution
+
+_COLOURS = 3
+_TOKENS = 77
+"""Tokens of a prompt, as the models were trained; T5 could read more."""
+_LEAST_LAMBDA = -5.1
+"""Half the log-SNR where sampling starts: nearer to the pure noise that a cosine schedule ends in, rounding rules."""
+_SCALED_UP = 4
+_NOISING = "image_noising_scheduler"
+
+_COMPONENTS = (
+    denoiser_part("unet", "UNet2DConditionModel"),
+    text_encoder_part("text_encoder", "T5EncoderModel"),
+    tokenizer_part("tokenizer", "T5Tokenizer"),
+    SCHEDULER,
+)
+
+
+class PixelUNet(DiffusionUNet):
+    """A UNet on pixels that reads T5's states, which T5's attention mask keeps clear of padding."""
+
+    components: tuple[Component, ...] = _COMPONENTS
+    fields = (*UNET_FIELDS, *SCHEDULE_FIELDS)
+    inputs: int
+    """Channels that the UNet takes."""
+
+    def downscaling(self, settings: "BaseSettings") -> int:
+        """There is no VAE."""
+        return 1
+
+    def channels(self, settings: "BaseSettings") -> int:
+        """Red, green and blue."""
+        return _COLOURS
+
+    def check_trainable(self, settings: "BaseSettings") -> None:
+        """Refuse other inputs."""
+        if settings["unet.in_channels"] != self.inputs:
+            raise InputError(
+                f"{settings.directory / 'unet' / 'config.json'}: in_channels is {settings['unet.in_channels']}; "
+                f"expected {self.inputs}, as {self.name} has"
+            )
+
+    def load(self, directory: Path, folder: str, dtype: "torch.dtype | None" = None) -> "nn.Module":
+        """T5 without dropout."""
+        module = super().load(directory, folder, dtype)
+        return without_dropout(module) if self.component(folder).role == "text_encoder" else module
+
+    def partly_without_gradient(self, name: str) -> bool:
+        """The last convolution's rows for the variance have none."""
+        return name in ("denoiser.conv_out.weight", "denoiser.conv_out.bias")
+
+    def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":
+        """T5's tokenizer, which reads 77 tokens in lower case."""
+        return _in_lower_case(load_tokenizer(directory, "T5Tokenizer", folder))
+
+    def tokenize(self, directory: Path, prompts: Sequence[str]) -> Tensors:
+        """Token ids and attention mask (N, 77) of prompts in lower case, without space around them."""
+        prompts = [prompt.lower().strip() for prompt in prompts]
+        return padded_with_mask("text_encoder", self.tokenizer(directory), prompts, _TOKENS)
+
+    def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:
+        """Last hidden state (N, 77, D); the UNet sees all of it, padding too."""
+        ids, mask = tokens[f"{folder}.input_ids"], tokens[f"{folder}.attention_mask"]
+        return {f"{folder}.states": text_encoder(ids, attention_mask=mask).last_hidden_state}
+
+    def join(self, encoded: Tensors) -> Tensors:
+        """The only states."""
+        return {"states": encoded["text_encoder.states"]}
+
+    def encode_images(self, vae: Any, pixels: "Tensor") -> "tuple[Tensor, Tensor]":
+        """The pixels."""
+        import torch
+
+        return pixels.cpu(), torch.zeros_like(pixels, device="cpu")
+
+    def arguments(
+        self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
+    ) -> dict[str, Any]:
+        """Noisy pixels, integer timesteps, encoder_hidden_states."""
+        return {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": text["states"]}
+
+    def prediction(self, output: "Tensor", like: "Tensor") -> "Tensor":
+        """The noise, without its variance."""
+        return output[:, : like.shape[1]]
+
+    def finish_export(self, directory: Path) -> None:
+        """A fixed variance for samplers that need one: that of the base fits the noise that it predicted."""
+        path = directory / SCHEDULER.folder / "scheduler_config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"variance_type": "fixed_small"}, indent=2) + "\n")
+
+    @abstractmethod
+    def assemble(self, directory: Path, parts: Mapping[str, Any]) -> Any:
+        """The pipeline of parts by name."""
+
+    def pipeline(self, directory: Path, modules: Mapping[str, Any]) -> Any:
+        """With DPM-Solver++ (arXiv 2211.01095), which thresholds as the base's scheduler does; without watermark."""
+        unused = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
+        parts = {
+            "tokenizer": read_tokenizer(directory, "T5Tokenizer", "tokenizer"),
+            "scheduler": dpm_solver(directory, lambda_min_clipped=_LEAST_LAMBDA),
+            "requires_safety_checker": False,
+        }
+        return self.assemble(directory, {**modules, **parts, **unused})
+
+    def prompt_arguments(self, pipeline: Any, prompts: Sequence[str], *, guided: bool) -> Tensors:
+        """prompt_embeds and negative_prompt_embeds."""
+        places = {text: place for place, text in enumerate(dict.fromkeys([*prompts, ""]))}
+        states, _ = pipeline.encode_prompt(list(places), do_classifier_free_guidance=False)
+        chosen = states[[places[prompt] for prompt in prompts]]
+        return {"prompt_embeds": chosen, "negative_prompt_embeds": states[[places[""]]].expand_as(chosen)}
+
+    output_type = "pt"
+
+    def decode(self, pipeline: Any, x0: "Tensor", *, height: int | None, width: int | None) -> "Tensor":
+        """The pixels."""
+        return x0
+
+
+class DeepFloydI(PixelUNet):
+    """Stage I, a text-to-image model on its own."""
+
+    name = "DeepFloyd IF, stage I"
+    pipeline_class = "IFPipeline"
+    defaults = Defaults(text_encoders=(), learning_rate=1e-7, guidance_scale=7.0)
+    inputs = _COLOURS
+
+    def assemble(self, directory: Path, parts: Mapping[str, Any]) -> Any:
+        """IFPipeline."""
+        from diffusers import IFPipeline
+
+        return IFPipeline(**parts)
+
+
+class DeepFloydII(PixelUNet):
+    """Stage II: beside x_t the UNet sees the small picture, scaled up and noised; the level of that noise is its class.
+
+    That is what sampling gives it. diffusers' training script gives x_t twice instead, and its timestep as the level.
+    """
+
+    name = "DeepFloyd IF, stage II"
+    pipeline_class = "IFSuperResolutionPipeline"
+    components = (*_COMPONENTS, Component(folder=_NOISING, role="scheduler", library="diffusers", kind="DDPMScheduler"))
+    defaults = Defaults(text_encoders=(), learning_rate=1e-7, num_inference_steps=25, guidance_scale=4.0)
+    inputs = 2 * _COLOURS
+
+    def process(self, directory: Path, shape: tuple[int, int, int]) -> "Process":
+        """The diffusion of the base's scheduler, and that of the small picture."""
+        from dreambooth.models.process import SuperResolution
+
+        large, small = load_diffusion(directory), load_diffusion(directory, _NOISING)
+        return SuperResolution(
+            alphas_cumprod=large.alphas_cumprod,
+            prediction_type=large.prediction_type,
+            small=small,
+            factor=_SCALED_UP,
+        )
+
+    def draw_conditions(self, process: "Process", x0: "Tensor", conditions: Tensors, rng: "Generator") -> Tensors:
+        """The small picture in x0's shape and the level of its noise."""
+        small, level = cast("SuperResolution", process).draw_small(x0, rng)
+        return {"small": small, "noise_level": level}
+
+    def arguments(
+        self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
+    ) -> dict[str, Any]:
+        """x_t and the small picture as one, and its noise level besides."""
+        import torch
+
+        sample = torch.cat([noisy, conditions["small"]], dim=1)
+        further = {"class_labels": conditions["noise_level"]}
+        return super().arguments(config, sample, timesteps, text, conditions) | further
+
+    def assemble(self, directory: Path, parts: Mapping[str, Any]) -> Any:
+        """IFSuperResolutionPipeline, whose call needs an image."""
+        from diffusers import DDPMScheduler, IFSuperResolutionPipeline
+
+        noising = DDPMScheduler.from_pretrained(directory, subfolder=_NOISING, local_files_only=True)
+        return IFSuperResolutionPipeline(**parts, image_noising_scheduler=noising)
+
+
+@lru_cache(maxsize=16)
+def _in_lower_case(tokenizer: Any) -> "PreTrainedTokenizerBase":
+    """A tokenizer that reads as the pipelines do: at most 77 tokens, in lower case."""
+    from tokenizers import normalizers
+
+    tokenizer.model_max_length = _TOKENS
+    backend = tokenizer.backend_tokenizer
+    others = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
+    return cast("PreTrainedTokenizerBase", tokenizer)
