@@ -93,7 +93,7 @@ class Diffusion:
 
 @dataclass(frozen=True, kw_only=True)
 class SuperResolution(Diffusion):
-    """The diffusion of a picture whose denoiser sees a small copy of it, scaled up and noised by a diffusion of its own.
+    """Diffusion of a picture whose denoiser sees a small copy of it, scaled up and noised by a diffusion of its own.
 
     The level of that noise is a further input, so that the denoiser learns how far to trust the copy (arXiv 2205.11487,
     section 2.3).

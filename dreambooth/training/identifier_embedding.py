@@ -32,14 +32,14 @@ class IdentifierEmbedding(nn.Module):
                 self.change.copy_(table.weight[like] - table.weight[token_ids])
         self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
         self._table_name = next(name for name, weight in text_encoder.named_parameters() if weight is table.weight)
-        table.register_forward_hook(lambda _, inputs, output: self(inputs[0], output))
+        for used in _tables_of(text_encoder):
+            used.register_forward_hook(lambda _, inputs, output: self(inputs[0], output))
 
     def added_to(self, text_encoder: nn.Module, change: Tensor) -> None:
         """Apply `change` (N, D) to the embeddings of another text encoder."""
         ids = self.token_ids.to(change.device)
-        _table_of(text_encoder).register_forward_hook(
-            lambda _, inputs, output: _changed(inputs[0], output, ids, change)
-        )
+        for table in _tables_of(text_encoder):
+            table.register_forward_hook(lambda _, inputs, output: _changed(inputs[0], output, ids, change))
 
     def forward(self, input_ids: Tensor, embeddings: Tensor) -> Tensor:
         """Embeddings (B, L, D) of input_ids (B, L), changed where a token is the identifier's."""
@@ -60,3 +60,9 @@ def _changed(input_ids: Tensor, embeddings: Tensor, token_ids: Tensor, change: T
 def _table_of(text_encoder: nn.Module) -> nn.Embedding:
     table: nn.Embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
     return table
+
+
+def _tables_of(text_encoder: nn.Module) -> list[nn.Embedding]:
+    """All modules that are its table: T5 has two with one weight, and looks up tokens in the second."""
+    weight = _table_of(text_encoder).weight
+    return [one for one in text_encoder.modules() if isinstance(one, nn.Embedding) and one.weight is weight]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dreambooth.errors import InputError
-from dreambooth.models.component import SCHEDULER, Component, denoiser_part, text_encoder_part, tokenizer_part
+from dreambooth.models.component import Component, denoiser_part, scheduler_part, text_encoder_part, tokenizer_part
 from dreambooth.models.families.family import Defaults, Tensors
 from dreambooth.models.families.stable_diffusion import (
     SCHEDULE_FIELDS,
@@ -44,7 +44,7 @@ _COMPONENTS = (
     denoiser_part("unet", "UNet2DConditionModel"),
     text_encoder_part("text_encoder", "T5EncoderModel"),
     tokenizer_part("tokenizer", "T5Tokenizer"),
-    SCHEDULER,
+    scheduler_part("DDPMScheduler"),
 )
 
 
@@ -117,7 +117,7 @@ class PixelUNet(DiffusionUNet):
 
     def finish_export(self, directory: Path) -> None:
         """A fixed variance for samplers that need one: that of the base fits the noise that it predicted."""
-        path = directory / SCHEDULER.folder / "scheduler_config.json"
+        path = directory / "scheduler" / "scheduler_config.json"
         config = json.loads(path.read_text())
         path.write_text(json.dumps(config | {"variance_type": "fixed_small"}, indent=2) + "\n")
 
@@ -175,6 +175,13 @@ class DeepFloydII(PixelUNet):
     components = (*_COMPONENTS, Component(folder=_NOISING, role="scheduler", library="diffusers", kind="DDPMScheduler"))
     defaults = Defaults(text_encoders=(), learning_rate=1e-7, num_inference_steps=25, guidance_scale=4.0)
     inputs = 2 * _COLOURS
+
+    def check_trainable(self, settings: "BaseSettings") -> None:
+        """Refuse it: there is no picture without a small one."""
+        raise InputError(
+            f"{settings.directory} holds {self.name}, which scales up the pictures of another model; give stage I as "
+            f"base_model"
+        )
 
     def process(self, directory: Path, shape: tuple[int, int, int]) -> "Process":
         """The diffusion of the base's scheduler, and that of the small picture."""
