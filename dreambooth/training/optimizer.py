@@ -44,10 +44,9 @@ def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.
 
 def _denoiser(model: DreamBoothModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trained parameters of the denoiser, with weight decay and without."""
-    partly = [model.family.partly_without_gradient(f"denoiser.{name}") for name, _ in model.denoiser.named_parameters()]
-    named = zip(model.denoiser.parameters(), partly, strict=True)
-    trained = [(parameter, rows) for parameter, rows in named if parameter.requires_grad]
-    return [parameter for parameter, rows in trained if not rows], [parameter for parameter, rows in trained if rows]
+    partly = set(model.family.partly_without_gradient(model.denoiser))
+    trained = [(name, one) for name, one in model.denoiser.named_parameters() if one.requires_grad]
+    return [one for name, one in trained if name not in partly], [one for name, one in trained if name in partly]
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

@@ -6,26 +6,26 @@ noise alone is trained, so an exported model samples with a fixed variance, as d
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dreambooth.errors import InputError
-from dreambooth.models.component import Component, denoiser_part, scheduler_part, text_encoder_part, tokenizer_part
+from dreambooth.models.component import Component, denoiser_part, scheduler_part, t5_part, tokenizer_part
+from dreambooth.models.config_fields import list_of, whole
 from dreambooth.models.families.family import Defaults, Tensors
 from dreambooth.models.families.stable_diffusion import (
     SCHEDULE_FIELDS,
     UNET_FIELDS,
     DiffusionUNet,
     dpm_solver,
+    field,
     load_diffusion,
 )
-from dreambooth.models.families.t5 import padded_with_mask, without_dropout
-from dreambooth.models.families.tokenizers import load_tokenizer, read_tokenizer
+from dreambooth.models.families.tokenizers import load_tokenizer, padded_with_mask, read_tokenizer
 
 if TYPE_CHECKING:
-    import torch
     from torch import Generator, Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
@@ -42,7 +42,7 @@ _NOISING = "image_noising_scheduler"
 
 _COMPONENTS = (
     denoiser_part("unet", "UNet2DConditionModel"),
-    text_encoder_part("text_encoder", "T5EncoderModel"),
+    t5_part("text_encoder"),
     tokenizer_part("tokenizer", "T5Tokenizer"),
     scheduler_part("DDPMScheduler"),
 )
@@ -52,13 +52,23 @@ class PixelUNet(DiffusionUNet):
     """A UNet on pixels that reads T5's states, which T5's attention mask keeps clear of padding."""
 
     components: tuple[Component, ...] = _COMPONENTS
-    fields = (*UNET_FIELDS, *SCHEDULE_FIELDS)
+    fields = (
+        *UNET_FIELDS,
+        field(
+            "unet/config.json", "block_out_channels", (320, 640, 1280, 1280), "a list of whole numbers", list_of(whole)
+        ),
+        *SCHEDULE_FIELDS,
+    )
     inputs: int
     """Channels that the UNet takes."""
 
     def downscaling(self, settings: "BaseSettings") -> int:
         """There is no VAE."""
         return 1
+
+    def side_multiple(self, settings: "BaseSettings") -> int:
+        """The UNet halves between its blocks, and doubles: it knows no odd sides."""
+        return int(2 ** (len(settings["unet.block_out_channels"]) - 1))
 
     def channels(self, settings: "BaseSettings") -> int:
         """Red, green and blue."""
@@ -72,14 +82,9 @@ class PixelUNet(DiffusionUNet):
                 f"expected {self.inputs}, as {self.name} has"
             )
 
-    def load(self, directory: Path, folder: str, dtype: "torch.dtype | None" = None) -> "nn.Module":
-        """T5 without dropout."""
-        module = super().load(directory, folder, dtype)
-        return without_dropout(module) if self.component(folder).role == "text_encoder" else module
-
-    def partly_without_gradient(self, name: str) -> bool:
-        """The last convolution's rows for the variance have none."""
-        return name in ("denoiser.conv_out.weight", "denoiser.conv_out.bias")
+    def partly_without_gradient(self, denoiser: "nn.Module") -> Iterable[str]:
+        """The last convolution, whose rows for the variance have none."""
+        return ("conv_out.weight", "conv_out.bias")
 
     def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":
         """T5's tokenizer, which reads 77 tokens in lower case."""
@@ -88,7 +93,8 @@ class PixelUNet(DiffusionUNet):
     def tokenize(self, directory: Path, prompts: Sequence[str]) -> Tensors:
         """Token ids and attention mask (N, 77) of prompts in lower case, without space around them."""
         prompts = [prompt.lower().strip() for prompt in prompts]
-        return padded_with_mask("text_encoder", self.tokenizer(directory), prompts, _TOKENS)
+        ids, mask = padded_with_mask(self.tokenizer(directory), prompts)
+        return {"text_encoder.input_ids": ids, "text_encoder.attention_mask": mask}
 
     def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:
         """Last hidden state (N, 77, D); the UNet sees all of it, padding too."""

@@ -150,9 +150,12 @@ class Family(ABC):
         """
         return ()
 
-    def partly_without_gradient(self, name: str) -> bool:
-        """Whether no gradient reaches some rows of a parameter; weight decay would move them, so it has none."""
-        return False
+    def partly_without_gradient(self, denoiser: "nn.Module") -> Iterable[str]:
+        """Names of the denoiser's parameters some rows of which no gradient reaches.
+
+        Weight decay would move those rows, so these parameters have none.
+        """
+        return ()
 
     def freeze(self, denoiser: "nn.Module", text_encoders: "Mapping[str, nn.Module]") -> None:
         """Freeze parameters without gradient: an optimizer would only decay them, and DDP or ZeRO waits for them."""

@@ -66,3 +66,9 @@ def padded_ids(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], len
         return_tensors="pt",
     ).input_ids
     return ids
+
+
+def padded_with_mask(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> "tuple[Tensor, Tensor]":
+    """Token ids and attention mask (N, L), the latter 0 where padded; truncated to the tokenizer's own length."""
+    encoded = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+    return encoded.input_ids, encoded.attention_mask
