@@ -13,8 +13,7 @@ REPLICAS: dict[str, Callable[[Path], None]] = {
     "stable-diffusion-2.1-v": stable_diffusion.build_velocity,
     "stable-diffusion-xl": sdxl.build,
     "stable-diffusion-3.5": sd3.build,
-    "deepfloyd-if-1": deepfloyd.build,
-    "deepfloyd-if-2": deepfloyd.build_super_resolution,
+    "deepfloyd-if": deepfloyd.build,
     "stable-diffusion-3-without-t5": sd3.build_without_t5,
 }
 """Functions that write a repository into a folder, by name. Weights are drawn from torch's global generator."""

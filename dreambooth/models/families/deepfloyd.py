@@ -99,8 +99,8 @@ class PixelUNet(DiffusionUNet):
     def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:
         """Last hidden state (N, 77, D); the UNet sees all of it, padding too."""
         ids, mask = tokens[f"{folder}.input_ids"], tokens[f"{folder}.attention_mask"]
-        mask = None if mask.is_meta else mask  # its values would be looked at
-        return {f"{folder}.states": text_encoder(ids, attention_mask=mask).last_hidden_state}
+        readable = None if mask.is_meta else mask  # its values would be looked at
+        return {f"{folder}.states": text_encoder(ids, attention_mask=readable).last_hidden_state}
 
     def join(self, encoded: Tensors) -> Tensors:
         """The only states."""

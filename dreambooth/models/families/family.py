@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
@@ -181,7 +182,14 @@ class Family(ABC):
                 raise InputError(
                     f"train.text_encoders names {', '.join(unknown)}, but the base model has {', '.join(present)}"
                 )
-        return tuple(folder for folder in present if folder in wanted)
+        run = tuple(folder for folder in present if folder in wanted)
+        for name in () if run else RATES_OF_TEXT_ENCODER:
+            if (rate := getattr(train, name)) is not None:
+                raise InputError(
+                    f"train.{name} is {rate}, but no text encoder of the base model is trained by default; leave it "
+                    f"out, or name those to train: train.text_encoders [{', '.join(present)}]"
+                )
+        return run
 
     @abstractmethod
     def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from replicas import REPLICAS
+from replicas import deepfloyd
+from replicas.plain import plain_pipeline
 from torch import Tensor
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
@@ -31,7 +32,7 @@ from dreambooth.training.engine import TorchEngine
 from dreambooth.training.loop import fit
 from dreambooth.training.model import DreamBoothModel, load_model
 
-STAGES = ("deepfloyd-if-1", "deepfloyd-if-2")
+STAGES = {"deepfloyd-if-1": deepfloyd.build, "deepfloyd-if-2": deepfloyd.build_super_resolution}
 SIDES = {"deepfloyd-if-1": 16, "deepfloyd-if-2": 64}
 PROMPTS = [" A photo of SKS dog ", "a cat on the beach"]
 
@@ -46,9 +47,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bases")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for name in STAGES:
+        for name, build in STAGES.items():
             (folder / name).mkdir()
-            REPLICAS[name](folder / name)
+            build(folder / name)
     return {name: folder / name for name in STAGES}
 
 
@@ -78,18 +79,6 @@ def prepared(base: Path, config: DreamBoothConfig, photos: Path) -> TrainingData
     side = 64 if family_of(base).pipeline_class == "IFSuperResolutionPipeline" else 16
     class_images = [Image.open(path).resize((side, side)) for path in sorted(photos.iterdir())]
     return prepare_data(base, config, images, class_images)
-
-
-def plain_pipeline(directory: Path) -> Any:
-    """As anyone would load it; the safety checker's class can't be loaded by transformers 5."""
-    from diffusers import DiffusionPipeline
-
-    unused = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
-    pipeline = DiffusionPipeline.from_pretrained(
-        directory, local_files_only=True, requires_safety_checker=False, dtype=torch.float32, **unused
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def further(stage: str, count: int) -> dict[str, Any]:
@@ -278,6 +267,11 @@ class TestTraining:
             assert not torch.equal(after[name][:3], before[name][:3])
         assert [name for name in before if torch.equal(after[name], before[name])] == []
         assert rates == [0.0, 0.0]
+
+    def test_a_rate_for_a_text_encoder_that_is_not_trained_is_refused(self, base: Path, photos: Path) -> None:
+        config = configured(base, photos, text_encoder_learning_rate=1e-6)
+        with pytest.raises(InputError, match=r"text_encoder_learning_rate is 1e-06, but no text encoder"):
+            load_model(base, config)
 
     def test_a_trained_t5_draws_nothing_at_random(self, base: Path, photos: Path) -> None:
         config = configured(base, photos, text_encoders="all")
