@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.config.addresses import shown
+from dreambooth.models.families import load_tokenizer
 from pipelines.driver.follow import complete_curves, complete_pictures
 from pipelines.driver.summary import PersonalizeResult, write_summary
 from pipelines.driver.train_stage import TrainResult, find_result
@@ -167,6 +168,7 @@ def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> Regist
                 num_inference_steps=config.evaluation.num_inference_steps,
                 guidance_scale=config.evaluation.guidance_scale,
                 resolution=int(config.images.resolution or 0),
+                tokens=load_tokenizer(plan.base.directory).model_max_length,
             ),
             extra=upload_seconds(size),
         )

@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dreambooth.quiet import quiet
 from pipelines.cluster.environment import environment
@@ -30,7 +31,16 @@ from mlflow.models import ModelSignature  # isort: skip
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema  # isort: skip
 
 RESULT_TAG = "dreambooth.result_key"
-_REQUIREMENTS = ("torch", "diffusers", "transformers", "safetensors", "pillow")
+_REQUIREMENTS = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "sentencepiece",
+    "protobuf",
+    "safetensors",
+    "pillow",
+)
 _WEIGHTS = Path("artifacts", "pipeline")  # where MLflow puts an artifact named "pipeline"
 
 
@@ -57,11 +67,13 @@ def register(
     num_inference_steps: int,
     guidance_scale: float,
     resolution: int = 0,
+    tokens: int | None = None,
 ) -> RegisteredVersion:
     """Register a diffusers directory as the next version of a model; the same `result_key` twice is one version.
 
     `num_inference_steps`, `guidance_scale` and `resolution` (in pixels; 0: the directory's own) become the served
-    model's defaults. `tags` go onto the version, with the identifier and the class noun.
+    model's defaults. `tags` go onto the version, with the identifier and the class noun. Prompts of more than `tokens`
+    tokens are refused; None: as many as the tokenizer or its text encoder reads.
     """
     client = connect(tracking_uri)
     quiet()
@@ -78,7 +90,7 @@ def register(
                 package,
                 model_directory,
                 prompt=f"a photo of [V] {class_noun}",
-                identifier=identifier,
+                settings={"identifier": identifier, "tokens": tokens},
                 signature=_signature(num_inference_steps, guidance_scale, resolution),
             )
             model_id = _upload(client, package, run_id, re.sub(r"[^\w-]", "-", name), all_tags)
@@ -188,7 +200,7 @@ def _signature(num_inference_steps: int, guidance_scale: float, resolution: int)
 
 
 def _write_package(
-    package: Path, model_directory: Path, *, prompt: str, identifier: str, signature: ModelSignature
+    package: Path, model_directory: Path, *, prompt: str, settings: Mapping[str, Any], signature: ModelSignature
 ) -> None:
     """Let MLflow write all of a model but its weights, then put links to those in their place."""
     with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +213,7 @@ def _write_package(
             package,
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={"pipeline": str(stand_in)},
-            model_config={"identifier": identifier},
+            model_config=dict(settings),
             signature=signature,
             input_example=(pd.DataFrame({"prompt": [prompt]}), {"seed": 1}),
             pip_requirements=[f"{package}=={_public_version(package)}" for package in _REQUIREMENTS],

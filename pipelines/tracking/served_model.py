@@ -9,6 +9,7 @@ base and put the two together.
 
 import base64
 import importlib.util
+import inspect
 import io
 import json
 import re
@@ -40,6 +41,11 @@ class DreamBoothModel(PythonModel):
         with _whole(Path(context.artifacts["pipeline"])) as directory:
             pipeline = _load(directory, torch.float16 if cuda else torch.float32).to("cuda" if cuda else "cpu")
         self.pipeline = pipeline
+        arguments = inspect.signature(pipeline.__call__).parameters
+        unwanted = ("clean_caption", "use_resolution_binning")  # they change the prompt, or the size
+        self.settings = {name: False for name in unwanted if name in arguments}
+        if tokens := context.model_config.get("tokens"):
+            pipeline.tokenizer.model_max_length = min(pipeline.tokenizer.model_max_length, tokens)
         # A CPU that multiplies bf16 itself is twice as fast with it.
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         self.bf16 = not cuda and native
@@ -77,6 +83,7 @@ class DreamBoothModel(PythonModel):
                         height=height,
                         width=width,
                         output_type="latent" if self._vae else "pt",
+                        **self.settings,
                     ).images
             except ValueError as error:  # a side that this denoiser can't divide
                 raise MlflowException.invalid_parameter_value(f"height {height}, width {width}: {error}") from None
@@ -135,9 +142,12 @@ def _load(directory: Path, dtype: torch.dtype) -> Any:
         low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
         **without,
     )
+    config = pipeline.scheduler.config
     flow = type(pipeline.scheduler).__name__.startswith("FlowMatch")
     sampler = FlowMatchEulerDiscreteScheduler if flow else DPMSolverMultistepScheduler
-    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
+    # Nearer to the pure noise that a cosine schedule ends in, rounding would rule.
+    cosine = {"lambda_min_clipped": -5.1} if config.get("beta_schedule") == "squaredcos_cap_v2" else {}
+    pipeline.scheduler = sampler.from_config(config, **cosine)
     pipeline.set_progress_bar_config(disable=True)
     if vae := pipeline.components.get("vae"):
         vae.to(torch.float32)

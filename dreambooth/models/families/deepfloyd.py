@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 _COLOURS = 3
 _TOKENS = 77
 """Tokens of a prompt, as the models were trained; T5 could read more."""
-_LEAST_LAMBDA = -5.1
-"""Half the log-SNR where sampling starts: nearer to the pure noise that a cosine schedule ends in, rounding rules."""
 _SCALED_UP = 4
 _NOISING = "image_noising_scheduler"
 
@@ -137,7 +135,7 @@ class PixelUNet(DiffusionUNet):
         unused = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
         parts = {
             "tokenizer": read_tokenizer(directory, "T5Tokenizer", "tokenizer"),
-            "scheduler": dpm_solver(directory, lambda_min_clipped=_LEAST_LAMBDA),
+            "scheduler": dpm_solver(directory),
             "requires_safety_checker": False,
         }
         return self.assemble(directory, {**modules, **parts, **unused})

@@ -211,9 +211,15 @@ def load_diffusion(directory: Path, folder: str = "scheduler") -> "Diffusion":
     return Diffusion.from_scheduler(scheduler.alphas_cumprod, scheduler.config)
 
 
+_LEAST_LAMBDA = -5.1
+"""Half the log-SNR where sampling of a cosine schedule starts: nearer to its pure noise, rounding would rule."""
+
+
 def dpm_solver(directory: Path, **settings: Any) -> Any:
-    """DPM-Solver++ with a base's noise schedule."""
+    """DPM-Solver++ with a base's noise schedule, and thresholds if it has any."""
     from diffusers import DPMSolverMultistepScheduler as Sampler
 
     config = Sampler.load_config(directory, subfolder="scheduler", local_files_only=True)
+    if config.get("beta_schedule") == "squaredcos_cap_v2":
+        settings = {"lambda_min_clipped": _LEAST_LAMBDA, **settings}
     return Sampler.from_config(config, **settings)

@@ -112,7 +112,7 @@ class TestProcess:
 
     def decoded(self, plain: Any, x0: Tensor) -> Tensor:
         if getattr(plain, "vae", None) is None:
-            return x0 / 2 + 0.5
+            return x0  # as a pipeline of pixels gives them
         settings = plain.vae.config
         with torch.no_grad():
             pixels = plain.vae.decode(x0 / settings.scaling_factor + (settings.shift_factor or 0)).sample
