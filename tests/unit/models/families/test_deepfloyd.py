@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -352,6 +354,29 @@ class TestExport:
         assert (tmp_path / "model" / "tokenizer" / "spiece.model") in files
         for path in files:
             assert (tmp_path / "copy" / path.relative_to(tmp_path / "model")).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")  # older versions know no other name
+def test_the_served_model_refuses_what_the_model_would_not_read(bases: dict[str, Path]) -> None:
+    """T5's tokenizer would take 512 tokens."""
+    from pipelines.tracking.client import quietly
+
+    with quietly():
+        from mlflow.exceptions import MlflowException
+
+        from pipelines.tracking.served_model import DreamBoothModel
+
+    base = bases["deepfloyd-if-1"]
+    tokens = load_tokenizer(base).model_max_length
+    context: Any = SimpleNamespace(
+        artifacts={"pipeline": str(base)}, model_config={"identifier": "sks", "tokens": tokens}
+    )
+    served: Any = DreamBoothModel()
+    served.load_context(context)
+    settings = {"seed": 0, "num_inference_steps": 1, "guidance_scale": 1.0, "height": 0, "width": 0}
+    assert len(served.predict(context, pd.DataFrame({"prompt": ["[V] " + "dog " * 75]}), settings)) == 1
+    with pytest.raises(MlflowException, match="has 78 tokens, and the model reads 77"):
+        served.predict(context, pd.DataFrame({"prompt": ["[V] " + "dog " * 76]}), settings)
 
 
 def write_vocabulary(path: Path, *, rare: list[str]) -> None:
