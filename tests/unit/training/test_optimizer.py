@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dreambooth.config.train import TrainConfig
+from dreambooth.models.families.stable_diffusion import StableDiffusion
 from dreambooth.models.process import Diffusion
 from dreambooth.training.model import DreamBoothModel
 from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer, learning_rate_factor
@@ -16,7 +17,7 @@ from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer, l
 
 def model(*, with_text_encoder: bool = True) -> DreamBoothModel:
     return DreamBoothModel(
-        family=None,  # type: ignore[arg-type]
+        family=StableDiffusion(),
         denoiser=nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
         text_encoders={"text_encoder": nn.Linear(3, 3)} if with_text_encoder else {},
         process=Diffusion(alphas_cumprod=torch.ones(1)),
