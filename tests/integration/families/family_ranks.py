@@ -2,7 +2,7 @@
 
     RANK=0 WORLD_SIZE=2 ... python family_ranks.py OUTPUT BASE_MODEL...
 
-Rank 0 writes OUTPUT/<folder of a base model>.pt: curves and exported names by engine.
+Rank 0 writes OUTPUT/<folder of a base model>.pt: curves and exported weights by engine.
 """
 
 import sys
@@ -55,7 +55,7 @@ def _run(base: Path, output: Path) -> None:
         case = Case(stage=stage)
         engine = engine_of(base, config, case)
         curve = curve_of(engine, data, config)
-        result[case.name] = {"curve": curve, "names": sorted(engine.state_dict())}
+        result[case.name] = {"curve": curve, "state": dict(engine.state_dict())}
         if stage is not None:
             engine.close()
     if dist.get_rank() == 0:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from family_ranks import configuration, training_data
 from PIL import Image
-from replicas import REPLICAS
+from replicas import REPLICAS, deepfloyd
 from two_ranks import STAGES, Case, curve_of
 
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.model import load_model
 
 SCRIPT = Path(__file__).with_name("family_ranks.py")
+BUILDS = {**REPLICAS, "deepfloyd-if-super-resolution": deepfloyd.build_super_resolution}
 ENGINES = [Case(stage=stage).name for stage in STAGES]
 TIMEOUT_SECONDS = 500
 
@@ -29,16 +30,16 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for place in range(3):
         noise = Image.effect_noise((96 + 16 * place, 80), 80).convert("RGB")
         noise.save(folder / "photographs" / f"{place}.png")
-    for name, build in REPLICAS.items():
+    for name, build in BUILDS.items():
         (folder / name).mkdir()
         torch.manual_seed(0)
         build(folder / name)
-    return {name: folder / name for name in REPLICAS}
+    return {name: folder / name for name in BUILDS}
 
 
 @pytest.fixture(scope="module")
 def results(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Curves and exported names by base and engine, of two ranks."""
+    """Curves and exported weights by base and engine, of two ranks."""
     output = tmp_path_factory.mktemp("engines")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -67,7 +68,7 @@ def results(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return {name: torch.load(output / f"{base.name}.pt", weights_only=True) for name, base in bases.items()}
 
 
-@pytest.mark.parametrize("name", REPLICAS)
+@pytest.mark.parametrize("name", BUILDS)
 def test_all_engines_have_the_losses_of_one_worker(name: str, bases: dict[str, Path], results: dict[str, Any]) -> None:
     base, found = bases[name], results[name]
     config = configuration(base, accumulation=2)
@@ -77,6 +78,19 @@ def test_all_engines_have_the_losses_of_one_worker(name: str, bases: dict[str, P
     assert list(found) == ENGINES
     assert len({step["loss"] for step in expected}) == len(expected)
     for engine_name in ENGINES:
-        assert found[engine_name]["names"] == names
+        assert sorted(found[engine_name]["state"]) == names
         for step, other in zip(found[engine_name]["curve"], expected, strict=True):
             assert step == pytest.approx(other, rel=2e-4), engine_name
+
+
+@pytest.mark.parametrize("name", ["deepfloyd-if", "deepfloyd-if-super-resolution"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weight_decay_leaves_rows_without_gradient_alone(
+    name: str, engine: str, bases: dict[str, Path], results: dict[str, Any]
+) -> None:
+    before = load_model(bases[name], configuration(bases[name], accumulation=1)).denoiser.conv_out
+    after = results[name][engine]["state"]
+    for part in ("weight", "bias"):
+        mine, old = after[f"denoiser.conv_out.{part}"], before.get_parameter(part)  # type: ignore[operator]
+        assert torch.equal(mine[3:], old[3:])
+        assert not torch.equal(mine[:3], old[:3])
