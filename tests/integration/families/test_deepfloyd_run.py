@@ -28,7 +28,7 @@ SETTINGS = (
     "train.learning_rate=1e-3",
     "prior.num_class_images=2",
     "prior.num_inference_steps=2",
-    "evaluation.prompts=[a photo of [V] dog]",
+    'evaluation.prompts=["a photo of [V] dog"]',
     "evaluation.images_per_prompt=1",
     "evaluation.num_inference_steps=2",
 )
