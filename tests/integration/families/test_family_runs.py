@@ -43,7 +43,7 @@ def dreambooth(*arguments: str) -> str:
     return finished.stdout
 
 
-@pytest.fixture(params=["stable-diffusion-xl", "stable-diffusion-3.5"])
+@pytest.fixture(params=["stable-diffusion-xl", "stable-diffusion-3.5", "deepfloyd-if"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     folder = tmp_path / "base"
     folder.mkdir()
