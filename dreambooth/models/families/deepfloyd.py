@@ -57,6 +57,8 @@ class PixelUNet(DiffusionUNet):
         ),
         *SCHEDULE_FIELDS,
     )
+    t5_tokens = _TOKENS
+    t5_masked = True
     inputs: int
     """Channels that the UNet takes."""
 
