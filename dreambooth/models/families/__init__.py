@@ -56,7 +56,7 @@ def family_of(directory: Path, *, whole: bool = True) -> Family:
         raise InputError(f"{index} does not name a pipeline class; it should hold '_class_name'") from None
     family = _named(name)
     if family is None:
-        supported = ", ".join(family.pipeline_class for family in FAMILIES)
+        supported = ", ".join(family.pipeline_class for family in FAMILIES if not family.scales_up)
         raise InputError(f"{directory} holds a {name}, which is not supported; supported: {supported}")
     folders = [part.folder for part in family.components if not part.optional]
     missing = [folder for folder in folders if not (directory / folder).is_dir()]

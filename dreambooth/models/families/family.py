@@ -51,6 +51,8 @@ class Family(ABC):
     defaults: Defaults
     fields: tuple[Field, ...]
     """Fields of its configuration files that are read before anything is loaded."""
+    scales_up: bool = False
+    """Whether it makes large pictures of small ones: the second stage of a cascade, and no base model by itself."""
     min_snr: bool = True
     """Whether min-SNR weighting has a meaning for its process."""
 

@@ -366,7 +366,8 @@ class TestBaseModel:
         (base / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableCascadePipeline"}))
         message = refused("--base-model", base)
         assert message == (
-            f"{base} holds a StableCascadePipeline, which is not supported; supported: StableDiffusionPipeline"
+            f"{base} holds a StableCascadePipeline, which is not supported; supported: StableDiffusionPipeline, "
+            f"StableDiffusionXLPipeline, StableDiffusion3Pipeline, IFPipeline"
         )
 
     @pytest.mark.parametrize("name", ["unet", "vae/config.json", "text_encoder/model.safetensors"])
