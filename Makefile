@@ -60,7 +60,7 @@ demo: $(INSTALLED) ## Fine-tune the built-in miniature on one of its subjects; p
 	    --set train.micro_batch_size=1 --output output/demo
 
 test: $(INSTALLED) ## Run the unit tests, then the integration tests, but for those marked recovery or slow
-	$(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
 	$(BIN)/python -m pytest tests/integration -m "not slow and not recovery" $(TWO_AT_ONCE)
 
 test-recovery: $(INSTALLED) ## Run the tests that kill workers, drivers and the queue in the middle (some ten minutes)

@@ -147,8 +147,9 @@ def _check_whole(directory: Path, *, weights: bool) -> None:
             raise InputError(
                 f"there is neither {names[0]} nor {names[1].name} or {names[2].name}; is the copy complete?"
             )
-    for part in _with_weights(directory):
-        if weights or has_weights(directory, part):
+    parts = _with_weights(directory)
+    if weights or any(has_weights(directory, part) for part in parts):  # a copy that broke off has some of them
+        for part in sorted(parts, key=lambda part: not has_weights(directory, part)):
             count_parameters(directory, part)
 
 

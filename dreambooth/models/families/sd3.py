@@ -60,6 +60,8 @@ class StableDiffusion3(Family):
         field(_SCHEDULER, "use_dynamic_shifting", False, "false", lambda dynamic: flag(dynamic) and not dynamic),
     )
     min_snr = False
+    sampler = "FlowMatchEulerDiscreteScheduler"
+    t5_tokens = _T5_TOKENS
 
     def downscaling(self, settings: "BaseSettings") -> int:
         """The VAE halves between its blocks."""
@@ -144,7 +146,8 @@ class StableDiffusion3(Family):
         """Rectified flow, drawn with the sampler's shift (section 5.3.2)."""
         from dreambooth.models.process import RectifiedFlow
 
-        return RectifiedFlow(shift=float(flow_scheduler(directory).config.shift))
+        settings = read_json(directory / "scheduler" / "scheduler_config.json")
+        return RectifiedFlow(shift=float(settings.get("shift", 1.0)))
 
     def without_gradient(self, owner: str, module: "nn.Module") -> Iterable[str]:
         """Queries of the text in the last block, whose text nothing reads."""

@@ -22,7 +22,7 @@ from dreambooth.sampling.sampler import load_trained, sample
 from dreambooth.training.model import load_components
 
 FIELDS = StableDiffusion.fields
-EACH = [(family, field) for family in FAMILIES for field in family.fields]
+EACH = [(family, field) for family in FAMILIES for field in family.fields if not field.name.startswith("_")]
 GONE = enum.Enum("Field", ["GONE"]).GONE
 
 

@@ -64,7 +64,8 @@ class TestArguments:
             elif len(other) == 2 * len(mine):
                 other = other[-len(mine) :]
             assert (name, mine.shape, mine.dtype) == (name, other.shape, other.dtype)
-            assert name in IMAGES or torch.equal(mine, other), name
+            # Guidance is an input of a distilled model, and not the same in training (`flux.py`).
+            assert name in (*IMAGES, "guidance") or torch.equal(mine, other), name
 
 
 class TestProcess:

@@ -104,10 +104,10 @@ class TestPublication:
 def half_precision_alone(folder: Path) -> None:
     """`variant: fp16`, with nothing beside."""
     for part in parts(folder):
-        for path in (folder / part.folder).glob("*.safetensors"):
-            halves = {name: tensor.half().contiguous() for name, tensor in load_file(path).items()}
-            save_file(halves, path.with_name(f"{path.stem}.fp16.safetensors"), {"format": "pt"})
+        module = part.load_class().from_pretrained(folder / part.folder, dtype=torch.float16)
+        for path in (*(folder / part.folder).glob("*.safetensors"), *(folder / part.folder).glob("*.index.json")):
             path.unlink()
+        module.save_pretrained(folder / part.folder, variant="fp16")
 
 
 def half_precision_beside(folder: Path) -> None:

@@ -383,7 +383,7 @@ def test_what_cannot_be_trained_is_refused(
 
 
 def test_a_side_that_cannot_be_packed_is_refused(dev: Path) -> None:
-    with pytest.raises(InputError, match="multiples of 16"):
+    with pytest.raises(InputError, match="multiple of 16"):
         resolve_base_model(str(dev)).settings.x0_shape(72)
 
 
