@@ -18,9 +18,10 @@ SIDE = 64
 Config = Callable[..., DreamBoothConfig]
 
 
-@pytest.fixture(
-    scope="session", params=[name for name in REPLICAS if name != "pixart-sigma"]
-)  # see test_flux_and_pixart.py
+WITH_OWN_TESTS = ("pixart-sigma",)  # in test_flux_and_pixart.py
+
+
+@pytest.fixture(scope="session", params=[name for name in REPLICAS if name not in WITH_OWN_TESTS])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository, built once. Not to be written to."""
     folder = tmp_path_factory.mktemp(request.param) / "base"
