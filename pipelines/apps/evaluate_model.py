@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth.config.settings import DreamBoothConfig, load_config, merge
+from dreambooth.config.overrides import merge
+from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.data.inspection import inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import OWN, read_prompts

@@ -44,7 +44,8 @@ def doctor(config: Path | None, address: str | None, overrides: tuple[str, ...])
 
 
 def _settings(config: Path | None, address: str | None, overrides: tuple[str, ...]) -> Any:
-    from dreambooth.config.settings import load_config, merge, read_yaml
+    from dreambooth.config.overrides import merge, read_yaml
+    from dreambooth.config.settings import load_config
     from dreambooth.errors import InputError
 
     if address is not None and address.startswith(("http://", "https://")):

@@ -66,7 +66,8 @@ def run(
 def _settings(
     config: Path | None, flags: dict[str, str | int | None], overrides: tuple[str, ...]
 ) -> "DreamBoothConfig":
-    from dreambooth.config.settings import load_config, merge, nest, parse_override, read_yaml
+    from dreambooth.config.overrides import merge, nest, parse_override, read_yaml
+    from dreambooth.config.settings import load_config
     from dreambooth.config.subject import as_tuple
     from pipelines.plan.subject_list import settings_beside
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth.config.settings import leaves, parse_override, read_yaml
+from dreambooth.config.overrides import leaves, parse_override, read_yaml
 from dreambooth.errors import InputError
 from pipelines.plan.tables import SUBJECT, read_table
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dreambooth.config.settings import DreamBoothConfig, config_hash
-from dreambooth.config.train import TrainConfig
-from dreambooth.data.identifier import check_own_tokens, choose_identifier, describe, token_ids_in_prompts
+from dreambooth.data.identifier import check_own_tokens, choose_identifier, describe
 from dreambooth.data.images import InstanceImage
 from dreambooth.data.inspection import Inspection, inspect_addresses
 from dreambooth.errors import InputError
@@ -17,7 +16,8 @@ from dreambooth.models.families import load_tokenizer
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
 from pipelines.plan.footprint import Footprint
-from pipelines.stages.protocol_stage import bank_address, check_protocol, compared_images, protocol_task
+from pipelines.plan.result_key import identifier_tokens, result_key
+from pipelines.stages.protocol_stage import check_protocol, compared_images, protocol_task
 from pipelines.storage.files import absolute, is_local
 from pipelines.tasks import ProtocolTask
 
@@ -59,7 +59,7 @@ class Plan:
     def trained_parameters(self) -> int:
         """Number of fine-tuned parameters."""
         if self.config.train.method == "textual_inversion":
-            tokens = len(set(_identifier_tokens(self.config, self.base)))
+            tokens = len(set(identifier_tokens(self.config, self.base)))
             return tokens * sum(self.base.embedding_width(folder) for folder in self.run_text_encoders)
         return self._run_parameters
 
@@ -190,7 +190,7 @@ def make_plan(
         engine=engine,
         use_gpu=use_gpu,
         sampling_dtype=dtype,
-        key=_key(config, base, inspection.data_hash, prior, engine, use_gpu=use_gpu),
+        key=result_key(config, base, inspection.data_hash, prior, engine, use_gpu=use_gpu),
         warnings=tuple(warnings),
     )
 
@@ -309,47 +309,3 @@ def _engine(config: DreamBoothConfig) -> str:
             "moving average can't be divided anew; leave one of them out"
         )
     return engine
-
-
-def _identifier_tokens(config: DreamBoothConfig, base: BaseModel) -> tuple[int, ...]:
-    return token_ids_in_prompts(load_tokenizer(base.directory), str(config.subject.identifier))
-
-
-def _key(
-    config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, engine: str, *, use_gpu: bool
-) -> str:
-    """Key of everything that decides the published weights and the layout of checkpoints."""
-    place = f"{engine} on {'cuda' if use_gpu else 'cpu'} {config.zero if engine == 'deepspeed' else ''}"
-    train = config.train
-    if train.mixed_precision == ("bf16" if use_gpu else "no"):
-        train = train.model_copy(update={"mixed_precision": "auto"})  # what that is nearly everywhere
-    crops = config.images.crops_per_image if config.images.crop == "random" else 1
-    images = config.images.model_copy(update={"max_pixels": 1, "crops_per_image": crops})
-    prompts = [config.prompts.instance_prompt(config.subject), str(config.subject.identifier)]
-    if train.method == "textual_inversion":
-        prompts.append(config.subject.class_noun)  # initial embedding of the identifier
-    tokens = _identifier_tokens(config, base) if train.learns_identifier_apart else ()
-    if len(set(tokens)) < len(tokens):
-        prompts.append("each token once")  # earlier models without this key lack part of the trained weights
-    parts: list[Any] = [base.hash, images_hash, *prompts, images, _train_part(train, base), config.storage.dtype, place]
-    parts += [str(config.cluster.num_workers)]
-    parts += [prior.recipe, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
-    if train.by_score:
-        # The scores' images and encoders decide which weights are exported.
-        evaluation = config.evaluation
-        parts += [bank_address(evaluation, config.base_model).hash, str(evaluation.every)]
-        parts += [str(evaluation.score_images), str(evaluation.num_inference_steps), str(evaluation.guidance_scale)]
-        parts += [str(evaluation.seed), *evaluation.prompts_of(config.subject, config.prompts)]
-    return config_hash(*parts)
-
-
-def _train_part(train: TrainConfig, base: BaseModel) -> dict[str, Any]:
-    """Settings of training that decide the weights, in one spelling for each meaning."""
-    settings = train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
-    parts: dict[str, Any] = settings.model_dump(mode="json")
-    run = base.family.run_text_encoders(base.directory, train)
-    del parts["text_encoders"]
-    parts["train_text_encoder"] = train.trains_text_encoder
-    if len(base.family.role("text_encoder")) > 1:
-        parts["text_encoders"] = run
-    return parts

@@ -20,7 +20,8 @@ from fsspec import AbstractFileSystem
 
 from dreambooth.config.addresses import named_place
 from dreambooth.config.explain import nearest_setting
-from dreambooth.config.settings import DreamBoothConfig, load_config, merge, nest
+from dreambooth.config.overrides import merge, nest
+from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.config.strict_yaml import parse_yaml
 from dreambooth.config.subject import name_from
 from dreambooth.config.text_files import decode_text

@@ -15,7 +15,8 @@ from functools import cache
 from typing import Any
 
 from dreambooth.config.explain import list_settings, nearest_setting
-from dreambooth.config.settings import DreamBoothConfig, nest
+from dreambooth.config.overrides import nest
+from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.config.strict_yaml import NotYaml, parse_yaml
 from dreambooth.config.text_files import decode_text
 from dreambooth.errors import InputError

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from dreambooth.errors import Diverged
-from dreambooth.models.base_model import BaseModel, resolve_base_model
+from dreambooth.models.base_model import BaseModel
 from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.logs import about, log, to_stderr
@@ -37,6 +37,7 @@ from pipelines.tasks import (
     Work,
     base_source,
 )
+from pipelines.worker.bases import Bases
 from pipelines.worker.checkpoints import checkpoints_of
 from pipelines.worker.fine_tune import FineTuned, fine_tune, publish_result
 from pipelines.worker.hooks import Stopped
@@ -75,7 +76,7 @@ class _Lane:
         self._task, self._device, self.rank, self.world_size = task, device, rank, world_size
         self._queue = QueueCaller(task.queue)
         self._nodes = frozenset(from_all_ranks(self, _node_id()))
-        self._bases = _Bases()
+        self._bases = Bases()
         self._class_latents = ClassLatents()
         self._samplers = SharedSamplers(rank, world_size, use_gpu=device != "cpu", num_threads=task.num_threads)
         self._up = time.time()
@@ -318,32 +319,6 @@ def _node_id() -> str:
     import ray
 
     return str(ray.get_runtime_context().get_node_id())
-
-
-class _Bases:
-    """The last base model, its weights kept in memory as loaded."""
-
-    def __init__(self) -> None:
-        self._base: BaseModel | None = None
-        self.components: Any = None
-
-    def get(self, task: TrainTask) -> BaseModel:
-        from dreambooth.training.model import load_components
-
-        config = task.config
-        known = self._base
-        if known is None or (known.address, known.revision) != (config.base_model, config.revision):
-            self.components = None
-            known = self._base = resolve_base_model(config.base_model, config.revision)
-        if known.hash != task.base_hash:
-            raise RuntimeError(
-                f"the base model here has hash {known.hash}, the driver's {task.base_hash}; use one copy"
-            )
-        run = known.family.run_text_encoders(known.directory, config.train)
-        if self.components is None or not set(run) <= set(self.components.text_encoders):
-            self.components = None  # freed before the next ones take their place
-            self.components = load_components(known.directory, run)
-        return known
 
 
 def _reason(error: Exception) -> str:

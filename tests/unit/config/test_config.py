@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dreambooth.config.settings import DreamBoothConfig, config_hash, load_config, parse_override
+from dreambooth.config.overrides import parse_override
+from dreambooth.config.settings import DreamBoothConfig, config_hash, load_config
 from dreambooth.config.train import TrainConfig
 from dreambooth.errors import InputError
 

@@ -1,0 +1,33 @@
+"""The base model that a lane's worker keeps in memory from one subject to the next."""
+
+from typing import Any
+
+from dreambooth.models.base_model import BaseModel, resolve_base_model
+from pipelines.tasks import TrainTask
+
+
+class Bases:
+    """The last base model, its weights kept in memory as loaded."""
+
+    def __init__(self) -> None:
+        self._base: BaseModel | None = None
+        self.components: Any = None
+
+    def get(self, task: TrainTask) -> BaseModel:
+        """The base of a task, with `components` loaded that it trains. Raises RuntimeError if its hash is another."""
+        from dreambooth.training.model import load_components
+
+        config = task.config
+        known = self._base
+        if known is None or (known.address, known.revision) != (config.base_model, config.revision):
+            self.components = None
+            known = self._base = resolve_base_model(config.base_model, config.revision)
+        if known.hash != task.base_hash:
+            raise RuntimeError(
+                f"the base model here has hash {known.hash}, the driver's {task.base_hash}; use one copy"
+            )
+        run = known.family.run_text_encoders(known.directory, config.train)
+        if self.components is None or not set(run) <= set(self.components.text_encoders):
+            self.components = None  # freed before the next ones take their place
+            self.components = load_components(known.directory, run)
+        return known
