@@ -40,7 +40,6 @@ _REQUIREMENTS = (
     "torch",
     "diffusers",
     "transformers",
-    "accelerate",
     "sentencepiece",
     "protobuf",
     "safetensors",
