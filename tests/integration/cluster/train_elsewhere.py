@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from dreambooth.config.settings import load_config
-from pipelines.driver import personalize
+from pipelines.driver import single
 from pipelines.driver.console import RunConsole
+from pipelines.driver.personalize import personalize
 from pipelines.driver.run_view import RunView
 from pipelines.storage.files import join, read_json
 from pipelines.tasks import Message
@@ -27,7 +28,7 @@ class Printing(RunView):
 
 if __name__ == "__main__":
     configuration, output = load_config(Path(sys.argv[1])), Path(sys.argv[2])
-    personalize.RunView = Printing  # type: ignore[misc]
-    result = personalize.personalize(configuration, RunConsole(quiet=True))
+    single.RunView = Printing  # type: ignore[misc]
+    result = personalize(configuration, RunConsole(quiet=True))
     record = read_json(join(result.run_uri, "training", f"{result.summary['key']}.json"))
     output.write_text(json.dumps({"history": record["history"], "workers": len(record["peak_memory_bytes"])}))

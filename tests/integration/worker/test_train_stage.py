@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from dreambooth.config.settings import DreamBoothConfig
-from pipelines.driver import personalize as driver
+from pipelines.driver import single
+from pipelines.driver.personalize import personalize
 from pipelines.driver.run_view import RunView
 from pipelines.storage.files import join, read_json
 from pipelines.storage.publications import published, read_manifest
@@ -56,7 +57,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Message], No
                 super().message(name, message)
                 handle(message)
 
-        monkeypatch.setattr(driver, "RunView", Watching)
+        monkeypatch.setattr(single, "RunView", Watching)
 
     return watch
 
@@ -88,7 +89,7 @@ def test_a_worker_told_to_end_and_a_killed_one_change_nothing(
     uninterrupted: dict[str, Any],
 ) -> None:
     config = interruptible(tmp_path / "calm")
-    calm = driver.personalize(config).summary
+    calm = personalize(config).summary
     uninterrupted["record"] = record_of(calm, config)
     assert [step[0] for step in losses(uninterrupted["record"])] == list(range(1, STEPS + 1))
     assert len(calm["peak_memory_bytes"]) == 2
@@ -117,7 +118,7 @@ def test_a_worker_told_to_end_and_a_killed_one_change_nothing(
 
     watched(strike)
     struck_config = interruptible(tmp_path / "struck")
-    struck = driver.personalize(struck_config).summary
+    struck = personalize(struck_config).summary
     assert struck["key"] == calm["key"]
     assert ended == [signal.SIGTERM, signal.SIGKILL]
     [told] = [step for step in checkpoints if step % EVERY]
