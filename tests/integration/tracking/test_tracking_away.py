@@ -241,6 +241,7 @@ def test_a_run_whose_server_is_killed_ends_in_seconds_and_the_same_command_compl
 
 
 @pytest.mark.recovery
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("away", ["from the start", "in the middle"])
 def test_a_batch_whose_server_is_away_publishes_all_and_the_same_command_registers_it(
     away: str, tmp_path: Path, working_folder: Path
@@ -286,7 +287,7 @@ def test_a_batch_whose_server_is_away_publishes_all_and_the_same_command_registe
     assert all(published(f"{working_folder}/out/{name}/model") is not None for name in names)
 
     refused = give()
-    said = refused.communicate(timeout=200)[0]
+    said = refused.communicate(timeout=500)[0]
     assert refused.returncode == 2, said
     assert mlflow.uri in said
 
