@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ def tracker(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
     tracker = Tracker()
     with faulty_proxy(server.host, tracker.decide) as address:
         yield tracker, TrackingConfig(uri=address)
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[MlflowServer]:
+    """A server of its own, to be killed."""
+    server = MlflowServer(tmp_path)
+    server.start()
+    yield server
+    with suppress(ProcessLookupError):
+        server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +196,11 @@ def test_the_doctor_leaves_a_server_as_it_was(
 
 @pytest.mark.recovery
 def test_a_run_whose_server_is_killed_ends_in_seconds_and_the_same_command_completes_it(
-    tmp_path: Path, working_folder: Path
+    mortal: MlflowServer, working_folder: Path
 ) -> None:
-    mlflow = MlflowServer(tmp_path)
-    mlflow.start()
     command = [sys.executable, "-m", "pipelines.cli", "run", "--images", str(subject_dir("coral-car")), "--quiet"]
     for setting in (
-        f"tracking.uri={mlflow.uri}",
+        f"tracking.uri={mortal.uri}",
         "train.max_train_steps=30",
         "train.validate_every=10",
         "prior.num_class_images=8",
@@ -214,7 +223,7 @@ def test_a_run_whose_server_is_killed_ends_in_seconds_and_the_same_command_compl
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    mlflow.kill()
+    mortal.kill()
     said = first.communicate(timeout=500)[0]
     assert first.returncode == 3, said
     assert "the model is published, but MLflow has no model of this run yet" in said
@@ -224,7 +233,7 @@ def test_a_run_whose_server_is_killed_ends_in_seconds_and_the_same_command_compl
     assert summary["wall_seconds"]["register"] < 60
     print("seconds that the dead server cost:", summary["wall_seconds"]["register"])
 
-    mlflow.start()
+    mortal.start()
     began = time.monotonic()
     again = give()
     said = again.communicate(timeout=500)[0]
@@ -232,29 +241,26 @@ def test_a_run_whose_server_is_killed_ends_in_seconds_and_the_same_command_compl
     print("seconds to complete it:", round(time.monotonic() - began, 1))
     summary = json.loads((run_folder / "summary.json").read_text())
     assert (summary["registered_model"], summary["version"], summary["untracked"]) == ("dreambooth-coral-car", 1, None)
-    client, run_id = connect(mlflow.uri), summary["mlflow"]["run_id"]
+    client, run_id = connect(mortal.uri), summary["mlflow"]["run_id"]
     assert [step for step, _ in points(client, run_id)] == list(range(1, 31))
     validated = sorted(path for path in pictures(client, run_id) if "validation" in path)
     assert len(validated) == len(list((run_folder / "validation").rglob("*.png"))) > 2
     assert len(client.search_model_versions("name = 'dreambooth-coral-car'")) == 1
-    mlflow.kill()
 
 
 @pytest.mark.recovery
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("away", ["from the start", "in the middle"])
 def test_a_batch_whose_server_is_away_publishes_all_and_the_same_command_registers_it(
-    away: str, tmp_path: Path, working_folder: Path
+    away: str, mortal: MlflowServer, working_folder: Path
 ) -> None:
-    mlflow = MlflowServer(tmp_path)
-    mlflow.start()
     names = ("coral-car", "navy-dog")
     table = {
         "prior": {"prior_loss_weight": 0},
         "train": {"max_train_steps": 30},
         "evaluation": {"enabled": False},
         "storage": {"root": "out"},
-        "tracking": {"uri": mlflow.uri},
+        "tracking": {"uri": mortal.uri},
         "cluster": {"lanes": 1},
         "subjects": [
             {"name": name, "class_noun": name.rsplit("-", 1)[-1], "instance_images": str(subject_dir(name))}
@@ -278,7 +284,7 @@ def test_a_batch_whose_server_is_away_publishes_all_and_the_same_command_registe
         assert first.poll() is None, first.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    mlflow.kill()
+    mortal.kill()
     said = first.communicate(timeout=500)[0]
     assert first.returncode == 3, said
     assert re.search(r"MLflow lacks [12] published subjects of this batch", said), said
@@ -289,16 +295,15 @@ def test_a_batch_whose_server_is_away_publishes_all_and_the_same_command_registe
     refused = give()
     said = refused.communicate(timeout=500)[0]
     assert refused.returncode == 2, said
-    assert mlflow.uri in said
+    assert mortal.uri in said
 
-    mlflow.start()
+    mortal.start()
     again = give()
     said = again.communicate(timeout=500)[0]
     assert again.returncode == 0, said
     assert "2: 2 done" in said
-    client = connect(mlflow.uri)
+    client = connect(mortal.uri)
     for name in names:
         [version] = client.search_model_versions(f"name = 'dreambooth-{name}'")
         assert int(version.version) == 1
         assert [step for step, _ in points(client, version.run_id)] == list(range(1, 31))
-    mlflow.kill()
