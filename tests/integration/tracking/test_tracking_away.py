@@ -248,7 +248,7 @@ def test_a_run_whose_server_is_killed_ends_in_seconds_and_the_same_command_compl
     assert len(client.search_model_versions("name = 'dreambooth-coral-car'")) == 1
 
 
-@pytest.mark.recovery
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("away", ["from the start", "in the middle"])
 def test_a_batch_whose_server_is_away_publishes_all_and_the_same_command_registers_it(
