@@ -119,13 +119,13 @@ def _from_hub(address: str, revision: str | None, *, weights: bool) -> Path:
     if not weights:
         return directory
     for part in components:
-        if part.weights is not None and (directory / part.folder).is_dir() and not _has_weights(directory, part):
+        if part.weights is not None and (directory / part.folder).is_dir() and not _safetensors(directory, part):
             files = [f"{part.folder}/{part.weights}*.{variant}*" for variant in VARIANTS]
             from_hub(address, what="base_model", allow=files, ignore=["*.bin*", "*.msgpack"], revision=revision)
     return directory
 
 
-def _has_weights(directory: Path, part: Component) -> bool:
+def _safetensors(directory: Path, part: Component) -> bool:
     return any((directory / part.folder).glob("*.safetensors"))
 
 

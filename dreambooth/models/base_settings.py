@@ -6,6 +6,7 @@ from typing import Any
 from dreambooth.errors import InputError
 from dreambooth.models.config_fields import read_json
 from dreambooth.models.families import Family, family_of
+from dreambooth.models.families.schedulers import check_scheduler
 
 
 class BaseSettings:
@@ -38,9 +39,9 @@ class BaseSettings:
         return self.family.resolution(self)
 
     @property
-    def schedule_warning(self) -> str | None:
+    def warning(self) -> str | None:
         """A warning about a base that can't be learnt in full, or None."""
-        return self.family.schedule_warning(self)
+        return self.family.warning(self)
 
     def x0_shape(self, resolution: int) -> tuple[int, int, int]:
         """(C, H, W) of what the denoiser's process starts from, for an image of `resolution` pixels.
@@ -58,5 +59,6 @@ class BaseSettings:
             raise InputError(f"{what} is {side}; expected a multiple of {multiple} for {self.family.name}")
 
     def check_trainable(self) -> None:
-        """Raise InputError for a denoiser with inputs that training doesn't give."""
+        """Raise InputError for a scheduler of another process, or a denoiser with inputs that training doesn't give."""
+        check_scheduler(self)
         self.family.check_trainable(self)

@@ -12,7 +12,7 @@ from dreambooth.models.base_settings import BaseSettings
 class EmptyStep:
     """Denoiser and text encoders in training mode and a batch of `images` images, as shapes alone.
 
-    `run` are the folders of the text encoders that every step runs; those in `trained` have gradients. On the meta
+    `text_encoders` are the folders of those that every step runs; the others give their states once. On the meta
     device, or on a real one under FakeTensorMode.
     """
 

@@ -167,7 +167,7 @@ def make_plan(
     shared = check_own_tokens(
         tokenizer, config.subject, config.prompts, learnt_apart=config.train.learns_identifier_apart
     )
-    warnings += [warning for warning in (shared, base.settings.schedule_warning) if warning is not None]
+    warnings += [warning for warning in (shared, base.settings.warning) if warning is not None]
     if resources.nodes > 1 and (local := local_addresses(config)):
         warnings.append(
             f"the cluster has {resources.nodes} nodes, and these are local paths: {', '.join(local)}; unless all nodes "

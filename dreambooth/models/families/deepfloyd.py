@@ -102,21 +102,11 @@ class PixelUNet(DiffusionUNet):
         readable = None if mask.is_meta else mask  # its values would be looked at
         return {f"{folder}.states": text_encoder(ids, attention_mask=readable).last_hidden_state}
 
-    def join(self, encoded: Tensors) -> Tensors:
-        """The only states."""
-        return {"states": encoded["text_encoder.states"]}
-
     def encode_images(self, vae: Any, pixels: "Tensor") -> "tuple[Tensor, Tensor]":
         """The pixels."""
         import torch
 
         return pixels.cpu(), torch.zeros_like(pixels, device="cpu")
-
-    def arguments(
-        self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
-    ) -> dict[str, Any]:
-        """Noisy pixels, integer timesteps, encoder_hidden_states."""
-        return {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": text["states"]}
 
     def prediction(self, output: "Tensor", like: "Tensor") -> "Tensor":
         """The noise, without its variance."""
@@ -141,13 +131,6 @@ class PixelUNet(DiffusionUNet):
             "requires_safety_checker": False,
         }
         return self.assemble(directory, {**modules, **parts, **unused})
-
-    def prompt_arguments(self, pipeline: Any, prompts: Sequence[str], *, guided: bool) -> Tensors:
-        """prompt_embeds and negative_prompt_embeds."""
-        places = {text: place for place, text in enumerate(dict.fromkeys([*prompts, ""]))}
-        states, _ = pipeline.encode_prompt(list(places), do_classifier_free_guidance=False)
-        chosen = states[[places[prompt] for prompt in prompts]]
-        return {"prompt_embeds": chosen, "negative_prompt_embeds": states[[places[""]]].expand_as(chosen)}
 
     output_type = "pt"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
@@ -57,14 +57,19 @@ class Family(ABC):
     """Fields of its configuration files that are read before anything is loaded."""
     scales_up: bool = False
     """Whether it makes large pictures of small ones: the second stage of a cascade, and no base model by itself."""
-    min_snr: bool = True
-    """Whether min-SNR weighting has a meaning for its process."""
+    noise: Literal["diffusion", "rectified flow"] = "diffusion"
+    """The kind of its process, which its scheduler has to be of."""
     sampler: str = "DPMSolverMultistepScheduler"
     """Class of the sampler that `pipeline` has."""
     t5_tokens: int = 0
     """Tokens that T5 reads of a text, if the family has one."""
     t5_masked: bool = False
     """Whether T5 takes a mask."""
+
+    @property
+    def min_snr(self) -> bool:
+        """Whether min-SNR weighting has a meaning for its process."""
+        return self.noise == "diffusion"
 
     def role(self, role: str) -> tuple[Component, ...]:
         """Components with a role, in order."""
@@ -92,9 +97,9 @@ class Family(ABC):
 
     # Configuration, read without importing torch.
 
-    @abstractmethod
     def downscaling(self, settings: "BaseSettings") -> int:
-        """Pixels per position of x0 along a side."""
+        """Pixels per position of x0 along a side: a VAE halves between its blocks."""
+        return int(2 ** (len(settings["vae.block_out_channels"]) - 1))
 
     def side_multiple(self, settings: "BaseSettings") -> int:
         """Pixels that a picture's sides have to be a multiple of."""
@@ -119,7 +124,7 @@ class Family(ABC):
     def check_trainable(self, settings: "BaseSettings") -> None:  # noqa: B027 - most have nothing to refuse
         """Raise InputError for a denoiser with inputs that training doesn't give."""
 
-    def schedule_warning(self, settings: "BaseSettings") -> str | None:
+    def warning(self, settings: "BaseSettings") -> str | None:
         """A warning about a base that can't be learnt in full, by its noise schedule or a missing part, or None."""
         return None
 
@@ -345,3 +350,9 @@ class Family(ABC):
         x0 = x0.to(vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
         pixels: Tensor = vae.decode(x0).sample
         return pixels
+
+
+def each_once(texts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Different texts in order, and the place of each of `texts` among them."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    return list(places), [places[text] for text in texts]

@@ -17,7 +17,7 @@ from dreambooth.models.component import (
     tokenizer_part,
 )
 from dreambooth.models.config_fields import COUNT, NUMBER, flag, number, or_null, positive, read_json, whole
-from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors
+from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors, each_once
 from dreambooth.models.families.stable_diffusion import VAE_FIELDS, field
 from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
 
@@ -73,13 +73,9 @@ class Flux(Family):
         field(_SCHEDULER, "base_image_seq_len", 256, COUNT, whole),
         field(_SCHEDULER, "max_image_seq_len", 4096, COUNT, whole),
     )
-    min_snr = False
+    noise = "rectified flow"
     sampler = "FlowMatchEulerDiscreteScheduler"
     t5_tokens = 512
-
-    def downscaling(self, settings: "BaseSettings") -> int:
-        """The VAE halves between its blocks."""
-        return int(2 ** (len(settings["vae.block_out_channels"]) - 1))
 
     def side_multiple(self, settings: "BaseSettings") -> int:
         """Four positions of a latent are packed into one."""
@@ -114,7 +110,7 @@ class Flux(Family):
                 f"more)"
             )
 
-    def schedule_warning(self, settings: "BaseSettings") -> str | None:
+    def warning(self, settings: "BaseSettings") -> str | None:
         """Warn of schnell, whose distillation training undoes."""
         if settings["transformer.guidance_embeds"] or settings["scheduler.use_dynamic_shifting"]:
             return None
@@ -211,11 +207,8 @@ class Flux(Family):
 
     def prompt_arguments(self, pipeline: Any, prompts: Sequence[str], *, guided: bool) -> Tensors:
         """prompt_embeds of T5 and pooled_prompt_embeds of CLIP."""
-        places = {text: place for place, text in enumerate(dict.fromkeys(prompts))}
-        states, pooled, _ = pipeline.encode_prompt(
-            list(places), device=pipeline.device, max_sequence_length=self.t5_tokens
-        )
-        chosen = [places[prompt] for prompt in prompts]
+        texts, chosen = each_once(prompts)
+        states, pooled, _ = pipeline.encode_prompt(texts, device=pipeline.device, max_sequence_length=self.t5_tokens)
         return {"prompt_embeds": states[chosen], "pooled_prompt_embeds": pooled[chosen]}
 
     def guided(self, pipeline: Any, guidance_scale: float) -> bool:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.errors import InputError
 from dreambooth.models.component import VAE, Component, denoiser_part, scheduler_part, t5_part, tokenizer_part
 from dreambooth.models.config_fields import COUNT, Field, flag, or_null, whole
-from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors
+from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors, each_once
 from dreambooth.models.families.stable_diffusion import SCHEDULE_FIELDS, VAE_FIELDS, dpm_solver, field, load_diffusion
-from dreambooth.models.families.tokenizers import load_tokenizer, read_tokenizer
+from dreambooth.models.families.tokenizers import load_tokenizer, padded_with_mask, read_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,10 +45,6 @@ class PixArtSigma(Family):
     )
     t5_tokens = 300
     t5_masked = True
-
-    def downscaling(self, settings: "BaseSettings") -> int:
-        """The VAE halves between its blocks."""
-        return int(2 ** (len(settings["vae.block_out_channels"]) - 1))
 
     def side_multiple(self, settings: "BaseSettings") -> int:
         """Positions of a latent are read in patches."""
@@ -90,17 +86,9 @@ class PixArtSigma(Family):
 
     def tokenize(self, directory: Path, prompts: Sequence[str]) -> Tensors:
         """Token ids and masks (N, 300) of prompts in lower case."""
-        tokens = self.tokenizer(directory)(
-            [prompt.lower().strip() for prompt in prompts],
-            padding="max_length",
-            max_length=self.t5_tokens,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return {
-            "text_encoder.input_ids": tokens.input_ids,
-            "text_encoder.attention_mask": tokens.attention_mask,
-        }
+        prompts = [prompt.lower().strip() for prompt in prompts]
+        ids, mask = padded_with_mask(self.tokenizer(directory), prompts)
+        return {"text_encoder.input_ids": ids, "text_encoder.attention_mask": mask}
 
     def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:
         """States (N, 300, D), and the mask, which the transformer's attention needs too."""
@@ -145,11 +133,11 @@ class PixArtSigma(Family):
 
     def prompt_arguments(self, pipeline: Any, prompts: Sequence[str], *, guided: bool) -> Tensors:
         """prompt_embeds and negative_prompt_embeds, with their masks."""
-        places = {text: place for place, text in enumerate(dict.fromkeys([*prompts, ""]))}
+        texts, places = each_once([*prompts, ""])
         states, mask, _, _ = pipeline.encode_prompt(
-            list(places), do_classifier_free_guidance=False, device=pipeline.device, max_sequence_length=self.t5_tokens
+            texts, do_classifier_free_guidance=False, device=pipeline.device, max_sequence_length=self.t5_tokens
         )
-        chosen, nothing = [places[prompt] for prompt in prompts], [places[""]] * len(prompts)
+        chosen, nothing = places[:-1], places[-1:] * len(prompts)
         return {
             "prompt_embeds": states[chosen],
             "prompt_attention_mask": mask[chosen],

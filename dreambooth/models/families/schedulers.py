@@ -1,7 +1,7 @@
 """Schedulers of base models: the noise process each belongs to, and the sampler of rectified flow."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
 from dreambooth.models.config_fields import read_json
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 _FILE = "scheduler/scheduler_config.json"
 
 
-def check_scheduler(settings: "BaseSettings", process: Literal["diffusion", "rectified flow"]) -> None:
-    """Refuse a base's scheduler of another process: its betas, or sigmas, would be the library's defaults.
+def check_scheduler(settings: "BaseSettings") -> None:
+    """Refuse a scheduler of another process than the family's: its betas, or sigmas, would be the library's defaults.
 
     Raises InputError naming the class.
     """
-    path = settings.directory / _FILE
+    path, process = settings.directory / _FILE, settings.family.noise
     name = str(read_json(path).get("_class_name", ""))
     found = "rectified flow" if name.startswith("FlowMatch") else "EDM" if name.startswith("EDM") else "diffusion"
     if name and found != process:

@@ -17,7 +17,7 @@ from dreambooth.models.component import (
 from dreambooth.models.config_fields import COUNT, NUMBER, flag, positive, read_json, whole
 from dreambooth.models.families.clip_text import encode_with_clip
 from dreambooth.models.families.family import Defaults, Family, Tensors
-from dreambooth.models.families.schedulers import check_scheduler, flow_scheduler
+from dreambooth.models.families.schedulers import flow_scheduler
 from dreambooth.models.families.sdxl import clip_prompt_arguments
 from dreambooth.models.families.stable_diffusion import TEXT_FIELDS, VAE_FIELDS, field
 from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
@@ -59,13 +59,9 @@ class StableDiffusion3(Family):
         field(_SCHEDULER, "shift", 1.0, NUMBER, positive),
         field(_SCHEDULER, "use_dynamic_shifting", False, "false", lambda dynamic: flag(dynamic) and not dynamic),
     )
-    min_snr = False
+    noise = "rectified flow"
     sampler = "FlowMatchEulerDiscreteScheduler"
     t5_tokens = _T5_TOKENS
-
-    def downscaling(self, settings: "BaseSettings") -> int:
-        """The VAE halves between its blocks."""
-        return int(2 ** (len(settings["vae.block_out_channels"]) - 1))
 
     def side_multiple(self, settings: "BaseSettings") -> int:
         """Latents are cut into patches."""
@@ -87,8 +83,7 @@ class StableDiffusion3(Family):
         return config | {"sample_size": positions}
 
     def check_trainable(self, settings: "BaseSettings") -> None:
-        """Refuse another VAE than the transformer's, and a scheduler of diffusion."""
-        check_scheduler(settings, "rectified flow")
+        """Refuse another VAE than the transformer's."""
         if settings["transformer.in_channels"] != settings["vae.latent_channels"]:
             raise InputError(
                 f"{settings.directory / _TRANSFORMER}: in_channels is {settings['transformer.in_channels']}, but "
@@ -96,7 +91,7 @@ class StableDiffusion3(Family):
                 f"noisy latents alone"
             )
 
-    def schedule_warning(self, settings: "BaseSettings") -> str | None:
+    def warning(self, settings: "BaseSettings") -> str | None:
         """Warn of a copy without T5 whose index has one."""
         directory = settings.directory
         index = read_json(directory / "model_index.json")

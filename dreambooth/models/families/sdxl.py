@@ -16,7 +16,7 @@ from dreambooth.models.component import (
     tokenizer_part,
 )
 from dreambooth.models.families.clip_text import after_states, encode_with_clip
-from dreambooth.models.families.family import Defaults, Tensors
+from dreambooth.models.families.family import Defaults, Tensors, each_once
 from dreambooth.models.families.stable_diffusion import (
     SCHEDULE_FIELDS,
     TEXT_FIELDS,
@@ -108,13 +108,9 @@ class StableDiffusionXL(LatentUNet):
     def arguments(
         self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
     ) -> dict[str, Any]:
-        """Noisy latents, integer timesteps, encoder_hidden_states, and pooled text and time ids."""
-        return {
-            "sample": noisy,
-            "timestep": timesteps,
-            "encoder_hidden_states": text["states"],
-            "added_cond_kwargs": {"text_embeds": text["pooled"], "time_ids": conditions["time_ids"]},
-        }
+        """Those of every UNet, and pooled text and time ids."""
+        added = {"text_embeds": text["pooled"], "time_ids": conditions["time_ids"]}
+        return super().arguments(config, noisy, timesteps, text, conditions) | {"added_cond_kwargs": added}
 
     def pipeline(self, directory: Path, modules: Mapping[str, Any]) -> Any:
         """StableDiffusionXLPipeline with DPM-Solver++ (arXiv 2211.01095) and no watermark."""
@@ -146,11 +142,10 @@ def clip_prompt_arguments(pipeline: Any, prompts: Sequence[str], *, guided: bool
 
     `settings` are further arguments of its encode_prompt.
     """
-    places = {text: place for place, text in enumerate(dict.fromkeys(prompts))}
+    texts, chosen = each_once(prompts)
     states, empty_states, pooled, empty_pooled = pipeline.encode_prompt(
-        list(places), device=pipeline.device, do_classifier_free_guidance=guided, **settings
+        texts, device=pipeline.device, do_classifier_free_guidance=guided, **settings
     )
-    chosen = [places[prompt] for prompt in prompts]
     arguments = {"prompt_embeds": states[chosen], "pooled_prompt_embeds": pooled[chosen]}
     if guided:
         # One row for each text, all the same.

@@ -16,8 +16,7 @@ from dreambooth.models.component import (
     tokenizer_part,
 )
 from dreambooth.models.config_fields import COUNT, NUMBER, Field, flag, list_of, number, or_null, positive, size, whole
-from dreambooth.models.families.family import Defaults, Family, Tensors
-from dreambooth.models.families.schedulers import check_scheduler
+from dreambooth.models.families.family import Defaults, Family, Tensors, each_once
 from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class DiffusionUNet(Family):
         # A size below 64 that an early version of diffusers has written would be taken for a mistake.
         return config | {"sample_size": positions, "_diffusers_version": diffusers.__version__}
 
-    def schedule_warning(self, settings: "BaseSettings") -> str | None:
+    def warning(self, settings: "BaseSettings") -> str | None:
         """Warn of a schedule whose last timestep can't be learnt."""
         if not settings["scheduler.rescale_betas_zero_snr"] or settings["scheduler.prediction_type"] != "epsilon":
             return None
@@ -101,21 +100,35 @@ class DiffusionUNet(Family):
         """The diffusion of the base's scheduler."""
         return load_diffusion(directory)
 
+    def join(self, encoded: Tensors) -> Tensors:
+        """The only states."""
+        return {"states": encoded["text_encoder.states"]}
+
+    def arguments(
+        self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
+    ) -> dict[str, Any]:
+        """Noisy latents, integer timesteps, encoder_hidden_states."""
+        return {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": text["states"]}
+
+    def prompt_arguments(self, pipeline: Any, prompts: Sequence[str], *, guided: bool) -> Tensors:
+        """prompt_embeds and negative_prompt_embeds."""
+        texts, places = each_once([*prompts, ""])
+        states, _ = pipeline.encode_prompt(
+            texts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        chosen = states[places[:-1]]
+        return {"prompt_embeds": chosen, "negative_prompt_embeds": states[places[-1:]].expand_as(chosen)}
+
 
 class LatentUNet(DiffusionUNet):
     """A UNet2DConditionModel on the latents of an AutoencoderKL."""
-
-    def downscaling(self, settings: "BaseSettings") -> int:
-        """The VAE halves between its blocks."""
-        return int(2 ** (len(settings["vae.block_out_channels"]) - 1))
 
     def channels(self, settings: "BaseSettings") -> int:
         """Channels of a latent."""
         return int(settings["unet.in_channels"])
 
     def check_trainable(self, settings: "BaseSettings") -> None:
-        """Refuse inputs besides noisy latents, timestep and text, and a scheduler of another process."""
-        check_scheduler(settings, "diffusion")
+        """Refuse inputs besides noisy latents, timestep and text."""
         path = settings.directory / _UNET
         if settings["unet.in_channels"] != settings["vae.latent_channels"]:
             raise InputError(
@@ -168,16 +181,6 @@ class StableDiffusion(LatentUNet):
         """Last hidden state (N, L, D), as StableDiffusionPipeline uses it."""
         return {f"{folder}.states": text_encoder(tokens[f"{folder}.input_ids"]).last_hidden_state}
 
-    def join(self, encoded: Tensors) -> Tensors:
-        """The only states."""
-        return {"states": encoded["text_encoder.states"]}
-
-    def arguments(
-        self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
-    ) -> dict[str, Any]:
-        """Noisy latents, integer timesteps, encoder_hidden_states."""
-        return {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": text["states"]}
-
     def pipeline(self, directory: Path, modules: Mapping[str, Any]) -> Any:
         """StableDiffusionPipeline with DPM-Solver++ (arXiv 2211.01095)."""
         from diffusers import StableDiffusionPipeline
@@ -192,13 +195,6 @@ class StableDiffusion(LatentUNet):
         )
         pipeline.scheduler = dpm_solver(directory)
         return pipeline
-
-    def prompt_arguments(self, pipeline: Any, prompts: Sequence[str], *, guided: bool) -> Tensors:
-        """prompt_embeds and negative_prompt_embeds."""
-        places = {text: place for place, text in enumerate(dict.fromkeys([*prompts, ""]))}
-        states, _ = pipeline.encode_prompt(list(places), pipeline.device, 1, do_classifier_free_guidance=False)
-        chosen = states[[places[prompt] for prompt in prompts]]
-        return {"prompt_embeds": chosen, "negative_prompt_embeds": states[[places[""]]].expand_as(chosen)}
 
 
 def load_diffusion(directory: Path, folder: str = "scheduler") -> "Diffusion":

@@ -12,6 +12,7 @@ import torch
 from replicas.plain import plain_pipeline
 from safetensors.torch import load_file, save_file
 
+from dreambooth.errors import InputError
 from dreambooth.models.base_model import pipeline_files, resolve_base_model
 from dreambooth.models.delta import rebuild, write_delta
 from dreambooth.models.export import export_pipeline, verify_export
@@ -161,3 +162,12 @@ def test_a_repository_is_read_as_it_is(base: Path, config: Any, tmp_path: Path, 
     verify_export(tmp_path / "model", folder, state, dtype=torch.float32)
     assert abs(drawn(load_pipeline(tmp_path / "model")) - drawn(load_pipeline(folder))).max() <= 1
     assert plain_pipeline(tmp_path / "model").components
+
+
+def test_a_scheduler_of_another_process_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    path = folder / "scheduler" / "scheduler_config.json"
+    other = "FlowMatchEulerDiscreteScheduler" if family_of(base).noise == "diffusion" else "DDIMScheduler"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": other}))
+    with pytest.raises(InputError, match=rf"scheduler_config\.json.*{other}.*expected a scheduler of "):
+        resolve_base_model(str(folder))

@@ -362,7 +362,7 @@ class TestShift:
         base = built("flux-schnell", tmp_path)
         assert family_of(base).process(base, (16, 128, 128)) == RectifiedFlow(shift=1.0)
         settings = resolve_base_model(str(base)).settings
-        assert "distilled" in str(settings.schedule_warning)
+        assert "distilled" in str(settings.warning)
         assert settings.family.defaults_of(settings).num_inference_steps == 4
 
 

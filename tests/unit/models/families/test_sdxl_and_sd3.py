@@ -195,10 +195,10 @@ class TestWithoutT5:
         plain_pipeline(tmp_path / "model")
 
     def test_a_copy_that_lacks_it_is_warned_of(self, three: Path, alone: Path) -> None:
-        assert resolve_base_model(str(three)).settings.schedule_warning is None
-        assert resolve_base_model(str(alone)).settings.schedule_warning is None
+        assert resolve_base_model(str(three)).settings.warning is None
+        assert resolve_base_model(str(alone)).settings.warning is None
         change(alone / "model_index.json", text_encoder_3=["transformers", "T5EncoderModel"])
-        warning = resolve_base_model(str(alone)).settings.schedule_warning
+        warning = resolve_base_model(str(alone)).settings.warning
         assert warning is not None
         assert "copied without text_encoder_3" in warning
 
