@@ -13,7 +13,6 @@ use of fsspec.
 
 import base64
 import hashlib
-import importlib.util
 import inspect
 import io
 import json
@@ -155,7 +154,7 @@ def _load(directory: Path, dtype: torch.dtype) -> Any:
         torch_dtype=dtype,
         local_files_only=True,
         use_safetensors=True,
-        low_cpu_mem_usage=importlib.util.find_spec("accelerate") is not None,
+        low_cpu_mem_usage=False,  # else accelerate puts what other threads make meanwhile on the meta device, too
         **without,
     )
     config = pipeline.scheduler.config
