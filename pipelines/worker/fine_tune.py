@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dreambooth.config.addresses import shown
 from dreambooth.config.settings import DreamBoothConfig
@@ -24,9 +24,6 @@ from pipelines.tasks import TrainTask
 from pipelines.worker.history import Checkpoints, History
 from pipelines.worker.hooks import Checkpoint, Hooks, Leave, NoLongerRising, Record, Samples, Score, Tell
 from pipelines.worker.train_data import ClassLatents, train_data
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
