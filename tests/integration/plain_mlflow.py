@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-PROGRAM = """
+ALONE = """
 import json, sys, warnings
 blocked = {"ray", "deepspeed", "dreambooth", "pipelines"}
 class Blocked:
@@ -21,12 +21,19 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 warnings.simplefilter("ignore")
 import mlflow, pandas
+"""
+"""The start of a program that can import neither."""
+
+PROGRAM = (
+    ALONE
+    + """
 address, prompt, config = sys.argv[1:]
 model = mlflow.pyfunc.load_model(address, model_config=json.loads(config))
 [image] = model.predict(pandas.DataFrame({"prompt": [prompt]}), params={"seed": 7})["image"]
 assert not blocked & set(sys.modules)
 print("IMAGE", image)
 """
+)
 
 
 def begin_loading(

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from stopping import stop_when
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.miniature import subject_dir
@@ -309,20 +309,3 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def models(folder: Path) -> list[Path]:
     return list((folder / "out").glob("*/model/*/manifest.json"))
-
-
-def stop_when(
-    ready: Callable[[], Any], how: signal.Signals, command: list[str], cwd: Path
-) -> subprocess.CompletedProcess[str]:
-    """Run a command until something is so, and send it a signal."""
-    with subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as driver:
-        deadline = time.monotonic() + 300
-        while not ready():
-            assert driver.poll() is None, driver.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        driver.send_signal(how)
-        _, stderr = driver.communicate(timeout=120)
-    return subprocess.CompletedProcess(command, driver.returncode, stderr=stderr)

@@ -1,8 +1,6 @@
 """Every family with every engine on two ranks: the losses of one worker, and all weights."""
 
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 import torch
 from family_ranks import configuration, training_data
 from PIL import Image
+from process_group import run_together
 from replicas import REPLICAS, deepfloyd
 from two_ranks import STAGES, Case, curve_of
 
@@ -41,30 +40,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def results(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Curves and exported weights by base and engine, of two ranks."""
     output = tmp_path_factory.mktemp("engines")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    common["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    logs = [output / f"rank-{rank}.log" for rank in range(2)]
-    ranks = []
-    for rank, log in enumerate(logs):
-        with log.open("wb") as file:
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, str(SCRIPT), str(output), *map(str, bases.values())],
-                    env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        codes = [rank.wait(TIMEOUT_SECONDS) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert set(codes) == {0}, "\n".join(log.read_text()[-3000:] for log in logs)
+    command = [sys.executable, str(SCRIPT), str(output), *map(str, bases.values())]
+    found = os.pathsep.join(path for path in sys.path if path)
+    run_together([command] * 2, output, timeout=TIMEOUT_SECONDS, variables={"PYTHONPATH": found})
     return {name: torch.load(output / f"{base.name}.pt", weights_only=True) for name, base in bases.items()}
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
+import plain_mlflow
 import pytest
 import torch
 from mlflow import MlflowClient, pyfunc
@@ -146,16 +147,9 @@ def test_a_prompt_that_the_served_model_would_read_otherwise(
     assert not Path("pictures/0.png").exists()
 
 
-SERVE = """
-import json, sys, warnings
-blocked = {"ray", "deepspeed", "dreambooth", "pipelines"}
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in blocked:
-            raise ImportError(f"{name} is imported")
-sys.meta_path.insert(0, Blocked())
-warnings.simplefilter("ignore")
-import mlflow, pandas
+SERVE = (
+    plain_mlflow.ALONE
+    + """
 model = mlflow.pyfunc.load_model("models:/dreambooth-rex@latest")
 prompts = pandas.DataFrame({"prompt": [sys.argv[1]] * 2})
 images = model.predict(prompts, params={"seed": 7})
@@ -172,6 +166,7 @@ assert said.getvalue() == "", said.getvalue()
 assert not blocked & set(sys.modules)
 print(json.dumps({"images": list(images["image"]), "params": params, "example": len(example)}))
 """
+)
 
 
 def test_it_loads_where_there_is_no_ray_no_deepspeed_and_no_pickle(

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from test_engines import _free_port, two_ranks
+from checkpoint_bytes import tensor_bytes
+from process_group import run_together
+from test_engines import two_ranks
 
 from dreambooth.config.settings import load_config
 from pipelines.cluster.ray_cluster import Resources
@@ -25,23 +25,11 @@ EMA = 0.9
 
 def run_ranks(base: Path, output: Path, cases: list[list[Any]], *, hidden: tuple[Path, Path] | None = None) -> None:
     """Start both ranks; rank 1 sees the first of `hidden` where the second is, as on a node of its own."""
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
-    ranks = []
-    for rank in range(2):
-        command = [sys.executable, str(SCRIPT), str(base), str(output), json.dumps(cases)]
-        if rank and hidden is not None:
-            mounted = f'mount --bind "{hidden[0]}" "{hidden[1]}" && exec "$@"'
-            command = ["unshare", "--mount", "sh", "-c", mounted, "sh", *command]
-        with (output / f"rank-{rank}.log").open("wb") as log:
-            environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [rank.wait(300) for rank in ranks]
-    finally:
-        for one in ranks:
-            one.kill()
-            one.wait()
-    assert set(codes) == {0}, "\n".join((output / f"rank-{rank}.log").read_text()[-3000:] for rank in range(2))
+    commands = [[sys.executable, str(SCRIPT), str(base), str(output), json.dumps(cases)] for _ in range(2)]
+    if hidden is not None:
+        mounted = f'mount --bind "{hidden[0]}" "{hidden[1]}" && exec "$@"'
+        commands[1] = ["unshare", "--mount", "sh", "-c", mounted, "sh", *commands[1]]
+    run_together(commands, output, timeout=300)
 
 
 def told(output: Path, name: str) -> list[dict[str, Any]]:
@@ -83,20 +71,7 @@ def test_sizes_and_a_full_disk(tiny_pipeline: Path, instance_folder: Path, tmp_p
         overrides = tuple(f"{name}={value}" for name, value in settings.items())
         plan = make_plan(load_config(config.model_dump(by_alias=True), overrides), Resources(cpus=2, gpus=0))
         [newest] = (tmp_path / f"zero{stage}").glob("step-00000003-*")
-        assert tensor_bytes(newest) == pytest.approx(plan.checkpoint_bytes, rel=0.02), stage
-
-
-def tensor_bytes(folder: Path) -> int:
-    """Of all tensors in a checkpoint; what is beside them is little, but for a model as small as this."""
-
-    def of(value: Any) -> int:
-        if isinstance(value, torch.Tensor):
-            return value.numel() * value.element_size()
-        values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-        return sum(of(one) for one in values)
-
-    loaded = [torch.load(path, weights_only=False) for path in folder.rglob("*.pt")]
-    return sum(of(one) for one in [*loaded, *(load_file(path) for path in folder.rglob("*.safetensors"))])
+        assert tensor_bytes(newest, weights_only=False) == pytest.approx(plan.checkpoint_bytes, rel=0.02), stage
 
 
 def test_one_rank_sees_a_damaged_copy_and_both_pass_it_over(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -4,9 +4,6 @@ All cases run within one pair of processes (two_ranks.py), since starting those 
 """
 
 import importlib.util
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from process_group import run_together
 from torch import Tensor
 
 from dreambooth.training.engine import TorchEngine
@@ -40,12 +38,6 @@ def _two_ranks() -> ModuleType:
 two_ranks = _two_ranks()
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def results(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What rank 0 of two has to say of every case."""
@@ -57,26 +49,8 @@ def results(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 def run_ranks(count: int, base: Path, output: Path, *part: int) -> None:
     """Start two_ranks.py `count` times as one process group."""
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
-    logs = [output / f"rank-{rank}.log" for rank in range(count)]
-    ranks = []
-    for rank, log in enumerate(logs):
-        with log.open("wb") as file:
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, str(SCRIPT), str(base), str(output), *map(str, part)],
-                    env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        codes = [rank.wait(TIMEOUT_SECONDS) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert set(codes) == {0}, "\n".join(log.read_text()[-3000:] for log in logs)
+    command = [sys.executable, str(SCRIPT), str(base), str(output), *map(str, part)]
+    run_together([command] * count, output, timeout=TIMEOUT_SECONDS)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from stopping import stop_when
 
 from dreambooth.config.settings import DreamBoothConfig
 from pipelines.driver import single
@@ -163,12 +163,4 @@ def stop_after(
         whole = [path.parent.name.split("-")[1] for path in checkpoints.glob("*/step-*/manifest.json")]
         return any(int(name) >= step for name in whole)
 
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
-        deadline = time.monotonic() + 300
-        while not counts():
-            assert driver.poll() is None, driver.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        driver.send_signal(how)
-        _, stderr = driver.communicate(timeout=120)
-    return subprocess.CompletedProcess(command, driver.returncode, stderr=stderr)
+    return stop_when(counts, how, command)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from checkpoint_bytes import tensor_bytes
 
 from dreambooth.config.settings import load_config
 from dreambooth.models.base_model import resolve_base_model
@@ -194,7 +194,8 @@ def test_a_process_killed_while_it_writes_leaves_the_one_before(
 ) -> None:
     this = training()
     command = [sys.executable, "-c", DYING, str(Path(__file__).parent), str(tiny_pipeline), str(instance_folder)]
-    assert subprocess.run([*command, this.uri], check=False).returncode == -signal.SIGKILL
+    here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}  # for what this file imports
+    assert subprocess.run([*command, this.uri], check=False, env=here).returncode == -signal.SIGKILL
     assert this.steps() == [2]
     assert len(list(Path(this.uri).iterdir())) == 2  # what was written of the second
     resumed = this.run(until=None)
@@ -258,19 +259,6 @@ def test_a_limit_on_files_is_one_too(training: Callable[..., Training], ema: str
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert list(Path(this.uri).iterdir()) == []
-
-
-def tensor_bytes(folder: Path) -> int:
-    """Of all tensors in a checkpoint; what is beside them is little, but for a model as small as this."""
-
-    def of(value: Any) -> int:
-        if isinstance(value, torch.Tensor):
-            return value.numel() * value.element_size()
-        values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-        return sum(of(one) for one in values)
-
-    loaded = [torch.load(path, weights_only=True) for path in folder.rglob("*.pt")]
-    return sum(of(one) for one in [*loaded, *(load_file(path) for path in folder.rglob("*.safetensors"))])
 
 
 @pytest.mark.parametrize(
