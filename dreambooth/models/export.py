@@ -1,6 +1,6 @@
 """Export fine-tuned weights as a diffusers directory, and verify it."""
 
-import hashlib
+import filecmp
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from torch import Tensor
 from dreambooth.models.base_model import pipeline_files
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import Component, Family, Tensors, family_of, family_of_pipeline
-from dreambooth.models.probe import TOLERANCES, Trained, largest_difference
+from dreambooth.models.probe import TOLERANCES, Probe, Trained, largest_difference
 from dreambooth.models.tied_weights import load_parameters
 from dreambooth.models.weight_files import plain_name, weight_files
 
@@ -88,35 +88,28 @@ def _file_of(base: Path, component: str) -> str:
 
 def _verify_text_encoders(directory: Path, base: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     family, probe = family_of(base), state.probe if isinstance(state, Trained) else None
-    tokens = family.tokenize(base, ["a photo of a dog"]) if probe is None else probe.tokens
+    if probe is None:
+        probe = Probe(tokens=family.tokenize(base, ["a photo of a dog"]), encoded={})
     for part in family.text_encoders(base):
-        _verify_text_encoder(directory, base, state, dtype, family, part, tokens)
+        weights = _of_owner(part.folder, state)
+        if weights or not _same_files(directory, base, part):
+            _verify_text_encoder(directory, base, weights, dtype, part, probe)
 
 
 def _verify_text_encoder(
-    directory: Path,
-    base: Path,
-    state: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    family: Family,
-    part: Component,
-    tokens: Tensors,
+    directory: Path, base: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, part: Component, probe: Probe
 ) -> None:
-    weights = _of_owner(part.folder, state)
-    if not weights and _same_files(directory, base, part):
-        return
+    family = family_of(base)
 
     def computed(folder: Path, weights: Mapping[str, Tensor]) -> Tensors:
         text_encoder = family.load(folder, part.folder).eval()
         if weights:
             load_parameters(text_encoder, weights)
         with torch.no_grad():
-            return family.encode_with(part.folder, text_encoder, tokens)
+            return family.encode_with(part.folder, text_encoder, probe.tokens)
 
     by_weights = computed(base, weights)
-    probe = state.probe if isinstance(state, Trained) else None
-    known = {} if probe is None else probe.encoded
-    expected = {name: known.get(name, tensor) for name, tensor in by_weights.items()}
+    expected = {name: probe.encoded.get(name, tensor) for name, tensor in by_weights.items()}
     for what, found, tolerance in (
         ("with the weights to be published", by_weights, TOLERANCES[torch.float32]),
         (f"in {directory}", computed(directory, {}), TOLERANCES[dtype]),
@@ -132,14 +125,9 @@ def _verify_text_encoder(
 def _same_files(directory: Path, base: Path, part: Component) -> bool:
     """Whether a frozen component was copied whole: then there is nothing to compute."""
     return all(
-        (directory / path.relative_to(base)).is_file() and _digest(directory / path.relative_to(base)) == _digest(path)
+        (copy := directory / path.relative_to(base)).is_file() and filecmp.cmp(path, copy, shallow=False)
         for path in (*weight_files(base, part), base / part.folder / "config.json")
     )
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def put_weights(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
