@@ -153,7 +153,7 @@ def test_the_unforeseen_in_the_next_subject_leaves_the_published_one_whole(make_
     assert thrown.returncode == 1, thrown.stdout + thrown.stderr
     [details] = tmp_path.glob("dreambooth-error-*.log")
     [said] = [line for line in thrown.stderr.splitlines() if line.startswith("failed: ")]
-    assert said == f"failed: ZeroDivisionError: nobody foresaw it; the details are in {details}"
+    assert said == f"failed: ZeroDivisionError: nobody foresaw it; details: {details}"
     assert "Traceback" not in thrown.stderr
     assert "Traceback" in details.read_text()
     assert is_whole(root / "coral-car")
