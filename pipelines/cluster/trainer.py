@@ -3,17 +3,19 @@
 from typing import Any
 
 
-def lane_trainer(*, keep_cleaner: bool) -> Any:
-    """A TorchTrainer class without Ray Data, and without `keep_cleaner` also without a cleaner of placement groups.
+def lane_trainer(*, local: bool) -> Any:
+    """A TorchTrainer class without Ray Data; on a Ray started for one command (`local`) also without two more actors.
 
-    The cleaner is for a cluster that outlives the driver. It asks the cluster's dashboard whether a run lives: a Ray
-    started for one command has none, and the cleaner would find another cluster's.
+    The cleaner of placement groups is for a cluster that outlives the driver: it asks the cluster's dashboard whether a
+    run lives, and without a dashboard of its own it would find another cluster's. The autoscaling coordinator asks a
+    cluster for more nodes, and imports Ray Data for it; only an elastic group also asks it how many workers fit.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks import datasets, placement_group_callback
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
     unneeded: tuple[type, ...] = (datasets.DatasetsCallback,)
-    if not keep_cleaner:
+    if local:
         unneeded += (placement_group_callback.PlacementGroupCleanerCallback,)
 
     class LaneTrainer(TorchTrainer):
@@ -21,4 +23,20 @@ def lane_trainer(*, keep_cleaner: bool) -> Any:
             callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
             return [callback for callback in callbacks if not isinstance(callback, unneeded)]
 
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            if local and isinstance(arguments["scaling_policy"], FixedScalingPolicy):
+                arguments["scaling_policy"] = _without_autoscaler(FixedScalingPolicy)(self.scaling_config)
+            return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
+
     return LaneTrainer
+
+
+def _without_autoscaler(policy: type) -> Any:
+    class WithoutAutoscaler(policy):  # type: ignore[misc]
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+    return WithoutAutoscaler

@@ -77,7 +77,7 @@ class Lanes:
 
         cluster = self._plan.cluster
         storage_filesystem, storage_path = pyarrow_filesystem(join(self._plan.uri, "lanes"))
-        trainer = lane_trainer(keep_cleaner=cluster.address is not None)(
+        trainer = lane_trainer(local=cluster.address is None)(
             lane_worker,
             train_loop_config={
                 "task": LaneTask(
