@@ -30,6 +30,15 @@ _CURE = "shorten it, or put what matters first"
 _MEANT = f"write {IDENTIFIER_PLACEHOLDER} where the subject is meant"
 _OF_TUTORIALS = frozenset(("sks", "ohwx", "zwx", "shs", "smg", "tok"))
 _BESIDE = re.compile(r"[^\W\d_]+\[V\]|\[V\](?:[^\W\d_]+|\[V\])")
+_OF_OTHER_PROGRAMS = re.compile(
+    r"\([^()]*:\s*[\d.]+\s*\)"  # (red:1.3)
+    r"|<(?:lora|lyco|hypernet|embedding):[^<>]*>"
+    r"|\[[^\[\]]*[|:][^\[\]]*\]"  # [from:to:0.5] and [a|b]
+    r"|\{[^{}]*\|[^{}]*\}"  # {a|b}
+    r"|(?<!\w)__[\w/-]+__(?!\w)"  # wildcards
+    r"|\bBREAK\b"
+    r"|(?<!\S)--[a-z]+(?:\s+[\d.:]+)?"  # --ar 16:9
+)
 _ALPHABETS = ("LATIN", "CYRILLIC", "GREEK")
 
 
@@ -104,7 +113,7 @@ class PromptReader:
         if self.identifier is not None and not reading.meant:
             other = _other_identifier(self.tokenizer, filled, self.identifier)
             warnings.append(f"{what} names no {IDENTIFIER_PLACEHOLDER}{other}; {_MEANT}")
-        return (*warnings, *(f"{what}: {each}" for each in strange_letters(filled)))
+        return (*warnings, *(f"{what}: {each}" for each in (*strange_letters(filled), *commands(text))))
 
 
 def strange_letters(text: str) -> Iterator[str]:
@@ -120,6 +129,16 @@ def strange_letters(text: str) -> Iterator[str]:
         used = {unicodedata.name(char, "").partition(" ")[0] for char in word if char.isalpha()}
         if len(used & set(_ALPHABETS)) > 1:
             yield f"{word!r} has letters of two alphabets that look alike; type it again"
+
+
+def commands(text: str) -> Iterator[str]:
+    """Warnings about weights and commands that other programs read in a prompt.
+
+    >>> list(commands("a photo of a (red:1.3) car"))
+    ["'(red:1.3)' is read letter by letter; weights and commands of other programs mean nothing here"]
+    """
+    for found in _OF_OTHER_PROGRAMS.finditer(text):
+        yield f"{found[0]!r} is read letter by letter; weights and commands of other programs mean nothing here"
 
 
 def _glued(text: str, identifier: str | None, reading: Reading) -> str | None:

@@ -80,11 +80,30 @@ class TestPlaceholders:
             "a photo of TFZ dog",
             "a [V] dog [outdoors], (best)",
             "a [V] dog <3 a} smile",
+            "a [V] dog -- (2023), 1:4",
             "a photo of [V] dog beside a letter V",
         ],
     )
     def test_what_may_stand_in_a_caption(self, reader: PromptReader, text: str) -> None:
         assert reader.check(text, what="it", whole=False) == ()
+
+    @pytest.mark.parametrize(
+        ("text", "command"),
+        [
+            ("a photo of ([V] dog:1.3)", "([V] dog:1.3)"),
+            ("a [V] dog (big: 1.2) (red)", "(big: 1.2)"),
+            ("a [V] dog <lora:style:0.8>", "<lora:style:0.8>"),
+            ("a [V] dog, [day:night:0.5]", "[day:night:0.5]"),
+            ("a [V] dog in [rain|snow]", "[rain|snow]"),
+            ("a [V] dog in {rain|snow}", "{rain|snow}"),
+            ("a [V] dog in __weather__", "__weather__"),
+            ("a [V] dog BREAK snow", "BREAK"),
+            ("a [V] dog --ar 16:9", "--ar 16:9"),
+        ],
+    )
+    def test_commands_of_other_programs(self, reader: PromptReader, text: str, command: str) -> None:
+        said = f"it: {command!r} is read letter by letter; weights and commands of other programs mean nothing here"
+        assert reader.check(text, what="it", whole=False) == (said,)
 
     def test_an_identifier_in_brackets_may_be_written_out(self, tokenizer: CLIPTokenizer) -> None:
         reader = PromptReader(tokenizer=tokenizer, identifier="<v>")
