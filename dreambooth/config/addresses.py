@@ -23,7 +23,9 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.\-]*", re.IGNORECASE)
 _LAST_OF_CHAIN = re.compile(r"::(?=[a-z][a-z0-9+.\-]*://)", re.IGNORECASE)  # fsspec's simplecache::s3://bucket/x
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_IN_A_HOST = re.compile(r"[\s\x80-\x9f\u200b-\u200f\u202a-\u202e\u2060\ufeff]")  # a path may hold joined emoji
-_WITHOUT_USERS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf", "memory", "file"}
+_WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+_WITHOUT_USERS = {"hf", "memory", "file", *_WITH_BUCKETS}
+_WITH_HOSTS = {"http", "https", "ftp", "sftp", "ssh", "smb"}
 _WITH_NAMES = {"sftp", "ssh", "smb", "hdfs", "webhdfs", "postgresql", "postgres", "mysql", "mssql"}
 _HARMLESS = {
     "sslmode",
@@ -76,6 +78,9 @@ class Address:
         userinfo, at, place = authority.rpartition("@")
         user, colon, password = userinfo.partition(":")
         host, port = _host_and_port(place, f"{what} is {shown(text)!r}")
+        needed = {**dict.fromkeys(_WITH_BUCKETS, "bucket"), **dict.fromkeys(_WITH_HOSTS, "host")}.get(scheme.lower())
+        if needed and not host:
+            raise InputError(f"{what} is {shown(text)!r}; expected the name of a {needed} behind {scheme}://")
         return cls(
             scheme=scheme.lower(),
             host=host,
@@ -92,6 +97,9 @@ def check_address(text: str, *, what: str) -> str:
         raise InputError(f"{what} holds the control character U+{ord(control.group()):04X}; write it without")
     if "://" in text and not text.startswith(("sqlite:", "file:")):
         Address.parse(text, what=what)
+    elif (scheme := text.partition(":")[0]) != text and scheme.lower() in _WITH_BUCKETS | _WITH_HOSTS:
+        meant = shown(f"{scheme}://{text[len(scheme) + 1 :].lstrip('/')}")
+        raise InputError(f"{what} is {shown(text)!r}, a path of this machine; write {meant}, or ./{shown(text)}")
     return text
 
 

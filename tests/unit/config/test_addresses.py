@@ -79,12 +79,27 @@ class TestParts:
             ("http://me:pa?ss@host", "write it as %2F, %3F, %23 or %40"),
             ("http://me:pa@ss@host", "write it as %2F, %3F, %23 or %40"),
             ("1http://host", "expected an address such as scheme://host"),
+            ("s3://", "expected the name of a bucket behind s3://"),
+            ("gs:///results", "expected the name of a bucket behind gs://"),
+            ("simplecache::s3:///x", "expected the name of a bucket behind s3://"),
+            ("https:///x", "expected the name of a host behind https://"),
+            ("sftp://me@/x", "expected the name of a host behind sftp://"),
         ],
     )
     def test_of_none(self, text: str, expected: str) -> None:
         with pytest.raises(InputError, match=r"^the tracker ") as refused:
             Address.parse(text, what="the tracker")
         assert expected in str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("address", "meant"), [("s3:/bucket/x", "s3://bucket/x"), ("S3:bucket", "S3://bucket"), ("http:/h", "http://h")]
+    )
+    def test_with_a_slash_too_few(self, address: str, meant: str) -> None:
+        with pytest.raises(InputError) as refused:
+            check_address(address, what="storage.root")
+        assert str(refused.value) == (
+            f"storage.root is {address!r}, a path of this machine; write {meant}, or ./{address}"
+        )
 
     @pytest.mark.parametrize(
         "path",
