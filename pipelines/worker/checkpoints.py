@@ -19,6 +19,8 @@ from pipelines.tasks import TrainTask
 from pipelines.worker.history import History
 
 CHECKPOINTS_KEPT = 2
+_FORMAT = 2
+"""Of a checkpoint's content: a new one whenever names or shapes of what engines and `History` write change."""
 _NAME = re.compile(r"step-\d{8}-([0-9a-f]{16})")
 
 
@@ -41,13 +43,14 @@ def checkpoints_of(task: TrainTask, warn: Callable[[str], None]) -> "StoredCheck
 class StoredCheckpoints:
     """Checkpoints `<uri>/step-<n>-<attempt>`: every rank writes its part, then rank 0 the manifest.
 
-    A checkpoint without a manifest is an unfinished attempt. One that differs from its manifest is skipped in favour of
-    the one before, with a call of `warn` on rank 0. `need_bytes` is the size of one.
+    A checkpoint without a manifest is an unfinished attempt. One that differs from its manifest, or was written by
+    another version, is skipped in favour of the one before, with a call of `warn` on rank 0. `need_bytes` is the size
+    of one.
     """
 
     def __init__(self, uri: str, *, need_bytes: int, warn: Callable[[str], None]) -> None:
         self._uri, self._need_bytes, self._warn = uri, need_bytes, warn
-        self._damaged: set[str] = set()
+        self._unreadable: set[str] = set()
 
     def restore(self, engine: Any) -> History:
         """Load the newest checkpoint that is complete on every rank. Collective: call on every rank."""
@@ -60,9 +63,9 @@ class StoredCheckpoints:
                 if isinstance(found, Path) and not faults:
                     engine.load(found)
                     return History.load(found)
-            self._damaged.add(name)
+            self._unreadable.add(name)
             if engine.rank == 0:
-                self._warn(f"a damaged checkpoint is passed over: {faults[0]}")
+                self._warn(f"a checkpoint is passed over: {faults[0]}")
         return History()
 
     def save(self, engine: Any, history: History) -> None:
@@ -80,7 +83,7 @@ class StoredCheckpoints:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         files = {name: record for part in parts for name, record in part.items()}
-        manifest = Manifest(uri=uri, files=files, metadata={"step": history.step})
+        manifest = Manifest(uri=uri, files=files, metadata={"step": history.step, "format": _FORMAT})
         self._on_all(engine, uri, lambda: self._seal(manifest, what) if engine.rank == 0 else None)
 
     def _on_all(self, engine: Any, uri: str, write: Callable[[], Any]) -> list[Any]:
@@ -95,10 +98,10 @@ class StoredCheckpoints:
         """Write the manifest, and remove older checkpoints than those kept."""
         with room_for(what, manifest.uri):
             write_manifest(manifest)
-        whole = [name for name in _names(self._uri)[0] if name not in self._damaged]
-        for old in {*whole[:-CHECKPOINTS_KEPT], *self._damaged}:
+        whole = [name for name in _names(self._uri)[0] if name not in self._unreadable]
+        for old in {*whole[:-CHECKPOINTS_KEPT], *self._unreadable}:
             remove(join(self._uri, old))
-        self._damaged.clear()
+        self._unreadable.clear()
 
     def _left_by_others(self) -> list[str]:
         """Checkpoints with a manifest, oldest first; removes unfinished ones."""
@@ -128,6 +131,8 @@ def _whole(manifest: Manifest | str, stack: ExitStack) -> Path | str:
     """A folder with a checkpoint's files, verified by its manifest, or the fault of one."""
     if isinstance(manifest, str):
         return manifest
+    if manifest.metadata.get("format") != _FORMAT:
+        return f"{manifest.uri} was written by another version, which this one can't read"
     try:
         return stack.enter_context(opened(manifest, compare=True))
     except Damaged as error:

@@ -1,5 +1,6 @@
 """Checkpoints of a real training of a tiny base model: a damaged one is passed over, a full disk is a sentence."""
 
+import json
 import os
 import re
 import resource
@@ -101,6 +102,12 @@ def _flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
+def _without_format(path: Path) -> None:
+    manifest = json.loads(path.read_text())
+    del manifest["metadata"]["format"]
+    path.write_text(json.dumps(manifest))
+
+
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
@@ -120,6 +127,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a byte of the manifest": (
         lambda folder: _flip(folder / "manifest.json", (folder / "manifest.json").read_bytes().index(b'"size": ') + 9),
         r"and its manifest says \d+ bytes",
+    ),
+    "of another version": (
+        lambda folder: _without_format(folder / "manifest.json"),
+        r"step-00000004.* was written by another version, which this one can't read",
     ),
     "manifest gone": (
         lambda folder: (folder / "manifest.json").unlink(),
