@@ -17,10 +17,12 @@ from dreambooth.config.bounds import (
     Count,
     Guidance,
     Number,
+    Rate,
     Resolution,
     Retries,
     SamplingSteps,
     Seed,
+    Steps,
     Whole,
 )
 from dreambooth.config.evaluation import EvaluationConfig, GateConfig
@@ -143,6 +145,18 @@ class RegistryConfig(Frozen):
     )
 
 
+class SuperResolutionConfig(Frozen):
+    """The second stage of a cascade, fine-tuned after the first on the instance images alone."""
+
+    base_model: Words | None = Field(
+        None, description="model that scales up the base model's pictures, as base_model; None: there is none"
+    )
+    revision: str | None = Field(None, description="revision of a hub id")
+    resolution: Resolution | None = Field(None, description="side of its pictures in pixels; None: the model's own")
+    max_train_steps: Steps = Field(1000, description="optimizer steps")
+    learning_rate: Rate = Field(1e-6, description="learning rate of the denoiser")
+
+
 class DreamBoothConfig(Frozen):
     """One subject, end to end."""
 
@@ -163,6 +177,7 @@ class DreamBoothConfig(Frozen):
     registry: RegistryConfig = RegistryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
+    super_resolution: SuperResolutionConfig = SuperResolutionConfig()
 
     @model_validator(mode="after")
     def _scores_are_measured(self) -> Self:
@@ -202,6 +217,31 @@ class DreamBoothConfig(Frozen):
             alone = {"prior": {"prior_loss_weight": 0.0}, "prompts": {"instance": "a photo of {identifier}"}}
             return merge(alone, settings)
         return settings
+
+    @property
+    def second_stage(self) -> "DreamBoothConfig | None":
+        """The settings by which the second stage is fine-tuned, as if it were a base model; None without one.
+
+        It has no class images: the paper fine-tunes its super-resolution on pairs of the subject alone (section 4), and
+        what the first stage draws decides what is there to scale up.
+        """
+        own = self.super_resolution
+        if own.base_model is None:
+            return None
+        steps = {"max_train_steps": own.max_train_steps, "learning_rate": own.learning_rate}
+        alone = {"text_encoders": "none", "text_encoder_learning_rate": None, "identifier_learning_rate": None}
+        by_score = {"keep": "last", "stop_after": None, "validate_every": None}
+        return self.model_copy(
+            update={
+                "base_model": own.base_model,
+                "revision": own.revision,
+                "images": self.images.model_copy(update={"resolution": own.resolution}),
+                "prior": self.prior.model_copy(update={"prior_loss_weight": 0.0}),
+                "train": self.train.model_copy(update={**steps, **alone, **by_score}),
+                "evaluation": self.evaluation.model_copy(update={"every": None}),
+                "super_resolution": SuperResolutionConfig(),
+            }
+        )
 
     @property
     def run_uri(self) -> str:

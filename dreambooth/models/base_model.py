@@ -76,15 +76,31 @@ class BaseModel:
         return all(has_weights(self.directory, part) for part in _with_weights(self.directory))
 
 
-def resolve_base_model(address: str, revision: str | None = None, *, weights: bool = True) -> BaseModel:
-    """Find a base model and check that it is a whole pipeline of a supported family.
+def resolve_base_model(
+    address: str, revision: str | None = None, *, scales_up: bool = False, weights: bool = True
+) -> BaseModel:
+    """Find a base model, or with `scales_up` the second stage of one, and check that it is whole and supported.
 
     Without `weights` its weight files may be missing, and aren't downloaded from the hub. Raises InputError if it is
     missing, unavailable, unsupported or incomplete.
     """
     directory = _find(address, revision, weights=weights)
     _check_whole(directory, weights=weights)
+    _check_stage(address, family_of(directory), scales_up=scales_up)
     return BaseModel(address=address, revision=revision, directory=directory)
+
+
+def _check_stage(address: str, family: Family, *, scales_up: bool) -> None:
+    if family.scales_up and not scales_up:
+        raise InputError(
+            f"base_model {address!r} is {family.name}, which scales up the pictures of another model; give stage I as "
+            f"base_model, and this as super_resolution.base_model"
+        )
+    if scales_up and not family.scales_up:
+        raise InputError(
+            f"super_resolution.base_model {address!r} is {family.name}; expected a model that scales up pictures, such "
+            f"as stage II of DeepFloyd IF"
+        )
 
 
 def _find(address: str, revision: str | None, *, weights: bool) -> Path:

@@ -14,6 +14,10 @@ from torch import Tensor
 from dreambooth.models.export import put_weights
 from dreambooth.models.families import Family, family_of, family_of_pipeline
 from dreambooth.quiet import hide_progress_bars, quiet
+from dreambooth.randomness import generator
+
+SUPER_RESOLUTION = "super_resolution"
+"""Folder of a cascade's second stage in a published model, beside the first one's components."""
 
 
 def sampling_dtype(device: str) -> torch.dtype:
@@ -34,11 +38,19 @@ def weights_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float16 if device.startswith("cuda") and dtype is torch.float16 else torch.float32
 
 
-def load_pipeline(directory: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+def load_pipeline(
+    directory: Path,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    super_resolution: Path | None = None,
+) -> Any:
     """Load a diffusers directory with its family's sampler, its weights in `dtype`, without progress bars.
 
     Components that sampling doesn't use (a safety checker) may be missing. The VAE stays in fp32 whatever `dtype` is:
-    some overflow in fp16, which gives black pictures.
+    some overflow in fp16, which gives black pictures. The second stage of a cascade, the directory `super_resolution`
+    or a published model's folder of that name, becomes the pipeline's attribute of that name, with the first one's text
+    encoder instead of its own: both were trained with the same.
     """
     quiet()
     hide_progress_bars()
@@ -46,7 +58,8 @@ def load_pipeline(directory: Path, *, device: str = "cpu", dtype: torch.dtype = 
     modules = _trained_parts(family, directory, device, dtype) | {
         part.folder: family.load_vae(directory, device) for part in family.role("vae")
     }
-    return _assembled(family, directory, modules)
+    pipeline = _assembled(family, directory, modules)
+    return _with_second_stage(pipeline, super_resolution or directory / SUPER_RESOLUTION, device, dtype)
 
 
 def load_trained(base: Path, state: Mapping[str, Tensor], *, device: str, dtype: torch.dtype) -> Any:
@@ -64,7 +77,18 @@ def personalized(base: Any, directory: Path) -> Any:
     family = family_of(directory)
     device, dtype = str(base.device), denoiser_of(base).dtype
     shared = {part.folder: getattr(base, part.folder) for part in family.role("vae")}
-    return _assembled(family, directory, _trained_parts(family, directory, device, dtype) | shared)
+    pipeline = _assembled(family, directory, _trained_parts(family, directory, device, dtype) | shared)
+    return _with_second_stage(pipeline, directory / SUPER_RESOLUTION, device, dtype)
+
+
+def _with_second_stage(pipeline: Any, directory: Path, device: str, dtype: torch.dtype) -> Any:
+    """A pipeline with the second stage in a directory, if there is any."""
+    if directory.is_dir():
+        family = family_of(directory, whole=False)
+        denoiser = family.load(directory, family.denoiser.folder, dtype).to(device).eval()
+        modules = {family.denoiser.folder: denoiser, "text_encoder": pipeline.text_encoder}
+        pipeline.super_resolution = _assembled(family, directory, modules)
+    return pipeline
 
 
 def denoiser_of(pipeline: Any) -> Any:
@@ -99,7 +123,8 @@ def sample(
     """Sample one image per (prompt, seed) pair, in order; `images`, one a pair, are those that a stage scales up.
 
     `dtype` is that of denoiser and text encoders, emulated if necessary; None is the device's best. `height` and
-    `width` in pixels default to the training resolution.
+    `width` in pixels, of the first stage, default to the training resolution; the second one of a pipeline that has it
+    makes pictures of its own resolution, at the guidance scale that suits it.
 
     Raises ValueError for different numbers of prompts and seeds, RuntimeError for pixels that are NaN.
     """
@@ -131,7 +156,24 @@ def sample(
                 output_type=family.output_type,
             ).images
         sampled += _decode(family, pipeline, x0, height, width)
-    return sampled
+    large = getattr(pipeline, SUPER_RESOLUTION, None)
+    if large is None:
+        return sampled
+    return sample(
+        large,
+        prompts,
+        [further_seed(seed) for seed in seeds],
+        num_inference_steps=num_inference_steps,
+        guidance_scale=family_of_pipeline(large).defaults.guidance_scale,
+        batch_size=batch_size,
+        dtype=dtype,
+        images=sampled,
+    )
+
+
+def further_seed(seed: int) -> int:
+    """The second stage's seed: with the first one's its noise would begin with the same numbers."""
+    return generator(seed, SUPER_RESOLUTION).initial_seed()
 
 
 def _lay_out(denoiser: torch.nn.Module, dtype: torch.dtype) -> None:

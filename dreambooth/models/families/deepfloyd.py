@@ -167,13 +167,6 @@ class DeepFloydII(PixelUNet):
     scales_up = True
     inputs = 2 * _COLOURS
 
-    def check_trainable(self, settings: "BaseSettings") -> None:
-        """Refuse it: there is no picture without a small one."""
-        raise InputError(
-            f"{settings.directory} holds {self.name}, which scales up the pictures of another model; give stage I as "
-            f"base_model"
-        )
-
     def process(self, directory: Path, shape: tuple[int, int, int]) -> "Process":
         """The diffusion of the base's scheduler, and that of the small picture."""
         from dreambooth.models.process import SuperResolution
