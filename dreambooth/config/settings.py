@@ -180,6 +180,16 @@ class DreamBoothConfig(Frozen):
     super_resolution: SuperResolutionConfig = SuperResolutionConfig()
 
     @model_validator(mode="after")
+    def _warm_up_fits_the_second_stage(self) -> Self:
+        own, warm_up = self.super_resolution, self.train.lr_warmup_steps
+        if own.base_model is not None and warm_up >= own.max_train_steps:
+            raise ValueError(
+                f"train.lr_warmup_steps is {warm_up}, and holds for both stages, but there are only "
+                f"{own.max_train_steps} super_resolution.max_train_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _scores_are_measured(self) -> Self:
         if self.train.by_score and self.evaluation.every is None:
             setting = "train.keep: best" if self.train.keep == "best" else "train.stop_after"
@@ -238,10 +248,16 @@ class DreamBoothConfig(Frozen):
                 "images": self.images.model_copy(update={"resolution": own.resolution}),
                 "prior": self.prior.model_copy(update={"prior_loss_weight": 0.0}),
                 "train": self.train.model_copy(update={**steps, **alone, **by_score}),
-                "evaluation": self.evaluation.model_copy(update={"every": None}),
+                "evaluation": self.evaluation.model_copy(update={"every": None, "protocol": "none"}),
                 "super_resolution": SuperResolutionConfig(),
             }
         )
+
+    @property
+    def picture_side(self) -> int:
+        """Side in pixels of the pictures that a planned run's model makes, by its last stage."""
+        own = self.super_resolution
+        return int((self.images.resolution if own.base_model is None else own.resolution) or 0)
 
     @property
     def run_uri(self) -> str:

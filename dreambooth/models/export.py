@@ -19,6 +19,9 @@ from dreambooth.models.probe import TOLERANCES, Probe, Trained, largest_differen
 from dreambooth.models.tied_weights import load_parameters
 from dreambooth.models.weight_files import plain_name, weight_files
 
+SUPER_RESOLUTION = "super_resolution"
+"""Folder of a cascade's second stage in a published model, beside the first one's components."""
+
 _BUFFERS = ("position_ids", "pos_embed.pos_embed", "embed_tokens.weight")
 """Endings of names in weight files that are no parameters of their own: positions, and embeddings tied to others."""
 
@@ -131,8 +134,14 @@ def _same_files(directory: Path, base: Path, part: Component) -> bool:
 
 
 def put_weights(pipeline: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Load an engine's state_dict into a pipeline's components. Returns the previous weights, to restore them."""
+    """Load an engine's state_dict into a pipeline's components. Returns the previous weights, to restore them.
+
+    Those named `super_resolution.…` are of its second stage, the attribute of that name.
+    """
     before: dict[str, Tensor] = {}
+    if of_second := _of_owner(SUPER_RESOLUTION, state):
+        own = put_weights(getattr(pipeline, SUPER_RESOLUTION), of_second)
+        before |= {f"{SUPER_RESOLUTION}.{name}": weight for name, weight in own.items()}
     for owner, component in _owners(family_of_pipeline(pipeline)).items():
         trained = _of_owner(owner, state)
         if trained:

@@ -11,13 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dreambooth.models.export import put_weights
+from dreambooth.models.export import SUPER_RESOLUTION, put_weights
 from dreambooth.models.families import Family, family_of, family_of_pipeline
 from dreambooth.quiet import hide_progress_bars, quiet
 from dreambooth.randomness import generator
-
-SUPER_RESOLUTION = "super_resolution"
-"""Folder of a cascade's second stage in a published model, beside the first one's components."""
 
 
 def sampling_dtype(device: str) -> torch.dtype:
@@ -44,13 +41,15 @@ def load_pipeline(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     super_resolution: Path | None = None,
+    alone: bool = False,
 ) -> Any:
     """Load a diffusers directory with its family's sampler, its weights in `dtype`, without progress bars.
 
     Components that sampling doesn't use (a safety checker) may be missing. The VAE stays in fp32 whatever `dtype` is:
     some overflow in fp16, which gives black pictures. The second stage of a cascade, the directory `super_resolution`
     or a published model's folder of that name, becomes the pipeline's attribute of that name, with the first one's text
-    encoder instead of its own: both were trained with the same.
+    encoder instead of its own: both were trained with the same. Of a base model only the former is meant: `alone` leaves
+    the latter.
     """
     quiet()
     hide_progress_bars()
@@ -59,12 +58,13 @@ def load_pipeline(
         part.folder: family.load_vae(directory, device) for part in family.role("vae")
     }
     pipeline = _assembled(family, directory, modules)
-    return _with_second_stage(pipeline, super_resolution or directory / SUPER_RESOLUTION, device, dtype)
+    second = super_resolution or (None if alone else directory / SUPER_RESOLUTION)
+    return pipeline if second is None else _with_second_stage(pipeline, second, device, dtype)
 
 
 def load_trained(base: Path, state: Mapping[str, Tensor], *, device: str, dtype: torch.dtype) -> Any:
     """A pipeline with trained weights from memory."""
-    pipeline = load_pipeline(base, device=device, dtype=dtype)
+    pipeline = load_pipeline(base, device=device, dtype=dtype, alone=True)
     put_weights(pipeline, state)
     return pipeline
 
@@ -124,7 +124,7 @@ def sample(
 
     `dtype` is that of denoiser and text encoders, emulated if necessary; None is the device's best. `height` and
     `width` in pixels, of the first stage, default to the training resolution; the second one of a pipeline that has it
-    makes pictures of its own resolution, at the guidance scale that suits it.
+    scales its pictures up, at the guidance scale that suits it.
 
     Raises ValueError for different numbers of prompts and seeds, RuntimeError for pixels that are NaN.
     """
@@ -157,14 +157,17 @@ def sample(
             ).images
         sampled += _decode(family, pipeline, x0, height, width)
     large = getattr(pipeline, SUPER_RESOLUTION, None)
-    if large is None:
+    if large is None or not sampled:
         return sampled
+    family, (width, height) = family_of_pipeline(large), sampled[0].size
     return sample(
         large,
         prompts,
         [further_seed(seed) for seed in seeds],
         num_inference_steps=num_inference_steps,
-        guidance_scale=family_of_pipeline(large).defaults.guidance_scale,
+        guidance_scale=family.defaults.guidance_scale,
+        height=family.scales_up * height,
+        width=family.scales_up * width,
         batch_size=batch_size,
         dtype=dtype,
         images=sampled,

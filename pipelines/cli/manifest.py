@@ -110,7 +110,7 @@ def _check_reachable(plan: "Plan") -> None:
     """Raise InputError for addresses local to this machine and for passwords in addresses."""
     from dreambooth.config.addresses import shown
     from dreambooth.errors import InputError
-    from pipelines.plan.run_plan import local_addresses
+    from pipelines.plan.local_addresses import local_addresses
 
     if local := local_addresses(plan.config):
         raise InputError(

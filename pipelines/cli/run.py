@@ -104,5 +104,5 @@ def _dry_run(config: "DreamBoothConfig", console: "RunConsole") -> None:
     click.echo(yaml.safe_dump(printable_settings(plan.config), sort_keys=False, width=110), nl=False)
     for warning in plan.warnings:
         console.warn(warning)
-    here = [describe_peak([plan])] if plan.base.has_weights else []
+    here = [describe_peak([plan])] if plan.has_weights else []
     console.table([*describe_plan(plan), *here, *describe_capacity(plan)])

@@ -18,7 +18,8 @@ SWITCHES = ("--dry-run", "--quiet", "--skip-invalid", "--help", "-h")
 OPTIONS = {"--images": "subject.instance_images", "--base-model": "base_model", "--output": "storage.run"}
 """Options whose value is a path, and their settings."""
 _FOLDERS = ("storage.root", "storage.run", "storage.prior", "subject.instance_images", "evaluation.real_images")
-_MODELS = ("base_model", "evaluation.image_encoder", "evaluation.dino", "evaluation.clip", "evaluation.lpips")
+_ENCODERS = ("evaluation.image_encoder", "evaluation.dino", "evaluation.clip", "evaluation.lpips")
+_MODELS = ("base_model", "super_resolution.base_model", *_ENCODERS)
 """Settings whose value is a folder, an address or a hub id."""
 
 

@@ -68,7 +68,7 @@ def checked_plan(config: DreamBoothConfig, resources: Resources | None = None, *
     Without `weights` those of the base may be missing.
     """
     plan = make_plan(config, resources, weights=weights)
-    if plan.base.has_weights:  # else nothing will be written, and it is planned for other machines
+    if plan.has_weights:  # else nothing will be written, and it is planned for other machines
         check_destinations([plan], nodes=_nodes(resources))
     return plan
 

@@ -87,8 +87,9 @@ def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
     if not plan.cluster.lanes and plan.lanes == len(plan.subjects):
         why = "no more than subjects"
     engine = f"DeepSpeed ZeRO-{first.config.zero.stage}" if first.engine == "deepspeed" else "PyTorch"
-    largest = max(plan.subjects, key=lambda subject: subject.model_state_bytes)
-    steps = sum(subject.config.train.max_train_steps for subject in plan.subjects)
+    stages = [stage for subject in plan.subjects for stage in subject.stages]
+    largest = max(stages, key=lambda stage: stage.model_state_bytes)
+    steps = sum(stage.config.train.max_train_steps for stage in stages)
     roots = dict.fromkeys(subject.config.storage.root for subject in plan.subjects)
     to_make, there = _count_class_images(plan)
     return [
@@ -104,13 +105,19 @@ def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
 
 
 def _bases(plan: BatchPlan) -> list[tuple[str, str]]:
-    """A row for every base model, with its number of subjects if there are several."""
-    subjects = Counter((one.config.base_model, one.base.hash) for one in plan.subjects)
-    several = len(subjects) > 1
-    return [
-        ("base model", f"{address}, hash {base_hash}{f': {count} subjects' if several else ''}")
-        for (address, base_hash), count in subjects.items()
-    ]
+    """A row for every base model and second stage, with its number of subjects if there are several."""
+    rows = []
+    for what, stages in (
+        ("base model", plan.subjects),
+        ("second stage", [one.second for one in plan.subjects if one.second is not None]),
+    ):
+        subjects = Counter((one.config.base_model, one.base.hash) for one in stages)
+        several = subjects.total() < len(plan.subjects) or len(subjects) > 1
+        rows += [
+            (what, f"{address}, hash {base_hash}{f': {count} subjects' if several else ''}")
+            for (address, base_hash), count in subjects.items()
+        ]
+    return rows
 
 
 def _count_classes(plan: BatchPlan) -> int:

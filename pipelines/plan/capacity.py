@@ -49,7 +49,19 @@ def fewest_gpus(plan: Plan, size: int) -> Fewest:
 
 
 def describe_capacity(plan: Plan) -> list[tuple[str, str]]:
-    """(what, value) rows: memory by stage on the plan's workers, before and after it, and the fewest GPUs by size."""
+    """(what, value) rows: memory by stage on the plan's workers, before and after it, and the fewest GPUs by size.
+
+    Those of a cascade's second stage, trained after the first, follow.
+    """
+    samples = ("samples", f"{readable_bytes(sampling_bytes(plan))} of weights in fp16 on one GPU")
+    rows = [*_training(plan), samples, *_sizes(plan)]
+    if plan.second is not None:
+        rows += [(f"second stage: {what}", value) for what, value in (*_training(plan.second), *_sizes(plan.second))]
+    return rows
+
+
+def _training(plan: Plan) -> list[tuple[str, str]]:
+    """Memory of a stage in training, and before it."""
     workers = plan.config.cluster.num_workers
     peaks = [f"ZeRO-{stage} {readable_bytes(peak_of(on_gpus(plan), stage, workers))}" for stage in STAGES]
     each = f"{workers} GPU{'s' if workers > 1 else ''}"
@@ -57,14 +69,26 @@ def describe_capacity(plan: Plan) -> list[tuple[str, str]]:
     if frozen := _frozen_text_encoders(plan):
         parts = ", ".join(f"{folder} {readable_bytes(4 * count)}" for folder, count in frozen.items())
         rows.append(("prompts encoded by", f"{parts}, once, freed before training"))
-    rows.append(("samples", f"{readable_bytes(sampling_bytes(plan))} of weights in fp16 on one GPU"))
-    return [*rows, *((f"{size} GB GPUs", _shown(fewest_gpus(plan, size))) for size in GPU_SIZES)]
+    return rows
+
+
+def _sizes(plan: Plan) -> list[tuple[str, str]]:
+    return [(f"{size} GB GPUs", _shown(fewest_gpus(plan, size))) for size in GPU_SIZES]
 
 
 def sampling_bytes(plan: Plan) -> int:
-    """Weights of a pipeline that samples on one GPU: fp16, and the VAE in fp32."""
-    counts = plan.base.parameter_counts
-    return sum((4 if plan.base.family.component(folder).role == "vae" else 2) * each for folder, each in counts.items())
+    """Weights of a pipeline that samples on one GPU: fp16, and the VAE in fp32.
+
+    A second stage shares the first one's text encoders.
+    """
+    size = 0
+    for stage in plan.stages:
+        family = stage.base.family
+        for folder, count in stage.base.parameter_counts.items():
+            role = family.component(folder).role
+            if stage is plan or role != "text_encoder":
+                size += (4 if role == "vae" else 2) * count
+    return size
 
 
 def _frozen_text_encoders(plan: Plan) -> dict[str, int]:

@@ -26,19 +26,12 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     """The plan as (what, value) rows."""
     config, train = plan.config, plan.config.train
     workers, zero = config.cluster.num_workers, config.zero
-    pairs = train.micro_batch_size * train.gradient_accumulation_steps * workers
     engine = f"DeepSpeed ZeRO-{zero.stage}{', optimizer in host memory' if zero.offload_optimizer else ''}"
-    counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in plan.base.parameter_counts.items())
-    known = f"hash {plan.base.hash}" if plan.base.has_weights else "whose weights aren't here: by its configuration"
-    trained = " and ".join(["denoiser", *plan.run_text_encoders]).replace("text_encoder", "text encoder")
-    if train.method == "textual_inversion":
-        trained = "the identifier's embedding (Textual Inversion)"
     rows = [
         ("subject", f"{config.subject.name}: {len(plan.images)} images of a {config.subject.class_noun}"),
         ("instance prompt", config.prompts.instance_prompt(config.subject)),
-        ("base model", f"{shown(config.base_model)} ({counts}), {known}"),
-        ("trained", f"{trained}, {_count(plan.trained_parameters)} parameters, at {config.images.resolution} px"),
-        ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
+        *_stage(plan, "base model"),
+        *([] if plan.second is None else _stage(plan.second, "second stage")),
         (
             "workers",
             f"{workers} x {'1 GPU' if plan.use_gpu else f'{config.cluster.cpus_per_worker} CPU'}"
@@ -47,7 +40,8 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         ("engine", engine if plan.engine == "deepspeed" else "PyTorch"),
         (
             "memory per worker",
-            f"{readable_bytes(plan.model_state_bytes)} of weights, gradients and optimizer; activations on top",
+            f"{', then '.join(readable_bytes(stage.model_state_bytes) for stage in plan.stages)} of weights, gradients "
+            f"and optimizer; activations on top",
         ),
     ]
     if plan.prior is not None:
@@ -60,7 +54,23 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("scores", f"every {config.evaluation.every} steps; exported is the {train.keep} checkpoint"))
     name = f", registered as {config.model_name}" if config.tracking.register_model else ""
     rows.append(("writes to", f"{config.run_uri}{name}"))
-    return [*rows, ("result key", plan.key)] if plan.base.has_weights else rows
+    return [*rows, ("result key", plan.key)] if plan.has_weights else rows
+
+
+def _stage(plan: Plan, what: str) -> list[tuple[str, str]]:
+    """What a stage starts from, and what is trained of it."""
+    config, train = plan.config, plan.config.train
+    pairs = train.micro_batch_size * train.gradient_accumulation_steps * config.cluster.num_workers
+    counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in plan.base.parameter_counts.items())
+    known = f"hash {plan.base.hash}" if plan.base.has_weights else "whose weights aren't here: by its configuration"
+    trained = " and ".join(["denoiser", *plan.run_text_encoders]).replace("text_encoder", "text encoder")
+    if train.method == "textual_inversion":
+        trained = "the identifier's embedding (Textual Inversion)"
+    return [
+        (what, f"{shown(config.base_model)} ({counts}), {known}"),
+        ("trained", f"{trained}, {_count(plan.trained_parameters)} parameters, at {config.images.resolution} px"),
+        ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
+    ]
 
 
 def fewer_workers(cluster: ClusterConfig) -> str:

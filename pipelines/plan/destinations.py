@@ -53,7 +53,7 @@ def _check_room(plans: Sequence[Plan], *, lanes: int, nodes: int) -> None:
     missing = [plan for plan in plans if not local or published(join(plan.config.run_uri, "model")) is None]
     if not missing:
         return
-    largest = max(missing, key=lambda plan: plan.checkpoint_bytes + plan.published_bytes)
+    largest = max(missing, key=lambda plan: max(_checkpoint_sizes(plan)) + plan.published_bytes)
     writes = _into_store(missing, largest, lanes) if local else []
     if nodes == 1:
         writes += _into_temporary_folder(largest, lanes)
@@ -71,16 +71,22 @@ def _check_room(plans: Sequence[Plan], *, lanes: int, nodes: int) -> None:
 
 
 def _into_store(missing: Sequence[Plan], largest: Plan, lanes: int) -> list[_Written]:
-    """Models stay; a lane's checkpoints go with its publication, and one is written before another is removed."""
-    train, checkpoint = largest.config.train, largest.checkpoint_bytes
-    count = max(1, (train.max_train_steps - 1) // train.checkpoint_every)  # one at least, in case of an interrupt
-    kept, most = min(CHECKPOINTS_KEPT, count), min(CHECKPOINTS_KEPT + 1, count)
+    """Models stay; a lane's checkpoints go with its publication, and one is written before another is removed.
+
+    A cascade's first stage keeps its own until both are published.
+    """
+    counts = [_checkpoints(stage, last=stage is not largest.stages[-1]) for stage in largest.stages]
+    sizes = _checkpoint_sizes(largest)
+    kept = sum(min(CHECKPOINTS_KEPT, count) * size for count, size in zip(counts, sizes, strict=True))
+    most = [min(CHECKPOINTS_KEPT + 1, count) for count in counts]
     at_once = min(lanes, len(missing))
-    each = max(most * checkpoint, kept * checkpoint + largest.published_bytes)
+    at_most = sum(count * size for count, size in zip(most, sizes, strict=True))
+    each = max(at_most, kept + largest.published_bytes)
     models = (len(missing) - at_once) * largest.published_bytes
-    there = sum(_size(join(plan.config.run_uri, "checkpoints", plan.key)) for plan in missing)
-    what = f"{at_once * most} checkpoints of {readable_size(checkpoint)}, "
-    what += f"{len(missing)} models of {readable_size(largest.published_bytes)}"
+    keys = [(plan, stage.key) for plan in missing for stage in plan.stages]
+    there = sum(_size(join(plan.config.run_uri, "checkpoints", key)) for plan, key in keys)
+    shown = [f"{at_once * count} checkpoints of {readable_size(size)}" for count, size in zip(most, sizes, strict=True)]
+    what = ", ".join([*shown, f"{len(missing)} models of {readable_size(largest.published_bytes)}"])
     folder = _existing(Path(filesystem(largest.config.run_uri)[1]))
     return [_Written(folder=folder, size=max(0, at_once * each + models - there), what=what)]
 
@@ -88,9 +94,21 @@ def _into_store(missing: Sequence[Plan], largest: Plan, lanes: int) -> list[_Wri
 def _into_temporary_folder(largest: Plan, lanes: int) -> list[_Written]:
     """Models are assembled there; those for an object store also come back for verification."""
     local = is_local(largest.config.run_uri)
-    size = largest.published_bytes if local else max(2 * largest.published_bytes, largest.checkpoint_bytes)
+    size = largest.published_bytes if local else max(2 * largest.published_bytes, *_checkpoint_sizes(largest))
     what = f"{readable_size(lanes * size)} in passing"
     return [_Written(folder=_existing(Path(tempfile.gettempdir())), size=lanes * size, what=what)]
+
+
+def _checkpoint_sizes(plan: Plan) -> list[int]:
+    """Bytes of a checkpoint of each stage."""
+    return [stage.checkpoint_bytes for stage in plan.stages]
+
+
+def _checkpoints(plan: Plan, *, last: bool) -> int:
+    """Number of checkpoints of a stage; with `last` one is written after the last step, too."""
+    train = plan.config.train
+    count = (train.max_train_steps - 1) // train.checkpoint_every + (1 if last else 0)
+    return max(1, count)  # in case of an interrupt
 
 
 def _existing(folder: Path) -> Path:

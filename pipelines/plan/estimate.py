@@ -58,11 +58,12 @@ def describe_estimate(plan: BatchPlan) -> list[tuple[str, str]]:
 def _by_pace(plan: BatchPlan) -> str | None:
     """Estimate by the pace of earlier batches, on any machines; None if a subject's settings are new."""
     known = known_paces(plan.subjects[0].config.storage.root)
-    found = [known.get(pace_key(subject)) for subject in plan.subjects]
+    stages = [stage for subject in plan.subjects for stage in subject.stages]
+    found = [known.get(pace_key(stage)) for stage in stages]
     paces = [pace for pace in found if pace is not None]
     if len(paces) < len(found):
         return None
-    steps = [subject.config.train.max_train_steps for subject in plan.subjects]
+    steps = [stage.config.train.max_train_steps for stage in stages]
     seconds = sum(count / pace.steps_per_second for count, pace in zip(steps, paces, strict=True))
     latest = max(paces, key=lambda pace: pace.day)
     return (
@@ -81,10 +82,12 @@ def _by_counting(plan: BatchPlan, costs: dict[str, StepCost]) -> str:
     sampling_speed = _SHARE_IN_SAMPLING[device] * (speed.half if samples_in_half else speed.fp32)
     training = samples = 0.0
     for subject in plan.subjects:
-        cost = costs[subject.config.subject.name]
+        of_stages = [(subject, costs[subject.config.subject.name])]
+        of_stages += [] if subject.second is None else [(subject.second, _cost(subject.second))]
         half = subject.config.train.mixed_precision == "bf16"
-        training += _training_flops(subject, cost) / (_SHARE_IN_TRAINING[device] * (speed.half if half else speed.fp32))
-        samples += _sampling_flops(subject, cost) / sampling_speed
+        training_speed = _SHARE_IN_TRAINING[device] * (speed.half if half else speed.fp32)
+        training += sum(_training_flops(stage, cost) for stage, cost in of_stages) / training_speed
+        samples += sum(_sampling_flops(stage, cost) for stage, cost in of_stages) / sampling_speed
     class_images = _class_image_flops(plan, costs) / sampling_speed
     workers = plan.lanes * plan.cluster.num_workers
     parts = [training / workers, class_images / workers, samples / plan.lanes]

@@ -25,8 +25,9 @@ def peak_of(plan: Plan, stage: int, workers: int) -> int:
 
 
 def describe_peak(plans: Sequence[Plan]) -> tuple[str, str]:
-    """The largest peak of these plans, as a (what, value) row."""
-    return "memory at its peak", f"about {readable_bytes(max(peak_bytes(plan) for plan in plans))} of tensors a worker"
+    """The largest peak of these plans' stages, as a (what, value) row."""
+    most = max(peak_bytes(stage) for plan in plans for stage in plan.stages)
+    return "memory at its peak", f"about {readable_bytes(most)} of tensors a worker"
 
 
 def _bucket_bytes(plan: Plan) -> int:

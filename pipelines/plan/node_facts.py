@@ -126,6 +126,8 @@ def _load_base(config: DreamBoothConfig) -> None:
 
     quiet()
     load_components(resolve_base_model(config.base_model, config.revision).directory)
+    if (second := config.second_stage) is not None:
+        load_components(resolve_base_model(second.base_model, second.revision, scales_up=True).directory)
 
 
 def _gpus() -> tuple[tuple[str, int], ...]:

@@ -1,8 +1,7 @@
 """The plan of one run, made before work starts, and the key of its result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from dreambooth.config.settings import DreamBoothConfig, config_hash
@@ -12,13 +11,14 @@ from dreambooth.data.inspection import Inspection, inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.models.base_model import BaseModel, resolve_base_model
+from dreambooth.models.cascade import check_cascade
 from dreambooth.models.families import load_tokenizer
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
 from pipelines.plan.footprint import Footprint
+from pipelines.plan.local_addresses import local_addresses, with_absolute_addresses
 from pipelines.plan.result_key import identifier_tokens, result_key
-from pipelines.stages.protocol_stage import check_protocol, compared_images, protocol_task
-from pipelines.storage.files import absolute, is_local
+from pipelines.stages.protocol_stage import check_protocol, compared_images, pictures_hash, protocol_task
 from pipelines.tasks import ProtocolTask
 
 
@@ -27,7 +27,8 @@ class Plan:
     """A configuration with every open choice made, and the facts behind them.
 
     `key` identifies the result: the hash of everything that decides the trained weights. `sampling_dtype` is the dtype
-    of pictures on every machine, and part of their keys. Samples are measured against the images `compared`.
+    of pictures on every machine, and part of their keys. Samples are measured against the images `compared`. `second`
+    is the plan of a cascade's second stage, as if it were a base model, and part of the key; all else is of the first.
     """
 
     config: DreamBoothConfig
@@ -41,6 +42,22 @@ class Plan:
     sampling_dtype: str
     key: str
     warnings: tuple[str, ...]
+    second: "Plan | None" = None
+
+    @property
+    def stages(self) -> "tuple[Plan, ...]":
+        """This plan, and that of a second stage if there is one: what is trained, one after the other."""
+        return (self,) if self.second is None else (self, self.second)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether all weights of its base models are here; if not, it is a plan to look at."""
+        return all(stage.base.has_weights for stage in self.stages)
+
+    @property
+    def base_hash(self) -> str:
+        """Hash of all that the base model's pictures come from: the base, and a second stage if there is one."""
+        return pictures_hash(*(stage.base.hash for stage in self.stages))
 
     @property
     def model_key(self) -> str:
@@ -52,7 +69,7 @@ class Plan:
     def protocol(self) -> ProtocolTask | None:
         """The task of the paper's protocol, if any."""
         return protocol_task(
-            self.config, self.compared, model_key=self.key, base_hash=self.base.hash, dtype=self.sampling_dtype
+            self.config, self.compared, model_key=self.key, base_hash=self.base_hash, dtype=self.sampling_dtype
         )
 
     @property
@@ -97,12 +114,15 @@ class Plan:
 
     @property
     def model_state_bytes(self) -> int:
-        """Weights, gradients, masters, Adam moments and moving average of one worker, activations not counted."""
+        """Weights, gradients, masters, Adam moments and moving average of one worker, activations not counted.
+
+        Of this stage alone: the other's are not there at the same time.
+        """
         return self.footprint.state_bytes(self.zero_stage, self.config.cluster.num_workers)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of a checkpoint, summed over workers.
+        """Bytes of a checkpoint of this stage, summed over workers.
 
         Weights, two Adam moments and the moving average, in fp32. ZeRO 1 and 2 store the weights twice, in the model's
         file and as the shards' masters. DeepSpeed also writes frozen weights, and without ZeRO every rank writes the
@@ -120,8 +140,9 @@ class Plan:
 
     @property
     def published_bytes(self) -> int:
-        """Bytes of the published model."""
-        return sum(self.base.parameter_counts.values()) * (4 if self.config.storage.dtype == "float32" else 2)
+        """Bytes of the published model, all stages."""
+        parameters = sum(sum(stage.base.parameter_counts.values()) for stage in self.stages)
+        return parameters * (4 if self.config.storage.dtype == "float32" else 2)
 
 
 def make_plan(
@@ -129,19 +150,48 @@ def make_plan(
     resources: Resources | None = None,
     *,
     base: BaseModel | None = None,
+    second_base: BaseModel | None = None,
     identifier: str | None = None,
     weights: bool = True,
 ) -> Plan:
     """Check all requirements of a run and make the open choices. Raises InputError for any fault.
 
-    `resources` None means this machine's. A batch passes its shared `base` and an `identifier` chosen among all
-    subjects. Without `weights` those of the base may be missing: for a plan to look at.
+    `resources` None means this machine's. A batch passes its shared `base`, and `second_base` of a cascade, and an
+    `identifier` chosen among all subjects. Without `weights` those of the base may be missing: for a plan to look at.
     """
     resources = resources or local_resources()
+    first = _stage_plan(config, resources, base, identifier, weights=weights)
+    if (own := first.config.second_stage) is None:
+        return first
+    second_base = second_base or resolve_base_model(own.base_model, own.revision, scales_up=True, weights=weights)
+    side, large = int(first.config.images.resolution or 0), own.images.resolution or second_base.resolution
+    check_cascade(first.base, second_base, sides=(side, large))
+    if first.run_text_encoders:
+        raise InputError(
+            f"train.{'method' if first.config.train.method != 'dreambooth' else 'text_encoders'} trains "
+            f"{' and '.join(first.run_text_encoders)}, which both stages of a cascade read prompts with: the second "
+            f"would be sampled with another than it was trained with; leave it out, or super_resolution.base_model"
+        )
+    second = _stage_plan(own, resources, second_base, None, weights=weights)
+    settings = first.config.super_resolution.model_copy(update={"resolution": large})
+    further = [f"super_resolution: {warning}" for warning in second.warnings if warning not in first.warnings]
+    return replace(
+        first,
+        config=first.config.model_copy(update={"super_resolution": settings}),
+        second=second,
+        key=config_hash(first.key, second.key),
+        warnings=(*first.warnings, *further),
+    )
+
+
+def _stage_plan(
+    config: DreamBoothConfig, resources: Resources, base: BaseModel | None, identifier: str | None, *, weights: bool
+) -> Plan:
+    """The plan of one stage."""
     resources.check(config.cluster)
     _check_actors(config, resources)
     use_gpu = resources.use_gpu(config.cluster)
-    config = _absolute(config)
+    config = with_absolute_addresses(config)
     base = base or resolve_base_model(config.base_model, config.revision, weights=weights)
     config = with_defaults_of(config, base)
     resolution = config.images.resolution or base.resolution
@@ -228,43 +278,6 @@ def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
             f"prior.num_actors is {wanted}, but the cluster has room for {room}, one per "
             f"{'GPU' if resources.use_gpu(config.cluster) else 'CPU'}; ask for fewer, or leave it out"
         )
-
-
-def local_addresses(config: DreamBoothConfig) -> list[str]:
-    """Local addresses; several nodes can't read them without a shared disk."""
-    addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
-    if config.base_model != "miniature" and Path(config.base_model).is_dir():
-        addresses.append(config.base_model)
-    return [address for address in addresses if is_local(address)]
-
-
-def _absolute(config: DreamBoothConfig) -> DreamBoothConfig:
-    """Make local addresses absolute: Ray's workers run in other folders."""
-    storage = config.storage.model_copy(
-        update={
-            "run": absolute(config.run_uri),
-            "prior": absolute(config.prior_uri),
-            "root": absolute(config.storage.root),
-        }
-    )
-    images = tuple(absolute(address) for address in config.subject.instance_images)
-    subject = config.subject.model_copy(update={"instance_images": images})
-    changes: dict[str, Any] = {"storage": storage, "subject": subject}
-    if config.base_model != "miniature":
-        changes["base_model"] = _absolute_folder(config.base_model)
-    real = config.evaluation.real_images
-    encoders = {name: getattr(config.evaluation, name) for name in ("image_encoder", "dino", "clip", "lpips")}
-    changes["evaluation"] = config.evaluation.model_copy(
-        update={"real_images": None if real is None else tuple(absolute(address) for address in real)}
-        | {name: _absolute_folder(address) for name, address in encoders.items() if address is not None}
-    )
-    return config.model_copy(update=changes)
-
-
-def _absolute_folder(address: str) -> str:
-    """A folder's absolute path; other values (a hub id, a remote address) unchanged."""
-    folder = Path(address).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else address
 
 
 def choose_sampling_dtype(*, use_gpu: bool) -> str:

@@ -25,8 +25,9 @@ _AT_ONCE, _PER_PART = 16, 64
 _PER_PROCESS, _MOST_PROCESSES = 500, 8
 """Fewest subjects worth another process."""
 
-Bases = Mapping[tuple[str, str | None], BaseModel | InputError]
-"""Base models, or their faults, by address and revision."""
+_Name = tuple[str, str | None, bool]
+Bases = Mapping[_Name, BaseModel | InputError]
+"""Base models, or their faults, by address, revision and whether it is a second stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,21 +72,29 @@ def valid_plans(checks: Sequence[SubjectCheck], *, skip_invalid: bool) -> tuple[
 
 def _find_bases(configs: Sequence[DreamBoothConfig]) -> Bases:
     """Find, check and hash every base model once; for every subject it would take minutes."""
-    bases: dict[tuple[str, str | None], BaseModel | InputError] = {}
-    for address, revision in dict.fromkeys((config.base_model, config.revision) for config in configs):
+    bases: dict[_Name, BaseModel | InputError] = {}
+    for name in dict.fromkeys(name for config in configs for name in _stages(config)):
+        address, revision, scales_up = name
         try:
-            base = bases[address, revision] = resolve_base_model(address, revision)
+            base = bases[name] = resolve_base_model(address, revision, scales_up=scales_up)
             _ = base.hash  # now, before many threads read all of it
         except InputError as error:
-            bases[address, revision] = error
+            bases[name] = error
     return bases
+
+
+def _stages(config: DreamBoothConfig) -> list[_Name]:
+    """Names of a configuration's base model and, of a cascade, its second stage."""
+    second = config.super_resolution
+    names: list[_Name] = [(config.base_model, config.revision, False)]
+    return names if second.base_model is None else [*names, (second.base_model, second.revision, True)]
 
 
 def _identifiers(configs: Sequence[DreamBoothConfig], bases: Bases) -> dict[str, str]:
     """Choose identifiers for all subjects of a base model together, so no two share one; by the subject's name."""
     chosen: dict[str, str] = {}
-    for (address, revision), base in bases.items():
-        subjects = [config.subject for config in configs if (config.base_model, config.revision) == (address, revision)]
+    for name, base in bases.items():
+        subjects = [config.subject for config in configs if _stages(config)[0] == name]
         taken = [str(subject.identifier) for subject in subjects if subject.identifier is not None]
         names = [subject.name for subject in subjects if subject.identifier is None]
         if names and isinstance(base, BaseModel):
@@ -123,13 +132,17 @@ def _check_some(
 def _check(config: DreamBoothConfig, identifier: str | None, *, resources: Resources, bases: Bases) -> SubjectCheck:
     name = config.subject.name
     try:
-        base = bases[config.base_model, config.revision]
-        if isinstance(base, InputError):
-            raise base
-        plan = make_plan(config, resources, base=base, identifier=identifier)
+        base, second, *_ = [*(_sound(bases[name]) for name in _stages(config)), None]
+        plan = make_plan(config, resources, base=base, second_base=second, identifier=identifier)
     except InputError as error:
         return SubjectCheck(name=name, plan=None, errors=tuple(str(error).splitlines()), warnings=())
     return SubjectCheck(name=name, plan=plan, errors=(), warnings=(*plan.warnings, *_about_class_noun(plan)))
+
+
+def _sound(base: BaseModel | InputError) -> BaseModel:
+    if isinstance(base, InputError):
+        raise base
+    return base
 
 
 def _about_class_noun(plan: Plan) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.config.evaluation import EvaluationConfig
-from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.inspection import Inspection, inspect_addresses
 from dreambooth.evaluation.protocol import SampleSet, protocol_of
 from pipelines.stages.evaluate_stage import instance_pictures
@@ -55,6 +55,11 @@ def protocol_task(
         run_uri=config.run_uri,
         shared_uri=config.prior_uri,
     )
+
+
+def pictures_hash(base_hash: str, second_hash: str | None = None) -> str:
+    """Hash of what the base model's pictures come from: its own, or that of both stages of a cascade."""
+    return base_hash if second_hash is None else config_hash(base_hash, second_hash)
 
 
 def check_protocol(config: DreamBoothConfig) -> None:

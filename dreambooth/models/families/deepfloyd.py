@@ -164,7 +164,7 @@ class DeepFloydII(PixelUNet):
     pipeline_class = "IFSuperResolutionPipeline"
     components = (*_COMPONENTS, Component(folder=_NOISING, role="scheduler", library="diffusers", kind="DDPMScheduler"))
     defaults = Defaults(text_encoders=(), learning_rate=1e-7, num_inference_steps=25, guidance_scale=4.0)
-    scales_up = True
+    scales_up = _SCALED_UP
     inputs = 2 * _COLOURS
 
     def process(self, directory: Path, shape: tuple[int, int, int]) -> "Process":

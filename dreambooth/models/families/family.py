@@ -55,8 +55,8 @@ class Family(ABC):
     defaults: Defaults
     fields: tuple[Field, ...]
     """Fields of its configuration files that are read before anything is loaded."""
-    scales_up: bool = False
-    """Whether it makes large pictures of small ones: the second stage of a cascade, and no base model by itself."""
+    scales_up: int = 0
+    """How many times larger it makes a picture's sides, as the second stage of a cascade; 0: it needs no picture."""
     noise: Literal["diffusion", "rectified flow"] = "diffusion"
     """The kind of its process, which its scheduler has to be of."""
     sampler: str = "DPMSolverMultistepScheduler"
