@@ -22,22 +22,29 @@ if TYPE_CHECKING:
 EVALUATION_FORMAT = 1
 
 Message = dict[str, Any]
-"""A worker's report: `kind`, and the fields of that kind."""
+"""A worker's report: `kind`, the fields of that kind, and the `stage` if it isn't the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A pipeline: a base model (address, revision and hash), or the prefix of a model published here."""
+    """A pipeline: a base model (address, revision and hash), or the prefix of a model published here.
+
+    Pictures of a base model go through its second stage, if one is named.
+    """
 
     address: str
     revision: str | None = None
     base_hash: str | None = None
     published: bool = False
+    super_resolution: "Source | None" = None
 
 
-def base_source(config: DreamBoothConfig, base_hash: str) -> Source:
-    """The pipeline of a configuration's base model, which has this hash."""
-    return Source(address=config.base_model, revision=config.revision, base_hash=base_hash)
+def base_source(config: DreamBoothConfig, base_hash: str, second_hash: str | None = None) -> Source:
+    """The pipeline of a configuration's base model, which has this hash; with its second stage if that's given."""
+    own, second = config.super_resolution, None
+    if second_hash is not None:
+        second = Source(address=str(own.base_model), revision=own.revision, base_hash=second_hash)
+    return Source(address=config.base_model, revision=config.revision, base_hash=base_hash, super_resolution=second)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +115,8 @@ class PriorSet:
 class ProtocolTask:
     """One model to be measured against `images`, whose hash is `data_hash`.
 
-    `model_key` names the model's weights, `run_uri` and `shared_uri` are where samples go.
+    `model_key` names the model's weights, `base_hash` those of all stages of the base model, `run_uri` and `shared_uri`
+    are where samples go.
     """
 
     config: DreamBoothConfig
@@ -146,7 +154,10 @@ class ProtocolTask:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTask:
-    """A worker's task, as plain data. `sampling_dtype` is the plan's dtype of samples."""
+    """A worker's task, as plain data. `sampling_dtype` is the plan's dtype of samples.
+
+    `second` is a cascade's second stage, trained after this one; the model of both is published under this task's key.
+    """
 
     config: DreamBoothConfig
     images: tuple[InstanceImage, ...]
@@ -158,6 +169,17 @@ class TrainTask:
     base_hash: str
     checkpoint_bytes: int
     sampling_dtype: str
+    second: "TrainTask | None" = None
+
+    @property
+    def stages(self) -> "tuple[TrainTask, ...]":
+        """This task, and that of a second stage if there is one."""
+        return (self,) if self.second is None else (self, self.second)
+
+    @property
+    def base(self) -> Source:
+        """The base model's pipeline, all stages of it."""
+        return base_source(self.config, self.base_hash, None if self.second is None else self.second.base_hash)
 
 
 @dataclass(frozen=True, kw_only=True)

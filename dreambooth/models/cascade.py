@@ -1,6 +1,6 @@
-"""Are two base models stages of one cascade: does the second scale up what the first makes, by the same text?
+"""A cascade: a base model, and a second stage that scales up its pictures by the same text.
 
-Both are trained and sampled with the first one's text encoder, so the second has to have learnt from an equal one.
+Both are sampled with the first one's text encoder, so the second has to have learnt from an equal one.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,9 @@ from dreambooth.models.weight_files import weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SUPER_RESOLUTION = "super_resolution"
+"""Name of a cascade's second stage: its folder in a published model, beside the first one's components."""
 
 _SIZES = ("d_model", "num_layers", "vocab_size", "num_heads", "d_kv", "d_ff")
 """Fields of a text encoder's configuration that decide its shapes."""
@@ -55,8 +58,8 @@ def _difference(first: BaseModel, second: BaseModel) -> str | None:
         return "their vocabularies differ"
     if first.has_weights and second.has_weights:
         for part in one:
-            if (name := _first_differing(first.directory, second.directory, part)) is not None:
-                return f"{name} in {part.folder} has other weights"
+            if (tensor := _first_differing(first.directory, second.directory, part)) is not None:
+                return f"{tensor} in {part.folder} has other weights"
     return None
 
 

@@ -24,9 +24,11 @@ from torch import Tensor
 
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import BaseModel, resolve_base_model
+from dreambooth.models.cascade import SUPER_RESOLUTION
 
 DESCRIPTION = "delta.json"
-_FORMAT = 1
+_FORMAT, _CASCADE = 1, 2
+"""Formats of deltas against one base, and against both stages of a cascade."""
 _INTEGERS: dict[int, tuple[torch.dtype, Any, Any]] = {
     2: (torch.int16, np.int16, np.uint16),
     4: (torch.int32, np.int32, np.uint32),
@@ -38,26 +40,25 @@ def is_delta(directory: Path) -> bool:
     return (directory / DESCRIPTION).is_file()
 
 
-def write_delta(base: BaseModel, model: Path, target: Path) -> None:
-    """Write the change of `model`, a diffusers directory, against its base: of weights whose names the base has."""
+def write_delta(base: BaseModel, model: Path, target: Path, second: BaseModel | None = None) -> None:
+    """Write the change of `model`, a diffusers directory, against its base: of weights whose names the base has.
+
+    `second` is the base of its second stage.
+    """
     target.mkdir(parents=True, exist_ok=True)
     files = {}
     for path in sorted(path for path in model.rglob("*") if path.is_file()):
         name = path.relative_to(model).as_posix()
-        original = base.directory / name
+        original = _original(name, base, second)
         files[name] = {"sha256": _sha256(path), "kept": _kept(path, original)}
         if files[name]["kept"] == "change":
             _write_change(original, path, target / name)
         elif files[name]["kept"] == "whole":
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target / name)
-    description = {
-        "format": _FORMAT,
-        "base_model": base.address,
-        "revision": base.revision,
-        "base_hash": base.hash,
-        "files": files,
-    }
+    description = {"format": _FORMAT, **_named(base), "files": files}
+    if second is not None:
+        description |= {"format": _CASCADE, SUPER_RESOLUTION: _named(second)}
     (target / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
 
 
@@ -67,24 +68,45 @@ def rebuild(delta: Path, target: Path, base: BaseModel | None = None) -> Path:
     Raises InputError if the base isn't the delta's own, or the delta is damaged.
     """
     description = json.loads((delta / DESCRIPTION).read_text())
-    if description.get("format") != _FORMAT:
-        raise InputError(f"{delta} is a delta of format {description.get('format')!r}; this version reads {_FORMAT}")
-    base = base or resolve_base_model(description["base_model"], description["revision"])
-    if base.hash != description["base_hash"]:
+    if description.get("format") not in (_FORMAT, _CASCADE):
         raise InputError(
-            f"the model is kept as its change against the base with hash {description['base_hash']}, but "
-            f"{base.address} has hash {base.hash}: another base, or another revision of it, would give another model"
+            f"{delta} is a delta of format {description.get('format')!r}; this version reads {_FORMAT} and {_CASCADE}"
         )
+    base, second = _found(description, base), None
+    if (of_second := description.get(SUPER_RESOLUTION)) is not None:
+        second = _found(of_second, None, scales_up=True)
     for name, file in description["files"].items():
         _check_name(name)
         (target / name).parent.mkdir(parents=True, exist_ok=True)
+        original = _original(name, base, second)
         if file["kept"] == "change":
-            _apply_change(base.directory / name, delta / name, target / name)
+            _apply_change(original, delta / name, target / name)
         else:
-            shutil.copyfile((base.directory if file["kept"] == "base" else delta) / name, target / name)
+            shutil.copyfile(original if file["kept"] == "base" else delta / name, target / name)
         if (got := _sha256(target / name)) != file["sha256"]:
             raise InputError(f"{name} was rebuilt with sha256 {got}, expected {file['sha256']}; the delta is damaged")
     return target
+
+
+def _named(base: BaseModel) -> dict[str, Any]:
+    return {"base_model": base.address, "revision": base.revision, "base_hash": base.hash}
+
+
+def _found(named: dict[str, Any], base: BaseModel | None, *, scales_up: bool = False) -> BaseModel:
+    """The base that a delta names, or the given one if it is that."""
+    base = base or resolve_base_model(named["base_model"], named["revision"], scales_up=scales_up)
+    if base.hash != named["base_hash"]:
+        raise InputError(
+            f"the model is kept as its change against the base with hash {named['base_hash']}, but {base.address} has "
+            f"hash {base.hash}: another base, or another revision of it, would give another model"
+        )
+    return base
+
+
+def _original(name: str, base: BaseModel, second: BaseModel | None) -> Path:
+    """A model's file in its base, or in that of its second stage."""
+    folder, _, rest = name.partition("/")
+    return second.directory / rest if second is not None and folder == SUPER_RESOLUTION else base.directory / name
 
 
 def _kept(path: Path, original: Path) -> str:

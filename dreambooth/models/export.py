@@ -14,13 +14,11 @@ from torch import Tensor
 
 from dreambooth.models.base_model import pipeline_files
 from dreambooth.models.base_settings import BaseSettings
+from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.models.families import Component, Family, Tensors, family_of, family_of_pipeline
 from dreambooth.models.probe import TOLERANCES, Probe, Trained, largest_difference
 from dreambooth.models.tied_weights import load_parameters
 from dreambooth.models.weight_files import plain_name, weight_files
-
-SUPER_RESOLUTION = "super_resolution"
-"""Folder of a cascade's second stage in a published model, beside the first one's components."""
 
 _BUFFERS = ("position_ids", "pos_embed.pos_embed", "embed_tokens.weight")
 """Endings of names in weight files that are no parameters of their own: positions, and embeddings tied to others."""

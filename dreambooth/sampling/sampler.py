@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dreambooth.models.export import SUPER_RESOLUTION, put_weights
+from dreambooth.models.cascade import SUPER_RESOLUTION
+from dreambooth.models.export import put_weights
 from dreambooth.models.families import Family, family_of, family_of_pipeline
 from dreambooth.quiet import hide_progress_bars, quiet
 from dreambooth.randomness import generator
@@ -48,8 +49,8 @@ def load_pipeline(
     Components that sampling doesn't use (a safety checker) may be missing. The VAE stays in fp32 whatever `dtype` is:
     some overflow in fp16, which gives black pictures. The second stage of a cascade, the directory `super_resolution`
     or a published model's folder of that name, becomes the pipeline's attribute of that name, with the first one's text
-    encoder instead of its own: both were trained with the same. Of a base model only the former is meant: `alone` leaves
-    the latter.
+    encoder instead of its own: both were trained with the same. With `alone` such a folder, which a base model may
+    have, is passed over.
     """
     quiet()
     hide_progress_bars()

@@ -15,13 +15,20 @@ from dreambooth.data.inspection import inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import OWN, read_prompts
 from dreambooth.evaluation.run_texts import check_evaluation
-from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.base_model import BaseModel, resolve_base_model
+from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.models.families import load_tokenizer
 from pipelines.apps.generate import find_published, registered_address
 from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.driver.console import RunConsole
 from pipelines.plan.run_plan import choose_sampling_dtype
-from pipelines.stages.protocol_stage import check_protocol, compared_images, protocol_task, run_protocol
+from pipelines.stages.protocol_stage import (
+    check_protocol,
+    compared_images,
+    pictures_hash,
+    protocol_task,
+    run_protocol,
+)
 from pipelines.storage.files import absolute, check_writable
 from pipelines.storage.publications import Manifest, read_manifest
 from pipelines.tasks import Source, base_source
@@ -79,7 +86,7 @@ def evaluate_model(
             config,
             compared,
             model_key=metadata["key"],
-            base_hash=metadata["base_hash"],
+            base_hash=pictures_hash(metadata["base_hash"], _second_hash(metadata)),
             dtype=choose_sampling_dtype(use_gpu=use_gpu),
         )
         assert task is not None
@@ -91,7 +98,7 @@ def evaluate_model(
             evaluation = run_protocol(
                 task,
                 samplers,
-                base=base_source(config, metadata["base_hash"]),
+                base=base_source(config, metadata["base_hash"], _second_hash(metadata)),
                 fine_tuned=Source(address=found.manifest.uri, published=True),
                 on_progress=lambda made, total: update(made, total, "images"),
             )
@@ -126,6 +133,20 @@ def _find(model: str, tracking_uri: str | None) -> _Model:
     )
 
 
+def _second_hash(metadata: Mapping[str, Any]) -> str | None:
+    """Hash of the second stage's base, of a model that has one."""
+    second = metadata.get(SUPER_RESOLUTION)
+    return None if second is None else str(second["base_hash"])
+
+
+def _check_hash(base: BaseModel, expected: str, setting: str) -> None:
+    if base.hash != expected:
+        raise InputError(
+            f"the model was made from a base model of hash {expected}, and {base.address} has {base.hash} here; name "
+            f"the one it was made from with --set {setting}=..."
+        )
+
+
 def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[str, ...]) -> DreamBoothConfig:
     """The model's configuration, from its manifest, its run and the request."""
     metadata, params = model.manifest.metadata, model.params
@@ -145,7 +166,9 @@ def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[
             "guidance_scale": metadata["guidance_scale"],
         },
     }
-    for place in ("revision", "storage.prior", "evaluation.seed", "prompts.class"):
+    if (second := metadata.get(SUPER_RESOLUTION)) is not None:
+        settings[SUPER_RESOLUTION] = {name: second[name] for name in ("base_model", "resolution")}
+    for place in ("revision", "super_resolution.revision", "storage.prior", "evaluation.seed", "prompts.class"):
         if params.get(place, "None") != "None":
             value: Any = params[place]
             for key in reversed(place.split(".")):
@@ -159,11 +182,10 @@ def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[
         raise InputError("evaluation.protocol is 'none', which measures nothing; leave it out, or give --prompts")
     check_protocol(config)
     base = resolve_base_model(config.base_model, config.revision)
-    if base.hash != metadata["base_hash"]:
-        raise InputError(
-            f"the model was made from a base model of hash {metadata['base_hash']}, and {config.base_model} has "
-            f"{base.hash} here; name the one it was made from with --set base_model=..."
-        )
+    _check_hash(base, metadata["base_hash"], "base_model")
+    if (own := config.second_stage) is not None:
+        found = resolve_base_model(own.base_model, own.revision, scales_up=True)
+        _check_hash(found, str(_second_hash(metadata)), "super_resolution.base_model")
     for place in (config.run_uri, config.prior_uri):
         check_writable(place)
     resolution = config.images.resolution or base.resolution

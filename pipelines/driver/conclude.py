@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.config.addresses import shown
+from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.models.families import load_tokenizer
 from pipelines.driver.follow import complete_curves, complete_pictures
 from pipelines.driver.summary import PersonalizeResult, write_summary
@@ -69,7 +70,7 @@ def conclude_stored(
         return None
     if plan.protocol is not None and find_evaluation(plan.protocol) is None:
         return None
-    seconds = {"train": round((trained.steps - trained.resumed_from) / trained.steps_per_second, 2)}
+    seconds = {"train": round(trained.seconds, 2)}
     if earlier is not None:
         seconds = {stage: spent for stage, spent in earlier["wall_seconds"].items() if stage != "total"}
     with track_plan(plan, parent=parent, say=say) as run:
@@ -107,6 +108,8 @@ def finish(
 ) -> PersonalizeResult:
     """Register a published model, and write its pictures and its summary with anything missing from MLflow."""
     complete_curves(run, trained.history, trained.scores)
+    if trained.second is not None:
+        complete_curves(run, trained.second.history, (), SUPER_RESOLUTION)
     complete_pictures(run, plan.config, plan.key)
     figures, version = find_figures(plan), None
     error: Exception | None = None
@@ -184,7 +187,7 @@ def _registered_form(plan: Plan, model: Manifest) -> Iterator[Manifest | Path]:
         from dreambooth.models.delta import write_delta
 
         delta = Path(folder, "delta")
-        write_delta(plan.base, directory, delta)
+        write_delta(plan.base, directory, delta, second=None if plan.second is None else plan.second.base)
         yield delta
 
 
@@ -197,12 +200,22 @@ def result_tags(plan: Plan) -> dict[str, Any]:
         "class_noun": config.subject.class_noun,
         "base_model": shown(config.base_model),
         "base_hash": plan.base.hash,
+        **_second_tags(plan.second),
         "data_hash": plan.data_hash,
         "resolution": config.images.resolution,
         "prior_set": plan.prior.key if plan.prior else "none",
         "configuration_hash": plan.key,
         "engine": plan.engine,
         "git_commit": _git_commit(),
+    }
+
+
+def _second_tags(second: Plan | None) -> dict[str, Any]:
+    if second is None:
+        return {}
+    return {
+        f"{SUPER_RESOLUTION}.base_model": shown(second.config.base_model),
+        f"{SUPER_RESOLUTION}.base_hash": second.base.hash,
     }
 
 

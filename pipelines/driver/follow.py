@@ -50,7 +50,8 @@ class Curves:
             for index, image in enumerate(message["images"]):
                 run.log_image(Image.open(io.BytesIO(image)), f"validation/{index}", message["step"])
             return
-        point = step_point(message["metrics"]) if message["kind"] == "step" else score_point(message["score"])
+        stage = message.get("stage")
+        point = step_point(message["metrics"], stage) if message["kind"] == "step" else score_point(message["score"])
         run.log_metrics(point[1], point[0])
 
     def leave(self, name: str) -> None:
@@ -77,12 +78,17 @@ def validation_folder(config: DreamBoothConfig, key: str) -> str:
 
 
 def complete_curves(
-    run: TrackedRun, history: Sequence[Mapping[str, float]], scores: Sequence[Mapping[str, float]]
+    run: TrackedRun,
+    history: Sequence[Mapping[str, float]],
+    scores: Sequence[Mapping[str, float]],
+    stage: str | None = None,
 ) -> None:
     """Send missing points to MLflow: of a lane, of a driver that died or found no server."""
-    for curve, points in (("loss", [step_point(one) for one in history]), ("score/total", [*map(score_point, scores)])):
-        if points:
-            run.log_missing(curve, points)
+    steps = "loss" if stage is None else f"{stage}/loss"
+    points = {steps: [step_point(one, stage) for one in history], "score/total": [*map(score_point, scores)]}
+    for curve, found in points.items():
+        if found:
+            run.log_missing(curve, found)
 
 
 def complete_pictures(run: TrackedRun, config: DreamBoothConfig, key: str) -> None:
@@ -103,9 +109,10 @@ def complete_pictures(run: TrackedRun, config: DreamBoothConfig, key: str) -> No
     run.log_missing_images(pictures)
 
 
-def step_point(metrics: Mapping[str, float]) -> tuple[int, dict[str, float]]:
-    """The step of a training step's message, and its points by curve."""
-    return int(metrics["step"]), {name: value for name, value in metrics.items() if name != "step"}
+def step_point(metrics: Mapping[str, float], stage: str | None = None) -> tuple[int, dict[str, float]]:
+    """The step of a training step's message, and its points by curve; those of a further stage bear its name."""
+    prefix = "" if stage is None else f"{stage}/"
+    return int(metrics["step"]), {f"{prefix}{name}": value for name, value in metrics.items() if name != "step"}
 
 
 def score_point(score: Mapping[str, float]) -> tuple[int, dict[str, float]]:

@@ -11,15 +11,17 @@ from pipelines.driver.console import RunConsole
 from pipelines.driver.relay import Update
 from pipelines.tasks import Message, Progress, State
 
+_SECOND = "training, second stage"
 _TITLES = {"measuring": "protocol samples", "evaluating": "evaluation samples"}
 
 
 class RunView:
     """The view of a batch of one; it records milestones."""
 
-    def __init__(self, console: RunConsole, steps: int) -> None:
+    def __init__(self, console: RunConsole, steps: int, second_steps: int = 0) -> None:
+        """`steps` are those of training, `second_steps` those of a second stage."""
         self.milestones = Milestones()
-        self._console, self._steps = console, steps
+        self._console, self._steps, self._second_steps = console, steps, second_steps
         self._pictures = "samples"
         self._bar: tuple[str, Update] | None = None
         self._open = ExitStack()
@@ -60,23 +62,24 @@ class RunView:
         if message["kind"] == "step":
             metrics = message["metrics"]
             note = f"loss {metrics['loss']:.3f}  {metrics['images_per_second']:.1f} images/s"
-            self._show("training", int(metrics["step"]), self._steps, note)
+            title, steps = ("training", self._steps) if "stage" not in message else (_SECOND, self._second_steps)
+            self._show(title, int(metrics["step"]), steps, note)
         elif message["kind"] == "warning":
             self._console.warn(message["text"])
         elif message["kind"] == "phase":
             self._pictures = _TITLES.get(message["phase"], self._pictures)
             if message["phase"] == "training":
-                self._began(message["start"], message["workers"], message["asked"])
+                self._began(message["start"], message["workers"], message["asked"], second="stage" in message)
 
     def line(self, text: str) -> None:
         """Print a line."""
         self._console.line(text)
 
-    def _began(self, start: int, workers: int, asked: int) -> None:
+    def _began(self, start: int, workers: int, asked: int, *, second: bool) -> None:
         fewer = f" with {workers} of {asked} workers" if workers < asked else ""
         if start or fewer:
             whence = f"from the checkpoint of step {start}" if start else "from the beginning"
-            self._console.line(f"going on {whence}{fewer}")
+            self._console.line(f"{'second stage: ' if second else ''}going on {whence}{fewer}")
 
     def _show(self, title: str, done: int, total: int, note: str) -> None:
         if self._bar is None or self._bar[0] != title:

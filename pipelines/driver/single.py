@@ -58,7 +58,7 @@ def drive(
     with (
         ending_with(lanes, queue),
         track_plan(plan, say=console.warn) as run,
-        RunView(console, plan.config.train.max_train_steps) as view,
+        RunView(console, *(stage.config.train.max_train_steps for stage in plan.stages)) as view,
         Curves(lambda one: run) as curves,
     ):
 

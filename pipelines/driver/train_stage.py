@@ -15,6 +15,7 @@ class TrainResult:
     """A published, verified model and its training record: one mapping of metrics per step, bytes of memory by rank.
 
     `steps` counts steps made, `exported_step` is the step of the exported weights; `scores` has one mapping per score.
+    `second` is the record of a cascade's second stage, in the same model.
     """
 
     model: Manifest
@@ -25,6 +26,14 @@ class TrainResult:
     peak_memory_bytes: tuple[int, ...]
     steps_per_second: float
     resumed_from: int
+    second: "TrainResult | None" = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in training steps of this command, both stages."""
+        made = self.steps - self.resumed_from  # 0 of a first stage that was trained before
+        own = made / self.steps_per_second if made else 0.0
+        return own + (0.0 if self.second is None else self.second.seconds)
 
 
 def find_result(plan: Plan) -> TrainResult | None:
@@ -32,6 +41,10 @@ def find_result(plan: Plan) -> TrainResult | None:
     manifest = find_model(plan.config, plan.key)
     if manifest is None:
         return None
+    return _result(plan, manifest)
+
+
+def _result(plan: Plan, manifest: Manifest) -> TrainResult:
     record = read_json(join(plan.config.run_uri, "training", f"{plan.key}.json"))
     return TrainResult(
         model=manifest,
@@ -42,6 +55,7 @@ def find_result(plan: Plan) -> TrainResult | None:
         peak_memory_bytes=tuple(record["peak_memory_bytes"]),
         steps_per_second=record["steps_per_second"],
         resumed_from=record["resumed_from"],
+        second=None if plan.second is None else _result(plan.second, manifest),
     )
 
 
@@ -58,4 +72,5 @@ def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
         base_hash=plan.base.hash,
         checkpoint_bytes=plan.checkpoint_bytes,
         sampling_dtype=plan.sampling_dtype,
+        second=None if plan.second is None else train_task(plan.second, None),
     )

@@ -11,9 +11,8 @@ from pipelines.storage.files import absolute, is_local
 def local_addresses(config: DreamBoothConfig) -> list[str]:
     """Local addresses; several nodes can't read them without a shared disk."""
     addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
-    for base_model in (config.base_model, config.super_resolution.base_model):
-        if base_model not in (None, "miniature") and Path(base_model).is_dir():
-            addresses.append(base_model)
+    bases = [name for name in (config.base_model, config.super_resolution.base_model) if name is not None]
+    addresses += [name for name in bases if name != "miniature" and Path(name).is_dir()]
     return [address for address in addresses if is_local(address)]
 
 

@@ -151,13 +151,11 @@ def _by_prompt(
     return found
 
 
-def instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> list[bytes]:
-    """The instance images as PNG squares of the training and sampling resolution."""
-    settings = config.images
+def instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage], side: int) -> list[bytes]:
+    """The instance images as PNG squares of `side` pixels, that of the samples they are compared with."""
     pictures = []
     for image in images:
-        opened = open_image(image.address, max_pixels=settings.max_pixels)
-        resolution = int(settings.resolution or 0)
-        square = squares(opened, resolution=resolution, crop="center", crops_per_image=1, flip=False, seed=0)[0].picture
+        opened = open_image(image.address, max_pixels=config.images.max_pixels)
+        square = squares(opened, resolution=side, crop="center", crops_per_image=1, flip=False, seed=0)[0].picture
         pictures.append(png_bytes(square))
     return pictures

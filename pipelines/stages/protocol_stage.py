@@ -121,7 +121,7 @@ def run_protocol(
     """
     if (found := find_evaluation(task)) is not None:
         return found
-    instance = instance_pictures(task.config, task.images) if real is None else real
+    instance = instance_pictures(task.config, task.images, task.config.picture_side) if real is None else real
     texts = [*task.protocol.texts, *task.protocol.texts_without_identifier]
     of_real = [
         Call(method="seen", arguments=(instance, task.bank)),

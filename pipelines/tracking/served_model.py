@@ -56,7 +56,8 @@ class DreamBoothModel(PythonModel):
         cuda = torch.cuda.is_available()
         with model_directory(context.artifacts.get("pipeline"), context.model_config) as directory:
             dtype, device = (torch.float16, "cuda") if cuda else (torch.float32, "cpu")
-            pipeline, self.second = _load(directory, dtype).to(device), None
+            pipeline: Any = _load(directory, dtype).to(device)
+            self.second: Any = None
             if (second := directory / SECOND_STAGE).is_dir():
                 self.second = _load(second, dtype, text_encoder=pipeline.text_encoder).to(device)
         self.pipeline = pipeline
@@ -114,10 +115,14 @@ class DreamBoothModel(PythonModel):
     def _scaled_up(self, pictures: list[Any], prompts: list[str], seed: int, params: dict[str, Any]) -> list[Any]:
         """What the second stage of a cascade makes of pictures, at the guidance scale that suits it."""
         generators = [torch.Generator("cpu").manual_seed(_further(seed + row)) for row in range(len(prompts))]
+        second, (width, height) = self.second, pictures[0].size
+        factor = second.unet.config.sample_size // self.pipeline.unet.config.sample_size
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            images: list[Any] = self.second(
+            images: list[Any] = second(
                 prompts,
                 image=pictures,
+                height=factor * height,
+                width=factor * width,
                 generator=generators,
                 num_inference_steps=int(params["num_inference_steps"]),
                 clean_caption=False,

@@ -7,9 +7,10 @@ from pipelines.tasks import TrainTask
 
 
 class Bases:
-    """The last base model, its weights kept in memory as loaded."""
+    """The last base model, its weights kept in memory as loaded; with `scales_up` the last second stage of one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, scales_up: bool = False) -> None:
+        self._scales_up = scales_up
         self._base: BaseModel | None = None
         self.components: Any = None
 
@@ -21,7 +22,7 @@ class Bases:
         known = self._base
         if known is None or (known.address, known.revision) != (config.base_model, config.revision):
             self.components = None
-            known = self._base = resolve_base_model(config.base_model, config.revision)
+            known = self._base = resolve_base_model(config.base_model, config.revision, scales_up=self._scales_up)
         if known.hash != task.base_hash:
             raise RuntimeError(
                 f"the base model here has hash {known.hash}, the driver's {task.base_hash}; use one copy"

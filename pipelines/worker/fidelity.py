@@ -43,7 +43,8 @@ class FidelityScorer:
             dtype=task.sampling_dtype,
         )
         self._sampler = ImageSampler(use_gpu=device != "cpu", num_threads=torch.get_num_threads())
-        self._instance = self._sampler.seen(instance_pictures(config, task.images), self._bank).embeddings
+        real = instance_pictures(config, task.images, self._request.resolution)
+        self._instance = self._sampler.seen(real, self._bank).embeddings
         self._texts = self._sampler.texts(self._prompts, self._bank)
 
     def score(self, step: int, state: dict[str, Any]) -> Score:

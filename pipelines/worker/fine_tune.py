@@ -2,7 +2,6 @@
 
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -10,16 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth.config.addresses import shown
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.models.base_model import BaseModel
 from pipelines.cluster.collectives import from_all_ranks
-from pipelines.cluster.logs import log
-from pipelines.cluster.metrics import record
 from pipelines.cluster.preemption import Leaving, while_training
-from pipelines.storage.faults import room_for
-from pipelines.storage.files import join, write_json
-from pipelines.storage.publications import Manifest, opened, publish
 from pipelines.tasks import TrainTask
 from pipelines.worker.history import Checkpoints, History
 from pipelines.worker.hooks import Checkpoint, Hooks, Leave, NoLongerRising, Record, Samples, Score, Tell
@@ -51,7 +44,7 @@ def fine_tune(
 
     `leaving()` is collective: call it on every rank. True if any node is being preempted; then a checkpoint is written
     for others to resume from. After SIGTERM, too, and this process exits. The global batch is the same for any number
-    of workers.
+    of workers. Of a task that has a second stage, the last step's checkpoint is kept until both are published.
 
     Raises Diverged for a non-finite loss, Stopped after a checkpoint when asked to stop, StorageFull if there is no
     room for one.
@@ -68,14 +61,18 @@ def fine_tune(
     if engine.rank:
         history.scores.weights = None
     resumed_from = history.step
-    hooks = _hooks(task, base, engine, checkpoints, history, device, tell, stopping, leaving)
+    checkpoint = Checkpoint(checkpoints, engine, history, config, tell)
+    hooks = _hooks(task, base, engine, checkpoint, history, device, tell, stopping, leaving)
     workers = {"workers": engine.world_size, "asked": config.cluster.num_workers}
     tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
     began = time.perf_counter()
     try:
         with while_training(), suppress(NoLongerRising):
-            fit(engine, data, config.train, start=resumed_from, on_step=hooks)
+            if not history.scores.ends(config.train.stop_after):
+                fit(engine, data, config.train, start=resumed_from, on_step=hooks)
         seconds = time.perf_counter() - began - hooks.seconds
+        if task.second is not None and history.step > resumed_from:
+            checkpoint.save(history.step)
         peaks, resident = from_all_ranks(engine, _peak_memory(device)), from_all_ranks(engine, _resident_memory())
         exported, state = _exported(engine, history, config)
     finally:
@@ -106,7 +103,7 @@ def _hooks(
     task: TrainTask,
     base: BaseModel,
     engine: Any,
-    checkpoints: Checkpoints,
+    checkpoint: Checkpoint,
     history: History,
     device: str,
     tell: Tell,
@@ -121,7 +118,6 @@ def _hooks(
     def any_rank(here: bool) -> bool:
         return _any_rank(engine, here, device)
 
-    checkpoint = Checkpoint(checkpoints, engine, history, config, tell)
     return Hooks(
         Record(history, tell),
         Score(Scoring(task, engine, device), history, config, tell),
@@ -137,21 +133,6 @@ def _exported(engine: Any, history: History, config: DreamBoothConfig) -> tuple[
     if config.train.keep == "last" or best is None or best.step == history.step:
         return history.step, engine.state_dict()
     return best.step, history.scores.weights or {}
-
-
-def publish_result(base: BaseModel, tuned: FineTuned, task: TrainTask) -> Manifest:
-    """Write the record, and publish the model after verifying it; on rank 0.
-
-    Raises StorageFull if there is no room.
-    """
-    began = time.perf_counter()
-    with room_for("the model", task.config.run_uri):
-        write_json(join(task.config.run_uri, "training", f"{task.key}.json"), tuned.record)
-        manifest = _export(base, tuned.state, task, step=tuned.record["exported_step"])
-    seconds = time.perf_counter() - began
-    record("dreambooth_publish_seconds", seconds)
-    log("published", uri=manifest.uri, seconds=round(seconds, 3))
-    return manifest
 
 
 def _any_rank(engine: Any, here: bool, device: str) -> bool:
@@ -171,41 +152,6 @@ def _engine(model: Any, task: TrainTask, device: str) -> Any:
     from pipelines.worker.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(model, task.config.train, task.config.zero, device)
-
-
-def _export(base: BaseModel, state: Mapping[str, Any], task: TrainTask, *, step: int) -> Manifest:
-    """Publish the fine-tuned pipeline after reading it back and verifying it."""
-    import torch
-
-    from dreambooth.models.export import export_pipeline, verify_export
-
-    config = task.config
-    dtype = getattr(torch, config.storage.dtype)
-    with tempfile.TemporaryDirectory(prefix="dreambooth-export-") as folder:
-        with room_for("the model", tempfile.gettempdir()):
-            export_pipeline(
-                base.directory, state, Path(folder, "model"), dtype=dtype, resolution=config.images.resolution
-            )
-        metadata = {
-            "key": task.key,
-            "subject": config.subject.name,
-            "identifier": config.subject.identifier,
-            "class_noun": config.subject.class_noun,
-            "base_model": shown(config.base_model),
-            "base_hash": task.base_hash,
-            "data_hash": task.data_hash,
-            "prior_set": task.prior_set.key if task.prior_set else None,
-            "num_inference_steps": config.evaluation.num_inference_steps,
-            "guidance_scale": config.evaluation.guidance_scale,
-            "resolution": config.images.resolution,
-            "step": step,
-        }
-
-        def verify(manifest: Manifest) -> None:
-            with opened(manifest) as directory:
-                verify_export(directory, base.directory, state, dtype=dtype)
-
-        return publish(Path(folder, "model"), join(config.run_uri, "model"), metadata=metadata, verify=verify)
 
 
 def _peak_memory(device: str) -> int:

@@ -81,8 +81,9 @@ def _with_weights(held: _Held, given: _Given | None) -> _Held:
 def _load(source: Source, device: str, dtype: Any) -> Any:
     from dreambooth.sampling.sampler import load_pipeline
 
+    second = None if source.super_resolution is None else _base_directory(source.super_resolution, scales_up=True)
     with _directory(source) as directory:
-        return load_pipeline(directory, device=device, dtype=dtype)
+        return load_pipeline(directory, device=device, dtype=dtype, super_resolution=second, alone=not source.published)
 
 
 @contextmanager
@@ -92,9 +93,13 @@ def _directory(source: Source) -> Iterator[Path]:
         with opened(source.address) as directory:
             yield directory
         return
-    base = resolve_base_model(source.address, source.revision)
+    yield _base_directory(source)
+
+
+def _base_directory(source: Source, *, scales_up: bool = False) -> Path:
+    base = resolve_base_model(source.address, source.revision, scales_up=scales_up)
     if source.base_hash not in (None, base.hash):
         raise RuntimeError(
             f"{source.address} has hash {base.hash} here, and {source.base_hash} at the driver; use one copy"
         )
-    yield base.directory
+    return base.directory

@@ -5,8 +5,7 @@ import time
 from collections import deque
 from typing import Any
 
-from dreambooth.config.settings import DreamBoothConfig
-from pipelines.tasks import Message, Progress
+from pipelines.tasks import Message, Progress, TrainTask
 from pipelines.worker.hooks import Stopped
 
 _MOST_MESSAGES = 100
@@ -31,12 +30,16 @@ class QueueCaller:
 
 
 class Reports:
-    """Reports of one subject, on rank 0. Steps are bundled every few seconds, other messages are sent at once."""
+    """Reports of one subject, on rank 0. Steps are bundled every few seconds, other messages are sent at once.
 
-    def __init__(self, queue: QueueCaller, config: DreamBoothConfig, every_seconds: float) -> None:
-        steps = config.train.max_train_steps
-        self._queue, self._name, self._every_seconds = queue, config.subject.name, every_seconds
-        self._progress = Progress(step=0, steps=steps, images_per_second=0.0, loss=0.0)
+    Steps of a second stage, whose messages have a `stage`, count after those of the first.
+    """
+
+    def __init__(self, queue: QueueCaller, task: TrainTask, every_seconds: float) -> None:
+        steps = [stage.config.train.max_train_steps for stage in task.stages]
+        self._queue, self._name, self._every_seconds = queue, task.config.subject.name, every_seconds
+        self._progress = Progress(step=0, steps=sum(steps), images_per_second=0.0, loss=0.0)
+        self._of_first = steps[0]
         self._messages: deque[Message] = deque(maxlen=_MOST_MESSAGES)
         self._sent = 0.0
         self._answer: Any = None
@@ -45,15 +48,16 @@ class Reports:
     def tell(self, message: Message) -> None:
         """Report an event."""
         self._messages.append({"time": time.time()} | message)
+        before = self._of_first if "stage" in message else 0
         if message["kind"] != "step":
-            start = int(message.get("start", self._progress.step))  # where a resumed training starts
-            self._progress = dataclasses.replace(self._progress, step=start)
+            if "start" in message:  # where a resumed training starts
+                self._progress = dataclasses.replace(self._progress, step=before + int(message["start"]))
             self._send()
             return
         metrics = message["metrics"]
         self._progress = dataclasses.replace(
             self._progress,
-            step=int(metrics["step"]),
+            step=before + int(metrics["step"]),
             images_per_second=metrics["images_per_second"],
             loss=metrics["loss"],
         )

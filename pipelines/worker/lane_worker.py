@@ -1,6 +1,6 @@
 """A lane: warm workers that take work from the queue until there is no more.
 
-The base model is loaded once and copied in memory for every subject, so a subject's result doesn't depend on the one
+Base models are loaded once and copied in memory for every subject, so a subject's result doesn't depend on the one
 before; class images are encoded once for the subjects that share them. Samples are made here too, with the weights in
 memory; publishing overlaps with the next subject's training.
 """
@@ -8,16 +8,17 @@ memory; publishing overlaps with the next subject's training.
 import logging
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from dreambooth.errors import Diverged
-from dreambooth.models.base_model import BaseModel
+from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.logs import about, log, to_stderr
 from pipelines.cluster.metrics import observed, record
-from pipelines.cluster.preemption import notice
 from pipelines.stages.evaluate_stage import Evaluation, evaluate, instance_pictures
 from pipelines.stages.evaluation_store import store_evaluation
 from pipelines.stages.prior_stage import seal
@@ -35,15 +36,12 @@ from pipelines.tasks import (
     TrainTask,
     Wait,
     Work,
-    base_source,
 )
-from pipelines.worker.bases import Bases
-from pipelines.worker.checkpoints import checkpoints_of
-from pipelines.worker.fine_tune import FineTuned, fine_tune, publish_result
 from pipelines.worker.hooks import Stopped
 from pipelines.worker.lane_reports import QueueCaller, Reports
+from pipelines.worker.publish import TrainedStage, publish_result
 from pipelines.worker.shared_samplers import SharedSamplers
-from pipelines.worker.train_data import ClassLatents
+from pipelines.worker.stage_training import StageTraining
 
 _PUBLISHING_AT_ONCE = 2
 _LOOK_SECONDS = 0.1
@@ -76,8 +74,7 @@ class _Lane:
         self._task, self._device, self.rank, self.world_size = task, device, rank, world_size
         self._queue = QueueCaller(task.queue)
         self._nodes = frozenset(from_all_ranks(self, _node_id()))
-        self._bases = Bases()
-        self._class_latents = ClassLatents()
+        self._stages = StageTraining(device, rank), StageTraining(device, rank, scales_up=True)
         self._samplers = SharedSamplers(rank, world_size, use_gpu=device != "cpu", num_threads=task.num_threads)
         self._up = time.time()
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
@@ -158,13 +155,12 @@ class _Lane:
 
     def _subject(self, task: TrainTask) -> None:
         name = task.config.subject.name
-        reports = Reports(self._queue, task.config, self._task.tell_seconds) if self.rank == 0 else None
+        reports = Reports(self._queue, task, self._task.tell_seconds) if self.rank == 0 else None
         try:
-            self._tell(reports, {"kind": "phase", "phase": "loading", "up": self._up})
-            base = self._bases.get(task)
+            self._tell(reports, {}, {"kind": "phase", "phase": "loading", "up": self._up})
             manifest = from_rank_zero(self, find_model(task.config, task.key) if self.rank == 0 else None)
-            tuned = None if manifest is not None else self._train(task, base, reports)
-            self._evaluate_and_conclude(task, manifest, tuned, reports)
+            trained = () if manifest is not None else self._train(task, reports)
+            self._evaluate_and_conclude(task, manifest, trained, reports)
         except Stopped:
             if self.rank == 0:
                 log("stopped")
@@ -179,56 +175,46 @@ class _Lane:
                 # Other ranks wait in a collective, now or soon: only new workers surely agree.
                 raise
 
-    def _train(self, task: TrainTask, base: BaseModel, reports: Reports | None) -> FineTuned:
-        """Train, and publish in the background."""
-        from dreambooth.training.model import build_model
-
-        def tell(message: Message) -> None:
-            self._tell(reports, message)
-
-        def warn(text: str) -> None:
-            if self.rank == 0:
-                log("warning", level=logging.WARNING, text=text)
-            tell({"kind": "warning", "text": text})
-
-        autocast = task.config.train.mixed_precision == "bf16"
-        model = build_model(self._bases.components.copied(), task.config, autocast=autocast)
-        tuned = fine_tune(
-            task,
-            base,
-            model,
-            self._device,
-            checkpoints_of(task, warn),
-            observed(tell, lane=self._number) if reports is not None else tell,
-            reports.stopping if reports is not None else lambda: False,
-            notice(),
-            self._class_latents,
-        )
+    def _train(self, task: TrainTask, reports: Reports | None) -> tuple[TrainedStage, ...]:
+        """Train, stage by stage, and publish in the background."""
+        trainings = [*zip(self._stages, task.stages, (None, SUPER_RESOLUTION), strict=False)]
+        for stage, one, _ in trainings:
+            stage.base(one)  # a wrong one of the second stage shouldn't be found when the first is trained
+        trained = []
+        for stage, one, name in trainings:
+            tell = partial(self._tell, reports, {} if name is None else {"stage": name})
+            trained.append(
+                stage.train(
+                    one,
+                    observed(tell, lane=self._number) if reports is not None else tell,
+                    reports.stopping if reports is not None else lambda: False,
+                )
+            )
         if self.rank == 0:
-            self._publication = self._publisher.submit(self._publish, task, base, tuned)
-        return tuned
+            self._publication = self._publisher.submit(self._publish, task, trained)
+        return tuple(trained)
 
-    def _tell(self, reports: Reports | None, message: Message) -> None:
+    def _tell(self, reports: Reports | None, of: Message, message: Message) -> None:
         if reports is not None:
-            reports.tell(message)
+            reports.tell(message | of)
 
     def _evaluate_and_conclude(
-        self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None, reports: Reports | None
+        self, task: TrainTask, manifest: Manifest | None, trained: Sequence[TrainedStage], reports: Reports | None
     ) -> None:
         """Sample and measure on all ranks; conclude the subject during the next one's training."""
         try:
-            evaluation = self._evaluate(task, manifest, tuned, reports)
+            evaluation = self._evaluate(task, manifest, trained, reports)
         except Stopped:
-            if self.rank == 0 and tuned is not None:
+            if self.rank == 0 and trained:
                 self._publication.result()  # else it would be trained again
             raise
         if self.rank == 0:
-            publication = self._publication if tuned is not None else None
+            publication = self._publication if trained else None
             done = self._publisher.submit(self._conclude, task, publication, evaluation)
             self._publishing[task.config.subject.name] = done
 
     def _evaluate(
-        self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None, reports: Reports | None
+        self, task: TrainTask, manifest: Manifest | None, trained: Sequence[TrainedStage], reports: Reports | None
     ) -> Evaluation | None:
         """Sample and measure; figures are written at once, samples are returned on rank 0 (None elsewhere).
 
@@ -237,12 +223,13 @@ class _Lane:
         config, found = task.config, None
         if task.protocol is None and not config.evaluation.enabled:
             return None
-        base, fine_tuned = self._sources(task, manifest, tuned)
+        base, fine_tuned = task.base, self._fine_tuned(task, manifest, trained)
 
         def measure() -> None:
             nonlocal found
             assert reports is not None
-            instance, tell = instance_pictures(config, task.images), reports.tell_pictures
+            instance = instance_pictures(config, task.images, config.picture_side)
+            tell = reports.tell_pictures
             if task.protocol is not None:
                 reports.tell({"kind": "phase", "phase": "measuring"})
                 real = instance if task.protocol.images == task.images else None
@@ -272,24 +259,26 @@ class _Lane:
             raise stopped or Stopped("stopped in the evaluation")
         return found
 
-    def _sources(self, task: TrainTask, manifest: Manifest | None, tuned: FineTuned | None) -> tuple[Source, Source]:
-        """The base model's pipeline and the fine-tuned one's: weights in memory, in the published dtype."""
+    def _fine_tuned(self, task: TrainTask, manifest: Manifest | None, trained: Sequence[TrainedStage]) -> Source:
+        """The fine-tuned pipeline: weights in memory, in the published dtype, or else the publication."""
         import torch
 
-        config = task.config
-        base = base_source(config, task.base_hash)
-        if tuned is None:
+        if not trained:
             assert manifest is not None
-            return base, Source(address=manifest.uri, published=True)
-        fine_tuned, dtype = Source(address=f"trained:{task.key}"), getattr(torch, config.storage.dtype)
-        state = {name: weight.to(dtype) for name, weight in tuned.state.items()}
-        self._samplers.give_weights(fine_tuned, base, state)
-        return base, fine_tuned
+            return Source(address=manifest.uri, published=True)
+        fine_tuned, dtype = Source(address=f"trained:{task.key}"), getattr(torch, task.config.storage.dtype)
+        state = {
+            f"{prefix}{name}": weight.to(dtype)
+            for stage, prefix in zip(trained, ("", f"{SUPER_RESOLUTION}."), strict=False)
+            for name, weight in stage.tuned.state.items()
+        }
+        self._samplers.give_weights(fine_tuned, task.base, state)
+        return fine_tuned
 
-    def _publish(self, task: TrainTask, base: BaseModel, tuned: FineTuned) -> None:
+    def _publish(self, task: TrainTask, trained: Sequence[TrainedStage]) -> None:
         """Publish and verify in a thread, during the subject's evaluation."""
         with about(lane=self._number, subject=task.config.subject.name):
-            publish_result(base, tuned, task)
+            publish_result(trained)
 
     def _conclude(self, task: TrainTask, publication: Future[None] | None, evaluation: Evaluation | None) -> None:
         """Store the samples of a published subject and report it to the queue, in the background."""
@@ -300,7 +289,8 @@ class _Lane:
                     publication.result()
                 if evaluation is not None:
                     store_evaluation(evaluation, config.run_uri, task.key)
-                remove(join(config.run_uri, "checkpoints", task.key))
+                for stage in task.stages:
+                    remove(join(config.run_uri, "checkpoints", stage.key))
                 self._queue.call("trained", name)
             except Exception as error:  # noqa: BLE001 - any fault of a store or a disk fails this subject
                 self._failed(name, error)

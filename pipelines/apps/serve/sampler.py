@@ -76,7 +76,7 @@ class SubjectSampler:
                     f"{subject.name} was made from {subject.base_model} of hash {subject.base_hash}, and here it has "
                     f"hash {base.hash}; put the other one here, or serve with --no-base-shared"
                 )
-            self._bases[base.hash] = load_pipeline(base.directory, device=self._device, dtype=self._dtype)
+            self._bases[base.hash] = load_pipeline(base.directory, device=self._device, dtype=self._dtype, alone=True)
         return self._bases[subject.base_hash]
 
     def sample(self, loaded: LoadedSubject, asked: Sequence[Asked]) -> list[Drawn | Refused]:

@@ -1,0 +1,98 @@
+"""Publish what was fine-tuned: every stage's record, and one verified model of all of them."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth.config.addresses import shown
+from dreambooth.models.base_model import BaseModel
+from dreambooth.models.cascade import SUPER_RESOLUTION
+from pipelines.cluster.logs import log
+from pipelines.cluster.metrics import record
+from pipelines.storage.faults import room_for
+from pipelines.storage.files import join, write_json
+from pipelines.storage.publications import Manifest, opened, publish
+from pipelines.tasks import TrainTask
+from pipelines.worker.fine_tune import FineTuned
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedStage:
+    """A base model, or the second stage of one, and what was made of it."""
+
+    task: TrainTask
+    base: BaseModel
+    tuned: FineTuned
+
+
+def publish_result(stages: Sequence[TrainedStage]) -> Manifest:
+    """Write the records, and publish the model after verifying it; on rank 0. A second stage has a folder in the first.
+
+    Raises StorageFull if there is no room.
+    """
+    began, config = time.perf_counter(), stages[0].task.config
+    with room_for("the model", config.run_uri):
+        for stage in stages:
+            write_json(join(config.run_uri, "training", f"{stage.task.key}.json"), stage.tuned.record)
+        manifest = _export(stages)
+    seconds = time.perf_counter() - began
+    record("dreambooth_publish_seconds", seconds)
+    log("published", uri=manifest.uri, seconds=round(seconds, 3))
+    return manifest
+
+
+def _export(stages: Sequence[TrainedStage]) -> Manifest:
+    """Publish the fine-tuned pipeline after reading it back and verifying it."""
+    import torch
+
+    from dreambooth.models.export import export_pipeline, verify_export
+
+    config = stages[0].task.config
+    dtype = getattr(torch, config.storage.dtype)
+    folders = [(stage, name) for stage, name in zip(stages, ("", SUPER_RESOLUTION), strict=False)]
+    with tempfile.TemporaryDirectory(prefix="dreambooth-export-") as folder:
+        with room_for("the model", tempfile.gettempdir()):
+            for stage, name in folders:
+                export_pipeline(
+                    stage.base.directory,
+                    stage.tuned.state,
+                    Path(folder, "model", name),
+                    dtype=dtype,
+                    resolution=stage.task.config.images.resolution,
+                )
+
+        def verify(manifest: Manifest) -> None:
+            with opened(manifest) as directory:
+                for stage, name in folders:
+                    verify_export(directory / name, stage.base.directory, stage.tuned.state, dtype=dtype)
+
+        return publish(Path(folder, "model"), join(config.run_uri, "model"), metadata=_metadata(stages), verify=verify)
+
+
+def _metadata(stages: Sequence[TrainedStage]) -> dict[str, Any]:
+    task, config = stages[0].task, stages[0].task.config
+    metadata = {
+        "key": task.key,
+        "subject": config.subject.name,
+        "identifier": config.subject.identifier,
+        "class_noun": config.subject.class_noun,
+        "data_hash": task.data_hash,
+        "prior_set": task.prior_set.key if task.prior_set else None,
+        "num_inference_steps": config.evaluation.num_inference_steps,
+        "guidance_scale": config.evaluation.guidance_scale,
+        **_of_stage(stages[0]),
+    }
+    return metadata if len(stages) == 1 else metadata | {SUPER_RESOLUTION: _of_stage(stages[1])}
+
+
+def _of_stage(stage: TrainedStage) -> dict[str, Any]:
+    config = stage.task.config
+    return {
+        "base_model": shown(config.base_model),
+        "base_hash": stage.task.base_hash,
+        "resolution": config.images.resolution,
+        "step": stage.tuned.record["exported_step"],
+    }
