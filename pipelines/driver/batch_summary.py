@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.plan.batch_plan import BatchPlan, describe_batch
 from pipelines.plan.pace import remember_paces
 from pipelines.plan.run_plan import Plan
@@ -50,7 +51,16 @@ def write_batch_summary(
         "warnings": {subject.record.name: list(subject.warnings) for subject in subjects if subject.warnings},
         "results": [_row(subject) for subject in subjects],
     }
-    paces = [(plans[s.record.name], s.steps_per_second) for s in subjects if s.steps_per_second is not None]
+    paces = [
+        (stage, pace)
+        for subject in subjects
+        for stage, pace in zip(
+            plans[subject.record.name].stages,
+            (subject.steps_per_second, subject.second_steps_per_second),
+            strict=False,
+        )
+        if pace
+    ]
     remember_paces(plan.subjects[0].config.storage.root, plan.name, paces)
     _track(run, subjects, summary, page)
     # The same command resumes an unfinished one.
@@ -85,7 +95,9 @@ def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult
     if record.state not in ("done", "trained") or not exists(join(uri, "summary.json")):
         return SubjectResult(record=record)
     summary = read_json(join(uri, "summary.json"))
-    steps, steps_per_second = summary["steps"] - summary["resumed_from"], summary["steps_per_second"]
+    trainings = [summary] if (second := summary.get(SUPER_RESOLUTION)) is None else [summary, second]
+    paces = [training["steps_per_second"] for training in trainings]
+    made = [training["steps"] - training["resumed_from"] for training in trainings]
     name, version, sheet = summary["registered_model"], summary["version"], summary["contact_sheet"]
     history = read_json(join(uri, "training", f"{plan.key}.json"))["history"] if shown else ()
     return SubjectResult(
@@ -97,8 +109,9 @@ def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult
         verdict=summary.get("verdict"),
         warnings=warnings_in(summary),
         figures=_figures(summary),
-        steps_per_second=steps_per_second,
-        step_seconds=steps / steps_per_second if steps_per_second else None,
+        steps_per_second=paces[0],
+        second_steps_per_second=None if second is None else paces[1],
+        step_seconds=sum(steps / pace for steps, pace in zip(made, paces, strict=True) if pace) or None,
         history=history,
         contact_sheet=read_bytes(sheet) if shown and sheet else None,
         evaluated=find_evaluated(uri, summary) if shown else None,

@@ -14,6 +14,7 @@ from PIL import Image
 from dreambooth.config.addresses import shown
 from dreambooth.config.settings import config_hash
 from dreambooth.data.images import png_bytes
+from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.driver.train_stage import TrainResult
 from pipelines.plan.run_plan import Plan
 from pipelines.report.evaluated import find_evaluated, warnings_in
@@ -26,6 +27,8 @@ from pipelines.tracking.client import explain, resolve_tracking_uri
 from pipelines.tracking.evaluation_record import RecordedFigures, describe_figures
 from pipelines.tracking.registry import RegisteredVersion, find_version
 from pipelines.tracking.tracked_run import TrackedRun
+
+_SECOND_CURVE = f"{SUPER_RESOLUTION}_loss_curve.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,8 @@ def write_summary(
     uri = plan.config.run_uri
     steps = trained.steps
     pictures = {"loss_curve.png": loss_curve(trained.history)}
+    if trained.second is not None:
+        pictures[_SECOND_CURVE] = loss_curve(trained.second.history)
     similarity = verdict = None
     if evaluation is not None:
         pictures["contact_sheet.png"] = contact_sheet(_rows(plan, evaluation), title=_title(plan))
@@ -121,6 +126,7 @@ def write_summary(
         "steps_per_second": round(trained.steps_per_second, 3),
         "peak_memory_bytes": list(trained.peak_memory_bytes),
         "resumed_from": trained.resumed_from,
+        SUPER_RESOLUTION: _second(trained.second, uri),
         "wall_seconds": seconds | {"total": round(sum(seconds.values()), 2)},
         "startup_seconds": startup,
         "similarity": asdict(similarity) if similarity else None,
@@ -142,6 +148,19 @@ def write_summary(
     return PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)), error=error)
 
 
+def _second(second: TrainResult | None, uri: str) -> dict[str, Any] | None:
+    """The training of a cascade's second stage."""
+    if second is None:
+        return None
+    return {
+        "loss_curve": join(uri, _SECOND_CURVE),
+        "steps": second.steps,
+        "steps_per_second": round(second.steps_per_second, 3),
+        "peak_memory_bytes": list(second.peak_memory_bytes),
+        "resumed_from": second.resumed_from,
+    }
+
+
 def _reason(run: TrackedRun, error: Exception | None) -> str | None:
     return None if error is None else f"MLflow at {shown(run.tracking_uri)}: {explain(error)}"
 
@@ -150,6 +169,8 @@ def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
     """The result as (what, value) rows: paths, figures and the next command."""
     summary = result.summary
     rows = [("loss curve", summary["loss_curve"]), ("model", summary["model_uri"])]
+    if (second := summary.get(SUPER_RESOLUTION)) is not None:
+        rows.insert(1, ("second stage", second["loss_curve"]))
     if "report" in summary:  # earlier versions wrote none
         rows.insert(0, ("report", summary["report"]))
     if summary["contact_sheet"] is not None:

@@ -172,7 +172,10 @@ def make_plan(
             f"{' and '.join(first.run_text_encoders)}, which both stages of a cascade read prompts with: the second "
             f"would be sampled with another than it was trained with; leave it out, or super_resolution.base_model"
         )
-    second = _stage_plan(own, resources, second_base, None, weights=weights)
+    try:
+        second = _stage_plan(own, resources, second_base, None, weights=weights)
+    except InputError as error:  # the setting of that name is the first stage's
+        raise InputError(str(error).replace("images.resolution", "super_resolution.resolution")) from None
     settings = first.config.super_resolution.model_copy(update={"resolution": large})
     further = [f"super_resolution: {warning}" for warning in second.warnings if warning not in first.warnings]
     return replace(

@@ -13,7 +13,8 @@ class SubjectResult:
     """One subject's row: its record and its results so far.
 
     `uri` is the folder of its run, `history` holds one mapping of metrics a step (step, loss, instance_loss,
-    prior_loss, …), `contact_sheet` a PNG; `step_seconds` is the time in training steps, without checkpoints and
+    prior_loss, …), `contact_sheet` a PNG; paces are of this command's steps, the second one of a second stage, and 0
+    where all steps had been made before; `step_seconds` is the time in training steps, without checkpoints and
     samples. `verdict` is the short evaluation's, as stored; `figures` are the protocol's means by bank and figure
     (miniature_dino).
     """
@@ -27,6 +28,7 @@ class SubjectResult:
     warnings: Sequence[str] = ()
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
     steps_per_second: float | None = None
+    second_steps_per_second: float | None = None
     step_seconds: float | None = None
     history: Sequence[Mapping[str, float]] = ()
     contact_sheet: bytes | None = None

@@ -67,12 +67,13 @@ def fine_tune(
     tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
     began = time.perf_counter()
     try:
-        with while_training(), suppress(NoLongerRising):
+        with while_training():
             if not history.scores.ends(config.train.stop_after):
-                fit(engine, data, config.train, start=resumed_from, on_step=hooks)
-        seconds = time.perf_counter() - began - hooks.seconds
-        if task.second is not None and history.step > resumed_from:
-            checkpoint.save(history.step)
+                with suppress(NoLongerRising):
+                    fit(engine, data, config.train, start=resumed_from, on_step=hooks)
+            seconds = time.perf_counter() - began - hooks.seconds
+            if task.second is not None and history.step > resumed_from:
+                checkpoint.save(history.step)
         peaks, resident = from_all_ranks(engine, _peak_memory(device)), from_all_ranks(engine, _resident_memory())
         exported, state = _exported(engine, history, config)
     finally:

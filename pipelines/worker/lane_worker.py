@@ -39,7 +39,7 @@ from pipelines.tasks import (
 )
 from pipelines.worker.hooks import Stopped
 from pipelines.worker.lane_reports import QueueCaller, Reports
-from pipelines.worker.publish import TrainedStage, publish_result
+from pipelines.worker.publish import TrainedStage, publish_result, published_weights
 from pipelines.worker.shared_samplers import SharedSamplers
 from pipelines.worker.stage_training import StageTraining
 
@@ -260,19 +260,12 @@ class _Lane:
         return found
 
     def _fine_tuned(self, task: TrainTask, manifest: Manifest | None, trained: Sequence[TrainedStage]) -> Source:
-        """The fine-tuned pipeline: weights in memory, in the published dtype, or else the publication."""
-        import torch
-
+        """The fine-tuned pipeline: weights in memory, or else the publication."""
         if not trained:
             assert manifest is not None
             return Source(address=manifest.uri, published=True)
-        fine_tuned, dtype = Source(address=f"trained:{task.key}"), getattr(torch, task.config.storage.dtype)
-        state = {
-            f"{prefix}{name}": weight.to(dtype)
-            for stage, prefix in zip(trained, ("", f"{SUPER_RESOLUTION}."), strict=False)
-            for name, weight in stage.tuned.state.items()
-        }
-        self._samplers.give_weights(fine_tuned, task.base, state)
+        fine_tuned = Source(address=f"trained:{task.key}")
+        self._samplers.give_weights(fine_tuned, task.base, published_weights(trained))
         return fine_tuned
 
     def _publish(self, task: TrainTask, trained: Sequence[TrainedStage]) -> None:

@@ -44,6 +44,18 @@ def publish_result(stages: Sequence[TrainedStage]) -> Manifest:
     return manifest
 
 
+def published_weights(stages: Sequence[TrainedStage]) -> dict[str, Any]:
+    """Parameters of all stages by name in the published dtype; a second one's are named `super_resolution.…`."""
+    import torch
+
+    dtype = getattr(torch, stages[0].task.config.storage.dtype)
+    return {
+        f"{prefix}{name}": parameter.to(dtype)
+        for stage, prefix in zip(stages, ("", f"{SUPER_RESOLUTION}."), strict=False)
+        for name, parameter in stage.tuned.state.items()
+    }
+
+
 def _export(stages: Sequence[TrainedStage]) -> Manifest:
     """Publish the fine-tuned pipeline after reading it back and verifying it."""
     import torch

@@ -1,0 +1,237 @@
+"""The plan of a cascade: both stages, or a sentence about why they don't go together."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from replicas import cascade
+from safetensors.torch import load_file, save_file
+
+from dreambooth.config.settings import load_config
+from dreambooth.errors import InputError
+from pipelines.cli.main import main
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.plan.batch_plan import describe_batch, make_batch_plan
+from pipelines.plan.capacity import describe_capacity, sampling_bytes
+from pipelines.plan.describe import describe_plan
+from pipelines.plan.destinations import check_destinations
+from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.plan.subject_checks import check_subjects
+from pipelines.plan.subject_list import ListedSubject
+
+RESOURCES = Resources(cpus=2, gpus=0)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return cascade.build(tmp_path_factory.mktemp("cascade"))
+
+
+@pytest.fixture
+def settings(bases: tuple[Path, Path], tmp_path: Path) -> dict[str, Any]:
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for place in range(2):
+        Image.effect_noise((80, 80), 80).convert("RGB").save(photographs / f"{place}.png")
+    return {
+        "base_model": str(bases[0]),
+        "super_resolution": {"base_model": str(bases[1]), "max_train_steps": 5},
+        "subject": {"name": "rex", "class_noun": "dog", "identifier": "sks", "instance_images": str(photographs)},
+        "train": {"max_train_steps": 3},
+        "storage": {"root": str(tmp_path / "output")},
+    }
+
+
+@pytest.fixture
+def planned(settings: dict[str, Any]) -> Callable[..., Plan]:
+    return lambda *overrides, **given: make_plan(load_config(settings, overrides), RESOURCES, **given)
+
+
+def test_a_plan_has_both_stages(planned: Callable[..., Plan], bases: tuple[Path, Path]) -> None:
+    plan, alone = planned(), planned("super_resolution.base_model=null")
+    second = plan.second
+    assert second is not None
+    assert plan.stages == (plan, second)
+    assert (second.config.base_model, second.config.images.resolution) == (str(bases[1]), 64)
+    assert plan.config.super_resolution.resolution == plan.config.picture_side == 64
+    assert second.prior is None
+    assert second.protocol is None
+    assert (alone.second, alone.config.picture_side) == (None, 16)
+    assert len({plan.key, alone.key, second.key}) == 3
+    assert plan.base_hash != alone.base_hash == plan.base.hash
+    assert plan.prior == alone.prior  # class images are the first stage's
+    assert plan.published_bytes > alone.published_bytes
+    assert sampling_bytes(plan) == sampling_bytes(alone) + 2 * second.base.parameter_counts["unet"]
+
+
+@pytest.mark.parametrize(
+    "setting", ["super_resolution.max_train_steps=6", "super_resolution.learning_rate=1e-5", "train.max_train_steps=4"]
+)
+def test_settings_of_either_stage_make_another_result(planned: Callable[..., Plan], setting: str) -> None:
+    assert planned(setting).key != planned().key
+
+
+def test_the_rows_show_both_stages(planned: Callable[..., Plan]) -> None:
+    rows = describe_plan(planned())
+    assert [value for what, value in rows if what == "steps"] == [
+        "3 of 1 instance/class pairs",
+        "5 of 1 instance images",
+    ]
+    assert [value.rpartition(" at ")[2] for what, value in rows if what == "trained"] == ["16 px", "64 px"]
+    memory = dict(rows)["memory per worker"]
+    assert memory.count("MiB") == 2
+    capacity = dict(describe_capacity(planned()))
+    assert capacity["peak on 1 GPU"] != capacity["second stage: peak on 1 GPU"]
+    assert capacity["second stage: 24 GB GPUs"].startswith("1 at ZeRO-0")
+    batch = dict(describe_batch(make_batch_plan("pets", [planned()], RESOURCES)))
+    assert batch["second stage"] == f"{planned().second.config.base_model}, hash {planned().second.base.hash}"
+    assert batch["steps"] == "8 in all, 8 a lane"
+
+
+def test_a_dry_run_needs_no_weights_of_either_stage(
+    settings: dict[str, Any], tmp_path: Path, mlflow_database: str
+) -> None:
+    for name in ("small", "large"):
+        base = Path(settings["base_model"]).parent / name
+        shutil.copytree(base, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+    command = ["run", "--images", settings["subject"]["instance_images"], "--class-noun", "dog", "--identifier", "sks"]
+    command += ["--base-model", str(tmp_path / "small"), "--set", f"super_resolution.base_model={tmp_path / 'large'}"]
+    planned = CliRunner().invoke(main, [*command, "--set", f"tracking.uri={mlflow_database}", "--dry-run"])
+    assert planned.exit_code == 0, planned.output
+    words = " ".join(planned.output.split())
+    assert words.count("whose weights aren't here") == 2
+    assert "second stage: peak on 1 GPU" in words
+    assert "result key" not in words
+
+
+def _another_width(base: Path) -> None:
+    path = base / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"d_model": 64}))
+
+
+def _another_vocabulary(base: Path) -> None:
+    path = base / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"extra_ids": 0, "additional_special_tokens": ["<a>"]}))
+
+
+def _other_weights(base: Path) -> None:
+    path = base / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in sorted(weights) if name.endswith("wo.weight"))
+    save_file(weights | {name: weights[name] * 1.001}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (_another_width, r"d_model in text_encoder/config\.json is 48 and 64"),
+        (_another_vocabulary, "their vocabularies differ"),
+        (_other_weights, r"wo\.weight in text_encoder has other weights"),
+    ],
+)
+def test_stages_that_read_prompts_by_different_text_encoders_are_refused(
+    planned: Callable[..., Plan],
+    bases: tuple[Path, Path],
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    difference: str,
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(bases[1], other)
+    change(other)
+    with pytest.raises(InputError, match=rf"don't read prompts alike: .*{difference}\. Both stages are sampled"):
+        planned(f"super_resolution.base_model={other}", weights=change is not _another_width)
+
+
+def test_weights_in_half_precision_are_the_same_text_encoder(
+    planned: Callable[..., Plan], bases: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(bases[1], other)
+    path = other / "text_encoder" / "model.safetensors"
+    save_file({name: weight.half() for name, weight in load_file(path).items()}, path, {"format": "pt"})
+    assert planned(f"super_resolution.base_model={other}").second is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ("super_resolution.resolution=128",),
+            "super_resolution.resolution is 128 and images.resolution 16, but .* 64",
+        ),
+        (("images.resolution=32",), "super_resolution.resolution is 64 and images.resolution 32, .* expected 128"),
+        (("train.method=textual_inversion",), "train.method trains text_encoder, which both stages"),
+        (("train.text_encoders=all",), "train.text_encoders trains text_encoder, which both stages"),
+        (("super_resolution.base_model=miniature",), r"super_resolution\.base_model 'miniature' is Stable Diffusion"),
+        (("super_resolution.base_model=nowhere/at/all",), "nowhere/at/all"),
+        (
+            ("super_resolution.max_train_steps=2", "train.lr_warmup_steps=2"),
+            "train.lr_warmup_steps is 2, and holds for",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    planned: Callable[..., Plan], overrides: tuple[str, ...], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        planned(*overrides)
+
+
+def test_another_side_is_that_of_both(planned: Callable[..., Plan]) -> None:
+    assert planned("images.resolution=18", "super_resolution.resolution=72").config.picture_side == 72
+    with pytest.raises(InputError, match=r"is 80 x 80 pixels, but super_resolution\.resolution is 128;"):
+        planned("images.resolution=32", "super_resolution.resolution=128")
+
+
+def test_a_base_of_another_family_has_no_second_stage(planned: Callable[..., Plan]) -> None:
+    with pytest.raises(
+        InputError, match="their text encoders are text_encoder CLIPTextModel and text_encoder T5Encoder"
+    ):
+        planned("base_model=miniature", "images.resolution=16", "super_resolution.resolution=64")
+
+
+def test_a_batch_finds_the_second_stage_once_and_names_its_fault(
+    settings: dict[str, Any], bases: tuple[Path, Path]
+) -> None:
+    config = load_config(settings)
+    wrong = load_config(settings, ("subject.name=tim", f"super_resolution.base_model={bases[0]}"))
+    other = load_config(settings, ("subject.name=max", "subject.identifier=tfz"))
+    checks = check_subjects(
+        [ListedSubject(name=one.subject.name, config=one) for one in (config, wrong, other)], RESOURCES
+    )
+    assert [check.plan is not None and check.plan.second is not None for check in checks] == [True, False, True]
+    assert "expected a model that scales up pictures" in checks[1].errors[0]
+    identifiers = [check.plan.config.subject.identifier for check in checks if check.plan is not None]
+    assert identifiers == ["sks", "tfz"]
+    seconds = [check.plan.second for check in checks if check.plan is not None]
+    assert [second.config.subject.identifier for second in seconds if second is not None] == identifiers
+
+
+def test_room_for_checkpoints_of_both_stages_is_asked_for(
+    planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned("train.max_train_steps=1000", "super_resolution.max_train_steps=1000", "train.checkpoint_every=100")
+    assert plan.second is not None
+    checkpoints = 3 * (plan.checkpoint_bytes + plan.second.checkpoint_bytes)
+    kept = 2 * (plan.checkpoint_bytes + plan.second.checkpoint_bytes)
+    needed = max(checkpoints, kept + plan.published_bytes) + plan.published_bytes
+    free: list[int] = []
+
+    def disk_usage(folder: Any) -> Any:
+        return type("Usage", (), {"free": free[0]})
+
+    monkeypatch.setattr("pipelines.plan.destinations.shutil.disk_usage", disk_usage)
+    free[:] = [needed]
+    check_destinations([plan])
+    free[:] = [needed - 1]
+    with pytest.raises(InputError, match=r"3 checkpoints of .*, 3 checkpoints of .*, 1 models of"):
+        check_destinations([plan])

@@ -1,0 +1,255 @@
+"""Both stages of a cascade in a lane's hands: trained, struck, gone on with, published as one, sampled."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from replicas import cascade
+
+from dreambooth.config.settings import load_config
+from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.delta import rebuild, write_delta
+from dreambooth.sampling.sampler import load_pipeline, sample
+from pipelines.cluster.preemption import WATCHER_SWITCH
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.train_stage import find_result, train_task
+from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.storage.publications import Manifest, read_manifest
+from pipelines.tasks import SampleRequest, Source, TrainTask
+from pipelines.worker.lane_reports import Reports
+from pipelines.worker.publish import TrainedStage, publish_result, published_weights
+from pipelines.worker.samplers import ImageSampler
+from pipelines.worker.stage_training import StageTraining
+
+FIRST, SECOND = 3, 5
+PROMPTS = ("a photo of sks dog", "a photo of a dog")
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process in the middle of a training."""
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return cascade.build(tmp_path_factory.mktemp("cascade"))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for place in range(2):
+        Image.radial_gradient("L").rotate(90 * place).convert("RGB").save(folder / f"{place}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make(bases: tuple[Path, Path], photographs: Path) -> Callable[..., Plan]:
+    def planned(folder: Path, *overrides: str) -> Plan:
+        subject = {"name": "rex", "class_noun": "dog", "identifier": "sks", "instance_images": str(photographs)}
+        plain: dict[str, Any] = {
+            "base_model": str(bases[0]),
+            "super_resolution": {"base_model": str(bases[1]), "max_train_steps": SECOND, "learning_rate": 1e-3},
+            "subject": subject,
+            "prior": {"prior_loss_weight": 0},
+            "train": {"max_train_steps": FIRST, "learning_rate": 1e-3, "checkpoint_every": 2, "ema_decay": 0.5},
+            "evaluation": {"enabled": False},
+            "storage": {"root": str(folder)},
+        }
+        return make_plan(load_config(plain, overrides), Resources(cpus=2, gpus=0))
+
+    return planned
+
+
+def trained(plan: Plan, *, until: tuple[int, int] | None = None) -> list[TrainedStage]:
+    """Train as a new worker does; `until` ends it after a step of a stage."""
+    stages = []
+    for place, task in enumerate(train_task(plan, None).stages):
+
+        def tell(message: dict[str, Any], place: int = place) -> None:
+            if message["kind"] == "step" and (place, message["metrics"]["step"]) == until:
+                raise Killed
+
+        stages.append(StageTraining("cpu", 0, scales_up=place == 1).train(task, tell, lambda: False))
+    return stages
+
+
+@pytest.fixture(autouse=True)
+def _no_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WATCHER_SWITCH, "0")
+
+
+@pytest.fixture(scope="module")
+def calm(make: Callable[..., Plan], tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, list[TrainedStage]]:
+    """A cascade that nothing happened to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(WATCHER_SWITCH, "0")
+        plan = make(tmp_path_factory.mktemp("calm"))
+        return plan, trained(plan)
+
+
+def losses(stage: TrainedStage) -> list[float]:
+    return [step["loss"] for step in stage.tuned.record["history"]]
+
+
+def assert_same(one: TrainedStage, other: TrainedStage) -> None:
+    assert losses(one) == losses(other)
+    assert one.tuned.state.keys() == other.tuned.state.keys()
+    assert [name for name, tensor in one.tuned.state.items() if not torch.equal(tensor, other.tuned.state[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("strikes", "resumed"),
+    [
+        ([(0, 3)], [2, 0]),
+        ([(1, 1)], [FIRST, 0]),
+        ([(1, 4)], [FIRST, 2]),
+        ([(0, 3), (1, 3), (1, 5)], [FIRST, 4]),
+    ],
+)
+def test_a_struck_cascade_ends_as_if_nothing_had_happened(
+    calm: tuple[Plan, list[TrainedStage]],
+    make: Callable[..., Plan],
+    tmp_path: Path,
+    strikes: list[tuple[int, int]],
+    resumed: list[int],
+) -> None:
+    plan = make(tmp_path)
+    assert plan.key == calm[0].key
+    for strike in strikes:
+        with pytest.raises(Killed):
+            trained(plan, until=strike)
+    found = trained(plan)
+    assert [stage.tuned.record["resumed_from"] for stage in found] == resumed
+    for one, other in zip(found, calm[1], strict=True):
+        assert_same(one, other)
+    publish_result(found)
+    result = find_result(plan)
+    assert result is not None
+    assert result.second is not None
+    assert result.seconds > 0
+    assert (result.steps, result.second.steps) == (FIRST, SECOND)
+
+
+def test_a_first_stage_that_ended_early_is_not_trained_on(
+    calm: tuple[Plan, list[TrainedStage]], make: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.worker.fidelity.FidelityScorer", Falling)
+    plan = make(tmp_path, "evaluation.every=1", "train.stop_after=1", "evaluation.bank=miniature")
+    with pytest.raises(Killed):
+        trained(plan, until=(1, 3))
+    first, second = trained(plan)
+    assert (first.tuned.record["resumed_from"], first.tuned.record["steps"]) == (2, 2)
+    assert losses(first) == losses(calm[1][0])[:2]
+    assert_same(second, calm[1][1])
+
+
+class Falling:
+    """Scores that fall: the second one ends the training."""
+
+    def __init__(self, task: TrainTask, device: str) -> None:
+        pass
+
+    def score(self, step: int, state: dict[str, Any]) -> Any:
+        from dreambooth.training.best_checkpoint import Score
+
+        return Score(step=step, dino=-step, clip_t=0.0)
+
+
+def test_without_a_second_stage_no_checkpoint_is_added(make: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = make(tmp_path, "super_resolution.base_model=null", "train.checkpoint_every=100")
+    assert plan.stages == (plan,)
+    [alone] = trained(plan)
+    assert losses(alone)
+    assert not Path(plan.config.run_uri, "checkpoints").exists()
+
+
+@pytest.fixture(scope="module")
+def model(calm: tuple[Plan, list[TrainedStage]]) -> Manifest:
+    return publish_result(calm[1])
+
+
+def test_both_are_published_once_with_one_manifest(calm: tuple[Plan, list[TrainedStage]], model: Manifest) -> None:
+    plan, _ = calm
+    assert plan.second is not None
+    [folder] = Path(plan.config.run_uri, "model").iterdir()
+    assert str(folder) == model.uri
+    assert {"unet/diffusion_pytorch_model.safetensors", "super_resolution/model_index.json"} <= model.files.keys()
+    metadata = read_manifest(model.uri).metadata
+    assert (metadata["key"], metadata["base_hash"], metadata["step"]) == (plan.key, plan.base.hash, FIRST)
+    assert metadata["super_resolution"] == {
+        "base_model": plan.second.config.base_model,
+        "base_hash": plan.second.base.hash,
+        "resolution": 64,
+        "step": SECOND,
+    }
+
+
+def sampled(sampler: ImageSampler, source: Source) -> list[Image.Image]:
+    request = SampleRequest(
+        prompts=PROMPTS, seeds=(3, 4), num_inference_steps=2, guidance_scale=3.0, resolution=16, dtype="float32"
+    )
+    return [Image.open(io.BytesIO(picture)) for picture in sampler.samples(source, request)]
+
+
+def same(some: list[Image.Image], others: list[Image.Image]) -> bool:
+    return all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in zip(some, others, strict=True))
+
+
+def test_an_evaluation_sees_the_same_pictures_before_and_after_publishing(
+    calm: tuple[Plan, list[TrainedStage]], model: Manifest
+) -> None:
+    plan, stages = calm
+    task, sampler = train_task(plan, None), ImageSampler(use_gpu=False)
+    base = sampled(sampler, task.base)
+    in_memory = Source(address="trained:rex")
+    sampler.give_weights(in_memory, task.base, published_weights(stages))
+    before = sampled(sampler, in_memory)
+    assert [picture.size for picture in [*base, *before]] == [(64, 64)] * 4
+    assert same(sampled(sampler, task.base), base)  # its own weights are back, in both stages
+    assert same(sampled(sampler, Source(address=model.uri, published=True)), before)
+    pipeline = load_pipeline(Path(model.uri))
+    settings: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0, "dtype": torch.float32}
+    assert same(sample(pipeline, PROMPTS, [3, 4], **settings), before)
+    assert not same(base, before)
+    small = load_pipeline(resolve_base_model(plan.config.base_model).directory, alone=True)
+    assert sample(small, PROMPTS[:1], [3], **settings)[0].size == (16, 16)
+
+
+def test_a_delta_is_exact_and_small(calm: tuple[Plan, list[TrainedStage]], model: Manifest, tmp_path: Path) -> None:
+    plan, directory = calm[0], Path(model.uri)
+    assert plan.second is not None
+    write_delta(plan.base, directory, tmp_path / "delta", plan.second.base)
+    rebuilt = rebuild(tmp_path / "delta", tmp_path / "rebuilt")
+    for name in model.files:
+        assert (rebuilt / name).read_bytes() == (directory / name).read_bytes(), name
+    kept = {path.relative_to(tmp_path / "delta").as_posix() for path in (tmp_path / "delta").rglob("*")}
+    assert "super_resolution/text_encoder" not in kept  # the base's own
+    weights = Path("super_resolution", "unet", "diffusion_pytorch_model.safetensors")
+    assert Path(tmp_path, "delta", weights).stat().st_size < Path(directory, weights).stat().st_size
+
+
+def test_steps_of_the_second_stage_count_after_those_of_the_first(calm: tuple[Plan, list[TrainedStage]]) -> None:
+    sent: list[Any] = []
+
+    class Queue:
+        def start(self, method: str, name: str, progress: Any, messages: Any) -> None:
+            sent.append(progress)
+
+    queue: Any = Queue()
+    reports = Reports(queue, train_task(calm[0], None), 0.0)
+    metrics = {"images_per_second": 1.0, "loss": 1.0}
+    for message in (
+        {"kind": "phase", "phase": "training", "start": 1},
+        {"kind": "step", "metrics": metrics | {"step": 3}},
+        {"kind": "phase", "phase": "training", "start": 2, "stage": "super_resolution"},
+        {"kind": "step", "metrics": metrics | {"step": 4}, "stage": "super_resolution"},
+    ):
+        reports.tell(message)
+    assert [(progress.step, progress.steps) for progress in sent] == [(1, 8), (3, 8), (5, 8), (7, 8)]
