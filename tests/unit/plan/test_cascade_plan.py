@@ -40,7 +40,7 @@ def settings(bases: tuple[Path, Path], tmp_path: Path) -> dict[str, Any]:
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for place in range(2):
-        Image.effect_noise((80, 80), 80).convert("RGB").save(photographs / f"{place}.png")
+        Image.effect_noise((100, 100), 80).convert("RGB").save(photographs / f"{place}.png")
     return {
         "base_model": str(bases[0]),
         "super_resolution": {"base_model": str(bases[1]), "max_train_steps": 5},
@@ -187,8 +187,8 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_another_side_is_that_of_both(planned: Callable[..., Plan]) -> None:
-    assert planned("images.resolution=18", "super_resolution.resolution=72").config.picture_side == 72
-    with pytest.raises(InputError, match=r"is 80 x 80 pixels, but super_resolution\.resolution is 128;"):
+    assert planned("images.resolution=24", "super_resolution.resolution=96").config.picture_side == 96
+    with pytest.raises(InputError, match=r"is 100 x 100 pixels, but super_resolution\.resolution is 128;"):
         planned("images.resolution=32", "super_resolution.resolution=128")
 
 

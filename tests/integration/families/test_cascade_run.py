@@ -1,0 +1,213 @@
+"""A cascade through the whole job: a run whose worker is killed in the second stage, and its pictures everywhere."""
+
+import base64
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from PIL import Image
+from replicas import cascade
+
+from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.sampling.sampler import load_pipeline, sample
+from pipelines.apps.evaluate_model import evaluate_model
+from pipelines.apps.generate import generate
+from pipelines.apps.serve.requests import Asked, Drawn
+from pipelines.apps.serve.sampler import SubjectSampler
+from pipelines.apps.serve.subjects import find_subjects
+from pipelines.cluster.preemption import WATCHER_SWITCH
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver import single
+from pipelines.driver.console import RunConsole
+from pipelines.driver.personalize import personalize
+from pipelines.driver.run_view import RunView
+from pipelines.driver.train_stage import find_result, train_task
+from pipelines.plan.run_plan import make_plan
+from pipelines.stages.evaluation_store import load_evaluation
+from pipelines.storage.files import read_json
+from pipelines.storage.publications import read_manifest
+from pipelines.tasks import Message
+from pipelines.tracking.client import connect, default_tracking, quietly
+from pipelines.worker.publish import TrainedStage, published_weights
+from pipelines.worker.stage_training import StageTraining
+
+pytestmark = pytest.mark.recovery
+FIRST, SECOND, EVERY = 3, 90, 20
+MODEL = "models:/dreambooth-rex@latest"
+PROMPT = "a photo of [V] dog on the beach"
+SAMPLING: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0}
+
+
+@pytest.fixture
+def config(tmp_path: Path, mlflow_database: str) -> DreamBoothConfig:
+    torch.manual_seed(0)
+    small, large = cascade.build(tmp_path / "bases")
+    photographs = tmp_path / "rex"
+    photographs.mkdir()
+    for place in range(2):
+        Image.effect_noise((96, 80), 80).convert("RGB").save(photographs / f"{place}.png")
+    shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    prompts = ["a photo of [V] {class_noun}", "[V] {class_noun} at night"]
+    return load_config(
+        {
+            "base_model": str(small),
+            "super_resolution": {"base_model": str(large), "max_train_steps": SECOND, "learning_rate": 1e-3},
+            "subject": {"name": "rex", "class_noun": "dog", "identifier": "sks", "instance_images": str(photographs)},
+            "prior": {"num_class_images": 2, "num_inference_steps": 2},
+            "train": {"max_train_steps": FIRST, "learning_rate": 1e-3, "checkpoint_every": EVERY},
+            "storage": {"run": str(tmp_path / "run"), "prior": str(tmp_path / "prior")},
+            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+            "evaluation": {
+                "protocol": "own",
+                "bank": "miniature",
+                "image_encoder": "miniature",
+                "prompts": prompts,
+                "images_per_prompt": 1,
+                "num_inference_steps": 2,
+            },
+        }
+    )
+
+
+@pytest.fixture
+def killing(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
+    """Kills the worker once in the second stage; the messages that say where training began."""
+    starts: list[Message] = []
+    killed: list[psutil.Process] = []
+
+    class Killing(RunView):
+        def message(self, name: str, message: Message) -> None:
+            super().message(name, message)
+            if message["kind"] == "phase" and message["phase"] == "training":
+                starts.append(message)
+            late = "stage" in message and message["kind"] == "step" and message["metrics"]["step"] > EVERY
+            if late and not killed:
+                below = psutil.Process().children(recursive=True)
+                killed.extend(process for process in below if "RayTrainWorker" in " ".join(process.cmdline()))
+                killed[0].kill()
+
+    monkeypatch.setattr(single, "RunView", Killing)
+    return starts
+
+
+def pixels(picture: Any) -> Any:
+    return np.asarray(picture, dtype=int)
+
+
+def opened(png: bytes) -> Any:
+    return pixels(Image.open(io.BytesIO(png)))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_struck_cascade_ends_as_one_model_with_the_same_picture_everywhere(
+    config: DreamBoothConfig, killing: list[Message], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console, uri = RunConsole(quiet=True), str(config.tracking.uri)
+    summary = personalize(config, console).summary
+    plan = make_plan(config, Resources(cpus=4, gpus=0))
+    result = find_result(plan)
+    assert result is not None
+    assert result.second is not None
+    assert [message["start"] for message in killing] == [0, 0, FIRST, result.second.resumed_from]
+    assert (result.resumed_from, result.steps, result.second.steps) == (FIRST, FIRST, SECOND)
+    assert not list(Path(config.run_uri, "checkpoints").iterdir())
+
+    monkeypatch.setenv(WATCHER_SWITCH, "0")
+    calm = trained_calmly(plan.config, tmp_path / "calm")
+    assert [one["loss"] for one in result.history] == [one["loss"] for one in calm[0].tuned.record["history"]]
+    assert [one["loss"] for one in result.second.history] == [one["loss"] for one in calm[1].tuned.record["history"]]
+
+    model = Path(summary["model_uri"])
+    assert [folder.name for folder in Path(config.run_uri, "model").iterdir()] == [model.name]
+    pipeline = load_pipeline(model)
+    for name, parameter in published_weights(calm).items():
+        of = pipeline.super_resolution if name.startswith("super_resolution.") else pipeline
+        name = name.removeprefix("super_resolution.")
+        assert torch.equal(of.unet.get_parameter(name.removeprefix("denoiser.")), parameter.float()), name
+
+    [expected] = [pixels(p) for p in sample(pipeline, [PROMPT.replace("[V]", "sks")], [7], **SAMPLING)]
+    assert expected.shape == (64, 64, 3)
+    settings = {"num": 1, "seed": 7, "output": str(tmp_path / "pictures"), "tracking_uri": uri, **SAMPLING}
+    for address, off in ((str(model), 0), (MODEL, 1)):
+        [path] = generate(address, PROMPT, **settings).paths
+        with Image.open(path) as picture:
+            assert abs(pixels(picture) - expected).max() <= off, address
+    with quietly(), default_tracking(uri):
+        from mlflow import pyfunc
+
+        served = pyfunc.load_model(MODEL)
+        answer = served.predict(pd.DataFrame({"prompt": [PROMPT]}), params={"seed": 7, **SAMPLING})
+    assert abs(opened(base64.b64decode(answer["image"][0])) - expected).max() <= 1
+    subjects = find_subjects(MODEL, uri)
+    for base_shared in (True, False):
+        sampler = SubjectSampler(subjects, uri, base_shared=base_shared, device="cpu")
+        [drawn] = sampler.sample(sampler.load("rex"), [Asked(subject="rex", prompt=PROMPT, seed=7, **SAMPLING)])
+        assert isinstance(drawn, Drawn)
+        assert abs(opened(drawn.images[0]) - expected).max() == 0
+
+    evaluation = load_evaluation(config.run_uri, plan.key)
+    assert evaluation is not None
+    prompt, [picture] = next(iter(evaluation.after.items()))
+    own = {"num_inference_steps": 2, "guidance_scale": plan.config.evaluation.guidance_scale}
+    dtype = getattr(torch, plan.sampling_dtype)
+    [drawn_again] = sample(pipeline, [prompt], [config.evaluation.seed], dtype=dtype, **own)
+    assert abs(opened(picture) - pixels(drawn_again)).max() <= 1
+    assert {opened(one).shape for one in evaluation.instance} == {(64, 64, 3)}
+
+    recorded = read_json(summary["evaluation"]["uri"])
+    shutil.rmtree(Path(config.run_uri, "evaluations"))
+    shutil.rmtree(Path(config.prior_uri, "base-samples"))
+    overrides = (
+        "evaluation.bank=miniature",
+        "evaluation.images_per_prompt=1",
+        f"evaluation.prompts={[*config.evaluation.prompts]}",
+    )
+    again = evaluate_model(
+        MODEL,
+        str(tmp_path / "rex"),
+        overrides=(*overrides, "evaluation.protocol=own"),
+        tracking_uri=uri,
+        console=console,
+    )
+    assert again.uri == summary["evaluation"]["uri"]
+    for name, figure in recorded["figures"].items():
+        assert again.evaluation["figures"][name]["mean"] == pytest.approx(figure["mean"], abs=1e-5), name
+
+    client = connect(uri)
+    with quietly():
+        run = client.get_run(summary["mlflow"]["run_id"])
+        version = client.get_model_version("dreambooth-rex", "1")
+        for curve, steps in (("loss", FIRST), ("super_resolution/loss", SECOND)):
+            points = client.get_metric_history(run.info.run_id, curve)
+            assert {point.step for point in points} == set(range(1, steps + 1)), curve
+    assert (
+        version.tags["super_resolution.base_hash"]
+        == read_manifest(str(model)).metadata["super_resolution"]["base_hash"]
+    )
+
+
+def trained_calmly(config: DreamBoothConfig, folder: Path) -> list[TrainedStage]:
+    """Both stages trained here, as a lane's worker does, without a fault."""
+    storage = config.storage.model_copy(update={"run": str(folder)})
+    plan, threads = (
+        make_plan(config.model_copy(update={"storage": storage}), Resources(cpus=4, gpus=0)),
+        torch.get_num_threads(),
+    )
+    assert plan.prior is not None
+    from pipelines.stages.prior_stage import prior_set
+
+    task = train_task(plan, prior_set(config.prior_uri, plan.prior))
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    try:
+        return [
+            StageTraining("cpu", 0, scales_up=place == 1).train(one, lambda message: None, lambda: False)
+            for place, one in enumerate(task.stages)
+        ]
+    finally:
+        torch.set_num_threads(threads)
