@@ -21,6 +21,23 @@ All components named *trained* are fine-tuned in all their layers, with prior pr
 chooses other text encoders: `all`, `none` or their folders. Those that stay frozen encode the prompts once, and are
 freed before training. Each default gives way to a setting of yours.
 """
+_CASCADE = """## Cascades
+
+`super_resolution.base_model` names a second stage, which scales up the pictures of `base_model`: stage II of DeepFloyd
+IF for its stage I. Both are fine-tuned, one after the other, on the instance images at their own resolutions; class
+images are the first stage's alone. The second stage learns on what sampling gives it: x_t beside the small picture,
+scaled up and noised, with the level of that noise as its class. Its settings are the group `super_resolution`; all
+others hold for both stages.
+
+- The model is published as one: a diffusers directory, with the second stage as another in its folder
+  `super_resolution`. `generate`, `serve`, `evaluate` and the model that MLflow serves sample both, the second one with
+  the first one's text encoder, at its family's guidance scale, in as many steps.
+- The stages have to read prompts by the same text encoder, which stays frozen.
+- A run that is struck goes on in the stage it was in. The first stage's last checkpoint is kept until the model is
+  published. Other settings of either stage train both anew.
+- Curves of the second stage in MLflow are named `super_resolution/…`; scores and validation samples during training are
+  of the first.
+"""
 _MEMORY = """## Memory
 
 Of published models, counted from their configurations without weights: parameters in millions, GiB of tensors at the
@@ -61,6 +78,7 @@ def families_page() -> str:
         _HEAD,
         *families_table(),
         "",
+        _CASCADE,
         _MEMORY.format(workers=_WORKERS, most=MOST_GPUS),
         *_memory_table(plans),
         "",

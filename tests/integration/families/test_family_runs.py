@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from replicas import REPLICAS
+from replicas import REPLICAS, cascade
 from replicas.plain import plain_pipeline
 
-from dreambooth.sampling.sampler import load_pipeline
+from dreambooth.sampling.sampler import further_seed, load_pipeline
 from pipelines.storage.publications import read_manifest
 from pipelines.tracking.client import connect, default_tracking, quietly
 
@@ -29,7 +29,6 @@ SETTINGS = [
     "prior.num_inference_steps=2",
     "evaluation.images_per_prompt=1",
     "evaluation.num_inference_steps=2",
-    "images.resolution=64",
 ]
 PROMPT = "a photo of [V] dog on the beach"
 SAMPLING: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0}
@@ -43,30 +42,59 @@ def dreambooth(*arguments: str) -> str:
     return finished.stdout
 
 
-@pytest.fixture(params=["stable-diffusion-xl", "stable-diffusion-3.5", "deepfloyd-if"])
-def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+@pytest.fixture(params=["stable-diffusion-xl", "stable-diffusion-3.5", "deepfloyd-if in two stages"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A base model's folder, and settings that suit it: its pictures have 64 pixels a side."""
     folder = tmp_path / "base"
-    folder.mkdir()
     torch.manual_seed(0)
-    REPLICAS[request.param](folder)
-    return folder
+    if request.param in REPLICAS:
+        folder.mkdir()
+        REPLICAS[request.param](folder)
+        return folder, ["images.resolution=64"]
+    small, large = cascade.build(folder)
+    return small, [f"super_resolution.base_model={large}", "super_resolution.max_train_steps=2"]
 
 
 def pixels(picture: Any) -> Any:
     return np.asarray(picture, dtype=int)
 
 
+def drawn_plainly(model: Path) -> Image.Image:
+    """The picture of diffusers' own pipelines."""
+    ours, prompt, further = load_pipeline(model), PROMPT.replace("[V]", "sks"), {}
+    stages = [(model, ours, 7, SAMPLING["guidance_scale"])]
+    if (second := getattr(ours, "super_resolution", None)) is not None:
+        stages.append((model / "super_resolution", second, further_seed(7), 4.0))
+    for directory, own, seed, scale in stages:
+        plain, generator = plain_pipeline(directory), torch.Generator().manual_seed(seed)
+        plain.scheduler = own.scheduler
+        given = SAMPLING | {"guidance_scale": scale, **further}
+        further = {"image": plain(prompt, generator=generator, **given).images}
+    picture: Image.Image = further["image"][0]
+    return picture
+
+
 def test_a_run_ends_registered_and_samples_the_same_picture_everywhere(
-    base: Path, tmp_path: Path, mlflow_database: str
+    base: tuple[Path, list[str]], tmp_path: Path, mlflow_database: str
 ) -> None:
+    folder, suited = base
     photographs = tmp_path / "rex"
     photographs.mkdir()
     for place in range(2):
         Image.effect_noise((96, 80), 80).convert("RGB").save(photographs / f"{place}.png")
     shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    arguments = ["--base-model", str(base), "--images", str(photographs), "--class-noun", "dog", "--identifier", "sks"]
-    settings = [*SETTINGS, f"storage.prior={tmp_path}/prior", f"tracking.uri={uri}"]
+    arguments = [
+        "--base-model",
+        str(folder),
+        "--images",
+        str(photographs),
+        "--class-noun",
+        "dog",
+        "--identifier",
+        "sks",
+    ]
+    settings = [*SETTINGS, *suited, f"storage.prior={tmp_path}/prior", f"tracking.uri={uri}"]
     given = [part for setting in settings for part in ("--set", setting)]
     dreambooth("run", *arguments, "--output", str(tmp_path / "run"), *given)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -79,10 +107,7 @@ def test_a_run_ends_registered_and_samples_the_same_picture_everywhere(
         generated = pixels(image.convert("RGB"))
     assert generated.shape == (64, 64, 3)
 
-    plain = plain_pipeline(Path(model))
-    plain.scheduler = load_pipeline(Path(model)).scheduler
-    generator = torch.Generator().manual_seed(7)
-    expected = pixels(plain(PROMPT.replace("[V]", "sks"), generator=generator, **SAMPLING).images[0])
+    expected = pixels(drawn_plainly(Path(model)))
     with quietly(), default_tracking(uri):
         from mlflow import pyfunc
 

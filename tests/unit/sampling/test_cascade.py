@@ -3,7 +3,6 @@
 import base64
 import copy
 import io
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from replicas import deepfloyd
+from replicas.cascade import build
 from replicas.plain import plain_pipeline
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
@@ -33,15 +32,9 @@ SAMPLING: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0}
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("cascade")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for name, build in {"small": deepfloyd.build, "large": deepfloyd.build_super_resolution}.items():
-            (folder / name).mkdir()
-            build(folder / name)
-    shutil.rmtree(folder / "large" / "text_encoder")
-    shutil.copytree(folder / "small" / "text_encoder", folder / "large" / "text_encoder")
-    return folder / "small", folder / "large"
+        return build(tmp_path_factory.mktemp("cascade"))
 
 
 @pytest.fixture
@@ -102,6 +95,12 @@ def test_both_stages_are_trained_and_sampled_as_diffusers_does_it(
     shared = personalized(base, tmp_path / "model")
     assert furthest(found, sample(shared, PROMPTS, [3, 4], dtype=torch.float32, **SAMPLING)) == 0
     assert furthest(found, served(tmp_path / "model", monkeypatch)) <= 1
+    other = {"height": 24, "width": 16}
+    found = sample(cascade, PROMPTS, [3, 4], dtype=torch.float32, **SAMPLING, **other)
+    assert [picture.size for picture in found] == [(64, 96)] * 2
+    assert furthest(found, served(tmp_path / "model", monkeypatch, **other)) <= 1
+    alone = load_pipeline(tmp_path / "model", alone=True)
+    assert sample(alone, PROMPTS[:1], [3], **SAMPLING)[0].size == (16, 16)
 
 
 def furthest(found: list[Image.Image], expected: list[Image.Image]) -> int:
@@ -109,7 +108,7 @@ def furthest(found: list[Image.Image], expected: list[Image.Image]) -> int:
     return max(abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() for one, other in pairs)
 
 
-def served(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
+def served(directory: Path, monkeypatch: pytest.MonkeyPatch, *, height: int = 0, width: int = 0) -> list[Image.Image]:
     """The pictures of the model that MLflow serves."""
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
@@ -121,7 +120,7 @@ def served(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[Image.Image
     model: Any = DreamBoothModel()
     context: Any = SimpleNamespace(artifacts={"pipeline": str(directory)}, model_config={"identifier": "sks"})
     model.load_context(context)
-    settings = {"seed": 3, "height": 0, "width": 0, **SAMPLING}
+    settings = {"seed": 3, "height": height, "width": width, **SAMPLING}
     answer = model.predict(context, pd.DataFrame({"prompt": PROMPTS}), settings)
     return [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["image"]]
 
