@@ -29,6 +29,8 @@ from dreambooth.models.cascade import SUPER_RESOLUTION
 DESCRIPTION = "delta.json"
 _FORMAT, _CASCADE = 1, 2
 """Formats of deltas against one base, and against both stages of a cascade."""
+_MANIFEST = "manifest.json"
+"""Lies beside the files of a published model, and names them: no part of it."""
 _INTEGERS: dict[int, tuple[torch.dtype, Any, Any]] = {
     2: (torch.int16, np.int16, np.uint16),
     4: (torch.int32, np.int32, np.uint32),
@@ -49,6 +51,8 @@ def write_delta(base: BaseModel, model: Path, target: Path, second: BaseModel | 
     files = {}
     for path in sorted(path for path in model.rglob("*") if path.is_file()):
         name = path.relative_to(model).as_posix()
+        if name == _MANIFEST:
+            continue
         original = _original(name, base, second)
         files[name] = {"sha256": _sha256(path), "kept": _kept(path, original)}
         if files[name]["kept"] == "change":
@@ -77,6 +81,8 @@ def rebuild(delta: Path, target: Path, base: BaseModel | None = None) -> Path:
         second = _found(of_second, None, scales_up=True)
     for name, file in description["files"].items():
         _check_name(name)
+        if name == _MANIFEST:  # in deltas of earlier versions, but not in the registered ones
+            continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         original = _original(name, base, second)
         if file["kept"] == "change":

@@ -133,8 +133,10 @@ def test_a_struck_cascade_ends_as_one_model_with_the_same_picture_everywhere(
 
     [expected] = [pixels(p) for p in sample(pipeline, [PROMPT.replace("[V]", "sks")], [7], **SAMPLING)]
     assert expected.shape == (64, 64, 3)
+    registry = config.registry.model_copy(update={"storage": "delta"})
+    assert personalize(config.model_copy(update={"registry": registry}), console).summary["version"] == 2
     settings = {"num": 1, "seed": 7, "output": str(tmp_path / "pictures"), "tracking_uri": uri, **SAMPLING}
-    for address, off in ((str(model), 0), (MODEL, 1)):
+    for address, off in ((str(model), 0), ("models:/dreambooth-rex/1", 1), ("models:/dreambooth-rex/2", 1)):
         [path] = generate(address, PROMPT, **settings).paths
         with Image.open(path) as picture:
             assert abs(pixels(picture) - expected).max() <= off, address

@@ -55,6 +55,18 @@ def test_it_comes_back_bit_for_bit(base: BaseModel, tmp_path: Path, dtype: torch
     assert contents(rebuild(tmp_path / "delta", tmp_path / "copy")) == contents(model)
 
 
+def test_the_manifest_of_a_published_model_is_no_part_of_it(base: BaseModel, tmp_path: Path) -> None:
+    model = fine_tuned(base, tmp_path / "model", torch.float16)
+    expected = contents(model)
+    (model / "manifest.json").write_text("{}")
+    write_delta(base, model, tmp_path / "delta")
+    assert not (tmp_path / "delta" / "manifest.json").exists()
+    description = json.loads((tmp_path / "delta" / DESCRIPTION).read_text())
+    description["files"]["manifest.json"] = {"sha256": "0" * 64, "kept": "whole"}  # as earlier versions wrote it
+    (tmp_path / "delta" / DESCRIPTION).write_text(json.dumps(description))
+    assert contents(rebuild(tmp_path / "delta", tmp_path / "copy")) == expected
+
+
 def test_less_change_takes_less_room_and_the_base_none(base: BaseModel, tmp_path: Path) -> None:
     sizes = {}
     for scale in (0.0, 1e-6, 1e-2):

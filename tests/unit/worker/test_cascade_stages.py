@@ -231,6 +231,8 @@ def test_a_delta_is_exact_and_small(calm: tuple[Plan, list[TrainedStage]], model
         assert (rebuilt / name).read_bytes() == (directory / name).read_bytes(), name
     kept = {path.relative_to(tmp_path / "delta").as_posix() for path in (tmp_path / "delta").rglob("*")}
     assert "super_resolution/text_encoder" not in kept  # the base's own
+    assert "manifest.json" not in kept  # which a registered version doesn't hold
+    assert not (rebuilt / "manifest.json").exists()
     weights = Path("super_resolution", "unet", "diffusion_pytorch_model.safetensors")
     assert Path(tmp_path, "delta", weights).stat().st_size < Path(directory, weights).stat().st_size
 
