@@ -28,7 +28,7 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-recovery test-slow test-gpu check fix bench bench-batch bench-gpu s3 s3-stop clean services services-stop cluster-demo audit
+.PHONY: help install demo test test-recovery test-slow test-gpu check fix bench bench-batch bench-gpu docs s3 s3-stop clean services services-stop cluster-demo audit
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
@@ -91,6 +91,11 @@ bench-gpu: $(INSTALLED) ## Measure a step at the size of Stable Diffusion 1.5; f
 bench-batch: $(INSTALLED) ## Measure a batch against runs one by one, and with PEER=path against diffusers' train_dreambooth.py
 	$(BIN)/python tests/bench/batch.py $(if $(PEER),--peer "$(PEER)")
 
+docs: $(INSTALLED) ## Build the documentation into site/; a broken link or name is an error
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "To read it: open site/index.html"
+
 s3: ## Start an S3 store on this machine (OpenStack Swift), with its data in output/s3/, and say how to use it
 	@$(find_python) $$python infra/s3/swift.py start --folder $(S3_FOLDER)
 	@echo
@@ -102,7 +107,7 @@ s3-stop: ## Stop that store; its data stay
 	@$(find_python) $$python infra/s3/swift.py stop --folder $(S3_FOLDER)
 
 clean: ## Remove caches and build products, but neither .venv nor output
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find dreambooth pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 services: $(INSTALLED) ## Start MLflow with passwords on Postgres and S3, on this machine; data in output/services/
