@@ -93,8 +93,8 @@ bench-batch: $(INSTALLED) ## Measure a batch against runs one by one, and with P
 
 docs: $(INSTALLED) ## Build the documentation into site/; a broken link or name is an error
 	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) --editable '.[docs]'
-	$(BIN)/python -m mkdocs build --strict --quiet
-	@echo "To read it: open site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "To read it: open site/index.html, or with search: $(BIN)/python -m http.server --directory site"
 
 s3: ## Start an S3 store on this machine (OpenStack Swift), with its data in output/s3/, and say how to use it
 	@$(find_python) $$python infra/s3/swift.py start --folder $(S3_FOLDER)
