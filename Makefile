@@ -28,11 +28,11 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-recovery test-slow test-gpu check fix bench bench-batch bench-gpu docs s3 s3-stop clean services services-stop cluster-demo audit
+.PHONY: help install demo test test-recovery test-slow test-gpu check fix bench bench-batch bench-gpu benchmarks-page docs s3 s3-stop clean services services-stop cluster-demo audit
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
 
 install: $(INSTALLED) ## Create .venv and install everything into it
 
@@ -90,6 +90,9 @@ bench-gpu: $(INSTALLED) ## Measure a step at the size of Stable Diffusion 1.5; f
 
 bench-batch: $(INSTALLED) ## Measure a batch against runs one by one, and with PEER=path against diffusers' train_dreambooth.py
 	$(BIN)/python tests/bench/batch.py $(if $(PEER),--peer "$(PEER)")
+
+benchmarks-page: $(INSTALLED) ## Put the figures of output/bench/ into docs/benchmarks.md
+	$(BIN)/python tests/bench/benchmarks_page.py
 
 docs: $(INSTALLED) ## Build the documentation into site/; a broken link or name is an error
 	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) --editable '.[docs]'
