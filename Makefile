@@ -28,11 +28,11 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-recovery test-slow test-gpu check fix bench bench-batch bench-gpu s3 s3-stop clean services services-stop cluster-demo audit
+.PHONY: help install demo test test-recovery test-slow test-gpu check fix bench bench-batch bench-gpu benchmarks-page docs s3 s3-stop clean services services-stop cluster-demo audit
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
 
 install: $(INSTALLED) ## Create .venv and install everything into it
 
@@ -91,6 +91,14 @@ bench-gpu: $(INSTALLED) ## Measure a step at the size of Stable Diffusion 1.5; f
 bench-batch: $(INSTALLED) ## Measure a batch against runs one by one, and with PEER=path against diffusers' train_dreambooth.py
 	$(BIN)/python tests/bench/batch.py $(if $(PEER),--peer "$(PEER)")
 
+benchmarks-page: $(INSTALLED) ## Put the figures of output/bench/ into docs/benchmarks.md
+	$(BIN)/python tests/bench/benchmarks_page.py
+
+docs: $(INSTALLED) ## Build the documentation into site/; a broken link or name is an error
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "To read it: open site/index.html, or with search: $(BIN)/python -m http.server --directory site"
+
 s3: ## Start an S3 store on this machine (OpenStack Swift), with its data in output/s3/, and say how to use it
 	@$(find_python) $$python infra/s3/swift.py start --folder $(S3_FOLDER)
 	@echo
@@ -102,7 +110,7 @@ s3-stop: ## Stop that store; its data stay
 	@$(find_python) $$python infra/s3/swift.py stop --folder $(S3_FOLDER)
 
 clean: ## Remove caches and build products, but neither .venv nor output
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find dreambooth pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 services: $(INSTALLED) ## Start MLflow with passwords on Postgres and S3, on this machine; data in output/services/

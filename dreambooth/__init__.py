@@ -1,6 +1,6 @@
 """The DreamBooth method (Ruiz et al., arXiv 2208.12242) with torch, diffusers and transformers, without a cluster.
 
-Everything in `__all__` can be imported from here; README.md shows a script.
+Everything in `__all__` can be imported from here; examples/ has scripts.
 """
 
 from typing import TYPE_CHECKING

@@ -35,10 +35,11 @@ def batch(
     skip_invalid: bool,
     silent: bool,
 ) -> None:
-    """Personalize many subjects: class images once per class, warm workers, one report.
+    """Personalize many subjects through warm workers.
 
-    SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. The same command again
-    does only what is missing. Exit code 0: all done, 3: subjects failed, or are published but not in MLflow.
+    SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. Class images are made once per
+    class, and one report has all results. The same command again does only what is missing. Exit code 0: all done,
+    3: subjects failed, or are published but not in MLflow.
     """
     from pipelines.cluster.ray_cluster import local_resources, ray_cluster, ray_cluster_meanwhile
     from pipelines.driver.batch_console import checks_table

@@ -16,10 +16,10 @@ _SIGNS = {"ok": "ok", "warning": "warning", "failure": "FAILURE"}
 @click.option("--address", help="cluster.address: 'auto' on a node of the cluster; default: this machine.")
 @overrides_option
 def doctor(config: Path | None, address: str | None, overrides: tuple[str, ...]) -> None:
-    """Check every node, the storage, the tracking server and the base model of a run.
+    """Check that a run would work, here or on a cluster.
 
-    CONFIG is the YAML of a run; only its storage, tracking, cluster and base model are used. Exit code 0: no faults,
-    1: faults.
+    Every node, the storage, the tracking server and the base model are checked. CONFIG is the YAML of a run; only its
+    storage, tracking, cluster and base model are used. Exit code 0: no faults, 1: faults.
     """
     from rich.console import Console
     from rich.table import Table

@@ -45,10 +45,10 @@ def evaluate(
     tracking_uri: str | None,
     silent: bool,
 ) -> None:
-    """Measure a model as in the DreamBooth paper: DINO, CLIP-I, CLIP-T, PRES, DIV, with intervals.
+    """Measure a model as in the DreamBooth paper.
 
-    The figures go to MLflow, to the model's version, and beside the model as evaluation.json. The alias 'champion'
-    moves to the version if it passes the gate (gate.*).
+    The figures are DINO, CLIP-I, CLIP-T, PRES and DIV, with intervals. They go to MLflow, to the model's version, and
+    beside the model as evaluation.json. The alias 'champion' moves to the version if it passes the gate (gate.*).
     """
     from pipelines.apps.evaluate_model import evaluate_model
     from pipelines.driver.console import RunConsole

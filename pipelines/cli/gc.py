@@ -1,4 +1,4 @@
-"""`dreambooth gc`: remove leftovers of failed attempts."""
+"""`dreambooth gc`: delete leftovers of failed uploads."""
 
 import click
 
@@ -11,7 +11,10 @@ from pipelines.cli.given import Real
 @click.option("--older-than", default=24.0, show_default=True, type=Real(0, 876_000), help="Hours.")
 @click.option("--dry-run", is_flag=True, help="Only list.")
 def gc(address: str, older_than: float, dry_run: bool) -> None:
-    """Remove leftovers of failed attempts below ADDRESS: publications and checkpoints without a manifest."""
+    """Delete leftovers of failed uploads under ADDRESS.
+
+    These are publications and checkpoints without a manifest.
+    """
     import datetime
 
     from pipelines.apps.garbage import find_leftovers, remove_leftovers

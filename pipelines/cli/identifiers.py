@@ -9,7 +9,10 @@ import click
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100_000))
 @click.option("--check", metavar="WORD", help="Check this identifier: its tokens, and how common they are.")
 def identifiers(base_model: str, revision: str | None, limit: int, check: str | None) -> None:
-    """List possible identifiers among the rare tokens of a base model's tokenizer, rarest first, with reasons."""
+    """List rare tokens to use as an identifier, rarest first.
+
+    They are tokens of the base model's own tokenizer, each with the reason why it is suitable.
+    """
     from dreambooth.data.identifier import candidates, describe
     from dreambooth.models.base_model import resolve_base_model
     from dreambooth.models.families import load_tokenizer

@@ -24,10 +24,11 @@ def submit(
     image_has_package: bool,
     variables: tuple[str, ...],
 ) -> None:
-    """Submit `dreambooth run …` or `dreambooth batch …` as a job and follow it live.
+    """Submit a run or a batch to a Ray cluster and follow it.
 
-    The same command again finds the same job; a stopped or failed one resumes from its last checkpoints. Results must
-    be readable for the cluster and for you: --set storage.root=s3://…
+    ARGUMENTS are those of `dreambooth run` or `dreambooth batch`. The same command again finds the same job; a stopped
+    or failed one resumes from its last checkpoints. Results must be readable for the cluster and for you: --set
+    storage.root=s3://…
     """
     from pipelines.driver import jobs
 
@@ -86,7 +87,7 @@ def status(job: str, address: str | None) -> None:
 @click.argument("job")
 @_ADDRESS
 def stop(job: str, address: str | None) -> None:
-    """Stop a job; submitting it again resumes from its last checkpoints."""
+    """Stop a job; submitted again it goes on from its checkpoints."""
     from pipelines.driver import jobs
 
     client = jobs.connect(address)

@@ -22,6 +22,7 @@ from pipelines.cli.run import run
 from pipelines.cli.serve import serve
 from pipelines.cli.settings import settings
 from pipelines.cli.study import study
+from pipelines.cli.version import version
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.machine import settle
 
@@ -53,5 +54,6 @@ for command in (
     families,
     gc,
     paper,
+    version,
 ):
     main.add_command(command)

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 def manifest(
     kind: str, config: str, overrides: tuple[str, ...], image: str, queue: str, deadline: float, **options: Any
 ) -> None:
-    """Print manifests for KubeRay: a cluster sized by the plan, and the job on it.
+    """Print KubeRay manifests for a run or a batch.
 
-    CONFIG is the YAML of one run, or a batch's table; it is checked as by --dry-run, and the cluster must reach all
-    its addresses. cluster.use_gpu 'auto' means GPUs here. Manifests contain no secrets: tracking and storage take
-    theirs from infra/kubernetes. Usage: dreambooth manifest rayjob … | kubectl apply -f -
+    They hold a cluster sized by the plan, and the job on it. CONFIG is the YAML of one run, or a batch's table; it is
+    checked as by --dry-run, and the cluster must reach all its addresses. cluster.use_gpu 'auto' means GPUs here.
+    Manifests contain no secrets: tracking and storage take theirs from infra/kubernetes. Usage: dreambooth manifest
+    rayjob … | kubectl apply -f -
     """
     from pipelines.cli.batch import batch_name
     from pipelines.plan.manifests import Placement, ray_cluster, ray_job, to_yaml

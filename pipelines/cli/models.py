@@ -8,7 +8,10 @@ from pipelines.cli.options import tracking_uri_option
 @click.command()
 @tracking_uri_option
 def models(tracking_uri: str | None) -> None:
-    """List the registered models: subject, class noun, identifier, version, aliases, similarities, figures by bank."""
+    """List the registered models and their figures.
+
+    Columns: subject, class noun, identifier, version, aliases, similarities, and figures by bank.
+    """
     from rich.console import Console
     from rich.table import Table
 

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 @click.option("--page-only", is_flag=True, help="Train nothing; make the page from existing evaluations.")
 @quiet_option
 def paper(quick: bool, output: str, overrides: tuple[str, ...], dry_run: bool, page_only: bool, silent: bool) -> None:
-    """Run the paper's experiments on the miniature and its subjects, and write their tables and a page.
+    """Run the paper's experiments on the miniature.
 
-    The same command again does only what is missing. Exit code 0: all done, 3: some runs failed.
+    Its subjects are trained as the paper's were, and the tables and a page written. The same command again does only
+    what is missing. Exit code 0: all done, 3: some runs failed.
     """
     from pipelines.apps.paper.paper import plan_paper, run_paper, write_paper
     from pipelines.apps.paper.settings import full_setting, quick_setting

@@ -14,6 +14,7 @@ from pipelines.cli.options import address_option, overrides_option, quiet_option
 if TYPE_CHECKING:
     from dreambooth.config.settings import DreamBoothConfig
     from pipelines.driver.console import RunConsole
+    from pipelines.plan.run_plan import Plan
 
 
 @click.command()
@@ -23,28 +24,35 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name of the subject; default: the images' folder name.")
 @click.option("--identifier", help="The rare token; default: chosen automatically.")
 @click.option("--base-model", help="miniature, a diffusers directory at any address, or a hub id.")
-@click.option("--steps", type=int, help="train.max_train_steps")
-@click.option("--workers", type=int, help="cluster.num_workers")
-@click.option("--zero-stage", type=int, help="zero.stage")
+@click.option("--steps", type=int, help="Training steps (train.max_train_steps).")
+@click.option("--workers", type=int, help="Workers that train the subject together (cluster.num_workers).")
+@click.option("--zero-stage", type=int, help="DeepSpeed's ZeRO stage, 0 to 3 (zero.stage).")
 @click.option("--output", help="Folder of this run (storage.run).")
 @address_option
 @overrides_option
-@click.option("--dry-run", is_flag=True, help="Check everything, print the configuration and the plan, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print the plan, and stop.")
+@click.option("--verbose", is_flag=True, help="With --dry-run: print all settings, too, as YAML for CONFIG.")
 @quiet_option
 def run(
-    config: Path | None, overrides: tuple[str, ...], dry_run: bool, silent: bool, **flags: str | int | None
+    config: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    verbose: bool,
+    silent: bool,
+    **flags: str | int | None,
 ) -> None:
-    """Personalize one subject: class images, fine-tuning, evaluation, registration.
+    """Personalize one subject and register its model.
 
-    CONFIG is a YAML file; flags override it, --set overrides flags. The same command again does only what is missing:
-    an interrupted run resumes from its last checkpoint. Exit code 0: all done, 3: the model is published, but MLflow
-    was unreachable and lacks part of the result.
+    Stages: class images, fine-tuning, evaluation, registration. CONFIG is a YAML file; flags override it, --set
+    overrides flags. The same command again does only what is missing: an interrupted run resumes from its last
+    checkpoint. Exit code 0: all done, 3: the model is published, but MLflow was unreachable and lacks part of the
+    result.
     """
     settings = _settings(config, flags, overrides)
     from pipelines.driver.console import RunConsole
 
     if dry_run:
-        _dry_run(settings, RunConsole(quiet=silent))
+        _dry_run(settings, RunConsole(quiet=silent), verbose=verbose)
         return
     from pipelines.driver.personalize import personalize
 
@@ -91,18 +99,47 @@ def _settings(
     images = as_tuple(subject.get("instance_images")) if isinstance(subject, dict) else None
     if isinstance(images, list | tuple) and images and all(type(image) is str and image.strip() for image in images):
         settings = merge(settings_beside(images), settings)
+    _check_described(settings.get("subject", {}))
     return load_config(settings)
 
 
-def _dry_run(config: "DreamBoothConfig", console: "RunConsole") -> None:
+def _check_described(subject: object) -> None:
+    """Raise InputError with the flag of each required setting of the subject that is absent."""
+    from dreambooth.errors import InputError
+
+    flags = {"instance_images": "--images photos/rex", "class_noun": "--class-noun dog"}
+    lines = [
+        f"subject.{name} is missing; give it as in {example}"
+        for name, example in flags.items()
+        if isinstance(subject, dict) and name not in subject
+    ]
+    if lines:
+        raise InputError("\n".join(lines))
+
+
+def _dry_run(config: "DreamBoothConfig", console: "RunConsole", *, verbose: bool) -> None:
     from pipelines.driver import personalize
     from pipelines.plan.capacity import describe_capacity
     from pipelines.plan.describe import describe_plan, printable_settings
-    from pipelines.plan.memory import describe_peak
 
     plan = personalize.dry_run(config, console)
-    click.echo(yaml.safe_dump(printable_settings(plan.config), sort_keys=False, width=110), nl=False)
     for warning in plan.warnings:
         console.warn(warning)
-    here = [describe_peak([plan])] if plan.has_weights else []
-    console.table([*describe_plan(plan), *here, *describe_capacity(plan)])
+    if not console.quiet:  # memory and time take seconds
+        console.table([*describe_plan(plan), *_estimate(plan), *describe_capacity(plan)])
+    if verbose:
+        click.echo(yaml.safe_dump(printable_settings(plan.config), sort_keys=False, width=110), nl=False)
+
+
+def _estimate(plan: "Plan") -> list[tuple[str, str]]:
+    """Memory and time; of a base without its weights, which is planned for other machines, neither."""
+    from pipelines.cluster.ray_cluster import local_resources
+    from pipelines.plan.batch_plan import make_batch_plan
+    from pipelines.plan.estimate import describe_estimate
+    from pipelines.plan.memory import describe_peak
+
+    if not plan.has_weights:
+        return []
+    if plan.config.cluster.address is not None:  # the cluster's speed is measured by a batch's plan alone
+        return [describe_peak([plan])]
+    return describe_estimate(make_batch_plan(plan.config.subject.name, [plan], local_resources()))

@@ -47,7 +47,10 @@ if TYPE_CHECKING:
 @address_option
 @tracking_uri_option
 def serve(model: str, host: str, port: int, address: str | None, tracking_uri: str | None, **limits: Any) -> None:
-    """Serve pictures of registered subjects over HTTP: a page at /, API documentation at /docs."""
+    """Serve image generation for registered models over HTTP.
+
+    A page to try it is at /, the description of the API at /docs.
+    """
     from dreambooth.config.settings import ClusterConfig
     from pipelines.apps.serve.subjects import find_subjects
     from pipelines.cluster.ray_cluster import ray_cluster

@@ -39,17 +39,18 @@ _DEFAULT_OUTPUT = "output/study"
     show_default=True,
     # Further pictures have the following seeds.
     type=click.IntRange(0, LARGEST_SEED - 10**9),
-    help="Seed of pictures, sides and order.",
+    help="Random seed for pictures, sides and order.",
 )
 @click.option("--output", metavar="DIR", help=f"Folder of the study; default: {_DEFAULT_OUTPUT}.")
 @click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @tracking_uri_option
 def study(sources: tuple[str, ...], reporting: bool, output: str | None, port: int, **options: Any) -> None:
-    """Ask people which of two models' pictures they prefer, on a page for this machine alone.
+    """Ask people which of two models' pictures they prefer.
 
-    A and B are models (models:/NAME@latest, a published model), folders of runs or batches, or evaluation.json
-    files. The page shows a picture of each, left and right by chance, and asks which keeps the subject better and which
-    follows the prompt better. Answers are stored at once; the same command, or the folder alone as STUDY, continues.
+    A and B are models (models:/NAME@latest, a published model), folders of runs or batches, or evaluation.json files.
+    The page, for this machine alone, shows a picture of each, left and right by chance, and asks which keeps the
+    subject better and which follows the prompt better. Answers are stored at once; the same command, or the folder
+    alone as STUDY, continues.
     """
     folder = _folder(sources, output)
     study_file = _open(folder / _FILE, sources, options)

@@ -22,12 +22,12 @@ class RunConsole:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._quiet = quiet
+        self.quiet = quiet
         self._began = time.monotonic()
 
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
         """Print two columns; values are never wrapped, so that paths can be copied."""
-        if self._quiet:
+        if self.quiet:
             return
         width = max(len(what) for what, _ in rows)
         for what, value in rows:
@@ -41,7 +41,7 @@ class RunConsole:
 
     def line(self, text: str) -> None:
         """One plain line, with the seconds since the start."""
-        if not self._quiet:
+        if not self.quiet:
             seconds = time.monotonic() - self._began
             self._console.print(Text(f"[{seconds:5.0f} s] {without_credentials(text)}"), soft_wrap=True)
 
@@ -52,7 +52,7 @@ class RunConsole:
     @contextmanager
     def bar(self, title: str) -> Iterator[Update]:
         """Show a bar with the time left, moved by `update(done, total, note)`; without a terminal, print lines."""
-        if self._quiet:
+        if self.quiet:
             yield lambda done, total, note: None
             return
         if not self._console.is_terminal:

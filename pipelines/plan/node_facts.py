@@ -79,7 +79,7 @@ def facts_of_this_node(config: DreamBoothConfig) -> dict[str, Any]:
     return {
         "versions": installed_versions(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpus": _gpus(),
+        "gpus": gpus(),
         "free_disk_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
         "compiler": shutil.which("c++") or shutil.which("g++"),
         "built_ops": _built_ops(),
@@ -130,7 +130,8 @@ def _load_base(config: DreamBoothConfig) -> None:
         load_components(resolve_base_model(second.base_model, second.revision, scales_up=True).directory)
 
 
-def _gpus() -> tuple[tuple[str, int], ...]:
+def gpus() -> tuple[tuple[str, int], ...]:
+    """(name, bytes of memory) of every CUDA device of this machine."""
     import torch
 
     found = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))

@@ -10,6 +10,7 @@ images, optionally an identifier, and its own settings, nested or dotted:
 """
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.config.strict_yaml import parse_yaml
 from dreambooth.config.subject import name_from
 from dreambooth.config.text_files import decode_text
+from dreambooth.data.images.names import has_picture_name
 from dreambooth.errors import InputError
 from dreambooth.reach import prove_store
 from pipelines.plan.tables import NOTE, SUBJECT, Row, Settings, known_names, read_table
@@ -53,9 +55,23 @@ def read_batch(address: str, overrides: Sequence[str] = ()) -> tuple[ListedSubje
     """
     common, rows, place = _read(absolute(address))
     if not rows:
-        raise InputError(f"{address} holds no subject; expected a row, or a folder of images, for each")
+        raise InputError(_nobody(address))
     return _without_clashes(
         [_listed(row, f"subject {number}", common, place, overrides) for number, row in enumerate(rows, start=1)]
+    )
+
+
+def _nobody(address: str) -> str:
+    """The fault of a batch without subjects, which may be one subject's folder of pictures."""
+    with _reading(address):
+        fs, path = filesystem(absolute(address), patient=False)
+        pictures = sum(map(has_picture_name, fs.ls(path, detail=False))) if fs.isdir(path) else 0
+        if not pictures:
+            return f"{address} holds no subject; expected a row, or a folder of images, for each"
+        noun = "" if "class_noun" in _subject_file(fs, path) else " --class-noun NOUN"
+    return (
+        f"{address} holds {pictures} picture{'s' * (pictures != 1)} and no folder: it is one subject, so run "
+        f"'dreambooth run --images {shlex.quote(address)}{noun}'; a batch takes a folder of such folders, or a table"
     )
 
 

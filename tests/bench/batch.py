@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from benchmarks_page import stamped
 from peer import Peer
 
 from dreambooth.miniature import subject_dir
@@ -216,7 +217,7 @@ def main() -> None:
         note(f"measuring {part} …")
         measures[part](raw)
         kept.write_text(json.dumps(raw, indent=2) + "\n")
-        OUTPUT.write_text(json.dumps(figures(raw), indent=2) + "\n")
+        OUTPUT.write_text(json.dumps(stamped(figures(raw)), indent=2) + "\n")
     print(OUTPUT.read_text())
 
 

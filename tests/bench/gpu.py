@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks_page import stamped
 from full_size import configuration, random_model, write_configurations
 from loops import bare_loop, efficiency, fitted, random_data, take_turns
 
@@ -165,7 +166,7 @@ def main() -> None:
             figures[name] = measure()
             print(json.dumps({name: figures[name]}), file=sys.stderr, flush=True)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
+    OUTPUT.write_text(json.dumps(stamped(figures), indent=2) + "\n")
     print(f"wrote {OUTPUT}")
 
 

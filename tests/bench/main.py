@@ -10,7 +10,6 @@
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks_page import stamped
 from diffusers import StableDiffusionPipeline
 from loops import bare_loop, efficiency, fitted, random_data, take_turns
 
@@ -154,9 +154,7 @@ def startup_seconds() -> dict[str, float]:
 
 def main() -> None:
     quiet()
-    figures: dict[str, Any] = {
-        "machine": {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine()}
-    }
+    figures: dict[str, Any] = {}
     for name, measure in (
         ("loop", loop_efficiency),
         ("single_worker", single_worker),
@@ -168,7 +166,7 @@ def main() -> None:
         figures |= {name: measured} if name in ("single_worker", "startup_seconds") else measured
         print(json.dumps(measured), file=sys.stderr, flush=True)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
+    OUTPUT.write_text(json.dumps(stamped(figures), indent=2) + "\n")
     print(f"wrote {OUTPUT}")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from benchmarks_page import stamped
 
 from dreambooth.config.settings import load_config
 from dreambooth.miniature import subject_dir, subject_names
@@ -52,7 +53,7 @@ def main() -> None:
             print(config.subject.name, result.summary["similarity"], result.summary["wall_seconds"], flush=True)
     rows["mean"] = {column: statistics.mean(row[column] for row in rows.values()) for column in COLUMNS}
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    options.json.write_text(json.dumps(stamped(rows), indent=2) + "\n")
     print("| subject | instance images | with the identifier | class before | class after | gain |")
     print("|---|---|---|---|---|---|")
     for name, row in rows.items():

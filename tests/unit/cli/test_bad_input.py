@@ -261,7 +261,8 @@ class TestSettings:
     def test_nothing_at_all(self) -> None:
         result = CliRunner().invoke(main, ["run"])
         assert result.exit_code == 2
-        assert "subject is missing" in result.stderr
+        assert "--images photos/rex" in result.stderr
+        assert "--class-noun dog" in result.stderr
 
 
 class TestSubject:
@@ -302,7 +303,7 @@ class TestSubject:
     def test_no_class_noun(self, instance_folder: Path) -> None:
         result = CliRunner().invoke(main, ["run", "--images", str(instance_folder), "--dry-run"])
         assert result.exit_code == 2
-        assert result.stderr.strip() == "error: subject.class_noun is missing"
+        assert result.stderr.strip() == "error: subject.class_noun is missing; give it as in --class-noun dog"
 
 
 class TestTexts:

@@ -1,9 +1,12 @@
 """The command line: quick to answer, thin, and a dry run that leaves no trace of work."""
 
 import os
+import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from dreambooth import __version__
 from dreambooth.config.explain import list_settings
 from dreambooth.config.settings import DreamBoothConfig, load_config
 from pipelines.cli import main
@@ -31,9 +35,10 @@ def dry_run(tiny_pipeline: Path, tmp_path: Path, mlflow_database: str, monkeypat
     return invoke
 
 
-def config_in(result: Result) -> DreamBoothConfig:
-    """What was printed is a configuration in itself."""
-    return load_config(yaml.safe_load(result.stdout))
+@pytest.fixture
+def config_of(dry_run: Callable[..., Result]) -> Callable[..., DreamBoothConfig]:
+    """The settings of `dreambooth run ...`, by what a dry run prints: a configuration in itself."""
+    return lambda *arguments: load_config(yaml.safe_load(dry_run(*arguments, "--verbose", "--quiet").stdout))
 
 
 class TestStart:
@@ -52,20 +57,35 @@ class TestStart:
         assert seconds < 1  # of computing, whatever else the machine does; a machine at rest takes a fifth of it
 
     def test_the_version(self) -> None:
-        from dreambooth import __version__
-
         assert __version__ in CliRunner().invoke(main, ["--version"]).output
+
+    @pytest.mark.parametrize("group", [[], ["jobs"]])
+    def test_every_summary_is_whole_at_80_columns(self, group: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        _, _, commands = CliRunner().invoke(main, [*group, "--help"]).stdout.partition("\nCommands:\n")
+        assert len(commands.splitlines()) >= 4
+        assert all(len(line) <= 80 and line.endswith(".") and "..." not in line for line in commands.splitlines())
+
+    def test_what_a_bug_report_needs(self) -> None:
+        result = CliRunner().invoke(main, ["version"])
+        rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+        assert rows["dreambooth"].startswith(__version__)
+        assert rows["python"] == platform.python_version()
+        assert rows["torch"] == version("torch")
+        assert {"system", "processor", "memory", "GPUs", "CUDA", "ray", "deepspeed", "mlflow"} <= set(rows)
 
     def test_an_unknown_command(self) -> None:
         assert CliRunner().invoke(main, ["fly"]).exit_code == 2
 
 
 class TestDryRun:
-    def test_it_prints_the_configuration_and_the_plan(
+    def test_it_prints_the_plan_and_with_verbose_the_configuration_after_it(
         self, dry_run: Callable[..., Result], instance_folder: Path, tiny_pipeline: Path
     ) -> None:
-        result = dry_run("--images", instance_folder, "--class-noun", "dog", "--workers", "2", "--zero-stage", "3")
-        config = config_in(result)
+        arguments = ("--images", instance_folder, "--class-noun", "dog", "--workers", "2", "--zero-stage", "3")
+        result = dry_run(*arguments, "--verbose")
+        assert result.output.index("writes to") < result.output.index("max_train_steps:")
+        config = load_config(yaml.safe_load(result.stdout))
         assert config.subject.name == "red-dog"
         assert config.subject.identifier is not None
         assert (config.cluster.num_workers, config.zero.stage, config.images.resolution) == (2, 3, 64)
@@ -79,6 +99,10 @@ class TestDryRun:
             "output/red-dog",
         ):
             assert words in result.stderr, words
+        assert re.search(r"(?m)^time +about \d+ (s|min|h|\d h): training \d+", result.stderr), result.stderr
+
+    def test_without_verbose_no_configuration(self, dry_run: Callable[..., Result], instance_folder: Path) -> None:
+        assert dry_run("--images", instance_folder, "--class-noun", "dog", "--quiet").stdout == ""
 
     def test_it_writes_no_output(
         self, dry_run: Callable[..., Result], instance_folder: Path, tmp_path: Path, working_folder: Path
@@ -93,9 +117,10 @@ class TestDryRun:
     def test_what_it_prints_is_the_same_run_again(
         self, dry_run: Callable[..., Result], instance_folder: Path, working_folder: Path
     ) -> None:
-        first = dry_run("--images", instance_folder, "--class-noun", "dog", "--steps", "7")
+        printed = ("--verbose", "--quiet")
+        first = dry_run("--images", instance_folder, "--class-noun", "dog", "--steps", "7", *printed)
         (working_folder / "again.yaml").write_text(first.stdout)
-        assert dry_run("again.yaml").stdout == first.stdout
+        assert dry_run("again.yaml", *printed).stdout == first.stdout
 
     def test_quiet(self, dry_run: Callable[..., Result], instance_folder: Path) -> None:
         encoder = ("--set", "evaluation.image_encoder=miniature")
@@ -114,14 +139,14 @@ class TestDryRun:
 
 class TestSettings:
     def test_flags_go_over_the_file_and_set_over_flags(
-        self, dry_run: Callable[..., Result], instance_folder: Path, working_folder: Path
+        self, config_of: Callable[..., DreamBoothConfig], instance_folder: Path, working_folder: Path
     ) -> None:
         (working_folder / "run.yaml").write_text(
             f"subject: {{name: rex, class_noun: dog, instance_images: {instance_folder}}}\n"
             "train: {max_train_steps: 5, learning_rate: 0.001, seed: 3}\n"
         )
         arguments = ("--steps", "6", "--class-noun", "cat", "--set", "train.max_train_steps=7", "--identifier", "tfz")
-        config = config_in(dry_run("run.yaml", *arguments))
+        config = config_of("run.yaml", *arguments)
         assert (config.train.max_train_steps, config.train.learning_rate, config.train.seed) == (7, 0.001, 3)
         assert (config.subject.name, config.subject.class_noun, config.subject.identifier) == ("rex", "cat", "tfz")
 
@@ -137,7 +162,7 @@ class TestSettings:
     )
     def test_the_name_comes_from_the_folder(
         self,
-        dry_run: Callable[..., Result],
+        config_of: Callable[..., DreamBoothConfig],
         instance_folder: Path,
         working_folder: Path,
         folder: str,
@@ -145,15 +170,15 @@ class TestSettings:
         name: str,
     ) -> None:
         (working_folder / folder).symlink_to(instance_folder)
-        config = config_in(dry_run("--images", f"{working_folder}/{folder}{pattern}", "--class-noun", "dog"))
+        config = config_of("--images", f"{working_folder}/{folder}{pattern}", "--class-noun", "dog")
         assert config.subject.name == name
 
-    def test_a_subjects_own_file_says_what_it_is(self, dry_run: Callable[..., Result]) -> None:
+    def test_a_subjects_own_file_says_what_it_is(self, config_of: Callable[..., DreamBoothConfig]) -> None:
         from dreambooth.miniature import subject_dir
 
-        config = config_in(dry_run("--images", subject_dir("coral-car")))
+        config = config_of("--images", subject_dir("coral-car"))
         assert (config.subject.name, config.subject.class_noun) == ("coral-car", "car")
-        config = config_in(dry_run("--images", subject_dir("coral-car"), "--name", "rex", "--class-noun", "dog"))
+        config = config_of("--images", subject_dir("coral-car"), "--name", "rex", "--class-noun", "dog")
         assert (config.subject.name, config.subject.class_noun) == ("rex", "dog")
 
     def test_all_are_listed(self) -> None:
@@ -163,6 +188,33 @@ class TestSettings:
         assert {name for name, _, _ in list_settings(DreamBoothConfig)} <= listed
         assert "train.text_encoder_learning_rate" in listed
         assert "prompts.class" in listed
+
+    def test_a_line_is_as_wide_as_the_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        lines = CliRunner().invoke(main, ["settings"]).stdout.splitlines()
+        assert max(map(len, lines)) <= 80
+
+    @pytest.mark.parametrize(
+        ("section", "names"),
+        [
+            ("zero", ["zero.stage", "zero.offload_optimizer"]),
+            ("base_model", ["base_model"]),
+            ("train.seed", ["train.seed"]),
+        ],
+    )
+    def test_a_section_alone(self, section: str, names: list[str]) -> None:
+        lines = CliRunner().invoke(main, ["settings", section]).stdout.splitlines()
+        assert [line.split(" = ")[0] for line in lines if not line.startswith(" ")] == names
+
+    def test_what_the_miniature_has_instead(self) -> None:
+        assert (
+            "train.max_train_steps = 1000 (miniature: 400)\n" in CliRunner().invoke(main, ["settings", "train"]).stdout
+        )
+
+    def test_no_such_section(self) -> None:
+        result = CliRunner().invoke(main, ["settings", "trian"])
+        assert result.exit_code == 2
+        assert "no setting or section is named 'trian'; did you mean train? The sections are subject," in result.stderr
 
     def test_each_says_what_it_means(self) -> None:
         assert [name for name, _, description in list_settings(DreamBoothConfig) if not description] == []

@@ -41,6 +41,7 @@ WORK: dict[tuple[str, ...], tuple[list[str], str]] = {
     ("gc",): ([], "pipelines.apps.garbage.find_leftovers"),
     ("models",): ([], "pipelines.tracking.registry.list_models"),
     ("settings",): ([], "dreambooth.config.explain.list_settings"),
+    ("version",): ([], "pipelines.plan.here.describe_here"),
     ("families",): (["--markdown"], "pipelines.cli.families_page.families_page"),
 }
 """Of every command, arguments that it takes and where its work begins."""

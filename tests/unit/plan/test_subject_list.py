@@ -94,6 +94,21 @@ def test_a_folder_of_folders_at_any_address(memory: fsspec.AbstractFileSystem) -
     assert rex.subject.instance_images[0].endswith("photos/rex")
 
 
+@pytest.mark.parametrize(
+    ("said", "command"), [(None, " --class-noun NOUN'"), (b"class_noun: dog", "'")], ids=["unknown", "known"]
+)
+def test_one_subjects_folder_is_sent_to_run(
+    memory: fsspec.AbstractFileSystem, said: bytes | None, command: str
+) -> None:
+    for name in ("1.png", "2.jpg", "notes.md"):
+        memory.pipe_file(f"/photos/my dog/{name}", b"")
+    if said is not None:
+        memory.pipe_file("/photos/my dog/subject.yaml", said)
+    message = refusal("memory://photos/my dog")
+    assert "holds 2 pictures and no folder" in message
+    assert f"'dreambooth run --images 'memory://photos/my dog'{command}" in message
+
+
 def test_a_table_in_memory_starts_from_its_own_folder(memory: fsspec.AbstractFileSystem) -> None:
     memory.pipe_file("/tables/s.csv", b"name,class_noun,instance_images\nrex,dog,rex\n")
     [rex] = configs_of("memory://tables/s.csv")
@@ -192,7 +207,7 @@ def test_a_table_as_a_spreadsheet_writes_it(table: Callable[[str, str], str], tm
 
 
 def test_a_folder_without_folders_is_an_empty_batch(memory: fsspec.AbstractFileSystem) -> None:
-    memory.pipe_file("/photos/1.png", b"")
+    memory.pipe_file("/photos/notes.md", b"")
     memory.pipe_file("/photos/.trash/1.png", b"")
     assert "memory://photos holds no subject" in refusal("memory://photos")
 

@@ -1,0 +1,47 @@
+"""Versions, system and devices of this process, for bug reports and measurements."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+from pipelines.cluster.ray_cluster import usable_cpus
+from pipelines.plan.describe import readable_bytes
+from pipelines.plan.node_facts import gpus, installed_versions
+
+
+def describe_here() -> dict[str, str]:
+    """What a bug report or a measurement has to say, by name, without paths and host names."""
+    import psutil
+    import torch
+
+    versions = installed_versions()
+    libc = " ".join(platform.libc_ver())
+    return {
+        "dreambooth": versions.pop("dreambooth") + _commit(),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}, {libc}",
+        "processor": f"{_processor()}, {usable_cpus()} CPUs to use",
+        "memory": readable_bytes(psutil.virtual_memory().total),
+        "GPUs": ", ".join(f"{name} ({readable_bytes(size)})" for name, size in gpus()) or "none",
+        "CUDA": str(torch.version.cuda or "none: torch was built without it"),
+        **versions,
+    }
+
+
+def _commit() -> str:
+    """The commit of a checkout, and whether it was changed; empty for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    git = ("git", "-C", str(root))
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ", a checkout whose commit git can't tell"
+    return f", commit {commit.stdout.strip()}{', changed' if changes.stdout else ''}"
+
+
+def _processor() -> str:
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
