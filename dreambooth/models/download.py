@@ -54,6 +54,7 @@ def from_hub(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    wanted = f"{what} {hub_id!r}{f' at {revision!r}' if revision else ''}"
     fault = _hub_fault()
     try:
         return Path(
@@ -66,12 +67,40 @@ def from_hub(
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if (refusal := _refusal(error, hub_id)) is not None:
+            raise InputError(f"{wanted} {refusal}") from None
         reason = fault or (str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise InputError(
-            f"{what} {hub_id!r}{f' at {revision!r}' if revision else ''} is neither a folder here nor to be had from "
-            f"the hub ({type(error).__name__}: {reason}); check the name and the network, or download it and give its "
-            f"folder"
+            f"{wanted} is neither a folder here nor to be had from the hub ({type(error).__name__}: {reason}); check "
+            f"the name and the network, or download it and give its folder"
         ) from None
+
+
+def _refusal(error: Exception, hub_id: str) -> str | None:
+    """Why the hub keeps a repository from this account, and the cure; None if that isn't it."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    error = error if isinstance(error, HfHubHTTPError) else error.__cause__  # type: ignore[assignment]
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    hub = shown(constants.ENDPOINT)
+    token = f"HF_TOKEN to a token of that account ({hub}/settings/tokens)"
+    if isinstance(error, GatedRepoError):
+        if status == 401:
+            return f"is gated ({status}): accept the licence at {hub}/{hub_id}, and set {token}"
+        return (
+            f"is gated, and the account of the token hasn't got access ({status}): accept the licence at "
+            f"{hub}/{hub_id} with it, or set {token} that has; a fine-grained token also needs the right to read gated "
+            f"repositories"
+        )
+    if status == 401 and get_token() is None:  # so it answers for what doesn't exist, too
+        return (
+            f"is not on the hub, or private or gated ({status}): check the name; if it is right, ask for access at "
+            f"{hub}/{hub_id}, and set {token}"
+        )
+    if status in (401, 403):
+        return f"is refused by the hub to the token that was sent ({status}): set {token} that may read {hub_id}"
+    return None
 
 
 def _hub_fault() -> str | None:

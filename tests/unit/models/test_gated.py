@@ -1,0 +1,111 @@
+"""Base models that the hub doesn't give to everyone, from a server that answers as the hub does."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from dreambooth.errors import InputError
+from dreambooth.models.base_model import resolve_base_model
+
+NAME, COMMIT = "black-forest-labs/FLUX.1-dev", "a" * 40
+WITH_ACCESS, WITHOUT_ACCESS = "hf_accepted", "hf_not_accepted"
+INDEX = json.dumps({"_class_name": "SanaPipeline"}).encode()
+
+
+@dataclass
+class Hub:
+    """A hub with one gated repository: what it says of it, everyone may read, but its files only with access."""
+
+    url: str = ""
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def answer(self, path: str, token: str) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and content, as huggingface.co sends them."""
+        self.asked.append((path, token))
+        if token and token not in (WITH_ACCESS, WITHOUT_ACCESS):
+            return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""
+        if NAME not in path:
+            headers = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+            return (404, headers, b"") if token else (401, {"X-Error-Message": "Invalid username or password."}, b"")
+        if path.startswith(f"/api/models/{NAME}/tree/"):
+            file = {"type": "file", "path": "model_index.json", "size": len(INDEX), "oid": "b" * 40}
+            return 200, {}, json.dumps([file]).encode()
+        if path.startswith("/api/"):
+            siblings = [{"rfilename": "model_index.json"}]
+            return 200, {}, json.dumps({"id": NAME, "sha": COMMIT, "gated": "auto", "siblings": siblings}).encode()
+        if token == WITH_ACCESS:
+            return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{"b" * 40}"'}, INDEX
+        restricted = f"Access to model {NAME} is restricted."
+        return 403 if token else 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": restricted}, b""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Hub]:
+    made = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            status, headers, content = made.answer(self.path, token)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    made.url = f"http://127.0.0.1:{server.server_port}"
+    for name, value in {
+        "ENDPOINT": made.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": made.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+    }.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield made
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "told"),
+    [
+        (NAME, None, r"is gated \(401\): accept the licence at {url}/{name}, and set HF_TOKEN to a token of that acc"),
+        (
+            NAME,
+            WITHOUT_ACCESS,
+            r"the account of the token hasn't got access \(403\): accept .* {url}/{name} with",
+        ),
+        (NAME, "hf_expired", r"is refused by the hub to the token that was sent \(401\): set HF_TOKEN to a token"),
+        ("nobody/nothing", None, r"is not on the hub, or private or gated \(401\): check the name; .* {url}/{name}"),
+        ("nobody/nothing", WITH_ACCESS, "neither a folder here nor to be had from the hub .*404 Client Error"),
+    ],
+)
+def test_it_is_told_what_to_do(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str, token: str | None, told: str
+) -> None:
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(InputError, match=f"^base_model '{name}' .*{told.format(url=hub.url, name=name)}"):
+        resolve_base_model(name, weights=False)
+    assert {sent for path, sent in hub.asked if name in path} == {token or ""}
+
+
+def test_with_access_it_is_read(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", WITH_ACCESS)
+    with pytest.raises(InputError, match="holds a SanaPipeline, which is not supported"):
+        resolve_base_model(NAME, weights=False)
