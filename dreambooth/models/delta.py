@@ -12,6 +12,7 @@ its base by hash and restores the model bit for bit.
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.cascade import SUPER_RESOLUTION
+from dreambooth.models.weight_files import weight_files
 
 DESCRIPTION = "delta.json"
 _FORMAT, _CASCADE = 1, 2
@@ -53,10 +55,10 @@ def write_delta(base: BaseModel, model: Path, target: Path, second: BaseModel | 
         name = path.relative_to(model).as_posix()
         if name == _MANIFEST:
             continue
-        original = _original(name, base, second)
-        files[name] = {"sha256": _sha256(path), "kept": _kept(path, original)}
+        stage, own_name = _stage_of(name, base, second)
+        files[name] = {"sha256": _sha256(path), "kept": _kept(path, stage, own_name)}
         if files[name]["kept"] == "change":
-            _write_change(original, path, target / name)
+            _write_change(_weights_of(stage, own_name), path, target / name)
         elif files[name]["kept"] == "whole":
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target / name)
@@ -84,11 +86,11 @@ def rebuild(delta: Path, target: Path, base: BaseModel | None = None) -> Path:
         if name == _MANIFEST:  # in deltas of earlier versions, but not in the registered ones
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        original = _original(name, base, second)
+        stage, own_name = _stage_of(name, base, second)
         if file["kept"] == "change":
-            _apply_change(original, delta / name, target / name)
+            _apply_change(_weights_of(stage, own_name), delta / name, target / name)
         else:
-            shutil.copyfile(original if file["kept"] == "base" else delta / name, target / name)
+            shutil.copyfile(stage.directory / own_name if file["kept"] == "base" else delta / name, target / name)
         if (got := _sha256(target / name)) != file["sha256"]:
             raise InputError(f"{name} was rebuilt with sha256 {got}, expected {file['sha256']}; the delta is damaged")
     return target
@@ -109,30 +111,50 @@ def _found(named: dict[str, Any], base: BaseModel | None, *, scales_up: bool = F
     return base
 
 
-def _original(name: str, base: BaseModel, second: BaseModel | None) -> Path:
-    """A model's file in its base, or in that of its second stage."""
+def _stage_of(name: str, base: BaseModel, second: BaseModel | None) -> tuple[BaseModel, str]:
+    """The base of a model's file, or of its second stage, and the file's name there."""
     folder, _, rest = name.partition("/")
-    return second.directory / rest if second is not None and folder == SUPER_RESOLUTION else base.directory / name
+    return (second, rest) if second is not None and folder == SUPER_RESOLUTION else (base, name)
 
 
-def _kept(path: Path, original: Path) -> str:
+def _kept(path: Path, base: BaseModel, name: str) -> str:
     """`base`: the base has the same file; `change`: weights of the base's names and shapes; `whole`: anything else."""
-    if original.is_file() and _sha256(original) == _sha256(path):
+    same = base.directory / name
+    if same.is_file() and _sha256(same) == _sha256(path):
         return "base"
-    if path.suffix != ".safetensors" or not original.is_file():
+    if not (originals := _weights_of(base, name)):
         return "whole"
-    with safe_open(original, framework="pt") as old, safe_open(path, framework="pt") as new:
-        names = set(new.keys())
-        alike = names <= set(old.keys()) and all(
-            old.get_slice(name).get_shape() == new.get_slice(name).get_shape() for name in names
-        )
-        exact = alike and all(new.get_slice(name).get_dtype() in ("F32", "F16", "BF16") for name in names)
+    shapes: dict[str, list[int]] = {}
+    for original in originals:
+        with safe_open(original, framework="pt") as old:
+            shapes |= {key: old.get_slice(key).get_shape() for key in old.keys()}  # noqa: SIM118
+    with safe_open(path, framework="pt") as new:
+        tensors = {key: new.get_slice(key) for key in new.keys()}  # noqa: SIM118
+        alike = all(tensor.get_shape() == shapes.get(key) for key, tensor in tensors.items())
+        exact = alike and all(tensor.get_dtype() in ("F32", "F16", "BF16") for tensor in tensors.values())
         # Written again from its tensors, the file has to be the same one.
         return "change" if exact and new.metadata() == {"format": "pt"} else "whole"
 
 
-def _write_change(original: Path, path: Path, target: Path) -> None:
-    before, after = load_file(original), load_file(path)
+def _weights_of(base: BaseModel, name: str) -> list[Path]:
+    """Weight files of the base's component that a model's weight file belongs to: in shards or of a variant, perhaps.
+
+    A model has its trained components in one file each.
+    """
+    folder = name.partition("/")[0]
+    parts = [part for part in base.family.parts(base.directory) if part.folder == folder and part.weights is not None]
+    return weight_files(base.directory, parts[0]) if parts and name.endswith(".safetensors") else []
+
+
+def _load(paths: Sequence[Path]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        tensors |= load_file(path)
+    return tensors
+
+
+def _write_change(originals: Sequence[Path], path: Path, target: Path) -> None:
+    before, after = _load(originals), load_file(path)
     changes, dtypes = {}, {}
     for name, tensor in after.items():
         difference = _folded(_ordered(tensor) - _ordered(before[name].to(tensor.dtype)))  # wraps round, and back again
@@ -144,8 +166,8 @@ def _write_change(original: Path, path: Path, target: Path) -> None:
     save_file(changes, target, {"dtypes": json.dumps(dtypes)})
 
 
-def _apply_change(original: Path, change: Path, target: Path) -> None:
-    before, after = load_file(original), {}
+def _apply_change(originals: Sequence[Path], change: Path, target: Path) -> None:
+    before, after = _load(originals), {}
     with safe_open(change, framework="pt") as changes:
         for name, dtype_name in json.loads(changes.metadata()["dtypes"]).items():
             dtype = getattr(torch, dtype_name)

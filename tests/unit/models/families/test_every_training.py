@@ -1,0 +1,63 @@
+"""Every family's training stops and goes on, and recomputes activations: the same weights, to the bit.
+
+On tiny random replicas; that the best checkpoint is kept and published is tested in tests/integration/families.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dreambooth.training.engine import TorchEngine
+from dreambooth.training.loop import StepMetrics, fit
+from dreambooth.training.model import load_model
+
+NAMES = ["stable-diffusion-xl", "stable-diffusion-3.5", "flux-dev", "pixart-sigma", "deepfloyd-if"]
+STEPS, STOP = 3, 1
+SETTINGS = (
+    "train.text_encoders=all",
+    "train.learning_rate=1e-3",
+    f"train.max_train_steps={STEPS}",
+    "train.lr_scheduler=cosine",
+    "train.ema_decay=0.9",
+)
+
+
+class Killed(Exception):
+    """The end of a process."""
+
+
+def weights(engine: TorchEngine) -> dict[str, Tensor]:
+    """All tensors of the model, and the moving average, which is exported."""
+    average = {f"average.{name}": each for name, each in engine.state_dict().items()}
+    return {name: each.clone() for name, each in engine.model.state_dict().items()} | average
+
+
+@pytest.mark.parametrize("base", NAMES, indirect=True)
+def test_stopping_and_recomputing_change_nothing(base: Path, config: Any, data: Any, tmp_path: Path) -> None:
+    def train(*, recomputed: bool, start: int = 0, stop: int | None = None) -> dict[str, Tensor]:
+        """Everything anew, from the checkpoint of step `start` if that isn't 0; killed after a checkpoint at `stop`."""
+        settings = config(*SETTINGS, f"train.gradient_checkpointing={str(recomputed).lower()}")
+        engine = TorchEngine(load_model(base, settings), settings.train)
+        assert engine.model.denoiser.is_gradient_checkpointing is recomputed
+
+        def on_step(step: int, _: StepMetrics | None) -> None:
+            if step == stop:
+                engine.save(tmp_path)
+                raise Killed
+
+        if start:
+            engine.load(tmp_path)
+        with suppress(Killed):
+            fit(engine, data(settings), settings.train, start=start, on_step=on_step)
+        return weights(engine)
+
+    whole, part = train(recomputed=True), train(recomputed=True, stop=STOP)
+    resumed, plain = train(recomputed=True, start=STOP), train(recomputed=False)
+    assert whole.keys() == resumed.keys() == plain.keys()
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+    assert [name for name in whole if not torch.equal(whole[name], plain[name])] == []
+    assert len([name for name in whole if not torch.equal(whole[name], part[name])]) > len(whole) / 2
