@@ -8,12 +8,15 @@ before any work; for texts that may be intended, a warning gives the model's rea
 How much may be cut depends on the use. Prompts for sampling must fit: shortening takes seconds, and a picture of half a
 prompt passes for one of the whole. Captions may lose words, with a warning, but never the identifier: generated
 captions are often too long, and their beginning is true of the picture.
+
+Of several text encoders one has to read the whole: CLIP cuts what T5 beside it reads, in every pipeline of theirs. But
+the identifier has to be within what each of them reads, as it was in training.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,7 @@ from dreambooth.config.subject import fill_identifier
 from dreambooth.config.wording import IDENTIFIER_PLACEHOLDER, check_wording
 from dreambooth.data.identifier import candidates, token_ids_in_prompts
 from dreambooth.errors import InputError
+from dreambooth.models.text_readers import TextReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +48,7 @@ _ALPHABETS = ("LATIN", "CYRILLIC", "GREEK")
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A tokenizer's reading of a text: number of tokens, number that fit, and the words cut off.
+    """A tokenizer's reading of a text: number of tokens, number that fit, and the words cut off, `by` whom.
 
     `meant` counts the identifier among all tokens, `names` among those that fit.
     """
@@ -54,10 +58,11 @@ class Reading:
     lost: str
     meant: int
     names: int
+    by: str = "the base model"
 
     def __str__(self) -> str:
         """The fault of its length."""
-        return f"has {self.tokens} tokens, and the base model reads {self.fits}: {shortened(self.lost)!r} is cut off"
+        return f"has {self.tokens} tokens, and {self.by} reads {self.fits}: {shortened(self.lost)!r} is cut off"
 
 
 def shortened(text: str) -> str:
@@ -87,33 +92,40 @@ def read(
 
 @dataclass(frozen=True, kw_only=True)
 class PromptReader:
-    """Reads texts as a base model does; with `identifier` None they name no subject."""
+    """Reads texts as a base model's text encoders do; with `identifier` None they name no subject."""
 
-    tokenizer: "PreTrainedTokenizerBase"
+    readers: Sequence[TextReader]
     identifier: str | None
 
     def check(self, text: str, *, what: str, whole: bool, cure: str = _CURE) -> tuple[str, ...]:
         """Warnings about a caption or prompt, each starting with `what`. `[V]` is filled in here.
 
-        Raises InputError for a false placeholder, for an identifier that is cut off or part of another word, and, with
-        `whole`, for any word cut off.
+        Raises InputError for a false placeholder, for an identifier that one of the text encoders cuts off or that is
+        part of another word, and, with `whole`, for a word that all of them cut off.
         """
         check_wording(text, what=what, identifier=self.identifier)
         filled = text if self.identifier is None else fill_identifier(text, self.identifier)
         try:
-            reading = read(self.tokenizer, filled, self.identifier)
+            readings = [self._read(reader, filled) for reader in self.readers]
         except InputError as error:
             raise InputError(f"{what}: {error}") from None
-        nameless = reading.meant > 0 and not reading.names
-        if reading.lost and (whole or nameless):
-            raise InputError(f"{what} {reading}{', the identifier with it' if nameless else ''}; {cure}")
-        if near := _glued(text, self.identifier, reading):
+        for nameless in readings:
+            if nameless.meant and not nameless.names:
+                raise InputError(f"{what} {nameless}, the identifier with it; {cure}")
+        reading, first = min(readings, key=lambda one: len(one.lost)), readings[0]
+        if reading.lost and whole:
+            raise InputError(f"{what} {reading}; {cure}")
+        if near := _glued(text, self.identifier, first):
             raise InputError(f"{what}: in {near!r} the identifier becomes part of another word; put spaces around it")
         warnings = [f"{what} {reading}"] if reading.lost else []
-        if self.identifier is not None and not reading.meant:
-            other = _other_identifier(self.tokenizer, filled, self.identifier)
+        if self.identifier is not None and not first.meant:
+            other = _other_identifier(self.readers[0].tokenizer, filled, self.identifier)
             warnings.append(f"{what} names no {IDENTIFIER_PLACEHOLDER}{other}; {_MEANT}")
         return (*warnings, *(f"{what}: {each}" for each in (*strange_letters(filled), *commands(text))))
+
+    def _read(self, reader: TextReader, text: str) -> Reading:
+        reading = read(reader.tokenizer, text, self.identifier, length=reader.length)
+        return reading if len(self.readers) == 1 else replace(reading, by=f"the base model's {reader.folder}")
 
 
 def strange_letters(text: str) -> Iterator[str]:

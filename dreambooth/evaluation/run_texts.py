@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.config.subject import fill_identifier, fill_prompt
@@ -13,9 +12,7 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation.banks import default_bank, text_reader
 from dreambooth.evaluation.prompts import OWN, prompt_list
 from dreambooth.evaluation.protocol import named
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from dreambooth.models.text_readers import TextReader
 
 _SHOWN = 5
 
@@ -32,14 +29,14 @@ class _Text:
 
 
 def check_texts(
-    config: DreamBoothConfig, images: Sequence[InstanceImage], tokenizer: "PreTrainedTokenizerBase"
+    config: DreamBoothConfig, images: Sequence[InstanceImage], readers: Sequence[TextReader]
 ) -> tuple[str, ...]:
     """Warnings about the texts of a run with an identifier. Raises one InputError for all faults.
 
     A caption may lose words at its end, with a warning; texts in the settings have to fit.
     """
-    reader = PromptReader(tokenizer=tokenizer, identifier=str(config.subject.identifier))
-    classes = PromptReader(tokenizer=tokenizer, identifier=None)
+    reader = PromptReader(readers=readers, identifier=str(config.subject.identifier))
+    classes = PromptReader(readers=readers, identifier=None)
     captions = [
         _Text(text=image.caption, what=f"the caption of {image.address}", whole=False)
         for image in images
@@ -50,17 +47,17 @@ def check_texts(
         *_check_all(reader, [_Text(text=config.prompts.instance_prompt(unnamed), what="prompts.instance")]),
         *_check_all(classes, [_Text(text=config.prompts.class_prompt(config.subject), what="prompts.class")]),
         *_check_all(reader, captions),
-        *check_evaluation(config, tokenizer),
+        *check_evaluation(config, readers),
     )
 
 
-def check_evaluation(config: DreamBoothConfig, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+def check_evaluation(config: DreamBoothConfig, readers: Sequence[TextReader]) -> tuple[str, ...]:
     """Warnings about the evaluation's prompts. Raises one InputError for all faults.
 
     Prompts of figures or scores have to fit the base model and the bank's CLIP. Prompts of samples for the eye may be
     cut off, with a warning.
     """
-    reader = PromptReader(tokenizer=tokenizer, identifier=str(config.subject.identifier))
+    reader = PromptReader(readers=readers, identifier=str(config.subject.identifier))
     texts = list(_drawn(config))
     warnings = _check_all(reader, texts)
     _check_for_bank(config, [text for text in texts if text.scored])

@@ -17,7 +17,7 @@ from dreambooth.evaluation.prompts import OWN, read_prompts
 from dreambooth.evaluation.run_texts import check_evaluation
 from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.cascade import SUPER_RESOLUTION
-from dreambooth.models.families import load_tokenizer
+from dreambooth.models.text_readers import text_readers
 from pipelines.apps.generate import find_published, registered_address
 from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.driver.console import RunConsole
@@ -76,8 +76,9 @@ def evaluate_model(
         max_pixels=config.images.max_pixels,
     )
     compared = compared_images(config, inspection)
-    tokenizer = load_tokenizer(resolve_base_model(config.base_model, config.revision).directory)
-    for warning in (*inspection.warnings, *compared.warnings, *check_evaluation(config, tokenizer)):
+    base = resolve_base_model(config.base_model, config.revision)
+    checked = check_evaluation(config, text_readers(base.directory))
+    for warning in (*inspection.warnings, *compared.warnings, *checked):
         console.warn(warning)
     with ray_cluster(config.cluster) as resources:
         use_gpu = resources.use_gpu(config.cluster)

@@ -21,7 +21,7 @@ from dreambooth.data.images import png_bytes
 from dreambooth.data.prompt_checks import PromptReader, shortened
 from dreambooth.errors import InputError
 from dreambooth.models.base_settings import BaseSettings
-from dreambooth.models.families import load_tokenizer
+from dreambooth.models.text_readers import TextReader, readers_of_pipeline, text_readers
 from dreambooth.reach import prove_store
 from pipelines.report.pictures import Row, contact_sheet
 from pipelines.storage import files, publications
@@ -110,9 +110,11 @@ def sample_prompts(
     return _from_directory(model, prompts, seed, settings, warn)
 
 
-def _check_prompts(prompts: Sequence[str], identifier: str | None, tokenizer: Any, warn: Callable[[str], None]) -> None:
+def _check_prompts(
+    prompts: Sequence[str], identifier: str | None, readers: Sequence[TextReader], warn: Callable[[str], None]
+) -> None:
     """Check each distinct prompt for a model with this identifier (None: unknown)."""
-    reader = PromptReader(tokenizer=tokenizer, identifier=identifier)
+    reader = PromptReader(readers=readers, identifier=identifier)
     for prompt in dict.fromkeys(prompts):
         for warning in reader.check(prompt, what=f"the prompt {shortened(prompt)!r}", whole=True):
             warn(warning)
@@ -191,7 +193,7 @@ def _from_registry(
         except MlflowException as error:
             raise InputError(f"{address} can't be loaded: {error.message}") from error
         own = served.unwrap_python_model()
-        _check_prompts(prompts, own.identifier, own.pipeline.tokenizer, warn)
+        _check_prompts(prompts, own.identifier, readers_of_pipeline(own.pipeline), warn)
         try:
             answer = served.predict(pd.DataFrame({"prompt": list(prompts)}), {"seed": seed, **settings})
         except MlflowException as error:
@@ -266,7 +268,7 @@ def _from_directory(
         own = {name: manifest.metadata.get(name, getattr(base.family.defaults_of(base), name)) for name in _SAMPLING}
         for name in {"height", "width"} & settings.keys():
             base.check_side(int(settings[name]), name)
-        _check_prompts(prompts, identifier, load_tokenizer(directory), warn)
+        _check_prompts(prompts, identifier, text_readers(directory), warn)
         prompts = [fill_identifier(prompt, str(identifier)) for prompt in prompts]
         if not {"height", "width"} <= settings.keys():
             resolution = manifest.metadata.get("resolution") or base.resolution

@@ -11,7 +11,7 @@ from typing import Any
 
 from dreambooth.config.addresses import shown
 from dreambooth.models.cascade import SUPER_RESOLUTION
-from dreambooth.models.families import load_tokenizer
+from dreambooth.models.text_readers import text_readers
 from pipelines.driver.follow import complete_curves, complete_pictures
 from pipelines.driver.summary import PersonalizeResult, write_summary
 from pipelines.driver.train_stage import TrainResult, find_result
@@ -167,7 +167,7 @@ def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> Regist
                 num_inference_steps=config.evaluation.num_inference_steps,
                 guidance_scale=config.evaluation.guidance_scale,
                 resolution=int(config.images.resolution or 0),
-                tokens=load_tokenizer(plan.base.directory).model_max_length,
+                tokens=max(reader.length for reader in text_readers(plan.base.directory)),
             ),
             extra=upload_seconds(size),
         )

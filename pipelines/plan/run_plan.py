@@ -13,6 +13,7 @@ from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.cascade import check_cascade
 from dreambooth.models.families import load_tokenizer
+from dreambooth.models.text_readers import text_readers
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
 from pipelines.plan.footprint import Footprint
@@ -232,7 +233,7 @@ def _stage_plan(
     check_protocol(config)
     compared = compared_images(config, inspection)
     warnings += compared.warnings
-    warnings += check_texts(config, inspection.images, tokenizer)
+    warnings += check_texts(config, inspection.images, text_readers(base.directory))
     return Plan(
         config=config,
         base=base,

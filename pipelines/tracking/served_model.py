@@ -64,8 +64,11 @@ class DreamBoothModel(PythonModel):
         arguments = inspect.signature(pipeline.__call__).parameters
         unwanted = ("clean_caption", "use_resolution_binning")  # they change the prompt, or the size
         self.settings = {name: False for name in unwanted if name in arguments}
-        if tokens := context.model_config.get("tokens"):
-            pipeline.tokenizer.model_max_length = min(pipeline.tokenizer.model_max_length, tokens)
+        parts = pipeline.components.items()
+        self.tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
+        for tokenizer in self.tokenizers:
+            if tokens := context.model_config.get("tokens"):
+                tokenizer.model_max_length = min(tokenizer.model_max_length, tokens)
         # A CPU that multiplies bf16 itself is twice as fast with it.
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         self.bf16 = not cuda and native
@@ -131,7 +134,6 @@ class DreamBoothModel(PythonModel):
 
     def _filled(self, prompts: Sequence[str]) -> list[str]:
         """Prompts with the identifier put in, each of which the model reads whole and as it was meant."""
-        tokenizer = self.pipeline.tokenizer
         filled = [prompt.replace(PLACEHOLDER, self.identifier) for prompt in prompts]
         for prompt, text in zip(prompts, filled, strict=True):
             if not text.strip():
@@ -140,13 +142,24 @@ class DreamBoothModel(PythonModel):
                 raise MlflowException.invalid_parameter_value(
                     f"{mistaken[0]!r} in {prompt!r} is no placeholder here; {PLACEHOLDER} stands for the identifier"
                 )
-            ids, fits = tokenizer(text, verbose=False).input_ids, tokenizer.model_max_length
-            if len(ids) > fits:
-                lost = tokenizer.decode(ids[fits - 1 : -1])
-                raise MlflowException.invalid_parameter_value(
-                    f"{prompt!r} has {len(ids)} tokens, and the model reads {fits}: {lost!r} is cut off; shorten it"
-                )
+            self._check_length(prompt, text)
         return filled
+
+    def _check_length(self, prompt: str, text: str) -> None:
+        """One text encoder has to read all of a text (CLIP cuts what T5 beside it reads), and each the identifier."""
+        faults: list[tuple[int, str]] = []
+        before, named, _ = prompt.partition(PLACEHOLDER)
+        for tokenizer in self.tokenizers:
+            ids, fits = tokenizer(text, verbose=False).input_ids, tokenizer.model_max_length
+            if len(ids) <= fits:
+                continue
+            lost = tokenizer.decode(ids[fits - 1 : -1])
+            fault = f"{prompt!r} has {len(ids)} tokens, and the model reads {fits}: {lost!r} is cut off"
+            if named and len(tokenizer(before + self.identifier, verbose=False).input_ids) > fits:
+                raise MlflowException.invalid_parameter_value(f"{fault}, the identifier with it; write it earlier")
+            faults.append((len(lost), fault))
+        if faults and len(faults) == len(self.tokenizers):
+            raise MlflowException.invalid_parameter_value(f"{min(faults)[1]}; shorten it")
 
     @property
     def _vae(self) -> Any:

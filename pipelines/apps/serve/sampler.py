@@ -11,6 +11,7 @@ from dreambooth.data.images import png_bytes
 from dreambooth.data.prompt_checks import PromptReader
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.text_readers import readers_of_pipeline
 from pipelines.apps.serve.requests import Asked, Drawn, Refused
 from pipelines.apps.serve.subjects import ServedSubject
 
@@ -109,7 +110,7 @@ class SubjectSampler:
     @staticmethod
     def _read(loaded: LoadedSubject, asked: Asked) -> tuple[str, ...] | Refused:
         """Warnings about a prompt, or its refusal."""
-        reader = PromptReader(tokenizer=loaded.pipeline.tokenizer, identifier=loaded.subject.identifier)
+        reader = PromptReader(readers=readers_of_pipeline(loaded.pipeline), identifier=loaded.subject.identifier)
         try:
             return reader.check(asked.prompt, what="the prompt", whole=True)
         except InputError as error:

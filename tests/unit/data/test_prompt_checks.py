@@ -16,6 +16,7 @@ from dreambooth.evaluation.banks import load_bank
 from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.miniature import PIPELINE_DIR
 from dreambooth.models.families import load_tokenizer
+from dreambooth.models.text_readers import TextReader
 
 LONG = " ".join(["on the beach"] * 8)  # 24 tokens, and the miniature reads 22
 
@@ -27,7 +28,12 @@ def tokenizer() -> CLIPTokenizer:
 
 @pytest.fixture(scope="module")
 def reader(tokenizer: CLIPTokenizer) -> PromptReader:
-    return PromptReader(tokenizer=tokenizer, identifier="tfz")
+    return PromptReader(readers=readers(tokenizer), identifier="tfz")
+
+
+def readers(tokenizer: CLIPTokenizer) -> list[TextReader]:
+    """Those of a base model with one text encoder."""
+    return [TextReader(folder="text_encoder", tokenizer=tokenizer, length=tokenizer.model_max_length)]
 
 
 class TestPlaceholders:
@@ -106,7 +112,7 @@ class TestPlaceholders:
         assert reader.check(text, what="it", whole=False) == (said,)
 
     def test_an_identifier_in_brackets_may_be_written_out(self, tokenizer: CLIPTokenizer) -> None:
-        reader = PromptReader(tokenizer=tokenizer, identifier="<v>")
+        reader = PromptReader(readers=readers(tokenizer), identifier="<v>")
         assert reader.check("a photo of <v> dog", what="it", whole=True) == ()
 
     @pytest.mark.parametrize(
@@ -139,11 +145,11 @@ class TestLength:
     @pytest.mark.parametrize("words", [22, 23, 24])
     def test_to_the_token(self, reader: PromptReader, words: int) -> None:
         text = " ".join(["[V]", *["dog"] * (words - 1)])
-        found = read(reader.tokenizer, text.replace("[V]", "tfz"), "tfz")
+        found = read(reader.readers[0].tokenizer, text.replace("[V]", "tfz"), "tfz")
         assert (found.tokens, found.fits, found.names) == (words, 22, 1)
         assert found.lost.split() == ["dog"] * (words - 22)
         # What is said to fit is what the text encoder is given.
-        kept = reader.tokenizer(text.replace("[V]", "tfz"), truncation=True, max_length=24).input_ids
+        kept = reader.readers[0].tokenizer(text.replace("[V]", "tfz"), truncation=True, max_length=24).input_ids
         assert len(kept) == min(words, 22) + 2
 
     @pytest.mark.parametrize("whole", [True, False])
@@ -158,7 +164,7 @@ class TestLength:
 
     def test_a_word_of_which_half_fits_is_lost(self, reader: PromptReader) -> None:
         text = " ".join(["[V]", *["dog"] * 19, "zebra"])
-        assert read(reader.tokenizer, text.replace("[V]", "tfz"), "tfz").lost == "zebra"
+        assert read(reader.readers[0].tokenizer, text.replace("[V]", "tfz"), "tfz").lost == "zebra"
 
     def test_an_identifier_of_several_tokens_is_kept_whole_or_not_at_all(self, tokenizer: CLIPTokenizer) -> None:
         found = read(tokenizer, " ".join(["dog"] * 21 + ["tfz rjs"]), "tfz rjs")
@@ -257,7 +263,7 @@ class TestSettings:
         self, load: Callable[..., DreamBoothConfig], tokenizer: CLIPTokenizer, setting: str, message: str
     ) -> None:
         with pytest.raises(InputError) as error:
-            check_texts(load(setting, "evaluation.bank=miniature"), (), tokenizer)
+            check_texts(load(setting, "evaluation.bank=miniature"), (), readers(tokenizer))
         assert message in str(error.value)
 
     @pytest.mark.parametrize("scored", [True, False])
@@ -268,9 +274,9 @@ class TestSettings:
         if scored:
             for measured in ("evaluation.protocol=own", "evaluation.every=2"):
                 with pytest.raises(InputError, match="'the beach on the beach' is cut off"):
-                    check_texts(load(*settings, measured), (), tokenizer)
+                    check_texts(load(*settings, measured), (), readers(tokenizer))
         else:
-            [warning] = check_texts(load(*settings), (), tokenizer)
+            [warning] = check_texts(load(*settings), (), readers(tokenizer))
             assert "is cut off" in warning
 
     def test_what_the_banks_clip_would_cut_off(
@@ -282,7 +288,7 @@ class TestSettings:
             f"evaluation.prompts=['a [V] dog {LONG}']", "evaluation.bank=miniature", "evaluation.protocol=own"
         )
         with pytest.raises(InputError, match="the bank miniature, which measures CLIP-T, reads 22"):
-            check_texts(config, (), reads_more)
+            check_texts(config, (), readers(reads_more))
         with pytest.raises(InputError, match="CLIP reads 24 tokens, and 'a dog on the"):
             load_bank("miniature").embed_texts([f"a dog {LONG}"])
 
@@ -291,13 +297,13 @@ class TestSettings:
     ) -> None:
         captions = ["a photo of [V] dog", "a photo of a dog", None, f"[V] {LONG}", *["a dog"] * 9]
         images = [InstanceImage(address=f"rex/{place}.png", caption=text) for place, text in enumerate(captions)]
-        warnings = check_texts(load(), images, tokenizer)
+        warnings = check_texts(load(), images, readers(tokenizer))
         assert warnings[0] == "the caption of rex/1.png names no [V]; write [V] where the subject is meant"
         assert warnings[1].startswith("the caption of rex/3.png has 25 tokens, and the base model reads 22: ")
         assert warnings[-1] == "and 6 more texts of this kind"
         bad = [*images, InstanceImage(address="rex/bad.png", caption="a {identifier} dog")]
         with pytest.raises(InputError, match=r"^the caption of rex/bad.png: '\{identifier\}' is no placeholder here"):
-            check_texts(load(), bad, tokenizer)
+            check_texts(load(), bad, readers(tokenizer))
 
 
 class TestLines:
