@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.evaluation.prompts import PromptList, prompt_list, sample_seed
-from dreambooth.sampling.class_images import SAMPLER, STORED
+from dreambooth.sampling.class_images import STORED
 
 CLASS_SAMPLES = 4
 """Samples of the class prompt, as a multiple of those of any other."""
@@ -31,7 +31,7 @@ class SampleSet:
     guidance_scale: float
     resolution: int
     dtype: str
-    sampler: str = SAMPLER
+    sampler: str
 
     @property
     def key(self) -> str:
@@ -54,6 +54,7 @@ class Protocol:
     resolution: int
     seed: int
     dtype: str
+    sampler: str
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -104,11 +105,12 @@ class Protocol:
             guidance_scale=self.guidance_scale,
             resolution=self.resolution,
             dtype=self.dtype,
+            sampler=self.sampler,
         )
 
 
-def protocol_of(config: DreamBoothConfig, *, dtype: str) -> Protocol | None:
-    """The protocol of a configuration, or None; `dtype` is that of sampling.
+def protocol_of(config: DreamBoothConfig, *, dtype: str, sampler: str) -> Protocol | None:
+    """The protocol of a configuration, or None; `dtype` is that of sampling, `sampler` the family's `sampler_name`.
 
     Raises InputError for unusable prompts of the user's own.
     """
@@ -127,6 +129,7 @@ def protocol_of(config: DreamBoothConfig, *, dtype: str) -> Protocol | None:
         resolution=int(config.images.resolution or 0),
         seed=settings.seed,
         dtype=dtype,
+        sampler=sampler,
     )
 
 

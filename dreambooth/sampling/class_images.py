@@ -18,8 +18,6 @@ from dreambooth.config.settings import PriorConfig
 if TYPE_CHECKING:
     from PIL import Image
 
-SAMPLER = "dpm-solver++"
-"""Name of the sampler that `load_pipeline` sets (arXiv 2211.01095)."""
 STORED = 2
 """Version in the key of all stored pictures. Raise it when earlier code may have stored pictures under a wrong key:
 those of version 1 may be another base model's or of another dtype."""
@@ -38,7 +36,7 @@ class PriorPlan:
     seed: int
     dtype: str
     count: int
-    sampler: str = SAMPLER
+    sampler: str
 
     @cached_property
     def recipe(self) -> str:
@@ -64,8 +62,10 @@ class PriorPlan:
         return [index for index in range(self.count) if image_name(index) not in have]
 
 
-def prior_plan(config: PriorConfig, *, base_hash: str, class_prompt: str, resolution: int, dtype: str) -> PriorPlan:
-    """The plan of a run's class images."""
+def prior_plan(
+    config: PriorConfig, *, base_hash: str, class_prompt: str, resolution: int, dtype: str, sampler: str
+) -> PriorPlan:
+    """The plan of a run's class images; `sampler` is the `Family.sampler_name` of its base model."""
     return PriorPlan(
         base_hash=base_hash,
         class_prompt=class_prompt,
@@ -76,6 +76,7 @@ def prior_plan(config: PriorConfig, *, base_hash: str, class_prompt: str, resolu
         seed=config.seed,
         dtype=dtype,
         count=config.num_class_images,
+        sampler=sampler,
     )
 
 

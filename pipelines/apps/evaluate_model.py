@@ -89,6 +89,7 @@ def evaluate_model(
             model_key=metadata["key"],
             base_hash=pictures_hash(metadata["base_hash"], _second_hash(metadata)),
             dtype=choose_sampling_dtype(use_gpu=use_gpu),
+            sampler=base.family.sampler_name,
         )
         assert task is not None
         pool = SamplerPool(

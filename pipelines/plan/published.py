@@ -38,6 +38,7 @@ def published_plan(base: BaseModel) -> Plan:
         class_prompt=config.prompts.class_prompt(config.subject),
         resolution=base.resolution,
         dtype="float16",
+        sampler=base.family.sampler_name,
     )
     return Plan(
         config=config,

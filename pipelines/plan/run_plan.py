@@ -70,7 +70,12 @@ class Plan:
     def protocol(self) -> ProtocolTask | None:
         """The task of the paper's protocol, if any."""
         return protocol_task(
-            self.config, self.compared, model_key=self.key, base_hash=self.base_hash, dtype=self.sampling_dtype
+            self.config,
+            self.compared,
+            model_key=self.key,
+            base_hash=self.base_hash,
+            dtype=self.sampling_dtype,
+            sampler=self.base.family.sampler_name,
         )
 
     @property
@@ -307,6 +312,7 @@ def _prior(config: DreamBoothConfig, base: BaseModel, dtype: str) -> PriorPlan |
         class_prompt=config.prompts.class_prompt(config.subject),
         resolution=config.images.resolution or base.resolution,
         dtype=dtype,
+        sampler=base.family.sampler_name,
     )
 
 

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 
 def protocol_task(
-    config: DreamBoothConfig, compared: Inspection, *, model_key: str, base_hash: str, dtype: str
+    config: DreamBoothConfig, compared: Inspection, *, model_key: str, base_hash: str, dtype: str, sampler: str
 ) -> ProtocolTask | None:
-    """The measurement of a run's model, from pictures computed in `dtype`; None without a protocol.
+    """The measurement of a run's model, from pictures computed in `dtype` by `sampler`; None without a protocol.
 
     `compared` are the real images, by `compared_images`.
     """
-    protocol = protocol_of(config, dtype=dtype)
+    protocol = protocol_of(config, dtype=dtype, sampler=sampler)
     if protocol is None:
         return None
     return ProtocolTask(
@@ -64,7 +64,7 @@ def pictures_hash(base_hash: str, second_hash: str | None = None) -> str:
 
 def check_protocol(config: DreamBoothConfig) -> None:
     """Raise InputError for prompts or encoders unusable for evaluation, at the end or during training."""
-    if protocol_of(config, dtype="float32") is not None or config.evaluation.every is not None:
+    if protocol_of(config, dtype="", sampler="") is not None or config.evaluation.every is not None:
         bank_address(config.evaluation, config.base_model)
 
 

@@ -94,6 +94,7 @@ def prior_speedup() -> dict[str, float]:
         class_prompt="a photo of a car",
         resolution=64,
         dtype=choose_sampling_dtype(use_gpu=False),
+        sampler=family_of(PIPELINE_DIR).sampler_name,
     )
     torch.set_num_threads(2)
     pipeline = load_pipeline(PIPELINE_DIR, device="cpu", dtype=torch.float32)

@@ -11,6 +11,7 @@ from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
+from dreambooth.models.families.schedulers import SAMPLER_NAMES
 from dreambooth.models.families.tokenizers import VOCABULARIES
 from dreambooth.models.weight_files import variant_of
 
@@ -65,6 +66,11 @@ class Family(ABC):
     """Tokens that T5 reads of a text, if the family has one."""
     t5_masked: bool = False
     """Whether T5 takes a mask."""
+
+    @property
+    def sampler_name(self) -> str:
+        """Name of the sampler in keys and records of pictures."""
+        return SAMPLER_NAMES[self.sampler]
 
     @property
     def min_snr(self) -> bool:
@@ -350,9 +356,3 @@ class Family(ABC):
         x0 = x0.to(vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
         pixels: Tensor = vae.decode(x0).sample
         return pixels
-
-
-def each_once(texts: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Different texts in order, and the place of each of `texts` among them."""
-    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    return list(places), [places[text] for text in texts]

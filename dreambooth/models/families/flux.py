@@ -17,9 +17,9 @@ from dreambooth.models.component import (
     tokenizer_part,
 )
 from dreambooth.models.config_fields import COUNT, NUMBER, flag, number, or_null, positive, read_json, whole
-from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors, each_once
+from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors
 from dreambooth.models.families.stable_diffusion import VAE_FIELDS, field
-from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
+from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_ids, read_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

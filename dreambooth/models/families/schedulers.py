@@ -9,6 +9,12 @@ from dreambooth.models.config_fields import read_json
 if TYPE_CHECKING:
     from dreambooth.models.base_settings import BaseSettings
 
+SAMPLER_NAMES = {
+    "DPMSolverMultistepScheduler": "dpm-solver++",  # arXiv 2211.01095
+    "FlowMatchEulerDiscreteScheduler": "flow-matching euler",
+}
+"""By class. A key of stored pictures holds it: another name would have them all sampled again."""
+
 _FILE = "scheduler/scheduler_config.json"
 
 

@@ -16,7 +16,7 @@ from dreambooth.models.component import (
     tokenizer_part,
 )
 from dreambooth.models.families.clip_text import after_states, encode_with_clip
-from dreambooth.models.families.family import Defaults, Tensors, each_once
+from dreambooth.models.families.family import Defaults, Tensors
 from dreambooth.models.families.stable_diffusion import (
     SCHEDULE_FIELDS,
     TEXT_FIELDS,
@@ -26,7 +26,7 @@ from dreambooth.models.families.stable_diffusion import (
     dpm_solver,
     field,
 )
-from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
+from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_ids, read_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

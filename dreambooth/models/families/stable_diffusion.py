@@ -16,8 +16,8 @@ from dreambooth.models.component import (
     tokenizer_part,
 )
 from dreambooth.models.config_fields import COUNT, NUMBER, Field, flag, list_of, number, or_null, positive, size, whole
-from dreambooth.models.families.family import Defaults, Family, Tensors, each_once
-from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
+from dreambooth.models.families.family import Defaults, Family, Tensors
+from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_ids, read_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

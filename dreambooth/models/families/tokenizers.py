@@ -75,3 +75,9 @@ def padded_with_mask(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str
     """Token ids and attention mask (N, L), the latter 0 where padded; truncated to the tokenizer's own length."""
     encoded = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
     return encoded.input_ids, encoded.attention_mask
+
+
+def each_once(texts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Different texts in order, and the place of each of `texts` among them."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    return list(places), [places[text] for text in texts]

@@ -25,6 +25,7 @@ def plan(base: Path, count: int) -> PriorPlan:
         batch_size=3,
         seed=0,
         dtype="float32",
+        sampler="dpm-solver++",
         count=count,
     )
 

@@ -20,7 +20,7 @@ def protocol(*overrides: str, name: str = "rex", identifier: str = "tfz", class_
         "images": {"resolution": 64},
         "evaluation": {"protocol": "miniature"},
     }
-    made = protocol_of(load_config(plain, overrides), dtype="float32")
+    made = protocol_of(load_config(plain, overrides), dtype="float32", sampler="dpm-solver++")
     assert made is not None
     return made
 
@@ -109,7 +109,7 @@ def test_samples_can_be_compared_with_other_pictures_than_those_trained_on(insta
         config = load_config(plain, ("images.resolution=64", "evaluation.protocol=miniature", *overrides))
         trained = inspect_addresses(config.subject.instance_images, resolution=8, max_pixels=10**6)
         compared = compared_images(config, trained)
-        made = protocol_task(config, compared, model_key="m", base_hash="b", dtype="float32")
+        made = protocol_task(config, compared, model_key="m", base_hash="b", dtype="float32", sampler="dpm-solver++")
         assert made is not None
         return made
 
@@ -128,4 +128,4 @@ def test_samples_can_be_compared_with_other_pictures_than_those_trained_on(insta
 
 def test_none() -> None:
     plain: dict[str, Any] = {"subject": {"name": "rex", "class_noun": "dog", "instance_images": "photos"}}
-    assert protocol_of(load_config(plain), dtype="float32") is None
+    assert protocol_of(load_config(plain), dtype="float32", sampler="dpm-solver++") is None

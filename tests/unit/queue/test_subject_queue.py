@@ -44,6 +44,7 @@ def prior(class_noun: str, count: int = 4) -> PriorPlan:
         batch_size=2,
         seed=0,
         dtype="float32",
+        sampler="dpm-solver++",
         count=count,
     )
 
@@ -330,7 +331,7 @@ def test_one_whose_figures_earlier_code_measured_on_what_is_no_longer_trusted_is
         }
     )
     inspection = inspect_addresses(config.subject.instance_images, resolution=64, max_pixels=10**6)
-    protocol = protocol_task(config, inspection, model_key="m", base_hash="b", dtype="float32")
+    protocol = protocol_task(config, inspection, model_key="m", base_hash="b", dtype="float32", sampler="dpm-solver++")
     assert protocol is not None
     subject = replace(plain, task=replace(plain.task, config=config, protocol=protocol))
     queue = make(subject)

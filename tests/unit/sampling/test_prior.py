@@ -23,6 +23,7 @@ def plan(**changes: Any) -> PriorPlan:
         "batch_size": 4,
         "seed": 0,
         "dtype": "float32",
+        "sampler": "dpm-solver++",
         "count": 10,
     }
     return PriorPlan(**{**settings, **changes})
@@ -75,6 +76,7 @@ class TestKey:
             class_prompt="a photo of a dog",
             resolution=64,
             dtype="float32",
+            sampler="dpm-solver++",
         )
         assert made == plan()
 

@@ -105,6 +105,7 @@ class Work:
             batch_size=1,
             seed=0,
             dtype="float32",
+            sampler="dpm-solver++",
             count=1,
         )
         self._count += 1

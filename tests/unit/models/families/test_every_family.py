@@ -24,6 +24,7 @@ from dreambooth.models.families import family_of
 from dreambooth.models.process import Diffusion, Process
 from dreambooth.sampling.sampler import denoiser_of, load_pipeline, sample
 from dreambooth.training.model import load_model
+from pipelines.plan.run_plan import make_plan
 
 SIDE = 64
 SIZE = {"height": SIDE, "width": SIDE}
@@ -175,6 +176,17 @@ def furthest(pictures: Any, others: Any) -> int:
     """The largest difference of any pixel, of 255."""
     pairs = zip(pictures, others, strict=True)
     return max(abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() for one, other in pairs)
+
+
+def test_keys_of_pictures_name_the_sampler_that_draws_them(base: Path, config: Any) -> None:
+    made = make_plan(config("evaluation.protocol=own", "evaluation.bank=miniature"))
+    assert made.prior is not None
+    assert made.protocol is not None
+    sampler = type(load_pipeline(base).scheduler).__name__
+    assert family_of(base).sampler == sampler
+    name = "flow-matching euler" if sampler.startswith("FlowMatch") else "dpm-solver++"
+    sets = (*made.protocol.base_sets, *made.protocol.fine_tuned_sets)
+    assert {made.prior.sampler, *(pictures.sampler for pictures in sets)} == {name}
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
