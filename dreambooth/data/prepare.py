@@ -1,15 +1,15 @@
-"""Encode photographs and class images as latents and text; the VAE and frozen text encoders are freed afterwards."""
+"""Encode photographs and class images as latents and text; the VAE is freed afterwards."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.config.subject import fill_identifier
 from dreambooth.data.batches import ImageSet, TrainingData
+from dreambooth.data.frozen_text import FrozenTextEncoders
 from dreambooth.data.images import InstanceImage, open_image, squares, to_pixels
 from dreambooth.data.latents import LatentCache, encode_latents
 from dreambooth.models.base_settings import BaseSettings
@@ -24,12 +24,14 @@ def prepare_data(
     images: Sequence[InstanceImage],
     class_images: Sequence[Image.Image] | LatentCache,
     *,
+    text_encoders: FrozenTextEncoders | None = None,
     device: str = "cpu",
 ) -> TrainingData:
     """Encode instance images and class images with the base model in `directory`.
 
     The subject's identifier must be set; ValueError if it isn't. `config.images.resolution` None is what the base model
     was trained with. Class images may be the latents of an earlier call; without any there is no prior preservation.
+    `text_encoders` of earlier calls needn't be loaded again; None: they are freed afterwards.
     """
     family, settings = family_of(directory), config.images
     resolution = settings.resolution or BaseSettings(directory).resolution
@@ -45,9 +47,8 @@ def prepare_data(
         for index, image in enumerate(images)
     ]
     all_squares = [square for squares_of_one in cut for square in squares_of_one]
-    texts = _texts(
-        family, directory, [*_prompts(config, images), config.prompts.class_prompt(config.subject)], config, device
-    )
+    prompts = [*_prompts(config, images), config.prompts.class_prompt(config.subject)]
+    texts = _texts(text_encoders or FrozenTextEncoders(directory), prompts, config, device)
     vae = family.load_vae(directory, device)
     instance = ImageSet(
         latents=_encode(family, vae, [square.picture for square in all_squares]),
@@ -92,17 +93,12 @@ def _encode(family: Family, vae: Any, images: Sequence[Image.Image]) -> LatentCa
     return LatentCache.joined(parts)
 
 
-def _texts(family: Family, directory: Path, prompts: Sequence[str], config: DreamBoothConfig, device: str) -> Tensors:
+def _texts(frozen: FrozenTextEncoders, prompts: Sequence[str], config: DreamBoothConfig, device: str) -> Tensors:
     """Token ids (N, L) for text encoders that every step runs, and what frozen ones give, computed once."""
-    tokens = family.tokenize(directory, prompts)
-    run = family.run_text_encoders(directory, config.train)
+    family = family_of(frozen.directory)
+    tokens, run = family.tokenize(frozen.directory, prompts), family.run_text_encoders(frozen.directory, config.train)
     texts = {name: part for name, part in tokens.items() if name.partition(".")[0] in run}
-    for part in family.text_encoders(directory):
-        if part.folder in run:
-            continue
-        text_encoder = family.load(directory, part.folder).to(device).eval()
-        on_device = {name: tensor.to(device) for name, tensor in tokens.items()}
-        with torch.no_grad():
-            encoded = family.encode_with(part.folder, text_encoder, on_device)
-        texts |= {name: tensor.cpu() for name, tensor in encoded.items()}
+    for part in family.text_encoders(frozen.directory):
+        if part.folder not in run:
+            texts |= frozen.encode(part.folder, tokens, device=device)
     return texts

@@ -79,7 +79,7 @@ def worker_pods(plan: Plan, *, lanes: int, gpus_per_node: int) -> WorkerPods:
 
 
 def host_bytes(plan: Plan) -> int:
-    """Host memory of one worker: process, loaded base model, trained weights to publish.
+    """Host memory of one worker: process, base model with its frozen text encoders, trained weights to publish.
 
     On a CPU also model states, and activations of about their size; with offload the optimizer's states.
     """

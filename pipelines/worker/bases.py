@@ -7,26 +7,32 @@ from pipelines.tasks import TrainTask
 
 
 class Bases:
-    """The last base model, its weights kept in memory as loaded; with `scales_up` the last second stage of one."""
+    """The last base model, its weights kept in memory as loaded; with `scales_up` the last second stage of one.
+
+    `components` are those that are trained, `text_encoders` those that stay frozen.
+    """
 
     def __init__(self, *, scales_up: bool = False) -> None:
         self._scales_up = scales_up
         self._base: BaseModel | None = None
         self.components: Any = None
+        self.text_encoders: Any = None
 
     def get(self, task: TrainTask) -> BaseModel:
         """The base of a task, with `components` loaded that it trains. Raises RuntimeError if its hash is another."""
+        from dreambooth.data.frozen_text import FrozenTextEncoders
         from dreambooth.training.model import load_components
 
         config = task.config
         known = self._base
         if known is None or (known.address, known.revision) != (config.base_model, config.revision):
-            self.components = None
+            self.components = self.text_encoders = None
             known = self._base = resolve_base_model(config.base_model, config.revision, scales_up=self._scales_up)
         if known.hash != task.base_hash:
             raise RuntimeError(
                 f"the base model here has hash {known.hash}, the driver's {task.base_hash}; use one copy"
             )
+        self.text_encoders = self.text_encoders or FrozenTextEncoders(known.directory)
         run = known.family.run_text_encoders(known.directory, config.train)
         if self.components is None or not set(run) <= set(self.components.text_encoders):
             self.components = None  # freed before the next ones take their place

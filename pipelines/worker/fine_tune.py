@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.models.base_model import BaseModel
@@ -17,6 +17,9 @@ from pipelines.tasks import TrainTask
 from pipelines.worker.history import Checkpoints, History
 from pipelines.worker.hooks import Checkpoint, Hooks, Leave, NoLongerRising, Record, Samples, Score, Tell
 from pipelines.worker.train_data import ClassLatents, train_data
+
+if TYPE_CHECKING:
+    from dreambooth.data.frozen_text import FrozenTextEncoders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +40,11 @@ def fine_tune(
     stopping: Callable[[], bool] = lambda: False,
     leaving: Callable[[], bool] | None = None,
     class_latents: ClassLatents | None = None,
+    text_encoders: "FrozenTextEncoders | None" = None,
 ) -> FineTuned:
     """Restore, fit, gather. `tell` takes messages on every rank; `stopping` is True on rank 0 to stop.
 
-    `class_latents` holds the previous subject's, and is updated.
+    `class_latents` holds the previous subject's, and is updated; so are frozen `text_encoders` of its base model.
 
     `leaving()` is collective: call it on every rank. True if any node is being preempted; then a checkpoint is written
     for others to resume from. After SIGTERM, too, and this process exits. The global batch is the same for any number
@@ -55,7 +59,7 @@ def fine_tune(
 
     task = replace(task, config=_shared(task.config, dist.get_world_size() if dist.is_initialized() else 1))
     config = task.config
-    data = train_data(base, task, class_latents or ClassLatents(), device=device)
+    data = train_data(base, task, class_latents or ClassLatents(), text_encoders, device=device)
     engine = _engine(model, task, device)
     history = checkpoints.restore(engine)
     if engine.rank:

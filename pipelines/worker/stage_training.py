@@ -39,5 +39,16 @@ class StageTraining:
         base, autocast = self.base(task), task.config.train.mixed_precision == "bf16"
         model = build_model(self._bases.components.copied(), task.config, autocast=autocast)
         checkpoints = checkpoints_of(task, warn)
-        tuned = fine_tune(task, base, model, self._device, checkpoints, tell, stopping, notice(), self._class_latents)
+        tuned = fine_tune(
+            task,
+            base,
+            model,
+            self._device,
+            checkpoints,
+            tell,
+            stopping,
+            notice(),
+            self._class_latents,
+            self._bases.text_encoders,
+        )
         return TrainedStage(task=task, base=base, tuned=tuned)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from dreambooth.data.batches import TrainingData
+    from dreambooth.data.frozen_text import FrozenTextEncoders
     from dreambooth.data.latents import LatentCache
     from pipelines.tasks import TrainTask
 
@@ -30,8 +31,15 @@ class ClassLatents:
         self._of, self._latents = of, latents
 
 
-def train_data(base: BaseModel, task: "TrainTask", class_latents: ClassLatents, *, device: str) -> "TrainingData":
-    """Read and encode the images of a task; class images whose latents are known are not read."""
+def train_data(
+    base: BaseModel,
+    task: "TrainTask",
+    class_latents: ClassLatents,
+    text_encoders: "FrozenTextEncoders | None" = None,
+    *,
+    device: str,
+) -> "TrainingData":
+    """Read and encode images and prompts of a task; class images whose latents are known are not read."""
     from dreambooth.data.prepare import prepare_data
 
     of = base.hash, task.prior_set
@@ -41,6 +49,7 @@ def train_data(base: BaseModel, task: "TrainTask", class_latents: ClassLatents, 
         task.config,
         task.images,
         _class_images(task.prior_set) if known is None else known,
+        text_encoders=text_encoders,
         device=device,
     )
     class_latents.keep(of, None if data.class_ is None else data.class_.latents)
