@@ -3,7 +3,7 @@
 import filecmp
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +170,12 @@ def _by_component(base: Path, state: Mapping[str, Tensor]) -> dict[str, dict[str
 
 
 def _named_as_in(base: Path, component: Component, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names of the base's files, some with a prefix that transformers 5 dropped, and buffers."""
+    """Tensors by the names of the base's files, some with a prefix that transformers drops, and buffers."""
     expected: dict[str, Path] = {}
     for path in weight_files(base, component):
         with safe_open(path, framework="pt") as stored:
             expected |= dict.fromkeys(stored.keys(), path)
-    named = {f"text_model.{name}" if f"text_model.{name}" in expected else name: t for name, t in tensors.items()}
+    named = {_spelled_as_in(expected, name): tensor for name, tensor in tensors.items()}
     for name in [name for name in expected if name not in named and name.endswith(_BUFFERS)]:
         if name.endswith("position_ids"):
             continue  # counted anew by every version of the library
@@ -188,6 +188,12 @@ def _named_as_in(base: Path, component: Component, tensors: dict[str, Tensor]) -
             f"{differing[0]}"
         )
     return named
+
+
+def _spelled_as_in(names: Container[str], name: str) -> str:
+    """A CLIP parameter's name with or without `text_model.`, as files have it."""
+    others = (f"text_model.{name}", name.removeprefix("text_model."))
+    return next((other for other in others if other in names), name)
 
 
 def _set_resolution(directory: Path, resolution: int) -> None:

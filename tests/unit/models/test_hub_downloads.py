@@ -1,26 +1,31 @@
-"""Base models that the hub doesn't give to everyone, from a server that answers as the hub does."""
+"""Base models from the hub, by a server that answers as it does: what is downloaded, and what not everyone is given."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from replicas import REPLICAS
 
 from dreambooth.errors import InputError
-from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.base_model import pipeline_files, resolve_base_model
 
 NAME, COMMIT = "black-forest-labs/FLUX.1-dev", "a" * 40
 WITH_ACCESS, WITHOUT_ACCESS = "hf_accepted", "hf_not_accepted"
-INDEX = json.dumps({"_class_name": "SanaPipeline"}).encode()
 
 
 @dataclass
 class Hub:
-    """A hub with one gated repository: what it says of it, everyone may read, but its files only with access."""
+    """A hub with one repository. What it says of a gated one, everyone may read, but its files only with access."""
 
+    files: dict[str, bytes] = field(default_factory=dict)
+    gated: bool = True
     url: str = ""
     asked: list[tuple[str, str]] = field(default_factory=list)
 
@@ -33,20 +38,28 @@ class Hub:
             headers = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
             return (404, headers, b"") if token else (401, {"X-Error-Message": "Invalid username or password."}, b"")
         if path.startswith(f"/api/models/{NAME}/tree/"):
-            file = {"type": "file", "path": "model_index.json", "size": len(INDEX), "oid": "b" * 40}
-            return 200, {}, json.dumps([file]).encode()
+            listed = [
+                {"type": "file", "path": name, "size": len(content), "oid": _oid(content)}
+                for name, content in self.files.items()
+            ]
+            return 200, {}, json.dumps(listed).encode()
         if path.startswith("/api/"):
-            siblings = [{"rfilename": "model_index.json"}]
-            return 200, {}, json.dumps({"id": NAME, "sha": COMMIT, "gated": "auto", "siblings": siblings}).encode()
-        if token == WITH_ACCESS:
-            return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{"b" * 40}"'}, INDEX
-        restricted = f"Access to model {NAME} is restricted."
-        return 403 if token else 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": restricted}, b""
+            siblings = [{"rfilename": name} for name in self.files]
+            return 200, {}, json.dumps({"id": NAME, "sha": COMMIT, "siblings": siblings}).encode()
+        if self.gated and token != WITH_ACCESS:
+            restricted = f"Access to model {NAME} is restricted."
+            return 403 if token else 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": restricted}, b""
+        content = self.files[path.partition(f"/resolve/{COMMIT}/")[2]]
+        return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{_oid(content)}"'}, content
+
+
+def _oid(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Hub]:
-    made = Hub()
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    made = Hub(files={"model_index.json": json.dumps({"_class_name": "SanaPipeline"}).encode()})
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -109,3 +122,44 @@ def test_with_access_it_is_read(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HF_TOKEN", WITH_ACCESS)
     with pytest.raises(InputError, match="holds a SanaPipeline, which is not supported"):
         resolve_base_model(NAME, weights=False)
+
+
+NOT_READ = (
+    "flux1-dev.safetensors",
+    "whole.ckpt",
+    "README.md",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "transformer/diffusion_flax_model.msgpack",
+    "text_encoder/model.onnx",
+    "text_encoder/model.onnx_data",
+    "text_encoder/openvino_model.bin",
+    "text_encoder/model.fp16.safetensors",
+    "vae_1_0/diffusion_pytorch_model.safetensors",
+    "safety_checker/model.safetensors",
+    "image_encoder/model.safetensors",
+    "feature_extractor/preprocessor_config.json",
+)
+"""What lies beside a family's files in repositories on the hub."""
+
+
+@pytest.mark.parametrize(
+    "replica", ["stable-diffusion-xl", "stable-diffusion-3.5", "flux-dev", "pixart-sigma", "deepfloyd-if"]
+)
+@pytest.mark.parametrize("weights", [True, False], ids=["to train", "to plan"])
+def test_a_family_downloads_its_own_files_alone(hub: Hub, tmp_path: Path, replica: str, weights: bool) -> None:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        REPLICAS[replica](folder)
+    needed = {str(path.relative_to(folder)): path.read_bytes() for path in pipeline_files(folder)}
+    hub.files, hub.gated = dict.fromkeys(NOT_READ, b"not to be read") | needed, False
+    found = resolve_base_model(NAME, weights=weights)
+    downloaded = {str(path.relative_to(found.directory)) for path in found.directory.rglob("*") if path.is_file()}
+    wanted = {name for name in needed if weights or not name.endswith(".safetensors")}
+    assert downloaded == wanted
+    assert found.has_weights is weights
+    if weights:
+        assert found.hash == resolve_base_model(str(folder)).hash
