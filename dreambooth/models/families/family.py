@@ -12,6 +12,7 @@ from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
 from dreambooth.models.families.tokenizers import VOCABULARIES
+from dreambooth.models.placed import Names
 from dreambooth.models.weight_files import variant_of
 
 if TYPE_CHECKING:
@@ -315,6 +316,16 @@ class Family(ABC):
 
     def finish_export(self, directory: Path) -> None:  # noqa: B027 - most have nothing to change
         """Change settings in an exported directory that training made untrue."""
+
+    def single_file_names(self, directory: Path, folder: str, names: Iterable[str]) -> Names:
+        """Where the tensors `names` of a component lie in a single file, as other programs read it.
+
+        Raises InputError for a family without such a layout.
+        """
+        raise InputError(
+            f"{self.name} has no layout of one file that other programs read: they load its pipeline's folder; export "
+            f"with --format diffusers"
+        )
 
     # Sampling.
 
