@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from dreambooth.models.families import Component, Family, family_of
 from dreambooth.models.placed import Form, formed
 from dreambooth.models.tensor_stream import Planned, Progress, dtype_named, write_tensors
-from dreambooth.models.weight_files import weight_files
+from dreambooth.models.weight_files import open_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +65,7 @@ def check_single_file(family: Family, directory: Path) -> None:
 
 def _add(joined: dict[str, dict[int, _Part]], directory: Path, family: Family, component: Component) -> None:
     """Add a component's tensors to those of a file, by name and place."""
-    files: dict[str, Any] = {}
-    for path in weight_files(directory, component):
-        stored = safe_open(path, framework="pt")
-        files |= dict.fromkeys(stored.keys(), stored)
+    files = open_tensors(directory, component)
     for name, placed in family.single_file_names(directory, component.folder, files).items():
         tensor = files[name].get_slice(name)
         shape = torch.empty(tensor.get_shape(), device="meta")

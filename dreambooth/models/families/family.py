@@ -66,6 +66,12 @@ class Family(ABC):
     """Tokens that T5 reads of a text, if the family has one."""
     t5_masked: bool = False
     """Whether T5 takes a mask."""
+    lora_folders: tuple[str, ...] = ()
+    """Components that `load_lora_weights` of its pipeline reads a LoRA for; none where it has no such method."""
+    kohya_prefixes: Mapping[str, str] = {}
+    """What a LoRA's names begin with in kohya's scripts, by component; empty where they name other modules."""
+    kohya_original: tuple[str, ...] = ()
+    """Components whose modules kohya's scripts name as a single file does."""
 
     @property
     def min_snr(self) -> bool:

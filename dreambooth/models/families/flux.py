@@ -111,6 +111,7 @@ class Flux(Family):
         field(_SCHEDULER, "max_image_seq_len", 4096, COUNT, whole),
     )
     noise = "rectified flow"
+    lora_folders = ("transformer", "text_encoder")
     sampler = "FlowMatchEulerDiscreteScheduler"
     t5_tokens = 512
 

@@ -88,6 +88,7 @@ class StableDiffusion3(Family):
         field(_SCHEDULER, "use_dynamic_shifting", False, "false", lambda dynamic: flag(dynamic) and not dynamic),
     )
     noise = "rectified flow"
+    lora_folders = ("transformer", "text_encoder", "text_encoder_2")
     sampler = "FlowMatchEulerDiscreteScheduler"
     t5_tokens = _T5_TOKENS
 

@@ -54,6 +54,9 @@ class StableDiffusionXL(LatentUNet):
         scheduler_part("DDPMScheduler"),
     )
     defaults = Defaults(text_encoders=("text_encoder", "text_encoder_2"), guidance_scale=5.0)
+    lora_folders = ("unet", "text_encoder", "text_encoder_2")
+    kohya_prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}  # noqa: RUF012
+    kohya_original = ("unet",)
     fields = (
         *UNET_FIELDS,
         field(_UNET, "addition_embed_type", None, 'null or "text_time"', lambda kind: kind in (None, "text_time")),

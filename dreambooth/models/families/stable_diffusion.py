@@ -181,6 +181,8 @@ class StableDiffusion(LatentUNet):
         scheduler_part("DDPMScheduler"),
     )
     defaults = Defaults(text_encoders=("text_encoder",))
+    lora_folders = ("unet", "text_encoder")
+    kohya_prefixes: Mapping[str, str] = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
     fields = (*UNET_FIELDS, *VAE_FIELDS, *TEXT_FIELDS, *SCHEDULE_FIELDS)
 
     def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":
