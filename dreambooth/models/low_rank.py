@@ -34,8 +34,8 @@ class Layer:
 
     def change(self, rank: int) -> Tensor:
         """The nearest change of a rank, in the shape of the layer's weight."""
-        product: Tensor = self.up[:, :rank] @ self.down[:rank].flatten(1)
-        return product.unflatten(1, self.down.shape[1:])
+        product = self.up[:, :rank] @ self.down[:rank].flatten(1)
+        return product.reshape(len(self.up), *self.down.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,16 @@ def factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     halves = values[:rank].sqrt()
     down = (halves[:, None] * right[:rank]).unflatten(1, change.shape[1:])
     return (left[:, :rank] * halves).cpu().contiguous(), down.cpu().contiguous()
+
+
+def weights_of(directory: Path) -> dict[str, Tensor]:
+    """Denoiser and text encoders of a diffusers directory, as an engine's state_dict names them, in fp32."""
+    family = family_of(directory)
+    return {
+        f"{'denoiser' if part == family.denoiser else part.folder}.{name}": weight.detach()
+        for part in (family.denoiser, *family.text_encoders(directory))
+        for name, weight in family.load(directory, part.folder).named_parameters()
+    }
 
 
 def weights_with(base: Path, found: LowRank, rank: int, *, embeddings: bool) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ Only names and shapes differ: a tensor of the file is one of the directory's, or
 same in the directory's dtype. Where each lies, its family says (`Family.single_file_names`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,20 @@ def plan_single_file(directory: Path, *, dtype: torch.dtype | None = None) -> li
     return [_planned(name, [parts[place] for place in sorted(parts)], dtype) for name, parts in sorted(joined.items())]
 
 
-def check_single_file(family: Family, directory: Path) -> None:
-    """Raise InputError for a family without such a layout."""
-    family.single_file_names(directory, family.denoiser.folder, ())
+def left_out(family: Family, directory: Path) -> Iterator[tuple[str, float]]:
+    """Projections without a place in the file, for which readers take the identity, and how far they are from it.
+
+    As a share of their norm; those that are the identity aren't named.
+    """
+    for component in family.text_encoders(directory):
+        stored = open_tensors(directory, component)
+        placed = family.single_file_names(directory, component.folder, stored)
+        for name in stored.keys() - placed.keys():
+            if name.endswith("projection.weight"):
+                weight = stored[name].get_tensor(name).float()
+                share = float((weight - torch.eye(*weight.shape)).norm() / weight.norm())
+                if share > 0:
+                    yield f"{component.folder}.{name}", share
 
 
 def _add(joined: dict[str, dict[int, _Part]], directory: Path, family: Family, component: Component) -> None:

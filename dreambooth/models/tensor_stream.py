@@ -9,10 +9,14 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from dreambooth.errors import InputError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -81,5 +85,20 @@ def _bytes_of(planned: Planned) -> bytes:
     if tuple(tensor.shape) != planned.shape:
         raise ValueError(f"{planned.name} has shape {tuple(tensor.shape)}, expected {planned.shape}")
     flat = tensor.detach().to("cpu", planned.dtype).contiguous().reshape(-1)
+    if planned.dtype is torch.float16 and bool(flat.isinf().any()) and not bool(tensor.isinf().any()):
+        raise InputError(f"{planned.name} has numbers beyond the range of float16; choose bfloat16 or float32")
     content: bytes = flat.view(torch.uint8).numpy().tobytes()
     return content
+
+
+def planned_as(opened: Mapping[str, Any], dtype: torch.dtype) -> list[Planned]:
+    """Tensors of opened files (`open_tensors`) by their own names, in another dtype."""
+    return [
+        Planned(
+            name=name,
+            dtype=dtype,
+            shape=tuple(stored.get_slice(name).get_shape()),
+            make=partial(stored.get_tensor, name),
+        )
+        for name, stored in sorted(opened.items())
+    ]

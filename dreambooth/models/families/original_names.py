@@ -96,7 +96,7 @@ def vae_names(names: Iterable[str], prefix: str = VAE) -> Names:
     """An AutoencoderKL: its decoder's blocks are counted from the picture, and its attention is of convolutions."""
     names = list(names)
     ups = {int(name.split(".")[2]) for name in names if name.startswith("decoder.up_blocks.")}
-    last = max(ups)
+    last = max(ups, default=0)
 
     def placed(name: str) -> Placed:
         if found := re.fullmatch(r"(encoder|decoder)\.mid_block\.attentions\.0\.(.+)\.(weight|bias)", name):

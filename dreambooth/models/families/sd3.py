@@ -242,7 +242,7 @@ def _tokenizer(folder: str) -> tuple[str, str, str | None]:
 
 def _transformer_names(names: list[str]) -> Names:
     """Query, key and value in one; scale and shift in the other order where nothing is gated."""
-    last = max(int(name.split(".")[1]) for name in names if name.startswith("transformer_blocks."))
+    last = max((int(name.split(".")[1]) for name in names if name.startswith("transformer_blocks.")), default=0)
     swapped = ("norm_out.", f"transformer_blocks.{last}.norm1_context.")
 
     def placed(name: str) -> Placed:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth.errors import InputError
 from dreambooth.models.families import family_of
 from dreambooth.models.lora_file import LORA_NAMES, check_lora, write_embedding, write_lora
-from dreambooth.models.low_rank import LowRank, factors, low_rank, weights_with
+from dreambooth.models.low_rank import LowRank, factors, low_rank, weights_of, weights_with
 from dreambooth.sampling.sampler import load_pipeline
 
 LOADED = ["stable-diffusion-1.5", "stable-diffusion-2.1-v", "stable-diffusion-xl", "stable-diffusion-3.5", "flux-dev"]
@@ -44,17 +44,6 @@ def found(pair: tuple[Path, Path]) -> LowRank:
     return low_rank(*pair, rank=MOST, identifier="sks")
 
 
-def state_of(directory: Path) -> dict[str, torch.Tensor]:
-    """Denoiser and text encoders of a directory as an engine's state_dict."""
-    family = family_of(directory)
-    parts = {"denoiser": family.denoiser} | {part.folder: part for part in family.text_encoders(directory)}
-    return {
-        f"{owner}.{name}": weight.detach()
-        for owner, part in parts.items()
-        for name, weight in family.load(directory, part.folder).named_parameters()
-    }
-
-
 class TestFactors:
     @pytest.mark.parametrize("shape", [(20, 30), (30, 20), (12, 6, 3, 3), (700, 600)])
     def test_their_product_is_the_nearest_matrix_of_a_rank(self, shape: tuple[int, ...]) -> None:
@@ -79,7 +68,11 @@ class TestLowRank:
     def test_at_full_rank_layers_are_those_of_the_model_and_all_else_is_the_base(
         self, pair: tuple[Path, Path], found: LowRank
     ) -> None:
-        base, after, state = state_of(pair[0]), state_of(pair[1]), weights_with(pair[0], found, MOST, embeddings=False)
+        base, after, state = (
+            weights_of(pair[0]),
+            weights_of(pair[1]),
+            weights_with(pair[0], found, MOST, embeddings=False),
+        )
         held = {(layer.folder, layer.module) for layer in found.layers}
         folder = family_of(pair[0]).denoiser.folder
         for name, weight in state.items():
@@ -101,7 +94,7 @@ class TestLowRank:
         assert {"embeddings", "norms", "biases"} <= set(found.squares)
 
     def test_the_identifiers_rows_are_the_models(self, pair: tuple[Path, Path], found: LowRank) -> None:
-        after, state = state_of(pair[1]), weights_with(pair[0], found, 1, embeddings=True)
+        after, state = weights_of(pair[1]), weights_with(pair[0], found, 1, embeddings=True)
         rows = found.embeddings["text_encoder"]
         name = next(name for name in state if name.startswith("text_encoder.") and "token_embedding" in name)
         assert torch.equal(rows.rows, after[name][list(rows.token_ids)])
