@@ -11,8 +11,8 @@ from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
+from dreambooth.models.families.other_programs import OtherPrograms
 from dreambooth.models.families.tokenizers import VOCABULARIES
-from dreambooth.models.placed import Names
 from dreambooth.models.weight_files import variant_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Defaults:
     guidance_scale: float = 7.5
 
 
-class Family(ABC):
+class Family(OtherPrograms, ABC):
     """One family of text-to-image models. Text tensors are named by the text encoder's folder, see `tokenize`."""
 
     name: str
@@ -66,12 +66,6 @@ class Family(ABC):
     """Tokens that T5 reads of a text, if the family has one."""
     t5_masked: bool = False
     """Whether T5 takes a mask."""
-    lora_folders: tuple[str, ...] = ()
-    """Components that `load_lora_weights` of its pipeline reads a LoRA for; none where it has no such method."""
-    kohya_prefixes: Mapping[str, str] = {}
-    """What a LoRA's names begin with in kohya's scripts, by component; empty where they name other modules."""
-    kohya_original: tuple[str, ...] = ()
-    """Components whose modules kohya's scripts name as a single file does."""
 
     @property
     def min_snr(self) -> bool:
@@ -128,7 +122,7 @@ class Family(ABC):
         """Settings that suit a base model, as its configuration tells."""
         return self.defaults
 
-    def check_trainable(self, settings: "BaseSettings") -> None:  # noqa: B027 - most have nothing to refuse
+    def check_trainable(self, settings: "BaseSettings") -> None:
         """Raise InputError for a denoiser with inputs that training doesn't give."""
 
     def warning(self, settings: "BaseSettings") -> str | None:
@@ -320,18 +314,8 @@ class Family(ABC):
         arguments = self.arguments(denoiser.config, noisy, timesteps, text, conditions)
         return self.prediction(denoiser(**arguments, return_dict=False)[0], noisy)
 
-    def finish_export(self, directory: Path) -> None:  # noqa: B027 - most have nothing to change
+    def finish_export(self, directory: Path) -> None:
         """Change settings in an exported directory that training made untrue."""
-
-    def single_file_names(self, directory: Path, folder: str, names: Iterable[str]) -> Names:
-        """Where the tensors `names` of a component lie in a single file, as other programs read it.
-
-        Raises InputError for a family without such a layout.
-        """
-        raise InputError(
-            f"{self.name} has no layout of one file that other programs read: they load its pipeline's folder; export "
-            f"with --format diffusers"
-        )
 
     # Sampling.
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import (
@@ -55,7 +55,11 @@ class StableDiffusionXL(LatentUNet):
     )
     defaults = Defaults(text_encoders=("text_encoder", "text_encoder_2"), guidance_scale=5.0)
     lora_folders = ("unet", "text_encoder", "text_encoder_2")
-    kohya_prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}  # noqa: RUF012
+    kohya_prefixes: ClassVar[Mapping[str, str]] = {
+        "unet": "lora_unet_",
+        "text_encoder": "lora_te1_",
+        "text_encoder_2": "lora_te2_",
+    }
     kohya_original = ("unet",)
     fields = (
         *UNET_FIELDS,
