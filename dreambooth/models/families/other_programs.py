@@ -14,7 +14,7 @@ class OtherPrograms:
     name: str
     lora_folders: ClassVar[tuple[str, ...]] = ()
     """Components that `load_lora_weights` of its pipeline reads a LoRA for; none where it has no such method."""
-    kohya_prefixes: Mapping[str, str] = {}
+    kohya_prefixes: ClassVar[Mapping[str, str]] = {}
     """What a LoRA's names begin with in kohya's scripts, by component; empty where they name other modules."""
     kohya_original: ClassVar[tuple[str, ...]] = ()
     """Components whose modules kohya's scripts name as a single file does."""
