@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreambooth.errors import InputError
-from dreambooth.models.families import Family, family_named
+from dreambooth.models.cascade import SUPER_RESOLUTION
+from dreambooth.models.families import Family, family_named, family_of
 from pipelines.apps.export.staging import Written, check_target, place_files, place_folder, staged
 from pipelines.apps.generate import find_published
 from pipelines.driver.console import RunConsole
@@ -65,6 +66,9 @@ def export_whole(
             return Exported(files=place_files([(path, to)]), notes=_notes(family, directory))
         copy = folder / "model"
         _copy(family, directory, copy, wanted, progress)
+        if SUPER_RESOLUTION in manifest.metadata:
+            second = directory / SUPER_RESOLUTION
+            _copy(family_of(second), second, copy / SUPER_RESOLUTION, wanted, progress)
         return Exported(files=place_folder(copy, to, last=_INDEX))
 
 

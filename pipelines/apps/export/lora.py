@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.errors import InputError
+from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.apps.evaluate_model import MeasurableModel, find_measurable, settings_of
 from pipelines.apps.export.exporting import Exported, family_at, megabytes, said, stored_bytes
 from pipelines.apps.export.rank import MOST_RANK, Curve, choose_rank, draw
@@ -50,6 +51,10 @@ def export_lora(
     console = console or RunConsole()
     found = find_measurable(model, tracking_uri)
     check_lora(family_at(found.manifest), names)
+    if SUPER_RESOLUTION in found.manifest.metadata:
+        raise InputError(
+            "the model is a cascade of two stages, and a LoRA holds the change of one; export with --format diffusers"
+        )
     if rank is None and instance_images is None:
         raise InputError(
             "--rank auto measures samples against the subject's images; give them with --instance-images, or a number "

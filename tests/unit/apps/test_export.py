@@ -185,6 +185,24 @@ def test_a_family_that_has_no_such_form_is_refused(
     assert (result.exit_code, sentence in result.stderr) == (2, True), result.stderr
 
 
+def test_both_stages_of_a_cascade_are_in_the_folder_and_no_lora_is_made_of_it(tmp_path: Path) -> None:
+    from replicas import deepfloyd
+
+    model = tmp_path / "made"
+    (model / "super_resolution").mkdir(parents=True)
+    deepfloyd.build(model)
+    deepfloyd.build_super_resolution(model / "super_resolution")
+    metadata = {"key": "k", "base_model": "x", "super_resolution": {"base_model": "y"}}
+    address = publish(model, str(tmp_path / "model"), metadata=metadata).uri
+    done(address, "--format", "diffusers", "--to", str(tmp_path / "out"), "--dtype", "bfloat16")
+    for stage in (".", "super_resolution"):
+        weights = load_file(tmp_path / "out" / stage / "unet" / "diffusion_pytorch_model.safetensors")
+        original = load_file(model / stage / "unet" / "diffusion_pytorch_model.safetensors")
+        assert all(torch.equal(weights[name], tensor.bfloat16()) for name, tensor in original.items())
+    result = export(address, "--format", "lora", "--rank", "2", "--to", "a.safetensors")
+    assert (result.exit_code, "a cascade of two stages" in result.stderr) == (2, True)
+
+
 @pytest.fixture(scope="module")
 def found(tiny_pipeline: Path, published: str) -> LowRank:
     return low_rank(tiny_pipeline, Path(published), rank=128, identifier="tfz")
