@@ -152,3 +152,19 @@ def test_a_family_whose_files_hold_less_is_refused(tmp_path: Path) -> None:
     write_single_file(folder, tmp_path / "model.safetensors", metadata={})
     with pytest.raises(InputError, match=r"don't hold text_encoder\.text_projection\.weight; give the model as"):
         resolve_base_model(f"{tmp_path / 'model.safetensors'}#{folder}")
+
+
+def test_workers_in_other_folders_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dreambooth.config.settings import load_config
+    from pipelines.plan.local_addresses import local_addresses, with_absolute_addresses
+
+    monkeypatch.chdir(tmp_path)
+    Path("model.safetensors").touch()
+    Path("sd").mkdir()
+    subject = {"name": "rex", "class_noun": "dog", "instance_images": "photos"}
+    config = load_config({"subject": subject, "base_model": "model.safetensors#sd"})
+    found = with_absolute_addresses(config)
+    assert found.base_model == f"{tmp_path}/model.safetensors#{tmp_path}/sd"
+    assert {f"{tmp_path}/model.safetensors", f"{tmp_path}/sd"} <= set(local_addresses(found))
+    of_hub = load_config({"subject": subject, "base_model": "a/b/model.safetensors#a/b"})
+    assert with_absolute_addresses(of_hub).base_model == "a/b/model.safetensors#a/b"
