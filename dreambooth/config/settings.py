@@ -161,7 +161,11 @@ class DreamBoothConfig(Frozen):
     """One subject, end to end."""
 
     subject: Subject
-    base_model: Words = Field("miniature", description="'miniature', a diffusers directory (any address), or a hub id")
+    base_model: Words = Field(
+        "miniature",
+        description="'miniature', a diffusers directory (any address), a hub id, or a .safetensors file, '#' and the "
+        "model that its configurations come from",
+    )
     revision: str | None = Field(None, description="revision of a hub id")
     engine: Literal["auto", "torch", "deepspeed"] = Field(
         "auto", description="training engine; auto: DeepSpeed for several workers or offload, else PyTorch"

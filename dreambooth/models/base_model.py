@@ -1,4 +1,4 @@
-"""Find, check and hash a base model: `miniature`, a diffusers directory at any fsspec address, or a hub id.
+"""Find, check and hash a base model: `miniature`, a diffusers directory at any fsspec address, a hub id, or one file.
 
 A base is identified by the sha256 over its files, so class images and models record exactly their base.
 """
@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dreambooth.errors import InputError
+from dreambooth.models.base_file import converted, find_file, is_file_address, split_address
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.config_fields import read_json
 from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remote
@@ -108,6 +109,9 @@ def _find(address: str, revision: str | None, *, weights: bool) -> Path:
         from dreambooth.miniature import PIPELINE_DIR
 
         return PIPELINE_DIR
+    if is_file_address(address):
+        file, config = split_address(address)
+        return converted(find_file(file, revision), _find(config, None, weights=False))
     if is_remote(address):
         return from_store(address, what="base_model")
     path = Path(address.removeprefix("file://")).expanduser()
@@ -115,8 +119,8 @@ def _find(address: str, revision: str | None, *, weights: bool) -> Path:
         return path.resolve()
     if not is_hub_id(address):
         raise InputError(
-            f"base_model {address!r}: expected 'miniature', a folder, an address such as s3://bucket/model or a hub id "
-            f"such as owner/name, but there is no such folder"
+            f"base_model {address!r}: expected 'miniature', a folder, an address such as s3://bucket/model, a hub id "
+            f"such as owner/name, or one .safetensors file, but there is no such folder"
         )
     return _from_hub(address, revision, weights=weights)
 

@@ -120,7 +120,7 @@ def _hub_fault() -> str | None:
 
 
 def from_store(address: str, *, what: str) -> Path:
-    """Copy a remote directory to the cache, once; an interrupted copy is never taken for a whole one.
+    """Copy a remote directory, or a file, to the cache, once; an interrupted copy is never taken for a whole one.
 
     Raises InputError, starting with `what`, if it can't be read or copied.
     """
@@ -143,7 +143,7 @@ def from_store(address: str, *, what: str) -> Path:
     # All workers of a machine ask at once: one of them fetches, and the others wait.
     with target.with_name(f".{stamp}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.is_dir():
+        if not target.exists():
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{stamp}-") as partial:
                 whole = Path(partial) / "base"
                 try:

@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
@@ -58,6 +59,17 @@ def count_parameters(directory: Path, component: Component) -> int:
         except SafetensorError as error:
             raise InputError(f"{path} is damaged: {error}; copy it again") from None
     return count
+
+
+def open_tensors(directory: Path, component: Component) -> dict[str, Any]:
+    """A component's opened weight files by the names of their tensors; nothing is read but the headers."""
+    from safetensors import safe_open
+
+    opened: dict[str, Any] = {}
+    for path in weight_files(directory, component):
+        stored: Any = safe_open(path, framework="pt")
+        opened |= dict.fromkeys(stored.keys(), stored)
+    return opened
 
 
 def is_read(directory: Path, component: Component, path: Path) -> bool:

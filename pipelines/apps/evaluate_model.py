@@ -42,7 +42,7 @@ _NAMED = ("auto", "dreambench", "miniature")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Model:
+class MeasurableModel:
     """A published model and its registration, if any."""
 
     manifest: Manifest
@@ -68,7 +68,7 @@ def evaluate_model(
     work starts.
     """
     console = console or RunConsole()
-    found = _find(model, tracking_uri)
+    found = find_measurable(model, tracking_uri)
     config = _config(found, instance_images, prompts, overrides)
     inspection = inspect_addresses(
         config.subject.instance_images,
@@ -113,12 +113,13 @@ def evaluate_model(
     return RecordedFigures(uri=task.uri, evaluation=evaluation, gate=decision)
 
 
-def _find(model: str, tracking_uri: str | None) -> _Model:
+def find_measurable(model: str, tracking_uri: str | None) -> MeasurableModel:
+    """A model that says what it was made of. Raises InputError for a missing one, and one that doesn't."""
     if not model.startswith("models:"):
         manifest = find_published(model)
         if "key" not in manifest.metadata:
             raise InputError(f"{model!r} doesn't say what it was made of; expected a model that 'dreambooth run' made")
-        return _Model(manifest=manifest, registered=None, run=None, params={})
+        return MeasurableModel(manifest=manifest, registered=None, run=None, params={})
     uri = resolve_tracking_uri(tracking_uri)
     client = check_connection(uri)
     with quietly():
@@ -127,7 +128,7 @@ def _find(model: str, tracking_uri: str | None) -> _Model:
         if published is None or run_id is None:
             raise InputError(f"{registered.uri} wasn't registered by this project: it doesn't say where its files are")
         run = client.get_run(run_id)
-    return _Model(
+    return MeasurableModel(
         manifest=read_manifest(published),
         registered=registered,
         run=TrackedRun(uri, run),
@@ -149,8 +150,30 @@ def _check_hash(base: BaseModel, expected: str, setting: str) -> None:
         )
 
 
-def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[str, ...]) -> DreamBoothConfig:
+def _config(model: MeasurableModel, instance_images: str, prompts: str, overrides: tuple[str, ...]) -> DreamBoothConfig:
     """The model's configuration, from its manifest, its run and the request."""
+    settings, metadata = settings_of(model, instance_images), model.manifest.metadata
+    chosen: dict[str, Any] = {"protocol": prompts}
+    if prompts not in _NAMED:
+        chosen = {"protocol": OWN, "prompts": list(read_prompts(Path(prompts)))}
+    config = load_config(merge(settings, {"evaluation": chosen}), overrides)
+    if config.evaluation.protocol == "none":
+        raise InputError("evaluation.protocol is 'none', which measures nothing; leave it out, or give --prompts")
+    check_protocol(config)
+    base = resolve_base_model(config.base_model, config.revision)
+    _check_hash(base, metadata["base_hash"], "base_model")
+    if (own := config.second_stage) is not None:
+        found = resolve_base_model(own.base_model, own.revision, scales_up=True)
+        _check_hash(found, str(_second_hash(metadata)), "super_resolution.base_model")
+    for place in (config.run_uri, config.prior_uri):
+        check_writable(place)
+    resolution = config.images.resolution or base.resolution
+    images = config.images.model_copy(update={"resolution": resolution})
+    return config.model_copy(update={"images": images})
+
+
+def settings_of(model: MeasurableModel, instance_images: str) -> dict[str, Any]:
+    """Settings of the run that made a model, from its manifest and its run, with the subject's images."""
     metadata, params = model.manifest.metadata, model.params
     settings: dict[str, Any] = {
         "subject": {
@@ -176,20 +199,4 @@ def _config(model: _Model, instance_images: str, prompts: str, overrides: tuple[
             for key in reversed(place.split(".")):
                 value = {key: value}
             settings = merge(settings, value)
-    chosen: dict[str, Any] = {"protocol": prompts}
-    if prompts not in _NAMED:
-        chosen = {"protocol": OWN, "prompts": list(read_prompts(Path(prompts)))}
-    config = load_config(merge(settings, {"evaluation": chosen}), overrides)
-    if config.evaluation.protocol == "none":
-        raise InputError("evaluation.protocol is 'none', which measures nothing; leave it out, or give --prompts")
-    check_protocol(config)
-    base = resolve_base_model(config.base_model, config.revision)
-    _check_hash(base, metadata["base_hash"], "base_model")
-    if (own := config.second_stage) is not None:
-        found = resolve_base_model(own.base_model, own.revision, scales_up=True)
-        _check_hash(found, str(_second_hash(metadata)), "super_resolution.base_model")
-    for place in (config.run_uri, config.prior_uri):
-        check_writable(place)
-    resolution = config.images.resolution or base.resolution
-    images = config.images.model_copy(update={"resolution": resolution})
-    return config.model_copy(update={"images": images})
+    return settings

@@ -10,6 +10,7 @@ from pipelines.cli.batch import batch
 from pipelines.cli.doctor import doctor
 from pipelines.cli.endings import Commands
 from pipelines.cli.evaluate import evaluate
+from pipelines.cli.export import export
 from pipelines.cli.families import families
 from pipelines.cli.gc import gc
 from pipelines.cli.generate import generate
@@ -46,6 +47,7 @@ for command in (
     doctor,
     generate,
     evaluate,
+    export,
     study,
     serve,
     models,

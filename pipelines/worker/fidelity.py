@@ -1,7 +1,10 @@
 """The score of weights during training: few samples, measured like the final evaluation."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.data.images import InstanceImage
 from dreambooth.evaluation.prompts import sample_seed
 from dreambooth.training.best_checkpoint import Score, Scores
 from pipelines.cluster.collectives import from_rank_zero
@@ -20,13 +23,22 @@ class FidelityScorer:
     It keeps a pipeline and the bank's encoders on the device.
     """
 
-    def __init__(self, task: "TrainTask", device: str) -> None:
-        """Load the encoders and embed the instance images."""
+    def __init__(
+        self,
+        config: DreamBoothConfig,
+        images: Sequence[InstanceImage],
+        *,
+        key: str,
+        base_hash: str,
+        dtype: str,
+        device: str,
+    ) -> None:
+        """Load the encoders and embed the instance images; `key` names the weights to come, sampled in `dtype`."""
         import torch
 
-        config, evaluation = task.config, task.config.evaluation
-        self._key = task.key
-        self._base = base_source(config, task.base_hash)
+        evaluation = config.evaluation
+        self._key = key
+        self._base = base_source(config, base_hash)
         self._bank = bank_address(evaluation, config.base_model)
         self._prompts = [
             p for p in evaluation.prompts_of(config.subject, config.prompts) for _ in range(evaluation.score_images)
@@ -40,10 +52,10 @@ class FidelityScorer:
             num_inference_steps=evaluation.num_inference_steps,
             guidance_scale=evaluation.guidance_scale,
             resolution=int(config.images.resolution or 0),
-            dtype=task.sampling_dtype,
+            dtype=dtype,
         )
         self._sampler = ImageSampler(use_gpu=device != "cpu", num_threads=torch.get_num_threads())
-        real = instance_pictures(config, task.images, self._request.resolution)
+        real = instance_pictures(config, images, self._request.resolution)
         self._instance = self._sampler.seen(real, self._bank).embeddings
         self._texts = self._sampler.texts(self._prompts, self._bank)
 
@@ -70,7 +82,14 @@ class Scoring:
         self._engine, self._keep = engine, task.config.train.keep == "best"
         self._scorer: FidelityScorer | None = None
         if task.config.evaluation.every is not None and engine.rank == 0:
-            self._scorer = FidelityScorer(task, device)
+            self._scorer = FidelityScorer(
+                task.config,
+                task.images,
+                key=task.key,
+                base_hash=task.base_hash,
+                dtype=task.sampling_dtype,
+                device=device,
+            )
 
     def measure(self, step: int, scores: Scores) -> Score:
         """Score the current weights and record it. Collective: call on every rank.

@@ -27,6 +27,7 @@ __all__ = [
     "Defaults",
     "Family",
     "Tensors",
+    "family_named",
     "family_of",
     "family_of_pipeline",
     "load_tokenizer",
@@ -58,7 +59,7 @@ def family_of(directory: Path, *, whole: bool = True) -> Family:
         name = json.loads(index.read_text())["_class_name"]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
         raise InputError(f"{index} does not name a pipeline class; it should hold '_class_name'") from None
-    family = _named(name)
+    family = family_named(name)
     if family is None:
         supported = ", ".join(family.pipeline_class for family in FAMILIES if not family.scales_up)
         raise InputError(f"{directory} holds a {name}, which is not supported; supported: {supported}")
@@ -71,7 +72,7 @@ def family_of(directory: Path, *, whole: bool = True) -> Family:
 
 def family_of_pipeline(pipeline: Any) -> Family:
     """The family of a loaded diffusers pipeline. Raises ValueError for an unsupported one."""
-    family = _named(type(pipeline).__name__)
+    family = family_named(type(pipeline).__name__)
     if family is None:
         raise ValueError(f"expected a pipeline of a supported family, got {type(pipeline).__name__}")
     return family
@@ -85,5 +86,6 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     return family_of(directory).tokenizer(directory)
 
 
-def _named(pipeline_class: str) -> Family | None:
+def family_named(pipeline_class: str) -> Family | None:
+    """The family of a pipeline's class, None for an unsupported one."""
     return next((family for family in FAMILIES if family.pipeline_class == pipeline_class), None)

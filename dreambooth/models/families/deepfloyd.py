@@ -59,6 +59,7 @@ class PixelUNet(DiffusionUNet):
     )
     t5_tokens = _TOKENS
     t5_masked = True
+    lora_folders = ("unet",)
     inputs: int
     """Channels that the UNet takes."""
 

@@ -11,6 +11,7 @@ from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
+from dreambooth.models.families.other_programs import OtherPrograms
 from dreambooth.models.families.schedulers import SAMPLER_NAMES
 from dreambooth.models.families.tokenizers import VOCABULARIES
 from dreambooth.models.weight_files import variant_of
@@ -47,7 +48,7 @@ class Defaults:
     guidance_scale: float = 7.5
 
 
-class Family(ABC):
+class Family(OtherPrograms, ABC):
     """One family of text-to-image models. Text tensors are named by the text encoder's folder, see `tokenize`."""
 
     name: str
@@ -127,7 +128,7 @@ class Family(ABC):
         """Settings that suit a base model, as its configuration tells."""
         return self.defaults
 
-    def check_trainable(self, settings: "BaseSettings") -> None:  # noqa: B027 - most have nothing to refuse
+    def check_trainable(self, settings: "BaseSettings") -> None:
         """Raise InputError for a denoiser with inputs that training doesn't give."""
 
     def warning(self, settings: "BaseSettings") -> str | None:
@@ -319,7 +320,7 @@ class Family(ABC):
         arguments = self.arguments(denoiser.config, noisy, timesteps, text, conditions)
         return self.prediction(denoiser(**arguments, return_dict=False)[0], noisy)
 
-    def finish_export(self, directory: Path) -> None:  # noqa: B027 - most have nothing to change
+    def finish_export(self, directory: Path) -> None:
         """Change settings in an exported directory that training made untrue."""
 
     # Sampling.

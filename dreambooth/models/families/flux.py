@@ -1,7 +1,8 @@
 """FLUX.1: a transformer on packed latents, CLIP's pooled text and T5's states, trained as a rectified flow."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,11 @@ from dreambooth.models.component import (
     tokenizer_part,
 )
 from dreambooth.models.config_fields import COUNT, NUMBER, flag, number, or_null, positive, read_json, whole
+from dreambooth.models.families import original_names as original
 from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors
 from dreambooth.models.families.stable_diffusion import VAE_FIELDS, field
 from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_ids, read_tokenizer
+from dreambooth.models.placed import Names, Placed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,6 +39,40 @@ It was distilled to give at scale w what classifier-free guidance gave at w, and
 guidance 1. Trained at 3.5, it would learn that 3.5 means no guidance, and its pictures there go pale. SimpleTuner,
 x-flux and the command in diffusers' README_flux.md train at 1, while the default of diffusers' script is 3.5.
 """
+
+_DOUBLE, _SINGLE = r"transformer_blocks\.(\d+)\.", r"single_transformer_blocks\.(\d+)\."
+_SINGLE_FILE = (
+    (r"x_embedder\.(\w+)", r"img_in.\1"),
+    (r"context_embedder\.(\w+)", r"txt_in.\1"),
+    (r"proj_out\.(\w+)", r"final_layer.linear.\1"),
+    (r"norm_out\.linear\.(\w+)", r"final_layer.adaLN_modulation.1.\1"),
+    (r"time_text_embed\.timestep_embedder\.linear_1\.(\w+)", r"time_in.in_layer.\1"),
+    (r"time_text_embed\.timestep_embedder\.linear_2\.(\w+)", r"time_in.out_layer.\1"),
+    (r"time_text_embed\.guidance_embedder\.linear_1\.(\w+)", r"guidance_in.in_layer.\1"),
+    (r"time_text_embed\.guidance_embedder\.linear_2\.(\w+)", r"guidance_in.out_layer.\1"),
+    (r"time_text_embed\.text_embedder\.linear_1\.(\w+)", r"vector_in.in_layer.\1"),
+    (r"time_text_embed\.text_embedder\.linear_2\.(\w+)", r"vector_in.out_layer.\1"),
+    (_DOUBLE + r"norm1\.linear\.(\w+)", r"double_blocks.\1.img_mod.lin.\2"),
+    (_DOUBLE + r"norm1_context\.linear\.(\w+)", r"double_blocks.\1.txt_mod.lin.\2"),
+    (_DOUBLE + r"attn\.to_[qkv]\.(\w+)", r"double_blocks.\1.img_attn.qkv.\2"),
+    (_DOUBLE + r"attn\.add_[qkv]_proj\.(\w+)", r"double_blocks.\1.txt_attn.qkv.\2"),
+    (_DOUBLE + r"attn\.norm_q\.weight", r"double_blocks.\1.img_attn.norm.query_norm.scale"),
+    (_DOUBLE + r"attn\.norm_k\.weight", r"double_blocks.\1.img_attn.norm.key_norm.scale"),
+    (_DOUBLE + r"attn\.norm_added_q\.weight", r"double_blocks.\1.txt_attn.norm.query_norm.scale"),
+    (_DOUBLE + r"attn\.norm_added_k\.weight", r"double_blocks.\1.txt_attn.norm.key_norm.scale"),
+    (_DOUBLE + r"attn\.to_out\.0\.(\w+)", r"double_blocks.\1.img_attn.proj.\2"),
+    (_DOUBLE + r"attn\.to_add_out\.(\w+)", r"double_blocks.\1.txt_attn.proj.\2"),
+    (_DOUBLE + r"ff\.net\.0\.proj\.(\w+)", r"double_blocks.\1.img_mlp.0.\2"),
+    (_DOUBLE + r"ff\.net\.2\.(\w+)", r"double_blocks.\1.img_mlp.2.\2"),
+    (_DOUBLE + r"ff_context\.net\.0\.proj\.(\w+)", r"double_blocks.\1.txt_mlp.0.\2"),
+    (_DOUBLE + r"ff_context\.net\.2\.(\w+)", r"double_blocks.\1.txt_mlp.2.\2"),
+    (_SINGLE + r"norm\.linear\.(\w+)", r"single_blocks.\1.modulation.lin.\2"),
+    (_SINGLE + r"(?:attn\.to_[qkv]|proj_mlp)\.(\w+)", r"single_blocks.\1.linear1.\2"),
+    (_SINGLE + r"attn\.norm_q\.weight", r"single_blocks.\1.norm.query_norm.scale"),
+    (_SINGLE + r"attn\.norm_k\.weight", r"single_blocks.\1.norm.key_norm.scale"),
+    (_SINGLE + r"proj_out\.(\w+)", r"single_blocks.\1.linear2.\2"),
+)
+"""Names of the transformer's tensors in a single file, as in the published FLUX.1."""
 
 
 class Flux(Family):
@@ -74,6 +111,7 @@ class Flux(Family):
         field(_SCHEDULER, "max_image_seq_len", 4096, COUNT, whole),
     )
     noise = "rectified flow"
+    lora_folders = ("transformer", "text_encoder")
     sampler = "FlowMatchEulerDiscreteScheduler"
     t5_tokens = 512
 
@@ -188,6 +226,16 @@ class Flux(Family):
         """Unpacked."""
         return unpacked(output, like.shape[2] // 2, like.shape[3] // 2)
 
+    def single_file_names(self, directory: Path, folder: str, names: Iterable[str]) -> Names:
+        """By the names of ComfyUI's checkpoints of all parts."""
+        if folder == "transformer":
+            return {name: _placed(name) for name in names}
+        if folder == "vae":
+            return original.vae_names(names, original.VAE_OF_FLOWS)
+        if folder == "text_encoder_2":
+            return original.t5_names(names)
+        return original.clip_names(names, original.CLIP_L)
+
     # Sampling.
 
     def pipeline(self, directory: Path, modules: Mapping[str, Any]) -> Any:
@@ -221,6 +269,16 @@ class Flux(Family):
         patch = 2 * pipeline.vae_scale_factor
         latents = unpacked(x0, (height or side) // patch, (width or side) // patch)
         return super().decode(pipeline, latents, height=height, width=width)
+
+
+def _placed(name: str) -> Placed:
+    """Query, key, value, and in a single block what the MLP reads, in one; scale and shift at the end exchanged."""
+    fused = re.search(r"\.(?:to|add)_([qkv])(?:_proj)?\.", name)
+    return Placed(
+        name=original.renamed(name, _SINGLE_FILE, original.DENOISER),
+        place="qkv".index(fused[1]) if fused else 3 if ".proj_mlp." in name else 0,
+        form="swapped" if name.startswith("norm_out.") else "same",
+    )
 
 
 def packed(latents: "Tensor") -> "Tensor":

@@ -1,5 +1,6 @@
 """Stable Diffusion 3 and 3.5 (arXiv 2403.03206): a transformer of rectified flow, two CLIP text encoders and T5."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ from dreambooth.models.component import (
     tokenizer_part,
 )
 from dreambooth.models.config_fields import COUNT, NUMBER, flag, positive, read_json, whole
+from dreambooth.models.families import original_names as original
 from dreambooth.models.families.clip_text import encode_with_clip
 from dreambooth.models.families.family import Defaults, Family, Tensors
 from dreambooth.models.families.schedulers import flow_scheduler
 from dreambooth.models.families.sdxl import clip_prompt_arguments
 from dreambooth.models.families.stable_diffusion import TEXT_FIELDS, VAE_FIELDS, field
 from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
+from dreambooth.models.placed import Names, Placed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,6 +34,31 @@ if TYPE_CHECKING:
 
 _TRANSFORMER, _SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
 _T5, _T5_TOKENS = "text_encoder_3", 256
+_BLOCK = r"transformer_blocks\.(\d+)\."
+_SINGLE_FILE = (
+    (r"pos_embed\.pos_embed", "pos_embed"),
+    (r"pos_embed\.proj\.(\w+)", r"x_embedder.proj.\1"),
+    (r"context_embedder\.(\w+)", r"context_embedder.\1"),
+    (r"proj_out\.(\w+)", r"final_layer.linear.\1"),
+    (r"norm_out\.linear\.(\w+)", r"final_layer.adaLN_modulation.1.\1"),
+    (r"time_text_embed\.timestep_embedder\.linear_1\.(\w+)", r"t_embedder.mlp.0.\1"),
+    (r"time_text_embed\.timestep_embedder\.linear_2\.(\w+)", r"t_embedder.mlp.2.\1"),
+    (r"time_text_embed\.text_embedder\.linear_1\.(\w+)", r"y_embedder.mlp.0.\1"),
+    (r"time_text_embed\.text_embedder\.linear_2\.(\w+)", r"y_embedder.mlp.2.\1"),
+    (_BLOCK + r"(attn2?)\.to_[qkv]\.(\w+)", r"joint_blocks.\1.x_block.\2.qkv.\3"),
+    (_BLOCK + r"attn\.add_[qkv]_proj\.(\w+)", r"joint_blocks.\1.context_block.attn.qkv.\2"),
+    (_BLOCK + r"(attn2?)\.norm_([qk])\.(\w+)", r"joint_blocks.\1.x_block.\2.ln_\3.\4"),
+    (_BLOCK + r"attn\.norm_added_([qk])\.(\w+)", r"joint_blocks.\1.context_block.attn.ln_\2.\3"),
+    (_BLOCK + r"(attn2?)\.to_out\.0\.(\w+)", r"joint_blocks.\1.x_block.\2.proj.\3"),
+    (_BLOCK + r"attn\.to_add_out\.(\w+)", r"joint_blocks.\1.context_block.attn.proj.\2"),
+    (_BLOCK + r"norm1\.linear\.(\w+)", r"joint_blocks.\1.x_block.adaLN_modulation.1.\2"),
+    (_BLOCK + r"norm1_context\.linear\.(\w+)", r"joint_blocks.\1.context_block.adaLN_modulation.1.\2"),
+    (_BLOCK + r"ff\.net\.0\.proj\.(\w+)", r"joint_blocks.\1.x_block.mlp.fc1.\2"),
+    (_BLOCK + r"ff\.net\.2\.(\w+)", r"joint_blocks.\1.x_block.mlp.fc2.\2"),
+    (_BLOCK + r"ff_context\.net\.0\.proj\.(\w+)", r"joint_blocks.\1.context_block.mlp.fc1.\2"),
+    (_BLOCK + r"ff_context\.net\.2\.(\w+)", r"joint_blocks.\1.context_block.mlp.fc2.\2"),
+)
+"""Names of the transformer's tensors in a single file, as in the published SD3 and SD3.5."""
 
 
 class StableDiffusion3(Family):
@@ -60,6 +88,7 @@ class StableDiffusion3(Family):
         field(_SCHEDULER, "use_dynamic_shifting", False, "false", lambda dynamic: flag(dynamic) and not dynamic),
     )
     noise = "rectified flow"
+    lora_folders = ("transformer", "text_encoder", "text_encoder_2")
     sampler = "FlowMatchEulerDiscreteScheduler"
     t5_tokens = _T5_TOKENS
 
@@ -169,6 +198,21 @@ class StableDiffusion3(Family):
             "pooled_projections": text["pooled"],
         }
 
+    def single_file_names(self, directory: Path, folder: str, names: Iterable[str]) -> Names:
+        """By the names of the files that hold the text encoders too.
+
+        They have no projection of the first CLIP, for which every reader takes the identity.
+        """
+        if folder == "transformer":
+            return _transformer_names(list(names))
+        if folder == "vae":
+            return original.vae_names(names)
+        if folder == _T5:
+            return original.t5_names(names)
+        if folder == "text_encoder_2":
+            return original.clip_names(names, original.CLIP_G)
+        return original.clip_names([name for name in names if name != "text_projection.weight"], original.CLIP_L)
+
     # Sampling.
 
     def pipeline(self, directory: Path, modules: Mapping[str, Any]) -> Any:
@@ -194,6 +238,22 @@ def _tokenizer(folder: str) -> tuple[str, str, str | None]:
     if folder == "tokenizer_3":
         return "T5TokenizerFast", folder, None
     return "CLIPTokenizer", folder, folder.replace("tokenizer", "text_encoder")
+
+
+def _transformer_names(names: list[str]) -> Names:
+    """Query, key and value in one; scale and shift in the other order where nothing is gated."""
+    last = max((int(name.split(".")[1]) for name in names if name.startswith("transformer_blocks.")), default=0)
+    swapped = ("norm_out.", f"transformer_blocks.{last}.norm1_context.")
+
+    def placed(name: str) -> Placed:
+        fused = re.search(r"\.(?:to|add)_([qkv])(?:_proj)?\.", name)
+        return Placed(
+            name=original.renamed(name, _SINGLE_FILE, original.DENOISER),
+            place="qkv".index(fused[1]) if fused else 0,
+            form="swapped" if name.startswith(swapped) else "same",
+        )
+
+    return {name: placed(name) for name in names}
 
 
 def _widened(states: "Tensor", width: int) -> "Tensor":

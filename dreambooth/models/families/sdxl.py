@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import (
@@ -15,6 +15,7 @@ from dreambooth.models.component import (
     text_encoder_part,
     tokenizer_part,
 )
+from dreambooth.models.families import original_names as original
 from dreambooth.models.families.clip_text import after_states, encode_with_clip
 from dreambooth.models.families.family import Defaults, Tensors
 from dreambooth.models.families.stable_diffusion import (
@@ -27,6 +28,7 @@ from dreambooth.models.families.stable_diffusion import (
     field,
 )
 from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_ids, read_tokenizer
+from dreambooth.models.placed import Names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,6 +54,13 @@ class StableDiffusionXL(LatentUNet):
         scheduler_part("DDPMScheduler"),
     )
     defaults = Defaults(text_encoders=("text_encoder", "text_encoder_2"), guidance_scale=5.0)
+    lora_folders = ("unet", "text_encoder", "text_encoder_2")
+    kohya_prefixes: ClassVar[Mapping[str, str]] = {
+        "unet": "lora_unet_",
+        "text_encoder": "lora_te1_",
+        "text_encoder_2": "lora_te2_",
+    }
+    kohya_original = ("unet",)
     fields = (
         *UNET_FIELDS,
         field(_UNET, "addition_embed_type", None, 'null or "text_time"', lambda kind: kind in (None, "text_time")),
@@ -111,6 +120,16 @@ class StableDiffusionXL(LatentUNet):
         """Those of every UNet, and pooled text and time ids."""
         added = {"text_embeds": text["pooled"], "time_ids": conditions["time_ids"]}
         return super().arguments(config, noisy, timesteps, text, conditions) | {"added_cond_kwargs": added}
+
+    def single_file_names(self, directory: Path, folder: str, names: Iterable[str]) -> Names:
+        """By latent diffusion's names, the second text encoder by OpenCLIP's."""
+        if folder == "unet":
+            return original.unet_names(names)
+        if folder == "vae":
+            return original.vae_names(names)
+        if folder == "text_encoder_2":
+            return original.open_clip_names(names, original.OPEN_CLIP_XL)
+        return original.clip_names(names, original.CLIP_XL)
 
     def pipeline(self, directory: Path, modules: Mapping[str, Any]) -> Any:
         """StableDiffusionXLPipeline with DPM-Solver++ (arXiv 2211.01095) and no watermark."""

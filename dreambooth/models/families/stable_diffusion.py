@@ -1,10 +1,10 @@
 """Stable Diffusion 1 and 2 and models of their architecture, such as the miniature: one CLIP text encoder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import (
@@ -15,9 +15,23 @@ from dreambooth.models.component import (
     text_encoder_part,
     tokenizer_part,
 )
-from dreambooth.models.config_fields import COUNT, NUMBER, Field, flag, list_of, number, or_null, positive, size, whole
+from dreambooth.models.config_fields import (
+    COUNT,
+    NUMBER,
+    Field,
+    flag,
+    list_of,
+    number,
+    or_null,
+    positive,
+    read_json,
+    size,
+    whole,
+)
+from dreambooth.models.families import original_names as original
 from dreambooth.models.families.family import Defaults, Family, Tensors
 from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_ids, read_tokenizer
+from dreambooth.models.placed import Names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -167,6 +181,8 @@ class StableDiffusion(LatentUNet):
         scheduler_part("DDPMScheduler"),
     )
     defaults = Defaults(text_encoders=("text_encoder",))
+    lora_folders = ("unet", "text_encoder")
+    kohya_prefixes: ClassVar[Mapping[str, str]] = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
     fields = (*UNET_FIELDS, *VAE_FIELDS, *TEXT_FIELDS, *SCHEDULE_FIELDS)
 
     def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":
@@ -180,6 +196,16 @@ class StableDiffusion(LatentUNet):
     def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:
         """Last hidden state (N, L, D), as StableDiffusionPipeline uses it."""
         return {f"{folder}.states": text_encoder(tokens[f"{folder}.input_ids"]).last_hidden_state}
+
+    def single_file_names(self, directory: Path, folder: str, names: Iterable[str]) -> Names:
+        """By latent diffusion's names; the text encoder by OpenCLIP's where it is one, which its activation tells."""
+        if folder == "unet":
+            return original.unet_names(names)
+        if folder == "vae":
+            return original.vae_names(names)
+        if read_json(directory / _TEXT).get("hidden_act", "quick_gelu") == "gelu":
+            return original.open_clip_names(names, original.OPEN_CLIP)
+        return original.clip_names(names, original.CLIP)
 
     def pipeline(self, directory: Path, modules: Mapping[str, Any]) -> Any:
         """StableDiffusionPipeline with DPM-Solver++ (arXiv 2211.01095)."""

@@ -27,6 +27,10 @@ WORK: dict[tuple[str, ...], tuple[list[str], str]] = {
     ("batch",): (["x.yaml"], "pipelines.plan.subject_list.read_batch"),
     ("doctor",): ([], "dreambooth.config.settings.load_config"),
     ("evaluate",): (["--model", "m", "--instance-images", "x"], "pipelines.apps.evaluate_model.evaluate_model"),
+    ("export",): (
+        ["m", "--format", "diffusers", "--to", "x"],
+        "pipelines.apps.export.exporting.export_whole",
+    ),
     ("paper",): ([], "pipelines.apps.paper.paper.plan_paper"),
     ("serve",): (["--model", "models:/x@latest"], "pipelines.apps.serve.subjects.find_subjects"),
     ("submit",): (["run", "--set", "storage.root=s3://b/r"], "pipelines.driver.jobs.connect"),

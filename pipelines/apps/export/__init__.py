@@ -1,0 +1,1 @@
+"""`dreambooth export`: a finished model in the forms that other programs read."""

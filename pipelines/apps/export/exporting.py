@@ -1,0 +1,145 @@
+"""Export a registered or published model: as one file, as a LoRA, or as diffusers' folder."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dreambooth.errors import InputError
+from dreambooth.models.cascade import SUPER_RESOLUTION
+from dreambooth.models.families import Family, family_named, family_of
+from pipelines.apps.export.staging import Written, check_target, place_files, place_folder, staged
+from pipelines.apps.generate import find_published
+from pipelines.driver.console import RunConsole
+from pipelines.storage.files import is_local, join, read_json
+from pipelines.storage.publications import Manifest, opened
+
+if TYPE_CHECKING:
+    from pipelines.apps.export.rank import Curve
+
+Format = Literal["single-file", "lora", "diffusers"]
+FORMATS: tuple[Format, ...] = ("single-file", "lora", "diffusers")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+_SAID = ("subject", "identifier", "class_noun", "base_model", "base_hash")
+_INDEX = "model_index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """The files, the one that a reader opens last; what is to be known about them; and how the rank was chosen."""
+
+    files: tuple[Written, ...]
+    notes: tuple[str, ...] = ()
+    curve: "Curve | None" = None
+
+
+def export_whole(
+    model: str,
+    to: str,
+    *,
+    form: Literal["single-file", "diffusers"],
+    dtype: str = "auto",
+    tracking_uri: str | None = None,
+    console: RunConsole | None = None,
+) -> Exported:
+    """Write all weights of a model, as one file or as diffusers' folder, in `dtype` (auto: as they are stored).
+
+    `model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION`, the address of a published model, or a diffusers directory.
+    Raises InputError for invalid input before any work starts.
+    """
+    import torch
+
+    console, wanted = console or RunConsole(), None if dtype == "auto" else getattr(torch, dtype)
+    manifest = find_manifest(model, tracking_uri)
+    family = family_at(manifest)
+    if form == "single-file":
+        family.single_file_names(Path(), family.denoiser.folder, ())  # raises if it has none
+    to = check_target(to, file=form == "single-file", need_bytes=stored_bytes(manifest))
+    with opened(manifest) as directory, staged(to) as folder, console.bar(form) as bar:
+        progress = megabytes(bar)
+        if form == "single-file":
+            from dreambooth.models.single_file import write_single_file
+
+            path = folder / to.rpartition("/")[2]
+            write_single_file(directory, path, dtype=wanted, metadata=said(manifest), on_progress=progress)
+            return Exported(files=place_files([(path, to)]), notes=_notes(family, directory))
+        copy = folder / "model"
+        _copy(family, directory, copy, wanted, progress)
+        if SUPER_RESOLUTION in manifest.metadata:
+            second = directory / SUPER_RESOLUTION
+            _copy(family_of(second), second, copy / SUPER_RESOLUTION, wanted, progress)
+        return Exported(files=place_folder(copy, to, last=_INDEX))
+
+
+def find_manifest(model: str, tracking_uri: str | None) -> Manifest:
+    """The publication of a model. Raises InputError if there is none."""
+    if not model.startswith("models:"):
+        return find_published(model)
+    from pipelines.apps.evaluate_model import find_measurable
+
+    return find_measurable(model, tracking_uri).manifest
+
+
+def family_at(manifest: Manifest) -> Family:
+    """The family of a publication, by its index alone. Raises InputError for an unsupported one."""
+    kind = read_json(join(manifest.uri, _INDEX)).get("_class_name")
+    family = family_named(str(kind))
+    if family is None:
+        raise InputError(f"{manifest.uri} holds a {kind}, which is not supported")
+    return family
+
+
+def stored_bytes(manifest: Manifest) -> int:
+    """Bytes of a publication; of a local folder without a manifest, those of its files."""
+    if manifest.files or not is_local(manifest.uri):
+        return sum(record.size for record in manifest.files.values())
+    return sum(path.stat().st_size for path in Path(manifest.uri).rglob("*") if path.is_file())
+
+
+def said(manifest: Manifest) -> dict[str, str]:
+    """What a file says of its model in its header."""
+    metadata: Mapping[str, Any] = manifest.metadata
+    return {name: str(metadata[name]) for name in _SAID if metadata.get(name)}
+
+
+def megabytes(bar: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
+    """Progress in bytes for a bar that counts megabytes."""
+    return lambda done, total: bar(done // 10**6, max(1, total // 10**6), "MB")
+
+
+def _copy(family: Family, directory: Path, target: Path, dtype: Any, progress: Callable[[int, int], None]) -> None:
+    """A pipeline's files, the weights in another dtype if one is given, each component in one file."""
+    from dreambooth.models.base_model import pipeline_files
+    from dreambooth.models.tensor_stream import planned_as, write_tensors
+    from dreambooth.models.weight_files import open_tensors
+
+    weighed = [part for part in family.parts(directory) if part.weights is not None] if dtype is not None else []
+    folders = {part.folder for part in weighed}
+    files = [
+        path
+        for path in pipeline_files(directory)
+        if path.relative_to(directory).parts[0] not in folders
+        or not (path.suffix == ".safetensors" or path.name.endswith(".index.json"))
+    ]
+    for done, path in enumerate(files, start=1):
+        copy = target / path.relative_to(directory)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        if dtype is None:
+            progress(done, len(files))
+    for part in weighed:
+        path = target / part.folder / f"{part.weights}.safetensors"
+        planned = planned_as(open_tensors(directory, part), dtype)
+        write_tensors(path, planned, {"format": "pt"}, on_progress=progress)
+
+
+def _notes(family: Family, directory: Path) -> tuple[str, ...]:
+    """What the file can't hold of a model."""
+    from dreambooth.models.single_file import left_out
+
+    return tuple(
+        f"{name} has no place in the file, whose readers take the identity for it; it differs from that by {share:.2%} "
+        f"of its norm"
+        for name, share in left_out(family, directory)
+    )

@@ -1,0 +1,82 @@
+"""`dreambooth export`: a finished model in the forms that other programs read."""
+
+from typing import Any
+
+import click
+
+from dreambooth.config.addresses import shown
+from pipelines.cli.given import Real
+from pipelines.cli.options import overrides_option, tracking_uri_option
+
+
+class Rank(click.ParamType["int | None"]):
+    """A whole number, or `auto`."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """A number, None for `auto`."""
+        return None if value in (None, "auto") else int(click.IntRange(1, 1024).convert(value, param, ctx))
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--format",
+    "form",
+    required=True,
+    type=click.Choice(["single-file", "lora", "diffusers"]),
+    help="One file for ComfyUI and AUTOMATIC1111, a LoRA on the base model, or diffusers' folder.",
+)
+@click.option("--to", required=True, help="Address of the file (.safetensors) or, for diffusers, of the folder.")
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    help="Of the weights; auto: as they are stored, a LoRA's float32.",
+)
+@click.option("--rank", default="auto", show_default=True, type=Rank(), help="A LoRA's rank; auto measures.")
+@click.option(
+    "--within",
+    default=0.02,
+    show_default=True,
+    type=Real(0, 2),
+    help="Most that DINO and CLIP-T may fall by with --rank auto.",
+)
+@click.option(
+    "--names",
+    default="diffusers",
+    show_default=True,
+    type=click.Choice(["diffusers", "kohya"]),
+    help="A LoRA's names.",
+)
+@click.option("--instance-images", help="Folder, glob or address of the subject's images, for --rank auto.")
+@overrides_option
+@tracking_uri_option
+@click.option("--quiet", "silent", is_flag=True, help="Print only the result.")
+def export(model: str, form: Any, to: str, dtype: str, tracking_uri: str | None, silent: bool, **lora: Any) -> None:
+    """Write MODEL (models:/NAME@ALIAS, or the address of a published one) for other programs.
+
+    What was written is printed with its sha256.
+    """
+    from pipelines.apps.export.exporting import export_whole
+    from pipelines.apps.export.lora import export_lora
+    from pipelines.driver.console import RunConsole
+
+    shared: dict[str, Any] = {"dtype": dtype, "tracking_uri": tracking_uri, "console": RunConsole(quiet=silent)}
+    if form == "lora":
+        result = export_lora(model, to, **shared, **lora)
+    else:
+        result = export_whole(model, to, form=form, **shared)
+    if (curve := result.curve) is not None:
+        click.echo(f"{'rank':>6}  {'MB':>9}  {'DINO':>6}  {'CLIP-T':>6}  {'loss':>6}")
+        for point in (*curve.points, curve.whole):
+            name = point.rank or "whole"
+            chosen = "  <- chosen" if point.rank == curve.rank else ""
+            figures = f"{point.dino:6.3f}  {point.clip_t:6.3f}  {curve.loss(point):6.3f}"
+            click.echo(f"{name:>6}  {point.size / 1e6:9.1f}  {figures}{chosen}")
+    for note in result.notes:
+        click.echo(note)
+    for file in result.files:
+        click.echo(f"{file.sha256}  {shown(file.address)}")
