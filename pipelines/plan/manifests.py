@@ -79,11 +79,11 @@ def worker_pods(plan: Plan, *, lanes: int, gpus_per_node: int) -> WorkerPods:
 
 
 def host_bytes(plan: Plan) -> int:
-    """Host memory of one worker: process, base model with its frozen text encoders, trained weights to publish.
+    """Host memory of one worker: process, base models with frozen text encoders, weights to publish.
 
     On a CPU also model states, and activations of about their size; with offload the optimizer's states.
     """
-    weights = 4 * sum(plan.base.parameter_counts.values())
+    weights = 4 * sum(sum(stage.base.parameter_counts.values()) for stage in plan.stages)
     states = 0 if plan.use_gpu else 2 * plan.model_state_bytes
     offloaded = 12 * plan.trained_parameters if plan.config.zero.offload_optimizer else 0
     return _PROCESS_BYTES + 2 * weights + states + offloaded

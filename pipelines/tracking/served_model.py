@@ -64,11 +64,9 @@ class DreamBoothModel(PythonModel):
         arguments = inspect.signature(pipeline.__call__).parameters
         unwanted = ("clean_caption", "use_resolution_binning")  # they change the prompt, or the size
         self.settings = {name: False for name in unwanted if name in arguments}
-        parts = pipeline.components.items()
-        self.tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
-        for tokenizer in self.tokenizers:
-            if tokens := context.model_config.get("tokens"):
-                tokenizer.model_max_length = min(tokenizer.model_max_length, tokens)
+        self.tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
+        for each in self.tokenizers:
+            each.model_max_length = min(each.model_max_length, context.model_config.get("tokens") or 10**6)
         # A CPU that multiplies bf16 itself is twice as fast with it.
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         self.bf16 = not cuda and native
@@ -147,19 +145,18 @@ class DreamBoothModel(PythonModel):
 
     def _check_length(self, prompt: str, text: str) -> None:
         """One text encoder has to read all of a text (CLIP cuts what T5 beside it reads), and each the identifier."""
-        faults: list[tuple[int, str]] = []
-        before, named, _ = prompt.partition(PLACEHOLDER)
-        for tokenizer in self.tokenizers:
-            ids, fits = tokenizer(text, verbose=False).input_ids, tokenizer.model_max_length
-            if len(ids) <= fits:
-                continue
-            lost = tokenizer.decode(ids[fits - 1 : -1])
-            fault = f"{prompt!r} has {len(ids)} tokens, and the model reads {fits}: {lost!r} is cut off"
-            if named and len(tokenizer(before + self.identifier, verbose=False).input_ids) > fits:
-                raise MlflowException.invalid_parameter_value(f"{fault}, the identifier with it; write it earlier")
-            faults.append((len(lost), fault))
-        if faults and len(faults) == len(self.tokenizers):
-            raise MlflowException.invalid_parameter_value(f"{min(faults)[1]}; shorten it")
+        readings, (before, named, _) = [], prompt.partition(PLACEHOLDER)
+        for each in self.tokenizers:
+            ids, fits = each(text, verbose=False).input_ids, each.model_max_length
+            lost = each.decode(ids[fits - 1 : -1])
+            readings.append(
+                (len(ids) - fits, f"has {len(ids)} tokens, and the model reads {fits}: {lost!r} is cut off")
+            )
+            if named and len(each(before + self.identifier, verbose=False).input_ids) > fits:
+                readings = [(1, f"{readings[-1][1]}, the identifier with it")]
+                break
+        if (least := min(readings))[0] > 0:
+            raise MlflowException.invalid_parameter_value(f"{prompt!r} {least[1]}; shorten it")
 
     @property
     def _vae(self) -> Any:

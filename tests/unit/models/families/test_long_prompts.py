@@ -100,5 +100,5 @@ class TestTextsThatClipCuts:
         assert len(served.predict(context, pd.DataFrame({"prompt": [f"[V] {LONG}"]}), settings)) == 1
         with pytest.raises(MlflowException, match=f"the model reads {tokens}: .* is cut off; shorten it"):
             served.predict(context, pd.DataFrame({"prompt": [f"[V] {TOO_LONG}"]}), settings)
-        with pytest.raises(MlflowException, match=r"the model reads 77: .* the identifier with it; write it earlier"):
+        with pytest.raises(MlflowException, match=r"the model reads 77: .* the identifier with it; shorten it"):
             served.predict(context, pd.DataFrame({"prompt": [f"{LONG}[V]"]}), settings)
