@@ -149,11 +149,10 @@ class DreamBoothModel(PythonModel):
         for each in self.tokenizers:
             ids, fits = each(text, verbose=False).input_ids, each.model_max_length
             lost = each.decode(ids[fits - 1 : -1])
-            readings.append(
-                (len(ids) - fits, f"has {len(ids)} tokens, and the model reads {fits}: {lost!r} is cut off")
-            )
+            fault = f"has {len(ids)} tokens, and the model reads {fits}: {lost!r} is cut off"
+            readings.append((len(ids) - fits, fault))
             if named and len(each(before + self.identifier, verbose=False).input_ids) > fits:
-                readings = [(1, f"{readings[-1][1]}, the identifier with it")]
+                readings = [(1, f"{fault}, the identifier with it")]
                 break
         if (least := min(readings))[0] > 0:
             raise MlflowException.invalid_parameter_value(f"{prompt!r} {least[1]}; shorten it")
@@ -216,9 +215,7 @@ def _load(directory: Path, dtype: torch.dtype, **given: Any) -> Any:
 
 @contextmanager
 def model_directory(artifact: str | Path | None, model_config: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder with the whole model within this context: of the publication that a version's configuration names, or
-    else of its artifact, all weights or a delta.
-    """
+    """A folder with the whole model within this context: a publication, all weights, or a delta put together."""
     if "publication" in model_config:
         yield publication_directory(model_config["publication"], model_config["manifest_sha256"])
         return
@@ -247,9 +244,8 @@ def publication_directory(address: str, manifest_sha256: str) -> Path:
     try:
         return _publication_directory(address, manifest_sha256)
     except FileNotFoundError as error:
-        raise _unusable(
-            address, f"it isn't there ({error}), expected a {MANIFEST} of sha256 {manifest_sha256}"
-        ) from error
+        why = f"it isn't there ({error}), expected a {MANIFEST} of sha256 {manifest_sha256}"
+        raise _unusable(address, why) from error
     except _Damaged as error:
         raise _unusable(address, str(error)) from None
     except Exception as error:  # each driver raises its own

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.families.deepfloyd import DeepFloydI, DeepFloydII
-from dreambooth.models.families.family import Defaults, Family, Tensors
+from dreambooth.models.families.defaults import Defaults
+from dreambooth.models.families.family import Family, Tensors
 from dreambooth.models.families.flux import Flux
 from dreambooth.models.families.pixart import PixArtSigma
 from dreambooth.models.families.sd3 import StableDiffusion3

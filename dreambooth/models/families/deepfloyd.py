@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component, denoiser_part, scheduler_part, t5_part, tokenizer_part
 from dreambooth.models.config_fields import list_of, whole
-from dreambooth.models.families.family import Defaults, Tensors
+from dreambooth.models.families.defaults import Defaults
+from dreambooth.models.families.family import Tensors
 from dreambooth.models.families.stable_diffusion import (
     SCHEDULE_FIELDS,
     UNET_FIELDS,

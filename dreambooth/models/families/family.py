@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -11,6 +10,7 @@ from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
+from dreambooth.models.families.defaults import Defaults
 from dreambooth.models.families.other_programs import OtherPrograms
 from dreambooth.models.families.schedulers import SAMPLER_NAMES
 from dreambooth.models.families.tokenizers import VOCABULARIES
@@ -30,22 +30,6 @@ Tensors = dict[str, "Tensor"]
 
 OWN_SIZE = "_sample_size"
 """Where exports of families without a field for it keep the side of their x0: diffusers passes over such a name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Defaults:
-    """Settings of training and sampling that suit a family; a user's own override them.
-
-    `text_encoders` are the folders of those trained by default; `resolution` in pixels is for bases whose configuration
-    names none.
-    """
-
-    text_encoders: tuple[str, ...]
-    resolution: int | None = None
-    learning_rate: float = 5e-6
-    max_train_steps: int = 1000
-    num_inference_steps: int = 25
-    guidance_scale: float = 7.5
 
 
 class Family(OtherPrograms, ABC):

@@ -19,7 +19,8 @@ from dreambooth.models.component import (
 )
 from dreambooth.models.config_fields import COUNT, NUMBER, flag, number, or_null, positive, read_json, whole
 from dreambooth.models.families import original_names as original
-from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors
+from dreambooth.models.families.defaults import Defaults
+from dreambooth.models.families.family import OWN_SIZE, Family, Tensors
 from dreambooth.models.families.stable_diffusion import VAE_FIELDS, field
 from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_ids, read_tokenizer
 from dreambooth.models.placed import Names, Placed

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.errors import InputError
 from dreambooth.models.component import VAE, Component, denoiser_part, scheduler_part, t5_part, tokenizer_part
 from dreambooth.models.config_fields import COUNT, Field, flag, or_null, whole
-from dreambooth.models.families.family import OWN_SIZE, Defaults, Family, Tensors
+from dreambooth.models.families.defaults import Defaults
+from dreambooth.models.families.family import OWN_SIZE, Family, Tensors
 from dreambooth.models.families.stable_diffusion import SCHEDULE_FIELDS, VAE_FIELDS, dpm_solver, field, load_diffusion
 from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_with_mask, read_tokenizer
 

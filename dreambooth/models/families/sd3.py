@@ -18,7 +18,8 @@ from dreambooth.models.component import (
 from dreambooth.models.config_fields import COUNT, NUMBER, flag, positive, read_json, whole
 from dreambooth.models.families import original_names as original
 from dreambooth.models.families.clip_text import encode_with_clip
-from dreambooth.models.families.family import Defaults, Family, Tensors
+from dreambooth.models.families.defaults import Defaults
+from dreambooth.models.families.family import Family, Tensors
 from dreambooth.models.families.schedulers import flow_scheduler
 from dreambooth.models.families.sdxl import clip_prompt_arguments
 from dreambooth.models.families.stable_diffusion import TEXT_FIELDS, VAE_FIELDS, field

@@ -17,7 +17,8 @@ from dreambooth.models.component import (
 )
 from dreambooth.models.families import original_names as original
 from dreambooth.models.families.clip_text import after_states, encode_with_clip
-from dreambooth.models.families.family import Defaults, Tensors
+from dreambooth.models.families.defaults import Defaults
+from dreambooth.models.families.family import Tensors
 from dreambooth.models.families.stable_diffusion import (
     SCHEDULE_FIELDS,
     TEXT_FIELDS,

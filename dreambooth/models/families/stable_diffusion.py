@@ -29,7 +29,8 @@ from dreambooth.models.config_fields import (
     whole,
 )
 from dreambooth.models.families import original_names as original
-from dreambooth.models.families.family import Defaults, Family, Tensors
+from dreambooth.models.families.defaults import Defaults
+from dreambooth.models.families.family import Family, Tensors
 from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_ids, read_tokenizer
 from dreambooth.models.placed import Names
 

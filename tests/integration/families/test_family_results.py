@@ -16,8 +16,9 @@ from pipelines.driver.train_stage import train_task
 from pipelines.plan.run_plan import make_plan
 from pipelines.storage.publications import opened
 from pipelines.tracking.client import quietly
-from pipelines.worker.fine_tune import FineTuned, fine_tune, publish_result
+from pipelines.worker.fine_tune import FineTuned, fine_tune
 from pipelines.worker.history import History
+from pipelines.worker.publish import TrainedStage, publish_result
 
 STEPS, STOP = 3, 1
 
@@ -77,7 +78,7 @@ def test_the_best_weights_are_published_whole_or_as_an_exact_change_and_a_resume
     assert resumed.record["scores"] == whole.record["scores"]
     assert [name for name in whole.state if not torch.equal(whole.state[name], resumed.state[name])] == []
 
-    manifest = publish_result(plan.base, whole, task)
+    manifest = publish_result([TrainedStage(task=task, base=plan.base, tuned=whole)])
     assert manifest.metadata["step"] == whole.record["exported_step"]
     with quietly():
         from pipelines.tracking.served_model import model_directory
