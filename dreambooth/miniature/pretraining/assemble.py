@@ -1,14 +1,24 @@
 """Trained parts into the directories that are shipped, and scenes into the shipped subjects' images."""
 
+import copy
 import json
 import random
 import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import nn
-from transformers import CLIPModel, CLIPTextModel, ViTModel
+from transformers import CLIPModel, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer, ViTModel
 
 from dreambooth.miniature.pretraining.drawing import draw
 from dreambooth.miniature.pretraining.tokenizer import build_tokenizer
@@ -34,6 +44,43 @@ def assemble_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    _save(pipeline, folder)
+
+
+def assemble_flow_pipeline(
+    folder: Path, *, vae: AutoencoderKL, transformer: SD3Transformer2DModel, towers: nn.ModuleList, shift: float
+) -> None:
+    """Write a Stable Diffusion 3 directory with fp16 weights and a T5 that says nothing.
+
+    diffusers loads such a directory without being told that there is no T5, and decodes by a `shift_factor`.
+    """
+    vae = copy.deepcopy(vae)
+    vae.register_to_config(shift_factor=0.0)
+    pipeline = StableDiffusion3Pipeline(
+        vae=vae,
+        transformer=transformer,
+        text_encoder=towers[0],
+        text_encoder_2=towers[1],
+        text_encoder_3=zero_t5(transformer.config.joint_attention_dim),
+        tokenizer=build_tokenizer(),
+        tokenizer_2=build_tokenizer(),
+        tokenizer_3=T5Tokenizer(extra_ids=0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+    )
+    _save(pipeline, folder)
+
+
+def zero_t5(width: int) -> T5EncoderModel:
+    """The smallest T5 there is, whose states (B, L, `width`) are zeros."""
+    config = T5Config(
+        vocab_size=len(T5Tokenizer(extra_ids=0)), d_model=width, d_kv=1, d_ff=1, num_layers=1, num_heads=1
+    )
+    t5 = T5EncoderModel(config).eval().requires_grad_(False)
+    nn.init.zeros_(t5.encoder.final_layer_norm.weight)
+    return t5
+
+
+def _save(pipeline: DiffusionPipeline, folder: Path) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     pipeline.save_pretrained(part)
