@@ -26,7 +26,7 @@ from dreambooth.miniature.pretraining.train_unet import Captioned, cache_latents
 
 STAGE = Stage(name="flow", steps=20_000, minutes=180, learning_rate=1e-3, warmup=40, ema_decay=0.998)
 MUON_RATE = 0.02
-SCENES = 48_000
+SCENES = 36_000
 BATCH_SIZE = 32
 SHIFT = 1.5
 T5_TOKENS = 256
