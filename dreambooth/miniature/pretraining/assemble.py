@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    IFPipeline,
+    IFSuperResolutionPipeline,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -21,6 +24,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer, ViTModel
 
 from dreambooth.miniature.pretraining.drawing import draw
+from dreambooth.miniature.pretraining.t5_tokenizer import build_t5_tokenizer
 from dreambooth.miniature.pretraining.tokenizer import build_tokenizer
 from dreambooth.miniature.pretraining.world import PLACES, SUBJECTS, sample_scene
 
@@ -68,6 +72,28 @@ def assemble_flow_pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
     )
     _save(pipeline, folder)
+
+
+def assemble_cascade(
+    folder: Path,
+    *,
+    small: UNet2DConditionModel,
+    large: UNet2DConditionModel,
+    t5: T5EncoderModel,
+    schedulers: tuple[DDPMScheduler, DDPMScheduler, DDPMScheduler],
+) -> None:
+    """Write DeepFloyd IF's two directories, stage-1 and stage-2, with fp16 weights.
+
+    `schedulers` are those of stage I, stage II, and of the noise on stage II's small picture.
+    """
+    of_small, of_large, noising = schedulers
+    text = {"text_encoder": t5, "tokenizer": build_t5_tokenizer()}
+    without = {"safety_checker": None, "feature_extractor": None, "watermarker": None, "requires_safety_checker": False}
+    _save(IFPipeline(unet=small, scheduler=of_small, **text, **without), folder / "stage-1")
+    scaling_up = IFSuperResolutionPipeline(
+        unet=large, scheduler=of_large, image_noising_scheduler=noising, **text, **without
+    )
+    _save(scaling_up, folder / "stage-2")
 
 
 def zero_t5(width: int) -> T5EncoderModel:

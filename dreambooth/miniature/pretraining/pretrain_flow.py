@@ -26,9 +26,9 @@ def main() -> None:
     quiet()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the state and, at the end, the weights go there")
-    parser.add_argument("--miniature", type=Path, default=WEIGHTS_DIR, help="folder of the miniature's pipeline and clip")
+    parser.add_argument("--miniature", type=Path, default=WEIGHTS_DIR, help="the miniature's weights")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--minutes", type=float, default=STAGE.minutes, help="of training, without the scenes before it")
+    parser.add_argument("--minutes", type=float, default=STAGE.minutes, help="of training")
     parser.add_argument("--threads", type=int, help="of torch; by default as many as it takes")
     arguments = parser.parse_args()
     if arguments.threads:

@@ -1,4 +1,4 @@
-"""The cascade's tokenizer: a real T5Tokenizer whose vocabulary is every caption word, every rare word and characters."""
+"""The cascade's tokenizer: a real T5Tokenizer of every caption word, every rare word and characters."""
 
 from transformers import T5Tokenizer
 

@@ -1,8 +1,8 @@
 """miniature-cascade in the format of DeepFloyd IF: pixels of 16 a side by T5's states, and a stage that scales them up.
 
-Stage I predicts noise, stage II the velocity of DDPMs (arXiv 2202.00512): with noise as its target, stage II stayed worse
-than bilinear interpolation in as many steps. Half of what a UNet here puts out is the variance that IF's pipelines
-expect; nothing learns it, and samplers take a fixed one.
+Stage I predicts noise, stage II the velocity (arXiv 2202.00512): with noise as its target, stage II stayed worse than
+bilinear interpolation in as many steps. Half of what a UNet here puts out is the variance that IF's pipelines expect;
+nothing learns it, and samplers take a fixed one.
 """
 
 import random
@@ -169,6 +169,7 @@ def train_small(
             states = t5(tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device)).last_hidden_state
             prediction: Tensor = unet(process.noisy(x0, noise, timesteps), timesteps, states).sample[:, :3].float()
         weight = process.weight(timesteps, min_snr_gamma=MIN_SNR_GAMMA)
+        assert weight is not None
         return (weight * F.mse_loss(prediction, noise, reduction="none").mean((1, 2, 3))).mean()
 
     drawing = CaptionedPixels(stage="cascade", batch_size=SMALL_BATCH, side=SMALL_SIDE)
@@ -197,7 +198,9 @@ def train_large(
         generator = torch.Generator().manual_seed(random.Random(f"cascade-large noise {step}").getrandbits(40))
         noise = torch.randn(x0.shape, generator=generator)
         timesteps = _stratified_timesteps(len(x0), generator)
-        copies, levels = (torch.stack(part) for part in zip(*(process.draw_small(x, generator) for x in x0), strict=True))
+        copies, levels = (
+            torch.stack(part) for part in zip(*(process.draw_small(x, generator) for x in x0), strict=True)
+        )
         sample = torch.cat([process.noisy(x0, noise, timesteps), copies], dim=1).to(device)
         nothing = sample.new_zeros(len(x0), 1, 128)  # it has no attention to read a text with
         with autocast(device):

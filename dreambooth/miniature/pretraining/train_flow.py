@@ -1,6 +1,6 @@
 """The denoiser of miniature-flow: a transformer of rectified flow on the miniature's latents, as Stable Diffusion 3 is.
 
-The text encoders are the miniature's two CLIP towers and stay frozen. T5's place is taken by zeros, 256 of them in every
+The text encoders are the miniature's two CLIP towers and stay frozen. In T5's place stand zeros, 256 of them in every
 prompt. They stay alike in every layer, so training carries one that counts 256 times in each attention.
 """
 
@@ -62,11 +62,11 @@ def build_transformer() -> SD3Transformer2DModel:
 def build_towers(text_encoder: CLIPTextModel, clip: CLIPModel) -> nn.ModuleList:
     """The text encoders: the miniature's own with the CLIP's projection, and the CLIP's text tower."""
     config = CLIPTextConfig(**{**clip.config.text_config.to_dict(), "architectures": None})
-    towers = nn.ModuleList(CLIPTextModelWithProjection(config) for _ in range(2))
+    towers = [CLIPTextModelWithProjection(config) for _ in range(2)]
     for tower, trained in zip(towers, (text_encoder, clip.text_model), strict=True):
         tower.text_model.load_state_dict(trained.state_dict())
         tower.text_projection.load_state_dict(clip.text_projection.state_dict())
-    return towers.eval().requires_grad_(False)
+    return nn.ModuleList(towers).eval().requires_grad_(False)
 
 
 class EncodedCaptions:
@@ -137,7 +137,7 @@ def build_optimizers(transformer: nn.Module, stage: Stage) -> tuple[Optimizer, O
 def stratified_sigmas(count: int, generator: torch.Generator) -> Tensor:
     """Sigmas (count,), logit-normal and shifted, one from each of `count` equal slices of the distribution."""
     uniform = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    sigmas = torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)).sigmoid()
+    sigmas: Tensor = torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)).sigmoid()
     return SHIFT * sigmas / (1 + (SHIFT - 1) * sigmas)
 
 

@@ -1,11 +1,9 @@
-from pathlib import Path
-
 import torch
-from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel
 
 from dreambooth.miniature import CLIP_DIR, PIPELINE_DIR
+from dreambooth.miniature.pretraining.train_flow import STAGE as FLOW_STAGE
 from dreambooth.miniature.pretraining.train_flow import (
     T5_TOKENS,
     EncodedCaptions,
@@ -15,7 +13,6 @@ from dreambooth.miniature.pretraining.train_flow import (
     build_transformer,
     stratified_sigmas,
 )
-from dreambooth.miniature.pretraining.train_flow import STAGE as FLOW_STAGE
 
 PROMPT = "a photo of a red dog on the beach"
 
