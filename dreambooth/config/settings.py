@@ -1,6 +1,6 @@
 """All settings of a run, as frozen pydantic models, and their validation.
 
-Defaults are for Stable Diffusion; `MINIATURE` holds the differences for the built-in base model. `load_config` reads
+Defaults are for Stable Diffusion; `MINIATURES` holds the differences for the built-in base models. `load_config` reads
 YAML and dotted overrides, and raises `InputError` for any fault before work starts.
 """
 
@@ -161,7 +161,11 @@ class DreamBoothConfig(Frozen):
     """One subject, end to end."""
 
     subject: Subject
-    base_model: Words = Field("miniature", description="'miniature', a diffusers directory (any address), or a hub id")
+    base_model: Words = Field(
+        "miniature",
+        description="'miniature' or 'miniature-flow', which are built in, a diffusers directory (any address), or a "
+        "hub id",
+    )
     revision: str | None = Field(None, description="revision of a hub id")
     engine: Literal["auto", "torch", "deepspeed"] = Field(
         "auto", description="training engine; auto: DeepSpeed for several workers or offload, else PyTorch"
@@ -300,16 +304,34 @@ MINIATURE: dict[str, Any] = {
     },
     "gate": {"pres_limit": 0.4},
 }
-"""Defaults that differ for `base_model: miniature`; a user's own settings override them."""
+
+_FLOW_SAMPLING = {"num_inference_steps": 16, "guidance_scale": 4.0}
+_WITHOUT_SNR = {name: value for name, value in MINIATURE["train"].items() if name != "min_snr_gamma"}
+MINIATURE_FLOW: dict[str, Any] = {
+    "prior": MINIATURE["prior"] | _FLOW_SAMPLING,
+    "train": _WITHOUT_SNR,
+    "evaluation": MINIATURE["evaluation"] | _FLOW_SAMPLING,
+    "gate": MINIATURE["gate"],
+}
+
+MINIATURES = {"miniature": MINIATURE, "miniature-flow": MINIATURE_FLOW}
+"""Defaults that differ for the built-in base models; a user's own settings override them."""
 
 
-def _miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """MINIATURE, without rates for a text encoder that stays frozen; a user's own rates for it are refused."""
+def _with_defaults_of_miniature(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings over the base's of MINIATURES, without rates for a text encoder that stays frozen.
+
+    A user's own rates for it are refused.
+    """
+    base = settings.get("base_model", "miniature")
+    defaults = MINIATURES.get(base) if isinstance(base, str) else None
+    if defaults is None:
+        return settings
     frozen = str(_setting(settings, "train", "train_text_encoder")).lower() in ("false", "no", "off", "0", "n", "f")
     if not frozen and _setting(settings, "train", "text_encoders") != "none":
-        return MINIATURE
-    train = {name: value for name, value in MINIATURE["train"].items() if name not in RATES_OF_TEXT_ENCODER}
-    return MINIATURE | {"train": train}
+        return merge(defaults, settings)
+    train = {name: value for name, value in defaults["train"].items() if name not in RATES_OF_TEXT_ENCODER}
+    return merge(defaults | {"train": train}, settings)
 
 
 def _setting(settings: dict[str, Any], group: str, name: str) -> Any:
@@ -331,8 +353,7 @@ def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) 
     settings = read_yaml(source) if isinstance(source, Path) else source
     for override in overrides:
         settings = merge(settings, parse_override(override))
-    if settings.get("base_model", "miniature") == "miniature":
-        settings = merge(_miniature_defaults(settings), settings)
+    settings = _with_defaults_of_miniature(settings)
     try:
         return DreamBoothConfig.model_validate(settings)
     except ValidationError as error:

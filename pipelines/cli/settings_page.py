@@ -5,12 +5,12 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from dreambooth.config.settings import MINIATURE, DreamBoothConfig
+from dreambooth.config.settings import MINIATURES, DreamBoothConfig
 
 _HEAD = """# Settings
 
 Given in a YAML file, or one by one with `--set group.name=value`; in a table of subjects also for one subject alone.
-Defaults are for Stable Diffusion; where the built-in miniature has another one, it stands behind it. This page is made
+Defaults are for Stable Diffusion; where a built-in base model has another one, it stands behind it. This page is made
 by `dreambooth settings --markdown`.
 """
 
@@ -29,16 +29,25 @@ def _group(prefix: str, model: type[BaseModel], title: str, *, leave_out: Any = 
     yield f"## {title}\n"
     yield f"{(model.__doc__ or '').strip().partition(chr(10))[0]}\n"
     yield "| setting | default | meaning |\n|---|---|---|"
-    changed = MINIATURE.get(prefix.rstrip("."), {})
     for name, field in model.model_fields.items():
         if name in leave_out:
             continue
         key = field.alias or name
         default = "*required*" if field.is_required() else _shown(field.default)
-        if key in changed and changed[key] != field.default:
-            default += f"; miniature: {_shown(changed[key])}"
+        for value, bases in _changed(prefix.rstrip("."), key, field.default).items():
+            default += f"; {', '.join(bases)}: {value}"
         yield f"| `{prefix}{key}` | {default} | {_meaning(field.description or '', _choices(field.annotation))} |"
     yield ""
+
+
+def _changed(group: str, key: str, default: Any) -> dict[str, list[str]]:
+    """Other defaults of a setting, as shown, with the built-in base models that have them."""
+    bases: dict[str, list[str]] = {}
+    for base, groups in MINIATURES.items():
+        value = groups.get(group, {}).get(key, default)
+        if value != default:
+            bases.setdefault(_shown(value), []).append(base)
+    return bases
 
 
 def _shown(value: Any) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.miniature import BASES
 from pipelines.storage.files import absolute, is_local
 
 
@@ -12,7 +13,7 @@ def local_addresses(config: DreamBoothConfig) -> list[str]:
     """Local addresses; several nodes can't read them without a shared disk."""
     addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
     bases = [name for name in (config.base_model, config.super_resolution.base_model) if name is not None]
-    addresses += [name for name in bases if name != "miniature" and Path(name).is_dir()]
+    addresses += [name for name in bases if name not in BASES and Path(name).is_dir()]
     return [address for address in addresses if is_local(address)]
 
 
@@ -28,7 +29,7 @@ def with_absolute_addresses(config: DreamBoothConfig) -> DreamBoothConfig:
     images = tuple(absolute(address) for address in config.subject.instance_images)
     subject = config.subject.model_copy(update={"instance_images": images})
     changes: dict[str, Any] = {"storage": storage, "subject": subject}
-    if config.base_model != "miniature":
+    if config.base_model not in BASES:
         changes["base_model"] = _absolute_folder(config.base_model)
     if (second := config.super_resolution.base_model) is not None:
         update = {"base_model": _absolute_folder(second)}
