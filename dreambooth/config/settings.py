@@ -1,6 +1,6 @@
 """All settings of a run, as frozen pydantic models, and their validation.
 
-Defaults are for Stable Diffusion; `MINIATURES` holds the differences for the built-in base models. `load_config` reads
+Defaults are for Stable Diffusion; miniatures.py holds the differences for the built-in base models. `load_config` reads
 YAML and dotted overrides, and raises `InputError` for any fault before work starts.
 """
 
@@ -28,10 +28,11 @@ from dreambooth.config.bounds import (
 from dreambooth.config.evaluation import EvaluationConfig, GateConfig
 from dreambooth.config.explain import explain
 from dreambooth.config.limits import MOST_IMAGES
+from dreambooth.config.miniatures import setting_of, with_miniature_defaults
 from dreambooth.config.overrides import merge, parse_override, read_yaml
 from dreambooth.config.service_names import ExperimentName, ModelName
 from dreambooth.config.subject import Frozen, PromptTemplates, Subject, Words
-from dreambooth.config.train import RATES_OF_TEXT_ENCODER, TrainConfig
+from dreambooth.config.train import TrainConfig
 from dreambooth.errors import InputError
 
 
@@ -222,8 +223,8 @@ class DreamBoothConfig(Frozen):
     @classmethod
     def _textual_inversion_stands_alone(cls, settings: Any) -> Any:
         """Require prompts with the identifier alone and no prior preservation for Textual Inversion."""
-        if isinstance(settings, dict) and _setting(settings, "train", "method") == "textual_inversion":
-            if _setting(settings, "prior", "prior_loss_weight") not in (None, 0):
+        if isinstance(settings, dict) and setting_of(settings, "train", "method") == "textual_inversion":
+            if setting_of(settings, "prior", "prior_loss_weight") not in (None, 0):
                 raise ValueError(
                     "prior.prior_loss_weight: prior preservation has no part in train.method textual_inversion; "
                     "leave it out, or set it to 0"
@@ -279,66 +280,6 @@ class DreamBoothConfig(Frozen):
         return self.tracking.registered_model_name or f"dreambooth-{self.subject.name}"
 
 
-MINIATURE: dict[str, Any] = {
-    "prior": {"num_class_images": 100, "num_inference_steps": 12, "guidance_scale": 4.0},
-    "train": {
-        "max_train_steps": 400,
-        "micro_batch_size": 2,
-        "learning_rate": 5e-4,
-        "text_encoder_learning_rate": 6e-4,
-        "identifier_learning_rate": 8e-3,
-        "lr_scheduler": "linear",
-        "min_snr_gamma": 5.0,
-        "checkpoint_every": 100,
-    },
-    "evaluation": {
-        "prompts": [
-            "a photo of [V] {class_noun}",
-            "a photo of [V] {class_noun} on the beach",
-            "a photo of [V] {class_noun} in the snow",
-            "a photo of [V] {class_noun} in the forest",
-            "a photo of [V] {class_noun} on the grass",
-        ],
-        "num_inference_steps": 12,
-        "guidance_scale": 4.0,
-    },
-    "gate": {"pres_limit": 0.4},
-}
-
-_FLOW_SAMPLING = {"num_inference_steps": 16, "guidance_scale": 4.0}
-_WITHOUT_SNR = {name: value for name, value in MINIATURE["train"].items() if name != "min_snr_gamma"}
-MINIATURE_FLOW: dict[str, Any] = {
-    "prior": MINIATURE["prior"] | _FLOW_SAMPLING,
-    "train": _WITHOUT_SNR,
-    "evaluation": MINIATURE["evaluation"] | _FLOW_SAMPLING,
-    "gate": MINIATURE["gate"],
-}
-
-MINIATURES = {"miniature": MINIATURE, "miniature-flow": MINIATURE_FLOW}
-"""Defaults that differ for the built-in base models; a user's own settings override them."""
-
-
-def _with_defaults_of_miniature(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings over the base's of MINIATURES, without rates for a text encoder that stays frozen.
-
-    A user's own rates for it are refused.
-    """
-    base = settings.get("base_model", "miniature")
-    defaults = MINIATURES.get(base) if isinstance(base, str) else None
-    if defaults is None:
-        return settings
-    frozen = str(_setting(settings, "train", "train_text_encoder")).lower() in ("false", "no", "off", "0", "n", "f")
-    if not frozen and _setting(settings, "train", "text_encoders") != "none":
-        return merge(defaults, settings)
-    train = {name: value for name, value in defaults["train"].items() if name not in RATES_OF_TEXT_ENCODER}
-    return merge(defaults | {"train": train}, settings)
-
-
-def _setting(settings: dict[str, Any], group: str, name: str) -> Any:
-    values = settings.get(group)
-    return values.get(name) if isinstance(values, dict) else None
-
-
 def config_hash(*parts: BaseModel | dict[str, Any] | str) -> str:
     """First 16 hex digits of the sha256 of settings in canonical JSON; equal settings give equal hashes."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
@@ -353,7 +294,7 @@ def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) 
     settings = read_yaml(source) if isinstance(source, Path) else source
     for override in overrides:
         settings = merge(settings, parse_override(override))
-    settings = _with_defaults_of_miniature(settings)
+    settings = with_miniature_defaults(settings)
     try:
         return DreamBoothConfig.model_validate(settings)
     except ValidationError as error:

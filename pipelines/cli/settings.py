@@ -31,7 +31,7 @@ def settings(section: str | None, markdown: bool) -> None:
 
 def _others(name: str, default: str) -> dict[str, list[str]]:
     """Other defaults of a setting, with the built-in base models that have them."""
-    from dreambooth.config.settings import MINIATURES
+    from dreambooth.config.miniatures import MINIATURES
 
     bases: dict[str, list[str]] = {}
     group, _, key = name.partition(".")

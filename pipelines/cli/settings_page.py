@@ -5,7 +5,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from dreambooth.config.settings import MINIATURES, DreamBoothConfig
+from dreambooth.config.miniatures import MINIATURES
+from dreambooth.config.settings import DreamBoothConfig
 
 _HEAD = """# Settings
 
