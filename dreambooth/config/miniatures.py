@@ -1,5 +1,6 @@
 """Defaults of the built-in base models, where they differ from those for Stable Diffusion."""
 
+from collections.abc import Callable
 from typing import Any
 
 from dreambooth.config.overrides import merge
@@ -54,6 +55,17 @@ def with_miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:
         return merge(defaults, settings)
     train = {name: value for name, value in defaults["train"].items() if name not in RATES_OF_TEXT_ENCODER}
     return merge(defaults | {"train": train}, settings)
+
+
+def other_defaults(name: str, default: Any, shown: Callable[[Any], str]) -> dict[str, list[str]]:
+    """Defaults of a setting, by its dotted name, that are shown differently, with the models that have them."""
+    group, _, key = name.partition(".")
+    bases: dict[str, list[str]] = {}
+    for base, groups in MINIATURES.items():
+        value = shown(groups.get(group, {}).get(key, default))
+        if value != shown(default):
+            bases.setdefault(value, []).append(base)
+    return bases
 
 
 def setting_of(settings: dict[str, Any], group: str, name: str) -> Any:

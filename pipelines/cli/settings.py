@@ -12,6 +12,7 @@ def settings(section: str | None, markdown: bool) -> None:
     SECTION is a part of their names: train, prior, train.seed.
     """
     from dreambooth.config.explain import list_settings
+    from dreambooth.config.miniatures import other_defaults
     from dreambooth.config.settings import DreamBoothConfig
 
     if markdown:
@@ -21,25 +22,14 @@ def settings(section: str | None, markdown: bool) -> None:
         return
     rows = list_settings(DreamBoothConfig)
     for name, default, description in rows if section is None else _of(section, rows):
-        others = "; ".join(f"{', '.join(bases)}: {value}" for value, bases in _others(name, default).items())
+        others = "; ".join(
+            f"{', '.join(bases)}: {value}" for value, bases in other_defaults(name, default, str).items()
+        )
         shown = f"{default} ({others})" if others else default
         for line in _wrapped(f"{name} = {shown}" if shown else f"{name} =", indent=0, hanging=8):
             click.echo(line)
         for line in _wrapped(description, indent=4, hanging=4):
             click.echo(line)
-
-
-def _others(name: str, default: str) -> dict[str, list[str]]:
-    """Other defaults of a setting, with the built-in base models that have them."""
-    from dreambooth.config.miniatures import MINIATURES
-
-    bases: dict[str, list[str]] = {}
-    group, _, key = name.partition(".")
-    for base, groups in MINIATURES.items():
-        value = str(groups.get(group, {}).get(key, default))
-        if value != default:
-            bases.setdefault(value, []).append(base)
-    return bases
 
 
 def _of(section: str, rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from dreambooth.config.miniatures import MINIATURES
+from dreambooth.config.miniatures import other_defaults
 from dreambooth.config.settings import DreamBoothConfig
 
 _HEAD = """# Settings
@@ -35,20 +35,10 @@ def _group(prefix: str, model: type[BaseModel], title: str, *, leave_out: Any = 
             continue
         key = field.alias or name
         default = "*required*" if field.is_required() else _shown(field.default)
-        for value, bases in _changed(prefix.rstrip("."), key, field.default).items():
+        for value, bases in other_defaults(f"{prefix}{key}", field.default, _shown).items():
             default += f"; {', '.join(bases)}: {value}"
         yield f"| `{prefix}{key}` | {default} | {_meaning(field.description or '', _choices(field.annotation))} |"
     yield ""
-
-
-def _changed(group: str, key: str, default: Any) -> dict[str, list[str]]:
-    """Other defaults of a setting, as shown, with the built-in base models that have them."""
-    bases: dict[str, list[str]] = {}
-    for base, groups in MINIATURES.items():
-        value = groups.get(group, {}).get(key, default)
-        if value != default:
-            bases.setdefault(_shown(value), []).append(base)
-    return bases
 
 
 def _shown(value: Any) -> str:
