@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
 SUBJECT ?= coral-car
+BASE ?= miniature
 S3_FOLDER := output/s3
 SERVICES_FOLDER := output/services
 TWO_AT_ONCE := --numprocesses logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -55,9 +56,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 	@echo "Installed."
 
-demo: $(INSTALLED) ## Fine-tune the built-in miniature on one of its subjects; pictures go to output/demo/
-	$(BIN)/dreambooth run --images dreambooth/miniature/subjects/$(SUBJECT) --workers 2 --zero-stage 2 \
-	    --set train.micro_batch_size=1 --output output/demo
+demo: $(INSTALLED) ## Fine-tune a built-in model (BASE) on one of its subjects (SUBJECT); see output/demo/
+	$(BIN)/dreambooth run --base-model $(BASE) --images dreambooth/miniature/subjects/$(SUBJECT) --workers 2 \
+	    --zero-stage 2 --set train.micro_batch_size=1 --output output/demo
 
 test: $(INSTALLED) ## Run the unit tests, then the integration tests, but for those marked recovery or slow
 	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal

@@ -1,6 +1,6 @@
 """All settings of a run, as frozen pydantic models, and their validation.
 
-Defaults are for Stable Diffusion; `MINIATURE` holds the differences for the built-in base model. `load_config` reads
+Defaults are for Stable Diffusion; miniatures.py holds the differences for the built-in base models. `load_config` reads
 YAML and dotted overrides, and raises `InputError` for any fault before work starts.
 """
 
@@ -28,10 +28,11 @@ from dreambooth.config.bounds import (
 from dreambooth.config.evaluation import EvaluationConfig, GateConfig
 from dreambooth.config.explain import explain
 from dreambooth.config.limits import MOST_IMAGES
+from dreambooth.config.miniatures import setting_of, with_miniature_defaults
 from dreambooth.config.overrides import merge, parse_override, read_yaml
 from dreambooth.config.service_names import ExperimentName, ModelName
 from dreambooth.config.subject import Frozen, PromptTemplates, Subject, Words
-from dreambooth.config.train import RATES_OF_TEXT_ENCODER, TrainConfig
+from dreambooth.config.train import TrainConfig
 from dreambooth.errors import InputError
 
 
@@ -163,8 +164,8 @@ class DreamBoothConfig(Frozen):
     subject: Subject
     base_model: Words = Field(
         "miniature",
-        description="'miniature', a diffusers directory (any address), a hub id, or a .safetensors file, '#' and the "
-        "model that its configurations come from",
+        description="'miniature' or 'miniature-flow', which are built in, a diffusers directory (any address), a hub "
+        "id, or a .safetensors file, '#' and the model that its configurations come from",
     )
     revision: str | None = Field(None, description="revision of a hub id")
     engine: Literal["auto", "torch", "deepspeed"] = Field(
@@ -222,8 +223,8 @@ class DreamBoothConfig(Frozen):
     @classmethod
     def _textual_inversion_stands_alone(cls, settings: Any) -> Any:
         """Require prompts with the identifier alone and no prior preservation for Textual Inversion."""
-        if isinstance(settings, dict) and _setting(settings, "train", "method") == "textual_inversion":
-            if _setting(settings, "prior", "prior_loss_weight") not in (None, 0):
+        if isinstance(settings, dict) and setting_of(settings, "train", "method") == "textual_inversion":
+            if setting_of(settings, "prior", "prior_loss_weight") not in (None, 0):
                 raise ValueError(
                     "prior.prior_loss_weight: prior preservation has no part in train.method textual_inversion; "
                     "leave it out, or set it to 0"
@@ -279,48 +280,6 @@ class DreamBoothConfig(Frozen):
         return self.tracking.registered_model_name or f"dreambooth-{self.subject.name}"
 
 
-MINIATURE: dict[str, Any] = {
-    "prior": {"num_class_images": 100, "num_inference_steps": 12, "guidance_scale": 4.0},
-    "train": {
-        "max_train_steps": 400,
-        "micro_batch_size": 2,
-        "learning_rate": 5e-4,
-        "text_encoder_learning_rate": 6e-4,
-        "identifier_learning_rate": 8e-3,
-        "lr_scheduler": "linear",
-        "min_snr_gamma": 5.0,
-        "checkpoint_every": 100,
-    },
-    "evaluation": {
-        "prompts": [
-            "a photo of [V] {class_noun}",
-            "a photo of [V] {class_noun} on the beach",
-            "a photo of [V] {class_noun} in the snow",
-            "a photo of [V] {class_noun} in the forest",
-            "a photo of [V] {class_noun} on the grass",
-        ],
-        "num_inference_steps": 12,
-        "guidance_scale": 4.0,
-    },
-    "gate": {"pres_limit": 0.4},
-}
-"""Defaults that differ for `base_model: miniature`; a user's own settings override them."""
-
-
-def _miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """MINIATURE, without rates for a text encoder that stays frozen; a user's own rates for it are refused."""
-    frozen = str(_setting(settings, "train", "train_text_encoder")).lower() in ("false", "no", "off", "0", "n", "f")
-    if not frozen and _setting(settings, "train", "text_encoders") != "none":
-        return MINIATURE
-    train = {name: value for name, value in MINIATURE["train"].items() if name not in RATES_OF_TEXT_ENCODER}
-    return MINIATURE | {"train": train}
-
-
-def _setting(settings: dict[str, Any], group: str, name: str) -> Any:
-    values = settings.get(group)
-    return values.get(name) if isinstance(values, dict) else None
-
-
 def config_hash(*parts: BaseModel | dict[str, Any] | str) -> str:
     """First 16 hex digits of the sha256 of settings in canonical JSON; equal settings give equal hashes."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
@@ -335,8 +294,7 @@ def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) 
     settings = read_yaml(source) if isinstance(source, Path) else source
     for override in overrides:
         settings = merge(settings, parse_override(override))
-    if settings.get("base_model", "miniature") == "miniature":
-        settings = merge(_miniature_defaults(settings), settings)
+    settings = with_miniature_defaults(settings)
     try:
         return DreamBoothConfig.model_validate(settings)
     except ValidationError as error:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bank import BANKS, Bank, BankLocations
+from dreambooth.miniature import BASES
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 def default_bank(base_model: str) -> str:
     """The bank that fits a base model, by its address."""
-    return "miniature" if base_model == "miniature" else "paper"
+    return "miniature" if base_model in BASES else "paper"
 
 
 def load_bank(name: str, *, device: str = "cpu", locations: BankLocations | None = None) -> Bank:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.evaluation.prompts import PromptList, prompt_list, sample_seed
+from dreambooth.miniature import BASES
 from dreambooth.sampling.class_images import STORED
 
 CLASS_SAMPLES = 4
@@ -137,7 +138,7 @@ def named(protocol: str, base_model: str) -> str:
     """The name of a protocol's prompts; `auto` depends on the base model."""
     if protocol != "auto":
         return protocol
-    return "miniature" if base_model == "miniature" else "dreambench"
+    return "miniature" if base_model in BASES else "dreambench"
 
 
 def _digest(value: dict[str, object] | Sequence[object]) -> str:

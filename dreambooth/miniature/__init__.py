@@ -1,6 +1,7 @@
-"""The miniature: the built-in base model, small enough to ship with the package, and subjects to try it with.
+"""The miniatures: built-in base models, small enough to ship with the package, and subjects to try them with.
 
 weights/pipeline    a Stable Diffusion directory for 64 x 64 images
+weights/flow        a Stable Diffusion 3 directory for the same world
 weights/vit         a ViTModel that distinguishes subjects (where a larger project uses DINO)
 weights/clip        a CLIPModel with its tokenizer
 subjects/NAME       five instance images of a made-up subject, and its class noun in subject.yaml
@@ -11,9 +12,13 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 WEIGHTS_DIR = _HERE / "weights"
 PIPELINE_DIR = WEIGHTS_DIR / "pipeline"
+FLOW_DIR = WEIGHTS_DIR / "flow"
 VIT_DIR = WEIGHTS_DIR / "vit"
 CLIP_DIR = WEIGHTS_DIR / "clip"
 SUBJECTS_DIR = _HERE / "subjects"
+
+BASES = {"miniature": "pipeline", "miniature-flow": "flow/pipeline"}
+"""Folders of the built-in base models below the weights, by the names that `base_model` takes."""
 
 
 def subject_names() -> tuple[str, ...]:

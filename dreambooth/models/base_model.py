@@ -1,14 +1,16 @@
-"""Find, check and hash a base model: `miniature`, a diffusers directory at any fsspec address, a hub id, or one file.
+"""Find, check and hash a base model: built in, a diffusers directory at any fsspec address, a hub id, or one file.
 
 A base is identified by the sha256 over its files, so class images and models record exactly their base.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from dreambooth.errors import InputError
+from dreambooth.miniature import BASES, WEIGHTS_DIR
 from dreambooth.models.base_file import converted, find_file, is_file_address, split_address
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.config_fields import read_json
@@ -105,10 +107,8 @@ def _check_stage(address: str, family: Family, *, scales_up: bool) -> None:
 
 
 def _find(address: str, revision: str | None, *, weights: bool) -> Path:
-    if address == "miniature":
-        from dreambooth.miniature import PIPELINE_DIR
-
-        return PIPELINE_DIR
+    if address in BASES:
+        return _built_in(address)
     if is_file_address(address):
         file, config = split_address(address)
         return converted(find_file(file, revision), _find(config, None, weights=False))
@@ -119,10 +119,25 @@ def _find(address: str, revision: str | None, *, weights: bool) -> Path:
         return path.resolve()
     if not is_hub_id(address):
         raise InputError(
-            f"base_model {address!r}: expected 'miniature', a folder, an address such as s3://bucket/model, a hub id "
-            f"such as owner/name, or one .safetensors file, but there is no such folder"
+            f"base_model {address!r}: expected {', '.join(map(repr, BASES))}, a folder, an address such as "
+            f"s3://bucket/model, a hub id such as owner/name, or one .safetensors file, but there is no such folder"
         )
     return _from_hub(address, revision, weights=weights)
+
+
+def _built_in(name: str) -> Path:
+    """A built-in model as it is installed, or below $DREAMBOOTH_WEIGHTS where a package comes without its weights."""
+    if (directory := WEIGHTS_DIR / BASES[name]).is_dir():
+        return directory
+    weights = os.environ.get("DREAMBOOTH_WEIGHTS", "").rstrip("/")
+    if is_remote(weights):
+        return from_store(f"{weights}/{BASES[name]}", what="base_model")
+    if weights and (directory := Path(weights) / BASES[name]).is_dir():
+        return directory
+    raise InputError(
+        f"base_model {name!r}: its weights aren't in {directory}; give $DREAMBOOTH_WEIGHTS the address of a copy of "
+        f"dreambooth/miniature/weights"
+    )
 
 
 def _from_hub(address: str, revision: str | None, *, weights: bool) -> Path:

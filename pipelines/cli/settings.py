@@ -12,7 +12,8 @@ def settings(section: str | None, markdown: bool) -> None:
     SECTION is a part of their names: train, prior, train.seed.
     """
     from dreambooth.config.explain import list_settings
-    from dreambooth.config.settings import MINIATURE, DreamBoothConfig
+    from dreambooth.config.miniatures import other_defaults
+    from dreambooth.config.settings import DreamBoothConfig
 
     if markdown:
         from pipelines.cli.settings_page import settings_page
@@ -20,10 +21,11 @@ def settings(section: str | None, markdown: bool) -> None:
         click.echo(settings_page(), nl=False)
         return
     rows = list_settings(DreamBoothConfig)
-    miniature = {f"{group}.{name}": str(value) for group, values in MINIATURE.items() for name, value in values.items()}
     for name, default, description in rows if section is None else _of(section, rows):
-        changed = miniature.get(name, default)
-        shown = default if changed == default else f"{default} (miniature: {changed})"
+        others = "; ".join(
+            f"{', '.join(bases)}: {value}" for value, bases in other_defaults(name, default, str).items()
+        )
+        shown = f"{default} ({others})" if others else default
         for line in _wrapped(f"{name} = {shown}" if shown else f"{name} =", indent=0, hanging=8):
             click.echo(line)
         for line in _wrapped(description, indent=4, hanging=4):

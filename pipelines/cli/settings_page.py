@@ -5,12 +5,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from dreambooth.config.settings import MINIATURE, DreamBoothConfig
+from dreambooth.config.miniatures import other_defaults
+from dreambooth.config.settings import DreamBoothConfig
 
 _HEAD = """# Settings
 
 Given in a YAML file, or one by one with `--set group.name=value`; in a table of subjects also for one subject alone.
-Defaults are for Stable Diffusion; where the built-in miniature has another one, it stands behind it. This page is made
+Defaults are for Stable Diffusion; where a built-in base model has another one, it stands behind it. This page is made
 by `dreambooth settings --markdown`.
 """
 
@@ -29,14 +30,13 @@ def _group(prefix: str, model: type[BaseModel], title: str, *, leave_out: Any = 
     yield f"## {title}\n"
     yield f"{(model.__doc__ or '').strip().partition(chr(10))[0]}\n"
     yield "| setting | default | meaning |\n|---|---|---|"
-    changed = MINIATURE.get(prefix.rstrip("."), {})
     for name, field in model.model_fields.items():
         if name in leave_out:
             continue
         key = field.alias or name
         default = "*required*" if field.is_required() else _shown(field.default)
-        if key in changed and changed[key] != field.default:
-            default += f"; miniature: {_shown(changed[key])}"
+        for value, bases in other_defaults(f"{prefix}{key}", field.default, _shown).items():
+            default += f"; {', '.join(bases)}: {value}"
         yield f"| `{prefix}{key}` | {default} | {_meaning(field.description or '', _choices(field.annotation))} |"
     yield ""
 

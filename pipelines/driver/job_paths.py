@@ -11,6 +11,7 @@ from typing import Any
 
 from dreambooth.config.overrides import leaves, parse_override, read_yaml
 from dreambooth.errors import InputError
+from dreambooth.miniature import BASES
 from pipelines.plan.tables import SUBJECT, read_table
 
 SWITCHES = ("--dry-run", "--quiet", "--skip-invalid", "--help", "-h")
@@ -84,7 +85,7 @@ def check_reachable(settings: Sequence[tuple[str, Any]], where: str = "") -> Non
         for address in value if isinstance(value, list) else [value]:
             if not isinstance(address, str) or "://" in address or address.startswith("/"):
                 continue
-            if name in _FOLDERS or (name in _MODELS and address != "miniature" and _is_folder(address)):
+            if name in _FOLDERS or (name in _MODELS and address not in BASES and _is_folder(address)):
                 raise elsewhere(address, f"{where}{name} ", "a path")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.miniature import BASES
 from dreambooth.models.base_file import absolute_file, is_file_address
 from pipelines.storage.files import absolute, is_local
 
@@ -13,7 +14,7 @@ def local_addresses(config: DreamBoothConfig) -> list[str]:
     """Local addresses; several nodes can't read them without a shared disk."""
     addresses = [config.run_uri, config.prior_uri, *config.subject.instance_images]
     bases = [name for name in (config.base_model, config.super_resolution.base_model) if name is not None]
-    addresses += [part for name in bases if name != "miniature" for part in name.split("#") if Path(part).exists()]
+    addresses += [part for name in bases if name not in BASES for part in name.split("#") if Path(part).exists()]
     return [address for address in addresses if is_local(address)]
 
 
@@ -31,7 +32,7 @@ def with_absolute_addresses(config: DreamBoothConfig) -> DreamBoothConfig:
     changes: dict[str, Any] = {"storage": storage, "subject": subject}
     if is_file_address(config.base_model):
         changes["base_model"] = absolute_file(config.base_model)
-    elif config.base_model != "miniature":
+    elif config.base_model not in BASES:
         changes["base_model"] = _absolute_folder(config.base_model)
     if (second := config.super_resolution.base_model) is not None:
         update = {"base_model": _absolute_folder(second)}

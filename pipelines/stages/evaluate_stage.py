@@ -8,6 +8,7 @@ from dreambooth.data.images import InstanceImage, open_image, png_bytes, squares
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import EvaluationPrompt
 from dreambooth.evaluation.verdict import ShortVerdict, Similarity
+from dreambooth.miniature import BASES
 from pipelines.tasks import Call, SampleRequest, Samplers, Source
 
 _IMAGES_PER_REQUEST = 4
@@ -31,7 +32,7 @@ class Evaluation:
 
 def meant_encoder(config: DreamBoothConfig) -> str:
     """The address of a configuration's image encoder, available or not."""
-    return config.evaluation.image_encoder or ("miniature" if config.base_model == "miniature" else DEFAULT_ENCODER)
+    return config.evaluation.image_encoder or ("miniature" if config.base_model in BASES else DEFAULT_ENCODER)
 
 
 def image_encoder(config: DreamBoothConfig) -> str:

@@ -1,16 +1,30 @@
 """Trained parts into the directories that are shipped, and scenes into the shipped subjects' images."""
 
+import copy
 import json
 import random
 import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    IFPipeline,
+    IFSuperResolutionPipeline,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import nn
-from transformers import CLIPModel, CLIPTextModel, ViTModel
+from transformers import CLIPModel, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer, ViTModel
 
 from dreambooth.miniature.pretraining.drawing import draw
+from dreambooth.miniature.pretraining.t5_tokenizer import build_t5_tokenizer
 from dreambooth.miniature.pretraining.tokenizer import build_tokenizer
 from dreambooth.miniature.pretraining.world import PLACES, SUBJECTS, sample_scene
 
@@ -34,6 +48,65 @@ def assemble_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    _save(pipeline, folder)
+
+
+def assemble_flow_pipeline(
+    folder: Path, *, vae: AutoencoderKL, transformer: SD3Transformer2DModel, towers: nn.ModuleList, shift: float
+) -> None:
+    """Write a Stable Diffusion 3 directory with fp16 weights and a T5 that says nothing.
+
+    diffusers loads such a directory without being told that there is no T5, and decodes by a `shift_factor`.
+    """
+    vae = copy.deepcopy(vae)
+    vae.register_to_config(shift_factor=0.0)
+    pipeline = StableDiffusion3Pipeline(
+        vae=vae,
+        transformer=transformer,
+        text_encoder=towers[0],
+        text_encoder_2=towers[1],
+        text_encoder_3=zero_t5(transformer.config.joint_attention_dim),
+        tokenizer=build_tokenizer(),
+        tokenizer_2=build_tokenizer(),
+        tokenizer_3=T5Tokenizer(extra_ids=0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+    )
+    _save(pipeline, folder)
+
+
+def assemble_cascade(
+    folder: Path,
+    *,
+    small: UNet2DConditionModel,
+    large: UNet2DConditionModel,
+    t5: T5EncoderModel,
+    schedulers: tuple[DDPMScheduler, DDPMScheduler, DDPMScheduler],
+) -> None:
+    """Write DeepFloyd IF's two directories, stage-1 and stage-2, with fp16 weights.
+
+    `schedulers` are those of stage I, stage II, and of the noise on stage II's small picture.
+    """
+    of_small, of_large, noising = schedulers
+    text = {"text_encoder": t5, "tokenizer": build_t5_tokenizer()}
+    without = {"safety_checker": None, "feature_extractor": None, "watermarker": None, "requires_safety_checker": False}
+    _save(IFPipeline(unet=small, scheduler=of_small, **text, **without), folder / "stage-1")
+    scaling_up = IFSuperResolutionPipeline(
+        unet=large, scheduler=of_large, image_noising_scheduler=noising, **text, **without
+    )
+    _save(scaling_up, folder / "stage-2")
+
+
+def zero_t5(width: int) -> T5EncoderModel:
+    """The smallest T5 there is, whose states (B, L, `width`) are zeros."""
+    config = T5Config(
+        vocab_size=len(T5Tokenizer(extra_ids=0)), d_model=width, d_kv=1, d_ff=1, num_layers=1, num_heads=1
+    )
+    t5 = T5EncoderModel(config).eval().requires_grad_(False)
+    nn.init.zeros_(t5.encoder.final_layer_norm.weight)
+    return t5
+
+
+def _save(pipeline: DiffusionPipeline, folder: Path) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     pipeline.save_pretrained(part)

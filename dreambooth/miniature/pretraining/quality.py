@@ -13,10 +13,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -41,6 +42,7 @@ GRID_PROMPTS = (
     "a painting of an orange fish on a red carpet",
 )
 STEPS, GUIDANCE = 20, 4.5
+PER_PROMPT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,21 +146,35 @@ def top1(
 
 
 def sample(
-    pipeline: StableDiffusionPipeline, prompts: list[str], *, seed: int = 0, batch_size: int = 25
+    pipeline: DiffusionPipeline,
+    prompts: list[str],
+    *,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    seed: int = 0,
+    batch_size: int = 25,
 ) -> list[Image.Image]:
-    """One image for each prompt by DPM-Solver++ in 20 steps at guidance 4.5; the n-th image has seed + n."""
+    """One image for each prompt by the pipeline's own sampler; the n-th image has seed + n."""
     pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
     for start in tqdm(range(0, len(prompts), batch_size), desc="samples", dynamic_ncols=True):
         chunk = prompts[start : start + batch_size]
         generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(chunk))]
         images += pipeline(
-            chunk, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators, height=64, width=64
+            chunk, num_inference_steps=steps, guidance_scale=guidance, generator=generators, height=64, width=64
         ).images
     return images
 
 
-def measure(weights: Path, photographs: Path | None, *, per_prompt: int = 3) -> Quality:
+def follows_prompts(
+    pipeline: DiffusionPipeline, clip: CLIPModel, tokenizer: CLIPTokenizer, **sampling: Any
+) -> dict[str, float]:
+    """How often samples of the held-out prompts show what these name, by the CLIP: `top1` of each of the three."""
+    asked = [triple for triple in held_out_prompts() for _ in range(PER_PROMPT)]
+    return top1(clip, tokenizer, sample(pipeline, [prompt(*triple) for triple in asked], **sampling), asked)
+
+
+def measure(weights: Path, photographs: Path | None) -> Quality:
     """All figures of the weights in a folder that holds pipeline, vit and clip."""
     pipeline = StableDiffusionPipeline.from_pretrained(weights / "pipeline")
     vit = ViTModel.from_pretrained(weights / "vit", add_pooling_layer=False, dtype=torch.float32).eval()
@@ -175,8 +191,7 @@ def measure(weights: Path, photographs: Path | None, *, per_prompt: int = 3) -> 
             nameable.append(scene)
     facts = [(scene.look.class_noun, str(scene.look.colour_name), str(scene.place)) for scene in nameable]
     on_scenes = top1(clip, tokenizer, [draw(scene) for scene in nameable], facts)
-    asked = [triple for triple in held_out_prompts() for _ in range(per_prompt)]
-    on_samples = top1(clip, tokenizer, sample(pipeline, [prompt(*triple) for triple in asked]), asked)
+    on_samples = follows_prompts(pipeline, clip, tokenizer)
     return Quality(
         vae_psnr_scenes=psnr(pipeline.vae, [draw(scene) for scene in scenes]),
         vae_psnr_photographs=psnr(pipeline.vae, held_out) if held_out else None,
@@ -191,9 +206,10 @@ def measure(weights: Path, photographs: Path | None, *, per_prompt: int = 3) -> 
     )
 
 
-def grid(pipeline: StableDiffusionPipeline, *, columns: int = 6, side: int = 128) -> Image.Image:
+def grid(pipeline: DiffusionPipeline, *, columns: int = 6, side: int = 128, **sampling: Any) -> Image.Image:
     """Samples of GRID_PROMPTS, one row each, enlarged to `side` pixels."""
-    samples = sample(pipeline, [text for text in GRID_PROMPTS for _ in range(columns)], seed=1000, batch_size=24)
+    prompts = [text for text in GRID_PROMPTS for _ in range(columns)]
+    samples = sample(pipeline, prompts, seed=1000, batch_size=24, **sampling)
     sheet = Image.new("RGB", (columns * (side + 4) - 4, len(GRID_PROMPTS) * (side + 4) - 4), "white")
     for index, image in enumerate(samples):
         place = (index % columns * (side + 4), index // columns * (side + 4))

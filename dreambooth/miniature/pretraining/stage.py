@@ -6,12 +6,13 @@ just then: on a GPU the steps run out, on a small CPU the time does.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
 from dreambooth.sampling.sampler import sampling_dtype
@@ -50,32 +51,36 @@ def fit(
     *,
     rank: int = 0,
     world_size: int = 1,
+    optimizers: Sequence[Optimizer] = (),
     on_save: Callable[[nn.Module], None] | None = None,
     save_every_seconds: float = SAVE_EVERY_SECONDS,
 ) -> nn.Module:
     """Train `module` in place by `loss_at(step, progress)`; return it with its averaged (EMA) weights, if it keeps any.
 
+    `optimizers` between them have all trainable parameters, each at its own peak rate; by default AdamW by the stage.
     The state lies in `folder`/<name>.pt and is picked up again by the next call. With `world_size` > 1 every process of
     the default group calls this with its own data, gradients are averaged over them, and rank 0 saves. `on_save` is
     called with the averaged module after each save but the last.
     """
     path = folder / f"{stage.name}.pt"
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay, foreach=True
+    optimizers = optimizers or (
+        AdamW(parameters, lr=stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay, foreach=True),
     )
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     averaged = [parameter.detach().clone() for parameter in parameters] if stage.ema_decay else []
     step, spent = 0, 0.0
     if path.exists():
         state = torch.load(path, map_location=parameters[0].device, weights_only=True)
         module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         averaged, step, spent = state["averaged"], state["step"], state["spent"]
 
     def save() -> None:
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"module": module.state_dict(), "optimizers": [one.state_dict() for one in optimizers]}
             torch.save({**state, "averaged": averaged, "step": step, "spent": spent}, path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)
 
@@ -96,15 +101,17 @@ def fit(
         progress = max(step / stage.steps, float(clock) / limit)
         if progress >= 1:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * stage.rate(progress, step)
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * stage.rate(progress, step)
         loss = loss_at(step, progress)
         loss.backward()
         if world_size > 1:
             _average_gradients(parameters, world_size)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step += 1
         if averaged:
             decay = min(stage.ema_decay, (1 + step) / (10 + step))

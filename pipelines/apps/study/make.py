@@ -7,6 +7,7 @@ from pathlib import Path
 from dreambooth.config.wording import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, check_wording
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import prompt_list
+from dreambooth.miniature import BASES
 from pipelines.apps.generate import FoundModel, find_model
 from pipelines.apps.study.samples import has_samples, read_references, read_samples, sample_model
 from pipelines.apps.study.store import StudyFile
@@ -91,5 +92,5 @@ def _references(settings: StudySettings, shown: SubjectSamples | None, say: Call
 
 def _prompts(model: FoundModel) -> tuple[str, ...]:
     """The evaluation's prompts for a model's base, with its class noun."""
-    chosen = prompt_list("miniature" if model.base_model == "miniature" else "dreambench", model.class_noun)
+    chosen = prompt_list("miniature" if model.base_model in BASES else "dreambench", model.class_noun)
     return tuple(prompt.text.replace(CLASS_NOUN_PLACEHOLDER, model.class_noun) for prompt in chosen.prompts)

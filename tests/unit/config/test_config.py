@@ -77,6 +77,13 @@ class TestFillingIn:
         assert load().train.max_train_steps == 400
         assert load(base_model="some/model").train.max_train_steps == 1000
 
+    def test_and_so_has_the_miniature_of_rectified_flow(self) -> None:
+        flow = load(base_model="miniature-flow")
+        assert flow.train.max_train_steps == 400
+        assert flow.train.min_snr_gamma is None  # it has no meaning there
+        assert (flow.evaluation.num_inference_steps, flow.prior.num_inference_steps) == (16, 16)
+        assert load("train.max_train_steps=7", base_model="miniature-flow").train.max_train_steps == 7
+
     def test_and_what_the_user_says_goes_over_them(self) -> None:
         config = load("train.max_train_steps=7", prior={"num_class_images": 9})
         assert (config.train.max_train_steps, config.prior.num_class_images) == (7, 9)
@@ -167,7 +174,7 @@ class TestRefusing:
         message = fault(f"{setting}={value}")
         assert message == f"{setting}: input should be greater than or equal to 1, got {value}"
 
-    @pytest.mark.parametrize("base", ["miniature", "some/base"])
+    @pytest.mark.parametrize("base", ["miniature", "miniature-flow", "some/base"])
     @pytest.mark.parametrize("rate", ["identifier_learning_rate", "text_encoder_learning_rate"])
     def test_a_rate_of_what_is_not_trained(self, base: str, rate: str) -> None:
         """A frozen text encoder, and with it the identifier's embedding; the miniature's own rates are left out."""

@@ -3,13 +3,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, AdamW
 
 from dreambooth.miniature.pretraining.stage import Stage, fit
 
 STAGE = Stage(name="line", steps=6, minutes=60, learning_rate=0.1, warmup=2, ema_decay=0.9)
 
 
-def train(folder: Path, *, interrupt_at: int | None = None, stage: Stage = STAGE) -> dict[str, Tensor]:
+def train(
+    folder: Path, *, interrupt_at: int | None = None, stage: Stage = STAGE, two: bool = False
+) -> dict[str, Tensor]:
     torch.manual_seed(0)
     module = nn.Linear(3, 1)
 
@@ -20,14 +23,16 @@ def train(folder: Path, *, interrupt_at: int | None = None, stage: Stage = STAGE
         loss: Tensor = ((module(inputs) - inputs.sum(1, keepdim=True)) ** 2).mean()
         return loss
 
-    return fit(stage, module, loss_at, folder, save_every_seconds=0).state_dict()
+    optimizers = (SGD([module.weight], lr=0.1, momentum=0.9), AdamW([module.bias], lr=0.2)) if two else ()
+    return fit(stage, module, loss_at, folder, optimizers=optimizers, save_every_seconds=0).state_dict()
 
 
-def test_a_stopped_stage_goes_on_where_it_was(tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole")
+@pytest.mark.parametrize("two", [False, True], ids=["its optimizer", "two optimizers"])
+def test_a_stopped_stage_goes_on_where_it_was(tmp_path: Path, two: bool) -> None:
+    whole = train(tmp_path / "whole", two=two)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "stopped", interrupt_at=3)
-    resumed = train(tmp_path / "stopped")
+        train(tmp_path / "stopped", interrupt_at=3, two=two)
+    resumed = train(tmp_path / "stopped", two=two)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 

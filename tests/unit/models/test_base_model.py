@@ -59,6 +59,21 @@ class TestFinding:
         assert base.resolution == 64
         assert base.parameter_counts["unet"] > 1e6
 
+    @pytest.mark.parametrize("store", ["", "memory://weights"], ids=["a folder", "a store"])
+    def test_the_miniature_where_its_weights_are_not_installed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: MemoryFileSystem, store: str
+    ) -> None:
+        from dreambooth.miniature import PIPELINE_DIR, WEIGHTS_DIR
+
+        whole = resolve_base_model("miniature").hash
+        monkeypatch.setattr("dreambooth.models.base_model.WEIGHTS_DIR", tmp_path / "package")
+        assert "its weights aren't in" in fault("miniature")
+        monkeypatch.setenv("DREAMBOOTH_WEIGHTS", str(tmp_path))
+        assert "give $DREAMBOOTH_WEIGHTS the address of a copy" in fault("miniature")
+        memory.put(str(PIPELINE_DIR), "/weights/pipeline", recursive=True)
+        monkeypatch.setenv("DREAMBOOTH_WEIGHTS", store or str(WEIGHTS_DIR))
+        assert resolve_base_model("miniature").hash == whole
+
     def test_a_folder(self, tiny_pipeline: Path) -> None:
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel
@@ -89,7 +104,7 @@ class TestFinding:
         "address", ["./missing", "file:///missing", "/no/such/folder", "~/no-such-folder", "missing", "a/b/c"]
     )
     def test_a_folder_that_is_not_there(self, address: str) -> None:
-        assert f"base_model {address!r}: expected 'miniature', a folder" in fault(address)
+        assert f"base_model {address!r}: expected 'miniature', 'miniature-flow', a folder" in fault(address)
         assert "there is no such folder" in fault(address)
 
     def test_a_hub_id_that_cannot_be_had(self) -> None:

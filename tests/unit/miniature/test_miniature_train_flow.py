@@ -1,0 +1,59 @@
+import torch
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTextModel
+
+from dreambooth.miniature import CLIP_DIR, PIPELINE_DIR
+from dreambooth.miniature.pretraining.train_flow import STAGE as FLOW_STAGE
+from dreambooth.miniature.pretraining.train_flow import (
+    T5_TOKENS,
+    EncodedCaptions,
+    LastCountsForAll,
+    build_optimizers,
+    build_towers,
+    build_transformer,
+    stratified_sigmas,
+)
+
+PROMPT = "a photo of a red dog on the beach"
+
+
+def towers() -> nn.ModuleList:
+    return build_towers(
+        CLIPTextModel.from_pretrained(PIPELINE_DIR / "text_encoder", dtype=torch.float32),
+        CLIPModel.from_pretrained(CLIP_DIR, dtype=torch.float32),
+    )
+
+
+def test_one_zero_that_counts_for_all_is_as_good_as_all_of_them() -> None:
+    torch.manual_seed(0)
+    transformer = build_transformer()
+    for parameter in transformer.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)  # blocks begin as zero, where nothing would be compared
+    states, pooled = EncodedCaptions(towers())([PROMPT, ""])
+    noisy, moments = torch.randn(2, 4, 16, 16), torch.tensor([100.0, 900.0])
+
+    def velocity(states: Tensor) -> Tensor:
+        given = {"hidden_states": noisy, "timestep": moments, "pooled_projections": pooled}
+        found: Tensor = transformer(**given, encoder_hidden_states=states).sample
+        return found
+
+    with torch.no_grad():
+        of_all = velocity(torch.cat([states, states[:, -1:].expand(-1, T5_TOKENS - 1, -1)], dim=1))
+        transformer.set_attn_processor(LastCountsForAll())
+        of_one = velocity(states)
+    assert states[:, -1].count_nonzero() == 0
+    torch.testing.assert_close(of_one, of_all, rtol=1e-4, atol=1e-4)
+
+
+def test_every_weight_has_one_optimizer() -> None:
+    transformer = build_transformer()
+    chosen = [p for one in build_optimizers(transformer, FLOW_STAGE) for g in one.param_groups for p in g["params"]]
+    assert sorted(map(id, chosen)) == sorted(map(id, transformer.parameters()))
+
+
+def test_sigmas_rise_by_slices_and_have_the_median_of_their_distribution() -> None:
+    sigmas = stratified_sigmas(1001, torch.Generator().manual_seed(0))
+    assert (sigmas.diff() > 0).all()
+    assert sigmas[0] > 0
+    assert sigmas[-1] < 1
+    assert abs(float(sigmas[500]) - 0.6) < 1e-2  # half way, shifted by 1.5
