@@ -207,9 +207,9 @@ class TestSettings:
         assert [line.split(" = ")[0] for line in lines if not line.startswith(" ")] == names
 
     def test_what_the_miniature_has_instead(self) -> None:
-        assert (
-            "train.max_train_steps = 1000 (miniature: 400)\n" in CliRunner().invoke(main, ["settings", "train"]).stdout
-        )
+        shown = CliRunner().invoke(main, ["settings", "train"]).stdout
+        assert "train.max_train_steps = 1000 (miniature, miniature-flow: 400)\n" in shown
+        assert "train.min_snr_gamma = None (miniature: 5.0)\n" in shown
 
     def test_no_such_section(self) -> None:
         result = CliRunner().invoke(main, ["settings", "trian"])
