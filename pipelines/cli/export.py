@@ -56,9 +56,9 @@ class Rank(click.ParamType["int | None"]):
 @tracking_uri_option
 @click.option("--quiet", "silent", is_flag=True, help="Print only the result.")
 def export(model: str, form: Any, to: str, dtype: str, tracking_uri: str | None, silent: bool, **lora: Any) -> None:
-    """Write MODEL (models:/NAME@ALIAS, or the address of a published one) for other programs.
+    """Write a personalized model for other programs.
 
-    What was written is printed with its sha256.
+    MODEL is models:/NAME@ALIAS, or the address of a publication. What was written is printed with its sha256.
     """
     from pipelines.apps.export.exporting import export_whole
     from pipelines.apps.export.lora import export_lora

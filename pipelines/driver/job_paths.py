@@ -14,7 +14,7 @@ from dreambooth.errors import InputError
 from dreambooth.miniature import BASES
 from pipelines.plan.tables import SUBJECT, read_table
 
-SWITCHES = ("--dry-run", "--quiet", "--skip-invalid", "--help", "-h")
+SWITCHES = ("--dry-run", "--verbose", "--quiet", "--skip-invalid", "--help", "-h")
 """Options of `run` and `batch` without a value."""
 OPTIONS = {"--images": "subject.instance_images", "--base-model": "base_model", "--output": "storage.run"}
 """Options whose value is a path, and their settings."""

@@ -69,7 +69,7 @@ def test_a_dry_run_needs_no_weights(
     base = without_weights(bases["flux-dev"], tmp_path / "base")
     command = ["run", "--images", str(instance_folder), "--class-noun", "dog", "--base-model", str(base)]
     command += ["--identifier", "xwz", "--set", "images.resolution=64", "--set", f"tracking.uri={mlflow_database}"]
-    planned = CliRunner().invoke(main, [*command, "--dry-run"])
+    planned = CliRunner().invoke(main, [*command, "--dry-run", "--verbose"])
     assert planned.exit_code == 0, planned.output
     words = " ".join(planned.output.split())
     for told in (

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from replicas import cascade
 
-from dreambooth.config.settings import load_config
+from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.delta import rebuild, write_delta
 from dreambooth.sampling.sampler import load_pipeline, sample
@@ -20,7 +20,7 @@ from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import find_result, train_task
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.storage.publications import Manifest, read_manifest
-from pipelines.tasks import SampleRequest, Source, TrainTask
+from pipelines.tasks import SampleRequest, Source
 from pipelines.worker.lane_reports import Reports
 from pipelines.worker.publish import TrainedStage, publish_result, published_weights
 from pipelines.worker.samplers import ImageSampler
@@ -153,7 +153,7 @@ def test_a_first_stage_that_ended_early_is_not_trained_on(
 class Falling:
     """Scores that fall: the second one ends the training."""
 
-    def __init__(self, task: TrainTask, device: str) -> None:
+    def __init__(self, config: DreamBoothConfig, images: Any, **of_the_run: Any) -> None:
         pass
 
     def score(self, step: int, state: dict[str, Any]) -> Any:
