@@ -18,7 +18,7 @@ from PIL import Image
 from replicas import REPLICAS, cascade
 from replicas.plain import plain_pipeline
 
-from dreambooth.sampling.sampler import further_seed, load_pipeline
+from dreambooth.sampling.sampler import further_seed, load_pipeline, sample
 from pipelines.storage.publications import read_manifest
 from pipelines.tracking.client import connect, default_tracking, quietly
 
@@ -116,7 +116,7 @@ def test_a_run_ends_registered_and_samples_the_same_picture_everywhere(
         answer = served.predict(pd.DataFrame({"prompt": [PROMPT]}), params={"seed": 7, **SAMPLING})
     with Image.open(io.BytesIO(base64.b64decode(answer["image"][0]))) as image:
         found = pixels(image)
-    # On a CPU that multiplies bf16 both compute in it; the plain pipeline in fp32.
     assert abs(found - generated).max() <= 2
-    assert abs(found - expected).max() <= 24
-    assert abs(found - expected).mean() < 3
+    # In fp32, as plain diffusers computes: what bf16 rounds, two stages with random weights make anything of.
+    ours = sample(load_pipeline(Path(model)), [PROMPT.replace("[V]", "sks")], [7], dtype=torch.float32, **SAMPLING)
+    assert abs(pixels(ours[0]) - expected).max() <= 2
