@@ -112,6 +112,8 @@ def _save(pipeline: DiffusionPipeline, folder: Path) -> None:
     pipeline.save_pretrained(part)
     for weights in part.glob("*/*.safetensors"):
         _halve(weights)
+    for config in part.glob("*/config.json"):
+        _forget_origin(config)
     _swap(part, folder)
 
 
@@ -158,6 +160,13 @@ def _halve(weights: Path) -> None:
     tensors = load_file(weights)
     halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     save_file(halves, weights, metadata={"format": "pt"})
+
+
+def _forget_origin(config: Path) -> None:
+    """Leave out where a part was loaded from: diffusers records the path."""
+    settings = json.loads(config.read_text())
+    if settings.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _swap(part: Path, folder: Path) -> None:

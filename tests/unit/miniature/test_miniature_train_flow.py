@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel
 
 from dreambooth.miniature import CLIP_DIR, PIPELINE_DIR
+from dreambooth.miniature.pretraining.assemble import assemble_flow_pipeline
 from dreambooth.miniature.pretraining.train_flow import STAGE as FLOW_STAGE
 from dreambooth.miniature.pretraining.train_flow import (
     T5_TOKENS,
@@ -57,3 +61,11 @@ def test_sigmas_rise_by_slices_and_have_the_median_of_their_distribution() -> No
     assert sigmas[0] > 0
     assert sigmas[-1] < 1
     assert abs(float(sigmas[500]) - 0.6) < 1e-2  # half way, shifted by 1.5
+
+
+def test_an_assembled_pipeline_does_not_name_the_folder_that_its_vae_came_from(tmp_path: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(PIPELINE_DIR, subfolder="vae")
+    folder = tmp_path / "pipeline"
+    assemble_flow_pipeline(folder, vae=vae, transformer=build_transformer(), towers=towers(), shift=1.5)
+    assert AutoencoderKL.from_pretrained(folder, subfolder="vae").config.shift_factor == 0.0
+    assert [path for path in folder.rglob("*.json") if str(PIPELINE_DIR) in path.read_text()] == []

@@ -16,6 +16,12 @@ def test_the_weights_are_small(folder: Path, most: int) -> None:
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= most
 
 
+def test_no_configuration_names_the_folder_that_a_part_came_from() -> None:
+    configurations = list(WEIGHTS_DIR.rglob("config.json"))
+    assert len(configurations) > 8
+    assert [path for path in configurations if "_name_or_path" in json.loads(path.read_text())] == []
+
+
 def test_the_measured_quality_meets_its_bounds() -> None:
     figures = json.loads((WEIGHTS_DIR / "quality.json").read_text())
     assert {name: figures[name] for name, bound in BOUNDS.items() if figures[name] < bound} == {}
