@@ -126,6 +126,19 @@ def upload(path: Path, uri: str) -> FileRecord:
     return record
 
 
+def move(path: Path, uri: str) -> FileRecord:
+    """Move a file to an address, on a local disk by renaming it; returns its size and sha256."""
+    if not is_local(uri):
+        record = upload(path, uri)
+        path.unlink()  # some temporary folders have little room
+        return record
+    target = Path(filesystem(uri)[1])
+    record = FileRecord(size=path.stat().st_size, sha256=sha256(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)
+    return record
+
+
 def remove(uri: str) -> None:
     """Remove a file, or a folder with all that is in it; nothing where there is none."""
     fs, path = filesystem(uri)

@@ -13,7 +13,7 @@ from typing import Any
 from dreambooth.errors import InputError
 from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
 from pipelines.storage.faults import StorageFull, readable_size, room_for
-from pipelines.storage.files import FileRecord, exists, filesystem, is_local, join, remove, sha256, upload
+from pipelines.storage.files import FileRecord, exists, filesystem, is_local, join, move, remove
 from pipelines.storage.publications import MANIFEST_NAME, Damaged, Manifest, opened, read_manifest, write_manifest
 from pipelines.tasks import TrainTask
 from pipelines.worker.history import History
@@ -168,7 +168,7 @@ def _write_part(folder: Path, uri: str, what: str, engine: Any, history: History
     with room_for(what, uri):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
-            written[name] = _move(path, join(uri, name))
+            written[name] = move(path, join(uri, name))
     return written
 
 
@@ -179,18 +179,6 @@ def _cleared_when_it_fails(folder: Path) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _move(path: Path, uri: str) -> FileRecord:
-    if not is_local(uri):
-        record = upload(path, uri)
-        path.unlink()  # some temporary folders have little room
-        return record
-    target = Path(filesystem(uri)[1])
-    record = FileRecord(size=path.stat().st_size, sha256=sha256(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path.replace(target)
-    return record
 
 
 def _names(uri: str) -> tuple[list[str], list[str]]:

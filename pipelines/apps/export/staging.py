@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dreambooth.config.addresses import shown
 from dreambooth.errors import InputError
-from pipelines.storage.files import absolute, check_writable, exists, is_local, join, remove, sha256, upload
+from pipelines.storage.files import absolute, check_writable, exists, is_local, join, move, remove, sha256
 
 WEIGHTS = ".safetensors"
 
@@ -68,19 +68,17 @@ def staged(to: str) -> Iterator[Path]:
 
 def place_files(files: Sequence[tuple[Path, str]]) -> tuple[Written, ...]:
     """Move files to their addresses, in order; after an error none is left there."""
+    begun: list[str] = []
     placed: list[Written] = []
     try:
         for path, address in files:
-            written = Written(address=address, size=path.stat().st_size, sha256=sha256(path))
-            placed.append(written)
-            if is_local(address):
-                path.replace(address)
-            else:
-                upload(path, address)
+            begun.append(address)
+            record = move(path, address)
+            placed.append(Written(address=address, size=record.size, sha256=record.sha256))
     except BaseException:
-        for written in placed:
+        for address in begun:
             with suppress(Exception):
-                remove(written.address)
+                remove(address)
         raise
     return tuple(placed)
 
