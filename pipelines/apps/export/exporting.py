@@ -18,9 +18,6 @@ from pipelines.storage.publications import Manifest, opened
 if TYPE_CHECKING:
     from pipelines.apps.export.rank import Curve
 
-Format = Literal["single-file", "lora", "diffusers"]
-FORMATS: tuple[Format, ...] = ("single-file", "lora", "diffusers")
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 _SAID = ("subject", "identifier", "class_noun", "base_model", "base_hash")
 _INDEX = "model_index.json"
 
