@@ -1,6 +1,5 @@
 """Conclude a subject: register its published model, and write curves, pictures and summary."""
 
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from pipelines.driver.follow import complete_curves, complete_pictures
 from pipelines.driver.summary import PersonalizeResult, write_summary
 from pipelines.driver.train_stage import TrainResult, find_result
 from pipelines.plan.describe import printable_settings
+from pipelines.plan.here import git
 from pipelines.plan.run_plan import Plan
 from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.stages.evaluation_store import load_evaluation
@@ -206,7 +206,7 @@ def result_tags(plan: Plan) -> dict[str, Any]:
         "prior_set": plan.prior.key if plan.prior else "none",
         "configuration_hash": plan.key,
         "engine": plan.engine,
-        "git_commit": _git_commit(),
+        "git_commit": git("rev-parse", "HEAD") or "unknown",
     }
 
 
@@ -217,15 +217,3 @@ def _second_tags(second: Plan | None) -> dict[str, Any]:
         f"{SUPER_RESOLUTION}.base_model": shown(second.config.base_model),
         f"{SUPER_RESOLUTION}.base_hash": second.base.hash,
     }
-
-
-def _git_commit() -> str:
-    """This project's commit, or "unknown" if installed without its history."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()

@@ -8,6 +8,9 @@ from pipelines.cluster.ray_cluster import usable_cpus
 from pipelines.plan.describe import readable_bytes
 from pipelines.plan.node_facts import gpus, installed_versions
 
+_ROOT = Path(__file__).parents[2]
+_GIT_SECONDS = 5
+
 
 def describe_here() -> dict[str, str]:
     """What a bug report or a measurement has to say, by name, without paths and host names."""
@@ -27,18 +30,25 @@ def describe_here() -> dict[str, str]:
     }
 
 
+def git(*arguments: str) -> str | None:
+    """What git prints about this checkout; None for an installed package, or if git fails."""
+    if not (_ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(_ROOT), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_SECONDS).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 def _commit() -> str:
     """The commit of a checkout, and whether it was changed; empty for an installed package."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
+    if not (_ROOT / ".git").exists():
         return ""
-    git = ("git", "-C", str(root))
-    try:
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+    commit, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain")
+    if commit is None or changes is None:
         return ", a checkout whose commit git can't tell"
-    return f", commit {commit.stdout.strip()}{', changed' if changes.stdout else ''}"
+    return f", commit {commit}{', changed' if changes else ''}"
 
 
 def _processor() -> str:
