@@ -18,8 +18,8 @@ families --markdown`.
 ## What each supports
 
 All components named *trained* are fine-tuned in all their layers, with prior preservation. `train.text_encoders`
-chooses other text encoders: `all`, `none` or their folders. Those that stay frozen encode the prompts once, and are
-freed before training. Each default gives way to a setting of yours.
+chooses other text encoders: `all`, `none` or their folders. Those that stay frozen encode the prompts once, and
+wait in main memory for the next subject. Each default gives way to a setting of yours.
 """
 _CASCADE = """## Cascades
 

@@ -68,7 +68,7 @@ def _training(plan: Plan) -> list[tuple[str, str]]:
     rows = [(f"peak on {each}", ", ".join(peaks))]
     if frozen := _frozen_text_encoders(plan):
         parts = ", ".join(f"{folder} {readable_bytes(4 * count)}" for folder, count in frozen.items())
-        rows.append(("prompts encoded by", f"{parts}, once, freed before training"))
+        rows.append(("prompts encoded by", f"{parts}, once, in main memory from then on"))
     return rows
 
 
