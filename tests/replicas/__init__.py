@@ -6,6 +6,8 @@ Sizes are as small as the classes allow and, where possible, all different: a mi
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from replicas import deepfloyd, flux, pixart, sd3, sdxl, stable_diffusion
 
 REPLICAS: dict[str, Callable[[Path], None]] = {
@@ -20,3 +22,12 @@ REPLICAS: dict[str, Callable[[Path], None]] = {
     "pixart-sigma": pixart.build,
 }
 """Functions that write a repository into a folder, by name. Weights are drawn from torch's global generator."""
+
+
+def built(name: str, folder: Path, *, seed: int = 0) -> Path:
+    """A replica in a new folder, which is returned, with the same weights for a seed whatever was drawn before."""
+    folder.mkdir(parents=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        REPLICAS[name](folder)
+    return folder

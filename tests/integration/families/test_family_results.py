@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from replicas import REPLICAS
+from replicas import built
 
 from dreambooth.config.settings import load_config
 from dreambooth.models.delta import write_delta
@@ -48,10 +48,7 @@ class Folders:
 def test_the_best_weights_are_published_whole_or_as_an_exact_change_and_a_resume_changes_nothing(
     replica: str, instance_folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "base").mkdir()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        REPLICAS[replica](tmp_path / "base")
+    built(replica, tmp_path / "base")
     subject = {"name": "rex", "class_noun": "dog", "identifier": "sks", "instance_images": str(instance_folder)}
     evaluation = {"every": 1, "bank": "miniature", "prompts": ["a photo of [V] {class_noun}"], "score_images": 1}
     settings = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from replicas import REPLICAS
+from replicas import REPLICAS, built
 from safetensors.torch import load_file, save_file
 
 from dreambooth.errors import InputError
@@ -27,12 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module", params=READ)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline's folder."""
-    folder = tmp_path_factory.mktemp(request.param) / "whole"
-    folder.mkdir()
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        REPLICAS[request.param](folder)
-    return folder
+    return built(request.param, tmp_path_factory.mktemp(request.param) / "whole", seed=4)
 
 
 @pytest.fixture

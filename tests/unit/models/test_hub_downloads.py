@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from replicas import REPLICAS
+from replicas import built
 
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import pipeline_files, resolve_base_model
@@ -149,11 +148,7 @@ NOT_READ = (
 )
 @pytest.mark.parametrize("weights", [True, False], ids=["to train", "to plan"])
 def test_a_family_downloads_its_own_files_alone(hub: Hub, tmp_path: Path, replica: str, weights: bool) -> None:
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        REPLICAS[replica](folder)
+    folder = built(replica, tmp_path / "repository")
     needed = {str(path.relative_to(folder)): path.read_bytes() for path in pipeline_files(folder)}
     hub.files, hub.gated = dict.fromkeys(NOT_READ, b"not to be read") | needed, False
     found = resolve_base_model(NAME, weights=weights)

@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
-from replicas import REPLICAS
+from replicas import built
 
 from dreambooth.config.settings import load_config
 from dreambooth.errors import InputError
@@ -25,11 +24,7 @@ from pipelines.plan.run_plan import with_defaults_of
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("replicas")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for name in ("flux-dev", "pixart-sigma"):
-            REPLICAS[name](folder / name)
-    return {path.name: path for path in folder.iterdir()}
+    return {name: built(name, folder / name) for name in ("flux-dev", "pixart-sigma")}
 
 
 def without_weights(base: Path, copy: Path, *also: str) -> Path:

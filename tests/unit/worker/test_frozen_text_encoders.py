@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from replicas import REPLICAS
+from replicas import built
 
 from dreambooth.config.settings import load_config
 from dreambooth.models.families import Family
@@ -22,11 +22,7 @@ IDENTIFIERS = {"rex": "sks", "mug": "dgo", "bag": "otp"}
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bases")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for name in ("stable-diffusion-3.5", "deepfloyd-if"):
-            REPLICAS[name](folder / name)
-    return {path.name: path for path in folder.iterdir()}
+    return {name: built(name, folder / name) for name in ("stable-diffusion-3.5", "deepfloyd-if")}
 
 
 @pytest.fixture

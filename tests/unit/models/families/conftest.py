@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
-from replicas import REPLICAS
+from replicas import REPLICAS, built
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.data.batches import TrainingData
@@ -24,12 +23,7 @@ WITH_OWN_TESTS = ("pixart-sigma",)  # in test_flux_and_pixart.py
 @pytest.fixture(scope="session", params=[name for name in REPLICAS if name not in WITH_OWN_TESTS])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository, built once. Not to be written to."""
-    folder = tmp_path_factory.mktemp(request.param) / "base"
-    folder.mkdir()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        REPLICAS[request.param](folder)
-    return folder
+    return built(request.param, tmp_path_factory.mktemp(request.param) / "base")
 
 
 @pytest.fixture(scope="session")

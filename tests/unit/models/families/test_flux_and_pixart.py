@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from replicas import REPLICAS
+from replicas import built
 from torch import Tensor
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
@@ -33,19 +33,12 @@ SIDE, STEPS = 64, 4
 
 @pytest.fixture(scope="module", params=NAMES)
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(request.param, tmp_path_factory.mktemp("replica"))
+    return built(request.param, tmp_path_factory.mktemp("replica") / request.param)
 
 
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built("flux-dev", tmp_path_factory.mktemp("replica"))
-
-
-def built(name: str, parent: Path) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        REPLICAS[name](parent / name)
-    return parent / name
+    return built("flux-dev", tmp_path_factory.mktemp("replica") / "flux-dev")
 
 
 def config_of(base: Path, **train: Any) -> DreamBoothConfig:
@@ -359,7 +352,7 @@ class TestShift:
         torch.testing.assert_close(scheduler.sigmas[:3], expected)
 
     def test_schnell_has_none(self, tmp_path: Path) -> None:
-        base = built("flux-schnell", tmp_path)
+        base = built("flux-schnell", tmp_path / "flux-schnell")
         assert family_of(base).process(base, (16, 128, 128)) == RectifiedFlow(shift=1.0)
         settings = resolve_base_model(str(base)).settings
         assert "distilled" in str(settings.warning)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from replicas import REPLICAS
+from replicas import REPLICAS, built
 from replicas.plain import plain_pipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -36,11 +36,7 @@ READABLE = [
 @pytest.fixture(scope="module", params=READABLE)
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A replica; as in the published SD3, its first CLIP projects by the identity."""
-    folder = tmp_path_factory.mktemp(request.param) / "base"
-    folder.mkdir()
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        REPLICAS[request.param](folder)
+    folder = built(request.param, tmp_path_factory.mktemp(request.param) / "base", seed=1)
     if "diffusion-3" in request.param:
         path = folder / "text_encoder" / "model.safetensors"
         tensors = load_file(path)
