@@ -1,4 +1,4 @@
-"""A training step on tensors without data, to count its cost for a base model of any size."""
+"""A training step on tensors without data, to trace its memory for a base model of any size."""
 
 from collections.abc import Sequence
 from pathlib import Path

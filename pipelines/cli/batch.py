@@ -70,7 +70,7 @@ def batch(
         if not silent:  # an estimate takes seconds
             from pipelines.plan.estimate import describe_estimate
 
-            console.table([*describe_batch(plan), *describe_estimate(plan)])
+            console.table([*describe_batch(plan), *describe_estimate(plan.subjects, plan.lanes)])
         if dry_run:
             return
         if joined is None:

@@ -14,7 +14,6 @@ from pipelines.cli.options import address_option, overrides_option, quiet_option
 if TYPE_CHECKING:
     from dreambooth.config.settings import DreamBoothConfig
     from pipelines.driver.console import RunConsole
-    from pipelines.plan.run_plan import Plan
 
 
 @click.command()
@@ -121,25 +120,14 @@ def _dry_run(config: "DreamBoothConfig", console: "RunConsole", *, verbose: bool
     from pipelines.driver import personalize
     from pipelines.plan.capacity import describe_capacity
     from pipelines.plan.describe import describe_plan, printable_settings
+    from pipelines.plan.estimate import describe_estimate
 
     plan = personalize.dry_run(config, console)
     for warning in plan.warnings:
         console.warn(warning)
-    if not console.quiet:  # memory and time take seconds
-        console.table([*describe_plan(plan), *_estimate(plan), *describe_capacity(plan)])
+    if not console.quiet:  # memory takes seconds
+        # A base without its weights is planned for other machines.
+        estimate = describe_estimate([plan], lanes=1) if plan.has_weights else []
+        console.table([*describe_plan(plan), *estimate, *describe_capacity(plan)])
     if verbose:
         click.echo(yaml.safe_dump(printable_settings(plan.config), sort_keys=False, width=110), nl=False)
-
-
-def _estimate(plan: "Plan") -> list[tuple[str, str]]:
-    """Memory and time; of a base without its weights, which is planned for other machines, neither."""
-    from pipelines.cluster.ray_cluster import local_resources
-    from pipelines.plan.batch_plan import make_batch_plan
-    from pipelines.plan.estimate import describe_estimate
-    from pipelines.plan.memory import describe_peak
-
-    if not plan.has_weights:
-        return []
-    if plan.config.cluster.address is not None:  # the cluster's speed is measured by a batch's plan alone
-        return [describe_peak([plan])]
-    return describe_estimate(make_batch_plan(plan.config.subject.name, [plan], local_resources()))

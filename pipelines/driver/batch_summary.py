@@ -51,16 +51,15 @@ def write_batch_summary(
         "warnings": {subject.record.name: list(subject.warnings) for subject in subjects if subject.warnings},
         "results": [_row(subject) for subject in subjects],
     }
-    paces = [
-        (stage, pace)
+    paces = (
+        measured
         for subject in subjects
-        for stage, pace in zip(
+        for measured in zip(
             plans[subject.record.name].stages,
             (subject.steps_per_second, subject.second_steps_per_second),
             strict=False,
         )
-        if pace
-    ]
+    )
     remember_paces(plan.subjects[0].config.storage.root, plan.name, paces)
     _track(run, subjects, summary, page)
     # The same command resumes an unfinished one.

@@ -14,6 +14,7 @@ from pipelines.driver.run_view import RunView
 from pipelines.driver.summary import PersonalizeResult, is_tracked, stored_result
 from pipelines.driver.train_stage import find_result
 from pipelines.plan.batch_plan import BatchPlan
+from pipelines.plan.pace import remember_paces
 from pipelines.plan.run_plan import Plan
 from pipelines.queue.queue_actor import start_queue
 from pipelines.stages.evaluation_store import load_evaluation
@@ -85,5 +86,9 @@ def _finish(plan: Plan, run: TrackedRun, view: RunView, clock: Clock) -> Persona
     if trained is None:
         raise RuntimeError(f"training ended, but there is no model at {join(plan.config.run_uri, 'model')}")
     view.line(f"published and verified: {trained.model.uri}")
+    if plan.config.storage.run is None:  # else nothing of the run lies below the root
+        measured = [trained] if trained.second is None else [trained, trained.second]
+        paces = zip(plan.stages, (one.steps_per_second for one in measured), strict=True)
+        remember_paces(plan.config.storage.root, plan.config.subject.name, paces)
     evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
     return finish(plan, trained, evaluation, run, clock.seconds, clock.startup(view.milestones))

@@ -1,4 +1,4 @@
-"""Measured paces: steps per second of earlier batches, stored for the next estimate.
+"""Measured paces: steps per second of earlier runs and batches, stored for the next estimate.
 
 A pace belongs to a base model, an engine, workers and training settings, whatever the subject.
 """
@@ -15,7 +15,7 @@ from pipelines.storage.files import join, read_json, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Steps per second of one subject's training, with the batch and the day (ISO 8601) of the measurement."""
+    """Steps per second of one subject's training, with the run or batch and the day (ISO 8601) of the measurement."""
 
     steps_per_second: float
     batch: str
@@ -30,11 +30,15 @@ def known_paces(root: str) -> dict[str, Pace]:
         return {}
 
 
-def remember_paces(root: str, batch: str, measured: Iterable[tuple[Plan, float]]) -> None:
-    """Store the medians of a batch's (plan, steps per second), replacing earlier ones."""
+def remember_paces(root: str, batch: str, measured: Iterable[tuple[Plan, float | None]]) -> None:
+    """Store the medians of a batch's (plan, steps per second), replacing earlier ones.
+
+    None and 0 are no pace: nothing was trained.
+    """
     rates: dict[str, list[float]] = {}
     for plan, steps_per_second in measured:
-        rates.setdefault(pace_key(plan), []).append(steps_per_second)
+        if steps_per_second:
+            rates.setdefault(pace_key(plan), []).append(steps_per_second)
     if not rates:
         return
     day = datetime.datetime.now(datetime.UTC).date().isoformat()

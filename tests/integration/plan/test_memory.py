@@ -12,7 +12,9 @@ import pytest
 from full_size import plan_of, plan_of_weightless
 
 from dreambooth.miniature import PIPELINE_DIR
+from dreambooth.models.base_model import BaseModel
 from dreambooth.training.step_memory import step_memory
+from pipelines.plan import counted
 from pipelines.plan.memory import peak_bytes
 
 WITHIN = 0.15
@@ -50,6 +52,22 @@ def test_what_takes_more_and_less(tiny_pipeline: Path) -> None:
 def test_gradients_count_where_they_are_kept() -> None:
     given_away, kept = step_memory(PIPELINE_DIR, **AS_IT_IS)
     assert kept > 1.1 * given_away
+
+
+def test_what_other_code_counted_is_counted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Path
+) -> None:
+    """A newer version keeps other figures under the same name, and an older one's file is still there."""
+    monkeypatch.setenv("DREAMBOOTH_CACHE", str(tmp_path / "cache"))
+    base = BaseModel(address=str(tiny_pipeline), revision=None, directory=tiny_pipeline)
+
+    def count_by(code: str) -> Any:
+        monkeypatch.setattr(counted, "_code", lambda: code)
+        monkeypatch.setattr(counted, "_counted", {})  # as in a new process
+        return counted.counted("step-memory", base, AS_IT_IS, lambda: code)
+
+    assert [count_by("old"), count_by("new"), count_by("old")] == ["old", "new", "old"]
+    assert len([*(tmp_path / "cache" / "step-memory").iterdir()]) == 2
 
 
 @pytest.mark.slow
