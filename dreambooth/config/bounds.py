@@ -57,6 +57,7 @@ Rate = Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)]
 Decay = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)]
 Gamma = Annotated[float, Field(gt=0, le=1000), BeforeValidator(_number)]
+GradNorm = Annotated[float, Field(gt=0, le=1e9), BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
 """With bounds of the setting's own."""
 Whole = Annotated[int, BeforeValidator(_whole)]

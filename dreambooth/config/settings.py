@@ -91,6 +91,9 @@ class ZeroConfig(Frozen):
         2, description="ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too, 0 nothing"
     )
     offload_optimizer: bool = Field(False, description="optimizer states kept in host memory")
+    offload_parameters: bool = Field(
+        False, description="weights kept in host memory, too, but for those in use; needs stage 3 and offload_optimizer"
+    )
 
 
 class ClusterConfig(Frozen):
@@ -169,7 +172,9 @@ class DreamBoothConfig(Frozen):
     )
     revision: str | None = Field(None, description="revision of a hub id")
     engine: Literal["auto", "torch", "deepspeed"] = Field(
-        "auto", description="training engine; auto: DeepSpeed for several workers or offload, else PyTorch"
+        "auto",
+        description="training engine; auto: DeepSpeed for several workers or offload, else PyTorch, as for every "
+        "train.optimizer but adamw",
     )
     prompts: PromptTemplates = PromptTemplates()
     images: ImagesConfig = ImagesConfig()

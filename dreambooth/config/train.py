@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from dreambooth.config.bounds import Count, Decay, Fraction, Gamma, Number, Rate, Seed, Steps, Whole
+from dreambooth.config.bounds import Count, Decay, Fraction, Gamma, GradNorm, Number, Rate, Seed, Steps, Whole
 from dreambooth.config.limits import MOST_STEPS
 from dreambooth.config.subject import Frozen, Words
 
@@ -13,6 +13,9 @@ TEXTUAL_INVERSION_RATE = 5e-3
 
 RATES_OF_TEXT_ENCODER = ("text_encoder_learning_rate", "identifier_learning_rate")
 """Settings of TrainConfig without effect on a frozen text encoder."""
+
+SETTINGS_OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
+"""Settings of TrainConfig without effect on Adafactor."""
 
 
 def _named(value: Any) -> Any:
@@ -52,14 +55,24 @@ class TrainConfig(Frozen):
         "constant", description="learning-rate schedule after the warm-up; linear and cosine end at 0"
     )
     lr_warmup_steps: Whole = Field(0, ge=0, le=MOST_STEPS, description="steps over which learning rates rise from 0")
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = Field(
+        "adamw",
+        description="optimizer; adamw8bit keeps AdamW's moments in 8 bits (arXiv 2110.02861, by torchao), adafactor "
+        "sums of squares alone, by rows and columns (arXiv 1804.04235, by transformers)",
+    )
     adam_beta1: Decay = Field(0.9, description="AdamW's decay of the first moment")
     adam_beta2: Decay = Field(0.999, description="AdamW's decay of the second moment")
     adam_epsilon: Rate = Field(1e-8, description="AdamW's epsilon")
     weight_decay: Number = Field(
-        1e-2, ge=0, le=100, description="AdamW's weight decay; the identifier's embedding has none"
+        1e-2, ge=0, le=100, description="the optimizer's weight decay; the identifier's embedding has none"
     )
-    max_grad_norm: Number = Field(
-        1.0, gt=0, le=1e9, description="largest gradient norm; larger gradients are scaled down to it"
+    max_grad_norm: GradNorm | None = Field(
+        1.0, description="largest gradient norm; larger gradients are scaled down to it; None: not scaled"
+    )
+    fused_backward: bool = Field(
+        False,
+        description="parameters updated within the backward pass, each gradient freed at once: less memory. With one "
+        "worker, without accumulation and max_grad_norm",
     )
     mixed_precision: Literal["auto", "bf16", "no"] = Field(
         "auto",
@@ -103,6 +116,34 @@ class TrainConfig(Frozen):
         if self.lr_warmup_steps >= self.max_train_steps and self.lr_warmup_steps > 0:
             raise ValueError(
                 f"lr_warmup_steps is {self.lr_warmup_steps}, but there are only {self.max_train_steps} max_train_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_has_its_settings(self) -> Self:
+        """Refuse settings of Adam for an optimizer that has none of them: they would be silently ignored."""
+        for name in SETTINGS_OF_ADAM if self.optimizer == "adafactor" else ():
+            if (value := getattr(self, name)) != (default := type(self).model_fields[name].default):
+                raise ValueError(
+                    f"{name} is {value}, but optimizer adafactor has no such setting; leave it at {default}, "
+                    f"or take optimizer adamw or adamw8bit"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_can_be_freed(self) -> Self:
+        """Refuse what needs all gradients at once where each is freed within the backward pass."""
+        if not self.fused_backward:
+            return self
+        if self.max_grad_norm is not None:
+            raise ValueError(
+                f"max_grad_norm is {self.max_grad_norm}, but with fused_backward the norm of all gradients is known "
+                f"only after the update; set max_grad_norm to null, or leave fused_backward out"
+            )
+        if self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                f"gradient_accumulation_steps is {self.gradient_accumulation_steps}, but with fused_backward every "
+                f"backward pass is an update; set it to 1, with a larger micro_batch_size, or leave fused_backward out"
             )
         return self
 

@@ -4,6 +4,7 @@ An engine owns backward and step: division by the accumulation steps, averages o
 the moving average, and their checkpoints. The loop owns everything else.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,9 +18,10 @@ from dreambooth.config.train import TrainConfig
 from dreambooth.data.batches import Batch
 from dreambooth.errors import Diverged
 from dreambooth.training.ema import Ema
+from dreambooth.training.fused_backward import FusedBackward
 from dreambooth.training.losses import Losses
 from dreambooth.training.model import DreamBoothModel
-from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
+from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer, moments
 
 
 class Engine(Protocol):
@@ -73,10 +75,9 @@ class Engine(Protocol):
 
 def diverged(what: str, config: TrainConfig) -> Diverged:
     """The error for values that aren't finite, with the settings to lower."""
-    return Diverged(
-        f"{what}; lower train.learning_rate (it is {config.learning_rate}) "
-        f"or train.max_grad_norm (it is {config.max_grad_norm})"
-    )
+    norm = config.max_grad_norm
+    clipping = "set train.max_grad_norm (there is none)" if norm is None else f"train.max_grad_norm (it is {norm})"
+    return Diverged(f"{what}; lower train.learning_rate (it is {config.learning_rate}) or {clipping}")
 
 
 def check_finite(engine: Engine, tensors: Iterable[Tensor], steps: int, config: TrainConfig) -> None:
@@ -95,7 +96,7 @@ def check_finite(engine: Engine, tensors: Iterable[Tensor], steps: int, config: 
 
 
 class TorchEngine:
-    """Plain PyTorch: AdamW on fp32 parameters, gradients averaged over ranks at the accumulation boundary."""
+    """Plain PyTorch: fp32 parameters, gradients averaged over ranks at the accumulation boundary."""
 
     def __init__(self, model: DreamBoothModel, config: TrainConfig, device: str = "cpu") -> None:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
@@ -107,6 +108,9 @@ class TorchEngine:
         self.lr_scheduler = build_lr_scheduler(self.optimizer, config)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.ema = None if config.ema_decay is None else Ema(self.parameters, config.ema_decay)
+        if config.fused_backward and self.world_size > 1:
+            raise ValueError(f"train.fused_backward averages no gradients, but there are {self.world_size} ranks")
+        self._fused = FusedBackward(self.optimizer) if config.fused_backward else None
         self._micro_steps = 0
         self._grad_norm = torch.zeros(())
         self._diverged_at = torch.zeros((), dtype=torch.long, device=device)
@@ -127,15 +131,21 @@ class TorchEngine:
             return
         if self.world_size > 1:
             self._average_gradients()
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self._grad_norm = self._clip() if self._fused is None else self._fused.norm()
         # Kept on the device: reading it at every step would stall the device.
         first = (self._diverged_at == 0) & ~self._grad_norm.isfinite()
         self._diverged_at = torch.where(first, self._steps + 1, self._diverged_at)
-        self.optimizer.step()
+        if self._fused is None:
+            self.optimizer.step()
         self.lr_scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
+
+    def _clip(self) -> Tensor:
+        """Scale gradients down to the largest norm, and return their norm before."""
+        largest = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
+        return torch.nn.utils.clip_grad_norm_(self.parameters, largest)
 
     def _average_gradients(self) -> None:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -154,8 +164,7 @@ class TorchEngine:
         return (int(self._diverged_at) or None) if wait or self.device == "cpu" else None
 
     def _check(self) -> None:
-        moments = (moment for of_one in self.optimizer.state.values() for moment in of_one.values())
-        check_finite(self, [*self.parameters, *moments], self._steps, self.config)
+        check_finite(self, [*self.parameters, *moments(self.optimizer)], self._steps, self.config)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of `values` over all ranks."""
@@ -213,4 +222,6 @@ class TorchEngine:
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Leave the model as it was: without updates in its backward pass."""
+        if self._fused is not None:
+            self._fused.remove()

@@ -1,22 +1,44 @@
 """The optimizer and the learning-rate schedule, the same for every engine."""
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dreambooth.config.train import TrainConfig
+from dreambooth.errors import InputError
 from dreambooth.training.model import DreamBoothModel
 
 
-def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with parameter groups for the denoiser, the text encoders and the identifier's embeddings.
+def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of `config`, with parameter groups for denoiser, text encoders and the identifier's embeddings.
 
     Textual Inversion has the last alone. A further group, without weight decay, holds the denoiser's parameters some
-    rows of which have no gradient, so that AdamW leaves those rows as they are.
+    rows of which have no gradient, so that the optimizer leaves those rows as they are. Raises InputError where
+    torchao is needed and missing.
     """
+    groups = _groups(model, config)
+    adam: dict[str, Any] = {
+        "lr": config.learning_rates[0],
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+    }
+    if config.optimizer == "adamw8bit":
+        return _adamw8bit(groups, adam)
+    if config.optimizer == "adafactor":
+        return _adafactor(groups, config)
+    # fused is one pass over each tensor: a fourth of the time of PyTorch's own choice on a CPU.
+    return torch.optim.AdamW(groups, fused=True, **adam)
+
+
+def _groups(model: DreamBoothModel, config: TrainConfig) -> list[dict[str, Any]]:
     denoiser_rate, text_encoder_rate = config.learning_rates
     groups: list[dict[str, Any]] = []
     undecayed: list[nn.Parameter] = []
@@ -32,14 +54,69 @@ def build_optimizer(model: DreamBoothModel, config: TrainConfig) -> torch.optim.
         groups.append({"params": _trained(model.identifier_embeddings), "lr": rate, "weight_decay": 0.0})
     if undecayed:
         groups.append({"params": undecayed, "lr": denoiser_rate, "weight_decay": 0.0})
-    return torch.optim.AdamW(
+    return groups
+
+
+def check_optimizer_installed(name: str) -> None:
+    """Raise InputError if the library of an optimizer is missing."""
+    if name == "adamw8bit" and find_spec("torchao") is None:
+        raise InputError(
+            "train.optimizer adamw8bit needs torchao, which isn't installed here; pip install 'torchao>=0.18' on every "
+            "machine, or take train.optimizer adafactor or adamw"
+        )
+
+
+def _adamw8bit(groups: list[dict[str, Any]], adam: dict[str, Any]) -> torch.optim.Optimizer:
+    """torchao's AdamW: both moments in 8 bits by blocks of 256 values; those of small tensors stay fp32."""
+    check_optimizer_installed("adamw8bit")
+    with _without_notices("torchao", "torch.utils._pytree"):
+        from torchao.optim import AdamW8bit
+
+    class Uncompiled(AdamW8bit):  # type: ignore[misc]
+        """Steps without torch.compile, which takes a compiler and seconds for every shape of a parameter."""
+
+        def step(self, closure: Any = None) -> Any:
+            with torch.compiler.set_stance("force_eager"):
+                return super().step(closure)
+
+    optimizer: torch.optim.Optimizer = Uncompiled(groups, **adam)
+    return optimizer
+
+
+def _adafactor(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """transformers' Adafactor without a first moment, by the learning rates and schedule that AdamW has."""
+    from transformers.optimization import Adafactor
+
+    optimizer: torch.optim.Optimizer = Adafactor(
         groups,
-        lr=denoiser_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
+        lr=config.learning_rates[0],
         weight_decay=config.weight_decay,
-        fused=True,  # one pass over each tensor: a fourth of the time of PyTorch's own choice on a CPU
+        scale_parameter=False,
+        relative_step=False,
     )
+    return optimizer
+
+
+@contextmanager
+def _without_notices(*names: str) -> Iterator[None]:
+    """Within this context these loggers are silent about what a library of a GPU misses at import."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def moments(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """Plain tensors of an optimizer's state, finite if and only if the state is; quantized ones by their scales."""
+    for of_one in optimizer.state.values():
+        for moment in of_one.values():
+            if isinstance(moment, Tensor):
+                yield moment.scale if hasattr(moment, "scale") else moment
 
 
 def _denoiser(model: DreamBoothModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

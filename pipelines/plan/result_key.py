@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dreambooth.config.settings import DreamBoothConfig, config_hash
+from dreambooth.config.settings import DreamBoothConfig, ZeroConfig, config_hash
 from dreambooth.config.train import TrainConfig
 from dreambooth.data.identifier import token_ids_in_prompts
 from dreambooth.models.base_model import BaseModel
@@ -20,7 +20,7 @@ def result_key(
     config: DreamBoothConfig, base: BaseModel, images_hash: str, prior: PriorPlan | None, engine: str, *, use_gpu: bool
 ) -> str:
     """Key of everything that decides the published weights and the layout of checkpoints."""
-    place = f"{engine} on {'cuda' if use_gpu else 'cpu'} {config.zero if engine == 'deepspeed' else ''}"
+    place = f"{engine} on {'cuda' if use_gpu else 'cpu'} {_zero(config.zero) if engine == 'deepspeed' else ''}"
     train = config.train
     if train.mixed_precision == ("bf16" if use_gpu else "no"):
         train = train.model_copy(update={"mixed_precision": "auto"})  # what that is nearly everywhere
@@ -44,12 +44,20 @@ def result_key(
     return config_hash(*parts)
 
 
+def _zero(zero: ZeroConfig) -> str:
+    """Settings of ZeRO; later ones only where they are used, so that earlier results keep their keys."""
+    words = f"stage={zero.stage} offload_optimizer={zero.offload_optimizer}"
+    return f"{words} offload_parameters=True" if zero.offload_parameters else words
+
+
 def _train_part(train: TrainConfig, base: BaseModel) -> dict[str, Any]:
     """Settings of training that decide the weights, in one spelling for each meaning."""
     settings = train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
     parts: dict[str, Any] = settings.model_dump(mode="json")
     run = base.family.run_text_encoders(base.directory, train)
-    del parts["text_encoders"]
+    del parts["text_encoders"], parts["fused_backward"]  # the latter gives the same weights
+    if parts["optimizer"] == "adamw":
+        del parts["optimizer"]  # earlier results keep their keys
     parts["train_text_encoder"] = train.trains_text_encoder
     if len(base.family.role("text_encoder")) > 1:
         parts["text_encoders"] = run

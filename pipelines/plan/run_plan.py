@@ -16,6 +16,7 @@ from dreambooth.models.families import load_tokenizer
 from dreambooth.models.text_readers import text_readers
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
+from pipelines.plan.engine_choice import choose_engine
 from pipelines.plan.footprint import Footprint
 from pipelines.plan.local_addresses import local_addresses, with_absolute_addresses
 from pipelines.plan.result_key import identifier_tokens, result_key
@@ -234,7 +235,7 @@ def _stage_plan(
         )
     dtype = choose_sampling_dtype(use_gpu=use_gpu)
     prior = _prior(config, base, dtype)
-    engine = _engine(config)
+    engine = choose_engine(config)
     check_protocol(config)
     compared = compared_images(config, inspection)
     warnings += compared.warnings
@@ -314,21 +315,3 @@ def _prior(config: DreamBoothConfig, base: BaseModel, dtype: str) -> PriorPlan |
         dtype=dtype,
         sampler=base.family.sampler_name,
     )
-
-
-def _engine(config: DreamBoothConfig) -> str:
-    """DeepSpeed if needed; plain PyTorch for a single worker, where it is faster (`make bench`)."""
-    if config.engine == "torch" and config.zero.offload_optimizer:
-        raise InputError("zero.offload_optimizer needs DeepSpeed, but engine is 'torch'; leave engine at 'auto'")
-    if config.zero.offload_optimizer and config.zero.stage == 0:
-        raise InputError(
-            "zero.offload_optimizer needs zero.stage 1, 2 or 3, got 0, which keeps every state on the device"
-        )
-    several = config.cluster.num_workers > 1 or config.zero.offload_optimizer
-    engine = config.engine if config.engine != "auto" else "deepspeed" if several else "torch"
-    if engine == "deepspeed" and config.cluster.min_workers is not None and config.train.ema_decay is not None:
-        raise InputError(
-            "cluster.min_workers goes with train.ema_decay only where engine is 'torch': DeepSpeed's shards of the "
-            "moving average can't be divided anew; leave one of them out"
-        )
-    return engine

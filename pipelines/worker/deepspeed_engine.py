@@ -42,10 +42,12 @@ def deepspeed_config(train: TrainConfig, zero: ZeroConfig, *, cuda: bool = False
         zero_optimization |= {"contiguous_gradients": cuda, "overlap_comm": cuda, "reduce_bucket_size": REDUCE_BUCKET}
     if zero.offload_optimizer:
         zero_optimization["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
+    if zero.offload_parameters:
+        zero_optimization["offload_param"] = {"device": "cpu", "pin_memory": cuda}
     return {
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
-        "gradient_clipping": train.max_grad_norm,
+        "gradient_clipping": train.max_grad_norm or 0.0,  # 0: none
         "zero_optimization": zero_optimization,
         # DeepSpeed's Adam is compiled on first use; torch's needs no compiler.
         "zero_force_ds_cpu_optimizer": False,

@@ -43,17 +43,20 @@ class Case:
     stage: int | None
     accumulates: bool = False
     offload: bool = False
+    offload_parameters: bool = False
 
     @property
     def name(self) -> str:
         """Its file."""
-        engine = "torch" if self.stage is None else f"zero{self.stage}{'-offload' if self.offload else ''}"
+        offload = "-offload-all" if self.offload_parameters else "-offload" if self.offload else ""
+        engine = "torch" if self.stage is None else f"zero{self.stage}{offload}"
         return f"{engine}-accumulation" if self.accumulates else engine
 
 
 STAGES: tuple[int | None, ...] = (None, 0, 1, 2, 3)
 CASES = [Case(stage=stage, accumulates=accumulates) for accumulates in (False, True) for stage in STAGES]
 CASES += [Case(stage=stage, accumulates=True, offload=True) for stage in (1, 2, 3)]
+CASES += [Case(stage=3, accumulates=True, offload=True, offload_parameters=True)]
 
 
 def configuration(
@@ -123,7 +126,7 @@ def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "c
         return TorchEngine(model, config.train, device)
     from pipelines.worker import deepspeed_engine
 
-    zero = ZeroConfig(stage=case.stage, offload_optimizer=case.offload)
+    zero = ZeroConfig(stage=case.stage, offload_optimizer=case.offload, offload_parameters=case.offload_parameters)
     if not case.accumulates:
         # By default ZeRO-3 leaves parameters of up to 100,000 values whole, and here that is all of them.
         plain = deepspeed_engine.deepspeed_config
@@ -269,7 +272,7 @@ if __name__ == "__main__":
             _run(base_model, results, each)
         diverging = {
             (each.name, autocast): _run_diverging(base_model, results, each, autocast=autocast)
-            for each in (*CASES[: len(STAGES)], CASES[-2])
+            for each in (*CASES[: len(STAGES)], CASES[-3])
             for autocast in (False, True)
         }
         if dist.get_rank() == 0:

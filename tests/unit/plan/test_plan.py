@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,7 @@ class TestKey:
             "images.max_pixels=1000000",
             "images.crops_per_image=3",  # means nothing to the centre crop
             "zero.stage=3",  # means nothing to the engine that a single worker gets
+            "train.optimizer=adamw",
         ],
     )
     def test_it_does_not_change_with(self, plan: MachinePlan, override: str) -> None:
@@ -123,6 +125,17 @@ class TestKey:
     def test_the_stage_counts_where_there_is_one(self, plan: MachinePlan) -> None:
         keys = {plan("cluster.num_workers=2", f"zero.stage={stage}").key for stage in range(4)}
         assert len(keys) == 4
+
+    def test_updates_within_the_backward_pass_are_the_same(self, plan: MachinePlan) -> None:
+        unclipped = plan("train.max_grad_norm=null")
+        assert unclipped.key != plan().key
+        assert plan("train.max_grad_norm=null", "train.fused_backward=true").key == unclipped.key
+
+    def test_every_place_of_states_counts(self, plan: MachinePlan) -> None:
+        offloads = ((), ("zero.offload_optimizer=true",))
+        offloads += ((*offloads[1], "zero.offload_parameters=true"),)
+        keys = {plan("cluster.num_workers=2", "zero.stage=3", *offload).key for offload in offloads}
+        assert len(keys) == 3
 
     def test_the_device_counts(self, plan: MachinePlan) -> None:
         machine = Resources(cpus=8, gpus=1)
@@ -226,6 +239,9 @@ class TestChoices:
             (("zero.offload_optimizer=true",), "deepspeed"),
             (("engine=torch", "cluster.num_workers=2"), "torch"),
             (("engine=deepspeed",), "deepspeed"),
+            (("train.optimizer=adafactor", "cluster.num_workers=2"), "torch"),
+            (("train.optimizer=adamw8bit", "cluster.num_workers=2", "cluster.min_workers=1"), "torch"),
+            (("train.fused_backward=true", "train.max_grad_norm=null"), "torch"),
         ],
     )
     def test_the_engine(self, plan: MachinePlan, overrides: tuple[str, ...], engine: str) -> None:
@@ -236,11 +252,24 @@ class TestChoices:
         [
             (("engine=torch", "zero.offload_optimizer=true"), "needs DeepSpeed, but engine is 'torch'"),
             (("zero.stage=0", "zero.offload_optimizer=true"), r"needs zero.stage 1, 2 or 3, got 0"),
+            (("engine=torch", "zero.offload_parameters=true"), "zero.offload_parameters needs DeepSpeed"),
+            (("zero.offload_parameters=true", "zero.stage=3"), "zero.offload_optimizer, got stage 3 and false"),
+            (("zero.offload_parameters=true", "zero.offload_optimizer=true"), "needs zero.stage 3 .* got stage 2"),
+            (("train.optimizer=adafactor", "engine=deepspeed"), "needs engine .torch., which excludes engine"),
+            (("train.optimizer=adamw8bit", "zero.offload_optimizer=true"), "excludes zero.offload_optimizer; leave"),
+            (("train.max_grad_norm=null", "train.fused_backward=true", "engine=deepspeed"), "fused_backward needs"),
+            (("train.max_grad_norm=null", "train.fused_backward=true", "cluster.num_workers=2"), "needs one worker"),
         ],
     )
-    def test_offload_where_there_is_none(self, plan: MachinePlan, overrides: tuple[str, ...], message: str) -> None:
+    def test_what_excludes_each_other(self, plan: MachinePlan, overrides: tuple[str, ...], message: str) -> None:
         with pytest.raises(InputError, match=message):
             plan(*overrides)
+
+    def test_a_library_that_is_missing(self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torchao", None)
+        with pytest.raises(InputError, match="adamw8bit needs torchao, which isn't installed here; pip install"):
+            plan("train.optimizer=adamw8bit")
+        assert plan("train.optimizer=adafactor").engine == "torch"
 
     def test_an_identifier_and_the_resolution(self, plan: MachinePlan, tiny_pipeline: Path) -> None:
         from dreambooth.models.families import load_tokenizer

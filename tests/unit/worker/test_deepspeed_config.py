@@ -31,6 +31,16 @@ def test_offload(stage: int) -> None:
     assert zero["offload_optimizer"]["device"] == "cpu"
 
 
+def test_offload_of_weights_too() -> None:
+    settings = ZeroConfig(stage=3, offload_optimizer=True, offload_parameters=True)
+    zero = deepspeed_config(TrainConfig(), settings)["zero_optimization"]
+    assert zero["offload_param"] == zero["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+
+
+def test_without_clipping() -> None:
+    assert deepspeed_config(TrainConfig(max_grad_norm=None), ZeroConfig())["gradient_clipping"] == 0
+
+
 def test_what_only_a_gpu_can_do() -> None:
     zero = ZeroConfig(stage=2, offload_optimizer=True)
     on_cpu, on_gpu = (deepspeed_config(TrainConfig(), zero, cuda=cuda)["zero_optimization"] for cuda in (False, True))

@@ -1,0 +1,58 @@
+"""The engine of a run, and what it can't do together."""
+
+from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.config.train import TrainConfig
+from dreambooth.errors import InputError
+
+
+def choose_engine(config: DreamBoothConfig) -> str:
+    """DeepSpeed if needed; plain PyTorch for a single worker, where it is faster (`make bench`).
+
+    Raises InputError for settings that exclude each other, and for an optimizer whose library is missing.
+    """
+    if config.train.optimizer != "adamw":
+        from dreambooth.training.optimizer import check_optimizer_installed
+
+        check_optimizer_installed(config.train.optimizer)
+    return _engine(config)
+
+
+def _engine(config: DreamBoothConfig) -> str:
+    """DeepSpeed if needed; plain PyTorch for a single worker, where it is faster (`make bench`)."""
+    zero, train, workers = config.zero, config.train, config.cluster.num_workers
+    offloaded = next((f"zero.{one}" for one in ("offload_parameters", "offload_optimizer") if getattr(zero, one)), None)
+    if config.engine == "torch" and offloaded is not None:
+        raise InputError(f"{offloaded} needs DeepSpeed, but engine is 'torch'; leave engine at 'auto'")
+    if zero.offload_optimizer and zero.stage == 0:
+        raise InputError(
+            "zero.offload_optimizer needs zero.stage 1, 2 or 3, got 0, which keeps every state on the device"
+        )
+    if zero.offload_parameters and not (zero.stage == 3 and zero.offload_optimizer):
+        raise InputError(
+            f"zero.offload_parameters needs zero.stage 3 and zero.offload_optimizer, got stage {zero.stage} and "
+            f"{str(zero.offload_optimizer).lower()}: only ZeRO-3 fetches weights as they are needed"
+        )
+    of_torch = _needs_torch(train)
+    if of_torch is not None and (config.engine == "deepspeed" or offloaded is not None):
+        instead = offloaded or "engine: deepspeed"
+        raise InputError(f"{of_torch} needs engine 'torch', which excludes {instead}; leave one of them out")
+    if train.fused_backward and workers > 1:
+        raise InputError(
+            f"train.fused_backward needs one worker, got cluster.num_workers {workers}, whose gradients are averaged "
+            f"after the backward pass; leave one of them out"
+        )
+    several = (workers > 1 or offloaded is not None) and of_torch is None
+    engine = config.engine if config.engine != "auto" else "deepspeed" if several else "torch"
+    if engine == "deepspeed" and config.cluster.min_workers is not None and config.train.ema_decay is not None:
+        raise InputError(
+            "cluster.min_workers goes with train.ema_decay only where engine is 'torch': DeepSpeed's shards of the "
+            "moving average can't be divided anew; leave one of them out"
+        )
+    return engine
+
+
+def _needs_torch(train: TrainConfig) -> str | None:
+    """The setting that DeepSpeed excludes: ZeRO flattens parameters, which have no rows or columns then."""
+    if train.optimizer != "adamw":
+        return f"train.optimizer {train.optimizer}"
+    return "train.fused_backward" if train.fused_backward else None
