@@ -32,10 +32,12 @@ def step_memory(
     text_encoders: Sequence[str],
     checkpointing: bool,
     autocast: bool,
+    update_bytes: int = 0,
 ) -> StepMemory:
     """Peaks of the forward and backward pass of `images` images, without the weights.
 
-    With `autocast` matrix products are in bf16, and so are its cached copies of weights.
+    With `autocast` matrix products are in bf16, and so are its cached copies of weights. `update_bytes` are those that
+    the update of a parameter takes for each of its values, where it is updated before its gradient is released.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         step = EmptyStep(
@@ -46,7 +48,7 @@ def step_memory(
             checkpointing=checkpointing,
             device="cpu",
         )
-        with _Alive() as alive:
+        with _Alive(update_bytes) as alive:
             for parameter in (parameter for module in step.trained for parameter in module.parameters()):
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(alive.give_away)
@@ -59,8 +61,9 @@ def step_memory(
 class _Alive(TorchDispatchMode):
     """Counts the bytes of live tensors made by operations, with the gradients that were given away and without."""
 
-    def __init__(self) -> None:
+    def __init__(self, update_bytes: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._update_bytes = update_bytes
         self.most = self.most_kept = 0
         self._now = self._given_away = 0
         self._counted: set[int] = set()
@@ -68,6 +71,7 @@ class _Alive(TorchDispatchMode):
     def give_away(self, parameter: Tensor) -> None:
         """Release a gradient, but remember its size."""
         assert parameter.grad is not None
+        self.most = max(self.most, self._now + self._update_bytes * parameter.numel())
         self._given_away += parameter.grad.untyped_storage().nbytes()
         parameter.grad = None
 

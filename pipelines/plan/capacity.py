@@ -3,10 +3,10 @@
 Of a plan with a GPU for each worker, whatever this machine has.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from pipelines.plan.changes import for_more_gpus, for_the_same_gpus, stages_of
 from pipelines.plan.describe import readable_bytes
 from pipelines.plan.memory import peak_of
 from pipelines.plan.run_plan import Plan
@@ -41,11 +41,21 @@ def on_gpus(plan: Plan) -> Plan:
 
 def fewest_gpus(plan: Plan, size: int) -> Fewest:
     """The fewest GPUs of `size` GB, with no more changes than it takes for any stage to fit."""
-    for changed, changes in _cures(on_gpus(plan)):
-        by_stage = {stage: count for stage in STAGES if (count := _fewest(changed, stage, size)) is not None}
+    for changed, changes, stages in for_more_gpus(on_gpus(plan)):
+        by_stage = {stage: count for stage in stages if (count := _fewest(changed, stage, size)) is not None}
         if by_stage:
             return Fewest(size=size, by_stage=by_stage, changes=changes)
     return Fewest(size=size, by_stage={}, changes=changes)
+
+
+def cheapest_fit(plan: Plan, size: int) -> tuple[tuple[str, ...], int] | None:
+    """The changes, and ZeRO's stage, by which the plan fits as many GPUs of `size` GB as it has workers."""
+    workers = plan.config.cluster.num_workers
+    for changed, changes, stages in for_the_same_gpus(on_gpus(plan)):
+        for stage in stages:
+            if peak_of(changed, stage, workers) <= size * _USABLE:
+                return changes, stage
+    return None
 
 
 def describe_capacity(plan: Plan) -> list[tuple[str, str]]:
@@ -63,7 +73,7 @@ def describe_capacity(plan: Plan) -> list[tuple[str, str]]:
 def _training(plan: Plan) -> list[tuple[str, str]]:
     """Memory of a stage in training, and before it."""
     workers = plan.config.cluster.num_workers
-    peaks = [f"ZeRO-{stage} {readable_bytes(peak_of(on_gpus(plan), stage, workers))}" for stage in STAGES]
+    peaks = [f"ZeRO-{stage} {readable_bytes(peak_of(on_gpus(plan), stage, workers))}" for stage in stages_of(plan)]
     each = f"{workers} GPU{'s' if workers > 1 else ''}"
     rows = [(f"peak on {each}", ", ".join(peaks))]
     if frozen := _frozen_text_encoders(plan):
@@ -73,7 +83,17 @@ def _training(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _sizes(plan: Plan) -> list[tuple[str, str]]:
-    return [(f"{size} GB GPUs", _shown(fewest_gpus(plan, size))) for size in GPU_SIZES]
+    rows = []
+    for size in GPU_SIZES:
+        fewest, fit = _shown(fewest_gpus(plan, size)), cheapest_fit(plan, size)
+        cheapest = "" if fit is None or not fit[0] else f"; {_with_changes(plan, *fit)}"
+        rows.append((f"{size} GB GPUs", fewest + cheapest))
+    return rows
+
+
+def _with_changes(plan: Plan, changes: tuple[str, ...], stage: int) -> str:
+    at_stage = f" at ZeRO-{stage}" if stage else ""
+    return f"{plan.config.cluster.num_workers}{at_stage} with {_and_list(changes)}"
 
 
 def sampling_bytes(plan: Plan) -> int:
@@ -110,27 +130,7 @@ def _and_list(words: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
-def _cures(plan: Plan) -> Iterator[tuple[Plan, tuple[str, ...]]]:
-    """The plan as it is, and with one change more at a time, the cheapest first."""
-    changes: tuple[str, ...] = ()
-    yield plan, changes
-    cures: list[tuple[str, str, dict[str, Any], bool]] = [
-        ("train.gradient_checkpointing", "train", {"gradient_checkpointing": True}, True),
-        ("zero.offload_optimizer", "zero", {"offload_optimizer": True}, plan.config.train.method == "dreambooth"),
-        ("train.text_encoders: none", "train", {"text_encoders": "none"}, plan.trains_text_encoders),
-    ]
-    for name, group, update, helps in cures:
-        settings = getattr(plan.config, group)
-        if not helps or all(getattr(settings, field) == value for field, value in update.items()):
-            continue
-        config = plan.config.model_copy(update={group: settings.model_copy(update=update)})
-        plan, changes = replace(plan, config=config), (*changes, name)
-        yield plan, changes
-
-
 def _fewest(plan: Plan, stage: int, size: int) -> int | None:
-    if stage == 0 and plan.config.zero.offload_optimizer:
-        return None  # refused: offloading needs a stage
     if plan.footprint.state_bytes(stage, MOST_GPUS) > size * _USABLE:
         return None  # known without counting a step
     counts = range(1, MOST_GPUS + 1) if stage else (1,)  # without ZeRO each has everything

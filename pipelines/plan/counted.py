@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -21,6 +22,20 @@ def counted(what: str, base: BaseModel, asked: Mapping[str, Any], count: Callabl
     if (what, key) not in _counted:
         _counted[what, key] = _read_or_count(cache_directory() / what / f"{key}.json", count)
     return _counted[what, key]
+
+
+def optimizer_bytes(base: BaseModel, optimizer: str, text_encoders: Sequence[str]) -> tuple[int, int]:
+    """Bytes of an optimizer's state for a base's denoiser and these text encoders, and of its largest update."""
+
+    def count() -> tuple[int, int]:
+        from dreambooth.training.optimizer_memory import UPDATE_BYTES, moments_bytes, trained_shapes
+
+        shapes = trained_shapes(base.directory, text_encoders)
+        return moments_bytes(optimizer, shapes), UPDATE_BYTES[optimizer] * max(map(math.prod, shapes))
+
+    asked = {"optimizer": optimizer, "text_encoders": list(text_encoders)}
+    moments, update = counted("optimizer-memory", base, asked, count)
+    return moments, update
 
 
 _counted: dict[tuple[str, str], Any] = {}

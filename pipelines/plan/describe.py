@@ -26,7 +26,8 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     """The plan as (what, value) rows."""
     config, train = plan.config, plan.config.train
     workers, zero = config.cluster.num_workers, config.zero
-    engine = f"DeepSpeed ZeRO-{zero.stage}{', optimizer in host memory' if zero.offload_optimizer else ''}"
+    offloaded = "optimizer and weights" if zero.offload_parameters else "optimizer" if zero.offload_optimizer else None
+    engine = f"DeepSpeed ZeRO-{zero.stage}{f', {offloaded} in host memory' if offloaded else ''}"
     rows = [
         ("subject", f"{config.subject.name}: {len(plan.images)} images of a {config.subject.class_noun}"),
         ("instance prompt", config.prompts.instance_prompt(config.subject)),
@@ -38,6 +39,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
             f"{fewer_workers(config.cluster)}",
         ),
         ("engine", engine if plan.engine == "deepspeed" else "PyTorch"),
+        *([] if train.optimizer == "adamw" else [("optimizer", train.optimizer)]),
         (
             "memory per worker",
             f"{', then '.join(readable_bytes(stage.model_state_bytes) for stage in plan.stages)} of weights, gradients "

@@ -15,30 +15,40 @@ class Footprint:
     """What memory follows from, besides stage and workers.
 
     `trained` and `frozen` are numbers of parameters, the latter of modules that every step runs without training them.
-    `bucket` are bytes of DeepSpeed's buckets of gradients.
+    `moments` are bytes of the optimizer's state (None: Adam's, in fp32), `update` those that the update of the largest
+    parameter takes beside it. With `fused_backward` each gradient is freed within the backward pass. `bucket` are
+    bytes of DeepSpeed's buckets of gradients.
     """
 
     trained: int
     frozen: int = 0
+    moments: int | None = None
+    update: int = 0
     average: bool = False
+    fused_backward: bool = False
     offload_optimizer: bool = False
+    offload_parameters: bool = False
     bucket: int = 0
 
     def state_bytes(self, stage: int, workers: int) -> int:
-        """Weights, gradients, masters, Adam moments and moving average, activations not counted."""
-        optimizer = 8 + (4 if stage else 0) + (4 if self.average else 0)
-        weights, gradients = 4 / (workers if stage == 3 else 1), 4 / (workers if stage >= 2 else 1)
+        """Weights, gradients, masters, moments and moving average, activations not counted."""
+        moments = 8 * self.trained if self.moments is None else self.moments
+        optimizer = moments + ((4 if stage else 0) + (4 if self.average else 0)) * self.trained
         on_device = 0 if self.offload_optimizer else optimizer / (workers if stage else 1)
-        return int(self.trained * (weights + gradients + on_device)) + int(weights * self.frozen)
+        weights = 0 if self.offload_parameters else 4 / (workers if stage == 3 else 1)
+        gradients = 0 if self.fused_backward else 4 / (workers if stage >= 2 else 1)
+        return int(self.trained * (weights + gradients) + on_device) + int(weights * self.frozen)
 
     def peak_bytes(self, stage: int, workers: int, step_bytes: Callable[[bool], int]) -> int:
         """Peak of a step; `step_bytes(keep_gradients)` are those of its passes beyond the weights."""
+        if self.fused_backward:
+            return self.state_bytes(stage, workers) + step_bytes(False)
         gradients = 4 * self.trained
         steady = self.state_bytes(stage, workers) - gradients // (workers if stage >= 2 else 1)
         step = step_bytes(stage < 2)
         if stage == 0:
             # To be averaged over ranks, gradients are copied into one piece.
-            return steady + max(step, gradients * (2 if workers > 1 else 1))
+            return steady + max(step, gradients * (2 if workers > 1 else 1), gradients + self.update)
         if stage == 1:
             return steady + max(step + self.bucket, gradients + gradients // workers)
         gathered = 4 * min(self.trained, _LIVE_PARAMETERS) if stage == 3 else 0

@@ -81,12 +81,13 @@ def worker_pods(plan: Plan, *, lanes: int, gpus_per_node: int) -> WorkerPods:
 def host_bytes(plan: Plan) -> int:
     """Host memory of one worker: process, base models with frozen text encoders, weights to publish.
 
-    On a CPU also model states, and activations of about their size; with offload the optimizer's states.
+    On a CPU also model states, and activations of about their size; with offload the optimizer's states, or weights.
     """
     weights = 4 * sum(sum(stage.base.parameter_counts.values()) for stage in plan.stages)
     states = 0 if plan.use_gpu else 2 * plan.model_state_bytes
-    offloaded = 12 * plan.trained_parameters if plan.config.zero.offload_optimizer else 0
-    return _PROCESS_BYTES + 2 * weights + states + offloaded
+    zero = plan.config.zero
+    each = (12 if zero.offload_optimizer else 0) + (4 if zero.offload_parameters else 0)
+    return _PROCESS_BYTES + 2 * weights + states + each * plan.trained_parameters
 
 
 def ray_cluster(name: str, plans: Sequence[Plan], *, lanes: int, placement: Placement) -> Manifest:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from dreambooth.training.optimizer_memory import UPDATE_BYTES
 from pipelines.plan.counted import counted
 from pipelines.plan.describe import readable_bytes
 from pipelines.plan.run_plan import Plan
@@ -45,6 +46,8 @@ def _step_bytes(plan: Plan, keep_gradients: bool) -> int:
         "checkpointing": train.gradient_checkpointing,
         "autocast": train.mixed_precision == "bf16",
     }
+    if train.fused_backward:
+        asked["update_bytes"] = UPDATE_BYTES[train.optimizer]
 
     def count() -> tuple[int, int]:
         from dreambooth.training.step_memory import step_memory

@@ -16,6 +16,7 @@ from dreambooth.models.families import load_tokenizer
 from dreambooth.models.text_readers import text_readers
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
+from pipelines.plan.counted import optimizer_bytes
 from pipelines.plan.engine_choice import choose_engine
 from pipelines.plan.footprint import Footprint
 from pipelines.plan.local_addresses import local_addresses, with_absolute_addresses
@@ -112,12 +113,26 @@ class Plan:
     def footprint(self) -> Footprint:
         """What the memory of a worker follows from."""
         train, embedding_only = self.config.train, self.config.train.method == "textual_inversion"
+        zero = self.config.zero
+        moments, update = self._optimizer_bytes
         return Footprint(
             trained=self.trained_parameters,
             frozen=self._run_parameters if embedding_only else 0,
+            moments=moments,
+            update=update,
             average=train.ema_decay is not None,
-            offload_optimizer=self.config.zero.offload_optimizer,
+            fused_backward=train.fused_backward,
+            offload_optimizer=zero.offload_optimizer,
+            offload_parameters=zero.offload_parameters,
         )
+
+    @cached_property
+    def _optimizer_bytes(self) -> tuple[int, int]:
+        """Of the optimizer's state, and of the largest parameter's update beside it."""
+        train = self.config.train
+        if train.optimizer == "adamw" or train.method == "textual_inversion":
+            return 8 * self.trained_parameters, 0
+        return optimizer_bytes(self.base, train.optimizer, self.run_text_encoders)
 
     @property
     def model_state_bytes(self) -> int:
@@ -131,7 +146,7 @@ class Plan:
     def checkpoint_bytes(self) -> int:
         """Bytes of a checkpoint of this stage, summed over workers.
 
-        Weights, two Adam moments and the moving average, in fp32. ZeRO 1 and 2 store the weights twice, in the model's
+        Weights, the optimizer's moments and the moving average. ZeRO 1 and 2 store the weights twice, in the model's
         file and as the shards' masters. DeepSpeed also writes frozen weights, and without ZeRO every rank writes the
         whole moving average.
         """
@@ -140,10 +155,10 @@ class Plan:
         counts, embedding_only = self.base.parameter_counts, train.method == "textual_inversion"
         text_encoders = sum(counts[folder] for folder in self.run_text_encoders)
         copies = self.config.cluster.num_workers if self.engine == "deepspeed" and stage == 0 else 1
-        each = 12 + (4 if stage in (1, 2) else 0) + (4 * copies if train.ema_decay else 0)
+        each = 4 + (4 if stage in (1, 2) else 0) + (4 * copies if train.ema_decay else 0)
         frozen = self._run_parameters if embedding_only and self.engine == "deepspeed" else 0
         best = text_encoders if embedding_only else trained
-        return each * trained + 4 * frozen + (4 * best if train.keep == "best" else 0)
+        return each * trained + self._optimizer_bytes[0] + 4 * frozen + (4 * best if train.keep == "best" else 0)
 
     @property
     def published_bytes(self) -> int:

@@ -1,5 +1,6 @@
 """Every optimizer by the reference engine: what moves and how far, resumes, and updates within the backward pass."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from dreambooth.errors import Diverged
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.model import load_model
 
-OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao, of the extra low-memory")
+EIGHT_BIT = pytest.param("adamw8bit", marks=needs_torchao)
+OPTIMIZERS = ("adamw", EIGHT_BIT, "adafactor")
 STEPS, CHECKPOINT = 4, 2
 RATES = {"denoiser": 1e-3, "text_encoder": 1e-4, "identifier_embeddings": 1e-2}
 FUSED = ("train.max_grad_norm=null", "train.fused_backward=true")

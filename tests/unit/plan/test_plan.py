@@ -244,7 +244,10 @@ class TestChoices:
             (("train.fused_backward=true", "train.max_grad_norm=null"), "torch"),
         ],
     )
-    def test_the_engine(self, plan: MachinePlan, overrides: tuple[str, ...], engine: str) -> None:
+    def test_the_engine(
+        self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], engine: str
+    ) -> None:
+        monkeypatch.setattr("dreambooth.training.optimizer.find_spec", lambda name: name)  # with torchao or without
         assert plan(*overrides).engine == engine
 
     @pytest.mark.parametrize(
@@ -261,7 +264,10 @@ class TestChoices:
             (("train.max_grad_norm=null", "train.fused_backward=true", "cluster.num_workers=2"), "needs one worker"),
         ],
     )
-    def test_what_excludes_each_other(self, plan: MachinePlan, overrides: tuple[str, ...], message: str) -> None:
+    def test_what_excludes_each_other(
+        self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], message: str
+    ) -> None:
+        monkeypatch.setattr("dreambooth.training.optimizer.find_spec", lambda name: name)
         with pytest.raises(InputError, match=message):
             plan(*overrides)
 

@@ -2,17 +2,20 @@
 
 import itertools
 import math
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dreambooth.config.train import TrainConfig
 from dreambooth.models.families.stable_diffusion import StableDiffusion
 from dreambooth.models.process import Diffusion
 from dreambooth.training.model import DreamBoothModel
-from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer, learning_rate_factor
+from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer, learning_rate_factor, moments
+from dreambooth.training.optimizer_memory import moments_bytes
 
 
 def model(*, with_text_encoder: bool = True) -> DreamBoothModel:
@@ -63,6 +66,77 @@ class TestSchedule:
             optimizer.step()
             scheduler.step()
         assert seen == [pytest.approx([rate * 1e-4, rate * 1e-6]) for rate in (4, 3, 2, 1)]
+
+
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao, of the extra low-memory")
+EIGHT_BIT = pytest.param("adamw8bit", marks=needs_torchao)
+SHAPES = ((3, 5, 3, 3), (64, 64), (256, 48), (100, 41), (4096,), (5000,), (7,))
+
+
+def optimizer_of(name: str, shapes: Sequence[Sequence[int]]) -> torch.optim.Optimizer:
+    """After a step, of parameters of these shapes."""
+    trained = model(with_text_encoder=False)
+    trained.denoiser = nn.ParameterList(nn.Parameter(torch.randn(shape)) for shape in shapes)
+    optimizer = build_optimizer(trained, TrainConfig.model_validate({"optimizer": name}))
+    for parameter in trained.denoiser.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def plain_tensors(state: dict[str, Any]) -> list[Tensor]:
+    """What is kept of a parameter, with the parts of a quantized tensor."""
+    kept = [each for each in state.values() if isinstance(each, Tensor) and each.ndim]
+    return [
+        part
+        for each in kept
+        for part in ([getattr(each, one) for one in each.tensor_attrs] if hasattr(each, "tensor_attrs") else [each])
+    ]
+
+
+@pytest.mark.parametrize("name", ["adamw", EIGHT_BIT, "adafactor"])
+class TestEveryOptimizer:
+    def test_its_state_is_as_large_as_planned(self, name: str) -> None:
+        for shape in SHAPES:
+            [state] = optimizer_of(name, [shape]).state.values()
+            assert moments_bytes(name, [shape]) == sum(each.nbytes for each in plain_tensors(state)), shape
+
+    def test_its_moments_are_plain_and_all_that_could_overflow(self, name: str) -> None:
+        optimizer = optimizer_of(name, SHAPES)
+        assert {type(each) for each in moments(optimizer)} == {Tensor}
+        assert len(list(moments(optimizer))) >= 2 * len(SHAPES)
+
+    def test_its_settings(self, name: str) -> None:
+        given = TrainConfig.model_validate({"optimizer": name, "learning_rate": 1e-3, "weight_decay": 0.3})
+        for group in build_optimizer(model(), given).param_groups:
+            assert float(group["lr"]) == pytest.approx(1e-3)
+            assert group["weight_decay"] == 0.3
+
+    def test_a_schedule_moves_its_rates(self, name: str) -> None:
+        config = TrainConfig.model_validate({"optimizer": name, "max_train_steps": 4, "lr_scheduler": "linear"})
+        optimizer = build_optimizer(model(), config)
+        scheduler = build_lr_scheduler(optimizer, config)
+        optimizer.step()
+        scheduler.step()
+        assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.75 * 5e-6] * 2)
+
+
+@needs_torchao
+def test_moments_in_eight_bits_are_near_those_in_32() -> None:
+    torch.manual_seed(0)
+    parameters = {}
+    for name in ("adamw", "adamw8bit"):
+        torch.manual_seed(0)
+        trained = model(with_text_encoder=False)
+        trained.denoiser = nn.Linear(64, 64, bias=False)
+        before = trained.denoiser.weight.detach().clone()
+        optimizer = build_optimizer(trained, TrainConfig.model_validate({"optimizer": name, "learning_rate": 1e-3}))
+        for _ in range(10):
+            trained.denoiser.weight.grad = torch.randn(64, 64)
+            optimizer.step()
+        parameters[name] = trained.denoiser.weight.detach() - before
+    off = (parameters["adamw8bit"] - parameters["adamw"]).norm() / parameters["adamw"].norm()
+    assert 0 < off < 0.05
 
 
 class TestGroups:
