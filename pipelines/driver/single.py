@@ -1,6 +1,7 @@
 """Drive a batch of one, and conclude its subject on the run's own screen."""
 
 import secrets
+from contextlib import suppress
 
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.batch import queued_subjects
@@ -89,6 +90,7 @@ def _finish(plan: Plan, run: TrackedRun, view: RunView, clock: Clock) -> Persona
     if plan.config.storage.run is None:  # else nothing of the run lies below the root
         measured = [trained] if trained.second is None else [trained, trained.second]
         paces = zip(plan.stages, (one.steps_per_second for one in measured), strict=True)
-        remember_paces(plan.config.storage.root, plan.config.subject.name, paces)
+        with suppress(OSError):  # no reason to fail a run that is published
+            remember_paces(plan.config.storage.root, plan.config.subject.name, paces)
     evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
     return finish(plan, trained, evaluation, run, clock.seconds, clock.startup(view.milestones))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from dreambooth.config.settings import config_hash
+from dreambooth.errors import InputError
 from pipelines.plan.run_plan import Plan
 from pipelines.storage.files import join, read_json, write_json
 
@@ -23,10 +24,10 @@ class Pace:
 
 
 def known_paces(root: str) -> dict[str, Pace]:
-    """All paces stored under a storage root, by `pace_key`."""
+    """All paces stored under a storage root, by `pace_key`; none of a file that was cut short or is of another form."""
     try:
         return {key: Pace(**pace) for key, pace in read_json(_address(root)).items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, InputError, TypeError, AttributeError):
         return {}
 
 

@@ -15,6 +15,7 @@ from pipelines.plan.estimate import describe_estimate
 from pipelines.plan.pace import known_paces, pace_key, remember_paces
 from pipelines.plan.subject_checks import SubjectCheck, check_subjects, valid_plans
 from pipelines.plan.subject_list import ListedSubject
+from pipelines.storage.files import join, write_bytes
 
 ROOM = Resources(cpus=4, gpus=0)
 
@@ -158,6 +159,18 @@ def test_the_plan_says_how_many_lanes_and_why(subject: Callable[..., DreamBoothC
     assert rows["class images"].startswith("1 sets, 200 images to make")
     few = dict(describe_batch(make_batch_plan("pets", plans[:2], ROOM)))
     assert few["lanes"] == "2 (no more than subjects)"
+
+
+@pytest.mark.parametrize("stored", [b'{"a": {"steps_per', b"[]", b'{"a": {"rate": 1}}', b'{"a": 1}', b"\xff"])
+def test_paces_that_cannot_be_read_are_none_and_are_replaced(
+    subject: Callable[..., DreamBoothConfig], stored: bytes
+) -> None:
+    plans = valid_plans(check(subject("rex")), skip_invalid=False)
+    root = plans[0].config.storage.root
+    write_bytes(join(root, "batches", "paces.json"), stored)
+    assert known_paces(root) == {}
+    remember_paces(root, "rex", [(plans[0], 2.0)])
+    assert known_paces(root)[pace_key(plans[0])].steps_per_second == 2.0
 
 
 def test_the_time_is_estimated_by_the_pace_of_earlier_runs(subject: Callable[..., DreamBoothConfig]) -> None:
