@@ -171,8 +171,9 @@ def test_a_server_that_is_away_from_the_start_of_the_run(
 
 
 def test_what_one_call_is_refused_is_said_and_the_rest_arrives(
-    tracker: tuple[Tracker, TrackingConfig], client: MlflowClient
+    tracker: tuple[Tracker, TrackingConfig], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # a slow machine's server is not away
     _, config = tracker
     with track(config, run_name="rex", resume_key="refused") as run:
         run.log_params({"a name that/is:no<good>": 1})
