@@ -9,13 +9,13 @@ import warnings
 
 
 def quiet() -> None:
-    """Silence notices of diffusers, transformers and torch that users can't act on. Imports none of them."""
+    """Silence notices of diffusers, transformers, torch and torchao that users can't act on. Imports none of them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("diffusers", "transformers", "torch.distributed.elastic"):
+    for name in ("diffusers", "transformers", "torch.distributed.elastic", "torch.utils._pytree", "torchao"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("diffusers", "transformers", "torch", "huggingface_hub"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")

@@ -1,9 +1,7 @@
 """The optimizer and the learning-rate schedule, the same for every engine."""
 
-import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dreambooth.config.train import TrainConfig
 from dreambooth.errors import InputError
+from dreambooth.quiet import quiet
 from dreambooth.training.model import DreamBoothModel
 
 
@@ -69,8 +68,8 @@ def check_optimizer_installed(name: str) -> None:
 def _adamw8bit(groups: list[dict[str, Any]], adam: dict[str, Any]) -> torch.optim.Optimizer:
     """torchao's AdamW: both moments in 8 bits by blocks of 256 values; those of small tensors stay fp32."""
     check_optimizer_installed("adamw8bit")
-    with _without_notices("torchao", "torch.utils._pytree"):
-        from torchao.optim import AdamW8bit
+    quiet()  # about what torchao misses without a GPU
+    from torchao.optim import AdamW8bit
 
     class Uncompiled(AdamW8bit):  # type: ignore[misc]
         """Steps without torch.compile, which takes a compiler and seconds for every shape of a parameter."""
@@ -95,20 +94,6 @@ def _adafactor(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim
         relative_step=False,
     )
     return optimizer
-
-
-@contextmanager
-def _without_notices(*names: str) -> Iterator[None]:
-    """Within this context these loggers are silent about what a library of a GPU misses at import."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def moments(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
