@@ -1,9 +1,11 @@
 """What the plan says of memory, against what training takes."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from full_size import plan_of, plan_of_weightless
 
 from dreambooth.miniature import PIPELINE_DIR
 from dreambooth.models.base_model import BaseModel
+from dreambooth.training.optimizer_memory import UPDATE_BYTES
 from dreambooth.training.step_memory import step_memory
 from pipelines.plan import counted
 from pipelines.plan.memory import peak_bytes
@@ -28,6 +31,7 @@ AS_IT_IS: dict[str, Any] = {
 PAGES = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_MMAP_MAX_": "1000000"}
 """Every tensor gets pages of its own: what is freed is gone, and what is held shows."""
 MEASURE = Path(__file__).with_name("measure_memory.py")
+MEASURE_UPDATE = Path(__file__).with_name("measure_update.py")
 
 
 def measured_bytes(base: Path, **settings: Any) -> int:
@@ -68,6 +72,18 @@ def test_what_other_code_counted_is_counted_again(
 
     assert [count_by("old"), count_by("new"), count_by("old")] == ["old", "new", "old"]
     assert len([*(tmp_path / "cache" / "step-memory").iterdir()]) == 2
+
+
+@pytest.mark.slow
+def test_an_update_takes_what_is_planned_beside_state_and_gradient() -> None:
+    optimizers = ["adamw", "adafactor", *(["adamw8bit"] if find_spec("torchao") else [])]
+    cases = [(optimizer, shape) for optimizer in optimizers for shape in ((2048, 512), (512, 256, 3, 3))]
+    command = [sys.executable, str(MEASURE_UPDATE), json.dumps(cases)]
+    done = subprocess.run(command, env=os.environ | PAGES, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for (optimizer, shape), measured in zip(cases, json.loads(done.stdout), strict=True):
+        planned = UPDATE_BYTES[optimizer] * math.prod(shape)
+        assert 0.7 * planned <= measured <= 1.05 * planned + 2**20, (optimizer, shape)
 
 
 @pytest.mark.slow

@@ -185,6 +185,8 @@ class TestTheSameGpus:
         plan = published("stable-diffusion-xl", ("cluster", "num_workers", 2))
         assert cheapest_fit(plan, 80) == ((), 0)
         assert cheapest_fit(plan, 24) == (("zero.offload_optimizer",), 2)
+        large = published("flux.1-dev", ("cluster", "num_workers", 4))
+        assert cheapest_fit(large, 24) == (("zero.offload_optimizer", "zero.offload_parameters"), 3)
 
     @pytest.mark.parametrize(
         ("setting", "excluded"),
