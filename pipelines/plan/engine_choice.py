@@ -1,6 +1,6 @@
 """The engine of a run, and what it can't do together."""
 
-from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.config.settings import DreamBoothConfig, ZeroConfig
 from dreambooth.config.train import TrainConfig
 from dreambooth.errors import InputError
 
@@ -14,13 +14,21 @@ def choose_engine(config: DreamBoothConfig) -> str:
         from dreambooth.training.optimizer import check_optimizer_installed
 
         check_optimizer_installed(config.train.optimizer)
-    return _engine(config)
+    offloaded, of_torch = _offloaded(config.zero), _needs_torch(config.train)
+    _check_exclusions(config, offloaded, of_torch)
+    several = (config.cluster.num_workers > 1 or offloaded is not None) and of_torch is None
+    engine = config.engine if config.engine != "auto" else "deepspeed" if several else "torch"
+    if engine == "deepspeed" and config.cluster.min_workers is not None and config.train.ema_decay is not None:
+        raise InputError(
+            "cluster.min_workers goes with train.ema_decay only where engine is 'torch': DeepSpeed's shards of the "
+            "moving average can't be divided anew; leave one of them out"
+        )
+    return engine
 
 
-def _engine(config: DreamBoothConfig) -> str:
-    """DeepSpeed if needed; plain PyTorch for a single worker, where it is faster (`make bench`)."""
-    zero, train, workers = config.zero, config.train, config.cluster.num_workers
-    offloaded = next((f"zero.{one}" for one in ("offload_parameters", "offload_optimizer") if getattr(zero, one)), None)
+def _check_exclusions(config: DreamBoothConfig, offloaded: str | None, of_torch: str | None) -> None:
+    """Raise InputError for what no engine does together."""
+    zero, workers = config.zero, config.cluster.num_workers
     if config.engine == "torch" and offloaded is not None:
         raise InputError(f"{offloaded} needs DeepSpeed, but engine is 'torch'; leave engine at 'auto'")
     if zero.offload_optimizer and zero.stage == 0:
@@ -32,23 +40,21 @@ def _engine(config: DreamBoothConfig) -> str:
             f"zero.offload_parameters needs zero.stage 3 and zero.offload_optimizer, got stage {zero.stage} and "
             f"{str(zero.offload_optimizer).lower()}: only ZeRO-3 fetches weights as they are needed"
         )
-    of_torch = _needs_torch(train)
     if of_torch is not None and (config.engine == "deepspeed" or offloaded is not None):
         instead = offloaded or "engine: deepspeed"
         raise InputError(f"{of_torch} needs engine 'torch', which excludes {instead}; leave one of them out")
-    if train.fused_backward and workers > 1:
+    if config.train.fused_backward and workers > 1:
         raise InputError(
             f"train.fused_backward needs one worker, got cluster.num_workers {workers}, whose gradients are averaged "
             f"after the backward pass; leave one of them out"
         )
-    several = (workers > 1 or offloaded is not None) and of_torch is None
-    engine = config.engine if config.engine != "auto" else "deepspeed" if several else "torch"
-    if engine == "deepspeed" and config.cluster.min_workers is not None and config.train.ema_decay is not None:
-        raise InputError(
-            "cluster.min_workers goes with train.ema_decay only where engine is 'torch': DeepSpeed's shards of the "
-            "moving average can't be divided anew; leave one of them out"
-        )
-    return engine
+
+
+def _offloaded(zero: ZeroConfig) -> str | None:
+    """The setting that keeps something in host memory, which plain PyTorch excludes."""
+    if zero.offload_parameters:
+        return "zero.offload_parameters"
+    return "zero.offload_optimizer" if zero.offload_optimizer else None
 
 
 def _needs_torch(train: TrainConfig) -> str | None:

@@ -136,7 +136,7 @@ class Plan:
 
     @property
     def model_state_bytes(self) -> int:
-        """Weights, gradients, masters, Adam moments and moving average of one worker, activations not counted.
+        """Weights, gradients, masters, moments and moving average of one worker, activations not counted.
 
         Of this stage alone: the other's are not there at the same time.
         """
