@@ -87,10 +87,11 @@ def _finish(plan: Plan, run: TrackedRun, view: RunView, clock: Clock) -> Persona
     if trained is None:
         raise RuntimeError(f"training ended, but there is no model at {join(plan.config.run_uri, 'model')}")
     view.line(f"published and verified: {trained.model.uri}")
-    if plan.config.storage.run is None:  # else nothing of the run lies below the root
+    root = plan.config.storage.root
+    if plan.config.run_uri.startswith(join(root, "")):  # else nothing of the run lies below the root
         measured = [trained] if trained.second is None else [trained, trained.second]
         paces = zip(plan.stages, (one.steps_per_second for one in measured), strict=True)
         with suppress(OSError):  # no reason to fail a run that is published
-            remember_paces(plan.config.storage.root, plan.config.subject.name, paces)
+            remember_paces(root, plan.config.subject.name, paces)
     evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
     return finish(plan, trained, evaluation, run, clock.seconds, clock.startup(view.milestones))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     folder = tmp_path_factory.mktemp("personalize")
     arguments = ["run", "--images", str(subject_dir("coral-car")), "--workers", "2", "--zero-stage", "2"]
     arguments += ["--output", str(folder / "run")]
-    for setting in [*SETTINGS, f"storage.prior={folder}/prior", f"tracking.uri=sqlite:///{folder}/mlflow.db"]:
+    for setting in [*SETTINGS, f"storage.root={folder}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]:
         arguments += ["--set", setting]
     return folder, dreambooth(*arguments), arguments
 
@@ -124,6 +125,12 @@ def test_the_same_command_again_does_nothing(finished: Any) -> None:
     again = dreambooth(*arguments)
     assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
     assert "version 1" in again.stdout
+
+
+def test_the_next_plan_knows_the_pace(finished: Any) -> None:
+    _, _, arguments = finished
+    planned = dreambooth(*arguments, "--set", "train.max_train_steps=400", "--dry-run").stderr
+    assert re.search(r"(?m)^time +about .+ of steps, at the [\d.]+ steps/s of coral-car on 20", planned), planned
 
 
 def test_generate_needs_neither_ray_nor_deepspeed(finished: Any, tmp_path: Path) -> None:
