@@ -173,6 +173,7 @@ def _check_whole(directory: Path, *, weights: bool) -> None:
     """Find missing files of an incomplete copy now, not when workers load it."""
     settings = BaseSettings(directory)
     settings.check_trainable()
+    _check_unquantized(directory)
     for part in settings.family.parts(directory):
         if part.role != "tokenizer":
             continue
@@ -186,6 +187,17 @@ def _check_whole(directory: Path, *, weights: bool) -> None:
     if weights or any(has_weights(directory, part) for part in parts):  # a copy that broke off has some of them
         for part in sorted(parts, key=lambda part: not has_weights(directory, part)):
             count_parameters(directory, part)
+
+
+def _check_unquantized(directory: Path) -> None:
+    for part in _with_weights(directory):
+        path = directory / part.folder / "config.json"
+        if (quantized := read_json(path).get("quantization_config")) is not None:
+            method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
+            raise InputError(
+                f"{path}: the weights are quantized (quantization_config, {method}), which no layer can be fine-tuned "
+                f"from; give the model that they were quantized from"
+            )
 
 
 def pipeline_files(directory: Path) -> list[Path]:

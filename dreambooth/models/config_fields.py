@@ -6,6 +6,7 @@ shown, so the defaults are repeated in each family's list; a test compares them.
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,16 @@ def flag(value: Any) -> bool:
 def size(value: Any) -> bool:
     """A side, or height and width."""
     return whole(value) or (list_of(whole)(value) and len(value) == 2)
+
+
+def is_version(value: Any) -> bool:
+    """A version of a library, such as 0.10.0.dev0."""
+    return isinstance(value, str) and re.match(r"\d+(\.\d|$)", value) is not None
+
+
+def first_numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def read_json(path: Path) -> dict[str, Any]:

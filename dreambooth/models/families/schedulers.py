@@ -21,10 +21,16 @@ _FILE = "scheduler/scheduler_config.json"
 def check_scheduler(settings: "BaseSettings") -> None:
     """Refuse a scheduler of another process than the family's: its betas, or sigmas, would be the library's defaults.
 
-    Raises InputError naming the class.
+    Raises InputError naming the class, or a field of early versions of diffusers that later ones pass over.
     """
     path, process = settings.directory / _FILE, settings.family.noise
-    name = str(read_json(path).get("_class_name", ""))
+    config = read_json(path)
+    if config.get("predict_epsilon") is False and config.get("prediction_type") != "sample":
+        raise InputError(
+            f"{path}: predict_epsilon is false, which diffusers passes over since it has prediction_type, so the model "
+            f'would be trained to predict noise; write prediction_type "sample" instead'
+        )
+    name = str(config.get("_class_name", ""))
     found = "rectified flow" if name.startswith("FlowMatch") else "EDM" if name.startswith("EDM") else "diffusion"
     if name and found != process:
         raise InputError(

@@ -19,7 +19,9 @@ from dreambooth.models.config_fields import (
     COUNT,
     NUMBER,
     Field,
+    first_numbers,
     flag,
+    is_version,
     list_of,
     number,
     or_null,
@@ -70,8 +72,18 @@ SCHEDULE_FIELDS = (
 UNET_FIELDS = (
     field(_UNET, "sample_size", None, "a whole number, two of them or null", or_null(size)),
     field(_UNET, "in_channels", 4, COUNT, whole),
+    field(
+        _UNET,
+        "num_attention_heads",
+        None,
+        "null, as diffusers takes attention_head_dim of this class for the number of heads",
+        lambda heads: heads is None,
+    ),
     field(_UNET, "time_cond_proj_dim", None, f"null or {COUNT}", or_null(whole)),
 )
+_VERSION = field(_UNET, "_diffusers_version", None, 'a version such as "0.30.0"', is_version)
+_LEAST_SIZE, _SIZES_RIGHT_SINCE = 64, (0, 9)
+"""Where an earlier version of diffusers wrote a smaller sample_size, its pipeline takes it for a mistake."""
 TEXT_FIELDS = (
     field(_TEXT, "hidden_size", 512, COUNT, whole),
     field(_TEXT, "max_position_embeddings", 77, COUNT, whole),
@@ -184,7 +196,16 @@ class StableDiffusion(LatentUNet):
     defaults = Defaults(text_encoders=("text_encoder",))
     lora_folders = ("unet", "text_encoder")
     kohya_prefixes: ClassVar[Mapping[str, str]] = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
-    fields = (*UNET_FIELDS, *VAE_FIELDS, *TEXT_FIELDS, *SCHEDULE_FIELDS)
+    fields = (*UNET_FIELDS, _VERSION, *VAE_FIELDS, *TEXT_FIELDS, *SCHEDULE_FIELDS)
+
+    def resolution(self, settings: "BaseSettings") -> int:
+        """By the UNet's sample_size, unless that is a mistake of early versions of diffusers."""
+        side, version = super().resolution(settings), settings[_VERSION.key]
+        if version is None or first_numbers(version) >= _SIZES_RIGHT_SINCE:
+            return side
+        if isinstance(settings["unet.sample_size"], list):
+            return side
+        return max(side, _LEAST_SIZE * self.downscaling(settings))
 
     def tokenizer(self, directory: Path, folder: str = "tokenizer") -> "PreTrainedTokenizerBase":
         """CLIP's tokenizer, which truncates at the text encoder's positions at the latest."""
