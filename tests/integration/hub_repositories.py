@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 IDS = {"sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd21": "stabilityai/stable-diffusion-2-1"}
-RESOLUTION = 128
+RESOLUTION = 256  # less, as of diffusers 0.6, would be taken for 512
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 _DETAILS: dict[str, dict[str, Any]] = {
     "sd15": {
