@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dreambooth.amounts import counted
 from dreambooth.config.settings import ClusterConfig, config_hash
 from dreambooth.errors import InputError
 from dreambooth.sampling.class_images import PriorPlan
@@ -91,14 +92,13 @@ def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
     largest = max(stages, key=lambda stage: stage.model_state_bytes)
     steps = sum(stage.config.train.max_train_steps for stage in stages)
     roots = dict.fromkeys(subject.config.storage.root for subject in plan.subjects)
-    to_make, there = _count_class_images(plan)
     return [
-        ("batch", f"{plan.name}: {len(plan.subjects)} subjects of {_count_classes(plan)} classes"),
+        ("batch", f"{plan.name}: {counted(len(plan.subjects), 'subject')} of {_count_classes(plan)}"),
         *_bases(plan),
         ("workers", f"{workers} x {each} {device} a subject{fewer_workers(plan.cluster)}, {engine}"),
         ("lanes", f"{plan.lanes} ({why})"),
         ("memory", f"{largest.model_state_bytes / 2**20:.0f} MiB a worker of weights, gradients and optimizer"),
-        ("class images", f"{len(plan.class_sets)} sets, {to_make} images to make, {there} there"),
+        ("class images", _class_images(plan)),
         ("steps", f"{steps} in all, {steps // plan.lanes} a lane"),
         ("writes to", f"{', '.join(roots)}, the batch's own files to {plan.uri}"),
     ]
@@ -114,16 +114,22 @@ def _bases(plan: BatchPlan) -> list[tuple[str, str]]:
         subjects = Counter((one.config.base_model, one.base.hash) for one in stages)
         several = subjects.total() < len(plan.subjects) or len(subjects) > 1
         rows += [
-            (what, f"{address}, hash {base_hash}{f': {count} subjects' if several else ''}")
+            (what, f"{address}, hash {base_hash}{': ' + counted(count, 'subject') if several else ''}")
             for (address, base_hash), count in subjects.items()
         ]
     return rows
 
 
-def _count_classes(plan: BatchPlan) -> int:
-    return len({subject.config.subject.class_noun for subject in plan.subjects})
+def _count_classes(plan: BatchPlan) -> str:
+    return counted(len({subject.config.subject.class_noun for subject in plan.subjects}), "class", "classes")
 
 
-def _count_class_images(plan: BatchPlan) -> tuple[int, int]:
-    missing = [len(prior.missing(images_present(uri, prior))) for uri, prior in plan.class_sets]
-    return sum(missing), sum(prior.count for _, prior in plan.class_sets) - sum(missing)
+def _class_images(plan: BatchPlan) -> str:
+    if not plan.class_sets:
+        return "none"
+    missing = sum(len(prior.missing(images_present(uri, prior))) for uri, prior in plan.class_sets)
+    there = sum(prior.count for _, prior in plan.class_sets) - missing
+    sets = counted(len(plan.class_sets), "set")
+    if not missing:
+        return f"{sets}, {there:,} made"
+    return f"{sets}, {counted(missing, 'image')} to make{f', {there:,} made' if there else ''}"

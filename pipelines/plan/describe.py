@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dreambooth.amounts import counted
 from dreambooth.config.addresses import shown
 from dreambooth.config.settings import ClusterConfig, DreamBoothConfig
 from dreambooth.sampling.class_images import PriorPlan
@@ -29,7 +30,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     offloaded = "optimizer and weights" if zero.offload_parameters else "optimizer" if zero.offload_optimizer else None
     engine = f"DeepSpeed ZeRO-{zero.stage}{f', {offloaded} in host memory' if offloaded else ''}"
     rows = [
-        ("subject", f"{config.subject.name}: {len(plan.images)} images of a {config.subject.class_noun}"),
+        ("subject", f"{config.subject.name}: {counted(len(plan.images), 'image')} of a {config.subject.class_noun}"),
         ("instance prompt", config.prompts.instance_prompt(config.subject)),
         *_stage(plan, "base model"),
         *([] if plan.second is None else _stage(plan.second, "second stage")),
@@ -85,7 +86,7 @@ def _class_images(plan: Plan, prior: PriorPlan) -> str:
     from pipelines.stages.prior_stage import images_present
 
     missing = len(prior.missing(images_present(plan.config.prior_uri, prior)))
-    there = "all there" if not missing else f"{missing} to make"
+    there = "all made" if not missing else f"{missing} to make"
     return f"{prior.count} of {prior.class_prompt!r}: {there} (set {prior.key})"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dreambooth.amounts import duration
 from pipelines.plan.memory import describe_peak
 from pipelines.plan.pace import known_paces, pace_key
 from pipelines.plan.run_plan import Plan
@@ -10,13 +11,6 @@ from pipelines.plan.run_plan import Plan
 def describe_estimate(plans: Sequence[Plan], lanes: int) -> list[tuple[str, str]]:
     """(what, value) rows of subjects that are trained in so many lanes."""
     return [describe_peak(plans), ("time", _time(plans, lanes))]
-
-
-def clock(seconds: float) -> str:
-    """Seconds in the unit that a person would use."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _time(plans: Sequence[Plan], lanes: int) -> str:
@@ -33,6 +27,6 @@ def _time(plans: Sequence[Plan], lanes: int) -> str:
     latest = max(paces, key=lambda pace: pace.day)
     where = "" if len(plans) == 1 else " in each lane"
     return (
-        f"about {clock(seconds / lanes)} of steps{where}, at the {latest.steps_per_second:.1f} steps/s "
+        f"about {duration(seconds / lanes)} of steps{where}, at the {latest.steps_per_second:.1f} steps/s "
         f"of {latest.batch} on {latest.day}"
     )

@@ -552,7 +552,7 @@ class TestDescription:
         assert "5 to make" in self.rows(made)["class images"]
         for index in range(3, 8):
             (folder / f"{index:06d}.png").touch()
-        assert "all there" in self.rows(made)["class images"]
+        assert "all made" in self.rows(made)["class images"]
 
     def test_without_prior_preservation(self, plan: MachinePlan) -> None:
         rows = self.rows(plan("prior.prior_loss_weight=0"))

@@ -155,8 +155,8 @@ def test_the_plan_says_how_many_lanes_and_why(subject: Callable[..., DreamBoothC
     plans = valid_plans(check(*(subject(f"s-{i}") for i in range(6))), skip_invalid=False)
     rows = dict(describe_batch(make_batch_plan("pets", plans, ROOM)))
     assert rows["lanes"] == "4 (4 CPUs, and a subject takes 1)"
-    assert rows["batch"] == "pets: 6 subjects of 1 classes"
-    assert rows["class images"].startswith("1 sets, 200 images to make")
+    assert rows["batch"] == "pets: 6 subjects of 1 class"
+    assert rows["class images"].startswith("1 set, 200 images to make")
     few = dict(describe_batch(make_batch_plan("pets", plans[:2], ROOM)))
     assert few["lanes"] == "2 (no more than subjects)"
 
