@@ -1,6 +1,6 @@
 """Turn an evaluation's figures into warnings about the paper's failures, each with a cure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
@@ -20,6 +20,46 @@ UNBOUND = 0.6
 _LESS_LEARNED = "fewer steps (train.keep=best with evaluation.every finds how many) or more class images"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A failure of a model: its name in a table, and how the sentence about it begins."""
+
+    name: str
+    opening: str
+
+
+UNLIKE = Fault(name="not bound", opening="the samples hardly look like the subject")
+COPIES = Fault(name="copies", opening="samples copy the photographs")
+IGNORED = Fault(name="prompt not followed", opening="prompts are not followed")
+DRIFTED = Fault(name="class drifted", opening="the class became the subject")
+TOO_ALIKE = Fault(name="too alike", opening="the samples look more like the photographs")
+FAULTS = (UNLIKE, COPIES, IGNORED, DRIFTED, TOO_ALIKE)
+"""Worst first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A warning taken apart: the name of its fault, what was measured, and the cure."""
+
+    name: str
+    measured: str
+    cure: str
+
+
+def findings(warnings: Sequence[str]) -> list[Finding]:
+    """Warnings of `warnings_of` taken apart, worst first; a sentence of another version is named "doubtful"."""
+
+    def rank(sentence: str) -> int:
+        return next((place for place, fault in enumerate(FAULTS) if sentence.startswith(fault.opening)), len(FAULTS))
+
+    found = []
+    for sentence in sorted(warnings, key=rank):
+        measured, _, cure = sentence.partition("): ")
+        name = FAULTS[rank(sentence)].name if rank(sentence) < len(FAULTS) else "doubtful"
+        found.append(Finding(name=name, measured=f"{measured})" if cure else measured, cure=cure))
+    return found
+
+
 def warnings_of(means: Mapping[str, float]) -> tuple[str, ...]:
     """Warnings from the measured figures; empty if all is well.
 
@@ -29,31 +69,31 @@ def warnings_of(means: Mapping[str, float]) -> tuple[str, ...]:
     sentences = []
     dino, real = means["dino"], means.get("real_dino", 0.0)  # unknown for one photograph
     if means["near_copies"] >= MANY_NEAR_COPIES:
-        sentences.append(f"samples copy the photographs ({means['near_copies']:.0%} are near-copies): {_LESS_LEARNED}")
+        sentences.append(f"{COPIES.opening} ({means['near_copies']:.0%} are near-copies): {_LESS_LEARNED}")
     if real > 0 and round(dino, 2) > round(real, 2):
         sentences.append(
-            f"the samples look more like the photographs ({dino:.2f}) than those look like each other ({real:.2f}): "
+            f"{TOO_ALIKE.opening} ({dino:.2f}) than those look like each other ({real:.2f}): "
             f"not a better likeness, but pictures that vary less, as copies do; look at them beside the photographs, "
             f"and if places or poses are theirs, {_LESS_LEARNED}"
         )
     if means.get("prompts_followed", 1.0) < FEW_PROMPTS_FOLLOWED:
         sentences.append(
-            f"prompts are not followed ({1 - means['prompts_followed']:.0%} of them less than half as closely as by "
+            f"{IGNORED.opening} ({1 - means['prompts_followed']:.0%} of them less than half as closely as by "
             f"the base model): a lower learning rate, {_LESS_LEARNED}"
         )
     if means.get("prompts_apart", 1.0) < FEW_PROMPTS_FOLLOWED:
         sentences.append(
-            f"prompts are not followed (samples of {1 - means['prompts_apart']:.0%} of them nearly are another "
+            f"{IGNORED.opening} (samples of {1 - means['prompts_apart']:.0%} of them nearly are another "
             f"prompt's): a lower learning rate, {_LESS_LEARNED}"
         )
     if real > 0 and means.get("pres", -1.0) > CLASS_IS_SUBJECT * real:
         sentences.append(
-            f"the class became the subject (PRES {means['pres']:.2f}, the photographs among themselves {real:.2f}): "
+            f"{DRIFTED.opening} (PRES {means['pres']:.2f}, the photographs among themselves {real:.2f}): "
             f"more class images or a higher prior_loss_weight"
         )
     if real > 0 and dino < UNBOUND * real:
         sentences.append(
-            f"the samples hardly look like the subject (DINO {dino:.2f}, the photographs among themselves "
+            f"{UNLIKE.opening} (DINO {dino:.2f}, the photographs among themselves "
             f"{real:.2f}): more steps or a higher learning rate"
         )
     return tuple(sentences)

@@ -51,7 +51,7 @@ def run_batch(
     encoder: str | None,
     *,
     make_lanes: Callable[[BatchPlan, str, Any, str | None], LaneGroup] = Lanes,
-    conclude: Callable[[Plan, str], str] = conclude,
+    conclude: Callable[[Plan, str, str], str] = conclude,
 ) -> BatchOutcome:
     """Train, publish and register all unfinished subjects. Ray must be running.
 
@@ -78,7 +78,7 @@ def run_batch(
             )
         )
         curves = stack.enter_context(Curves(lambda one: begin_run(one, parent=run.known_id) if run.known_id else None))
-        driver = Driver(plan, queue, lanes, view, curves, lambda one: conclude(one, run.run_id))
+        driver = Driver(plan, queue, lanes, view, curves, lambda one: conclude(one, run.run_id, plan.uri))
         interrupted = driver.drive()
         records: Sequence[SubjectRecord] = ray.get(queue.records.remote())
         with room_for("the report of the batch", plan.uri):

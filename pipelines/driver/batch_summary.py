@@ -5,25 +5,27 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from dreambooth.amounts import counted, duration
+from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.models.cascade import SUPER_RESOLUTION
+from pipelines.driver.summary import sample_uri
 from pipelines.plan.batch_plan import BatchPlan, describe_batch
 from pipelines.plan.pace import remember_paces
 from pipelines.plan.run_plan import Plan
-from pipelines.report.batch_report import render_report
+from pipelines.report.batch_report import SHOWN, render_report
 from pipelines.report.batch_result import BatchResult, SubjectResult
 from pipelines.report.evaluated import find_evaluated, warnings_in
+from pipelines.report.links import relative_link
 from pipelines.storage.files import exists, join, read_bytes, read_json, write_bytes, write_json
 from pipelines.tasks import STATES, SubjectRecord
 from pipelines.tracking.client import explain
 from pipelines.tracking.tracked_run import TrackedRun
-
-SHOWN = 200
-"""Most subjects shown with pictures and curves."""
 
 
 def write_batch_summary(
@@ -34,10 +36,14 @@ def write_batch_summary(
     `untracked` is the reason why published subjects are not in MLflow.
     """
     plans = {subject.config.subject.name: subject for subject in plan.subjects}
-    subjects = [_subject(plans[record.name], record, shown=place < SHOWN) for place, record in enumerate(records)]
+    subjects = [_subject(plan, plans[record.name], record, shown=place < SHOWN) for place, record in enumerate(records)]
     counts = Counter(record.state for record in records)
-    facts = [*describe_batch(plan), ("wall time", f"{seconds:.0f} s"), ("MLflow", run.hint)]
-    page = render_report(BatchResult(name=plan.name, facts=facts, subjects=subjects))
+    lede = ", ".join((counted(len(records), "subject"), f"{datetime.now(UTC):%-d %B %Y, %H:%M} UTC", duration(seconds)))
+    page = render_report(
+        BatchResult(
+            name=plan.name, lede=lede, facts=describe_batch(plan), commands=[("MLflow", run.hint)], subjects=subjects
+        )
+    )
     write_bytes(join(plan.uri, "report.html"), page.encode())
     summary = {
         "name": plan.name,
@@ -89,8 +95,8 @@ def lane_busy_share(subjects: Sequence[SubjectResult]) -> float | None:
     return round(busy / total, 4) if total else None
 
 
-def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult:
-    uri = plan.config.run_uri
+def _subject(batch: BatchPlan, plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult:
+    config, uri = plan.config, plan.config.run_uri
     if record.state not in ("done", "trained") or not exists(join(uri, "summary.json")):
         return SubjectResult(record=record)
     summary = read_json(join(uri, "summary.json"))
@@ -102,6 +108,8 @@ def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult
     return SubjectResult(
         record=record,
         uri=uri,
+        page=relative_link(summary["report"], batch.uri),
+        sample=sample_uri(config, prompts[0], 0) if (prompts := _prompts(config)) else None,
         registered=f"{name} version {version}" if name else None,
         model_uri=summary["model_uri"],
         similarity=summary["similarity"],
@@ -115,6 +123,11 @@ def _subject(plan: Plan, record: SubjectRecord, *, shown: bool) -> SubjectResult
         contact_sheet=read_bytes(sheet) if shown and sheet else None,
         evaluated=find_evaluated(uri, summary) if shown else None,
     )
+
+
+def _prompts(config: DreamBoothConfig) -> list[str]:
+    """The prompts of the samples for the eye."""
+    return config.evaluation.prompts_of(config.subject, config.prompts) if config.evaluation.enabled else []
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, float]:

@@ -31,13 +31,14 @@ from pipelines.tracking.tracked_run import TrackedRun
 from mlflow.exceptions import MlflowException  # isort: skip
 
 
-def conclude(plan: Plan, batch_run_id: str) -> str:
+def conclude(plan: Plan, batch_run_id: str, batch_uri: str) -> str:
     """Register a published model, and write curves, pictures and summary.json. Returns the result in a line.
 
-    The subject gets an MLflow run nested in the batch's. Idempotent: one version and the same files. Raises Away if
-    MLflow is unreachable, and MLflow's error if it refuses, after writing everything else.
+    The subject gets an MLflow run nested in the batch's, and its page a link to that in the batch's folder. Idempotent:
+    one version and the same files. Raises Away if MLflow is unreachable, and MLflow's error if it refuses, after
+    writing everything else.
     """
-    result = conclude_stored(plan, parent=batch_run_id)
+    result = conclude_stored(plan, parent=batch_run_id, batch=batch_uri)
     if result is None:
         raise RuntimeError(f"{plan.config.subject.name} has no model, or no figures of it, at {plan.config.run_uri}")
     if result.error is not None:
@@ -58,6 +59,7 @@ def conclude_stored(
     *,
     earlier: Mapping[str, Any] | None = None,
     parent: str | None = None,
+    batch: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PersonalizeResult | None:
     """Conclude a subject with stored model and pictures; None if either is missing.
@@ -74,7 +76,8 @@ def conclude_stored(
     if earlier is not None:
         seconds = {stage: spent for stage, spent in earlier["wall_seconds"].items() if stage != "total"}
     with track_plan(plan, parent=parent, say=say) as run:
-        return finish(plan, trained, evaluation, run, seconds, earlier["startup_seconds"] if earlier else None)
+        startup = earlier["startup_seconds"] if earlier else None
+        return finish(plan, trained, evaluation, run, seconds, startup, batch=batch)
 
 
 def track_plan(
@@ -105,6 +108,8 @@ def finish(
     run: TrackedRun,
     seconds: dict[str, float],
     startup: dict[str, float] | None,
+    *,
+    batch: str | None = None,
 ) -> PersonalizeResult:
     """Register a published model, and write its pictures and its summary with anything missing from MLflow."""
     complete_curves(run, trained.history, trained.scores)
@@ -121,7 +126,7 @@ def finish(
     except (Away, MlflowException) as caught:
         error = caught
     seconds = seconds | {"register": round(time.perf_counter() - began, 2)}
-    return write_summary(plan, trained, evaluation, figures, version, run, seconds, startup, error)
+    return write_summary(plan, trained, evaluation, figures, version, run, seconds, startup, error, batch=batch)
 
 
 def find_figures(plan: Plan) -> RecordedFigures | None:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from dreambooth.config.settings import DreamBoothConfig
 from pipelines.plan.run_plan import Plan
-from pipelines.storage.files import filesystem, join, write_bytes
+from pipelines.report.by_step import find_pictures, validation_folder
+from pipelines.storage.files import join, read_bytes, write_bytes
 from pipelines.tasks import Message
 from pipelines.tracking.tracked_run import TrackedRun
 
@@ -42,7 +43,9 @@ class Curves:
             return
         if message["kind"] == "samples":
             for index, image in enumerate(message["images"]):
-                write_bytes(join(validation_folder(plan.config, plan.key), f"{message['step']:08d}-{index}.png"), image)
+                write_bytes(
+                    join(validation_folder(plan.config.run_uri, plan.key), f"{message['step']:08d}-{index}.png"), image
+                )
         run = self._run(plan)
         if run is None or run.behind:
             return
@@ -72,11 +75,6 @@ class Curves:
         return self._runs.get(name)
 
 
-def validation_folder(config: DreamBoothConfig, key: str) -> str:
-    """Folder of the validation pictures of a plan's key, named STEP-NUMBER.png."""
-    return join(config.run_uri, "validation", key)
-
-
 def complete_curves(
     run: TrackedRun,
     history: Sequence[Mapping[str, float]],
@@ -93,20 +91,19 @@ def complete_curves(
 
 def complete_pictures(run: TrackedRun, config: DreamBoothConfig, key: str) -> None:
     """Send missing validation pictures to MLflow."""
-    fs, path = filesystem(validation_folder(config, key))
-    try:
-        names = [name for name in fs.ls(path, detail=False) if name.endswith(".png")]
-    except (FileNotFoundError, NotADirectoryError):
-        return
 
-    def open_picture(name: str) -> Image.Image:
-        return Image.open(io.BytesIO(fs.cat_file(name)))
+    def open_picture(address: str) -> Image.Image:
+        return Image.open(io.BytesIO(read_bytes(address)))
 
-    pictures = {}
-    for name in sorted(names):
-        step, _, index = name.rsplit("/", 1)[-1].removesuffix(".png").partition("-")
-        pictures[f"validation/{index}", int(step)] = partial(open_picture, name)
-    run.log_missing_images(pictures)
+    found = find_pictures(config.run_uri, key)
+    if found:
+        run.log_missing_images(
+            {
+                (f"validation/{number}", step): partial(open_picture, address)
+                for step, numbers in found.items()
+                for number, address in numbers.items()
+            }
+        )
 
 
 def step_point(metrics: Mapping[str, float], stage: str | None = None) -> tuple[int, dict[str, float]]:

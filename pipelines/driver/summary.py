@@ -6,20 +6,24 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from dreambooth.amounts import duration
 from dreambooth.config.addresses import shown
-from dreambooth.config.settings import config_hash
+from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.images import png_bytes
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.driver.train_stage import TrainResult
 from pipelines.plan.run_plan import Plan
 from pipelines.report.evaluated import find_evaluated, warnings_in
+from pipelines.report.links import relative_link
+from pipelines.report.pages import Cell
 from pipelines.report.pictures import Row, contact_sheet, loss_curve
-from pipelines.report.run_report import render_run
+from pipelines.report.run_report import RunFacts, render_run
 from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.storage.files import exists, join, read_json, write_bytes, write_json
 from pipelines.storage.publications import MANIFEST_NAME
@@ -79,10 +83,12 @@ def write_summary(
     seconds: dict[str, float],
     startup: dict[str, float] | None,
     error: Exception | None = None,
+    *,
+    batch: str | None = None,
 ) -> PersonalizeResult:
     """Write the page, pictures, samples and summary.json to the run's folder, and all but the samples to MLflow.
 
-    `error` is the reason why MLflow lacks something. Ends the MLflow run.
+    `error` is the reason why MLflow lacks something, `batch` the folder of the batch. Ends the MLflow run.
     """
     uri = plan.config.run_uri
     steps = trained.steps
@@ -95,7 +101,7 @@ def write_summary(
         similarity, verdict = evaluation.similarity, evaluation.verdict
         for prompt, images in evaluation.after.items():
             for index, image in enumerate(images):
-                write_bytes(join(uri, "samples", _slug(prompt), f"{plan.config.evaluation.seed + index}.png"), image)
+                write_bytes(sample_uri(plan.config, prompt, index), image)
     for name, picture in pictures.items():
         write_bytes(join(uri, name), png_bytes(picture))
         run.log_image(picture, Path(name).stem, steps)
@@ -136,7 +142,7 @@ def write_summary(
         "request": request_key(plan),
     }
     result = PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)))
-    _write_report(result, trained, run)
+    _write_report(plan, result, trained, run, batch)
     if summary["verdict"] or summary["evaluation"]:
         warnings = {"warnings": " | ".join(warnings_in(summary)) or "none"}
         run.set_tags(warnings)
@@ -168,13 +174,8 @@ def _reason(run: TrackedRun, error: Exception | None) -> str | None:
 def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
     """The result as (what, value) rows: paths, figures and the next command."""
     summary = result.summary
-    rows = [("loss curve", summary["loss_curve"]), ("model", summary["model_uri"])]
-    if (second := summary.get(SUPER_RESOLUTION)) is not None:
-        rows.insert(1, ("second stage", second["loss_curve"]))
-    if "report" in summary:  # earlier versions wrote none
-        rows.insert(0, ("report", summary["report"]))
-    if summary["contact_sheet"] is not None:
-        rows.insert(0, ("contact sheet", summary["contact_sheet"]))
+    [*paths, (_, own)] = _places(result)
+    rows = paths
     if (similarity := summary["similarity"]) is not None:
         rows.append(
             (
@@ -192,13 +193,35 @@ def describe_result(result: PersonalizeResult) -> list[tuple[str, str]]:
     if evaluation is not None and (gate := evaluation["gate"]) is not None:
         rows.append(("champion", f"{'yes' if gate['moved'] else 'not moved'}: {gate['reason']}"))
     if (name := summary["registered_model"]) is not None:
-        prompt = f"a [V] {summary['class_noun']} on the beach"
         rows.append(("registered", f"{name}, version {summary['version']}"))
-        rows.append(("generate", f'dreambooth generate --model models:/{name}@latest "{prompt}"'))
+    [*commands, look] = _commands(summary)
+    rows += commands
     if (reason := summary.get("untracked")) is not None:
         lacks = "has no model of this run yet" if summary["registered_model"] is None else "lacks some of this run"
         rows.append(("not complete", f"the model is published, but MLflow {lacks} ({reason})"))
-    return [*rows, ("summary", f"{result.run_uri}/summary.json"), ("MLflow", summary["mlflow"]["look"])]
+    return [*rows, ("summary", own), look]
+
+
+def _places(result: PersonalizeResult) -> list[tuple[str, str]]:
+    """Addresses of a run's files, its summary last."""
+    summary = result.summary
+    rows = [("loss curve", summary["loss_curve"]), ("model", summary["model_uri"])]
+    if (second := summary.get(SUPER_RESOLUTION)) is not None:
+        rows.insert(1, ("second stage", second["loss_curve"]))
+    if "report" in summary:  # earlier versions wrote none
+        rows.insert(0, ("report", summary["report"]))
+    if summary["contact_sheet"] is not None:
+        rows.insert(0, ("contact sheet", summary["contact_sheet"]))
+    return [*rows, ("summary", f"{result.run_uri}/summary.json")]
+
+
+def _commands(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What to do next, MLflow last."""
+    rows = []
+    if (name := summary["registered_model"]) is not None:
+        prompt = f"a [V] {summary['class_noun']} on the beach"
+        rows.append(("generate", f'dreambooth generate --model models:/{name}@latest "{prompt}"'))
+    return [*rows, ("MLflow", summary["mlflow"]["look"])]
 
 
 def describe_verdict(verdict: Mapping[str, Any]) -> str:
@@ -226,14 +249,53 @@ def _figures(recorded: RecordedFigures) -> dict[str, Any]:
     }
 
 
-def _write_report(result: PersonalizeResult, trained: TrainResult, run: TrackedRun) -> None:
-    evaluated = find_evaluated(result.run_uri, result.summary)
-    page = render_run(result.summary, describe_result(result), trained.history, evaluated)
-    write_bytes(result.summary["report"], page.encode())
+def _write_report(
+    plan: Plan, result: PersonalizeResult, trained: TrainResult, run: TrackedRun, batch: str | None
+) -> None:
+    summary, evaluated = result.summary, find_evaluated(result.run_uri, result.summary)
+    page = render_run(
+        summary,
+        RunFacts(
+            settings=_settings(plan, summary),
+            commands=_commands(summary),
+            places=_places(result),
+            batch=None if batch is None else _batch_link(batch, result.run_uri),
+        ),
+        trained.history,
+        evaluated,
+        uri=result.run_uri,
+    )
+    write_bytes(summary["report"], page.encode())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "report.html")
         path.write_text(page, encoding="utf-8")
         run.log_artifact(path)
+
+
+def _settings(plan: Plan, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a reader of a run's page asks first."""
+    train, exported = plan.config.train, summary["exported_step"]
+    of = f", the model of step {exported:,} is published" if exported != summary["steps"] else ""
+    rate = f"{train.learning_rate:g}"
+    if plan.run_text_encoders and train.text_encoder_learning_rate not in (None, train.learning_rate):
+        rate += f", text encoders {train.text_encoder_learning_rate:g}"
+    rows = [
+        ("base model", f"{shown(plan.config.base_model)}, hash {plan.base.hash}"),
+        ("steps", f"{summary['steps']:,}{of}"),
+        ("learning rate", rate),
+        ("seed", str(train.seed)),
+        ("photographs", str(len(plan.images))),
+        ("class images", f"{summary['class_images']:,}"),
+        ("finished", f"{datetime.now(UTC):%-d %B %Y, %H:%M} UTC"),
+        ("time", duration(summary["wall_seconds"]["total"])),
+    ]
+    if (name := summary["registered_model"]) is not None:
+        rows.append(("registered", f"{name}, version {summary['version']}"))
+    return rows
+
+
+def _batch_link(batch: str, run_uri: str) -> Cell:
+    return Cell(text=batch.rsplit("/", 1)[-1], link=relative_link(join(batch, "report.html"), run_uri))
 
 
 def _title(plan: Plan) -> str:
@@ -259,8 +321,10 @@ def _rows(plan: Plan, evaluation: Evaluation) -> list[Row]:
     ]
 
 
-def _slug(prompt: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:80]
+def sample_uri(config: DreamBoothConfig, prompt: str, index: int) -> str:
+    """Address of a run's sample for the eye."""
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:80]
+    return join(config.run_uri, "samples", slug, f"{config.evaluation.seed + index}.png")
 
 
 def _open(image: bytes) -> Image.Image:

@@ -1,13 +1,13 @@
-"""One page for a batch: states, figures and pictures of its subjects."""
+"""One page for a batch: a verdict on every subject, worst first, with figures, samples and curves."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+from dreambooth.amounts import duration
 from pipelines.report.batch_result import BatchResult, SubjectResult
+from pipelines.report.charts import losses_of_batch
 from pipelines.report.evaluated import Evaluated, read_pictures
-from pipelines.report.pages import Cell, Chart, Picture, Table, cell, loss_chart, number, picture, render
+from pipelines.report.pages import Cell, Table, cell, number, picture, render
 from pipelines.report.report_evaluation import (
     MOST_CELLS,
     addresses_of_grid,
@@ -16,14 +16,15 @@ from pipelines.report.report_evaluation import (
     grids_of_batch,
     nearest,
     sample_address,
-    warnings_of,
 )
-from pipelines.tasks import STATES
+from pipelines.report.verdicts import Verdict, verdict_of_result, verdict_of_state
 
 SHOWN = 200
-"""Most subjects shown with pictures and curves: a page of thousands would not open."""
+"""Most subjects whose pictures and curves are read for the page."""
 
-_SHEET_WIDTH = 900
+_THUMBNAIL = 80  # pixels, shown at half of that for sharp screens
+_CURVES = 40
+"""Most curves in one chart."""
 _COPIES = 24
 _SIMILARITIES = {
     "identifier": "similarity",
@@ -33,29 +34,63 @@ _SIMILARITIES = {
 }
 _SHARES = {"near_copies": "near-copies", "prompts_followed": "prompts followed"}
 
+_Judged = tuple[SubjectResult, Verdict]
+
 
 def render_report(result: BatchResult) -> str:
     """The page as HTML; data is escaped."""
-    counts = Counter(subject.record.state for subject in result.subjects)
-    shown = result.subjects[:SHOWN]
-    evaluated = [subject.evaluated for subject in result.subjects if subject.evaluated is not None]
+    judged = sorted(((subject, judge(subject)) for subject in result.subjects), key=_worst_first)
+    evaluated = [subject.evaluated for subject, _ in judged if subject.evaluated is not None]
+    histories = {subject.record.name: subject.history for subject, _ in judged if subject.history}
+    pictures = read_pictures(_wanted(judged, shown := _shown(evaluated)))
     return render(
         "batch.html",
         title=result.name,
-        states=[(state, counts[state]) for state in STATES if counts[state]],
-        facts=result.facts,
-        warnings=warnings_of(evaluated),
-        subjects=_subjects(result.subjects),
-        failed=[subject.record for subject in result.subjects if subject.record.state == "failed"],
+        lede=result.lede,
+        verdicts=_counted([verdict for _, verdict in judged]),
+        cures=_cures(judged),
+        subjects=_subjects(judged, pictures),
+        names=[verdict.name for _, verdict in judged],
+        grids=grids_of_batch(shown, pictures),
+        grids_left_out=len(evaluated) - len(shown),
+        losses=losses_of_batch(dict(list(histories.items())[:_CURVES])),
+        losses_left_out=max(0, len(histories) - _CURVES),
         figures=figures_of_batch(evaluated),
-        **_pictures(evaluated),
-        sheets=[_sheet(subject) for subject in shown if subject.contact_sheet or subject.history],
-        sheets_left_out=len(result.subjects) - len(shown),
+        copies=copies(shown, pictures, most=_COPIES),
+        failed=[subject.record for subject, _ in judged if subject.record.state == "failed"],
+        facts=result.facts,
+        commands=result.commands,
     )
 
 
-def _pictures(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
-    """Grids of as many subjects as a page can hold, and their samples most like a photograph."""
+def judge(subject: SubjectResult) -> Verdict:
+    """The verdict on a subject of a batch."""
+    if subject.record.state != "done":
+        return verdict_of_state(subject.record.state, subject.record.reason)
+    measured = subject.verdict is not None or bool(subject.figures) or bool(subject.warnings)
+    return verdict_of_result(subject.warnings, similarity=subject.similarity, shares=subject.verdict, measured=measured)
+
+
+def _worst_first(judged: _Judged) -> tuple[int, float, str]:
+    subject, verdict = judged
+    similarity = (subject.similarity or {}).get("identifier", 0.0)
+    return verdict.rank, similarity, subject.record.name
+
+
+def _counted(verdicts: Sequence[Verdict]) -> list[tuple[Verdict, int]]:
+    """One verdict of each name, with how many there are, worst first."""
+    counts = Counter(verdict.name for verdict in verdicts)
+    return [(verdict, counts[verdict.name]) for verdict in {one.name: one for one in verdicts}.values()]
+
+
+def _cures(judged: Sequence[_Judged]) -> list[tuple[Verdict, str]]:
+    """What helps against each fault, once."""
+    found = {verdict.name: (verdict, verdict.cure) for _, verdict in judged if verdict.cure}
+    return list(found.values())
+
+
+def _shown(evaluated: Sequence[Evaluated]) -> list[Evaluated]:
+    """As many subjects as the grid of a page can hold."""
     cells = 0
     shown: list[Evaluated] = []
     for each in evaluated:
@@ -63,63 +98,59 @@ def _pictures(evaluated: Sequence[Evaluated]) -> dict[str, Any]:
         if cells > MOST_CELLS and shown:
             break
         shown.append(each)
-    wanted = [address for each in shown for address in addresses_of_grid(each, images=1)]
+    return shown
+
+
+def _wanted(judged: Sequence[_Judged], shown: Sequence[Evaluated]) -> list[str]:
+    """Addresses of the page's pictures: one sample of all, the grid, and the samples most like a photograph."""
+    wanted = [subject.sample for subject, _ in judged if subject.sample is not None]
+    wanted += [address for each in shown for address in addresses_of_grid(each, images=1)]
     for each, pair in nearest(shown, most=_COPIES):
         wanted += [sample_address(each, pair), each.instance[pair.instance]]
-    pictures = read_pictures(wanted)
-    return {
-        "grids": grids_of_batch(shown, pictures),
-        "grids_left_out": len(evaluated) - len(shown),
-        "copies": copies(shown, pictures, most=_COPIES),
-    }
+    return wanted
 
 
-def _subjects(subjects: Sequence[SubjectResult]) -> Table:
+def _subjects(judged: Sequence[_Judged], pictures: Mapping[str, bytes]) -> Table:
     """A row per subject; columns of similarities and shares only if measured."""
-    measured = _SIMILARITIES if any(subject.similarity for subject in subjects) else {}
-    judged = _SHARES if any(subject.verdict for subject in subjects) else {}
-    columns = (
-        "subject",
-        "class noun",
-        "[V]",
-        "state",
-        *measured.values(),
-        *judged.values(),
-        "steps/s",
-        "seconds",
-        "attempts",
-        "registered",
+    similarities = list(_SIMILARITIES.items()) if any(subject.similarity for subject, _ in judged) else []
+    shares = list(_SHARES.items()) if any(subject.verdict for subject, _ in judged) else []
+    first, others = dict([*similarities[:1], *shares]), dict(similarities[1:])
+    columns = ("subject", "verdict", *first.values(), "why", *others.values())
+    return Table(
+        title="Subjects",
+        columns=(*columns, "class noun", "[V]", "steps/s", "time", "attempts", "registered"),
+        rows=[_row(subject, verdict, list(first), list(others), pictures) for subject, verdict in judged],
     )
-    return Table(columns=columns, rows=[_row(subject, [*measured, *judged]) for subject in subjects])
 
 
-def _row(subject: SubjectResult, measured: Sequence[str]) -> list[Cell]:
+def _row(
+    subject: SubjectResult,
+    verdict: Verdict,
+    first: Sequence[str],
+    others: Sequence[str],
+    pictures: Mapping[str, bytes],
+) -> list[Cell]:
     record, values = subject.record, {**(subject.similarity or {}), **(subject.verdict or {})}
+    content = pictures.get(subject.sample or "")
     seconds = record.ended - record.began if record.ended and record.began else None
     return [
-        cell(record.name),
+        Cell(
+            text=record.name,
+            link=subject.page,
+            picture=picture(content, side=_THUMBNAIL, alt="") if content is not None else None,
+        ),
+        cell(verdict.name, kind=f"word {verdict.kind}", value=verdict.rank),
+        *(_share(values.get(name)) if name in _SHARES else number(values.get(name), 2) for name in first),
+        cell(verdict.why, kind="why"),
+        *(number(values.get(name), 2) for name in others),
         cell(record.class_noun),
         cell(record.identifier),
-        cell(record.state, kind=record.state),
-        *(number(values.get(name), 2) for name in measured),
         number(subject.steps_per_second, 1),
-        number(seconds, 0),
+        number(None, 0) if seconds is None else cell(duration(seconds), kind="n", value=seconds),
         number(record.attempts, 0),
         cell(subject.registered or "–"),
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sheet:
-    name: str
-    sheet: Picture | None
-    curve: Chart | None
-
-
-def _sheet(subject: SubjectResult) -> _Sheet:
-    name, content = subject.record.name, subject.contact_sheet
-    return _Sheet(
-        name=name,
-        sheet=picture(content, side=_SHEET_WIDTH, alt=f"contact sheet of {name}") if content is not None else None,
-        curve=loss_chart(subject.history),
-    )
+def _share(value: float | None) -> Cell:
+    return number(None, 0) if value is None else cell(f"{value:.0%}", kind="n", value=value)

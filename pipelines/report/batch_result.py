@@ -12,15 +12,17 @@ from pipelines.tasks import SubjectRecord
 class SubjectResult:
     """One subject's row: its record and its results so far.
 
-    `uri` is the folder of its run, `history` holds one mapping of metrics a step (step, loss, instance_loss,
-    prior_loss, …), `contact_sheet` a PNG; paces are of this command's steps, the second one of a second stage, and 0
-    where all steps had been made before; `step_seconds` is the time in training steps, without checkpoints and
-    samples. `verdict` is the short evaluation's, as stored; `figures` are the protocol's means by bank and figure
-    (miniature_dino).
+    `uri` is the folder of its run, `page` the link to its page, `sample` the address of one sample, `history` holds one
+    mapping of metrics a step (step, loss, instance_loss, prior_loss, …), `contact_sheet` a PNG; paces are of this
+    command's steps, the second one of a second stage, and 0 where all steps had been made before; `step_seconds` is the
+    time in training steps, without checkpoints and samples. `verdict` is the short evaluation's, as stored; `figures`
+    are the protocol's means by bank and figure (miniature_dino).
     """
 
     record: SubjectRecord
     uri: str | None = None
+    page: str | None = None
+    sample: str | None = None
     registered: str | None = None
     model_uri: str | None = None
     similarity: Mapping[str, float] | None = None
@@ -37,8 +39,10 @@ class SubjectResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchResult:
-    """A batch: `facts` are (what, value) rows such as base model, lanes, wall time."""
+    """A batch: `lede` is a line about it, `facts` are (what, value) rows, `commands` (what, command line)."""
 
     name: str
     facts: Sequence[tuple[str, str]]
     subjects: Sequence[SubjectResult]
+    lede: str = ""
+    commands: Sequence[tuple[str, str]] = ()

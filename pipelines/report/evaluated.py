@@ -28,7 +28,7 @@ class PromptPictures:
 class Evaluated:
     """One subject's evaluation; `instance` are addresses of its photographs, in the figures' order.
 
-    `figures` is None if only samples were made; `warnings` come from the figures, else from the samples.
+    `figures` is None if only samples were made.
     """
 
     subject: str
@@ -37,7 +37,6 @@ class Evaluated:
     prompts: tuple[PromptPictures, ...]
     instance: tuple[str, ...]
     figures: Figures | None = None
-    warnings: tuple[str, ...] = ()
 
 
 def warnings_in(summary: Mapping[str, Any]) -> tuple[str, ...]:
@@ -59,7 +58,7 @@ def find_evaluated(run_uri: str, summary: Mapping[str, Any]) -> Evaluated | None
     if stored is None:
         return None
     subject = {name: summary[name] for name in ("subject", "class_noun", "identifier")}
-    return Evaluated(**subject, prompts=stored[0], instance=stored[1], warnings=warnings_in(summary))
+    return Evaluated(**subject, prompts=stored[0], instance=stored[1])
 
 
 def read_evaluation(uri: str) -> Evaluated:
@@ -75,7 +74,6 @@ def read_evaluation(uri: str) -> Evaluated:
             ),
             instance=tuple(evaluation["instance_images"]),
             figures=figures,
-            warnings=figures.warnings,
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{uri} isn't an evaluation that this version reads ({error!r}); evaluate again") from None

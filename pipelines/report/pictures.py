@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from pipelines.report.charts import running_mean
+
 CELL = 128  # pixels of a small image's side on the sheet, at least
 LARGEST_CELL = 256
 GAP = 8
@@ -90,7 +92,7 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> Image.Image:
         for key, (label, colour) in _LOSSES.items():
             steps, values = _series(history, key)
             losses.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
-            losses.plot(steps, _running_mean(values), color=colour, linewidth=1.8, label=label if steps else None)
+            losses.plot(steps, running_mean(values), color=colour, linewidth=1.8, label=label if steps else None)
         for key, (label, colour) in _RATES.items():
             steps, values = _series(history, key)
             rates.plot(steps, values, color=colour, linewidth=1.6, label=label if steps else None)
@@ -126,13 +128,6 @@ def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[list[floa
     if not any(value for _, value in points):
         return [], []
     return [step for step, _ in points], [value for _, value in points]
-
-
-def _running_mean(values: Sequence[float]) -> list[float]:
-    """Mean over a centred window of a fifteenth of the curve, truncated at the ends."""
-    half = max(1, len(values) // 30)
-    windows = [values[max(0, at - half) : at + half + 1] for at in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
 
 
 def _cell(largest: int) -> int:

@@ -32,8 +32,9 @@ FIGURES = {
 }
 _IN_BATCH = ("dino", "clip_i", "clip_t", "pres", "div", "near_copies")
 _THUMBNAIL = 160  # pixels
+_SIDES = ((40, 320), (150, 160))
+"""(most cells, pixels of a picture's side): few pictures are shown large."""
 _SMALL_THUMBNAIL = 64
-_MANY_CELLS = 150
 MOST_CELLS = 1000
 """Most pictures of a batch's grid; more would not open on a phone."""
 
@@ -72,20 +73,14 @@ class CopyCard:
     caption: str
 
 
-def warnings_of(evaluated: Sequence[Evaluated]) -> list[str]:
-    """Warnings in words, with the subject's name if there are several."""
-    named = [(each.subject, warning) for each in evaluated for warning in each.warnings]
-    return [f"{name}: {text}" if len(evaluated) > 1 else text for name, text in named]
-
-
 def figures_of_run(figures: Figures) -> tuple[Table, str]:
     """All figures of one subject with their intervals, and their bank."""
     rows = [
-        [cell(title), _interval(figures.figures[name].interval), cell(meaning)]
+        [cell(title), _interval(figures.figures[name].interval), cell(meaning, kind="why")]
         for name, (title, meaning) in FIGURES.items()
         if name in figures.figures
     ]
-    return Table(columns=("figure", "mean", "what it says"), rows=rows), _measured_by(figures)
+    return Table(title="Figures", columns=("figure", "mean", "what it says"), rows=rows), _measured_by(figures)
 
 
 def prompts_of_run(figures: Figures) -> Table:
@@ -96,7 +91,7 @@ def prompts_of_run(figures: Figures) -> Table:
         for row in figures.per_prompt
     ]
     columns = ("prompt", "application", "DINO", "CLIP-I", "CLIP-T", "CLIP-T of the base model", "DIV")
-    return Table(columns=columns, rows=rows)
+    return Table(title="Figures by prompt", columns=columns, rows=rows)
 
 
 def figures_of_batch(evaluated: Sequence[Evaluated]) -> list[tuple[Table, str]]:
@@ -114,7 +109,7 @@ def figures_of_batch(evaluated: Sequence[Evaluated]) -> list[tuple[Table, str]]:
         ]
         foot = [cell("all"), *(_interval(column(name, [figures for _, figures in measured])) for name in names)]
         columns = ("subject", *(FIGURES[name][0] for name in names))
-        table = Table(columns=columns, rows=rows, foot=foot if len(measured) > 1 else ())
+        table = Table(title="Figures", columns=columns, rows=rows, foot=foot if len(measured) > 1 else ())
         tables.append((table, _measured_by(measured[0][1])))
     return tables
 
@@ -141,7 +136,7 @@ def grids_of_batch(evaluated: Sequence[Evaluated], pictures: Mapping[str, bytes]
     for each in evaluated:
         lists[tuple(_template(each, of_prompt.prompt) for of_prompt in each.prompts)].append(each)
     cells = sum(len(prompts) * len(subjects) for prompts, subjects in lists.items())
-    side = _SMALL_THUMBNAIL if cells > _MANY_CELLS else _THUMBNAIL
+    side = next((pixels for most, pixels in _SIDES if cells <= most), _SMALL_THUMBNAIL)
     return [
         Grid(
             prompts=prompts,
@@ -188,7 +183,7 @@ def sample_address(evaluated: Evaluated, pair: NearestInstance) -> str:
 
 
 def addresses_of_grid(evaluated: Evaluated, *, images: int | None) -> list[str]:
-    """Number of pictures in a grid with so many samples per prompt; None for all."""
+    """Addresses of the pictures of a grid with so many samples per prompt; None for all."""
     return [
         address
         for of_prompt in evaluated.prompts

@@ -1,10 +1,13 @@
-"""One page for a run: its result, samples beside the base model's, and training curves."""
+"""One page for a run: the verdict, samples beside the base model's, figures, training curves, and files last."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pipelines.report.evaluated import Evaluated, read_pictures
-from pipelines.report.pages import loss_chart, picture, render
+from pipelines.report.by_step import chosen_steps, find_pictures, samples_by_step
+from pipelines.report.charts import loss_chart, score_chart
+from pipelines.report.evaluated import Evaluated, read_pictures, warnings_in
+from pipelines.report.pages import Cell, picture, render
 from pipelines.report.report_evaluation import (
     addresses_of_grid,
     cards_of_run,
@@ -13,42 +16,75 @@ from pipelines.report.report_evaluation import (
     nearest,
     prompts_of_run,
     sample_address,
-    warnings_of,
 )
+from pipelines.report.verdicts import verdict_of_result
 
 _COPIES = 8
 _INSTANCE_SIDE = 160  # pixels
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """(what, value) rows about a run: its settings, its commands, its files; and the link to its batch's page."""
+
+    settings: Sequence[tuple[str, str]] = ()
+    commands: Sequence[tuple[str, str]] = ()
+    places: Sequence[tuple[str, str]] = ()
+    batch: Cell | None = None
+
+
 def render_run(
     summary: Mapping[str, Any],
-    described: Sequence[tuple[str, str]],
+    facts: RunFacts,
     history: Sequence[Mapping[str, float]],
     evaluated: Evaluated | None,
+    *,
+    uri: str | None = None,
 ) -> str:
     """The page as HTML; data is escaped.
 
-    `described` are (what, value) rows, `history` holds one mapping of metrics a step (step, loss, instance_loss,
-    prior_loss, …).
+    `history` holds one mapping of metrics a step (step, loss, instance_loss, prior_loss, …); `uri` is the run's
+    folder, where the pictures made during training are.
     """
-    subject = {
+    return render("run.html", **_about(summary, facts), **_training(summary, history, uri), **_evaluation(evaluated))
+
+
+def _about(summary: Mapping[str, Any], facts: RunFacts) -> Mapping[str, Any]:
+    warnings = warnings_in(summary)
+    return {
         "title": f"{summary['subject']}: [V] = {summary['identifier']}, {summary['class_noun']}",
-        "described": described,
-        "curve": loss_chart(history),
+        "verdict": verdict_of_result(
+            warnings,
+            similarity=summary.get("similarity"),
+            shares=summary.get("verdict"),
+            measured=bool(summary.get("verdict") or summary.get("evaluation")),
+        ),
+        "warnings": warnings,
+        "facts": facts.settings,
+        "commands": facts.commands,
+        "places": facts.places,
+        "batch": facts.batch,
     }
-    return render("run.html", **subject, **(_NOTHING if evaluated is None else _evaluation(evaluated)))
 
 
-_NOTHING: Mapping[str, Any] = dict.fromkeys(("warnings", "photographs", "figures", "cards", "copies", "prompts"), ())
+def _training(summary: Mapping[str, Any], history: Sequence[Mapping[str, float]], uri: str | None) -> Mapping[str, Any]:
+    chosen = chosen_steps(find_pictures(uri, summary["key"])) if uri is not None else {}
+    addresses = [address for numbers in chosen.values() for address in numbers.values()]
+    return {
+        "curve": loss_chart(history),
+        "scores": score_chart(summary.get("scores", ()), summary.get("exported_step")),
+        "by_step": samples_by_step(chosen, read_pictures(addresses)),
+    }
 
 
-def _evaluation(evaluated: Evaluated) -> Mapping[str, Any]:
+def _evaluation(evaluated: Evaluated | None) -> Mapping[str, Any]:
+    if evaluated is None:
+        return dict.fromkeys(("photographs", "figures", "cards", "copies", "prompts"), ())
     pairs = [pair for _, pair in nearest([evaluated], most=_COPIES)]
     wanted = [*evaluated.instance, *addresses_of_grid(evaluated, images=None)]
     pictures = read_pictures([*wanted, *(sample_address(evaluated, pair) for pair in pairs)])
     figures = evaluated.figures
     return {
-        "warnings": warnings_of([evaluated]),
         "photographs": [
             picture(pictures[address], side=_INSTANCE_SIDE, alt=f"photograph {place}")
             for place, address in enumerate(evaluated.instance, start=1)

@@ -168,7 +168,7 @@ def planned(table: str, lanes: int) -> BatchPlan:
     return plan
 
 
-def write_small_summary(plan: Plan, batch_run_id: str) -> str:
+def write_small_summary(plan: Plan, batch_run_id: str, batch_uri: str) -> str:
     subject, uri = plan.config.subject, plan.config.run_uri
     summary = {
         "subject": subject.name,

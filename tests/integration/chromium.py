@@ -19,6 +19,8 @@ CHROMEDRIVER = shutil.which("chromedriver")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
+AXE = Path(__file__).with_name("axe.min.js")  # axe-core by Deque, MPL-2.0
+
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None or CHROMEDRIVER is None, reason="no Chromium with chromedriver on this machine's path"
 )
@@ -64,6 +66,27 @@ class Browser:
         """Press keys one after the other, wherever the focus is."""
         strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self._act({"type": "key", "id": "keys", "actions": strokes})
+
+    def wear(self, scheme: str) -> None:
+        """Prefer a colour scheme: light or dark."""
+        features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        _call(f"{self._session}/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": features})
+
+    def faults(self) -> list[str]:
+        """What axe-core finds against WCAG and good practice on the page: rule, place and reason, in light and dark."""
+        found = []
+        for scheme in ("light", "dark"):
+            self.wear(scheme)
+            self.run(AXE.read_text(encoding="utf-8"))
+            script = "axe.run().then(arguments[0])"
+            results = _call(f"{self._session}/execute/async", {"script": script, "args": []})
+            assert len(results["passes"]) > 5, "axe-core looked at nothing"
+            found += [
+                f"{scheme}: {rule['id']}: {node['html'][:200]}: {node['failureSummary']}"
+                for rule in results["violations"]
+                for node in rule["nodes"]
+            ]
+        return found
 
     def console(self) -> list[str]:
         """What the console has said since the last time, errors and warnings alone."""

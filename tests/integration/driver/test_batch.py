@@ -140,11 +140,11 @@ def test_a_result_does_not_depend_on_which_subjects_went_before(
     back = make_batch_plan("batch", back.subjects[::-1], FOUR_CPUS)
     tried: list[str] = []
 
-    def conclude_at_the_second_try(plan: Plan, batch_run_id: str) -> str:
+    def conclude_at_the_second_try(plan: Plan, batch_run_id: str, batch_uri: str) -> str:
         tried.append(plan.config.subject.name)
         if tried.count(plan.config.subject.name) == 1:
             raise OSError("the registry is away")
-        return conclude(plan, batch_run_id)
+        return conclude(plan, batch_run_id, batch_uri)
 
     registered = run_batch(back, Silent(), None, conclude=conclude_at_the_second_try)
     assert set(states(registered).values()) == {"done"}

@@ -23,7 +23,7 @@ from pipelines.driver.summary import PersonalizeResult, describe_result
 from pipelines.report.batch_report import render_report
 from pipelines.report.batch_result import BatchResult, SubjectResult
 from pipelines.report.evaluated import find_evaluated
-from pipelines.report.run_report import render_run
+from pipelines.report.run_report import RunFacts, render_run
 from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.stages.evaluation_store import INDEX, load_evaluation, store_evaluation
 from pipelines.storage.publications import publish
@@ -185,14 +185,15 @@ def test_a_verdict_reaches_terminal_and_pages(tmp_path: Path) -> None:
     assert ("samples", "100% near-copies of a photograph, 0% of prompts followed") in rows
     assert [value for what, value in rows if what == "warning"] == list(verdict.warnings)
     evaluated = find_evaluated(str(tmp_path), summary)
-    page = render_run(summary, rows, [], evaluated)
-    assert "<li>samples copy the photographs (100% are near-copies)" in page
+    page = render_run(summary, RunFacts(), [], evaluated)
+    assert "<b>copies</b><p>samples copy the photographs (100% are near-copies)" in page
     record = SubjectRecord(name="rex", key="key", class_noun="dog", identifier="sks", state="done")
-    of_batch = SubjectResult(record=record, evaluated=evaluated, similarity={}, verdict=summary["verdict"])
+    shares, warnings = summary["verdict"], verdict.warnings
+    of_batch = SubjectResult(record=record, evaluated=evaluated, similarity={}, verdict=shares, warnings=warnings)
     page = render_report(BatchResult(name="dogs", facts=[], subjects=[of_batch]))
-    assert "<li>samples copy the photographs (100% are near-copies)" in page
-    assert ">near-copies</th>" in page
-    assert ">1.00</td>" in page
+    assert '<td class="why">samples copy the photographs (100% are near-copies)' in page
+    assert ">near-copies</button></th>" in page
+    assert ">100%</td>" in page
 
 
 def test_what_earlier_versions_left_is_read(tmp_path: Path) -> None:
@@ -210,6 +211,5 @@ def test_what_earlier_versions_left_is_read(tmp_path: Path) -> None:
     assert loaded.verdict is None
     evaluated = find_evaluated(run, summary_of(None))
     assert evaluated is not None
-    assert evaluated.warnings == ()
     rows = describe_result(PersonalizeResult(run_uri=run, summary=summary_of(None)))
     assert not [what for what, _ in rows if what in ("samples", "warning")]
