@@ -2,17 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import fsspec
-from pydantic import TypeAdapter, ValidationError
-
-from dreambooth.config.subject import Words
-from dreambooth.config.text_files import decode_text
-from dreambooth.data.images.access import EXPECTED, accessing, read_file
+from dreambooth.data.images.access import EXPECTED, accessing
+from dreambooth.data.images.captions import CaptionFiles, read_caption
 from dreambooth.data.images.names import (
-    HEAD_BYTES,
-    caption_names,
     has_picture_name,
     is_caption_name,
     is_picture,
@@ -21,8 +14,8 @@ from dreambooth.data.images.names import (
     may_be_picture,
     reason_not_used,
 )
+from dreambooth.data.images.place import Place, listing, look_at
 from dreambooth.errors import InputError
-from dreambooth.reach import prove_store
 
 _SHOWN = 20
 
@@ -59,80 +52,18 @@ def search_images(addresses: Sequence[str]) -> Search:
     captions: dict[str, str | None] = {}
     warnings: list[str] = []
     for address in addresses:
-        place = _look_at(address)
+        place = look_at(address)
         found, remarks = _sort_out(place)
         if not found:
             raise InputError(_none_found(place))
         captions |= found
         warnings += remarks
     ordered = sorted(captions, key=lambda address: (_name(address), address))
-    images = tuple(InstanceImage(address=address, caption=_read_caption(captions[address])) for address in ordered)
+    images = tuple(InstanceImage(address=address, caption=read_caption(captions[address])) for address in ordered)
     return Search(images=images, warnings=tuple(dict.fromkeys(warnings)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """Content of an address: the `files` and `folders` it names, and the files `beside` them."""
-
-    address: str
-    filesystem: Any
-    files: Sequence[str]
-    folders: Sequence[str] = ()
-    beside: frozenset[str]
-
-    def full(self, path: str) -> str:
-        """An address valid in every process: absolute, with the protocol unless it is local."""
-        local = "file" in self.filesystem.protocol
-        return path if local else str(self.filesystem.unstrip_protocol(path))
-
-    def head(self, path: str) -> bytes:
-        """The first bytes of a file."""
-        with accessing(self.full(path)):
-            content: bytes = self.filesystem.cat_file(path, start=0, end=HEAD_BYTES)
-        return content
-
-
-def _look_at(address: str) -> _Place:
-    with accessing(address):
-        prove_store(address, what=f"can't read {address}")
-        filesystem, path = fsspec.core.url_to_fs(address)
-        # Some cache listings for the life of the process; pictures may have been added since.
-        filesystem.invalidate_cache()
-        if filesystem.isdir(path):
-            files, folders = _listing(filesystem, path)
-            if not files and not folders:
-                raise InputError(f"the folder {address} holds no files; {EXPECTED}")
-            return _Place(address=address, filesystem=filesystem, files=files, folders=folders, beside=frozenset(files))
-        if filesystem.exists(path):
-            files = [path]
-        elif any(wildcard in path for wildcard in "*?["):
-            files = [entry for entry in filesystem.glob(path) if not filesystem.isdir(entry)]
-            if not files:
-                raise InputError(f"no file matches {address}; {EXPECTED}")
-        else:
-            raise FileNotFoundError(address)
-        return _Place(address=address, filesystem=filesystem, files=files, beside=_beside(filesystem, files))
-
-
-def _listing(filesystem: Any, path: str) -> tuple[list[str], list[str]]:
-    """Files and folders directly in a folder."""
-    entries = filesystem.ls(path, detail=True)
-    files = [entry["name"] for entry in entries if entry["type"] != "directory"]
-    folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
-    return sorted(files), sorted(folders)
-
-
-def _beside(filesystem: Any, files: Sequence[str]) -> frozenset[str]:
-    """Files beside the given ones; where folders can't be listed, only caption names are tried."""
-    try:
-        parents = {path.rpartition("/")[0] for path in files}
-        return frozenset(name for parent in parents for name in _listing(filesystem, parent)[0])
-    except Exception:  # noqa: BLE001 - a web server, for one
-        names = (name for path in files for name in caption_names(path))
-        return frozenset(name for name in names if filesystem.exists(name))
-
-
-def _sort_out(place: _Place) -> tuple[dict[str, str | None], list[str]]:
+def _sort_out(place: Place) -> tuple[dict[str, str | None], list[str]]:
     """Addresses of images with their captions, and warnings about other files."""
     pictures, unused = [], {}
     for path in place.files:
@@ -145,7 +76,7 @@ def _sort_out(place: _Place) -> tuple[dict[str, str | None], list[str]]:
             pictures.append(path)
         elif not is_caption_name(path):
             unused[path] = reason_not_used(path)
-    captions = _Captions(place.beside)
+    captions = CaptionFiles(place.beside)
     found = {path: captions.of(path) for path in pictures}
     used = [caption for caption in found.values() if caption is not None]
     unused |= {
@@ -157,24 +88,7 @@ def _sort_out(place: _Place) -> tuple[dict[str, str | None], list[str]]:
     return {place.full(path): caption and place.full(caption) for path, caption in found.items()}, remarks
 
 
-class _Captions:
-    """Captions by possible names, ignoring case where that is unambiguous."""
-
-    def __init__(self, paths: frozenset[str]) -> None:
-        self._paths = {path for path in paths if is_caption_name(path)}
-        self._folded = {path.casefold(): path for path in sorted(self._paths)}
-
-    def of(self, picture: str) -> str | None:
-        """The caption of a picture."""
-        for name in caption_names(picture):
-            if name in self._paths:
-                return name
-        return next(
-            (self._folded[name.casefold()] for name in caption_names(picture) if name.casefold() in self._folded), None
-        )
-
-
-def _not_used(place: _Place, unused: dict[str, str]) -> Iterator[str]:
+def _not_used(place: Place, unused: dict[str, str]) -> Iterator[str]:
     for reason in dict.fromkeys(unused.values()):
         names = [_name(path) for path, other in unused.items() if other == reason]
         yield f"not used of {place.address}: {_listed(names)} ({reason})"
@@ -187,7 +101,7 @@ def _shared_captions(found: dict[str, str | None]) -> Iterator[str]:
             yield f"{_listed(pictures)} share the caption {_name(caption)}; {pictures[0]}.txt would be its own"
 
 
-def _in_folders(place: _Place) -> Iterator[str]:
+def _in_folders(place: Place) -> Iterator[str]:
     for folder, pictures in _pictures_in_folders(place):
         yield (
             f"not used of {place.address}: {_listed(pictures)} in its folder {_name(folder)} "
@@ -195,17 +109,17 @@ def _in_folders(place: _Place) -> Iterator[str]:
         )
 
 
-def _pictures_in_folders(place: _Place) -> Iterator[tuple[str, list[str]]]:
+def _pictures_in_folders(place: Place) -> Iterator[tuple[str, list[str]]]:
     for folder in place.folders:
         if is_system_file(folder):
             continue
         with accessing(place.full(folder)):
-            pictures = [_name(path) for path in _listing(place.filesystem, folder)[0] if has_picture_name(path)]
+            pictures = [_name(path) for path in listing(place.filesystem, folder)[0] if has_picture_name(path)]
         if pictures:
             yield folder, pictures
 
 
-def _none_found(place: _Place) -> str:
+def _none_found(place: Place) -> str:
     names = [_name(path) for path in place.files]
     inside = [f"{_name(folder)} ({len(pictures)})" for folder, pictures in _pictures_in_folders(place)]
     hint = f"; there are pictures in its folders {', '.join(inside)}: give one of them" if inside else ""
@@ -218,14 +132,3 @@ def _listed(names: Sequence[str], shown: int = _SHOWN) -> str:
 
 def _name(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
-
-
-def _read_caption(address: str | None) -> str | None:
-    if address is None:
-        return None
-    content = read_file(address)
-    try:
-        return TypeAdapter(Words).validate_python(" ".join(decode_text(content, f"the caption {address}").split()))
-    except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InputError(f"the caption {address}: {message}; write one, or remove it for the instance prompt") from None
