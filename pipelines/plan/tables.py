@@ -5,17 +5,15 @@
 `note` is for people and ignored.
 """
 
-import csv
-import io
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from dreambooth.config.explain import list_settings, nearest_setting
 from dreambooth.config.overrides import nest
+from dreambooth.config.rows import cell_rows, delimiter_of, json_rows
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.config.strict_yaml import NotYaml, parse_yaml
 from dreambooth.config.text_files import decode_text
@@ -25,7 +23,6 @@ SUBJECT = ("name", "class_noun", "identifier", "instance_images")
 """Settings of a subject that may omit the prefix `subject.`."""
 NOTE = "note"
 _REQUIRED = ("name", "class_noun", "instance_images")
-_DELIMITERS = (",", ";", "\t")
 _NOTHING = ("null", "~")
 _GROUPED = re.compile(r"[1-9]\d{0,2}(\.\d{3})+")
 
@@ -82,66 +79,15 @@ def _from_yaml(text: str, address: str) -> tuple[Settings, list[Row]]:
 
 
 def _from_jsonl(text: str) -> list[Row]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # JSON strings may contain other line separators
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line, object_pairs_hook=_once, parse_constant=_refuse_constant)
-        except InputError as error:
-            raise InputError(f"line {number}: {error}") from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InputError(f'line {number}: expected {{"name": …}}, got {line.strip()[:40]!r}')
-        rows.append(Row(settings=row, where=f"line {number}"))
-    return rows
-
-
-def _once(pairs: list[tuple[str, Any]]) -> Settings:
-    seen: Settings = {}
-    for key, value in pairs:
-        if key in seen:
-            raise InputError(f"{key!r} is there twice, as {seen[key]!r} and as {value!r}; leave one of them out")
-        seen[key] = value
-    return seen
-
-
-def _refuse_constant(name: str) -> Any:
-    raise InputError(f"{name} is no number of JSON's; give a finite one, or leave the setting out")
+    return [Row(settings=row, where=f"line {line}") for line, row in json_rows(text, example='{"name": …}')]
 
 
 def _from_csv(text: str) -> list[Row]:
-    delimiter = _delimiter(text)
-    lines = _cells(text, delimiter)
+    delimiter = delimiter_of(text, lambda header: len({_spelled(column) for column in header} & set(SUBJECT)))
+    lines = cell_rows(text, delimiter)
     _, header = next(lines, (0, []))
     columns = _columns(header)
     return [Row(settings=_row(columns, cells, line, delimiter), where=f"line {line}") for line, cells in lines]
-
-
-def _cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of every line except blank ones and Excel's `sep=;`."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    try:
-        for cells in reader:
-            excels_own = reader.line_num == 1 and cells and cells[0].lower().startswith("sep=")
-            if any(cell.strip() for cell in cells) and not excels_own:
-                yield reader.line_num, [cell.strip() for cell in cells]
-    except csv.Error as error:
-        raise InputError(f"line {reader.line_num} can't be read: {error}; is a quoted cell left open?") from None
-
-
-def _delimiter(text: str) -> str:
-    """The separator of cells: comma, semicolon (Excel in Europe) or tab, whichever finds most names in the header."""
-
-    def names(delimiter: str) -> int:
-        try:
-            _, header = next(_cells(text, delimiter), (0, []))
-        except InputError:
-            return 0
-        return len({_spelled(column) for column in header} & set(SUBJECT))
-
-    return max(_DELIMITERS, key=names)
 
 
 def _columns(header: list[str]) -> list[str]:
