@@ -49,6 +49,7 @@ def _side(resolution: int) -> int:
 
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS), BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_whole)]
+Repeats = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_whole)]
 Retries = Annotated[int, Field(ge=0, le=1000), BeforeValidator(_whole)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED), BeforeValidator(_whole)]
 SamplingSteps = Annotated[int, Field(ge=1, le=MOST_SAMPLING_STEPS), BeforeValidator(_whole)]
@@ -57,6 +58,7 @@ Rate = Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)]
 Decay = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)]
 Gamma = Annotated[float, Field(gt=0, le=1000), BeforeValidator(_number)]
+Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 GradNorm = Annotated[float, Field(gt=0, le=1e9), BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
 """With bounds of the setting's own."""

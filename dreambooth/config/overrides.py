@@ -52,14 +52,24 @@ def nest(given: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return nested
 
 
+_BY_FILE_NAME = ("images", "repeats")
+"""A setting whose keys are names of files, with dots of their own."""
+
+
 def leaves(given: Iterable[tuple[str, Any]], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield (path of names, value) for each single setting, dotted or nested."""
     for key, value in given:
-        path = (*above, *str(key).split("."))
+        path = _path((*above, *str(key).split(".")))
         if isinstance(value, dict) and value:
             yield from leaves(value.items(), path)
         else:
             yield path, {} if value == {} else value
+
+
+def _path(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The path of a setting, a file's name in one piece."""
+    above = len(_BY_FILE_NAME)
+    return (*names[:above], ".".join(names[above:])) if names[:above] == _BY_FILE_NAME != names else names
 
 
 def _twice(path: tuple[str, ...], one: Any, other: Any) -> InputError:

@@ -18,6 +18,7 @@ from dreambooth.config.bounds import (
     Guidance,
     Number,
     Rate,
+    Repeats,
     Resolution,
     Retries,
     SamplingSteps,
@@ -56,6 +57,10 @@ class ImagesConfig(Frozen):
     crop: Literal["center", "random"] = Field("center", description="position of the square cut from a photograph")
     crops_per_image: Count = Field(8, description="random crops encoded of each image; center has one")
     flip: bool = Field(False, description="training on mirrored images; wrong for subjects with a left and a right")
+    repeats: dict[str, Repeats] = Field(
+        {},
+        description="times that single photographs come up in an epoch, by file name: {a.jpg: 3}; others: once",
+    )
     max_pixels: Whole = Field(
         50_000_000, ge=1, le=2**31, description="largest image accepted, in pixels; checked before decoding"
     )

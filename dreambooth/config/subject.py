@@ -11,7 +11,7 @@ import re
 import unicodedata
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -58,8 +58,9 @@ class Frozen(BaseModel):
 
 @cache
 def _takes_text(annotation: Any) -> bool:
-    """Whether a setting is text or a list of texts; a Literal is not."""
-    return annotation is str or any(_takes_text(part) for part in get_args(annotation))
+    """Whether a setting is text or a list of texts; a Literal is not, nor numbers by name."""
+    parts = () if get_origin(annotation) is dict else get_args(annotation)
+    return annotation is str or any(_takes_text(part) for part in parts)
 
 
 def _check_is_text(value: object, *, optional: bool) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from dreambooth.config.bounds import Count, Decay, Fraction, Gamma, GradNorm, Number, Rate, Seed, Steps, Whole
+from dreambooth.config.bounds import Count, Decay, Fraction, Gamma, GradNorm, Number, Rate, Seed, Share, Steps, Whole
 from dreambooth.config.limits import MOST_STEPS
 from dreambooth.config.subject import Frozen, Words
 
@@ -88,6 +88,11 @@ class TrainConfig(Frozen):
         None, description="gamma of min-SNR weighting (arXiv 2303.09556); 5 is usual, None: unweighted"
     )
     noise_offset: Number = Field(0.0, ge=0, le=10, description="standard deviation of a per-channel shift of the noise")
+    caption_dropout: Share = Field(
+        0.0,
+        description="share of pairs trained without text, both halves: it trains the prediction that guidance "
+        "subtracts; 0.1 is usual",
+    )
     seed: Seed = Field(0, description="seed of crops, noise, timesteps and order")
     log_every: Steps = Field(1, description="steps between points of the logged curves")
     checkpoint_every: Steps = Field(200, description="steps between checkpoints: the most steps a fault can cost")
@@ -116,6 +121,15 @@ class TrainConfig(Frozen):
         if self.lr_warmup_steps >= self.max_train_steps and self.lr_warmup_steps > 0:
             raise ValueError(
                 f"lr_warmup_steps is {self.lr_warmup_steps}, but there are only {self.max_train_steps} max_train_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _text_is_what_is_learnt(self) -> Self:
+        if self.method == "textual_inversion" and self.caption_dropout:
+            raise ValueError(
+                f"caption_dropout is {self.caption_dropout}, but method textual_inversion trains the identifier alone, "
+                f"and nothing without it in a prompt; leave caption_dropout out"
             )
         return self
 

@@ -2,13 +2,13 @@
 
 A training run is a row of numbered pairs (one instance image, one class image). Global batch `step` holds the pairs
 [step * G, (step + 1) * G), G = micro_batch_size * gradient_accumulation_steps * workers. Everything about a pair (which
-images, which crop, posterior noise, noise, timestep) follows from the seed and its number, so workers and accumulation
-only decide who computes it, and resuming needs only the step.
+images, which crop, with text or without, posterior noise, noise, timestep) follows from the seed and its number, so
+workers and accumulation only decide who computes it, and resuming needs only the step.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -48,16 +48,24 @@ class Batch(NamedTuple):
 class ImageSet:
     """One half of the data: the latents of N images with V crops each, image by image, and their text.
 
-    latents and conditions hold N * V entries; text is (N, ...), or (1, ...) where all images share a prompt.
+    latents and conditions hold N * V entries; text is (N, ...), or (1, ...) where all images share a prompt. `repeats`
+    says how often each image comes up in an epoch; empty: once.
     """
 
     latents: LatentCache
     text: Tensors
     conditions: Tensors = field(default_factory=dict)
     crops: int = 1
+    repeats: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.latents) // self.crops
+
+    @cached_property
+    def turns(self) -> tuple[int, ...]:
+        """The images of an epoch, before they are shuffled."""
+        repeats = self.repeats or (1,) * len(self)
+        return tuple(image for image, times in enumerate(repeats) for _ in range(times))
 
     def text_of(self, image: int) -> Tensors:
         """Text of one image."""
@@ -70,7 +78,10 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Instance images and, with prior preservation, class images."""
+    """Instance images and, with prior preservation, class images.
+
+    A share `caption_dropout` of pairs, both halves, has the text `no_text` (without a batch axis) instead of its own.
+    """
 
     family: Family
     process: Process
@@ -78,6 +89,8 @@ class TrainingData:
     class_: ImageSet | None
     seed: int
     noise_offset: float = 0.0
+    caption_dropout: float = 0.0
+    no_text: Tensors = field(default_factory=dict)
 
     @property
     def runs_text_encoders(self) -> bool:
@@ -94,8 +107,8 @@ class TrainingData:
         )
 
     def _draw(self, half: int, images: ImageSet, pair: int) -> tuple[Tensor, Tensor, Tensor, Tensors, Tensors]:
-        epoch, place = divmod(pair, len(images))
-        image = _permutation(self.seed, half, epoch, len(images))[place]
+        epoch, place = divmod(pair, len(images.turns))
+        image = images.turns[_permutation(self.seed, half, epoch, len(images.turns))[place]]
         rng = generator(self.seed, "pair", half, pair)
         entry = image * images.crops + int(torch.randint(images.crops, (), generator=rng))
         shape = images.latents.mean.shape[1:]
@@ -105,7 +118,15 @@ class TrainingData:
             noise = noise + self.noise_offset * torch.randn(shape[0], 1, 1, generator=rng)
         timestep = self.process.draw(rng)
         conditions = self.family.draw_conditions(self.process, latents, images.conditions_of(entry), rng)
-        return latents, noise, timestep, images.text_of(image), conditions
+        text = self.no_text if self._drops_text(pair) else images.text_of(image)
+        return latents, noise, timestep, text, conditions
+
+    def _drops_text(self, pair: int) -> bool:
+        """Whether a pair is trained without text, drawn apart from all else."""
+        if not self.caption_dropout:
+            return False
+        rng = generator(self.seed, "caption dropout", pair)
+        return float(torch.rand((), generator=rng)) < self.caption_dropout
 
 
 def _stacked(parts: Sequence[Tensors]) -> Tensors:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from dreambooth.config.settings import DreamBoothConfig
@@ -12,8 +13,10 @@ from dreambooth.data.batches import ImageSet, TrainingData
 from dreambooth.data.frozen_text import FrozenTextEncoders
 from dreambooth.data.images import InstanceImage, open_image, squares, to_pixels
 from dreambooth.data.latents import LatentCache, encode_latents
+from dreambooth.data.repeats import repeats_of
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import Family, Tensors, family_of
+from dreambooth.models.families.no_text import TOLD
 
 _IMAGES_AT_ONCE = 8
 
@@ -48,15 +51,18 @@ def prepare_data(
     ]
     all_squares = [square for squares_of_one in cut for square in squares_of_one]
     prompts = [*_prompts(config, images), config.prompts.class_prompt(config.subject)]
+    if config.train.caption_dropout:
+        prompts.append("")
     texts = _texts(text_encoders or FrozenTextEncoders(directory), prompts, config, device)
     vae = family.load_vae(directory, device)
     instance = ImageSet(
         latents=_encode(family, vae, [square.picture for square in all_squares]),
-        text={name: part[:-1] for name, part in texts.items()},
+        text={name: part[: len(images)] for name, part in texts.items()},
         conditions=family.conditions(
             [square.original for square in all_squares], [square.corner for square in all_squares], resolution
         ),
         crops=len(cut[0]),
+        repeats=repeats_of(images, settings.repeats),
     )
     class_ = None
     if class_images:
@@ -64,7 +70,7 @@ def prepare_data(
         count = len(latents)
         class_ = ImageSet(
             latents=latents,
-            text={name: part[-1:] for name, part in texts.items()},
+            text={name: part[len(images) : len(images) + 1] for name, part in texts.items()},
             conditions=family.conditions([(resolution, resolution)] * count, [(0, 0)] * count, resolution),
         )
     shape = instance.latents.mean.shape
@@ -75,6 +81,8 @@ def prepare_data(
         class_=class_,
         seed=config.train.seed,
         noise_offset=config.train.noise_offset,
+        caption_dropout=config.train.caption_dropout,
+        no_text={name: part[-1] for name, part in texts.items()} if config.train.caption_dropout else {},
     )
 
 
@@ -101,4 +109,6 @@ def _texts(frozen: FrozenTextEncoders, prompts: Sequence[str], config: DreamBoot
     for part in family.text_encoders(frozen.directory):
         if part.folder not in run:
             texts |= frozen.encode(part.folder, tokens, device=device)
+    if "" in prompts and family.no_text_is_zero(frozen.directory):
+        texts[TOLD] = torch.tensor([float(prompt != "") for prompt in prompts])
     return texts

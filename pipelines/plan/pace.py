@@ -54,7 +54,8 @@ def pace_key(plan: Plan) -> str:
     zero = [config.zero] if plan.engine == "deepspeed" else []
     workers = f"{config.cluster.num_workers} x {config.cluster.cpus_per_worker} {'cuda' if plan.use_gpu else 'cpu'}"
     size = f"{config.images.resolution} px, {'with' if plan.prior else 'without'} class images"
-    return config_hash(plan.base.hash, plan.engine, *zero, workers, size, config.train.model_copy(update=neutral))
+    train = config.train.model_copy(update=neutral).model_dump(mode="json", exclude={"caption_dropout"})
+    return config_hash(plan.base.hash, plan.engine, *zero, workers, size, train)
 
 
 def _address(root: str) -> str:

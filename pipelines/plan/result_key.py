@@ -25,7 +25,10 @@ def result_key(
     if train.mixed_precision == ("bf16" if use_gpu else "no"):
         train = train.model_copy(update={"mixed_precision": "auto"})  # what that is nearly everywhere
     crops = config.images.crops_per_image if config.images.crop == "random" else 1
-    images = config.images.model_copy(update={"max_pixels": 1, "crops_per_image": crops})
+    images = config.images.model_copy(update={"max_pixels": 1, "crops_per_image": crops}).model_dump(mode="json")
+    images["repeats"] = {name: times for name, times in images["repeats"].items() if times > 1}
+    if not images["repeats"]:
+        del images["repeats"]  # earlier results keep their keys
     prompts = [config.prompts.instance_prompt(config.subject), str(config.subject.identifier)]
     if train.method == "textual_inversion":
         prompts.append(config.subject.class_noun)  # initial embedding of the identifier
@@ -58,6 +61,8 @@ def _train_part(train: TrainConfig, base: BaseModel) -> dict[str, Any]:
     del parts["text_encoders"], parts["fused_backward"]  # the latter gives the same weights
     if parts["optimizer"] == "adamw":
         del parts["optimizer"]  # earlier results keep their keys
+    if not parts["caption_dropout"]:
+        del parts["caption_dropout"]
     parts["train_text_encoder"] = train.trains_text_encoder
     if len(base.family.role("text_encoder")) > 1:
         parts["text_encoders"] = run

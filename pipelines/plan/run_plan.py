@@ -8,6 +8,7 @@ from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.identifier import check_own_tokens, choose_identifier, describe
 from dreambooth.data.images import InstanceImage
 from dreambooth.data.inspection import Inspection, inspect_addresses
+from dreambooth.data.repeats import repeats_of
 from dreambooth.errors import InputError
 from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.models.base_model import BaseModel, resolve_base_model
@@ -224,6 +225,7 @@ def _stage_plan(
     inspection = inspect_addresses(
         config.subject.instance_images, resolution=resolution, max_pixels=config.images.max_pixels
     )
+    repeats_of(inspection.images, config.images.repeats)
     tokenizer = load_tokenizer(base.directory)
     warnings = list(inspection.warnings)
     if config.subject.identifier is None:

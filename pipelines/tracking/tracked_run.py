@@ -333,8 +333,9 @@ def _unfinished(client: MlflowClient, experiment_id: str, resume_key: str) -> Ru
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings by dotted name; values by file name stay one, as MLflow takes no other alphabet than ours in names."""
     for name, value in params.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and all(name.isidentifier() and name.isascii() for name in value):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", str(value)

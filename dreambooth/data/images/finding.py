@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dreambooth.data.images.access import EXPECTED, accessing
-from dreambooth.data.images.captions import CaptionFiles, read_caption
+from dreambooth.data.images.captions import CaptionFiles, read_caption, the_caption
+from dreambooth.data.images.metadata import Metadata, read_metadata
 from dreambooth.data.images.names import (
     has_picture_name,
     is_caption_name,
+    is_metadata_name,
     is_picture,
     is_system_file,
     masked_picture,
@@ -22,7 +24,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceImage:
-    """One photograph of the subject; `caption` (photo.txt beside photo.jpg) replaces its instance prompt."""
+    """One photograph of the subject; `caption`, if it has one, replaces its instance prompt."""
 
     address: str
     caption: str | None = None
@@ -47,7 +49,7 @@ def search_images(addresses: Sequence[str]) -> Search:
     Images of a folder are those directly in it, recognized by name, or by their first bytes if the name has no known
     ending. Warnings name its other files, with the reason; hidden files are skipped. The result is sorted by file name,
     so that the order depends neither on the file system nor on the arguments.
-    Raises InputError for an address without images and for a caption that can't be read.
+    Raises InputError for an address without images, and for captions that can't be read or contradict each other.
     """
     captions: dict[str, str | None] = {}
     warnings: list[str] = []
@@ -59,7 +61,7 @@ def search_images(addresses: Sequence[str]) -> Search:
         captions |= found
         warnings += remarks
     ordered = sorted(captions, key=lambda address: (_name(address), address))
-    images = tuple(InstanceImage(address=address, caption=read_caption(captions[address])) for address in ordered)
+    images = tuple(InstanceImage(address=address, caption=captions[address]) for address in ordered)
     return Search(images=images, warnings=tuple(dict.fromkeys(warnings)))
 
 
@@ -74,18 +76,25 @@ def _sort_out(place: Place) -> tuple[dict[str, str | None], list[str]]:
             unused[path] = f"it looks like a mask of {_name(mask_of)}, and masks are not used"
         elif has_picture_name(path) or (may_be_picture(path) and is_picture(place.head(path))):
             pictures.append(path)
-        elif not is_caption_name(path):
+        elif not is_caption_name(path) and not is_metadata_name(path):
             unused[path] = reason_not_used(path)
-    captions = CaptionFiles(place.beside)
-    found = {path: captions.of(path) for path in pictures}
-    used = [caption for caption in found.values() if caption is not None]
+    caption_files = CaptionFiles(place.beside)
+    found = {path: caption_files.of(path) for path in pictures}
     unused |= {
         path: "it is the caption of no picture: that of photo.jpg is photo.txt"
         for path in place.files
-        if is_caption_name(path) and not is_system_file(path) and path not in used and path not in unused
+        if is_caption_name(path) and not is_system_file(path) and path not in found.values() and path not in unused
     }
-    remarks = [*_not_used(place, unused), *_shared_captions(found), *_in_folders(place)]
-    return {place.full(path): caption and place.full(caption) for path, caption in found.items()}, remarks
+    metadata = read_metadata(place) if pictures else Metadata()
+    unused |= {path: reason for path, reason in metadata.unused.items() if path in place.files}
+    remarks = [*_not_used(place, unused), *metadata.remarks, *_shared_captions(found), *_in_folders(place)]
+    return {place.full(path): _caption(place, path, file, metadata) for path, file in found.items()}, remarks
+
+
+def _caption(place: Place, picture: str, file: str | None, metadata: Metadata) -> str | None:
+    captions = [] if file is None else [read_caption(place.full(file))]
+    captions += [metadata.captions[picture]] if picture in metadata.captions else []
+    return the_caption(place.full(picture), captions)
 
 
 def _not_used(place: Place, unused: dict[str, str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 
 _PICTURES = (
     *("jpg", "jpeg", "jpe", "jfif", "jfi", "mpo", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff"),
@@ -9,6 +10,7 @@ _PICTURES = (
     *("jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm", "pnm", "qoi"),
 )
 _CAPTIONS = ("txt", "caption")
+_METADATA = ("metadata.jsonl", "metadata.csv")
 _SYSTEM = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "subject.yaml", "subject.yml", "__macosx"))
 """Files of operating systems, and our own settings of the subject."""
 _MASK = re.compile(r"(.+?)(?:-masklabel|-condlabel|[-_. ]mask)", re.IGNORECASE)
@@ -20,8 +22,8 @@ _REASONS = {
     "kra pcx pdf ps psb psd sgi svg tga wdp wmf xbm xcf xpm",
     "a video; save some frames of it as pictures": "3gp avi m4v mkv mov mp4 mpeg mpg mts webm wmv",
     "an archive; unpack it": "7z bz2 gz rar tar tgz xz zip zst",
-    "captions in an unsupported form; the caption of photo.jpg is photo.txt": "cap csv json jsonl "
-    "parquet tags toml tsv xml yaml yml",
+    "captions in an unsupported form; the caption of photo.jpg is photo.txt, or a row of metadata.csv": "cap csv json "
+    "jsonl parquet tags toml tsv xml yaml yml",
     "it holds changes to a picture, which are not applied; export the picture with them": "aae dop lrv pp3 thm xmp",
     "no picture": "db html ini js log md npy npz onnx pdf pkl pt py safetensors sh rtf doc docx odt url",
 }
@@ -67,11 +69,30 @@ def is_caption_name(path: str) -> bool:
     return _suffix(path) in _CAPTIONS
 
 
+def is_metadata_name(path: str) -> bool:
+    """Whether a path is that of a metadata file, which may hold captions."""
+    return _name(path) in _METADATA
+
+
 def caption_names(picture: str) -> Iterator[str]:
     """Possible names of a picture's caption, the most specific first."""
     for stem in dict.fromkeys((picture, _stem(picture))):
         for suffix in _CAPTIONS:
             yield f"{stem}.{suffix}"
+
+
+def metadata_names(picture: str) -> Iterator[str]:
+    """Possible names of the metadata file beside a picture."""
+    folder = picture.rpartition("/")[0]
+    for name in _METADATA:
+        yield f"{folder}/{name}"
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The name that may have been meant: one that differs by case alone, or little."""
+    known = sorted(names)
+    by_case = [each for each in known if each.casefold() == name.casefold()]
+    return next(iter(by_case or get_close_matches(name, known, 1)), None)
 
 
 def masked_picture(path: str, paths: Iterable[str]) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 import fsspec
 
 from dreambooth.data.images.access import EXPECTED, accessing
-from dreambooth.data.images.names import HEAD_BYTES, caption_names
+from dreambooth.data.images.names import HEAD_BYTES, caption_names, metadata_names
 from dreambooth.errors import InputError
 from dreambooth.reach import prove_store
 
@@ -66,10 +66,10 @@ def listing(filesystem: Any, path: str) -> tuple[list[str], list[str]]:
 
 
 def _beside(filesystem: Any, files: Sequence[str]) -> frozenset[str]:
-    """Files beside the given ones; where folders can't be listed, only caption names are tried."""
+    """Files beside the given ones; where folders can't be listed, only names of captions are tried."""
     try:
         parents = {path.rpartition("/")[0] for path in files}
         return frozenset(name for parent in parents for name in listing(filesystem, parent)[0])
     except Exception:  # noqa: BLE001 - a web server, for one
-        names = (name for path in files for name in caption_names(path))
+        names = {name for path in files for name in (*caption_names(path), *metadata_names(path))}
         return frozenset(name for name in names if filesystem.exists(name))

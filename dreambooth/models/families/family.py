@@ -11,6 +11,7 @@ from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
 from dreambooth.models.families.defaults import Defaults
+from dreambooth.models.families.no_text import without_untold
 from dreambooth.models.families.other_programs import OtherPrograms
 from dreambooth.models.families.schedulers import SAMPLER_NAMES
 from dreambooth.models.families.tokenizers import VOCABULARIES
@@ -251,7 +252,11 @@ class Family(OtherPrograms, ABC):
         encoded = dict(text)
         for folder, module in text_encoders.items():
             encoded |= self.encode_with(folder, module, text)
-        return self.join(encoded)
+        return without_untold(self.join(encoded), text)
+
+    def no_text_is_zero(self, directory: Path) -> bool:
+        """Whether its pipeline takes zeros for no text, instead of the states of ""."""
+        return False
 
     # Images.
 

@@ -105,6 +105,10 @@ class StableDiffusionXL(LatentUNet):
         states = torch.cat([encoded["text_encoder.states"], encoded["text_encoder_2.states"]], dim=-1)
         return {"states": states, "pooled": encoded["text_encoder_2.pooled"]}
 
+    def no_text_is_zero(self, directory: Path) -> bool:
+        """As the index says, which may leave it out."""
+        return bool(json.loads((directory / "model_index.json").read_text()).get("force_zeros_for_empty_prompt", True))
+
     def conditions(self, original: Sequence[tuple[int, int]], crops: Sequence[tuple[int, int]], side: int) -> Tensors:
         """time_ids (N, 6): original height and width, top and left of the crop, and `side` twice (section 2.2).
 
@@ -136,13 +140,12 @@ class StableDiffusionXL(LatentUNet):
         """StableDiffusionXLPipeline with DPM-Solver++ (arXiv 2211.01095) and no watermark."""
         from diffusers import StableDiffusionXLPipeline
 
-        index = json.loads((directory / "model_index.json").read_text())
         pipeline = StableDiffusionXLPipeline(
             **modules,
             tokenizer=read_tokenizer(directory, "CLIPTokenizer", "tokenizer", "text_encoder"),
             tokenizer_2=read_tokenizer(directory, "CLIPTokenizer", "tokenizer_2", "text_encoder_2"),
             scheduler=None,
-            force_zeros_for_empty_prompt=index.get("force_zeros_for_empty_prompt", True),
+            force_zeros_for_empty_prompt=self.no_text_is_zero(directory),
             add_watermarker=False,
         )
         pipeline.scheduler = dpm_solver(directory)

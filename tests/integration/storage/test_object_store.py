@@ -302,6 +302,11 @@ def test_instance_images_from_the_store(s3: str, instance_folder: Path) -> None:
     files.write_bytes(f"{s3}/red dog/05.png", (instance_folder / "00.png").read_bytes())
     again = find_instance_images([f"{s3}/red dog"])
     assert [image.caption for image in again] == ["a dog on a Česká street", None, None, None, None, None]
+    files.write_bytes(f"{s3}/red dog/metadata.csv", b"file_name,text\n01.png,a dog\n")
+    assert [image.caption for image in find_instance_images([f"{s3}/red dog/0[01].png"])][1] == "a dog"
+    files.write_bytes(f"{s3}/red dog/metadata.csv", b"file_name,text\n01.png,a dog\n99.png,another\n")
+    with pytest.raises(InputError, match=r"line 3 of s3://.*/metadata\.csv: it is about 99\.png, which isn't in s3://"):
+        find_instance_images([f"{s3}/red dog"])
 
 
 def test_instance_images_that_cannot_be_read(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

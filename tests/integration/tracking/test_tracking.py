@@ -42,7 +42,8 @@ def test_a_run_keeps_curves_pictures_settings_and_files(
 ) -> None:
     picture = tmp_path / "sheet.png"
     Image.new("RGB", (96, 64), "teal").save(picture)
-    params = {"train": {"learning_rate": 1e-4, "ema_decay": None}, "note": "x" * 7000}
+    repeats = {"é (1).jpg": 3}
+    params = {"train": {"learning_rate": 1e-4, "ema_decay": None}, "images": {"repeats": repeats}, "note": "x" * 7000}
     with track(config, run_name="rex", params=params, tags={"subject": "rex"}) as run:
         for step in range(600):
             run.log_metrics({"loss": 1 / (step + 1), "learning_rate": 1e-4}, step=step)
@@ -55,6 +56,7 @@ def test_a_run_keeps_curves_pictures_settings_and_files(
     assert stored.data.tags["subject"] == "rex"
     assert stored.data.params["train.learning_rate"] == "0.0001"
     assert stored.data.params["train.ema_decay"] == "None"
+    assert stored.data.params["images.repeats"] == str(repeats)
     assert stored.data.params["note"] == "x" * 5999 + "…"
     history = client.get_metric_history(run.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(step, 1 / (step + 1)) for step in range(600)]

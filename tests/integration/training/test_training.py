@@ -91,6 +91,8 @@ class TestResume:
         "train.gradient_accumulation_steps=2",
         "train.min_snr_gamma=5",
         "train.noise_offset=0.1",
+        "train.caption_dropout=0.3",
+        "images.repeats={00.png: 2}",
     )
 
     def test_bit_for_bit(self, training: Callable[..., Training], tmp_path: Path) -> None:

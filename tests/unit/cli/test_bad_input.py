@@ -161,6 +161,21 @@ class TestInstanceImages:
         (folder / "empty.png").touch()
         assert len(refused(images=folder).splitlines()) == 2
 
+    @pytest.mark.parametrize(
+        ("repeats", "message"),
+        [
+            ("{2.JPG: 2}", "images.repeats: 2.JPG is the name of none of the 2 photographs; did you mean 2.jpg?"),
+            ("{rex: 2}", "images.repeats: rex is the name of none of the 2 photographs; they are 1.png, 2.jpg"),
+            ("{1.png: 0}", "images.repeats.1.png: input should be greater than or equal to 1, got 0"),
+        ],
+    )
+    def test_repeats_of_what_is_not_there(self, refused: Refused, folder: Path, repeats: str, message: str) -> None:
+        assert refused("--set", f"images.repeats={repeats}", images=folder) == message
+
+    def test_a_metadata_file_that_breaks_off(self, refused: Refused, folder: Path) -> None:
+        (folder / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a photo of [V]"}\n{"file_na')
+        assert refused(images=folder).startswith(f"{folder}/metadata.jsonl: line 2 is not JSON")
+
     def test_a_store_that_nobody_knows(self, refused: Refused) -> None:
         assert "nosuch://bucket/rex" in refused(images="nosuch://bucket/rex")
 

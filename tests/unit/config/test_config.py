@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from dreambooth.config.overrides import parse_override
@@ -46,6 +47,34 @@ class TestReading:
     )
     def test_overrides_are_yaml(self, override: str, parsed: dict[str, Any]) -> None:
         assert parse_override(override) == parsed
+
+    @pytest.mark.parametrize(
+        "override", ["images.repeats={a.b.jpg: 3}", "images.repeats.a.b.jpg=3", "images={repeats: {a.b.jpg: 3}}"]
+    )
+    def test_file_names_keep_their_dots(self, override: str, tmp_path: Path) -> None:
+        config = load("images.repeats.c.jpg=2", override)
+        assert config.images.repeats == {"c.jpg": 2, "a.b.jpg": 3}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
+        assert load_config(tmp_path / "run.yaml") == config
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("images.repeats={a.jpg: 0}", "images.repeats.a.jpg: input should be greater than or equal to 1, got 0"),
+            ("images.repeats.a.jpg=-2", "images.repeats.a.jpg: input should be greater than or equal to 1, got -2"),
+            ("images.repeats={a.jpg: 1.5}", "images.repeats.a.jpg: input should be a valid integer"),
+            ("images.repeats={a.jpg: true}", "images.repeats.a.jpg: expected a whole number, got True"),
+            ("images.repeats={a.jpg: 1001}", "images.repeats.a.jpg: input should be less than or equal to 1000"),
+            ("images.repeats=3", "images.repeats: input should be a valid dictionary, got 3"),
+            ("train.caption_dropout=1", "train.caption_dropout: input should be less than 1"),
+        ],
+    )
+    def test_repeats_and_shares_that_are_none(self, override: str, message: str) -> None:
+        assert fault(override).startswith(message)
+
+    def test_textual_inversion_learns_nothing_without_text(self) -> None:
+        message = fault("train.method=textual_inversion", "train.caption_dropout=0.1")
+        assert message.startswith("train: caption_dropout is 0.1, but method textual_inversion trains the identifier")
 
     def test_a_rate_in_scientific_notation(self) -> None:
         # YAML 1.1 reads 1e-4 as text for want of a point.

@@ -15,24 +15,45 @@ from dreambooth.randomness import generator
 SHAPE = (4, 8, 8)
 
 
-def image_set(count: int, *, crops: int = 1, first: float = 0, std: float = 0.0, texts: int | None = None) -> ImageSet:
+def image_set(
+    count: int,
+    *,
+    crops: int = 1,
+    first: float = 0,
+    std: float = 0.0,
+    texts: int | None = None,
+    repeats: tuple[int, ...] = (),
+) -> ImageSet:
     """Images whose latents say which entry they are, and whose text says which image."""
     mean = torch.arange(first, first + count * crops)[:, None, None, None].expand(-1, *SHAPE)
     text = torch.arange(count if texts is None else texts)[:, None]
     latents = LatentCache(mean=mean, std=torch.full_like(mean, std))
-    return ImageSet(latents=latents, text={"ids": text}, crops=crops)
+    return ImageSet(latents=latents, text={"ids": text}, crops=crops, repeats=repeats)
+
+
+NO_TEXT = -1
 
 
 def training_data(
-    instance: int = 5, class_: int | None = 7, *, seed: int = 0, crops: int = 1, std: float = 0.0, offset: float = 0.0
+    instance: int = 5,
+    class_: int | None = 7,
+    *,
+    seed: int = 0,
+    crops: int = 1,
+    std: float = 0.0,
+    offset: float = 0.0,
+    repeats: tuple[int, ...] = (),
+    dropout: float = 0.0,
 ) -> TrainingData:
     return TrainingData(
         family=StableDiffusion(),
         process=Diffusion(alphas_cumprod=torch.linspace(1, 0, 1000)),
-        instance=image_set(instance, crops=crops, std=std),
+        instance=image_set(instance, crops=crops, std=std, repeats=repeats),
         class_=None if class_ is None else image_set(class_, first=1000, std=std, texts=1),
         seed=seed,
         noise_offset=offset,
+        caption_dropout=dropout,
+        no_text={"ids": torch.tensor([NO_TEXT])},
     )
 
 
@@ -178,6 +199,48 @@ class TestCropsAndText:
 
     def test_length_counts_images(self) -> None:
         assert len(image_set(4, crops=3)) == 4
+
+
+class TestRepeats:
+    def test_an_image_comes_up_as_often_as_it_repeats_in_every_epoch(self) -> None:
+        data = training_data(instance=3, class_=None, repeats=(1, 3, 1))
+        epochs = [entries(data.batch(range(start, start + 5))) for start in range(0, 50, 5)]
+        assert all(sorted(epoch) == [0, 1, 1, 1, 2] for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 5
+
+    def test_each_time_is_drawn_anew(self) -> None:
+        batch = training_data(instance=1, class_=None, crops=4, repeats=(8,)).batch(range(8))
+        assert len(set(entries(batch))) > 1
+        assert len({float(noise[0, 0, 0]) for noise in batch.noise}) == 8
+
+    def test_once_each_is_as_without(self) -> None:
+        assert same(training_data(repeats=(1,) * 5).batch(range(40)), training_data().batch(range(40)))
+
+    def test_the_class_half_stays_as_it_is(self) -> None:
+        repeated, plain = (training_data(repeats=each).batch(range(40)) for each in ((1, 2, 3, 4, 5), ()))
+        for one, other in zip(tensors(repeated), tensors(plain), strict=True):
+            assert torch.equal(one[40:], other[40:])
+
+
+class TestCaptionDropout:
+    def dropped(self, batch: Batch) -> list[bool]:
+        return [ids == [NO_TEXT] for ids in batch.text["ids"].tolist()]
+
+    def test_it_takes_the_text_of_a_share_of_pairs_in_both_halves_and_nothing_else(self) -> None:
+        plain, batch = (training_data(std=1.0, dropout=share).batch(range(2000)) for share in (0.0, 0.25))
+        dropped = self.dropped(batch)
+        assert dropped[:2000] == dropped[2000:]
+        assert sum(dropped[:2000]) == pytest.approx(500, abs=60)  # three standard deviations
+        for one, other in zip(tensors(batch)[:3], tensors(plain)[:3], strict=True):
+            assert torch.equal(one, other)
+        kept = [place for place, gone in enumerate(dropped) if not gone]
+        assert torch.equal(batch.text["ids"][kept], plain.text["ids"][kept])
+
+    def test_it_follows_from_the_pairs_number_and_the_seed(self) -> None:
+        together = self.dropped(training_data(class_=None, dropout=0.5).batch(range(40)))
+        data = training_data(class_=None, dropout=0.5)
+        assert together == [self.dropped(data.batch(range(pair, pair + 1)))[0] for pair in range(40)]
+        assert together != self.dropped(training_data(class_=None, dropout=0.5, seed=1).batch(range(40)))
 
 
 class TestOffsetNoise:

@@ -9,15 +9,19 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image, ImageOps
+from replicas.plain import plain_pipeline, watched
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.data.batches import TrainingData
-from dreambooth.data.images import find_instance_images, to_pixels
+from dreambooth.data.images import InstanceImage, find_instance_images, to_pixels
 from dreambooth.data.latents import encode_latents
 from dreambooth.data.prepare import prepare_data
+from dreambooth.data.repeats import repeats_of
+from dreambooth.errors import InputError
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import load_tokenizer
 from dreambooth.models.families.stable_diffusion import StableDiffusion
+from dreambooth.training.model import load_model
 
 FAMILY = StableDiffusion()
 IDS, STATES = "text_encoder.input_ids", "text_encoder.states"
@@ -97,6 +101,47 @@ def test_a_caption_replaces_its_images_instance_prompt(
     data = prepare(tiny_pipeline, config(images=folder))
     texts = [words(tiny_pipeline, ids) for ids in data.instance.text[IDS]]
     assert texts == ["a photo of tfz dog"] * 2 + ["a photo of tfz dog in the snow"] + ["a photo of tfz dog"] * 2
+
+
+def test_photographs_repeat_by_name(tiny_pipeline: Path, config: Any) -> None:
+    data = prepare(tiny_pipeline, config("images.repeats={03.png: 3, 00.png: 1}"))
+    assert data.instance.turns == (0, 1, 2, 3, 3, 3, 4)
+    assert data.class_ is not None
+    assert data.class_.turns == (0, 1)
+    with pytest.raises(
+        InputError, match=r"images.repeats: 3\.png is the name of none of the 5 photographs; did you mean"
+    ):
+        prepare(tiny_pipeline, config("images.repeats={3.png: 3}"))
+
+
+def test_a_name_that_two_photographs_have_says_nothing() -> None:
+    images = [InstanceImage(address=f"{folder}/1.png") for folder in ("s3://day", "s3://night")]
+    assert repeats_of(images, {}) == (1, 1)
+    with pytest.raises(InputError, match=r"1\.png is the name of s3://day/1\.png and of s3://night/1\.png; rename one"):
+        repeats_of(images, {"1.png": 2})
+
+
+@pytest.mark.parametrize("text_encoder", ["true", "false"])
+def test_caption_dropout_leaves_the_prompts_and_takes_the_empty_one(
+    tiny_pipeline: Path, config: Any, text_encoder: str
+) -> None:
+    """Without text, the base reads what its pipeline encodes for it: ""."""
+    settings = (f"train.train_text_encoder={text_encoder}", "train.caption_dropout=0.5")
+    plain, data = (prepare(tiny_pipeline, config(*settings[:count])) for count in (1, 2))
+    assert plain.class_ is not None
+    assert data.class_ is not None
+    assert plain.no_text == {}
+    for half, other in ((data.instance, plain.instance), (data.class_, plain.class_)):
+        for name, part in half.text.items():
+            torch.testing.assert_close(part, other.text[name])
+    states = plain_pipeline(tiny_pipeline).encode_prompt("a dog", "cpu", 1, True)[1]
+    model = load_model(tiny_pipeline, config(*settings))
+    with watched(model.denoiser) as calls, torch.no_grad():
+        model(*data.batch(range(8)))
+    given = calls[0]["encoder_hidden_states"]
+    silent = [bool(torch.allclose(one, states[0], atol=1e-5)) for one in given]
+    assert silent[:8] == silent[8:]
+    assert 0 < sum(silent[:8]) < 8
 
 
 def test_without_class_images_there_is_no_class_half(tiny_pipeline: Path, config: Any) -> None:

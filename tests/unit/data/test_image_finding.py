@@ -169,7 +169,7 @@ def test_pictures_of_every_kind_are_read(place: Place, files: dict[str, str]) ->
         ("drawing.svg", "a kind of picture that is not read; convert it"),
         ("live.MOV", "a video"),
         ("more.zip", "an archive; unpack it"),
-        ("metadata.jsonl", "the caption of photo.jpg is photo.txt"),
+        ("captions.jsonl", "the caption of photo.jpg is photo.txt, or a row of metadata.csv"),
         ("photo.json", "the caption of photo.jpg is photo.txt"),
         ("photo.aae", "export the picture with them"),
         ("b.txt", "the caption of no picture"),

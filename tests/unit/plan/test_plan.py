@@ -6,6 +6,8 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -13,12 +15,14 @@ import torch
 from dreambooth.config.settings import load_config
 from dreambooth.data.identifier import choose_identifier
 from dreambooth.errors import InputError
+from dreambooth.models.base_model import BaseModel
 from dreambooth.models.families.stable_diffusion import load_diffusion
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import train_task
 from pipelines.plan.batch_plan import describe_batch, make_batch_plan
 from pipelines.plan.describe import describe_plan
 from pipelines.plan.destinations import check_destinations, check_servers
+from pipelines.plan.result_key import result_key
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.stages.evaluate_stage import sample_requests
 from pipelines.tasks import Source
@@ -72,6 +76,8 @@ class TestKey:
             "cluster.num_workers=2",
             "storage.dtype=float32",
             "images.crop=random",
+            "images.repeats={00.png: 2}",
+            "train.caption_dropout=0.1",
         ],
     )
     def test_it_changes_with(self, plan: MachinePlan, override: str) -> None:
@@ -96,6 +102,8 @@ class TestKey:
             "images.crops_per_image=3",  # means nothing to the centre crop
             "zero.stage=3",  # means nothing to the engine that a single worker gets
             "train.optimizer=adamw",
+            "images.repeats={00.png: 1}",
+            "train.caption_dropout=0",
         ],
     )
     def test_it_does_not_change_with(self, plan: MachinePlan, override: str) -> None:
@@ -216,6 +224,24 @@ class TestKey:
         captioned = plan(images=copy).key
         shutil.copy(copy / "01.png", copy / "00.png")
         assert len({plan().key, captioned, plan(images=copy).key}) == 3
+
+    def test_a_caption_is_one_wherever_it_is_written(
+        self, plan: MachinePlan, instance_folder: Path, tmp_path: Path
+    ) -> None:
+        copy = Path(shutil.copytree(instance_folder, tmp_path / "copy"))
+        (copy / "metadata.jsonl").write_text('{"file_name": "00.png", "text": "tfz dog in the snow"}\n')
+        captioned = plan(images=copy).key
+        assert captioned != plan().key
+        (copy / "metadata.jsonl").unlink()
+        (copy / "00.txt").write_text("tfz dog in the snow")
+        assert plan(images=copy).key == captioned
+
+    def test_earlier_results_are_found(self, plan: MachinePlan) -> None:
+        """Settings that have come since leave keys alone at their defaults."""
+        made = plan("prior.prior_loss_weight=0")
+        base = SimpleNamespace(hash="base", family=made.base.family, directory=made.base.directory)
+        key = result_key(made.config, cast("BaseModel", base), "images", None, "torch", use_gpu=False)
+        assert key == "b8ffb49b5c4d762e"
 
     def test_the_base_models_content_counts(self, plan: MachinePlan, tiny_pipeline: Path, tmp_path: Path) -> None:
         copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))

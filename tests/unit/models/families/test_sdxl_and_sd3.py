@@ -102,8 +102,8 @@ class TestTimeIds:
 
 
 @pytest.mark.parametrize("zeros", [True, False, None])
-def test_no_text_is_what_the_index_says(xl: Path, zeros: bool | None) -> None:
-    """force_zeros_for_empty_prompt: zeros, or the states of ""."""
+def test_no_text_is_what_the_index_says(xl: Path, tmp_path: Path, zeros: bool | None) -> None:
+    """force_zeros_for_empty_prompt: zeros, or the states of "", in sampling and for pairs trained without text."""
     index = json.loads((xl / "model_index.json").read_text()) | {"force_zeros_for_empty_prompt": zeros}
     if zeros is None:
         del index["force_zeros_for_empty_prompt"]
@@ -116,7 +116,22 @@ def test_no_text_is_what_the_index_says(xl: Path, zeros: bool | None) -> None:
     assert abs(np.asarray(found, dtype=int) - np.asarray(expected, dtype=int)).max() <= 1
     with watched(pipeline.unet) as calls:
         sample(pipeline, ["a dog"], [0], dtype=torch.float32, **settings)
-    assert bool(calls[0]["encoder_hidden_states"][0].any()) == (zeros is False)
+    states, pooled = calls[0]["encoder_hidden_states"][0], calls[0]["added_cond_kwargs.text_embeds"][0]
+    assert bool(states.any()) == (zeros is False)
+    for text_encoders in ("all", "none"):
+        config = run_of(
+            xl, tmp_path / "photographs", "train.caption_dropout=0.5", f"train.text_encoders={text_encoders}"
+        )
+        data = prepare_data(xl, config, find_instance_images(config.subject.instance_images), [black()])
+        model = load_model(xl, config)
+        with watched(model.denoiser) as calls, torch.no_grad():
+            model(*data.batch(range(8)))
+        rows = zip(calls[0]["encoder_hidden_states"], calls[0]["added_cond_kwargs.text_embeds"], strict=True)
+        silent = [
+            torch.allclose(one, states, atol=1e-5) and torch.allclose(two, pooled, atol=1e-5) for one, two in rows
+        ]
+        assert silent[:8] == silent[8:]
+        assert 0 < sum(silent[:8]) < 8
 
 
 def test_vae_of_the_repository_stays_behind(xl: Path, tmp_path: Path) -> None:
