@@ -7,8 +7,13 @@ from pathlib import Path
 
 
 def read_page(path: Path) -> tuple[str, str]:
-    """(HTML, Content-Security-Policy); the page has one `<script>` and one `<style>`."""
+    """(HTML, Content-Security-Policy) of a file."""
     html = path.read_text(encoding="utf-8")
+    return html, page_policy(html)
+
+
+def page_policy(html: str) -> str:
+    """The Content-Security-Policy of a page with one `<script>` and one `<style>`."""
     policy = [
         "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         "connect-src 'self'; img-src 'self' data:",
@@ -17,7 +22,7 @@ def read_page(path: Path) -> tuple[str, str]:
         [content] = re.findall(rf"<{tag}>(.*?)</{tag}>", html, flags=re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         policy.append(f"{tag}-src 'sha256-{digest}'")
-    return html, "; ".join(policy)
+    return "; ".join(policy)
 
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")

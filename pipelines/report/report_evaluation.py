@@ -109,7 +109,8 @@ def figures_of_batch(evaluated: Sequence[Evaluated]) -> list[tuple[Table, str]]:
         ]
         foot = [cell("all"), *(_interval(column(name, [figures for _, figures in measured])) for name in names)]
         columns = ("subject", *(FIGURES[name][0] for name in names))
-        table = Table(title="Figures", columns=columns, rows=rows, foot=foot if len(measured) > 1 else ())
+        title = f"Figures by the bank {measured[0][1].bank}"
+        table = Table(title=title, columns=columns, rows=rows, foot=foot if len(measured) > 1 else ())
         tables.append((table, _measured_by(measured[0][1])))
     return tables
 

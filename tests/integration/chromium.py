@@ -98,8 +98,8 @@ class Browser:
 
 
 @contextlib.contextmanager
-def open_browser(profile: Path, *, width: int = 1200, height: int = 900) -> Iterator[Browser]:
-    """A window of a size; narrower than 500 pixels it is a phone, touch and all."""
+def open_browser(profile: Path, *, width: int = 1200, height: int = 900, touch: bool = True) -> Iterator[Browser]:
+    """A window of a size; narrower than 500 pixels it is a phone, unless it has no `touch`."""
     port = _free_port()
     driver = subprocess.Popen(
         [str(CHROMEDRIVER), f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -112,7 +112,7 @@ def open_browser(profile: Path, *, width: int = 1200, height: int = 900) -> Iter
             "args": [*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"],
         }
         if width < 500:  # a window of the desktop's can't be
-            metrics = {"width": width, "height": height, "pixelRatio": 2, "touch": True, "mobile": True}
+            metrics = {"width": width, "height": height, "pixelRatio": 2, "touch": touch, "mobile": touch}
             options["mobileEmulation"] = {"deviceMetrics": metrics}
         capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         made = _call(f"{root}/session", {"capabilities": {"alwaysMatch": capabilities}})

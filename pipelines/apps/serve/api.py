@@ -12,7 +12,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from dreambooth import __version__
 from dreambooth.config.wording import check_wording
 from dreambooth.errors import InputError
-from pipelines.apps.page_policy import LOOPBACK_HOSTS, read_page
+from pipelines.apps.page_policy import LOOPBACK_HOSTS, page_policy, read_page
+from pipelines.apps.serve.description import describe_api
 from pipelines.apps.serve.requests import MOST_BYTES, Asked, Drawn, Refused, read_request
 from pipelines.apps.serve.subjects import ServedSubject
 
@@ -44,7 +45,11 @@ def make_api(
 ) -> FastAPI:
     """Make the application; `draw` returns the pictures of a request or raises Refused."""
     api = FastAPI(
-        title="DreamBooth", version=__version__, description="Pictures of subjects that models were fine-tuned on."
+        title="DreamBooth",
+        version=__version__,
+        description="Pictures of subjects that models were fine-tuned on.",
+        docs_url=None,  # FastAPI's page loads its script from elsewhere
+        redoc_url=None,
     )
     if loopback:  # else web pages could reach it through their own host names
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
@@ -54,6 +59,12 @@ def make_api(
     @api.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
+    @api.get("/docs", include_in_schema=False)
+    async def documented() -> HTMLResponse:
+        example = {"subject": next(iter(known)), "prompt": "a photo of [V] in the snow", "num": 4}
+        text = describe_api(api.openapi(), example)
+        return HTMLResponse(text, headers={"Content-Security-Policy": page_policy(text)})
 
     @api.get("/healthz", summary="Whether it answers")
     async def health() -> dict[str, str]:

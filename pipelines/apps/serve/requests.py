@@ -32,8 +32,10 @@ class Asked(BaseModel):
     )
     num: int = Field(1, ge=1, le=MOST_IMAGES, description="number of images")
     seed: int = Field(0, ge=0, le=_MOST_SEED, description="seed of the first image; the next have the next seeds")
-    num_inference_steps: int | None = Field(None, ge=1, le=200)
-    guidance_scale: float | None = Field(None, ge=1, le=50)
+    num_inference_steps: int | None = Field(None, ge=1, le=200, description="denoising steps; more take longer")
+    guidance_scale: float | None = Field(
+        None, ge=1, le=50, description="weight of the prompt (classifier-free guidance); 1: none"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

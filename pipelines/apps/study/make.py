@@ -45,6 +45,11 @@ def open_study(
             )
         return found
     a, b = _sides(settings, tracking_uri, say)
+    if not set(a[1]) & set(b[1]):
+        say(
+            f"warning: A shows {', '.join(a[1])} and B {', '.join(b[1])}. If those are two subjects, raters compare "
+            f"subjects, not models; give two models of one subject"
+        )
     questions = make_questions(a[1], b[1], count=settings.questions, seed=settings.seed)
     return StudyFile.create(path, questions, {"a": a[0], "b": b[0], "seed": settings.seed, "asked": asked})
 

@@ -252,6 +252,50 @@ def test_a_prompt_is_typed_and_images_are_seen(service: str, tmp_path: Path) -> 
         assert page.console() == []
 
 
+@needs_browser
+def test_its_pages_need_no_more_than_the_service(service: str, tmp_path: Path) -> None:
+    with open_browser(tmp_path / "profile", width=390) as page:
+        for address in (f"{service}/", f"{service}/docs"):
+            page.open(address)
+            assert page.faults() == []
+            assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+        assert "num_inference_steps" in page.run("return document.body.textContent")
+        origins = "performance.getEntriesByType('resource').map(each => new URL(each.name).origin)"
+        assert page.run(f"return {origins}.every(origin => origin === location.origin)")
+        page.click("a")
+        assert page.run("return location.href") == f"{service}/"
+        assert page.console() == []
+
+
+@needs_browser
+def test_steps_guidance_and_a_random_seed_are_sent_and_images_can_be_kept(service: str, tmp_path: Path) -> None:
+    with open_browser(tmp_path / "profile") as page:
+        page.open(f"{service}/")
+        page.until("!document.getElementById('go').disabled")
+        page.click("#random")
+        seed = page.run("return document.getElementById('seed').valueAsNumber")
+        page.run("document.querySelector('details').open = true")
+        for field, text in (("steps", "20"), ("guidance", "3.5"), ("num", "1"), ("prompt", "a dog")):
+            page.run(f"document.getElementById('{field}').value = ''")
+            page.run(f"document.getElementById('{field}').focus()")
+            page.press(*text)
+        assert page.run("return document.getElementById('hint').checkVisibility()")
+        page.run("const ask = fetch; fetch = (path, options) => { sent = options.body; return ask(path, options); }")
+        page.click("#go")
+        page.until("document.getElementById('waiting').checkVisibility()")
+        page.until("document.querySelector('.images img')?.naturalWidth")
+        page.until("!document.getElementById('waiting').checkVisibility()")
+        asked = json.loads(page.run("return sent"))
+        expected = {"subject": "bag", "prompt": "a dog", "num": 1, "num_inference_steps": 20, "guidance_scale": 3.5}
+        assert asked == expected | {"seed": seed}
+        assert page.run("return document.querySelector('[download]').download") == f"bag-{seed}.png"
+        assert page.run("return document.querySelector('[download]').href.startsWith('data:image/png;base64,')")
+        page.run("document.getElementById('prompt').focus()")
+        page.press(*" [V]")
+        assert not page.run("return document.getElementById('hint').checkVisibility()")
+        assert page.console() == []
+
+
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [

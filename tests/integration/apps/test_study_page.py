@@ -97,15 +97,35 @@ def test_clicks_and_keys_answer_and_a_rater_goes_on(study: StudyFile, tmp_path: 
 def test_it_fits_a_phone(study: StudyFile, tmp_path: Path) -> None:
     with StudyServer(study, port=0) as server, open_browser(tmp_path / "profile", width=390, height=844) as page:
         page.open(server.url)
+        assert page.faults() == []
         begin(page, "Ann")
         for step in range(1, 7):
             at(page, f"{step} of 6")
             assert page.run("return innerWidth") == 390
             assert page.run("return document.documentElement.scrollWidth") == 390
             assert page.run("return document.querySelector('.neither').getBoundingClientRect().bottom") < 844
+            if step in (1, 2):
+                assert page.faults() == []
             page.click("[data-side=neither]")
         page.until("!document.getElementById('end').hidden")
+        assert page.faults() == []
         assert page.console() == []
+
+
+@needs_browser
+def test_pictures_are_level_in_a_narrow_window(study: StudyFile, tmp_path: Path) -> None:
+    # With keys in its caption the right one has two lines, and people prefer the higher picture.
+    narrow = open_browser(tmp_path / "profile", width=390, touch=False)
+    with StudyServer(study, port=0) as server, narrow as page:
+        page.open(server.url)
+        begin(page, "Ann")
+        at(page, "1 of 6")
+        heights = "[...document.querySelectorAll('.pair span')].map(caption => caption.clientHeight)"
+        left, right = page.run(f"return {heights}")
+        assert left < right
+        tops = "[...document.querySelectorAll('.pair img')].map(image => image.getBoundingClientRect().top)"
+        left, right = page.run(f"return {tops}")
+        assert left == right
 
 
 @needs_browser

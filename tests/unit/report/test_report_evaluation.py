@@ -15,6 +15,7 @@ from dreambooth.config.wording import IDENTIFIER_PLACEHOLDER
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bootstrap import Interval
 from dreambooth.evaluation.figures import FIGURE_NAMES, BankId, Figure, Figures, NearestInstance, PromptRow
+from pipelines.apps.study.make import StudySettings, open_study
 from pipelines.apps.study.samples import has_samples, read_samples
 from pipelines.report.batch_report import render_report
 from pipelines.report.batch_result import BatchResult, SubjectResult
@@ -200,6 +201,18 @@ def test_a_study_reads_what_a_run_and_a_batch_left(finished: Any, tmp_path: Path
         assert list(samples.samples) == [f"a photo of {IDENTIFIER_PLACEHOLDER} car {place}" for place in PLACES]
         assert all(len(pictures) == 2 for pictures in samples.samples.values())
         assert samples.references == (png(1, 0, 0), png(2, 0, 0))
+
+
+def test_a_study_of_two_subjects_is_warned_of(finished: Any, tmp_path: Path) -> None:
+    (rex, _), (mia, _) = finished(figures()), finished(name="mia")
+    said: list[str] = []
+    open_study(tmp_path / "two.sqlite", StudySettings(a=rex, b=mia), tracking_uri=None, say=said.append)
+    assert said[0].startswith("warning: A shows rex and B mia. If those are two subjects, raters compare subjects")
+    said.clear()
+    summary = json.loads((Path(mia) / "summary.json").read_text()) | {"subject": "rex"}
+    (Path(mia) / "summary.json").write_text(json.dumps(summary))
+    open_study(tmp_path / "one.sqlite", StudySettings(a=rex, b=mia), tracking_uri=None, say=said.append)
+    assert said == []
 
 
 def test_every_figure_has_a_name_in_words() -> None:
