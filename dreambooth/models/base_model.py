@@ -17,6 +17,7 @@ from dreambooth.models.config_fields import read_json
 from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remote
 from dreambooth.models.families import Component, Family, family_of
 from dreambooth.models.families.tokenizers import VOCABULARIES
+from dreambooth.models.licence import CARD
 from dreambooth.models.weight_files import VARIANTS, count_parameters, has_weights, is_read
 
 _SUFFIXES = (".json", ".txt", ".model", ".safetensors")
@@ -141,8 +142,8 @@ def _built_in(name: str) -> Path:
 
 
 def _from_hub(address: str, revision: str | None, *, weights: bool) -> Path:
-    """Download what the family needs: not single-file checkpoints, other formats, nor variants beside the weights."""
-    directory = from_hub(address, what="base_model", allow=["model_index.json"], revision=revision)
+    """Download the card and what the family needs: no single-file checkpoints, other formats, variants of weights."""
+    directory = from_hub(address, what="base_model", allow=["model_index.json", CARD], revision=revision)
     components = family_of(directory, whole=False).components
     from_hub(
         address,

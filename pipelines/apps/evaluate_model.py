@@ -20,8 +20,10 @@ from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.models.text_readers import text_readers
 from pipelines.apps.generate import find_published, registered_address
 from pipelines.cluster.ray_cluster import ray_cluster
+from pipelines.driver.cards import add_figures
 from pipelines.driver.console import RunConsole
 from pipelines.plan.run_plan import choose_sampling_dtype
+from pipelines.report.model_card import description
 from pipelines.stages.protocol_stage import (
     check_protocol,
     compared_images,
@@ -32,9 +34,9 @@ from pipelines.stages.protocol_stage import (
 from pipelines.storage.files import absolute, check_writable
 from pipelines.storage.publications import Manifest, read_manifest
 from pipelines.tasks import Source, base_source
-from pipelines.tracking.client import check_connection, quietly, resolve_tracking_uri
+from pipelines.tracking.client import check_connection, connect, quietly, resolve_tracking_uri
 from pipelines.tracking.evaluation_record import RecordedFigures, pass_gate, record_evaluation
-from pipelines.tracking.registry import RegisteredVersion, version_of
+from pipelines.tracking.registry import MOST_DESCRIPTION, RegisteredVersion, describe, version_of
 from pipelines.tracking.tracked_run import TrackedRun
 from pipelines.worker.sampler_pool import SamplerPool
 
@@ -104,9 +106,13 @@ def evaluate_model(
                 fine_tuned=Source(address=found.manifest.uri, published=True),
                 on_progress=lambda made, total: update(made, total, "images"),
             )
-    decision = None
+    decision, card = None, add_figures(found.manifest, evaluation)
     if found.run is not None and found.registered is not None:
         record_evaluation(found.run, found.registered, evaluation)
+        if card is not None:
+            client, version = connect(found.run.tracking_uri), found.registered
+            with quietly():
+                describe(client, version.name, version.version, description(card.facts, most=MOST_DESCRIPTION))
         decision = pass_gate(
             found.run.tracking_uri, found.registered, config.gate, evaluation["bank"]["name"], force=force
         )

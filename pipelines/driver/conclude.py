@@ -11,19 +11,21 @@ from typing import Any
 from dreambooth.config.addresses import shown
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.models.text_readers import text_readers
+from pipelines.driver.cards import Card, card_of, publish_card
 from pipelines.driver.follow import complete_curves, complete_pictures
 from pipelines.driver.summary import PersonalizeResult, write_summary
 from pipelines.driver.train_stage import TrainResult, find_result
 from pipelines.plan.describe import printable_settings
 from pipelines.plan.here import git
 from pipelines.plan.run_plan import Plan
+from pipelines.report.model_card import description
 from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.stages.evaluation_store import load_evaluation
 from pipelines.stages.protocol_stage import find_evaluation
 from pipelines.storage.publications import Manifest, opened
 from pipelines.tracking.evaluation_record import RecordedFigures, describe_figures, pass_gate, record_evaluation
 from pipelines.tracking.line import Away
-from pipelines.tracking.registry import RegisteredVersion, register, upload_seconds
+from pipelines.tracking.registry import MOST_DESCRIPTION, RegisteredVersion, register, upload_seconds
 from pipelines.tracking.runs import begin, track
 from pipelines.tracking.tracked_run import TrackedRun
 
@@ -111,22 +113,24 @@ def finish(
     *,
     batch: str | None = None,
 ) -> PersonalizeResult:
-    """Register a published model, and write its pictures and its summary with anything missing from MLflow."""
+    """Publish a model's card, register it, and write pictures and summary with anything missing from MLflow."""
     complete_curves(run, trained.history, trained.scores)
     if trained.second is not None:
         complete_curves(run, trained.second.history, (), SUPER_RESOLUTION)
     complete_pictures(run, plan.config, plan.key)
     figures, version = find_figures(plan), None
+    made = card_of(plan, trained, evaluation, figures.evaluation if figures else None)
+    card = publish_card(made, plan.config.run_uri, plan.key)
     error: Exception | None = None
     began = time.perf_counter()
     try:
         if plan.config.tracking.register_model:
-            version = register_result(plan, trained, run)
+            version = register_result(plan, trained, card, run)
         figures = figures and record_figures(plan, figures, version, run)
     except (Away, MlflowException) as caught:
         error = caught
     seconds = seconds | {"register": round(time.perf_counter() - began, 2)}
-    return write_summary(plan, trained, evaluation, figures, version, run, seconds, startup, error, batch=batch)
+    return write_summary(plan, trained, evaluation, figures, card, version, run, seconds, startup, error, batch=batch)
 
 
 def find_figures(plan: Plan) -> RecordedFigures | None:
@@ -152,8 +156,8 @@ def record_figures(
     return replace(figures, gate=gate)
 
 
-def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> RegisteredVersion:
-    """Register a published model with tags of its origin."""
+def register_result(plan: Plan, trained: TrainResult, card: Card, run: TrackedRun) -> RegisteredVersion:
+    """Register a published model with tags of its origin, described by its card."""
     config = plan.config
     with _registered_form(plan, trained.model) as model:
         size = 0
@@ -168,6 +172,7 @@ def register_result(plan: Plan, trained: TrainResult, run: TrackedRun) -> Regist
                 tags=result_tags(plan) | {"published": trained.model.uri},
                 identifier=str(config.subject.identifier),
                 class_noun=config.subject.class_noun,
+                description=description(card.facts, most=MOST_DESCRIPTION),
                 result_key=plan.model_key,
                 num_inference_steps=config.evaluation.num_inference_steps,
                 guidance_scale=config.evaluation.guidance_scale,

@@ -17,10 +17,12 @@ from dreambooth.config.addresses import shown
 from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.images import png_bytes
 from dreambooth.models.cascade import SUPER_RESOLUTION
+from pipelines.driver.cards import Card
 from pipelines.driver.train_stage import TrainResult
 from pipelines.plan.run_plan import Plan
 from pipelines.report.evaluated import find_evaluated, warnings_in
 from pipelines.report.links import relative_link
+from pipelines.report.model_card import README
 from pipelines.report.pages import Cell
 from pipelines.report.pictures import Row, contact_sheet, loss_curve
 from pipelines.report.run_report import RunFacts, render_run
@@ -78,6 +80,7 @@ def write_summary(
     trained: TrainResult,
     evaluation: Evaluation | None,
     figures: RecordedFigures | None,
+    card: Card,
     version: RegisteredVersion | None,
     run: TrackedRun,
     seconds: dict[str, float],
@@ -117,6 +120,7 @@ def write_summary(
         "registered_model": version.name if version else None,
         "version": version.version if version else None,
         "model_uri": trained.model.uri,
+        "card": join(str(card.uri), README),
         "contact_sheet": join(uri, "contact_sheet.png") if evaluation else None,
         "loss_curve": join(uri, "loss_curve.png"),
         "report": join(uri, "report.html"),
@@ -206,6 +210,8 @@ def _places(result: PersonalizeResult) -> list[tuple[str, str]]:
     """Addresses of a run's files, its summary last."""
     summary = result.summary
     rows = [("loss curve", summary["loss_curve"]), ("model", summary["model_uri"])]
+    if "card" in summary:  # earlier versions wrote none
+        rows.append(("model card", summary["card"]))
     if (second := summary.get(SUPER_RESOLUTION)) is not None:
         rows.insert(1, ("second stage", second["loss_curve"]))
     if "report" in summary:  # earlier versions wrote none

@@ -14,7 +14,8 @@ from pipelines.tasks import PriorSet, TrainTask
 class TrainResult:
     """A published, verified model and its training record: one mapping of metrics per step, bytes of memory by rank.
 
-    `steps` counts steps made, `exported_step` is the step of the exported weights; `scores` has one mapping per score.
+    `steps` counts steps made, `exported_step` is the step of the exported weights; `scores` has one mapping per score;
+    `device` names rank 0's processor or GPU (None: trained by an earlier version).
     `second` is the record of a cascade's second stage, in the same model.
     """
 
@@ -26,6 +27,7 @@ class TrainResult:
     peak_memory_bytes: tuple[int, ...]
     steps_per_second: float
     resumed_from: int
+    device: str | None = None
     second: "TrainResult | None" = None
 
     @property
@@ -55,6 +57,7 @@ def _result(plan: Plan, manifest: Manifest) -> TrainResult:
         peak_memory_bytes=tuple(record["peak_memory_bytes"]),
         steps_per_second=record["steps_per_second"],
         resumed_from=record["resumed_from"],
+        device=record.get("device"),
         second=None if plan.second is None else _result(plan.second, manifest),
     )
 

@@ -1,9 +1,11 @@
 """Versions, system and devices of this process, for bug reports and measurements."""
 
+import functools
 import platform
 import subprocess
 from pathlib import Path
 
+from pipelines.cluster.processor import processor_name
 from pipelines.cluster.ray_cluster import usable_cpus
 from pipelines.plan.describe import readable_bytes
 from pipelines.plan.node_facts import gpus, installed_versions
@@ -20,9 +22,9 @@ def describe_here() -> dict[str, str]:
     versions = installed_versions()
     libc = " ".join(platform.libc_ver())
     return {
-        "dreambooth": versions.pop("dreambooth") + _commit(),
+        "dreambooth": versions.pop("dreambooth") + commit(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}, {libc}",
-        "processor": f"{_processor()}, {usable_cpus()} CPUs to use",
+        "processor": f"{processor_name()}, {usable_cpus()} CPUs to use",
         "memory": readable_bytes(psutil.virtual_memory().total),
         "GPUs": ", ".join(f"{name} ({readable_bytes(size)})" for name, size in gpus()) or "none",
         "CUDA": str(torch.version.cuda or "none: torch was built without it"),
@@ -41,7 +43,8 @@ def git(*arguments: str) -> str | None:
         return None
 
 
-def _commit() -> str:
+@functools.cache
+def commit() -> str:
     """The commit of a checkout, and whether it was changed; empty for an installed package."""
     if not (_ROOT / ".git").exists():
         return ""
@@ -49,9 +52,3 @@ def _commit() -> str:
     if commit is None or changes is None:
         return ", a checkout whose commit git can't tell"
     return f", commit {commit}{', changed' if changes else ''}"
-
-
-def _processor() -> str:
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -35,6 +35,8 @@ from mlflow.models import ModelSignature  # isort: skip
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema  # isort: skip
 
 RESULT_TAG = "dreambooth.result_key"
+MOST_DESCRIPTION = 5000
+"""Most characters of a description in MLflow."""
 _FORM_TAG, _PLACE_TAG = "stored_as", "published"
 _REQUIREMENTS = (
     "torch",
@@ -75,13 +77,15 @@ def register(
     guidance_scale: float,
     resolution: int = 0,
     tokens: int | None = None,
+    description: str | None = None,
 ) -> RegisteredVersion:
     """Register the next version of a model; the same `result_key` twice is one version.
 
     `model` is a publication, which the version refers to, or a diffusers directory or a delta, which it holds.
     `num_inference_steps`, `guidance_scale` and `resolution` (in pixels; 0: the model's own) become the served model's
     defaults. `tags` go onto the version, with identifier, class noun and form. Prompts of more than `tokens`
-    tokens are refused; None: as many as the tokenizer or its text encoder reads.
+    tokens are refused; None: as many as the tokenizer or its text encoder reads. `description` is Markdown, shown with
+    the version, and with the model, unless somebody has written another.
     """
     client = connect(tracking_uri)
     quiet()
@@ -92,6 +96,8 @@ def register(
         all_tags |= _form(model)
         known = _find(client, name, all_tags)
         if known is not None:
+            if description is not None:
+                describe(client, name, known.version, description)
             return known
         with tempfile.TemporaryDirectory() as folder:
             package = Path(folder, "model")
@@ -110,9 +116,30 @@ def register(
                 raise
         with not_twice():
             made = client.create_model_version(
-                name, source=f"models:/{model_id}", run_id=run_id, tags=all_tags, model_id=model_id
+                name,
+                source=f"models:/{model_id}",
+                run_id=run_id,
+                tags=all_tags,
+                model_id=model_id,
+                description=description,
             )
+        if description is not None:
+            describe(client, name, made.version, description)
     return _version(name, made.version, model_id)
+
+
+def describe(client: MlflowClient, name: str, version: int | str, description: str) -> None:
+    """Describe a version, and its model if that is its newest, unless somebody has described them otherwise."""
+    title = description.partition("\n")[0]  # of all of a subject's cards
+
+    def ours(known: str | None) -> bool:
+        return known != description and (not known or known.startswith(title))
+
+    if ours(client.get_model_version(name, str(version)).description):
+        client.update_model_version(name, str(version), description)
+    newest = client.get_model_version_by_alias(name, "latest").version
+    if str(newest) == str(version) and ours(client.get_registered_model(name).description):
+        client.update_registered_model(name, description)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.models.base_model import BaseModel
 from pipelines.cluster.collectives import from_all_ranks
 from pipelines.cluster.preemption import Leaving, while_training
+from pipelines.cluster.processor import device_name
 from pipelines.tasks import TrainTask
 from pipelines.worker.history import Checkpoints, History
 from pipelines.worker.hooks import Checkpoint, Hooks, Leave, NoLongerRising, Record, Samples, Score, Tell
@@ -91,6 +92,7 @@ def fine_tune(
         "resident_memory_bytes": resident,
         "steps_per_second": (history.step - resumed_from) / seconds,
         "resumed_from": resumed_from,
+        "device": device_name(device),
     }
     return FineTuned(state=state, record=training_record)
 

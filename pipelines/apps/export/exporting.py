@@ -11,6 +11,7 @@ from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.models.families import Family, family_named, family_of
 from pipelines.apps.export.staging import Written, check_target, place_files, place_folder, staged
 from pipelines.apps.generate import find_published
+from pipelines.driver.cards import find_card
 from pipelines.driver.console import RunConsole
 from pipelines.storage.files import is_local, join, read_json
 from pipelines.storage.publications import Manifest, opened
@@ -40,7 +41,7 @@ def export_whole(
     tracking_uri: str | None = None,
     console: RunConsole | None = None,
 ) -> Exported:
-    """Write all weights of a model, as one file or as diffusers' folder, in `dtype` (auto: as they are stored).
+    """Write all weights of a model, as one file or as diffusers' folder with its card, in `dtype` (auto: as stored).
 
     `model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION`, the address of a published model, or a diffusers directory.
     Raises InputError for invalid input before any work starts.
@@ -66,6 +67,8 @@ def export_whole(
         if SUPER_RESOLUTION in manifest.metadata:
             second = directory / SUPER_RESOLUTION
             _copy(family_of(second), second, copy / SUPER_RESOLUTION, wanted, progress)
+        if (card := find_card(manifest)) is not None:
+            card.write(copy)
         return Exported(files=place_folder(copy, to, last=_INDEX))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from dreambooth.miniature import subject_dir
@@ -92,6 +93,28 @@ def test_a_run_leaves_pictures_a_model_and_a_summary(finished: Any) -> None:
         assert noise not in printed.stderr + others
     manifest = read_manifest(summary["model_uri"])
     assert not [name for name in manifest.files if name.endswith((".pt", ".bin", ".pkl", ".ckpt"))]
+
+
+def test_its_model_card_says_how_it_was_made_and_where_nothing_lies(finished: Any) -> None:
+    folder, _, _ = finished
+    summary = summary_of(folder)
+    path = Path(summary["card"])
+    assert path.parent.parent == folder / "run" / "card" / summary["key"]
+    card = ModelCard.load(path)
+    assert card.data.to_dict()["license"] == "apache-2.0"
+    shown = re.findall(r"!\[[^\]]*\]\((\S+)\)", card.text)
+    assert len(shown) == len(set(shown)) == 4
+    assert [size_of(path.parent / name) for name in shown] == [(64, 64)] * 4
+    for said in (summary["identifier"], summary["key"], "commit ", "DeepSpeed ZeRO-2", "2 x ", "steps/s", "similarity"):
+        assert said in card.text
+    for file in read_manifest(str(path.parent)).files:
+        assert str(folder).encode() not in (path.parent / file).read_bytes()
+    with quietly():
+        client = connect(f"sqlite:///{folder}/mlflow.db")
+        described = client.get_model_version("dreambooth-coral-car", "1").description
+        assert described.startswith("# coral-car\n")
+        assert re.search(r"\| steps \| 4 of \d+ instance images each; published is step [24] \|", described)
+        assert client.get_registered_model("dreambooth-coral-car").description == described
 
 
 def test_mlflow_has_curves_pictures_and_a_tagged_version(finished: Any) -> None:

@@ -8,8 +8,10 @@ import pytest
 from dreambooth.errors import InputError
 from dreambooth.miniature import subject_dir
 from pipelines.apps.evaluate_model import evaluate_model
+from pipelines.driver.cards import find_card
 from pipelines.driver.console import RunConsole
 from pipelines.driver.personalize import personalize
+from pipelines.storage.publications import read_manifest
 from pipelines.tracking.client import connect, quietly
 from pipelines.tracking.registry import list_models
 
@@ -73,6 +75,14 @@ def test_a_run_is_measured_and_judged_and_can_be_measured_again(
     assert "already" in again.gate.reason
     [listed] = list_models(uri)
     assert listed.figures["miniature"]["dino"] == pytest.approx(again.evaluation["figures"]["dino"]["mean"], abs=1e-6)
+    with quietly():
+        described = client.get_model_version_by_alias("dreambooth-coral-car", "latest").description
+    assert "2 prompts (own) x 2" in described
+    assert "1 prompt (own) x 1" in described
+    card = find_card(read_manifest(summary["model_uri"]))
+    assert card is not None
+    assert [one.prompt for one in card.facts.samples] == ["a photo of tfz car", "tfz car at night"] * 2
+    assert len({bytes(picture) for picture in card.pictures.values()}) == 4
 
     prompts.write_text("a photo of a {class_noun}\n")
     with pytest.raises(InputError, match="no placeholder"):

@@ -27,7 +27,7 @@ from dreambooth.sampling.sampler import load_pipeline, sample, sampling_dtype
 from pipelines.apps.generate import generate
 from pipelines.storage import files, publications
 from pipelines.tracking.client import connect, default_tracking, quietly
-from pipelines.tracking.registry import RegisteredVersion, register
+from pipelines.tracking.registry import RegisteredVersion, describe, register
 from pipelines.tracking.runs import check_tracking, track
 
 CHECKOUT = Path(__file__).parents[3]
@@ -47,7 +47,7 @@ def client(tracking_uri: str) -> MlflowClient:
 
 
 def _register(
-    tracking_uri: str, directory: Path, *, name: str = "dreambooth-rex", result_key: str
+    tracking_uri: str, directory: Path, *, name: str = "dreambooth-rex", result_key: str, description: str | None = None
 ) -> RegisteredVersion:
     with track(TrackingConfig(uri=tracking_uri), run_name="rex") as run:
         return register(
@@ -59,6 +59,7 @@ def _register(
             identifier="zqx",
             class_noun="dog",
             result_key=result_key,
+            description=description,
             num_inference_steps=STEPS,
             guidance_scale=4.0,
         )
@@ -105,6 +106,25 @@ def test_the_same_result_is_one_version(tracking_uri: str, client: MlflowClient,
     second = _register(tracking_uri, tiny_pipeline, name="dreambooth-twice", result_key="b")
     assert (first.version, second.version) == (1, 2)
     assert int(client.get_model_version_by_alias("dreambooth-twice", "latest").version) == 2
+
+
+def test_a_card_describes_what_nobody_has_described_otherwise(
+    tracking_uri: str, client: MlflowClient, tiny_pipeline: Path
+) -> None:
+    about = {"name": "dreambooth-said", "description": "# rex\n\nfirst"}
+    first = _register(tracking_uri, tiny_pipeline, result_key="a", **about)
+
+    def said() -> tuple[str | None, str | None]:
+        version = client.get_model_version(first.name, str(first.version))
+        return version.description, client.get_registered_model(first.name).description
+
+    assert said() == ("# rex\n\nfirst",) * 2
+    client.update_model_version(first.name, str(first.version), "")  # as if the first attempt had broken off here
+    assert _register(tracking_uri, tiny_pipeline, result_key="a", **about) == first
+    assert said() == ("# rex\n\nfirst",) * 2
+    client.update_registered_model(first.name, "My own words.")
+    describe(client, first.name, first.version, "# rex\n\nsecond")
+    assert said() == ("# rex\n\nsecond", "My own words.")
 
 
 def test_the_weights_are_files_and_nothing_is_a_pickle(

@@ -81,6 +81,7 @@ class TestWhole:
         to = place.format(folder=tmp_path)
         output = done(published, "--format", "diffusers", "--to", to, "--dtype", dtype)
         assert output.splitlines()[-1].endswith("/model_index.json")  # what a reader opens first was there last
+        assert any(line.endswith("/README.md") for line in output.splitlines())
         filesystem, path = fsspec.url_to_fs(to)
         filesystem.get(path, str(tmp_path / "copy"), recursive=True)
         pipeline = DiffusionPipeline.from_pretrained(tmp_path / "copy", dtype=torch.float32, local_files_only=True)

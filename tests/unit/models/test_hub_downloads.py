@@ -14,6 +14,7 @@ from replicas import built
 
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import pipeline_files, resolve_base_model
+from dreambooth.models.licence import Licence, licence_of
 
 NAME, COMMIT = "black-forest-labs/FLUX.1-dev", "a" * 40
 WITH_ACCESS, WITHOUT_ACCESS = "hf_accepted", "hf_not_accepted"
@@ -126,7 +127,6 @@ def test_with_access_it_is_read(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
 NOT_READ = (
     "flux1-dev.safetensors",
     "whole.ckpt",
-    "README.md",
     "unet/diffusion_pytorch_model.bin",
     "unet/diffusion_pytorch_model.fp16.safetensors",
     "unet/diffusion_pytorch_model.non_ema.safetensors",
@@ -150,11 +150,14 @@ NOT_READ = (
 def test_a_family_downloads_its_own_files_alone(hub: Hub, tmp_path: Path, replica: str, weights: bool) -> None:
     folder = built(replica, tmp_path / "repository")
     needed = {str(path.relative_to(folder)): path.read_bytes() for path in pipeline_files(folder)}
+    needed["README.md"] = b"---\nlicense: other\nlicense_name: flux\nlicense_link: LICENSE.md\n---\nWords"
     hub.files, hub.gated = dict.fromkeys(NOT_READ, b"not to be read") | needed, False
     found = resolve_base_model(NAME, weights=weights)
     downloaded = {str(path.relative_to(found.directory)) for path in found.directory.rglob("*") if path.is_file()}
     wanted = {name for name in needed if weights or not name.endswith(".safetensors")}
     assert downloaded == wanted
     assert found.has_weights is weights
+    text = f"https://huggingface.co/{NAME}/blob/main/LICENSE.md"
+    assert licence_of(NAME, found.directory) == Licence(id="other", name="flux", link=text)
     if weights:
         assert found.hash == resolve_base_model(str(folder)).hash
