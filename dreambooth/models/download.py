@@ -55,7 +55,7 @@ def from_hub(
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = f"{what} {hub_id!r}{f' at {revision!r}' if revision else ''}"
-    fault = _hub_fault()
+    fault = hub_fault()
     try:
         return Path(
             snapshot_download(
@@ -103,7 +103,7 @@ def _refusal(error: Exception, hub_id: str) -> str | None:
     return None
 
 
-def _hub_fault() -> str | None:
+def hub_fault() -> str | None:
     """Reason why the hub can't be reached, within seconds, or None. Raises InputError for a bad HF_ENDPOINT."""
     from huggingface_hub import constants
 

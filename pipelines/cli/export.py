@@ -1,12 +1,15 @@
 """`dreambooth export`: a finished model in the forms that other programs read."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dreambooth.config.addresses import shown
 from pipelines.cli.given import Real
 from pipelines.cli.options import overrides_option, tracking_uri_option
+
+if TYPE_CHECKING:
+    from pipelines.apps.export.exporting import Exported
 
 
 class Rank(click.ParamType["int | None"]):
@@ -28,7 +31,11 @@ class Rank(click.ParamType["int | None"]):
     type=click.Choice(["single-file", "lora", "diffusers"]),
     help="One file for ComfyUI and AUTOMATIC1111, a LoRA on the base model, or diffusers' folder.",
 )
-@click.option("--to", required=True, help="Address of the file (.safetensors) or, for diffusers, of the folder.")
+@click.option("--to", help="Address of the file (.safetensors) or, for diffusers, of the folder.")
+@click.option(
+    "--push-to", metavar="hub:NAME", help="Repository of the hub to push it to with its card, instead of --to."
+)
+@click.option("--public", is_flag=True, help="A public repository; default: private.")
 @click.option(
     "--dtype",
     default="auto",
@@ -55,20 +62,53 @@ class Rank(click.ParamType["int | None"]):
 @overrides_option
 @tracking_uri_option
 @click.option("--quiet", "silent", is_flag=True, help="Print only the result.")
-def export(model: str, form: Any, to: str, dtype: str, tracking_uri: str | None, silent: bool, **lora: Any) -> None:
-    """Write a personalized model for other programs.
+def export(
+    model: str,
+    form: Any,
+    to: str | None,
+    push_to: str | None,
+    public: bool,
+    dtype: str,
+    tracking_uri: str | None,
+    silent: bool,
+    **lora: Any,
+) -> None:
+    """Write a personalized model for other programs, or push it to the hub.
 
     MODEL is models:/NAME@ALIAS, or the address of a publication. What was written is printed with its sha256.
     """
-    from pipelines.apps.export.exporting import export_whole
+    from pipelines.apps.export.exporting import Exported, export_whole
     from pipelines.apps.export.lora import export_lora
     from pipelines.driver.console import RunConsole
 
-    shared: dict[str, Any] = {"dtype": dtype, "tracking_uri": tracking_uri, "console": RunConsole(quiet=silent)}
-    if form == "lora":
-        result = export_lora(model, to, **shared, **lora)
-    else:
-        result = export_whole(model, to, form=form, **shared)
+    if (to is None) == (push_to is None):
+        raise click.UsageError("give one of --to and --push-to")
+    if public and push_to is None:
+        raise click.UsageError("--public goes with --push-to")
+    console = RunConsole(quiet=silent)
+
+    def written(address: str) -> Exported:
+        shared: dict[str, Any] = {"dtype": dtype, "tracking_uri": tracking_uri, "console": console}
+        if form == "lora":
+            return export_lora(model, address, **shared, **lora)
+        return export_whole(model, address, form=form, **shared)
+
+    if push_to is not None:
+        from pipelines.apps.export.push import export_and_push
+
+        result, pushed = export_and_push(
+            model, push_to, written, form=form, public=public, tracking_uri=tracking_uri, console=console
+        )
+        _print(result, files=False)
+        for name, size in pushed.files:
+            click.echo(f"{size:>13}  {name}")
+        click.echo(f"{'public' if pushed.public else 'private'}  {shown(pushed.commit_url)}")
+    elif to is not None:
+        _print(written(to))
+
+
+def _print(result: "Exported", *, files: bool = True) -> None:
+    """The curve of a rank that was measured, notes, and the files with their sha256."""
     if (curve := result.curve) is not None:
         click.echo(f"{'rank':>6}  {'MB':>9}  {'DINO':>6}  {'CLIP-T':>6}  {'loss':>6}")
         for point in (*curve.points, curve.whole):
@@ -78,5 +118,5 @@ def export(model: str, form: Any, to: str, dtype: str, tracking_uri: str | None,
             click.echo(f"{name:>6}  {point.size / 1e6:9.1f}  {figures}{chosen}")
     for note in result.notes:
         click.echo(note)
-    for file in result.files:
+    for file in result.files if files else ():
         click.echo(f"{file.sha256}  {shown(file.address)}")
