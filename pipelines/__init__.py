@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipelines.plan.subject_list import read_batch
     from pipelines.storage.publications import Manifest, fetch, opened, publish, published, read_manifest
     from pipelines.tracking.evaluation_record import RecordedFigures
-    from pipelines.tracking.registry import list_models
+    from pipelines.tracking.model_list import list_models
 else:
     __getattr__ = lazily(
         __name__,
@@ -39,7 +39,7 @@ else:
             "plan.subject_list": ["read_batch"],
             "storage.publications": ["Manifest", "fetch", "opened", "publish", "published", "read_manifest"],
             "tracking.evaluation_record": ["RecordedFigures"],
-            "tracking.registry": ["list_models"],
+            "tracking.model_list": ["list_models"],
         },
     )
 

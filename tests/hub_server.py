@@ -40,7 +40,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the hub holds; the `drops_at`-th put of a large file loses its connection, the `refuses_at`-th is refused."""
+    """What it holds; the `drops_at`-th put of a large file loses its connection, the `refuses_at`-th is refused."""
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)

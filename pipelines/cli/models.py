@@ -6,18 +6,23 @@ from pipelines.cli.options import tracking_uri_option
 
 
 @click.command()
+@click.option(
+    "--where", metavar="CONDITIONS", help="Only models that fit, such as 'clip_t > 0.3 and class_noun = dog'."
+)
 @tracking_uri_option
-def models(tracking_uri: str | None) -> None:
+def models(where: str | None, tracking_uri: str | None) -> None:
     """List the registered models and their figures.
+
+    With --where, the newest version of each model that fits.
 
     Columns: subject, class noun, identifier, version, aliases, similarities, and figures by bank.
     """
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.tracking.registry import list_models
+    from pipelines.tracking.model_list import list_models
 
-    found = list_models(tracking_uri)
+    found = list_models(tracking_uri, where)
     # Figures of different banks never share a column.
     judged = [
         (bank, name)
@@ -36,7 +41,8 @@ def models(tracking_uri: str | None) -> None:
             model.name, model.subject, model.class_noun, model.identifier, str(model.version), aliases, *shown
         )
     if not found:
-        click.echo("no model is registered here yet; 'dreambooth run' makes one")
+        nothing = "no model is registered here yet; 'dreambooth run' makes one"
+        click.echo(nothing if where is None else f"no registered model fits {where!r}")
         return
     # Long lines are better than unreadable columns.
     Console(width=Console(width=1000).measure(table).maximum).print(table)

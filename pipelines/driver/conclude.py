@@ -22,8 +22,10 @@ from pipelines.report.model_card import description
 from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.stages.evaluation_store import load_evaluation
 from pipelines.stages.protocol_stage import find_evaluation
+from pipelines.storage.files import join
 from pipelines.storage.publications import Manifest, opened
 from pipelines.tracking.evaluation_record import RecordedFigures, describe_figures, pass_gate, record_evaluation
+from pipelines.tracking.inputs import Images
 from pipelines.tracking.line import Away
 from pipelines.tracking.registry import MOST_DESCRIPTION, RegisteredVersion, register, upload_seconds
 from pipelines.tracking.runs import begin, track
@@ -99,8 +101,44 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "run_name": plan.config.subject.name,
         "params": printable_settings(plan.config),
         "tags": result_tags(plan),
+        "inputs": _inputs(plan),
         "resume_key": plan.key,
     }
+
+
+def _inputs(plan: Plan) -> tuple[Images, ...]:
+    """The images that a plan's run reads, or makes and reads."""
+    config, name = plan.config, plan.config.subject.name
+    inputs = [
+        Images(
+            name=name,
+            hash=plan.data_hash,
+            addresses=config.subject.instance_images,
+            count=len(plan.images),
+            context="training",
+        )
+    ]
+    if plan.prior is not None:
+        inputs.append(
+            Images(
+                name=f"class images of {config.subject.class_noun}",
+                hash=plan.prior.key,
+                addresses=[join(config.prior_uri, plan.prior.key)],
+                count=plan.prior.count,
+                context="class images",
+            )
+        )
+    if config.evaluation.real_images is not None:
+        inputs.append(
+            Images(
+                name=f"{name}, other photographs",
+                hash=plan.compared.data_hash,
+                addresses=config.evaluation.real_images,
+                count=len(plan.compared.images),
+                context="evaluation",
+            )
+        )
+    return tuple(inputs)
 
 
 def finish(

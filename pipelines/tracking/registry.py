@@ -21,15 +21,13 @@ from fsspec.utils import get_protocol
 from dreambooth.quiet import quiet
 from pipelines.cluster.environment import environment
 from pipelines.storage.publications import MANIFEST_NAME, Manifest, manifest_sha256
-from pipelines.tracking.client import connect, default_tracking, every, prove_connection, quietly, resolve_tracking_uri
-from pipelines.tracking.figure_tags import banks_of, figures_of
+from pipelines.tracking.client import connect, default_tracking, prove_connection, quietly, resolve_tracking_uri
 from pipelines.tracking.line import not_twice
 
 # Import after mlflow_client, which silences MLflow.
 import pandas as pd  # isort: skip
 from mlflow import MlflowClient, pyfunc  # isort: skip
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus  # isort: skip
-from mlflow.entities.model_registry import ModelVersion  # isort: skip
 from mlflow.exceptions import MlflowException  # isort: skip
 from mlflow.models import ModelSignature  # isort: skip
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema  # isort: skip
@@ -142,38 +140,6 @@ def describe(client: MlflowClient, name: str, version: int | str, description: s
         client.update_registered_model(name, description)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ListedModel:
-    """The latest version of a registered model, and its run's similarities (None if not measured).
-
-    `figures` are those of the paper's protocol, by bank and name.
-    """
-
-    name: str
-    subject: str
-    class_noun: str
-    identifier: str
-    version: int
-    aliases: tuple[str, ...]
-    similarity: float | None
-    class_after: float | None
-    figures: Mapping[str, Mapping[str, float]]
-
-
-def list_models(tracking_uri: str | None) -> tuple[ListedModel, ...]:
-    """The latest version of every model that this project registered, by name."""
-    client = prove_connection(resolve_tracking_uri(tracking_uri))
-    if client is None:
-        return ()
-    newest: dict[str, ModelVersion] = {}
-    with quietly():
-        for version in every(client.search_model_versions):
-            known = newest.get(version.name)
-            if RESULT_TAG in version.tags and (known is None or int(version.version) > int(known.version)):
-                newest[version.name] = version
-        return tuple(_listed(client, newest[name]) for name in sorted(newest))
-
-
 def find_version(
     tracking_uri: str | None, name: str, result_key: str, *, form: str, published: str
 ) -> RegisteredVersion | None:
@@ -192,21 +158,6 @@ def version_of(client: MlflowClient, address: str) -> tuple[RegisteredVersion, M
     name, _, number = address.removeprefix("models:/").rpartition("/")
     version = client.get_model_version(name, number)
     return _version(name, number, str(version.source).rpartition("/")[2]), version.tags, version.run_id
-
-
-def _listed(client: MlflowClient, version: ModelVersion) -> ListedModel:
-    metrics = client.get_run(version.run_id).data.metrics if version.run_id else {}
-    return ListedModel(
-        name=version.name,
-        subject=version.tags.get("subject", "-"),
-        class_noun=version.tags.get("class_noun", "-"),
-        identifier=version.tags.get("identifier", "-"),
-        version=int(version.version),
-        aliases=tuple(client.get_registered_model(version.name).aliases),
-        similarity=metrics.get("similarity/identifier"),
-        class_after=metrics.get("similarity/class_after"),
-        figures={bank: figures_of(version.tags, bank) for bank in banks_of(version.tags)},
-    )
 
 
 def _form(model: Manifest | Path) -> dict[str, str]:

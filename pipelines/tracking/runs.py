@@ -11,7 +11,7 @@ taken up again by its `resume_key`: one training is one curve.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dreambooth.config.addresses import shown
@@ -19,6 +19,7 @@ from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
 from pipelines.tracking.client import explain, mlflow_line, prove_connection, resolve_tracking_uri
 from pipelines.tracking.database import SQLITE
+from pipelines.tracking.inputs import Images
 from pipelines.tracking.line import Away
 from pipelines.tracking.tracked_run import TrackedRun
 
@@ -61,6 +62,7 @@ def begin(
     run_name: str,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, object] | None = None,
+    inputs: Sequence[Images] = (),
     resume_key: str | None = None,
     parent: str | None = None,
 ) -> TrackedRun:
@@ -69,6 +71,8 @@ def begin(
     run.begin(config, run_name, resume_key, parent)
     run.log_params(params or {})
     run.set_tags(tags or {})
+    if inputs:
+        run.log_inputs([images.as_input() for images in inputs])
     return run
 
 
@@ -79,6 +83,7 @@ def track(
     run_name: str,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, object] | None = None,
+    inputs: Sequence[Images] = (),
     resume_key: str | None = None,
     parent: str | None = None,
     say: Callable[[str], None] | None = None,
@@ -89,7 +94,9 @@ def track(
     """
     if say is not None:
         mlflow_line().say = say
-    run = begin(config, run_name=run_name, params=params, tags=tags, resume_key=resume_key, parent=parent)
+    run = begin(
+        config, run_name=run_name, params=params, tags=tags, inputs=inputs, resume_key=resume_key, parent=parent
+    )
     try:
         yield run
     except KeyboardInterrupt:

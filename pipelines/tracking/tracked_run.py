@@ -22,7 +22,7 @@ from pipelines.tracking.line import Away, Call, chunks, is_refusal, not_twice
 
 # Import after mlflow_client, which silences MLflow.
 from mlflow import MlflowClient  # isort: skip
-from mlflow.entities import Metric, Param, Run, RunTag  # isort: skip
+from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag  # isort: skip
 from mlflow.exceptions import MlflowException  # isort: skip
 
 _T = TypeVar("_T")
@@ -221,6 +221,10 @@ class TrackedRun:
                 client.log_text(run_id, json.dumps(flat, indent=2, ensure_ascii=False) + "\n", "params.json")
 
         self._post(send)
+
+    def log_inputs(self, inputs: Sequence[DatasetInput]) -> None:
+        """Keep what the run reads; what it has already, by name and digest, stays as it is."""
+        self._post(lambda client, run_id: client.log_inputs(run_id, datasets=inputs))
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags of the run; a tag that is there already gets the new value."""

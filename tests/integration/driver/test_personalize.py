@@ -124,6 +124,10 @@ def test_mlflow_has_curves_pictures_and_a_tagged_version(finished: Any) -> None:
         client = connect(f"sqlite:///{folder}/mlflow.db")
         run = client.get_run(summary["mlflow"]["run_id"])
         assert run.info.status == "FINISHED"
+        photographs, class_images = sorted(run.inputs.dataset_inputs, key=lambda one: one.dataset.name, reverse=True)
+        assert (photographs.dataset.name, photographs.dataset.digest) == ("coral-car", run.data.tags["data_hash"])
+        assert json.loads(photographs.dataset.source)["uri"] == str(subject_dir("coral-car"))
+        assert class_images.dataset.digest == run.data.tags["prior_set"]
         for metric in ("loss", "instance_loss", "prior_loss", "learning_rate", "grad_norm", "images_per_second"):
             assert [point.step for point in client.get_metric_history(run.info.run_id, metric)] == [1, 2, 3, 4]
         assert run.data.metrics["similarity/identifier"] == summary["similarity"]["identifier"]

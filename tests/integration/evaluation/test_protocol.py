@@ -13,7 +13,7 @@ from pipelines.driver.console import RunConsole
 from pipelines.driver.personalize import personalize
 from pipelines.storage.publications import read_manifest
 from pipelines.tracking.client import connect, quietly
-from pipelines.tracking.registry import list_models
+from pipelines.tracking.model_list import list_models
 
 MODEL = "models:/dreambooth-coral-car@latest"
 

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_server import MlflowServer
 
 from dreambooth.config.evaluation import GateConfig
 from dreambooth.config.settings import TrackingConfig
+from dreambooth.errors import InputError
 from pipelines.tracking.client import connect, default_tracking, quietly
 from pipelines.tracking.evaluation_record import pass_gate, record_evaluation
-from pipelines.tracking.registry import RESULT_TAG, RegisteredVersion, list_models
+from pipelines.tracking.model_list import list_models
+from pipelines.tracking.registry import RESULT_TAG, RegisteredVersion
 from pipelines.tracking.runs import track
 
 NAME = "dreambooth-rex"
@@ -38,14 +41,15 @@ class Registry:
         with quietly():
             self.client.create_registered_model(NAME)
 
-    def version(self, *evaluations: dict[str, Any]) -> RegisteredVersion:
+    def version(self, *evaluations: dict[str, Any], **about: str) -> RegisteredVersion:
+        tags = {RESULT_TAG: "key"} | about
         with track(TrackingConfig(uri=self.uri), run_name="rex") as run, quietly(), default_tracking(self.uri):
-            model = self.client.create_logged_model(run.experiment_id, name="rex", source_run_id=run.run_id)
+            model = self.client.create_logged_model(run.experiment_id, name="rex", source_run_id=run.run_id, tags=tags)
             made = self.client.create_model_version(
                 NAME,
                 source=f"models:/{model.model_id}",
                 run_id=run.run_id,
-                tags={RESULT_TAG: "key"},
+                tags=tags,
                 model_id=model.model_id,
             )
             number = int(made.version)
@@ -105,6 +109,37 @@ def test_going_back_to_earlier_prompts_moves_the_tags_and_repeats_no_table(regis
         run_id = str(registry.client.get_model_version(NAME, "1").run_id)
         path = registry.client.download_artifacts(run_id, "evaluation/miniature-k1/prompts.json")
     assert len(json.loads(Path(path).read_text())["data"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["database", "server"])
+def test_models_are_found_by_what_they_are_and_how_good(kind: str, registry: Registry, tmp_path: Path) -> None:
+    server = MlflowServer(tmp_path)
+    if kind == "server":
+        server.start()
+        registry.uri, registry.client = server.uri, connect(server.uri)
+    try:
+        good = registry.version(evaluation(clip_t=0.31), subject="rex", class_noun="dog")
+        registry.version(evaluation("k2", clip_t=0.29), evaluation("k3", bank="paper", dino=0.4), subject="rex")
+
+        def found(where: str | None) -> list[int]:
+            return [model.version for model in list_models(registry.uri, where)]
+
+        assert found(None) == [2]
+        assert found("miniature/clip_t > 0.3") == [1]  # the newest that fits
+        assert found("miniature/clip_t > 0.2 and subject = rex") == [2]
+        assert found("class_noun = dog and version < 2") == [1]
+        assert found("paper/dino > 0.5") == found("subject = other") == found("similarity/identifier > 0") == []
+        with pytest.raises(InputError, match="clip_t may be miniature/clip_t or paper/clip_t"):
+            found("clip_t > 0.3")
+        with quietly():
+            experiment = registry.client.get_experiment_by_name("dreambooth").experiment_id
+            where = "metrics.`miniature/clip_t` > 0.3 AND tags.subject = 'rex' AND tags.class_noun = 'dog'"
+            assert [one.model_id for one in registry.client.search_logged_models([experiment], where)] == [
+                good.model_id
+            ]
+    finally:
+        if kind == "server":
+            server.kill()
 
 
 def test_figures_of_two_banks_stay_apart(registry: Registry) -> None:

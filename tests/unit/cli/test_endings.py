@@ -43,7 +43,7 @@ WORK: dict[tuple[str, ...], tuple[list[str], str]] = {
     ("generate",): (["a [V] dog", "--model", "m"], "pipelines.apps.generate.generate"),
     ("identifiers",): ([], "dreambooth.models.base_model.resolve_base_model"),
     ("gc",): ([], "pipelines.apps.garbage.find_leftovers"),
-    ("models",): ([], "pipelines.tracking.registry.list_models"),
+    ("models",): ([], "pipelines.tracking.model_list.list_models"),
     ("settings",): ([], "dreambooth.config.explain.list_settings"),
     ("version",): ([], "pipelines.plan.here.describe_here"),
     ("families",): (["--markdown"], "pipelines.cli.families_page.families_page"),
