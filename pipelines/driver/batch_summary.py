@@ -13,6 +13,7 @@ from PIL import Image
 
 from dreambooth.amounts import counted, duration
 from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.evaluation.figures import BankId
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.driver.summary import sample_uri
 from pipelines.plan.batch_plan import BatchPlan, describe_batch
@@ -22,6 +23,8 @@ from pipelines.report.batch_report import SHOWN, render_report
 from pipelines.report.batch_result import BatchResult, SubjectResult
 from pipelines.report.evaluated import find_evaluated, warnings_in
 from pipelines.report.links import relative_link
+from pipelines.report.retrieval import Embedded, retrieved_by_bank
+from pipelines.stages.embeddings import embeddings_uri
 from pipelines.storage.files import exists, join, read_bytes, read_json, write_bytes, write_json
 from pipelines.tasks import STATES, SubjectRecord
 from pipelines.tracking.client import explain
@@ -39,9 +42,15 @@ def write_batch_summary(
     subjects = [_subject(plan, plans[record.name], record, shown=place < SHOWN) for place, record in enumerate(records)]
     counts = Counter(record.state for record in records)
     lede = ", ".join((counted(len(records), "subject"), f"{datetime.now(UTC):%-d %B %Y, %H:%M} UTC", duration(seconds)))
+    retrieved = retrieved_by_bank(subject.embedded for subject in subjects if subject.embedded is not None)
     page = render_report(
         BatchResult(
-            name=plan.name, lede=lede, facts=describe_batch(plan), commands=[("MLflow", run.hint)], subjects=subjects
+            name=plan.name,
+            lede=lede,
+            facts=describe_batch(plan),
+            commands=[("MLflow", run.hint)],
+            subjects=subjects,
+            retrieved=retrieved,
         )
     )
     write_bytes(join(plan.uri, "report.html"), page.encode())
@@ -55,6 +64,7 @@ def write_batch_summary(
         "mlflow": {"look": run.hint, "run_id": run.known_id},
         "failures": {record.name: record.reason for record in records if record.state == "failed"},
         "warnings": {subject.record.name: list(subject.warnings) for subject in subjects if subject.warnings},
+        "retrieval": [bank.as_dict() for bank in retrieved],
         "results": [_row(subject) for subject in subjects],
     }
     paces = (
@@ -122,12 +132,19 @@ def _subject(batch: BatchPlan, plan: Plan, record: SubjectRecord, *, shown: bool
         history=history,
         contact_sheet=read_bytes(sheet) if shown and sheet else None,
         evaluated=find_evaluated(uri, summary) if shown else None,
+        embedded=_embedded(record.name, summary),
     )
 
 
 def _prompts(config: DreamBoothConfig) -> list[str]:
     """The prompts of the samples for the eye."""
     return config.evaluation.prompts_of(config.subject, config.prompts) if config.evaluation.enabled else []
+
+
+def _embedded(subject: str, summary: dict[str, Any]) -> Embedded | None:
+    if (evaluation := summary.get("evaluation")) is None:
+        return None
+    return Embedded(subject=subject, bank=str(BankId(**evaluation["bank"])), address=embeddings_uri(evaluation["uri"]))
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, float]:
@@ -166,6 +183,10 @@ def _track(run: TrackedRun, subjects: Sequence[SubjectResult], summary: dict[str
             sheet = Image.open(io.BytesIO(subject.contact_sheet)).convert("RGB")
             run.log_image(sheet, f"contact_sheets/{subject.record.name}", 0)
     run.log_metrics({f"subjects/{state}": count for state, count in summary["subjects"].items()}, 0)
+    for of_bank in summary["retrieval"]:
+        name = of_bank["bank"].partition("@")[0]
+        figures = {figure: of_bank[figure]["mean"] for figure in ("rank_1", "mean_average_precision")}
+        run.log_metrics({f"{name}/retrieval_{figure}": mean for figure, mean in figures.items()}, 0)
     with tempfile.TemporaryDirectory() as folder:
         for name, content in (("report.html", page), ("summary.json", json.dumps(summary, indent=2))):
             Path(folder, name).write_text(content)

@@ -17,6 +17,7 @@ from pipelines.report.report_evaluation import (
     nearest,
     sample_address,
 )
+from pipelines.report.retrieval import part_of
 from pipelines.report.verdicts import Verdict, verdict_of_result, verdict_of_state
 
 SHOWN = 200
@@ -56,6 +57,7 @@ def render_report(result: BatchResult) -> str:
         losses=losses_of_batch(dict(list(histories.items())[:_CURVES])),
         losses_left_out=max(0, len(histories) - _CURVES),
         figures=figures_of_batch(evaluated),
+        retrieval=[part_of(bank) for bank in result.retrieved],
         copies=copies(shown, pictures, most=_COPIES),
         failed=[subject.record for subject, _ in judged if subject.record.state == "failed"],
         facts=result.facts,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.report.evaluated import Evaluated
+from pipelines.report.retrieval import Embedded, RetrievedByBank
 from pipelines.tasks import SubjectRecord
 
 
@@ -35,6 +36,7 @@ class SubjectResult:
     history: Sequence[Mapping[str, float]] = ()
     contact_sheet: bytes | None = None
     evaluated: Evaluated | None = None
+    embedded: Embedded | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,3 +48,4 @@ class BatchResult:
     subjects: Sequence[SubjectResult]
     lede: str = ""
     commands: Sequence[tuple[str, str]] = ()
+    retrieved: Sequence[RetrievedByBank] = ()

@@ -1,5 +1,7 @@
 """The figures of the paper on one model: sample, embed, measure, and write evaluation.json beside the model.
 
+DINO's embeddings are stored with it, for what compares subjects with each other.
+
 Samplers embed their own pictures, so pictures travel only to storage, under keys of all that decides their pixels
 (`dreambooth.evaluation.protocol`): the fine-tuned model's in its run, the base model's beside the class images, for
 all subjects of the class. An unfinished evaluation samples missing pictures; a finished one is found by its key.
@@ -14,6 +16,7 @@ from dreambooth.config.evaluation import EvaluationConfig
 from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.inspection import Inspection, inspect_addresses
 from dreambooth.evaluation.protocol import SampleSet, protocol_of
+from pipelines.stages.embeddings import store_embeddings
 from pipelines.stages.evaluate_stage import instance_pictures
 from pipelines.storage.files import exists, join, read_json, write_json
 from pipelines.tasks import (
@@ -135,6 +138,8 @@ def run_protocol(
     ]
     seen, embedded_texts, *measured = _results(samplers, [*of_real, *of_base, *of_fine_tuned], on_progress)
     evaluation = _evaluation(task, measured, seen, embedded_texts)
+    samples = [pictures.embeddings.dino for pictures in measured[len(task.base_sets) : -1]]
+    store_embeddings(task.uri, samples=samples, photographs=seen.embeddings.dino)
     write_json(task.uri, evaluation)
     return evaluation
 

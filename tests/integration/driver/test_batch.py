@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from pipelines.driver.batch import BatchOutcome, run_batch
 from pipelines.driver.conclude import conclude
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
 from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.stages.embeddings import embeddings_uri, read_embeddings
 from pipelines.storage.files import join, read_json
 from pipelines.storage.publications import published
 from pipelines.tasks import Message, Progress, State
@@ -119,6 +121,16 @@ def actors(title: str) -> list[psutil.Process]:
     return found
 
 
+def rank_1(root: str, names: Sequence[str]) -> float:
+    """The share of samples whose nearest photograph is their subject's, by numpy, from what the runs stored."""
+    uris = [read_json(join(root, name, "summary.json"))["evaluation"]["uri"] for name in names]
+    pairs = [read_embeddings(Path(embeddings_uri(uri)).read_bytes()) for uri in uris]
+    gallery = np.concatenate([photographs.numpy() for _, photographs in pairs])
+    owner = np.repeat(np.arange(len(names)), [len(photographs) for _, photographs in pairs])
+    hits = [owner[(samples.numpy() @ gallery.T).argmax(axis=1)] == own for own, (samples, _) in enumerate(pairs)]
+    return float(np.mean([each.mean() for each in hits]))
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_a_result_does_not_depend_on_which_subjects_went_before(
     make_batch: Callable[..., BatchPlan], tmp_path: Path
@@ -162,6 +174,11 @@ def test_a_result_does_not_depend_on_which_subjects_went_before(
             ("mean", "low", "high"), row["miniature_dino"]
         )
         assert summary["evaluation"]["gate"]["moved"]
+        assert re.search(r"\| DINO \| -?[\d.]+ \|.*\n\nBank miniature ", Path(summary["card"]).read_text(), re.DOTALL)
+    assert "<h2>Retrieval</h2>" in page
+    [retrieval] = outcome.summary["retrieval"]
+    assert retrieval["subjects"] == 3
+    assert retrieval["rank_1"]["mean"] == pytest.approx(rank_1(str(tmp_path / "forth"), names))
     with quietly():
         client = connect(forth.subjects[0].config.tracking.uri or "")
         experiment = client.get_experiment_by_name("dreambooth")

@@ -12,8 +12,10 @@ from PIL import Image
 from dreambooth.config.settings import load_config
 from dreambooth.errors import InputError
 from dreambooth.evaluation import protocol
+from dreambooth.evaluation.similarity import mean_pairwise_similarity
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.stages.embeddings import embeddings_uri, read_embeddings
 from pipelines.stages.protocol_stage import run_protocol, samples_uri
 from pipelines.tasks import ProtocolTask, SampleRequest, Source
 from pipelines.worker.sampler_pool import SamplersHere
@@ -100,6 +102,9 @@ def test_what_is_measured_and_written(plan: Any, samplers: Counting) -> None:
     assert names <= set(written["figures"])
     assert written["figures"]["dino"]["n"] == 2
     assert written["figures"]["pres"]["n"] == 8
+    samples, photographs = read_embeddings(Path(embeddings_uri(task_of(plan()).uri)).read_bytes())
+    assert len(samples) == sum(len(prompt["fine_tuned"]) for prompt in written["pictures"])
+    assert mean_pairwise_similarity(samples, photographs) == pytest.approx(written["figures"]["dino"]["mean"])
     for prompt in written["pictures"]:
         assert all(Path(address).is_file() for address in (*prompt["fine_tuned"], *prompt["base"]))
 
