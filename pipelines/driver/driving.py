@@ -152,13 +152,13 @@ class Driver:
 
     def _waits_for_mlflow_alone(self, snapshot: Snapshot) -> bool:
         """Whether all is published and only MLflow is unreachable: the same command registers the rest."""
-        if not is_trained(snapshot):
+        if not is_trained(snapshot) or self._concluding:
             return False
         if not self._last_words:  # one more try for subjects that found it unreachable
             self._last_words, self.untracked = True, None
             self._away_until = 0.0
             return False
-        return self.untracked is not None and not self._concluding
+        return self.untracked is not None
 
     def _until_stopped(self) -> None:
         import ray
@@ -186,12 +186,26 @@ class Driver:
             self._curves.take(self._plans[name], message)
         self._view.update(snapshot.counts, snapshot.running, class_images=made, failures=snapshot.failures)
         self._curves.failed(name for name, _ in snapshot.failures)
-        now = time.monotonic()
-        for name in snapshot.trained:
-            if not self._concluding and now >= max(self._away_until, self._not_before.get(name, 0.0)):
-                self._curves.leave(name)
-                self._concluding[name] = self._thread.submit(self._conclude, self._plans[name])
+        self._line_up(snapshot.trained)
         return snapshot
+
+    def _line_up(self, trained: Sequence[str]) -> None:
+        """Hand published subjects to the thread that concludes them, which goes from one to the next by itself."""
+        now = time.monotonic()
+        for name in trained:
+            if name not in self._concluding and now >= max(self._away_until, self._not_before.get(name, 0.0)):
+                self._curves.leave(name)
+                self._concluding[name] = self._thread.submit(self._conclude_next, self._plans[name])
+
+    def _conclude_next(self, plan: Plan) -> str:
+        """In the thread: conclude a subject, unless one before it in the line found MLflow unreachable."""
+        if time.monotonic() < self._away_until:
+            raise Away(str(self.untracked))
+        try:
+            return self._conclude(plan)
+        except Away as error:
+            self.untracked, self._away_until = str(error), time.monotonic() + _AWAY_SECONDS
+            raise
 
     def _take_lost_nodes(self, snapshot: Snapshot) -> None:
         """Report lanes on lost nodes to the queue, also those it forgot when its own node was lost."""
@@ -217,7 +231,6 @@ class Driver:
             try:
                 result = self._concluding.pop(name).result()
             except Away as error:  # no subject's fault
-                self._away_until = time.monotonic() + _AWAY_SECONDS
                 self.untracked = str(error)
             except StoreAway:
                 raise

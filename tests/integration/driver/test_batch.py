@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import yaml
 from stopping import stop_when
 
 from dreambooth.config.settings import DreamBoothConfig
-from dreambooth.miniature import subject_dir
+from dreambooth.miniature import subject_dir, subject_names
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.batch import BatchOutcome, run_batch
 from pipelines.driver.conclude import conclude
@@ -27,6 +29,7 @@ from pipelines.storage.files import join, read_json
 from pipelines.storage.publications import published
 from pipelines.tasks import Message, Progress, State
 from pipelines.tracking.client import connect, quietly
+from pipelines.tracking.line import Away
 
 FOUR_CPUS = Resources(cpus=4, gpus=0)
 
@@ -129,6 +132,53 @@ def rank_1(root: str, names: Sequence[str]) -> float:
     owner = np.repeat(np.arange(len(names)), [len(photographs) for _, photographs in pairs])
     hits = [owner[(samples.numpy() @ gallery.T).argmax(axis=1)] == own for own, (samples, _) in enumerate(pairs)]
     return float(np.mean([each.mean() for each in hits]))
+
+
+class IdleLanes:
+    """Lanes of one thread, which takes every subject from the queue and reports it trained at once."""
+
+    def __init__(self, plan: BatchPlan, driver: str, queue: Any, encoder: str | None) -> None:
+        self.errors: list[str] = []
+        self._lane, self._queue = f"{driver}/0", queue
+        self._thread = threading.Thread(target=self._work)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def tend(self, settled: int) -> bool:
+        return self._thread.is_alive()
+
+    def _work(self) -> None:
+        import ray
+
+        while (work := ray.get(self._queue.next.remote(self._lane))) is not None:
+            ray.get(self._queue.trained.remote(work.task.config.subject.name))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_published_subjects_are_concluded_one_right_after_the_other(
+    make_batch: Callable[..., BatchPlan], tmp_path: Path
+) -> None:
+    plan = make_batch(tmp_path, *subject_names(), prior__prior_loss_weight=0)
+    began: list[float] = []
+
+    def mlflow_is_away(plan: Plan, batch_run_id: str) -> str:
+        began.append(time.monotonic())
+        raise Away("nobody answers")
+
+    outcome = run_batch(plan, Silent(), None, make_lanes=IdleLanes, conclude=mlflow_is_away)
+    assert outcome.summary["untracked"] == "nobody answers"
+    assert len(began) == 2  # the first to find it away, and one more try at the end, whoever waits behind it
+
+    def write_nothing(plan: Plan, batch_run_id: str) -> str:
+        began.append(time.monotonic())
+        return ""
+
+    began.clear()
+    outcome = run_batch(plan, Silent(), None, make_lanes=IdleLanes, conclude=write_nothing)
+    assert set(states(outcome).values()) == {"done"}
+    assert len(began) == len(plan.subjects)
+    assert began[-1] - began[0] < 0.1 * len(began)  # not one at each look of the driver
 
 
 @pytest.mark.usefixtures("ray_session")
