@@ -31,6 +31,7 @@ from dreambooth.config.explain import explain
 from dreambooth.config.limits import MOST_IMAGES
 from dreambooth.config.miniatures import setting_of, with_miniature_defaults
 from dreambooth.config.overrides import merge, parse_override, read_yaml
+from dreambooth.config.sections import read_sections
 from dreambooth.config.service_names import ExperimentName, ModelName
 from dreambooth.config.subject import Frozen, PromptTemplates, Subject, Words
 from dreambooth.config.train import TrainConfig
@@ -305,6 +306,8 @@ def load_config(source: Path | dict[str, Any], overrides: tuple[str, ...] = ()) 
     for override in overrides:
         settings = merge(settings, parse_override(override))
     settings = with_miniature_defaults(settings)
+    if setting_of(settings, "train", "method") != "textual_inversion":  # which decides on other sections
+        settings = read_sections(DreamBoothConfig, settings)
     try:
         return DreamBoothConfig.model_validate(settings)
     except ValidationError as error:

@@ -124,7 +124,7 @@ def choose_identifier(tokenizer: "PreTrainedTokenizerBase", *, subject_name: str
 def describe(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> Description:
     """Tokens of an identifier in a prompt, how common they are, and a warning if it is a poor choice."""
     ranking = _rank(tokenizer)
-    ids = _ids_in_prompts(tokenizer, [identifier])[0]
+    ids = token_ids_in_prompts(tokenizer, identifier)
     ids = tuple(index for index in ids if _show(tokenizer, index))  # the start of a word has no meaning
     ranks = tuple(ranking.by_id.get(index, 0.0) for index in ids)
     tokens = tuple(_show(tokenizer, index) for index in ids)
@@ -142,6 +142,7 @@ def describe(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> Descripti
     return Description(tokens=tokens, ranks=ranks, is_rare=is_rare, warning=warning)
 
 
+@lru_cache(maxsize=1024)
 def token_ids_in_prompts(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> tuple[int, ...]:
     """Tokens of an identifier within a prompt."""
     return _ids_in_prompts(tokenizer, [identifier])[0]
@@ -163,7 +164,7 @@ def check_own_tokens(
     }
     for where, text in words.items():
         shared = [
-            _show(tokenizer, index) for index in own & set(_ids_in_prompts(tokenizer, [" ".join(text.split())])[0])
+            _show(tokenizer, index) for index in own & set(token_ids_in_prompts(tokenizer, " ".join(text.split())))
         ]
         if not (named := ", ".join(repr(token) for token in sorted(shared) if token)):
             continue
@@ -251,15 +252,21 @@ def _ids_in_prompts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) 
     """Tokens of each text within a prompt, after a space."""
     if not texts:
         return []
-    before = len(tokenizer("a", add_special_tokens=False).input_ids)
+    before = _tokens_before(tokenizer)
     prompts = tokenizer([f"a {text}" for text in texts], add_special_tokens=False).input_ids
     return [tuple(ids[before:]) for ids in prompts]
+
+
+@lru_cache(maxsize=8)
+def _tokens_before(tokenizer: "PreTrainedTokenizerBase") -> int:
+    return len(tokenizer("a", add_special_tokens=False).input_ids)
 
 
 def _returns(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], text: str) -> bool:
     return str(tokenizer.decode(list(ids))).strip() == text
 
 
+@lru_cache(maxsize=4096)
 def _show(tokenizer: "PreTrainedTokenizerBase", index: int) -> str:
     """One token as text without its marks; empty for a token that only starts a word."""
     shown = str(tokenizer.decode([index])).strip()

@@ -77,16 +77,16 @@ def read(
 
     Raises InputError for a text with the tokenizer's own start or end mark.
     """
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-    for mark in {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(ids):
+    ids, offsets = _encoded(tokenizer, text)
+    ends, added = _marks(tokenizer)
+    for mark in ends & set(ids):
         raise InputError(f"{tokenizer.convert_ids_to_tokens(mark)!r} ends a text for the base model; leave it out")
-    fits = (length or tokenizer.model_max_length) - tokenizer.num_special_tokens_to_add()
+    fits = (length or tokenizer.model_max_length) - added
     lost = ""
     if len(ids) > fits:
         first = offsets[fits][0]
         lost = text[text.rfind(" ", 0, first + 1) + 1 :]
-    own = _own_ids(tokenizer, identifier) if identifier else []
+    own = token_ids_in_prompts(tokenizer, identifier) if identifier else ()
     return Reading(tokens=len(ids), fits=fits, lost=lost, meant=_count(own, ids), names=_count(own, ids[:fits]))
 
 
@@ -134,6 +134,8 @@ def strange_letters(text: str) -> Iterator[str]:
     >>> list(strange_letters("a photo of a \N{LATIN SMALL LIGATURE FI}re engine"))
     ["'\N{LATIN SMALL LIGATURE FI}re' is read as other letters than 'fire'; write 'fire'"]
     """
+    if text.isascii():
+        return
     for word in unicodedata.normalize("NFC", text).split():
         plain = "".join(unicodedata.normalize("NFKC", char) if char.isalnum() else char for char in word)
         if plain != word:
@@ -174,10 +176,18 @@ def _rare(tokenizer: "PreTrainedTokenizerBase") -> frozenset[str]:
     return frozenset(candidate.text for candidate in candidates(tokenizer))
 
 
-@lru_cache(maxsize=64)
-def _own_ids(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> list[int]:
-    return list(token_ids_in_prompts(tokenizer, identifier))
+@lru_cache(maxsize=256)
+def _encoded(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Tokens of a text, and where each starts and stops in it: subjects of a batch share the prompts of their class."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return tuple(encoded["input_ids"]), tuple(encoded["offset_mapping"])
 
 
-def _count(own: Sequence[int], ids: Sequence[int]) -> int:
+@lru_cache(maxsize=8)
+def _marks(tokenizer: "PreTrainedTokenizerBase") -> tuple[frozenset[int | None], int]:
+    """The tokens that start and end a text, and how many a tokenizer adds."""
+    return frozenset((tokenizer.bos_token_id, tokenizer.eos_token_id)), tokenizer.num_special_tokens_to_add()
+
+
+def _count(own: tuple[int, ...], ids: tuple[int, ...]) -> int:
     return sum(ids[start : start + len(own)] == own for start in range(len(ids))) if own else 0

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
 from dreambooth.miniature import BASES, WEIGHTS_DIR
@@ -18,7 +19,13 @@ from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remot
 from dreambooth.models.families import Component, Family, family_of
 from dreambooth.models.families.tokenizers import VOCABULARIES
 from dreambooth.models.licence import CARD
+from dreambooth.models.text_readers import TextReader, text_readers
 from dreambooth.models.weight_files import VARIANTS, count_parameters, has_weights, is_read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dreambooth.config.train import TrainConfig
 
 _SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 
@@ -30,6 +37,10 @@ class BaseModel:
     address: str
     revision: str | None
     directory: Path
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without tokenizers, which are quicker to load than to send."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("tokenizer", "text_readers")}
 
     @cached_property
     def hash(self) -> str:
@@ -50,6 +61,25 @@ class BaseModel:
     def family(self) -> Family:
         """Its family."""
         return self.settings.family
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer of its first text encoder. Raises InputError for invalid files."""
+        return self.family.tokenizer(self.directory)
+
+    @cached_property
+    def text_readers(self) -> tuple[TextReader, ...]:
+        """Readers of its text encoders, in order. Raises InputError for invalid files."""
+        return text_readers(self.directory)
+
+    @cached_property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Folders of its text encoders, in order."""
+        return tuple(part.folder for part in self.family.text_encoders(self.directory))
+
+    def run_text_encoders(self, train: "TrainConfig") -> tuple[str, ...]:
+        """Folders of the text encoders that every training step runs, see `Family.chosen_text_encoders`."""
+        return self.family.chosen_text_encoders(self.text_encoders, train)
 
     @property
     def pipeline_class(self) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 from dreambooth.config.addresses import shown
 from dreambooth.models.cascade import SUPER_RESOLUTION
-from dreambooth.models.text_readers import text_readers
 from pipelines.driver.cards import Card, card_of, publish_card
 from pipelines.driver.follow import complete_curves, complete_pictures
 from pipelines.driver.summary import PersonalizeResult, write_summary
@@ -215,7 +214,7 @@ def register_result(plan: Plan, trained: TrainResult, card: Card, run: TrackedRu
                 num_inference_steps=config.evaluation.num_inference_steps,
                 guidance_scale=config.evaluation.guidance_scale,
                 resolution=int(config.images.resolution or 0),
-                tokens=max(reader.length for reader in text_readers(plan.base.directory)),
+                tokens=max(reader.length for reader in plan.base.text_readers),
             ),
             extra=upload_seconds(size),
         )

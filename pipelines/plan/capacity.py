@@ -113,7 +113,7 @@ def sampling_bytes(plan: Plan) -> int:
 
 def _frozen_text_encoders(plan: Plan) -> dict[str, int]:
     """Parameters of text encoders that no step runs."""
-    present = [part.folder for part in plan.base.family.text_encoders(plan.base.directory)]
+    present = plan.base.text_encoders
     return {folder: plan.base.parameter_counts[folder] for folder in present if folder not in plan.run_text_encoders}
 
 

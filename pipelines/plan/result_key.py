@@ -6,14 +6,13 @@ from dreambooth.config.settings import DreamBoothConfig, ZeroConfig, config_hash
 from dreambooth.config.train import TrainConfig
 from dreambooth.data.identifier import token_ids_in_prompts
 from dreambooth.models.base_model import BaseModel
-from dreambooth.models.families import load_tokenizer
 from dreambooth.sampling.class_images import PriorPlan
 from pipelines.stages.protocol_stage import bank_address
 
 
 def identifier_tokens(config: DreamBoothConfig, base: BaseModel) -> tuple[int, ...]:
     """Tokens of the identifier within a prompt."""
-    return token_ids_in_prompts(load_tokenizer(base.directory), str(config.subject.identifier))
+    return token_ids_in_prompts(base.tokenizer, str(config.subject.identifier))
 
 
 def result_key(
@@ -57,7 +56,7 @@ def _train_part(train: TrainConfig, base: BaseModel) -> dict[str, Any]:
     """Settings of training that decide the weights, in one spelling for each meaning."""
     settings = train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
     parts: dict[str, Any] = settings.model_dump(mode="json")
-    run = base.family.run_text_encoders(base.directory, train)
+    run = base.run_text_encoders(train)
     del parts["text_encoders"], parts["fused_backward"]  # the latter gives the same weights
     if parts["optimizer"] == "adamw":
         del parts["optimizer"]  # earlier results keep their keys

@@ -13,8 +13,6 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.cascade import check_cascade
-from dreambooth.models.families import load_tokenizer
-from dreambooth.models.text_readers import text_readers
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
 from pipelines.plan.counted import optimizer_bytes
@@ -92,7 +90,7 @@ class Plan:
     @cached_property
     def run_text_encoders(self) -> tuple[str, ...]:
         """Folders of the text encoders that every training step runs; all are trained but with Textual Inversion."""
-        return self.base.family.run_text_encoders(self.base.directory, self.config.train)
+        return self.base.run_text_encoders(self.config.train)
 
     @property
     def trains_text_encoders(self) -> bool:
@@ -226,7 +224,7 @@ def _stage_plan(
         config.subject.instance_images, resolution=resolution, max_pixels=config.images.max_pixels
     )
     repeats_of(inspection.images, config.images.repeats)
-    tokenizer = load_tokenizer(base.directory)
+    tokenizer = base.tokenizer
     warnings = list(inspection.warnings)
     if config.subject.identifier is None:
         identifier = identifier or choose_identifier(tokenizer, subject_name=config.subject.name)
@@ -256,7 +254,7 @@ def _stage_plan(
     check_protocol(config)
     compared = compared_images(config, inspection)
     warnings += compared.warnings
-    warnings += check_texts(config, inspection.images, text_readers(base.directory))
+    warnings += check_texts(config, inspection.images, base.text_readers)
     return Plan(
         config=config,
         base=base,

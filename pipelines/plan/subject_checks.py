@@ -7,11 +7,11 @@ from functools import cache, partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
+from dreambooth.config.sections import Sections, with_shared_sections
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.identifier import choose_identifiers, token_ids_in_prompts
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import BaseModel, resolve_base_model
-from dreambooth.models.families import load_tokenizer
 from dreambooth.quiet import quiet
 from pipelines.cluster.ray_cluster import Resources, usable_cpus
 from pipelines.plan.run_plan import Plan, make_plan
@@ -44,7 +44,8 @@ def check_subjects(subjects: Sequence[ListedSubject], resources: Resources) -> t
     """Plans for all subjects, with identifiers that no two share."""
     readable = [subject.config for subject in subjects if subject.config is not None and not subject.faults]
     bases = _find_bases(readable)
-    checks = iter(_checked(readable, resources, bases, _identifiers(readable, bases)))
+    checked, sections = _checked(readable, resources, bases, _identifiers(readable, bases)), Sections()
+    checks = (_lean(config, bases, sections, check) for config, check in zip(readable, checked, strict=True))
     return tuple(
         _note_shared_images(
             SubjectCheck(name=subject.name, plan=None, errors=subject.faults, warnings=())
@@ -98,8 +99,7 @@ def _identifiers(configs: Sequence[DreamBoothConfig], bases: Bases) -> dict[str,
         taken = [str(subject.identifier) for subject in subjects if subject.identifier is not None]
         names = [subject.name for subject in subjects if subject.identifier is None]
         if names and isinstance(base, BaseModel):
-            tokenizer = load_tokenizer(base.directory)
-            chosen |= choose_identifiers(tokenizer, tuple(names), taken=(*taken, *chosen.values()))
+            chosen |= choose_identifiers(base.tokenizer, tuple(names), taken=(*taken, *chosen.values()))
     return chosen
 
 
@@ -116,6 +116,17 @@ def _checked(
     # A fork would hold locks of threads it lacks.
     with ProcessPoolExecutor(processes, mp_context=get_context("forkserver"), initializer=quiet) as pool:
         return [one for part in pool.map(check, parts) for one in part]
+
+
+def _lean(config: DreamBoothConfig, bases: Bases, sections: Sections, check: SubjectCheck) -> SubjectCheck:
+    """A check whose plan holds the sections and the base models that others of the batch hold, too."""
+    if check.plan is None:
+        return check
+    first, *others = [
+        replace(stage, config=with_shared_sections(stage.config, sections), base=_sound(bases[name]))
+        for stage, name in zip(check.plan.stages, _stages(config), strict=True)
+    ]
+    return replace(check, plan=replace(first, second=others[0] if others else None))
 
 
 def _check_some(
@@ -147,7 +158,7 @@ def _sound(base: BaseModel | InputError) -> BaseModel:
 
 def _about_class_noun(plan: Plan) -> Iterator[str]:
     noun = plan.config.subject.class_noun
-    if parts := _pieces(load_tokenizer(plan.base.directory), noun):
+    if parts := _pieces(plan.base.tokenizer, noun):
         read_as = " ".join(repr(part) for part in parts)
         yield f"the base model has no word of its own for the class noun {noun!r}, and reads it as {read_as}"
 

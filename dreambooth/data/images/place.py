@@ -1,10 +1,12 @@
 """What lies at an address of photographs: a folder, a glob or a file, local or at any fsspec address."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from dreambooth.data.images.access import EXPECTED, accessing
 from dreambooth.data.images.names import HEAD_BYTES, caption_names, metadata_names
@@ -59,9 +61,13 @@ def look_at(address: str) -> Place:
 
 def listing(filesystem: Any, path: str) -> tuple[list[str], list[str]]:
     """Files and folders directly in a folder."""
-    entries = filesystem.ls(path, detail=True)
-    files = [entry["name"] for entry in entries if entry["type"] != "directory"]
-    folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
+    if isinstance(filesystem, LocalFileSystem):  # fsspec looks up the size and the owner of each, too
+        with os.scandir(path) as found:
+            kinds = {f"{path.rstrip('/')}/{one.name}": one.is_dir(follow_symlinks=False) for one in found}
+    else:
+        kinds = {one["name"]: one["type"] == "directory" for one in filesystem.ls(path, detail=True)}
+    files = [name for name, is_folder in kinds.items() if not is_folder]
+    folders = [name.rstrip("/") for name, is_folder in kinds.items() if is_folder]
     return sorted(files), sorted(folders)
 
 

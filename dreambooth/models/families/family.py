@@ -187,11 +187,15 @@ class Family(OtherPrograms, ABC):
     # Text.
 
     def run_text_encoders(self, directory: Path, train: "TrainConfig") -> tuple[str, ...]:
-        """Folders of the text encoders that every training step runs, by `train.text_encoders`; others are frozen.
+        """`chosen_text_encoders` of the base in a directory."""
+        return self.chosen_text_encoders([part.folder for part in self.text_encoders(directory)], train)
 
-        Textual Inversion runs them for the identifier's embedding. Raises InputError for a folder that the base lacks.
+    def chosen_text_encoders(self, present: Sequence[str], train: "TrainConfig") -> tuple[str, ...]:
+        """Folders, of those `present`, of the text encoders that every training step runs, by `train.text_encoders`.
+
+        Others are frozen. Textual Inversion runs them for the identifier's embedding. Raises InputError for a folder
+        that the base lacks.
         """
-        present = [part.folder for part in self.text_encoders(directory)]
         wanted: Sequence[str] = self.defaults.text_encoders
         if train.method == "textual_inversion":
             wanted = self.defaults.text_encoders or present[:1]

@@ -92,6 +92,7 @@ def test_merged_keys_are_no_repetition() -> None:
 def test_what_yaml_reads_as_something_else_than_text(setting: str, written: str, reading: str) -> None:
     value = f"[{written}]" if setting == "evaluation.prompts" else written
     subject = {"name": "rex", "class_noun": "dog", "instance_images": "photos"}
+    assert load_config({"subject": subject}, (f"storage.root='{written}'",)).storage.root == written
     with pytest.raises(InputError) as caught:
         load_config({"subject": subject}, (f"{setting}={value}",))
     assert str(caught.value) == f'{setting}: YAML reads {written} as {reading}; quote it: "{written}"'

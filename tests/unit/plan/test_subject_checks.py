@@ -1,5 +1,6 @@
 """All subjects of a batch are checked before anything starts: what is an error, what a warning, and whose."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.batch_plan import describe_batch, make_batch_plan
 from pipelines.plan.estimate import describe_estimate
 from pipelines.plan.pace import known_paces, pace_key, remember_paces
+from pipelines.plan.run_plan import make_plan
 from pipelines.plan.subject_checks import SubjectCheck, check_subjects, valid_plans
 from pipelines.plan.subject_list import ListedSubject
 from pipelines.storage.files import join, write_bytes
@@ -66,6 +68,17 @@ def test_many_are_checked_in_processes_with_the_same_findings(
     assert check(*configs) == alone
     assert alone[3].warnings
     assert "is empty" in alone[17].errors[0]
+
+
+def test_plans_share_the_settings_that_they_have_in_common(subject: Callable[..., DreamBoothConfig]) -> None:
+    configs = [subject("rex"), subject("fido"), subject("mug", (1, 2, 3), "train.max_train_steps=7")]
+    rex, fido, mug = valid_plans(check(*configs), skip_invalid=False)
+    assert rex.config.train is fido.config.train
+    assert rex.base is fido.base is mug.base
+    assert mug.config.train.max_train_steps == 7 != rex.config.train.max_train_steps
+    alone = make_plan(configs[1], ROOM, identifier=fido.config.subject.identifier)
+    assert (fido.key, fido.config) == (alone.key, alone.config)
+    assert pickle.loads(pickle.dumps(fido)) == fido
 
 
 def test_identifiers_do_not_take_a_given_one(subject: Callable[..., DreamBoothConfig]) -> None:
