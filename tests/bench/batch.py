@@ -17,7 +17,7 @@ and after everything else, and the median counts (`batches_of_eight` has all). W
   `peer_runs` says from how many runs of the script they come: sixteen, or with `--parts peer_few` four, of which the
   rest is reckoned.
 - lane_busy_share: see `pipelines.driver.batch_summary.lane_busy_share`; seconds_per_subject: of batches of so many;
-  control_plane: see tests/bench/control_plane.py.
+  control_plane, control_plane_100k: see tests/bench/control_plane.py.
 """
 
 import argparse
@@ -50,6 +50,7 @@ PEER_SAMPLER = {"num_inference_steps": 50, "guidance_scale": 7.5}
 """What diffusers' script leaves at its pipeline's defaults."""
 SECONDS = ("batch", "sequential", "peer", "peer_shared_class", "batch_same_sampler")
 OUTPUT = Path("output/bench/batch.json")
+KEPT = OUTPUT.with_name("batch-seconds.json")
 DREAMBOOTH = [sys.executable, "-m", "pipelines.cli"]
 
 Raw = dict[str, Any]
@@ -181,11 +182,22 @@ def figures(raw: Raw) -> dict[str, Any]:
         "lane_busy_share": raw.get("lane_busy_share"),
         "seconds_per_subject": {n: round(batches[n] / int(n), 1) for n in sorted(batches, key=int)},
         "control_plane": raw.get("control_plane"),
+        "control_plane_100k": raw.get("control_plane_100k"),
         "sequential_runs": raw.get("sequential_runs"),
         "peer_runs": raw.get("peer_runs"),
         "batches_of_eight": [round(seconds, 1) for seconds in raw.get("batches_of_eight", ())],
         "seconds": {name: round(raw[name], 1) for name in SECONDS if name in raw},
     }
+
+
+def keep(measured: Raw) -> Raw:
+    """Write figures with those that were measured before, and return them all."""
+    raw: Raw = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
+    raw |= measured
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    KEPT.write_text(json.dumps(raw, indent=2) + "\n")
+    OUTPUT.write_text(json.dumps(stamped(figures(raw)), indent=2) + "\n")
+    return raw
 
 
 def main() -> None:
@@ -210,14 +222,13 @@ def main() -> None:
         measures["peer_few"] = measure_peer_few(options.peer)
     if unknown := set(options.parts or ()) - set(measures):
         parser.error(f"--parts: no {', '.join(sorted(unknown))}; there are {', '.join(measures)}")
-    kept = OUTPUT.with_name("batch-seconds.json")
-    raw: Raw = json.loads(kept.read_text()) if options.parts and kept.is_file() else {}
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    if not options.parts:
+        KEPT.unlink(missing_ok=True)
+    raw = keep({})
     for part in options.parts or usual:
         note(f"measuring {part} …")
         measures[part](raw)
-        kept.write_text(json.dumps(raw, indent=2) + "\n")
-        OUTPUT.write_text(json.dumps(stamped(figures(raw)), indent=2) + "\n")
+        keep(raw)
     print(OUTPUT.read_text())
 
 

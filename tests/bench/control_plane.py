@@ -1,17 +1,20 @@
 """What does it cost to look after many lanes? 10,000 subjects over 256 lanes that only sleep, on one machine.
 
     python tests/bench/control_plane.py
+    python tests/bench/control_plane.py --subjects 100000 --lanes 2048 --seconds 4     # hours on two cores
+
+Either is written to output/bench/batch.json, as `control_plane` or `control_plane_100k`; other sizes are only printed.
 
 Real: reading and checking the subjects (every image of every subject is read and decoded), the plan, the queue's actor
 and its records on disk, the driver's loop, the seals of class-image sets, Ray's calls between them, the batch's MLflow
 run, its report and its summary. A driver is interrupted when half is done, and the same batch is given again.
 Not there: worker processes (a lane is a thread that asks the queue, sleeps, reports and asks again; a class image is an
 empty file), training, publishing, and each subject's registration in MLflow (of a subject, its small summary.json is
-written instead).
+written instead). No two subjects share a picture's bytes, so that nothing can be remembered from one to the next.
 
 - plan_s: from the table of subjects to the plan, all checked.
 - overhead_ms_per_subject: wall time of both halves, less the sleep that all lanes share, over the number of subjects.
-- driver_mib: the driver's resident memory at its peak, everything imported.
+- driver_mib: the driver's resident memory at its peak, everything imported; imports_mib: before the first subject.
 - resume_s: from giving the half-done batch again to the first subject that starts, its plan and checks included.
 """
 
@@ -21,6 +24,7 @@ import resource
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +49,9 @@ if TYPE_CHECKING:  # what checks in other processes imports this module, and sho
 
 HOSTS = 4
 CONSONANTS = "bcdfghjklmnpqrstvwxz"
+NAMES = {(10_000, 256): "control_plane", (100_000, 2048): "control_plane_100k"}
+_END = -12
+"""Where the last part of a PNG begins."""
 
 
 class SleepingLanes:
@@ -137,15 +144,16 @@ class StopAt:
 
 
 def write_table(folder: Path, count: int) -> str:
-    """Subjects that share the miniature's images; every other one brings an identifier, as there are not enough."""
+    """Subjects of the miniature's pictures; every other one brings an identifier, as there are not enough."""
     names = subject_names()
+    pictures = {name: [path.read_bytes() for path in sorted(subject_dir(name).glob("*.png"))] for name in names}
     given = (f"{a}{b}{c}{d}" for a in CONSONANTS for b in CONSONANTS for c in CONSONANTS for d in CONSONANTS)
     rows = [
         {
             "name": f"subject-{number:05d}",
             "class_noun": names[number % len(names)].rsplit("-", 1)[-1],
             "identifier": next(given) if number % 2 else None,
-            "instance_images": str(subject_dir(names[number % len(names)])),
+            "instance_images": write_pictures(folder / "photos" / str(number), pictures[names[number % len(names)]]),
             "storage.root": str(folder / "output"),
             "tracking.uri": f"sqlite:///{folder}/mlflow.db",
             "tracking.register_model": False,
@@ -156,6 +164,16 @@ def write_table(folder: Path, count: int) -> str:
     table = folder / "subjects.jsonl"
     table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(table)
+
+
+def write_pictures(folder: Path, pictures: Sequence[bytes]) -> str:
+    """Copies of PNGs with the folder's name as a comment."""
+    comment = b"tEXtComment\0" + folder.name.encode()
+    chunk = (len(comment) - 4).to_bytes(4, "big") + comment + zlib.crc32(comment).to_bytes(4, "big")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        (folder / f"{number}.png").write_bytes(picture[:_END] + chunk + picture[_END:])
+    return str(folder)
 
 
 def planned(table: str, lanes: int) -> BatchPlan:
@@ -204,6 +222,7 @@ def half(plan: BatchPlan, seconds: float, stop_at: int) -> "BatchOutcome":
 def measure(count: int, lanes: int, seconds: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         plan = planned(write_table(Path(name), 1), lanes)  # so that no figure holds the import of a library
+        imports = peak_mib()
         table = write_table(Path(name), count)
         with ray_cluster(plan.cluster):
             began = time.perf_counter()
@@ -225,9 +244,14 @@ def measure(count: int, lanes: int, seconds: float) -> dict[str, float]:
     return {
         "plan_s": round(planned_at - began, 1),
         "overhead_ms_per_subject": round(1000 * (running - count * seconds / lanes) / count, 1),
-        "driver_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "driver_mib": peak_mib(),
+        "imports_mib": imports,
         "resume_s": round(resumed - stopped, 1),
     }
+
+
+def peak_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def main() -> None:
@@ -238,7 +262,12 @@ def main() -> None:
     options = parser.parse_args()
     quiet()
     collect_less_garbage()
-    print(json.dumps(measure(options.subjects, options.lanes, options.seconds)))
+    measured = measure(options.subjects, options.lanes, options.seconds)
+    if (name := NAMES.get((options.subjects, options.lanes))) is not None:
+        from batch import keep
+
+        keep({name: measured})
+    print(json.dumps(measured))
 
 
 if __name__ == "__main__":
