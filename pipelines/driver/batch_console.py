@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dreambooth.amounts import counted
 from dreambooth.config.addresses import without_credentials
 from pipelines.driver.time_left import TimeLeft
 from pipelines.plan.subject_checks import SubjectCheck
@@ -27,7 +28,7 @@ def checks_table(checks: Sequence[SubjectCheck]) -> RenderableType:
     """The checks of a batch's subjects: ready ones, errors and warnings."""
     invalid = sum(bool(check.errors) for check in checks)
     doubtful = sum(bool(check.warnings) for check in checks)
-    title = f"{len(checks)} subjects checked: {invalid} with errors, {doubtful} with warnings"
+    title = f"{counted(len(checks), 'subject')} checked: {invalid} with errors, {doubtful} with warnings"
     table = Table("subject", "class noun", "[V]", "images", "findings", box=None)
     for check in checks:
         if not (check.errors or check.warnings) and len(checks) > _SHOWN_FAULTLESS:
@@ -64,6 +65,7 @@ class BatchView:
         self._settled: int | None = None
         self._time_left = TimeLeft(total)
         self._live: Live | None = None
+        self._first_look: tuple[float, int] | None = None  # at class images: when, and how many there were
 
     def __enter__(self) -> Self:
         """Show the table on a terminal."""
@@ -128,13 +130,22 @@ class BatchView:
             return
         self._printed = now
         evaluated = sum(progress.pictures is not None for progress in running.values())
-        parts = [f"{counts['done']}/{self.total} done", f"{len(running) - evaluated} in training"]
+        training = f"{len(running) - evaluated} in training"
+        training += f" at {_speed(running):.1f} images/s" if len(running) > evaluated else ""
+        parts = [f"{counts['done']}/{self.total} done", training]
         parts += [f"{evaluated} in evaluation"] if evaluated else []
         parts += [f"{counts['failed']} failed"] if counts["failed"] else []
-        parts += [f"class images {class_images[0]}/{class_images[1]}"] if class_images else []
-        parts += [f"{_speed(running):.1f} images/s"] if len(running) > evaluated else []
+        parts += [self._making(*class_images)] if class_images else []
         parts += [f"{_clock(left)} left"] if left is not None else []
         self.line(", ".join(parts))
+
+    def _making(self, made: int, total: int) -> str:
+        """The class images, with their pace since the first look at them."""
+        now = self._clock()
+        self._first_look = self._first_look or (now, made)
+        began, there = self._first_look
+        pace = f" at {(made - there) / (now - began):.1f} images/s" if made > there and now > began else ""
+        return f"class images {made}/{total}{pace}"
 
     def _table(
         self,
@@ -147,11 +158,11 @@ class BatchView:
         head = "  ".join(f"{count} {state}" for state, count in counts.items() if count)
         times = f"{_clock(self.seconds())} so far" + (f", {_clock(left)} left" if left else "")
         parts: list[RenderableType] = [
-            Text.assemble((f"{self.total} subjects: ", "bold"), head, "   ", (times, "dim")),
+            Text.assemble((f"{counted(self.total, 'subject')}: ", "bold"), head, "   ", (times, "dim")),
             ProgressBar(total=self.total, completed=counts["done"] + counts["failed"], width=60),
         ]
         if class_images is not None and class_images[0] < class_images[1]:
-            parts.append(Text(f"class images {class_images[0]}/{class_images[1]}"))
+            parts.append(Text(self._making(*class_images)))
         if running:
             lanes = Table("subject", "step", "loss", "images/s", box=None)
             for name, progress in list(running.items())[:_SHOWN_LANES]:

@@ -26,6 +26,7 @@ from pipelines.report.model_card import README
 from pipelines.report.pages import Cell
 from pipelines.report.pictures import Row, contact_sheet, loss_curve
 from pipelines.report.run_report import RunFacts, render_run
+from pipelines.report.verdicts import verdict_of_summary
 from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.storage.files import exists, join, read_json, write_bytes, write_json
 from pipelines.storage.publications import MANIFEST_NAME
@@ -147,11 +148,10 @@ def write_summary(
     }
     result = PersonalizeResult(run_uri=uri, summary=json.loads(json.dumps(summary)))
     _write_report(plan, result, trained, run, batch)
-    if summary["verdict"] or summary["evaluation"]:
-        warnings = {"warnings": " | ".join(warnings_in(summary)) or "none"}
-        run.set_tags(warnings)
+    if tags := _tags(summary):
+        run.set_tags(tags)
         if version is not None:
-            run.set_version_tags(version.name, version.version, warnings)
+            run.set_version_tags(version.name, version.version, tags)
     error = run.end("FINISHED") if error is None else error
     summary |= {"mlflow": {"look": run.hint, "run_id": run.known_id}, "untracked": _reason(run, error)}
     write_json(join(uri, "summary.json"), summary)
@@ -169,6 +169,17 @@ def _second(second: TrainResult | None, uri: str) -> dict[str, Any] | None:
         "peak_memory_bytes": list(second.peak_memory_bytes),
         "resumed_from": second.resumed_from,
     }
+
+
+def _tags(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a list of runs or versions shows of a model: similarity, verdict and warnings."""
+    tags = {}
+    if (similarity := summary["similarity"]) is not None:
+        tags["similarity"] = f"{similarity['identifier']:.3f}"
+    if summary["verdict"] or summary["evaluation"]:
+        tags["verdict"] = verdict_of_summary(summary).name
+        tags["warnings"] = " | ".join(warnings_in(summary)) or "none"
+    return tags
 
 
 def _reason(run: TrackedRun, error: Exception | None) -> str | None:

@@ -17,7 +17,7 @@ from pipelines.report.report_evaluation import (
     prompts_of_run,
     sample_address,
 )
-from pipelines.report.verdicts import verdict_of_result
+from pipelines.report.verdicts import verdict_of_summary
 
 _COPIES = 8
 _INSTANCE_SIDE = 160  # pixels
@@ -53,12 +53,7 @@ def _about(summary: Mapping[str, Any], facts: RunFacts) -> Mapping[str, Any]:
     warnings = warnings_in(summary)
     return {
         "title": f"{summary['subject']}: [V] = {summary['identifier']}, {summary['class_noun']}",
-        "verdict": verdict_of_result(
-            warnings,
-            similarity=summary.get("similarity"),
-            shares=summary.get("verdict"),
-            measured=bool(summary.get("verdict") or summary.get("evaluation")),
-        ),
+        "verdict": verdict_of_summary(summary),
         "warnings": warnings,
         "facts": facts.settings,
         "commands": facts.commands,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.evaluation.verdict import FAULTS, findings
+from pipelines.report.evaluated import warnings_in
 
 BOUND, UNMEASURED, FAILED = "bound", "not measured", "failed"
 _UNFINISHED = "unfinished"
@@ -47,6 +48,16 @@ def verdict_of_result(
     others = list(dict.fromkeys(each.name for each in found if each.name != worst.name))
     also = f"; also {' and '.join(others)}" if others else ""
     return Verdict(name=worst.name, why=f"{worst.measured}{also}", cure=worst.cure)
+
+
+def verdict_of_summary(summary: Mapping[str, Any]) -> Verdict:
+    """The verdict on a run from its summary."""
+    return verdict_of_result(
+        warnings_in(summary),
+        similarity=summary.get("similarity"),
+        shares=summary.get("verdict"),
+        measured=bool(summary.get("verdict") or summary.get("evaluation")),
+    )
 
 
 def verdict_of_state(state: str, reason: str | None) -> Verdict:

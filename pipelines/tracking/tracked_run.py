@@ -27,6 +27,8 @@ from mlflow.exceptions import MlflowException  # isort: skip
 
 _T = TypeVar("_T")
 RESUME_TAG = "dreambooth.resume_key"
+_WORKFLOW = "workflowType=machine_learning"  # without it MLflow's pages show traces instead of runs
+_LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 _PARENT_TAG = "mlflow.parentRunId"
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 8000
@@ -107,12 +109,17 @@ class TrackedRun:
         address = shown(self.tracking_uri)
         if self.run is None:
             return address
-        return f"{address}/#/experiments/{self.run.info.experiment_id}/runs/{self.run.info.run_id}"
+        return f"{address}/#/experiments/{self.run.info.experiment_id}/runs/{self.run.info.run_id}?{_WORKFLOW}"
 
     @property
     def hint(self) -> str:
-        """How to look at the run: its page, or the command that serves it."""
-        return self.url or f"mlflow ui --backend-store-uri {shown(self.tracking_uri)}"
+        """How to look at the run: its page, or the command that serves it, with that page behind a #."""
+        if self.url is not None:
+            return self.url
+        command = f"mlflow ui --backend-store-uri {shown(self.tracking_uri)}"
+        if self.run is None:
+            return command
+        return f"{command}  # {_LOCAL}/#/experiments/{self.run.info.experiment_id}/runs?{_WORKFLOW}"
 
     @property
     def behind(self) -> bool:

@@ -32,6 +32,7 @@ def render_page(tables: Sequence[Table], facts: Sequence[tuple[str, str]], sheet
     """The page as HTML; `sheets` are contact sheets by the experiment's name."""
     return render(
         "paper.html",
+        title="The paper's tables on the miniature",
         facts=facts,
         findings=[finding for table in tables for finding in table.findings],
         sections=[_section(table, sheets.get(table.experiment.name)) for table in tables],

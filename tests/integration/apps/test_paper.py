@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import needs_browser, open_browser
 
 from pipelines.apps.paper.paper import PaperResult, plan_paper, run_paper
 from pipelines.apps.paper.settings import quick_setting
@@ -75,3 +76,15 @@ def test_everything_was_measured_and_written(result: PaperResult) -> None:
     records = read_json(result.records)
     assert records["evaluated"] == records["runs"] == 12
     assert "data:image/webp;base64," in Path(result.page).read_text()
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_the_page_has_no_faults(result: PaperResult, tmp_path: Path) -> None:
+    with open_browser(tmp_path / "profile") as page:
+        page.open(Path(result.page).as_uri())
+        assert page.faults() == []
+        page.run("document.images[0].scrollIntoView()")
+        page.until("document.images[0].naturalWidth")
+        assert page.console() == []

@@ -137,7 +137,9 @@ def test_mlflow_has_curves_pictures_and_a_tagged_version(finished: Any) -> None:
         for key in ("contact_sheet", "loss_curve", "validation"):
             assert any(key in image for image in images)
         version = client.get_model_version("dreambooth-coral-car", "1")
-        assert version.tags["warnings"] == run.data.tags["warnings"]
+        for tag in ("warnings", "verdict", "similarity"):
+            assert version.tags[tag] == run.data.tags[tag]
+        assert version.tags["similarity"] == f"{summary['similarity']['identifier']:.3f}"
         assert version.tags["stored_as"] == "reference"
         assert version.tags["identifier"] == summary["identifier"]
         assert version.tags["class_noun"] == "car"

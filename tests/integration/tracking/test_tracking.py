@@ -1,6 +1,7 @@
 import http.server
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -79,7 +80,11 @@ def test_artifacts_lie_beside_the_database(config: TrackingConfig, client: Mlflo
 def test_how_to_look_at_a_run_is_said(config: TrackingConfig) -> None:
     with track(config, run_name="rex") as run:
         assert run.url is None
-        assert run.hint == f"mlflow ui --backend-store-uri {config.uri}"
+        run.flush()
+        assert run.run_id
+        [command, page] = run.hint.split("  # ")
+        assert command == f"mlflow ui --backend-store-uri {config.uri}"
+        assert re.fullmatch(r"http://127.0.0.1:5000/#/experiments/\d+/runs\?workflowType=machine_learning", page)
 
 
 def test_an_unfinished_run_is_taken_up_again(config: TrackingConfig, client: MlflowClient) -> None:

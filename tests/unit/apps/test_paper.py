@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bootstrap import Interval, bootstrap_mean
@@ -16,6 +17,7 @@ from pipelines.apps.paper.experiments import EXPERIMENTS, TABLE_1, TABLE_3, TABL
 from pipelines.apps.paper.markdown import render_markdown
 from pipelines.apps.paper.page import render_page
 from pipelines.apps.paper.settings import full_setting, quick_setting
+from pipelines.apps.paper.sheets import Sheet
 from pipelines.apps.paper.tables import Finding, Table, as_records, make_tables
 from pipelines.apps.paper.trials import Trial, distinct_plans, plan_trials, trial_config
 from pipelines.cli import main
@@ -195,14 +197,16 @@ class TestTables:
 
 class TestPage:
     def test_it_has_our_figures_with_intervals_and_the_papers_marked(self, table_1: Table) -> None:
-        html = render_page([table_1], [("setting", "quick <b>")], {})
+        sheet = Sheet(image=Image.new("RGB", (64, 64)), prompts=("a photo of a dog",))
+        html = render_page([table_1], [("setting", "quick <b>")], {table_1.experiment.name: sheet})
         assert "0.600<small>" in html
         assert "0.668" in html
         assert "Not comparable" in html
         assert "quick &lt;b&gt;" in html
-        assert html.count('class="verdict came-out"') == 2
-        assert "http://" not in html
-        assert "https://" not in html
+        assert html.count('class="outcome came-out"') == 2
+        assert html.count('data-src="data:image/webp') == html.count("<img ") == 1  # which the page's script shows
+        assert "image.src = image.dataset.src" in html
+        assert html.count("http://") + html.count("https://") == 1  # the notice of the library that draws charts
 
     def test_markdown_has_the_same_figures(self, table_1: Table) -> None:
         text = render_markdown([table_1], [("setting", "quick")])

@@ -32,8 +32,18 @@ def test_plain_lines_come_now_and_then_and_when_a_subject_is_finished(clock: lis
             view.update(counted(done=done, training=1), running, class_images=(2, 8), failures=())
     lines = out.getvalue().splitlines()
     assert len(lines) == 3
-    assert "0/4 done, 1 in training, class images 2/8, 4.0 images/s" in lines[0]
+    assert "0/4 done, 1 in training at 4.0 images/s, class images 2/8" in lines[0]
     assert lines[2].endswith("0:04 left")  # one subject took two seconds, and two are left
+
+
+def test_every_rate_stands_beside_what_it_is_of(clock: list[float]) -> None:
+    out = io.StringIO()
+    running = {"rex": Progress(step=3, steps=9, images_per_second=4.0, loss=0.2)}
+    with BatchView(total=4, console=Console(file=out, width=200)) as view:
+        for second, made in ((0, 10), (20, 40)):
+            clock[0] = float(second)
+            view.update(counted(training=1), running, class_images=(made, 80), failures=())
+    assert "1 in training at 4.0 images/s, class images 40/80 at 1.5 images/s" in out.getvalue().splitlines()[-1]
 
 
 def test_a_terminal_shows_a_table_that_stays_small() -> None:
@@ -44,7 +54,7 @@ def test_a_terminal_shows_a_table_that_stays_small() -> None:
     with BatchView(total=10_000, console=console) as view:
         view.update(counted(training=256, failed=50), running, class_images=None, failures=failures)
     shown = out.getvalue()
-    assert "10000 subjects" in shown
+    assert "10,000 subjects" in shown
     assert "and 244 more" in shown
     assert "256.0" in shown
     assert sum(f"bad-{i}:" in shown for i in range(50)) == 5
@@ -59,7 +69,7 @@ def test_a_subject_whose_samples_are_made_is_not_in_training(terminal: bool) -> 
     with BatchView(total=4, console=Console(file=out, force_terminal=terminal, width=100)) as view:
         view.update(counted(training=2), running, class_images=None, failures=())
     shown = out.getvalue()
-    assert ("8/56" if terminal else "1 in training, 1 in evaluation, 4.0 images/s") in shown
+    assert ("8/56" if terminal else "1 in training at 4.0 images/s, 1 in evaluation") in shown
     assert "8.0" not in shown
 
 
