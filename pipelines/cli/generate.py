@@ -25,9 +25,11 @@ from pipelines.cli.options import tracking_uri_option
     "--steps",
     "num_inference_steps",
     type=click.IntRange(1, MOST_SAMPLING_STEPS),
-    help="Sampling steps; the model's own default.",
+    help="Sampling steps; default: the model's own.",
 )
-@click.option("--guidance", "guidance_scale", type=Real(1, MOST_GUIDANCE), help="The model's own default.")
+@click.option(
+    "--guidance", "guidance_scale", type=Real(1, MOST_GUIDANCE), help="Guidance scale; default: the model's own."
+)
 @click.option("--height", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
 @click.option("--width", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
 @click.option("--output", default="generated", show_default=True, help="Folder or address of the images.")

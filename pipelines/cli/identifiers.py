@@ -4,8 +4,8 @@ import click
 
 
 @click.command()
-@click.option("--base-model", default="miniature", show_default=True)
-@click.option("--revision")
+@click.option("--base-model", default="miniature", show_default=True, help="As in `dreambooth run`.")
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100_000))
 @click.option("--check", metavar="WORD", help="Check this identifier: its tokens, and how common they are.")
 def identifiers(base_model: str, revision: str | None, limit: int, check: str | None) -> None:
