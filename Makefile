@@ -91,7 +91,7 @@ fix: $(INSTALLED) ## Repair what ruff can repair, and format
 bench: $(INSTALLED) ## Measure loop efficiency, prior speed-up and start-up; figures go to output/bench/main.json
 	$(BIN)/python tests/bench/main.py
 
-bench-gpu: $(INSTALLED) ## Measure a step at the size of Stable Diffusion 1.5; figures go to output/bench/gpu.json
+bench-gpu: $(INSTALLED) ## Measure steps of Stable Diffusion 1.5 and SDXL on a GPU, and what keeps it busy; see output/bench/gpu.json
 	$(BIN)/python tests/bench/gpu.py
 
 bench-batch: $(INSTALLED) ## Measure a batch against runs one by one, and with PEER=path against diffusers' train_dreambooth.py

@@ -15,6 +15,7 @@ from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import family_of
 from dreambooth.training.model import Components, DreamBoothModel, build_model
 from pipelines.cluster.ray_cluster import Resources
+from pipelines.plan.published import PUBLISHED
 from pipelines.plan.run_plan import Plan, make_plan
 
 
@@ -46,6 +47,13 @@ def write_configurations(folder: Path) -> None:
         settings = json.loads((PIPELINE_DIR / part / "config.json").read_text()) | change
         (folder / part).mkdir()
         (folder / part / "config.json").write_text(json.dumps(settings))
+
+
+def write_published(name: str, folder: Path) -> None:
+    """The configurations of a published base model of CLIP's text encoders, and the miniature's tokenizer for each."""
+    shutil.copytree(PUBLISHED / name, folder, dirs_exist_ok=True)
+    for tokenizer in folder.glob("tokenizer*"):
+        shutil.copy(PIPELINE_DIR / "tokenizer" / "tokenizer.json", tokenizer)
 
 
 def configuration(directory: Path, *overrides: str) -> DreamBoothConfig:

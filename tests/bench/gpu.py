@@ -1,13 +1,15 @@
-"""How fast is training on this GPU, at the size of Stable Diffusion 1.5? Writes output/bench/gpu.json.
+"""How fast is training on this GPU, and what is the GPU busy with? Writes output/bench/gpu.json.
 
-    python tests/bench/gpu.py                # needs a CUDA device with 40 GiB
-    python tests/bench/gpu.py --base tiny    # the miniature instead, on whatever there is: does it run?
+    python tests/bench/gpu.py                        # needs a CUDA device with 80 GiB
+    python tests/bench/gpu.py stable-diffusion-1.5   # one size only; 40 GiB
+    python tests/bench/gpu.py miniature              # on whatever there is: does it run?
 
-UNet and text encoder of 982.5 M random parameters, fp32 masters under bf16, 512 x 512 pixels, one instance and one
-class image a step, all layers trained; steps per second are medians. The bare loop and `fit` take turns: clocks change.
+Random weights of a published size, fp32 masters under bf16, one instance and one class image a step, all layers
+trained; steps per second are medians by wall clock. The bare loop and `fit` take turns: clocks change.
 
 - loop_efficiency: `fit` with TorchEngine over a bare loop (same model, batch, optimizer; nothing else).
 - steps_per_second, peak_gib: of `fit` by engine, with and without gradient checkpointing.
+- busy_share: of the time of `fit`, how much the GPU has a kernel to run; share_of_time: by kind of kernel, and idle.
 - class_images_per_second: of the prior stage's sampling (fp16, 20 steps, guidance 7.5, batches of 8).
 """
 
@@ -20,18 +22,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks_page import stamped
-from full_size import configuration, random_model, write_configurations
+from full_size import configuration, random_model, write_configurations, write_published
 from loops import bare_loop, efficiency, fitted, random_data, take_turns
+from step_profile import step_profile
 
 from dreambooth.config.settings import DreamBoothConfig, ZeroConfig
 from dreambooth.data.batches import TrainingData
 from dreambooth.miniature import PIPELINE_DIR
-from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import family_of, load_tokenizer
 from dreambooth.quiet import hide_progress_bars, quiet
 from dreambooth.training.engine import TorchEngine
@@ -40,6 +43,13 @@ from dreambooth.training.model import DreamBoothModel
 OUTPUT = Path("output/bench/gpu.json")
 ROUNDS = 5
 GIB = 2**30
+SIZES: dict[str, tuple[Callable[[Path], None], int]] = {
+    "stable-diffusion-1.5": (write_configurations, 512),
+    "stable-diffusion-xl": (partial(write_published, "stable-diffusion-xl"), 1024),
+    "miniature": (lambda folder: None, 64),
+}
+"""What writes a size's configurations into a folder, and its pixels."""
+Figures = dict[str, Any]
 
 
 class Bench:
@@ -57,7 +67,7 @@ class Bench:
 
     def data(self) -> TrainingData:
         text = family_of(self._base).tokenize(self._base, ["a photo of a dog"])
-        return random_data(self._base, BaseSettings(self._base).x0_shape(self._resolution), text, text)
+        return random_data(self._base, self._resolution, text, text)
 
     def clear(self) -> None:
         gc.collect()
@@ -68,7 +78,7 @@ class Bench:
     def peak(self) -> float:
         return round(torch.cuda.max_memory_allocated() / GIB, 2) if self._device == "cuda" else 0.0
 
-    def loop_efficiency(self) -> dict[str, float]:
+    def loop_efficiency(self) -> Figures:
         settings = self.settings()
         model = self.model(settings)
         engine = TorchEngine(model, settings.train, self._device)
@@ -76,7 +86,7 @@ class Bench:
         bare = bare_loop(model, data, settings, self._device)
         return efficiency(*take_turns(self._steps, ROUNDS, bare, fitted(engine, data, settings)))
 
-    def variant(self, stage: int | None, *, checkpointing: bool, channels_last: bool = False) -> dict[str, float]:
+    def variant(self, stage: int | None, *, checkpointing: bool = False, channels_last: bool = False) -> Figures:
         settings = self.settings(checkpointing=checkpointing)
         model = self.model(settings)
         if channels_last:
@@ -89,12 +99,14 @@ class Bench:
 
             engine = DeepSpeedEngine(model, settings.train, ZeroConfig(stage=stage), self._device)
         try:
-            [rates] = take_turns(self._steps, ROUNDS, fitted(engine, self.data(), settings))
-            return {"steps_per_second": round(statistics.median(rates), 2), "peak_gib": self.peak()}
+            run = fitted(engine, self.data(), settings)
+            [rates] = take_turns(self._steps, ROUNDS, run)
+            peak = self.peak()
+            return {"steps_per_second": round(statistics.median(rates), 2), "peak_gib": peak} | step_profile(run)
         finally:
             engine.close()
 
-    def class_images(self) -> dict[str, float]:
+    def class_images(self) -> Figures:
         from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 
         from dreambooth.sampling.sampler import load_pipeline, sample, sampling_dtype
@@ -139,34 +151,47 @@ class Bench:
         }
 
 
+def measure(size: str, device: str) -> Figures:
+    """All figures of a size."""
+    write, resolution = SIZES[size]
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        base = PIPELINE_DIR if size == "miniature" else Path(folder)
+        write(base)
+        bench = Bench(base, resolution, device, steps=2 if size == "miniature" else 20)
+        measures: dict[str, Callable[[], Figures]] = {
+            "loop": bench.loop_efficiency,
+            "torch": partial(bench.variant, None),
+            "torch, channels last": partial(bench.variant, None, channels_last=True),
+            "torch, checkpointing": partial(bench.variant, None, checkpointing=True),
+            "deepspeed zero 2": partial(bench.variant, 2),
+        }
+        if family_of(base).pipeline_class == "StableDiffusionPipeline":
+            measures["class images"] = bench.class_images
+        for name, one in measures.items():
+            bench.clear()
+            figures[name] = one()
+            print(json.dumps({size: {name: figures[name]}}), file=sys.stderr, flush=True)
+    return figures
+
+
 def main() -> None:
     quiet()
     hide_progress_bars()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", choices=("full", "tiny"), default="full")
-    tiny = parser.parse_args().base == "tiny"
+    usual = list(SIZES)[:2]
+    parser.add_argument("sizes", nargs="*", choices=SIZES, default=usual, metavar="SIZE", help=", ".join(SIZES))
+    sizes = parser.parse_args().sizes
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and sizes != ["miniature"]:
+        parser.error("PyTorch sees no CUDA device here; to see whether this runs, measure the size `miniature`")
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
-    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
-    with tempfile.TemporaryDirectory() as folder:
-        base = PIPELINE_DIR if tiny else Path(folder)
-        if not tiny:
-            write_configurations(base)
-        bench = Bench(base, 64 if tiny else 512, device, steps=2 if tiny else 20)
-        measures: dict[str, Callable[[], dict[str, float]]] = {
-            "loop": bench.loop_efficiency,
-            "torch": lambda: bench.variant(None, checkpointing=False),
-            "torch, channels last": lambda: bench.variant(None, checkpointing=False, channels_last=True),
-            "torch, checkpointing": lambda: bench.variant(None, checkpointing=True),
-            "deepspeed zero 2": lambda: bench.variant(2, checkpointing=False),
-            "class images": bench.class_images,
-        }
-        for name, measure in measures.items():
-            bench.clear()
-            figures[name] = measure()
-            print(json.dumps({name: figures[name]}), file=sys.stderr, flush=True)
+    figures: Figures = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps(stamped(figures), indent=2) + "\n")
+    for size in sizes:
+        figures[size] = measure(size, device)
+        # What is measured stays when the next size doesn't fit.
+        OUTPUT.write_text(json.dumps(stamped(figures), indent=2) + "\n")
     print(f"wrote {OUTPUT}")
 
 

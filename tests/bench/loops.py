@@ -10,6 +10,7 @@ import torch
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.batches import ImageSet, TrainingData
 from dreambooth.data.latents import LatentCache
+from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import Tensors, family_of
 from dreambooth.training.engine import Engine
 from dreambooth.training.loop import fit
@@ -17,16 +18,19 @@ from dreambooth.training.model import DreamBoothModel
 from dreambooth.training.optimizer import build_optimizer
 
 
-def random_data(base: Path, shape: tuple[int, int, int], instance_ids: Tensors, class_ids: Tensors) -> TrainingData:
-    """Five instance images and fifty class images, as latents of this (C, H, W)."""
+def random_data(base: Path, resolution: int, instance_ids: Tensors, class_ids: Tensors) -> TrainingData:
+    """Five instance images and fifty class images of `resolution` pixels, as random latents."""
+
+    family, shape = family_of(base), BaseSettings(base).x0_shape(resolution)
 
     def images(count: int, text: Tensors) -> ImageSet:
         cache = LatentCache(mean=torch.randn(count, *shape), std=torch.full((count, *shape), 0.1))
-        return ImageSet(latents=cache, text=text)
+        conditions = family.conditions([(resolution, resolution)] * count, [(0, 0)] * count, resolution)
+        return ImageSet(latents=cache, text=text, conditions=conditions)
 
     return TrainingData(
-        family=family_of(base),
-        process=family_of(base).process(base, shape),
+        family=family,
+        process=family.process(base, shape),
         instance=images(5, instance_ids),
         class_=images(50, class_ids),
         seed=0,
@@ -38,7 +42,7 @@ def bare_loop(
 ) -> Callable[[], None]:
     """The same model, batch and optimizer as `fit` has, and nothing else."""
     optimizer = build_optimizer(model, settings.train)
-    batch = tuple(part.to(device) for part in data.batch(range(1)))
+    batch = data.batch(range(1)).to(device)
 
     def run() -> None:
         for _ in range(settings.train.max_train_steps):

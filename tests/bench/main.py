@@ -52,7 +52,7 @@ def config(**overrides: Any) -> DreamBoothConfig:
 def training_data() -> TrainingData:
     texts = family_of(PIPELINE_DIR).tokenize(PIPELINE_DIR, ["a photo of tfz car", "a photo of a car"])
     first, second = ({name: part[half] for name, part in texts.items()} for half in (slice(1), slice(1, None)))
-    return random_data(PIPELINE_DIR, (4, 16, 16), first, second)
+    return random_data(PIPELINE_DIR, 64, first, second)
 
 
 def loop_efficiency() -> dict[str, float]:
