@@ -40,7 +40,10 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What it holds; the `drops_at`-th put of a large file loses its connection, the `refuses_at`-th is refused."""
+    """What it holds; the `drops_at`-th put of a large file loses its connection, the `refuses_at`-th is refused.
+
+    At the first one somebody else commits the files `meanwhile` to every repository, if there are any.
+    """
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -48,6 +51,7 @@ class Hub:
     put: int = 0
     drops_at: int | None = None
     refuses_at: int | None = None
+    meanwhile: dict[str, bytes] | None = None
 
     def make(self, name: str, *, private: bool, files: dict[str, bytes]) -> None:
         self.repositories[name] = Repository(private=private, commits={_commit(files): files})
@@ -72,6 +76,10 @@ def _answer(hub: Hub, method: str, path: str, role: str | None, body: bytes) -> 
         if hashlib.sha256(body).hexdigest() != oid:
             raise _Refused(400, "the content has another sha256")
         hub.blobs[oid] = body
+        if hub.meanwhile is not None:
+            for repository in hub.repositories.values():
+                repository.commits[_commit(hub.meanwhile, repository.head)] = hub.meanwhile
+            hub.meanwhile = None
         return {}
     if role is None:
         raise _Refused(401, "Invalid username or password.")

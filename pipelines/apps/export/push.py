@@ -114,7 +114,7 @@ def export_and_push(
 def push(folder: Path, to: HubRepository, *, message: str, console: RunConsole) -> Pushed:
     """Upload all files of a folder, then commit them in one, without those of an earlier model.
 
-    Raises InputError if the hub refuses or goes away; its `main` is then as it was.
+    Raises InputError if the hub refuses or goes away, or somebody else pushes meanwhile; `main` then has nothing of it.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -122,7 +122,7 @@ def push(folder: Path, to: HubRepository, *, message: str, console: RunConsole) 
     files = tuple((path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
     added = [CommitOperationAdd(name, path) for (name, _), path in zip(files, paths, strict=True)]
     total, done = sum(size for _, size in files), 0
-    what = f"the push to {to.id} was not finished, and its main is as it was"
+    what = f"the push to {to.id} was not finished, and its main has nothing of it"
     with refusals(what, "push again: what has arrived isn't sent twice"), console.bar("push") as bar:
         to.api.create_repo(to.id, private=not to.public, exist_ok=True)
         before = to.api.model_info(to.id)
@@ -152,6 +152,7 @@ def refusals(what: str, cure: str) -> Iterator[None]:
         raise
     except Exception as error:  # the hub's, the network's, and which library that has depends on the version
         cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error
-        lines = [line for line in str(cause).splitlines() if line.strip()]
+        said = getattr(cause, "server_message", None) or str(cause)  # the hub's own words, where it has some
+        lines = [line for line in said.splitlines() if line.strip()]
         reason = without_credentials(lines[0] if lines else type(cause).__name__)
         raise InputError(f"{what}: {type(cause).__name__}: {reason}; {cure}") from error

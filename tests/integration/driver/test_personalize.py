@@ -16,6 +16,7 @@ from dreambooth.miniature import subject_dir
 from pipelines.apps.study.samples import read_samples
 from pipelines.storage.publications import read_manifest
 from pipelines.tracking.client import connect, quietly
+from pipelines.tracking.model_list import list_models
 
 COMMAND = [str(Path(sys.executable).with_name("dreambooth"))]
 SETTINGS = [
@@ -146,6 +147,12 @@ def test_mlflow_has_curves_pictures_and_a_tagged_version(finished: Any) -> None:
         assert version.tags["base_model"] == "miniature"
         assert version.tags["configuration_hash"] == summary["key"]
         assert {"base_hash", "data_hash", "prior_set", "git_commit"} <= set(version.tags)
+        where = "tags.subject = 'coral-car' AND tags.class_noun = 'car' AND tags.base_model = 'miniature'"
+        [logged] = client.search_logged_models([run.info.experiment_id], where)
+        assert logged.model_id == str(version.source).rpartition("/")[2]
+    [listed] = list_models(f"sqlite:///{folder}/mlflow.db", "similarity/identifier > -1 and base_model = miniature")
+    assert listed.name == "dreambooth-coral-car"
+    assert not list_models(f"sqlite:///{folder}/mlflow.db", "samples/near_copies > 1")
 
 
 def test_the_same_command_again_does_nothing(finished: Any) -> None:

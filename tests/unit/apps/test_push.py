@@ -75,13 +75,25 @@ def test_a_push_that_broke_off_leaves_main_as_it_was(hub: Hub, model: str) -> No
     hub.drops_at, hub.refuses_at = 2, 3  # the second file, and once more when it is sent again
     failed = push(model, *WHOLE, "hub:rex")
     assert failed.exit_code == 2
-    assert "the push to me/rex was not finished, and its main is as it was: " in failed.stderr
+    assert "the push to me/rex was not finished, and its main has nothing of it: " in failed.stderr
     assert hub.repositories["me/rex"].main == before
     assert len(hub.blobs) == 1
     assert push(model, *WHOLE, "hub:rex").exit_code == 0
     assert "model_index.json" in hub.repositories["me/rex"].main
     weights = [name for name in hub.repositories["me/rex"].main if name.endswith(".safetensors")]
     assert hub.put == len(weights) + 2  # what had arrived wasn't sent again
+
+
+def test_two_pushes_at_once_do_not_mix(hub: Hub, model: str) -> None:
+    other = {"README.md": b"another model", "other.safetensors": b"of somebody else"}
+    hub.make("me/rex", private=True, files={})
+    hub.meanwhile = other
+    late = push(model, *WHOLE, "hub:rex")
+    assert late.exit_code == 2
+    assert "A commit has happened since" in late.stderr
+    assert hub.repositories["me/rex"].main == other
+    assert push(model, *WHOLE, "hub:rex").exit_code == 0
+    assert "other.safetensors" not in hub.repositories["me/rex"].main
 
 
 def test_public_only_where_it_is_asked_for(hub: Hub, model: str) -> None:
@@ -106,7 +118,7 @@ def test_public_only_where_it_is_asked_for(hub: Hub, model: str) -> None:
         ("rex", "hf_write", "expected hub:NAME, or hub:OWNER/NAME"),
         ("hub:a/b/c", "hf_write", "--push-to 'hub:a/b/c': "),
         ("hub:../rex", "hf_write", "--push-to 'hub:../rex': "),
-        ("hub:others/rex", "hf_write", "others/rex was not finished, and its main is as it was"),
+        ("hub:others/rex", "hf_write", "others/rex was not finished, and its main has nothing of it"),
     ],
 )
 def test_refused_with_a_sentence(
