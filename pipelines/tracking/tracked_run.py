@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 from PIL import Image
 
@@ -18,6 +17,7 @@ from dreambooth.config.addresses import shown
 from dreambooth.config.settings import TrackingConfig
 from pipelines.tracking.client import connect, mlflow_line, quietly
 from pipelines.tracking.database import MAKING_SECONDS, database_path
+from pipelines.tracking.experiments import RESUME_TAG, experiment_id_of, unfinished_run
 from pipelines.tracking.line import Away, Call, chunks, is_refusal, not_twice
 
 # Import after mlflow_client, which silences MLflow.
@@ -26,7 +26,6 @@ from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag  # isort: s
 from mlflow.exceptions import MlflowException  # isort: skip
 
 _T = TypeVar("_T")
-RESUME_TAG = "dreambooth.resume_key"
 _WORKFLOW = "workflowType=machine_learning"  # without it MLflow's pages show traces instead of runs
 _LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 _PARENT_TAG = "mlflow.parentRunId"
@@ -64,8 +63,8 @@ class TrackedRun:
 
         def begin() -> Run:
             client = self._connected()
-            experiment_id = _experiment(client, self.tracking_uri, config.experiment)
-            run = _unfinished(client, experiment_id, key)
+            experiment_id = experiment_id_of(client, self.tracking_uri, config.experiment)
+            run = unfinished_run(client, experiment_id, key)
             if run is None:
                 with not_twice():
                     run = client.create_run(experiment_id, run_name=name, tags={RESUME_TAG: key})
@@ -314,33 +313,6 @@ def _quiet(operation: Callable[[], _T]) -> Callable[[], _T]:
             return operation()
 
     return quiet
-
-
-def _experiment(client: MlflowClient, uri: str, name: str) -> str:
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    location = None
-    if (database := database_path(uri)) is not None:
-        # Beside the database, not in whatever folder the first run happened to start from.
-        location = (database.parent / "mlruns" / quote(name, safe="")).as_uri()
-    try:
-        return str(client.create_experiment(name, artifact_location=location))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    made = client.get_experiment_by_name(name)  # by another command, meanwhile
-    if made is None:
-        raise RuntimeError(f"the MLflow experiment {name!r} was made and went away again")
-    return str(made.experiment_id)
-
-
-def _unfinished(client: MlflowClient, experiment_id: str, resume_key: str) -> Run | None:
-    quoted = resume_key.replace("'", "")
-    if quoted != resume_key:
-        raise ValueError(f"resume_key must not hold a quote, got {resume_key!r}")
-    runs = client.search_runs([experiment_id], f"tags.`{RESUME_TAG}` = '{resume_key}'", order_by=["start_time DESC"])
-    return next((run for run in runs if run.info.status != "FINISHED"), None)
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -21,8 +21,8 @@ from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
 from pipelines.cluster.certificates import make_authority, make_node_certificate
 from pipelines.tracking.client import connect
+from pipelines.tracking.experiments import RESUME_TAG
 from pipelines.tracking.runs import check_tracking, track
-from pipelines.tracking.tracked_run import RESUME_TAG
 
 INFRA = Path(__file__).parents[3] / "infra"
 
