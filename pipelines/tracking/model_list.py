@@ -12,7 +12,7 @@ from pipelines.tracking.where import Condition, parse_where
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities.model_registry import ModelVersion  # isort: skip
 
-_TEXTS = ("model", "subject", "class_noun", "identifier", "base_model", "base_hash")
+_TEXTS = ("model", "subject", "class_noun", "identifier", "base_model", "base_hash", "verdict")
 _OF_RUNS = (
     "similarity/identifier",
     "similarity/class_before",

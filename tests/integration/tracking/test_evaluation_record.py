@@ -118,7 +118,7 @@ def test_models_are_found_by_what_they_are_and_how_good(kind: str, registry: Reg
         server.start()
         registry.uri, registry.client = server.uri, connect(server.uri)
     try:
-        good = registry.version(evaluation(clip_t=0.31), subject="rex", class_noun="dog")
+        good = registry.version(evaluation(clip_t=0.31), subject="rex", class_noun="dog", verdict="bound")
         registry.version(evaluation("k2", clip_t=0.29), evaluation("k3", bank="paper", dino=0.4), subject="rex")
 
         def found(where: str | None) -> list[int]:
@@ -127,7 +127,7 @@ def test_models_are_found_by_what_they_are_and_how_good(kind: str, registry: Reg
         assert found(None) == [2]
         assert found("miniature/clip_t > 0.3") == [1]  # the newest that fits
         assert found("miniature/clip_t > 0.2 and subject = rex") == [2]
-        assert found("class_noun = dog and version < 2") == [1]
+        assert found("class_noun = dog and version < 2 and verdict = bound") == [1]
         assert found("paper/dino > 0.5") == found("subject = other") == found("similarity/identifier > 0") == []
         with pytest.raises(InputError, match="clip_t may be miniature/clip_t or paper/clip_t"):
             found("clip_t > 0.3")
