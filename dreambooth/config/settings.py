@@ -120,6 +120,11 @@ class ClusterConfig(Frozen):
     lanes: Count | None = Field(
         None, description="worker groups of a batch that train subjects side by side; None: as many as fit"
     )
+    lanes_per_gpu: Count | Literal["auto"] = Field(
+        "auto",
+        description="lanes that share a GPU, where one worker trains a subject; auto: one, unless earlier batches on "
+        "such GPUs made more steps per second with several",
+    )
     subject_retries: Retries = Field(1, description="retries of a failed subject of a batch before it is set aside")
 
 

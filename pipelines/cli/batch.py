@@ -70,7 +70,8 @@ def batch(
         if not silent:  # an estimate takes seconds
             from pipelines.plan.estimate import describe_estimate
 
-            console.table([*describe_batch(plan), *describe_estimate(plan.subjects, plan.lanes)])
+            estimate = describe_estimate(plan.subjects, plan.lanes, lanes_per_gpu=plan.lanes_per_gpu)
+            console.table([*describe_batch(plan), *estimate])
         if dry_run:
             return
         if joined is None:

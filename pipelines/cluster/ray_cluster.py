@@ -18,6 +18,7 @@ from dreambooth.errors import InputError
 from dreambooth.reach import within
 from pipelines.cluster.address import about_token, prove_cluster
 from pipelines.cluster.environment import environment
+from pipelines.cluster.gpus import smallest_gpu_bytes
 from pipelines.cluster.machine import check_loopback, ray_folder
 from pipelines.cluster.preemption import WATCHER_SWITCH
 from pipelines.cluster.sentence import sentence
@@ -52,13 +53,17 @@ _WITHOUT_BF16 = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Total resources of a cluster, names of its GPUs, and the CPUs of its largest node (None: it has one node)."""
+    """Total resources of a cluster, names of its GPUs, and the CPUs of its largest node (None: it has one node).
+
+    `gpu_bytes` is the memory of its smallest GPU, None if that isn't known.
+    """
 
     cpus: int
     gpus: int
     nodes: int = 1
     largest_node_cpus: int | None = None
     gpu_types: tuple[str, ...] = ()
+    gpu_bytes: int | None = None
 
     def check(self, config: ClusterConfig) -> None:
         """Raise InputError if one subject's workers don't fit; Ray would wait for ever."""
@@ -86,8 +91,11 @@ class Resources:
         return not any(_WITHOUT_BF16.search(name) for name in self.gpu_types)
 
 
-def worker_group(config: ClusterConfig, *, use_gpu: bool) -> Any:
-    """Ray Train's configuration of a worker group; a range resizes it as room allows."""
+def worker_group(config: ClusterConfig, *, use_gpu: bool, lanes_per_gpu: int = 1) -> Any:
+    """Ray Train's configuration of a worker group; a range resizes it as room allows.
+
+    Of `lanes_per_gpu` groups each takes a share of a GPU.
+    """
     import ray.train
 
     fewest, most = config.min_workers, config.num_workers
@@ -96,15 +104,22 @@ def worker_group(config: ClusterConfig, *, use_gpu: bool) -> Any:
         num_workers=most if fewest in (None, most) else (fewest, most),  # type: ignore[arg-type]
         elastic_resize_monitor_interval_s=config.resize_seconds,
         use_gpu=use_gpu,
-        resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+        resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": _share(lanes_per_gpu)} if use_gpu else {}),
     )
+
+
+def _share(lanes_per_gpu: int) -> float:
+    """The share of a GPU that Ray counts for a lane, in its ten-thousandths: all of them have to fit."""
+    return 1 if lanes_per_gpu == 1 else 10_000 // lanes_per_gpu / 10_000
 
 
 def local_resources() -> Resources:
     """Resources of this machine for a Ray started here."""
     import torch
 
-    return Resources(cpus=usable_cpus(), gpus=torch.cuda.device_count(), gpu_types=_local_gpu_types())
+    gpus = torch.cuda.device_count()
+    memory = smallest_gpu_bytes() if gpus else None
+    return Resources(cpus=usable_cpus(), gpus=gpus, gpu_types=_local_gpu_types(), gpu_bytes=memory)
 
 
 def _local_gpu_types() -> tuple[str, ...]:
@@ -151,10 +166,31 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
             nodes=len(nodes),
             largest_node_cpus=int(max(nodes)),
             gpu_types=tuple(sorted(name.partition(":")[2] for name in total if name.startswith("accelerator_type:"))),
+            gpu_bytes=_gpu_bytes(config) if total.get("GPU") else None,
         )
     finally:
         if started:
             ray.shutdown()
+
+
+def _gpu_bytes(config: ClusterConfig) -> int | None:
+    """Memory of the smallest GPU. Nodes are asked only where lanes are to share one, as it takes seconds."""
+    if config.address is None:
+        return smallest_gpu_bytes()
+    if config.lanes_per_gpu in ("auto", 1):
+        return None
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask = ray.remote(num_cpus=0, max_retries=0)(smallest_gpu_bytes)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
+    pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    try:
+        told = ray.get([ask.options(scheduling_strategy=node).remote() for node in pinned], timeout=_JOIN_SECONDS)
+    except Exception:  # noqa: BLE001 - a lost or busy node: the plan says that the memory isn't known
+        return None
+    known = [memory for memory in told if memory is not None]
+    return min(known) if known and len(known) == len(told) else None
 
 
 @contextmanager

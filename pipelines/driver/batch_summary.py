@@ -17,6 +17,7 @@ from dreambooth.evaluation.figures import BankId
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.driver.summary import sample_uri
 from pipelines.plan.batch_plan import BatchPlan, describe_batch
+from pipelines.plan.lanes_per_gpu import gpu_kind
 from pipelines.plan.pace import remember_paces
 from pipelines.plan.run_plan import Plan
 from pipelines.report.batch_report import SHOWN, render_report
@@ -76,7 +77,8 @@ def write_batch_summary(
             strict=False,
         )
     )
-    remember_paces(plan.subjects[0].config.storage.root, plan.name, paces)
+    root, gpu = plan.subjects[0].config.storage.root, gpu_kind(plan.resources)
+    remember_paces(root, plan.name, paces, gpu=gpu, lanes_per_gpu=plan.lanes_per_gpu)
     _track(run, subjects, summary, page)
     # The same command resumes an unfinished one.
     whole = counts["done"] + counts["failed"] == len(records)

@@ -88,7 +88,7 @@ class Lanes:
                     tell_seconds=tell_seconds(self._plan.lanes),
                 )
             },
-            scaling_config=worker_group(cluster, use_gpu=self._plan.use_gpu),
+            scaling_config=worker_group(cluster, use_gpu=self._plan.use_gpu, lanes_per_gpu=self._plan.lanes_per_gpu),
             # mypy sees the RunConfig of Ray Train V1, the interpreter V2's.
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]
                 # Ray would resume a run under a known name.

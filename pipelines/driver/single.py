@@ -15,6 +15,7 @@ from pipelines.driver.run_view import RunView
 from pipelines.driver.summary import PersonalizeResult, is_tracked, stored_result
 from pipelines.driver.train_stage import find_result
 from pipelines.plan.batch_plan import BatchPlan
+from pipelines.plan.lanes_per_gpu import gpu_kind
 from pipelines.plan.pace import remember_paces
 from pipelines.plan.run_plan import Plan
 from pipelines.queue.queue_actor import start_queue
@@ -66,7 +67,7 @@ def drive(
 
         def conclude(one: Plan) -> str:
             clock.take_lane(view.milestones, protocol=one.protocol is not None)
-            results.append(_finish(one, run, view, clock))
+            results.append(_finish(one, run, view, clock, gpu_kind(resources)))
             return ""
 
         interrupted = Driver(work, queue, lanes, view, curves, conclude).drive()
@@ -82,7 +83,7 @@ def drive(
         return results[-1]
 
 
-def _finish(plan: Plan, run: TrackedRun, view: RunView, clock: Clock) -> PersonalizeResult:
+def _finish(plan: Plan, run: TrackedRun, view: RunView, clock: Clock, gpu: str) -> PersonalizeResult:
     trained = find_result(plan)
     if trained is None:
         raise RuntimeError(f"training ended, but there is no model at {join(plan.config.run_uri, 'model')}")
@@ -92,6 +93,6 @@ def _finish(plan: Plan, run: TrackedRun, view: RunView, clock: Clock) -> Persona
         measured = [trained] if trained.second is None else [trained, trained.second]
         paces = zip(plan.stages, (one.steps_per_second for one in measured), strict=True)
         with suppress(OSError):  # no reason to fail a run that is published
-            remember_paces(root, plan.config.subject.name, paces)
+            remember_paces(root, plan.config.subject.name, paces, gpu=gpu)
     evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
     return finish(plan, trained, evaluation, run, clock.seconds, clock.startup(view.milestones))

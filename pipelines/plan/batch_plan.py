@@ -1,5 +1,6 @@
 """The plan of a batch: its subjects, its number of lanes, and the reason for it."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dreambooth.errors import InputError
 from dreambooth.sampling.class_images import PriorPlan
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.describe import fewer_workers
+from pipelines.plan.lanes_per_gpu import choose_lanes_per_gpu, describe_sharing
 from pipelines.plan.run_plan import Plan
 from pipelines.stages.evaluate_stage import meant_encoder
 from pipelines.stages.prior_stage import images_present
@@ -18,7 +20,10 @@ from pipelines.storage.files import join
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """Many subjects, all checked. `uri` is the batch's own folder, `key` identifies the request."""
+    """Many subjects, all checked. `uri` is the batch's own folder, `key` identifies the request.
+
+    `lanes_per_gpu` is the number of lanes that share a GPU.
+    """
 
     name: str
     uri: str
@@ -28,6 +33,7 @@ class BatchPlan:
     cluster: ClusterConfig
     use_gpu: bool
     resources: Resources
+    lanes_per_gpu: int = 1
 
     @property
     def class_sets(self) -> tuple[tuple[str, PriorPlan], ...]:
@@ -61,32 +67,40 @@ def make_batch_plan(name: str, plans: Sequence[Plan], resources: Resources) -> B
     use_gpu = plans[0].use_gpu
     per_lane = first.cluster.num_workers * (1 if use_gpu else first.cluster.cpus_per_worker)
     room = max(1, (resources.gpus if use_gpu else resources.cpus) // per_lane)  # a lane may begin with fewer workers
+    shared = choose_lanes_per_gpu(plans, resources)
+    if shared > 1:  # also of the CPUs, as a lane takes some
+        room = max(room, min(room * shared, resources.cpus // first.cluster.cpus_per_worker))
     asked = first.cluster.lanes
     if asked is not None and asked > room:
+        each = f"{per_lane} {'GPUs' if use_gpu else 'CPUs'} each" if shared == 1 else f"{shared} on a GPU"
         raise InputError(
-            f"cluster.lanes is {asked}, but the cluster has room for {room} of {per_lane} "
-            f"{'GPUs' if use_gpu else 'CPUs'} each; ask for fewer, or leave it out"
+            f"cluster.lanes is {asked}, but the cluster has room for {room} of {each}; ask for fewer, or leave it out"
         )
+    lanes = min(asked or room, len(plans))
     return BatchPlan(
         name=name,
         uri=join(first.storage.root, "batches", name),
         key=config_hash(*sorted(plan.key for plan in plans)),
         subjects=tuple(plans),
-        lanes=min(asked or room, len(plans)),
+        lanes=lanes,
         cluster=first.cluster,
         use_gpu=use_gpu,
         resources=resources,
+        lanes_per_gpu=min(shared, math.ceil(lanes / resources.gpus)) if use_gpu else 1,
     )
 
 
 def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
     """The plan as (what, value) rows."""
     first, device = plan.subjects[0], "GPU" if plan.use_gpu else "CPU"
-    workers, each = plan.cluster.num_workers, 1 if plan.use_gpu else plan.cluster.cpus_per_worker
+    workers, shared = plan.cluster.num_workers, plan.lanes_per_gpu
+    each = 1 if plan.use_gpu else plan.cluster.cpus_per_worker
     total = plan.resources.gpus if plan.use_gpu else plan.resources.cpus
-    why = "as asked" if plan.cluster.lanes else f"{total} {device}s, and a subject takes {workers * each}"
+    takes = _part(workers * each, shared)
+    why = "as asked" if plan.cluster.lanes else f"{total} {device}s, and a subject takes {takes}"
     if not plan.cluster.lanes and plan.lanes == len(plan.subjects):
         why = "no more than subjects"
+    why += f", {shared} on each GPU" if shared > 1 else ""
     engine = f"DeepSpeed ZeRO-{first.config.zero.stage}" if first.engine == "deepspeed" else "PyTorch"
     stages = [stage for subject in plan.subjects for stage in subject.stages]
     largest = max(stages, key=lambda stage: stage.model_state_bytes)
@@ -95,13 +109,18 @@ def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
     return [
         ("batch", f"{plan.name}: {counted(len(plan.subjects), 'subject')} of {_count_classes(plan)}"),
         *_bases(plan),
-        ("workers", f"{workers} x {each} {device} a subject{fewer_workers(plan.cluster)}, {engine}"),
+        ("workers", f"{workers} x {_part(each, shared)} {device} a subject{fewer_workers(plan.cluster)}, {engine}"),
         ("lanes", f"{plan.lanes} ({why})"),
         ("memory", f"{largest.model_state_bytes / 2**20:.0f} MiB a worker of weights, gradients and optimizer"),
+        *describe_sharing(plan.subjects, shared, plan.resources),
         ("class images", _class_images(plan)),
         ("steps", f"{steps} in all, {steps // plan.lanes} a lane"),
         ("writes to", f"{', '.join(roots)}, the batch's own files to {plan.uri}"),
     ]
+
+
+def _part(devices: int, shared: int) -> str:
+    return str(devices) if shared == 1 else f"1/{shared}"
 
 
 def _bases(plan: BatchPlan) -> list[tuple[str, str]]:

@@ -15,8 +15,9 @@ GPU_SIZES = (24, 80, 141)
 """Memory of common GPUs in GB: RTX 4090 and A10G; A100 and H100; H200."""
 STAGES = (0, 1, 2, 3)
 MOST_GPUS = 64
-_USABLE = 0.9 * 2**30
-"""Of each GB: the rest is for CUDA's context, fragments, and what a prediction is off by."""
+USABLE = 0.9
+"""Share of a GPU's memory: the rest is for CUDA's context, fragments, and what a prediction is off by."""
+_USABLE = USABLE * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,17 @@ from pipelines.plan.pace import known_paces, pace_key
 from pipelines.plan.run_plan import Plan
 
 
-def describe_estimate(plans: Sequence[Plan], lanes: int) -> list[tuple[str, str]]:
+def describe_estimate(plans: Sequence[Plan], lanes: int, *, lanes_per_gpu: int = 1) -> list[tuple[str, str]]:
     """(what, value) rows of subjects that are trained in so many lanes."""
-    return [describe_peak(plans), ("time", _time(plans, lanes))]
+    return [describe_peak(plans), ("time", _time(plans, lanes, lanes_per_gpu))]
 
 
-def _time(plans: Sequence[Plan], lanes: int) -> str:
+def _time(plans: Sequence[Plan], lanes: int, lanes_per_gpu: int) -> str:
     """Of the training steps; class images and samples come on top."""
     root = plans[0].config.storage.root
     known = known_paces(root)
     stages = [stage for plan in plans for stage in plan.stages]
-    found = [known.get(pace_key(stage)) for stage in stages]
+    found = [known.get(pace_key(stage, lanes_per_gpu=lanes_per_gpu)) for stage in stages]
     paces = [pace for pace in found if pace is not None]
     if len(paces) < len(found):
         return f"not known before a first result of this base model, these settings and workers is at {root}"

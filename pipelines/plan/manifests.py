@@ -68,13 +68,15 @@ def worker_pods(plan: Plan, *, lanes: int, gpus_per_node: int) -> WorkerPods:
     """The pods for `lanes` times the plan's workers."""
     cluster = plan.config.cluster
     per_pod = max(n for n in range(1, gpus_per_node + 1) if cluster.num_workers % n == 0) if plan.use_gpu else 1
+    asked = cluster.lanes_per_gpu
+    shared = asked if plan.use_gpu and cluster.num_workers == 1 and asked != "auto" else 1
     cpus_per_worker = max(cluster.cpus_per_worker, _GPU_NODE_CPUS) if plan.use_gpu else cluster.cpus_per_worker
     return WorkerPods(
-        count=lanes * cluster.num_workers // per_pod,
-        workers_per_pod=per_pod,
+        count=math.ceil(lanes * cluster.num_workers / (per_pod * shared)),
+        workers_per_pod=per_pod * shared,
         gpus=per_pod if plan.use_gpu else 0,
-        cpus=per_pod * cpus_per_worker,
-        memory_bytes=per_pod * host_bytes(plan) + _SHARED_MEMORY_BYTES,
+        cpus=per_pod * shared * cpus_per_worker,
+        memory_bytes=per_pod * shared * host_bytes(plan) + _SHARED_MEMORY_BYTES,
     )
 
 
