@@ -120,7 +120,7 @@ def _subject(batch: BatchPlan, plan: Plan, record: SubjectRecord, *, shown: bool
     return SubjectResult(
         record=record,
         uri=uri,
-        page=relative_link(summary["report"], batch.uri),
+        page=relative_link(report, batch.uri) if (report := summary.get("report")) else None,
         sample=sample_uri(config, prompts[0], 0) if (prompts := _prompts(config)) else None,
         registered=f"{name} version {version}" if name else None,
         model_uri=summary["model_uri"],

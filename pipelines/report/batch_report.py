@@ -24,6 +24,8 @@ SHOWN = 200
 """Most subjects whose pictures and curves are read for the page."""
 
 _THUMBNAIL = 80  # pixels, shown at half of that for sharp screens
+_PICTURED = 1000
+"""Most subjects shown with a picture in their row."""
 _CURVES = 40
 """Most curves in one chart."""
 _COPIES = 24
@@ -105,7 +107,7 @@ def _shown(evaluated: Sequence[Evaluated]) -> list[Evaluated]:
 
 def _wanted(judged: Sequence[_Judged], shown: Sequence[Evaluated]) -> list[str]:
     """Addresses of the page's pictures: one sample of all, the grid, and the samples most like a photograph."""
-    wanted = [subject.sample for subject, _ in judged if subject.sample is not None]
+    wanted = [subject.sample for subject, _ in judged[:_PICTURED] if subject.sample is not None]
     wanted += [address for each in shown for address in addresses_of_grid(each, images=1)]
     for each, pair in nearest(shown, most=_COPIES):
         wanted += [sample_address(each, pair), each.instance[pair.instance]]
@@ -121,7 +123,10 @@ def _subjects(judged: Sequence[_Judged], pictures: Mapping[str, bytes]) -> Table
     return Table(
         title="Subjects",
         columns=(*columns, "class noun", "[V]", "steps/s", "time", "attempts", "registered"),
-        rows=[_row(subject, verdict, list(first), list(others), pictures) for subject, verdict in judged],
+        rows=[
+            _row(subject, verdict, list(first), list(others), pictures if place < _PICTURED else {})
+            for place, (subject, verdict) in enumerate(judged)
+        ],
     )
 
 

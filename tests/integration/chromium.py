@@ -67,10 +67,16 @@ class Browser:
         strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self._act({"type": "key", "id": "keys", "actions": strokes})
 
+    def seconds_to_open(self, address: str) -> float:
+        """Load a page; the processor time that its main thread takes, whoever else uses the machine."""
+        self._command("Performance.enable", timeDomain="threadTicks")
+        self.open(address)
+        metrics = self._command("Performance.getMetrics")["metrics"]
+        return next(float(each["value"]) for each in metrics if each["name"] == "TaskDuration")
+
     def wear(self, scheme: str) -> None:
         """Prefer a colour scheme: light or dark."""
-        features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        _call(f"{self._session}/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": features})
+        self._command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def faults(self) -> list[str]:
         """What axe-core finds against WCAG and good practice on the page: rule, place and reason, in light and dark."""
@@ -92,6 +98,9 @@ class Browser:
         """What the console has said since the last time, errors and warnings alone."""
         entries = _call(f"{self._session}/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
+
+    def _command(self, command: str, **params: Any) -> Any:
+        return _call(f"{self._session}/goog/cdp/execute", {"cmd": command, "params": params})
 
     def _act(self, source: dict[str, Any]) -> None:
         _call(f"{self._session}/actions", {"actions": [source]})

@@ -162,7 +162,7 @@ def test_published_subjects_are_concluded_one_right_after_the_other(
     plan = make_batch(tmp_path, *subject_names(), prior__prior_loss_weight=0)
     began: list[float] = []
 
-    def mlflow_is_away(plan: Plan, batch_run_id: str) -> str:
+    def mlflow_is_away(plan: Plan, batch_run_id: str, batch_uri: str) -> str:
         began.append(time.monotonic())
         raise Away("nobody answers")
 
@@ -170,7 +170,7 @@ def test_published_subjects_are_concluded_one_right_after_the_other(
     assert outcome.summary["untracked"] == "nobody answers"
     assert len(began) == 2  # the first to find it away, and one more try at the end, whoever waits behind it
 
-    def write_nothing(plan: Plan, batch_run_id: str) -> str:
+    def write_nothing(plan: Plan, batch_run_id: str, batch_uri: str) -> str:
         began.append(time.monotonic())
         return ""
 

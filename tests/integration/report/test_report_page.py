@@ -249,18 +249,14 @@ def test_a_phone_shows_the_similarity_the_base_model_and_that_there_is_more(
 def test_a_thousand_subjects_open_in_two_seconds(evaluated: Evaluated, tmp_path: Path) -> None:
     shown = [subject(f"s-{place}", place / 1000, evaluated) for place in range(200)]
     rest = [
-        replace(subject(f"s-{place}", place / 1000, None), sample=evaluated.instance[0]) for place in range(200, 1000)
+        replace(subject(f"s-{place}", place / 1000, None), sample=evaluated.instance[0]) for place in range(200, 1001)
     ]
     (tmp_path / "report.html").write_text(render_report(BatchResult(name="many", facts=(), subjects=[*shown, *rest])))
     with open_browser(tmp_path / "profile", width=1280) as page:
-        opened = []
-        for _ in range(3):  # others may use the machine
-            page.open((tmp_path / "report.html").as_uri())
-            opened.append(page.run("return performance.getEntriesByType('navigation')[0].loadEventEnd"))
-        assert min(opened) < 2000
+        assert page.seconds_to_open((tmp_path / "report.html").as_uri()) < 2
         loaded = "document.querySelectorAll('#subjects img[src]').length"
         assert 0 < page.until(loaded) < 100
-        assert page.run("return document.querySelectorAll('#subjects img').length") == 1000
+        assert page.run("return document.querySelectorAll('#subjects img').length") == 1000  # of 1001
         assert page.run(f"return {ROWS}.length") == 100
         page.run("document.getElementById('word').focus()")
         page.press(*"s-99")
@@ -268,7 +264,7 @@ def test_a_thousand_subjects_open_in_two_seconds(evaluated: Evaluated, tmp_path:
         page.press(*[BACKSPACE] * 4)
         sort_by(page, "similarity")
         sort_by(page, "similarity")
-        assert page.run(f"return {ROWS}[0].dataset.name") == "s-999"
+        assert page.run(f"return {ROWS}[0].dataset.name") == "s-1000"
         page.run(f"{ROWS}.at(-1).scrollIntoView()")
         page.until(f"{ROWS}.length > 100")
         page.until("[...document.querySelectorAll('#subjects tbody tr:nth-child(100) img')].every(each => each.src)")
