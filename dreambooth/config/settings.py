@@ -62,9 +62,32 @@ class ImagesConfig(Frozen):
         {},
         description="times that single photographs come up in an epoch, by file name: {a.jpg: 3}; others: once",
     )
+    masks: Literal["off", "weight", "crop"] = Field(
+        "off",
+        description="use of the subject's masks, photo.mask.png, masks/photo.png or an alpha channel: with weight the "
+        "loss outside counts less, with crop photographs are cut to the subject",
+    )
+    mask_background: Number = Field(
+        0.1, ge=0, le=1, description="weight of the loss outside the subject, over that inside, with masks weight"
+    )
     max_pixels: Whole = Field(
         50_000_000, ge=1, le=2**31, description="largest image accepted, in pixels; checked before decoding"
     )
+
+    @property
+    def masked(self) -> "ImagesConfig | None":
+        """These settings if masks are used, or None."""
+        return None if self.masks == "off" else self
+
+    @model_validator(mode="after")
+    def _background_has_masks(self) -> Self:
+        default = type(self).model_fields["mask_background"].default
+        if self.masks != "weight" and self.mask_background != default:
+            raise ValueError(
+                f"mask_background is {self.mask_background}, but masks is {self.masks}, so nothing is weighted; set "
+                f"masks to weight, or leave mask_background out"
+            )
+        return self
 
 
 class PriorConfig(Frozen):

@@ -24,7 +24,8 @@ class Batch(NamedTuple):
     """The model's input of one micro step; instance half first, class half second.
 
     latents and noise (2B, C, H, W), timesteps (2B,) of the noise process, and named tensors (2B, ...): text (token ids,
-    or the states of frozen text encoders) and conditions of the denoiser besides it.
+    or the states of frozen text encoders) and conditions of the denoiser besides it. `mask` (B, 1, H, W) weighs the
+    loss of the instance half; None: all alike.
     """
 
     latents: Tensor
@@ -32,6 +33,7 @@ class Batch(NamedTuple):
     timesteps: Tensor
     text: Tensors
     conditions: Tensors
+    mask: Tensor | None = None
 
     def to(self, device: str) -> "Batch":
         """This batch on a device."""
@@ -39,9 +41,15 @@ class Batch(NamedTuple):
         def moved(part: Tensor) -> Tensor:
             return part.to(device, non_blocking=True)
 
-        latents, noise, timesteps, text, conditions = self
-        named = [{name: moved(part) for name, part in parts.items()} for parts in (text, conditions)]
-        return Batch(moved(latents), moved(noise), moved(timesteps), *named)
+        latents, noise, timesteps, text, conditions, mask = self
+        return Batch(
+            moved(latents),
+            moved(noise),
+            moved(timesteps),
+            {name: moved(part) for name, part in text.items()},
+            {name: moved(part) for name, part in conditions.items()},
+            None if mask is None else moved(mask),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,8 @@ class ImageSet:
     """One half of the data: the latents of N images with V crops each, image by image, and their text.
 
     latents and conditions hold N * V entries; text is (N, ...), or (1, ...) where all images share a prompt. `repeats`
-    says how often each image comes up in an epoch; empty: once.
+    says how often each image comes up in an epoch; empty: once. `masks` (N * V, 1, H, W) weigh the loss of each crop,
+    by 1 on average over those of an image.
     """
 
     latents: LatentCache
@@ -57,6 +66,7 @@ class ImageSet:
     conditions: Tensors = field(default_factory=dict)
     crops: int = 1
     repeats: tuple[int, ...] = ()
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents) // self.crops
@@ -101,12 +111,18 @@ class TrainingData:
         """The batch of these pairs, the same on every rank."""
         halves = [self.instance] if self.class_ is None else [self.instance, self.class_]
         drawn = [self._draw(half, images, pair) for half, images in enumerate(halves) for pair in pairs]
-        latents, noise, timesteps, text, conditions = zip(*drawn, strict=True)
+        entries, latents, noise, timesteps, text, conditions = zip(*drawn, strict=True)
+        masks = self.instance.masks
         return Batch(
-            torch.stack(latents), torch.stack(noise), torch.stack(timesteps), _stacked(text), _stacked(conditions)
+            torch.stack(latents),
+            torch.stack(noise),
+            torch.stack(timesteps),
+            _stacked(text),
+            _stacked(conditions),
+            None if masks is None else masks[list(entries[: len(pairs)])],
         )
 
-    def _draw(self, half: int, images: ImageSet, pair: int) -> tuple[Tensor, Tensor, Tensor, Tensors, Tensors]:
+    def _draw(self, half: int, images: ImageSet, pair: int) -> tuple[int, Tensor, Tensor, Tensor, Tensors, Tensors]:
         epoch, place = divmod(pair, len(images.turns))
         image = images.turns[_permutation(self.seed, half, epoch, len(images.turns))[place]]
         rng = generator(self.seed, "pair", half, pair)
@@ -119,7 +135,7 @@ class TrainingData:
         timestep = self.process.draw(rng)
         conditions = self.family.draw_conditions(self.process, latents, images.conditions_of(entry), rng)
         text = self.no_text if self._drops_text(pair) else images.text_of(image)
-        return latents, noise, timestep, text, conditions
+        return entry, latents, noise, timestep, text, conditions
 
     def _drops_text(self, pair: int) -> bool:
         """Whether a pair is trained without text, drawn apart from all else."""

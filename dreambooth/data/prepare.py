@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.config.settings import DreamBoothConfig, ImagesConfig
 from dreambooth.config.subject import fill_identifier
 from dreambooth.data.batches import ImageSet, TrainingData
 from dreambooth.data.frozen_text import FrozenTextEncoders
-from dreambooth.data.images import InstanceImage, open_image, squares, to_pixels
+from dreambooth.data.images import InstanceImage, Square, decode, read_image, squares, to_pixels
+from dreambooth.data.images.masks import cut_mask, find_mask
 from dreambooth.data.latents import LatentCache, encode_latents
 from dreambooth.data.repeats import repeats_of
 from dreambooth.models.base_settings import BaseSettings
@@ -19,6 +21,8 @@ from dreambooth.models.families import Family, Tensors, family_of
 from dreambooth.models.families.no_text import TOLD
 
 _IMAGES_AT_ONCE = 8
+_LEAST_WEIGHT = 1e-3
+"""Least mean to divide by, where crops show nothing of the subject and the background counts nothing."""
 
 
 def prepare_data(
@@ -38,38 +42,30 @@ def prepare_data(
     """
     family, settings = family_of(directory), config.images
     resolution = settings.resolution or BaseSettings(directory).resolution
-    cut = [
-        squares(
-            open_image(image.address, max_pixels=settings.max_pixels),
-            resolution=resolution,
-            crop=settings.crop,
-            crops_per_image=settings.crops_per_image,
-            flip=settings.flip,
-            seed=config.train.seed + index,
-        )
-        for index, image in enumerate(images)
-    ]
-    all_squares = [square for squares_of_one in cut for square in squares_of_one]
+    cut = [_cut(image, settings, resolution, config.train.seed + index) for index, image in enumerate(images)]
+    all_squares = [square for squares_of_one, _ in cut for square in squares_of_one]
     prompts = [*_prompts(config, images), config.prompts.class_prompt(config.subject)]
     if config.train.caption_dropout:
         prompts.append("")
     texts = _texts(text_encoders or FrozenTextEncoders(directory), prompts, config, device)
     vae = family.load_vae(directory, device)
+    latents = _encode(family, vae, [square.picture for square in all_squares])
     instance = ImageSet(
-        latents=_encode(family, vae, [square.picture for square in all_squares]),
+        latents=latents,
         text={name: part[: len(images)] for name, part in texts.items()},
         conditions=family.conditions(
             [square.original for square in all_squares], [square.corner for square in all_squares], resolution
         ),
-        crops=len(cut[0]),
+        crops=len(cut[0][0]),
         repeats=repeats_of(images, settings.repeats),
+        masks=_masks(cut, settings, latents.mean.shape[-1]) if settings.masks == "weight" else None,
     )
     class_ = None
     if class_images:
-        latents = class_images if isinstance(class_images, LatentCache) else _encode(family, vae, class_images)
-        count = len(latents)
+        class_latents = class_images if isinstance(class_images, LatentCache) else _encode(family, vae, class_images)
+        count = len(class_latents)
         class_ = ImageSet(
-            latents=latents,
+            latents=class_latents,
             text={name: part[len(images) : len(images) + 1] for name, part in texts.items()},
             conditions=family.conditions([(resolution, resolution)] * count, [(0, 0)] * count, resolution),
         )
@@ -84,6 +80,38 @@ def prepare_data(
         caption_dropout=config.train.caption_dropout,
         no_text={name: part[-1] for name, part in texts.items()} if config.train.caption_dropout else {},
     )
+
+
+def _cut(
+    image: InstanceImage, settings: ImagesConfig, resolution: int, seed: int
+) -> tuple[list[Square], Image.Image | None]:
+    """The squares of a photograph, and its mask if it has one."""
+    decoded = decode(read_image(image.address), image.address, max_pixels=settings.max_pixels)
+    mask = None if settings.masks == "off" else find_mask(image, decoded, max_pixels=settings.max_pixels)
+    cut = squares(
+        decoded.image,
+        resolution=resolution,
+        crop=settings.crop,
+        crops_per_image=settings.crops_per_image,
+        flip=settings.flip,
+        seed=seed,
+        within=mask.box(resolution) if mask is not None and settings.masks == "crop" else None,
+    )
+    return cut, None if mask is None else mask.picture
+
+
+def _masks(cut: Sequence[tuple[list[Square], Image.Image | None]], settings: ImagesConfig, side: int) -> torch.Tensor:
+    """Weights (N * V, 1, side, side) of the loss: 1 inside to the background's outside, over their mean in an image.
+
+    So the loss of an image is on average what it was, and a learning rate means the same. The mean is over all its
+    crops: a crop that shows nothing of the subject counts little.
+    """
+    weights = []
+    for squares_of_one, mask in cut:
+        inside = np.stack([cut_mask(mask, square.box, side, mirrored=square.mirrored) for square in squares_of_one])
+        weight = settings.mask_background + (1 - settings.mask_background) * inside
+        weights.append(weight / max(float(weight.mean()), _LEAST_WEIGHT))
+    return torch.from_numpy(np.concatenate(weights))[:, None].float()
 
 
 def _prompts(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> list[str]:

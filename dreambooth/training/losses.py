@@ -23,19 +23,28 @@ class Losses(NamedTuple):
 
 
 def prior_preservation_loss(
-    model_pred: Tensor, target: Tensor, *, prior_loss_weight: float, weight: Tensor | None = None
+    model_pred: Tensor,
+    target: Tensor,
+    *,
+    prior_loss_weight: float,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Losses:
     """Mean squared error of the instance half plus `prior_loss_weight` times that of the class half.
 
     model_pred and target are (2B, C, H, W), instance half first; with `prior_loss_weight` 0 there is no class half and
     they are (B, C, H, W). `weight` (2B,) multiplies each image's error: every image keeps the weight of its own
-    timestep. Computed in fp32, whatever the model ran in.
+    timestep. `mask` (B, 1, H, W) multiplies the error of each position of the instance half. Computed in fp32, whatever
+    the model ran in.
 
     Raises ValueError for different shapes, or an odd number of images in pairs.
     """
     if model_pred.shape != target.shape:
         raise ValueError(f"model_pred is {tuple(model_pred.shape)}, but target is {tuple(target.shape)}")
-    error = (model_pred.float() - target.float()).square().flatten(1).mean(1)  # (2B,)
+    squares = (model_pred.float() - target.float()).square()
+    if mask is not None:
+        squares = torch.cat([squares[: len(mask)] * mask, squares[len(mask) :]])
+    error = squares.flatten(1).mean(1)  # (2B,)
     if weight is not None:
         error = error * weight
     if prior_loss_weight == 0:

@@ -62,7 +62,15 @@ class DreamBoothModel(nn.Module):
         """Text encoders that are run at every step, by folder."""
         return {folder: self.get_submodule(folder) for folder in self._folders}
 
-    def forward(self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensors, conditions: Tensors) -> Losses:
+    def forward(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        text: Tensors,
+        conditions: Tensors,
+        mask: Tensor | None = None,
+    ) -> Losses:
         """Losses of a `Batch`: instance half first, class half second, both through one pass."""
         noisy = self.process.noisy(latents, noise, timesteps)
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.autocast):
@@ -73,6 +81,7 @@ class DreamBoothModel(nn.Module):
             self.process.target(latents, noise, timesteps),
             prior_loss_weight=self.prior_loss_weight,
             weight=self.process.weight(timesteps, min_snr_gamma=self.min_snr_gamma),
+            mask=mask,
         )
 
     def exported(self, state: Mapping[str, Tensor]) -> Trained:

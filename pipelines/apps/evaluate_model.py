@@ -76,6 +76,7 @@ def evaluate_model(
         config.subject.instance_images,
         resolution=int(config.images.resolution or 0),
         max_pixels=config.images.max_pixels,
+        masked=config.images.masked,
     )
     compared = compared_images(config, inspection)
     base = resolve_base_model(config.base_model, config.revision)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dreambooth.config.settings import DreamBoothConfig, ZeroConfig, config_hash
+from dreambooth.config.settings import DreamBoothConfig, ImagesConfig, ZeroConfig, config_hash
 from dreambooth.config.train import TrainConfig
 from dreambooth.data.identifier import token_ids_in_prompts
 from dreambooth.models.base_model import BaseModel
@@ -23,18 +23,21 @@ def result_key(
     train = config.train
     if train.mixed_precision == ("bf16" if use_gpu else "no"):
         train = train.model_copy(update={"mixed_precision": "auto"})  # what that is nearly everywhere
-    crops = config.images.crops_per_image if config.images.crop == "random" else 1
-    images = config.images.model_copy(update={"max_pixels": 1, "crops_per_image": crops}).model_dump(mode="json")
-    images["repeats"] = {name: times for name, times in images["repeats"].items() if times > 1}
-    if not images["repeats"]:
-        del images["repeats"]  # earlier results keep their keys
     prompts = [config.prompts.instance_prompt(config.subject), str(config.subject.identifier)]
     if train.method == "textual_inversion":
         prompts.append(config.subject.class_noun)  # initial embedding of the identifier
     tokens = identifier_tokens(config, base) if train.learns_identifier_apart else ()
     if len(set(tokens)) < len(tokens):
         prompts.append("each token once")  # earlier models without this key lack part of the trained weights
-    parts: list[Any] = [base.hash, images_hash, *prompts, images, _train_part(train, base), config.storage.dtype, place]
+    parts: list[Any] = [
+        base.hash,
+        images_hash,
+        *prompts,
+        _images_part(config.images),
+        _train_part(train, base),
+        config.storage.dtype,
+        place,
+    ]
     parts += [str(config.cluster.num_workers)]
     parts += [prior.recipe, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
     if train.by_score:
@@ -44,6 +47,20 @@ def result_key(
         parts += [str(evaluation.score_images), str(evaluation.num_inference_steps), str(evaluation.guidance_scale)]
         parts += [str(evaluation.seed), *evaluation.prompts_of(config.subject, config.prompts)]
     return config_hash(*parts)
+
+
+def _images_part(images: ImagesConfig) -> dict[str, Any]:
+    """Settings of images that decide the weights; later ones only where they are used, as for ZeRO."""
+    crops = images.crops_per_image if images.crop == "random" else 1
+    parts = images.model_copy(update={"max_pixels": 1, "crops_per_image": crops}).model_dump(mode="json")
+    parts["repeats"] = {name: times for name, times in images.repeats.items() if times > 1}
+    if not parts["repeats"]:
+        del parts["repeats"]
+    if images.masks == "off":
+        del parts["masks"]
+    if images.masks != "weight":
+        del parts["mask_background"]
+    return parts
 
 
 def _zero(zero: ZeroConfig) -> str:

@@ -221,7 +221,10 @@ def _stage_plan(
     resolution = config.images.resolution or base.resolution
     base.settings.x0_shape(resolution)
     inspection = inspect_addresses(
-        config.subject.instance_images, resolution=resolution, max_pixels=config.images.max_pixels
+        config.subject.instance_images,
+        resolution=resolution,
+        max_pixels=config.images.max_pixels,
+        masked=config.images.masked,
     )
     repeats_of(inspection.images, config.images.repeats)
     tokenizer = base.tokenizer

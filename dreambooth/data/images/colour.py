@@ -23,8 +23,8 @@ class _Layers:
     alpha: Image.Image | None
 
 
-def to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The picture in sRGB on a white background, and remarks on colours that can't be converted.
+def to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None, list[str]]:
+    """The picture in sRGB on a white background, its alpha channel (L), and remarks on colours that can't be converted.
 
     Colours are converted before blending: the white is sRGB's, and edges blend as in a browser.
     Raises `Undefined` for floating-point and 32-bit pixels.
@@ -33,7 +33,7 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     rgb, remarks = _follow_profile(layers.colours, image)
     if layers.alpha is not None:
         rgb = Image.composite(rgb, Image.new("RGB", rgb.size, "white"), layers.alpha)
-    return rgb, remarks
+    return rgb, layers.alpha, remarks
 
 
 def _layers(image: Image.Image) -> _Layers:

@@ -3,7 +3,7 @@
 import io
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Square:
-    """A square picture, (height, width) of its photograph, and its (top, left) corner there in the square's pixels."""
+    """A square picture, (height, width) of its photograph, and its (top, left) corner there in the square's pixels.
+
+    `box` is (left, top, right, bottom) in the photograph's pixels, before the square was `mirrored`.
+    """
 
     picture: Image.Image
     original: tuple[int, int]
     corner: tuple[int, int]
+    box: tuple[float, float, float, float]
+    mirrored: bool = False
 
 
 def squares(
@@ -30,18 +35,20 @@ def squares(
     crops_per_image: int,
     flip: bool,
     seed: int,
+    within: tuple[int, int, int, int] | None = None,
 ) -> list[Square]:
     """Cut the largest squares of a picture and scale them to `resolution` pixels, RGB.
 
     "center" gives one; "random" gives `crops_per_image`, placed uniformly along the longer side, determined by the
-    seed. `flip` appends the mirror image of each.
+    seed. `flip` appends the mirror image of each. `within` is the box they are cut from (left, top, right, bottom).
     """
-    side = min(image.size)
+    first_left, first_top, right, bottom = within or (0, 0, *image.size)
+    side = min(right - first_left, bottom - first_top)
 
     def scaled(top: float, left: float) -> tuple[int, int]:
         return round(top * resolution / side), round(left * resolution / side)
 
-    slack = image.width - side, image.height - side
+    slack = right - first_left - side, bottom - first_top - side
     if crop == "center":
         corners = [(slack[0] / 2, slack[1] / 2)]
     else:
@@ -49,14 +56,19 @@ def squares(
         corners = [(rng.random() * slack[0], rng.random() * slack[1]) for _ in range(crops_per_image)]
     # Cropping and scaling in one go never makes a large picture in between, whatever the aspect ratio.
     cut = []
-    for left, top in corners:
-        picture = image.resize((resolution, resolution), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-        cut.append(Square(picture=picture, original=(image.height, image.width), corner=scaled(top, left)))
+    for left, top in ((first_left + left, first_top + top) for left, top in corners):
+        box = left, top, left + side, top + side
+        picture = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box)
+        cut.append(Square(picture=picture, original=(image.height, image.width), corner=scaled(top, left), box=box))
     if flip:
-        mirrored = [(slack[0] - left, top) for left, top in corners]
         cut += [
-            Square(picture=ImageOps.mirror(square.picture), original=square.original, corner=scaled(top, left))
-            for square, (left, top) in zip(cut, mirrored, strict=True)
+            replace(
+                square,
+                picture=ImageOps.mirror(square.picture),
+                corner=scaled(square.box[1], image.width - side - square.box[0]),
+                mirrored=True,
+            )
+            for square in cut
         ]
     return cut
 

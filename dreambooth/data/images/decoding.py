@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dreambooth.data.images.access import read_file
 from dreambooth.data.images.colour import to_srgb
@@ -22,10 +22,15 @@ _NAMES = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, GIF, BMP, JPEG 2000, PPM or QOI"
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """An upright RGB picture, and remarks on its conversion."""
+    """An upright RGB picture, and remarks on its conversion.
+
+    `alpha` is its opacity (mode L), None if it is opaque throughout; `orientation` is the EXIF tag it was turned by.
+    """
 
     image: Image.Image
     warnings: tuple[str, ...]
+    alpha: Image.Image | None = None
+    orientation: int = 1
 
 
 def read_image(address: str) -> bytes:
@@ -60,7 +65,8 @@ def decode(content: bytes, address: str, *, max_pixels: int) -> Decoded:
             rows = row_order(image)
             image.load()
             remarks = [*_frames(image), *check_whole(content, image, rows)]
-            rgb, colour_remarks = to_srgb(_upright(image))
+            orientation = _orientation(image)
+            rgb, alpha, colour_remarks = to_srgb(_upright(image))
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -71,7 +77,9 @@ def decode(content: bytes, address: str, *, max_pixels: int) -> Decoded:
         raise InputError(_unidentified(len(content), address)) from None
     except Exception as error:  # noqa: BLE001 - decoders raise all kinds: OSError, SyntaxError, struct.error
         raise InputError(f"{address} is damaged: {error}; replace it or take it out of the images") from None
-    return Decoded(image=rgb, warnings=(*remarks, *colour_remarks))
+    if alpha is not None and alpha.getextrema() == (255, 255):
+        alpha = None
+    return Decoded(image=rgb, warnings=(*remarks, *colour_remarks), alpha=alpha, orientation=orientation)
 
 
 @cache
@@ -104,6 +112,13 @@ def _frames(image: Image.Image) -> Iterator[str]:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         yield f"holds {frames} frames or pages, of which only the first is used; save others as pictures of their own"
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF tag by which a picture is turned; 1: it is upright, or a broken block doesn't say."""
+    with suppress(Exception):
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,14 +1,18 @@
 """Find instance images and captions at folders, globs and files, and report the files that aren't used."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dreambooth.data.images.access import EXPECTED, accessing
 from dreambooth.data.images.captions import CaptionFiles, read_caption, the_caption
+from dreambooth.data.images.mask_files import MaskFiles
 from dreambooth.data.images.metadata import Metadata, read_metadata
 from dreambooth.data.images.names import (
+    MASKS_FOLDER,
     has_picture_name,
     is_caption_name,
+    is_condition,
+    is_mask_name,
     is_metadata_name,
     is_picture,
     is_system_file,
@@ -24,10 +28,14 @@ _SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceImage:
-    """One photograph of the subject; `caption`, if it has one, replaces its instance prompt."""
+    """One photograph of the subject.
+
+    `caption`, if it has one, replaces its instance prompt; `mask` is the address of its mask's file, if it has one.
+    """
 
     address: str
     caption: str | None = None
+    mask: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,42 +46,43 @@ class Search:
     warnings: tuple[str, ...]
 
 
-def find_instance_images(addresses: Sequence[str]) -> tuple[InstanceImage, ...]:
+def find_instance_images(addresses: Sequence[str], *, masks: bool = False) -> tuple[InstanceImage, ...]:
     """The images of `search_images`."""
-    return search_images(addresses).images
+    return search_images(addresses, masks=masks).images
 
 
-def search_images(addresses: Sequence[str]) -> Search:
-    """All images and captions at the given folders, globs and files, local or at any fsspec address.
+def search_images(addresses: Sequence[str], *, masks: bool = False) -> Search:
+    """All images and captions, and masks if asked for, at the given folders, globs and files, at any fsspec address.
 
     Images of a folder are those directly in it, recognized by name, or by their first bytes if the name has no known
     ending. Warnings name its other files, with the reason; hidden files are skipped. The result is sorted by file name,
     so that the order depends neither on the file system nor on the arguments.
     Raises InputError for an address without images, and for captions that can't be read or contradict each other.
     """
-    captions: dict[str, str | None] = {}
+    images: dict[str, InstanceImage] = {}
     warnings: list[str] = []
     for address in addresses:
         place = look_at(address)
-        found, remarks = _sort_out(place)
+        found, remarks = _sort_out(place, masks=masks)
         if not found:
             raise InputError(_none_found(place))
-        captions |= found
+        images |= {image.address: image for image in found}
         warnings += remarks
-    ordered = sorted(captions, key=lambda address: (_name(address), address))
-    images = tuple(InstanceImage(address=address, caption=captions[address]) for address in ordered)
-    return Search(images=images, warnings=tuple(dict.fromkeys(warnings)))
+    ordered = sorted(images.values(), key=lambda image: (_name(image.address), image.address))
+    return Search(images=tuple(ordered), warnings=tuple(dict.fromkeys(warnings)))
 
 
-def _sort_out(place: Place) -> tuple[dict[str, str | None], list[str]]:
-    """Addresses of images with their captions, and warnings about other files."""
+def _sort_out(place: Place, *, masks: bool) -> tuple[list[InstanceImage], list[str]]:
+    """The images of a place, and warnings about other files."""
     pictures, unused = [], {}
     for path in place.files:
         if is_system_file(path):
             continue
-        mask_of = masked_picture(path, place.files) if len(place.files) > 1 else None
-        if mask_of is not None:
-            unused[path] = f"it looks like a mask of {_name(mask_of)}, and masks are not used"
+        is_mask, reason = _is_mask(path, place, masks=masks)
+        if reason is not None:
+            unused[path] = reason
+        elif is_mask:
+            continue
         elif has_picture_name(path) or (may_be_picture(path) and is_picture(place.head(path))):
             pictures.append(path)
         elif not is_caption_name(path) and not is_metadata_name(path):
@@ -87,8 +96,34 @@ def _sort_out(place: Place) -> tuple[dict[str, str | None], list[str]]:
     }
     metadata = read_metadata(place) if pictures else Metadata()
     unused |= {path: reason for path, reason in metadata.unused.items() if path in place.files}
+    mask_files = MaskFiles(place, pictures) if masks else None
+    if mask_files is not None:
+        unused |= dict.fromkeys(
+            mask_files.of_none(), "it is the mask of no picture: that of photo.jpg is photo.mask.png"
+        )
+        place = replace(place, folders=[path for path in place.folders if _name(path) != MASKS_FOLDER])
     remarks = [*_not_used(place, unused), *metadata.remarks, *_shared_captions(found), *_in_folders(place)]
-    return {place.full(path): _caption(place, path, file, metadata) for path, file in found.items()}, remarks
+    images = [
+        InstanceImage(
+            address=place.full(path),
+            caption=_caption(place, path, file, metadata),
+            mask=None if mask_files is None else mask_files.of(path),
+        )
+        for path, file in found.items()
+    ]
+    return images, remarks
+
+
+def _is_mask(path: str, place: Place, *, masks: bool) -> tuple[bool, str | None]:
+    """Whether a file is the mask of a picture, and the reason why it isn't used, if so."""
+    if not masks:
+        picture = masked_picture(path, place.files) if len(place.files) > 1 else None
+        reason = None if picture is None else f"it looks like a mask of {_name(picture)}, and images.masks is off"
+        return picture is not None, reason
+    picture = masked_picture(path, place.beside)
+    if picture is not None and is_condition(path):
+        return False, f"it looks like a picture to condition {_name(picture)} on, which is not done"
+    return picture is not None or is_mask_name(path), None
 
 
 def _caption(place: Place, picture: str, file: str | None, metadata: Metadata) -> str | None:

@@ -14,6 +14,9 @@ _METADATA = ("metadata.jsonl", "metadata.csv")
 _SYSTEM = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "subject.yaml", "subject.yml", "__macosx"))
 """Files of operating systems, and our own settings of the subject."""
 _MASK = re.compile(r"(.+?)(?:-masklabel|-condlabel|[-_. ]mask)", re.IGNORECASE)
+_CONDITION = "-condlabel"
+MASKS_FOLDER = "masks"
+"""Folder of masks beside photographs, under the photographs' names."""
 
 _REASONS = {
     "a camera's raw data; convert it to TIFF, PNG or JPEG": "3fr arw cr2 cr3 crw dng erf iiq kdc mef mrw nef nrw orf "
@@ -76,7 +79,7 @@ def is_metadata_name(path: str) -> bool:
 
 def caption_names(picture: str) -> Iterator[str]:
     """Possible names of a picture's caption, the most specific first."""
-    for stem in dict.fromkeys((picture, _stem(picture))):
+    for stem in dict.fromkeys((picture, stem_of(picture))):
         for suffix in _CAPTIONS:
             yield f"{stem}.{suffix}"
 
@@ -97,10 +100,26 @@ def nearest_name(name: str, names: Iterable[str]) -> str | None:
 
 def masked_picture(path: str, paths: Iterable[str]) -> str | None:
     """The picture among `paths` that this file masks, by the naming of OneTrainer and others."""
-    mask = _MASK.fullmatch(_stem(path)) if has_picture_name(path) else None
-    if mask is None:
+    stem = masked_stem(path)
+    if stem is None:
         return None
-    return next((other for other in paths if has_picture_name(other) and _stem(other) == mask[1]), None)
+    return next((other for other in paths if has_picture_name(other) and stem_of(other) == stem), None)
+
+
+def masked_stem(path: str) -> str | None:
+    """The path, without its ending, of the picture that a file masks by its name, or None."""
+    mask = _MASK.fullmatch(stem_of(path)) if has_picture_name(path) else None
+    return None if mask is None else mask[1]
+
+
+def is_mask_name(path: str) -> bool:
+    """Whether a name can only be a mask's: `photo.mask.png`."""
+    return has_picture_name(path) and stem_of(path).lower().endswith(".mask")
+
+
+def is_condition(path: str) -> bool:
+    """Whether a file that is named like a mask is a picture that OneTrainer conditions on."""
+    return stem_of(path).lower().endswith(_CONDITION)
 
 
 def _name(path: str) -> str:
@@ -111,5 +130,6 @@ def _suffix(path: str) -> str:
     return _name(path).lower().rpartition(".")[2] if "." in _name(path) else ""
 
 
-def _stem(path: str) -> str:
+def stem_of(path: str) -> str:
+    """A path without its ending."""
     return path.removesuffix(f".{path.rpartition('.')[2]}") if _suffix(path) else path

@@ -150,6 +150,7 @@ def _images(config: DreamBoothConfig, console: RunConsole) -> "tuple[InstanceIma
         config.subject.instance_images,
         resolution=int(config.images.resolution or 0),
         max_pixels=config.images.max_pixels,
+        masked=config.images.masked,
     )
     compared = compared_images(config, inspection)
     for warning in (*inspection.warnings, *compared.warnings):

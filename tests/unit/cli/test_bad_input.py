@@ -172,6 +172,15 @@ class TestInstanceImages:
     def test_repeats_of_what_is_not_there(self, refused: Refused, folder: Path, repeats: str, message: str) -> None:
         assert refused("--set", f"images.repeats={repeats}", images=folder) == message
 
+    def test_masks_that_are_none(self, refused: Refused, folder: Path) -> None:
+        masks = ("--set", "images.masks=weight")
+        assert "needs masks, but none of the 2 photographs has" in refused(*masks, images=folder)
+        save(folder / "1.mask.png", width=40)
+        Image.new("L", (80, 72)).save(folder / "2.mask.png")
+        size, empty = refused(*masks, images=folder).splitlines()
+        assert size.startswith(f"{folder}/1.mask.png is 40 x 72 pixels, but {folder}/1.png, which it masks, is 80 x 72")
+        assert empty.startswith(f"{folder}/2.mask.png is empty: its brightest pixel is 0 of 255")
+
     def test_a_metadata_file_that_breaks_off(self, refused: Refused, folder: Path) -> None:
         (folder / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a photo of [V]"}\n{"file_na')
         assert refused(images=folder).startswith(f"{folder}/metadata.jsonl: line 2 is not JSON")

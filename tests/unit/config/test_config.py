@@ -66,6 +66,9 @@ class TestReading:
             ("images.repeats={a.jpg: true}", "images.repeats.a.jpg: expected a whole number, got True"),
             ("images.repeats={a.jpg: 1001}", "images.repeats.a.jpg: input should be less than or equal to 1000"),
             ("images.repeats=3", "images.repeats: input should be a valid dictionary, got 3"),
+            ("images.mask_background=0.2", "images: mask_background is 0.2, but masks is off, so nothing is weighted"),
+            ("images={masks: crop, mask_background: 0}", "images: mask_background is 0.0, but masks is crop"),
+            ("images.masks=on", "images.masks: input should be 'off', 'weight' or 'crop', got"),
             ("train.caption_dropout=1", "train.caption_dropout: input should be less than 1"),
         ],
     )

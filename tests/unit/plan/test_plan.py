@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dreambooth.config.settings import load_config
 from dreambooth.data.identifier import choose_identifier
@@ -233,6 +234,17 @@ class TestKey:
         (copy / "metadata.jsonl").unlink()
         (copy / "00.txt").write_text("tfz dog in the snow")
         assert plan(images=copy).key == captioned
+
+    def test_masks_count_where_they_are_used(self, plan: MachinePlan, instance_folder: Path, tmp_path: Path) -> None:
+        copy = Path(shutil.copytree(instance_folder, tmp_path / "copy"))
+        for photograph in instance_folder.iterdir():
+            mask = Image.new("L", (80, 72))
+            mask.paste(255, (20, 20, 60, 60))
+            mask.save(copy / f"{photograph.stem}.mask.png")
+        used = (("images.masks=weight",), ("images.masks=weight", "images.mask_background=0.2"), ("images.masks=crop",))
+        assert len({plan(*masks, images=copy).key for masks in ((), *used)}) == 4
+        assert plan(images=copy).key == plan().key
+        assert plan("images.masks=weight", images=copy).warnings == ()
 
     def test_earlier_results_are_found(self, plan: MachinePlan) -> None:
         """Settings that have come since leave keys alone at their defaults."""

@@ -49,6 +49,16 @@ class TestByHand:
         losses = prior_preservation_loss(self.pred[:3], self.target[:3], prior_loss_weight=0)
         assert [float(loss) for loss in losses] == [pytest.approx(11.5 / 3), pytest.approx(11.5 / 3), 0]
 
+    def test_a_mask_weighs_positions_of_the_instance_half(self) -> None:
+        mask = torch.tensor([[2.0, 0.0], [0.5, 1.5]])[:, None, None, :]  # errors per image: 1, 3 | 4.5, 4 as before
+        weight = torch.tensor([1.0, 0.5, 2.0, 0.25])
+        losses = prior_preservation_loss(self.pred, self.target, prior_loss_weight=2.0, mask=mask)
+        assert [float(loss) for loss in losses] == [2.0 + 2 * 4.25, 2.0, 4.25]
+        losses = prior_preservation_loss(self.pred, self.target, prior_loss_weight=2.0, weight=weight, mask=mask)
+        assert [float(loss) for loss in losses] == [1.25 + 2 * 5.0, 1.25, 5.0]
+        alone = prior_preservation_loss(self.pred[:2], self.target[:2], prior_loss_weight=0, mask=mask)
+        assert [float(loss) for loss in alone] == [2.0, 2.0, 0]
+
     def test_the_gradient_reaches_both_halves(self) -> None:
         pred = self.pred.clone().requires_grad_()
         prior_preservation_loss(pred, self.target, prior_loss_weight=0.5).total.backward()

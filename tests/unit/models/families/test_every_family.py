@@ -136,6 +136,16 @@ class TestTraining:
         frozen = {name for name, each in load_model(base, settings).named_parameters() if not each.requires_grad}
         assert frozen == listed
 
+    def test_a_mask_weighs_positions_of_the_instance_half_alone(self, base: Path, config: Any, data: Any) -> None:
+        model, batch = load_model(base, config()).eval(), data(config()).batch(range(2))
+        corner = torch.zeros(2, 1, *batch.latents.shape[-2:])
+        corner[..., :2, :2] = 2
+        with torch.no_grad():
+            whole, first, second = (model(*batch._replace(mask=mask)) for mask in (None, corner, 2 - corner))
+        torch.testing.assert_close((first.instance + second.instance) / 2, whole.instance)
+        assert first.instance < 0.5 * whole.instance
+        assert first.prior == second.prior == whole.prior
+
     def test_gradients_are_the_same_with_recomputed_activations(self, base: Path, config: Any, data: Any) -> None:
         found = []
         for recomputed in ("false", "true"):
