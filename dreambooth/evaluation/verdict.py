@@ -46,16 +46,21 @@ class Finding:
     cure: str
 
 
+def _rank(sentence: str) -> int:
+    return next((place for place, fault in enumerate(FAULTS) if sentence.startswith(fault.opening)), len(FAULTS))
+
+
+def worst_first(warnings: Sequence[str]) -> list[str]:
+    """Warnings of `warnings_of`, the worst first."""
+    return sorted(warnings, key=_rank)
+
+
 def findings(warnings: Sequence[str]) -> list[Finding]:
     """Warnings of `warnings_of` taken apart, worst first; a sentence of another version is named "doubtful"."""
-
-    def rank(sentence: str) -> int:
-        return next((place for place, fault in enumerate(FAULTS) if sentence.startswith(fault.opening)), len(FAULTS))
-
     found = []
-    for sentence in sorted(warnings, key=rank):
+    for sentence in worst_first(warnings):
         measured, _, cure = sentence.partition("): ")
-        name = FAULTS[rank(sentence)].name if rank(sentence) < len(FAULTS) else "doubtful"
+        name = FAULTS[_rank(sentence)].name if _rank(sentence) < len(FAULTS) else "doubtful"
         found.append(Finding(name=name, measured=f"{measured})" if cure else measured, cure=cure))
     return found
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dreambooth.evaluation.verdict import worst_first
 from pipelines.report.by_step import chosen_steps, find_pictures, samples_by_step
 from pipelines.report.charts import loss_chart, score_chart
 from pipelines.report.evaluated import Evaluated, read_pictures, warnings_in
@@ -50,11 +51,10 @@ def render_run(
 
 
 def _about(summary: Mapping[str, Any], facts: RunFacts) -> Mapping[str, Any]:
-    warnings = warnings_in(summary)
     return {
         "title": f"{summary['subject']}: [V] = {summary['identifier']}, {summary['class_noun']}",
         "verdict": verdict_of_summary(summary),
-        "warnings": warnings,
+        "warnings": worst_first(warnings_in(summary)),
         "facts": facts.settings,
         "commands": facts.commands,
         "places": facts.places,

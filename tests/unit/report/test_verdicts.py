@@ -2,7 +2,7 @@
 
 import pytest
 
-from dreambooth.evaluation.verdict import FAULTS, findings, warnings_of
+from dreambooth.evaluation.verdict import FAULTS, findings, warnings_of, worst_first
 from pipelines.report.verdicts import Verdict, verdict_of_result, verdict_of_state
 
 FINE = {"dino": 0.7, "real_dino": 0.75, "pres": 0.3, "near_copies": 0.0, "prompts_followed": 1.0}
@@ -41,6 +41,11 @@ def test_the_worst_is_said_first_and_the_others_too() -> None:
     both = verdict(WRONG["class drifted"], WRONG["copies"])
     assert both.name == "copies"
     assert both.why == "samples copy the photographs (50% are near-copies); also class drifted"
+    sentences = warnings_of(FINE | WRONG["prompt not followed"] | WRONG["not bound"])
+    assert [sentence.partition(" (")[0] for sentence in worst_first(sentences)] == [
+        "the samples hardly look like the subject",
+        "prompts are not followed",
+    ]
     ranks = [verdict(WRONG[name]).rank for name in WRONG]
     assert ranks == sorted(ranks)
     assert verdict_of_state("failed", None).rank < ranks[0]
