@@ -33,6 +33,7 @@ INTEGRATION_TIMEOUT_SECONDS = 600
 LONGEST = (
     "test_train_stage.py",
     "test_family_engines.py",
+    "test_family_batch.py",
     "test_engines.py",
     "test_personalize.py",
     "test_batch.py",

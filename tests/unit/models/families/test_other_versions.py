@@ -85,11 +85,15 @@ def special_tokens_as_extra(base: Path) -> None:
 
 
 def a_feature_extractor(base: Path) -> None:
-    """CLIPFeatureExtractor became CLIPImageProcessor; it comes with a safety checker, and is not read."""
+    """CLIPFeatureExtractor became CLIPImageProcessor; it comes with a safety checker, and is not read.
+
+    Nor is an image encoder, which the index names though it wasn't downloaded.
+    """
     (base / "feature_extractor").mkdir()
     content = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 224}
     (base / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(content))
-    change(base / "model_index.json", feature_extractor=["transformers", "CLIPFeatureExtractor"])
+    named = {"feature_extractor": "CLIPFeatureExtractor", "image_encoder": "CLIPVisionModelWithProjection"}
+    change(base / "model_index.json", **{name: ["transformers", kind] for name, kind in named.items()})
 
 
 def a_vae_of_2022(base: Path) -> None:
