@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dreambooth.errors import InputError
 from dreambooth.miniature import VIT_DIR
+from dreambooth.models.building import BUILDING
 from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remote
 from dreambooth.quiet import hide_progress_bars, quiet
 
@@ -115,7 +116,10 @@ class ViTEncoder:
         from transformers import ViTModel
 
         self.transform = read_transform(directory)
-        model = ViTModel.from_pretrained(directory, add_pooling_layer=False, local_files_only=True, dtype=torch.float32)
+        with BUILDING:
+            model = ViTModel.from_pretrained(
+                directory, add_pooling_layer=False, local_files_only=True, dtype=torch.float32
+            )
         self._model = model.to(device).eval()
         self._device = device
 

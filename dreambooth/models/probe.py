@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.config.subject import PromptTemplates, Subject
+from dreambooth.models.building import BUILDING
 from dreambooth.models.families import Family, Tensors
 from dreambooth.models.tied_weights import load_parameters
 
@@ -91,7 +92,7 @@ def encoded_text(
     `embedding` is the identifier's and the change that it adds. The given module isn't run: its own weights may be
     sharded over ranks. The copy shares the memory of `weights`.
     """
-    with torch.device("meta"):
+    with BUILDING, torch.device("meta"):
         copy = type(text_encoder)(text_encoder.config)
     load_parameters(copy, weights, assign=True)
     for name, buffer in text_encoder.named_buffers():  # such as the positions, which no weights hold

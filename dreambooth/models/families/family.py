@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
+from dreambooth.models.building import BUILDING
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
 from dreambooth.models.families.defaults import Defaults
@@ -130,16 +131,17 @@ class Family(OtherPrograms, ABC):
         component = self.component(folder)
         # To save memory, diffusers has accelerate put every module on the meta device that any thread makes meanwhile.
         eager = {"low_cpu_mem_usage": False} if component.library == "diffusers" else {}
-        module: nn.Module = component.load_class().from_pretrained(
-            directory,
-            subfolder=folder,
-            dtype=wanted,
-            variant=variant_of(directory, component),
-            local_files_only=True,
-            use_safetensors=True,
-            **component.overrides,
-            **eager,
-        )
+        with BUILDING:
+            module: nn.Module = component.load_class().from_pretrained(
+                directory,
+                subfolder=folder,
+                dtype=wanted,
+                variant=variant_of(directory, component),
+                local_files_only=True,
+                use_safetensors=True,
+                **component.overrides,
+                **eager,
+            )
         return module.to(wanted) if eager else module
 
     def load_vae(self, directory: Path, device: str) -> Any:
@@ -154,7 +156,7 @@ class Family(OtherPrograms, ABC):
 
         component = self.component(folder)
         kind = component.load_class()
-        with torch.device(device):
+        with BUILDING, torch.device(device):
             if component.library == "diffusers":
                 return cast("nn.Module", kind.from_config(kind.load_config(directory / folder)))
             config = kind.config_class.from_pretrained(directory / folder, **component.overrides)
