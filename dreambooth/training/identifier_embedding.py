@@ -32,13 +32,18 @@ class IdentifierEmbedding(nn.Module):
                 self.change.copy_(table.weight[like] - table.weight[token_ids])
         self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
         self._table_name = next(name for name, weight in text_encoder.named_parameters() if weight is table.weight)
-        for used in _tables_of(text_encoder):
+        # T5 has two modules with one weight, and looks up tokens in the second.
+        modules = text_encoder.named_modules()
+        self._tables = [name for name, one in modules if isinstance(one, nn.Embedding) and one.weight is table.weight]
+        for name in self._tables:
+            used = text_encoder.get_submodule(name)
             used.register_forward_hook(lambda _, inputs, output: self(inputs[0], output))
 
     def added_to(self, text_encoder: nn.Module, change: Tensor) -> None:
-        """Apply `change` (N, D) to the embeddings of another text encoder."""
+        """Apply `change` (N, D) to another text encoder of this kind, whose tables may hold one weight as two."""
         ids = self.token_ids.to(change.device)
-        for table in _tables_of(text_encoder):
+        for name in self._tables:
+            table = text_encoder.get_submodule(name)
             table.register_forward_hook(lambda _, inputs, output: _changed(inputs[0], output, ids, change))
 
     def forward(self, input_ids: Tensor, embeddings: Tensor) -> Tensor:
@@ -60,9 +65,3 @@ def _changed(input_ids: Tensor, embeddings: Tensor, token_ids: Tensor, change: T
 def _table_of(text_encoder: nn.Module) -> nn.Embedding:
     table: nn.Embedding = text_encoder.get_input_embeddings()  # type: ignore[operator]
     return table
-
-
-def _tables_of(text_encoder: nn.Module) -> list[nn.Embedding]:
-    """All modules that are its table: T5 has two with one weight, and looks up tokens in the second."""
-    weight = _table_of(text_encoder).weight
-    return [one for one in text_encoder.modules() if isinstance(one, nn.Embedding) and one.weight is weight]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from replicas import deepfloyd
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -63,6 +64,23 @@ def test_what_is_exported_is_what_was_trained(tiny_pipeline: Path) -> None:
         torch.testing.assert_close(hidden_state(plain.eval(), tiny_pipeline, prompt), trained)
 
 
+def test_the_export_of_t5_is_verified_which_looks_tokens_up_in_a_table_of_two_modules(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        deepfloyd.build(base)
+    model = load_model(base, configured("sks", identifier_learning_rate=0.5, text_encoders="all"))
+    torch.nn.init.normal_(model.identifier_embeddings["text_encoder"].change)
+    state = state_of(model)
+    export_pipeline(base, state, tmp_path / "right")
+    verify_export(tmp_path / "right", base, state, dtype=torch.float32)
+    wrong = fold_wrongly(model, state, 0.5)
+    export_pipeline(base, wrong, tmp_path / "wrong")
+    with pytest.raises(ValueError, match="computes something else than the trained one"):
+        verify_export(tmp_path / "wrong", base, wrong, dtype=torch.float32)
+
+
 def test_copied_components_stay_apart(tiny_pipeline: Path) -> None:
     components = load_components(tiny_pipeline)
     copied = components.copied()
@@ -104,7 +122,7 @@ def state_of(model: DreamBoothModel) -> Trained:
 
 def fold_wrongly(model: DreamBoothModel, state: Trained, part: float) -> Trained:
     """The export without a part of the change."""
-    name = next(name for name in state if name.endswith("token_embedding.weight"))
+    name = next(name for name in state if name.endswith(("token_embedding.weight", "shared.weight")))
     table = state[name].clone()
     table[model.identifier_embeddings["text_encoder"].token_ids] -= (
         part * model.identifier_embeddings["text_encoder"].change.detach()
