@@ -149,7 +149,7 @@ def sample(
             x0 = pipeline(
                 **{name: part[batch] for name, part in text.items()},
                 **family.call_arguments(guidance_scale),
-                **({} if images is None else {"image": list(images[batch])}),
+                **({} if images is None else family.image_arguments(pipeline, images[batch])),
                 generator=generators,
                 num_inference_steps=num_inference_steps,
                 height=height,
@@ -166,7 +166,7 @@ def sample(
         prompts,
         [further_seed(seed) for seed in seeds],
         num_inference_steps=num_inference_steps,
-        guidance_scale=family.defaults.guidance_scale,
+        guidance_scale=family.guidance_scale(large),
         height=family.scales_up * height,
         width=family.scales_up * width,
         batch_size=batch_size,

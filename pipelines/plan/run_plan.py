@@ -13,6 +13,7 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.cascade import check_cascade
+from dreambooth.models.config_fields import read_json
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
 from pipelines.plan.counted import optimizer_bytes
@@ -187,12 +188,7 @@ def make_plan(
     second_base = second_base or resolve_base_model(own.base_model, own.revision, scales_up=True, weights=weights)
     side, large = int(first.config.images.resolution or 0), own.images.resolution or second_base.resolution
     check_cascade(first.base, second_base, sides=(side, large))
-    if first.run_text_encoders:
-        raise InputError(
-            f"train.{'method' if first.config.train.method != 'dreambooth' else 'text_encoders'} trains "
-            f"{' and '.join(first.run_text_encoders)}, which both stages of a cascade read prompts with: the second "
-            f"would be sampled with another than it was trained with; leave it out, or super_resolution.base_model"
-        )
+    _check_text_encoders(first, second_base)
     try:
         second = _stage_plan(own, resources, second_base, None, weights=weights)
     except InputError as error:  # the setting of that name is the first stage's
@@ -206,6 +202,22 @@ def make_plan(
         key=config_hash(first.key, second.key),
         warnings=(*first.warnings, *further),
     )
+
+
+def _check_text_encoders(first: Plan, second: BaseModel) -> None:
+    """Refuse to train what the second stage reads prompts with, and to train it by the identifier's embedding alone."""
+    trained = " and ".join(first.run_text_encoders)
+    if first.config.train.method == "textual_inversion":
+        raise InputError(
+            f"train.method textual_inversion trains an embedding of {trained} alone, and the second stage of a cascade "
+            f"has none of its own; leave it out, or super_resolution.base_model"
+        )
+    config = read_json(second.directory / second.family.denoiser.folder / "config.json")
+    if trained and second.family.reads_text(config):
+        raise InputError(
+            f"train.text_encoders trains {trained}, which both stages of a cascade read prompts with: the second would "
+            f"be sampled with another than it was trained with; leave it out, or super_resolution.base_model"
+        )
 
 
 def _stage_plan(

@@ -118,6 +118,7 @@ class DreamBoothModel(PythonModel):
         generators = [torch.Generator("cpu").manual_seed(_further(seed + row)) for row in range(len(prompts))]
         second, (width, height) = self.second, pictures[0].size
         factor = second.unet.config.sample_size // self.pipeline.unet.config.sample_size
+        levels = second.image_noising_scheduler.config.get("_levels") or 1000
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             images: list[Any] = second(
                 prompts,
@@ -126,6 +127,7 @@ class DreamBoothModel(PythonModel):
                 width=factor * width,
                 generator=generators,
                 num_inference_steps=int(params["num_inference_steps"]),
+                noise_level=levels // 4,
                 clean_caption=False,
             ).images
         return images

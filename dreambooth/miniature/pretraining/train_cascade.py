@@ -35,6 +35,8 @@ SMALL_SIDE, LARGE_SIDE, CROP_SIDE = 16, 64, 32
 SMALL_BATCH, LARGE_BATCH = 32, 16
 MOST_NOISE = 400
 """Levels of the small picture's noise that stage II is trained on: from 0 to below this, of 1000."""
+TUNED_LEVELS = 100
+"""The same of DreamBooth, whose samples have a quarter of this: higher levels leave less of the small picture."""
 
 
 def scheduler(*, prediction_type: str) -> DDPMScheduler:
@@ -51,8 +53,10 @@ def scheduler(*, prediction_type: str) -> DDPMScheduler:
 
 
 def noising_scheduler() -> DDPMScheduler:
-    """The noise of the small picture."""
-    return DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    """The noise of the small picture, which says how much of it stage II is tuned and sampled with."""
+    noising = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    noising.register_to_config(_levels=TUNED_LEVELS)
+    return noising
 
 
 def build_small_unet() -> UNet2DConditionModel:

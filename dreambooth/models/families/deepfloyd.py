@@ -7,13 +7,14 @@ noise alone is trained, so an exported model samples with a fixed variance, as d
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component, denoiser_part, scheduler_part, t5_part, tokenizer_part
-from dreambooth.models.config_fields import list_of, whole
+from dreambooth.models.config_fields import COUNT, Field, list_of, or_null, read_json, whole
 from dreambooth.models.families.defaults import Defaults
 from dreambooth.models.families.family import Tensors
 from dreambooth.models.families.stable_diffusion import (
@@ -27,6 +28,7 @@ from dreambooth.models.families.stable_diffusion import (
 from dreambooth.models.families.tokenizers import load_tokenizer, padded_with_mask, read_tokenizer
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Generator, Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
@@ -38,6 +40,8 @@ _TOKENS = 77
 """Tokens of a prompt, as the models were trained; T5 could read more."""
 _SCALED_UP = 4
 _NOISING = "image_noising_scheduler"
+_LEVELS = "_levels"
+"""How many levels of the small picture's noise a stage II is tuned on, if not all; diffusers passes over the name."""
 
 _COMPONENTS = (
     denoiser_part("unet", "UNet2DConditionModel"),
@@ -51,7 +55,7 @@ class PixelUNet(DiffusionUNet):
     """A UNet on pixels that reads T5's states, which T5's attention mask keeps clear of padding."""
 
     components: tuple[Component, ...] = _COMPONENTS
-    fields = (
+    fields: tuple[Field, ...] = (
         *UNET_FIELDS,
         field(
             "unet/config.json", "block_out_channels", (320, 640, 1280, 1280), "a list of whole numbers", list_of(whole)
@@ -166,18 +170,28 @@ class DeepFloydII(PixelUNet):
     pipeline_class = "IFSuperResolutionPipeline"
     components = (*_COMPONENTS, Component(folder=_NOISING, role="scheduler", library="diffusers", kind="DDPMScheduler"))
     defaults = Defaults(text_encoders=(), learning_rate=1e-7, num_inference_steps=25, guidance_scale=4.0)
+    fields = (
+        *PixelUNet.fields,
+        field(f"{_NOISING}/scheduler_config.json", _LEVELS, None, f"null or {COUNT}", or_null(whole)),
+    )
     scales_up = _SCALED_UP
     inputs = 2 * _COLOURS
+
+    def reads_text(self, config: Mapping[str, Any]) -> bool:
+        """Whether the UNet has cross-attention, or takes the text beside its timestep."""
+        kinds = [config.get(name, "CrossAttn") for name in ("down_block_types", "mid_block_type", "up_block_types")]
+        return config.get("addition_embed_type") is not None or "CrossAttn" in json.dumps(kinds)
 
     def process(self, directory: Path, shape: tuple[int, int, int]) -> "Process":
         """The diffusion of the base's scheduler, and that of the small picture."""
         from dreambooth.models.process import SuperResolution
 
         large, small = load_diffusion(directory), load_diffusion(directory, _NOISING)
+        levels = read_json(directory / _NOISING / "scheduler_config.json").get(_LEVELS)
         return SuperResolution(
             alphas_cumprod=large.alphas_cumprod,
             prediction_type=large.prediction_type,
-            small=small,
+            small=replace(small, alphas_cumprod=small.alphas_cumprod[:levels]),
             factor=_SCALED_UP,
         )
 
@@ -202,6 +216,12 @@ class DeepFloydII(PixelUNet):
 
         noising = DDPMScheduler.from_pretrained(directory, subfolder=_NOISING, local_files_only=True)
         return IFSuperResolutionPipeline(**parts, image_noising_scheduler=noising)
+
+    def image_arguments(self, pipeline: Any, images: "Sequence[Image]") -> dict[str, Any]:
+        """The pictures, noised to a quarter of the levels: that is 250 of IF's 1000, the pipeline's own default."""
+        noising = pipeline.image_noising_scheduler.config
+        levels = noising.get(_LEVELS) or noising.num_train_timesteps
+        return {"image": list(images), "noise_level": levels // 4}
 
 
 @lru_cache(maxsize=16)

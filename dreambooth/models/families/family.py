@@ -20,6 +20,7 @@ from dreambooth.models.weight_files import variant_of
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import Generator, Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
@@ -116,6 +117,10 @@ class Family(OtherPrograms, ABC):
 
     def check_trainable(self, settings: "BaseSettings") -> None:
         """Raise InputError for a denoiser with inputs that training doesn't give."""
+
+    def reads_text(self, config: Mapping[str, Any]) -> bool:
+        """Whether a denoiser with this configuration makes anything of the text that it is given."""
+        return True
 
     def warning(self, settings: "BaseSettings") -> str | None:
         """A warning about a base that can't be learnt in full, by its noise schedule or a missing part, or None."""
@@ -331,6 +336,14 @@ class Family(OtherPrograms, ABC):
     def call_arguments(self, guidance_scale: float) -> dict[str, Any]:
         """Further arguments of a pipeline's call."""
         return {"guidance_scale": guidance_scale}
+
+    def guidance_scale(self, pipeline: Any) -> float:
+        """The guidance scale of a second stage: its default, or none if there is no text to guide it."""
+        return self.defaults.guidance_scale if self.reads_text(getattr(pipeline, self.denoiser.folder).config) else 1.0
+
+    def image_arguments(self, pipeline: Any, images: Sequence["Image"]) -> dict[str, Any]:
+        """Arguments of a pipeline's call for the pictures that it scales up."""
+        return {"image": list(images)}
 
     def guided(self, pipeline: Any, guidance_scale: float) -> bool:
         """Whether a pipeline evaluates its denoiser with and without text (arXiv 2207.12598)."""

@@ -169,7 +169,10 @@ def test_weights_in_half_precision_are_the_same_text_encoder(
             "super_resolution.resolution is 128 and images.resolution 16, but .* 64",
         ),
         (("images.resolution=32",), "super_resolution.resolution is 64 and images.resolution 32, .* expected 128"),
-        (("train.method=textual_inversion",), "train.method trains text_encoder, which both stages"),
+        (
+            ("train.method=textual_inversion",),
+            "train.method textual_inversion trains an embedding of text_encoder alone",
+        ),
         (("train.text_encoders=all",), "train.text_encoders trains text_encoder, which both stages"),
         (("super_resolution.base_model=miniature",), r"super_resolution\.base_model 'miniature' is Stable Diffusion"),
         (("super_resolution.base_model=nowhere/at/all",), "nowhere/at/all"),
@@ -184,6 +187,27 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         planned(*overrides)
+
+
+def test_a_second_stage_that_reads_no_text_leaves_the_first_ones_text_encoder_to_be_trained(
+    planned: Callable[..., Plan], bases: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(bases[1], other)
+    path = other / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    asked = (f"super_resolution.base_model={other}", "train.text_encoders=all")
+    without = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"] * 3, "mid_block_type": None}
+    path.write_text(json.dumps(config | without))
+    with pytest.raises(InputError, match="trains text_encoder, which both stages of a cascade read prompts with"):
+        planned(*asked)  # by addition_embed_type
+    path.write_text(json.dumps(config | without | {"addition_embed_type": None}))
+    plan = planned(*asked)
+    assert plan.second is not None
+    assert plan.run_text_encoders == ("text_encoder",)
+    assert plan.second.run_text_encoders == ()
+    with pytest.raises(InputError, match=r"train\.method textual_inversion"):
+        planned(*asked, "train.method=textual_inversion")
 
 
 def test_another_side_is_that_of_both(planned: Callable[..., Plan]) -> None:

@@ -190,6 +190,25 @@ class TestWhatTheDenoiserIsGiven:
         assert levels.max() > 950
         assert torch.equal(levels, data.batch(range(200)).conditions["noise_level"])
 
+    def test_is_small_pictures_of_the_levels_that_the_base_names(
+        self, bases: dict[str, Path], photos: Path, tmp_path: Path
+    ) -> None:
+        base = shutil.copytree(bases["deepfloyd-if-2"], tmp_path / "base")
+        path = base / "image_noising_scheduler" / "scheduler_config.json"
+        for levels, sampled in ((None, 250), (40, 10)):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"_levels": levels}))
+            drawn = prepared(base, configured(base, photos), photos).batch(range(200)).conditions["noise_level"]
+            assert (levels or 1000) * 0.9 < drawn.max() < (levels or 1000)
+            pipeline = load_pipeline(base)
+            with listening(pipeline.unet) as calls:
+                sample(
+                    pipeline, ["a dog"], [0], num_inference_steps=1, guidance_scale=1.0, images=further("", 1)["image"]
+                )
+            assert calls[0]["class_labels"].unique().tolist() == [sampled]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"_levels": "40"}))
+        with pytest.raises(InputError, match='_levels is "40"; expected null or a whole number'):
+            resolve_base_model(str(base), scales_up=True)
+
 
 class TestNoise:
     @pytest.mark.parametrize("sampler", ["ours", "the base's"])
