@@ -13,6 +13,7 @@ _HERE = Path(__file__).parent
 WEIGHTS_DIR = _HERE / "weights"
 PIPELINE_DIR = WEIGHTS_DIR / "pipeline"
 FLOW_DIR = WEIGHTS_DIR / "flow"
+CASCADE_DIR = WEIGHTS_DIR / "cascade"
 VIT_DIR = WEIGHTS_DIR / "vit"
 CLIP_DIR = WEIGHTS_DIR / "clip"
 SUBJECTS_DIR = _HERE / "subjects"

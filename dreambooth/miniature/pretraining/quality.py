@@ -10,10 +10,10 @@ name combinations of class noun, colour and place that the denoiser was never sh
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ GRID_PROMPTS = (
 )
 STEPS, GUIDANCE = 20, 4.5
 PER_PROMPT = 3
+
+Sampler = Callable[[list[str], int], list[Image.Image]]
+"""One image for each prompt, of which the n-th has the seed given + n."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +151,10 @@ def top1(
 def sample(
     pipeline: DiffusionPipeline,
     prompts: list[str],
+    seed: int,
     *,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
-    seed: int = 0,
     batch_size: int = 25,
 ) -> list[Image.Image]:
     """One image for each prompt by the pipeline's own sampler; the n-th image has seed + n."""
@@ -166,12 +169,10 @@ def sample(
     return images
 
 
-def follows_prompts(
-    pipeline: DiffusionPipeline, clip: CLIPModel, tokenizer: CLIPTokenizer, **sampling: Any
-) -> dict[str, float]:
+def follows_prompts(sampler: Sampler, clip: CLIPModel, tokenizer: CLIPTokenizer) -> dict[str, float]:
     """How often samples of the held-out prompts show what these name, by the CLIP: `top1` of each of the three."""
     asked = [triple for triple in held_out_prompts() for _ in range(PER_PROMPT)]
-    return top1(clip, tokenizer, sample(pipeline, [prompt(*triple) for triple in asked], **sampling), asked)
+    return top1(clip, tokenizer, sampler([prompt(*triple) for triple in asked], 0), asked)
 
 
 def measure(weights: Path, photographs: Path | None) -> Quality:
@@ -191,7 +192,7 @@ def measure(weights: Path, photographs: Path | None) -> Quality:
             nameable.append(scene)
     facts = [(scene.look.class_noun, str(scene.look.colour_name), str(scene.place)) for scene in nameable]
     on_scenes = top1(clip, tokenizer, [draw(scene) for scene in nameable], facts)
-    on_samples = follows_prompts(pipeline, clip, tokenizer)
+    on_samples = follows_prompts(partial(sample, pipeline), clip, tokenizer)
     return Quality(
         vae_psnr_scenes=psnr(pipeline.vae, [draw(scene) for scene in scenes]),
         vae_psnr_photographs=psnr(pipeline.vae, held_out) if held_out else None,
@@ -206,10 +207,10 @@ def measure(weights: Path, photographs: Path | None) -> Quality:
     )
 
 
-def grid(pipeline: DiffusionPipeline, *, columns: int = 6, side: int = 128, **sampling: Any) -> Image.Image:
+def grid(sampler: Sampler, *, columns: int = 6, side: int = 128) -> Image.Image:
     """Samples of GRID_PROMPTS, one row each, enlarged to `side` pixels."""
     prompts = [text for text in GRID_PROMPTS for _ in range(columns)]
-    samples = sample(pipeline, prompts, seed=1000, batch_size=24, **sampling)
+    samples = sampler(prompts, 1000)
     sheet = Image.new("RGB", (columns * (side + 4) - 4, len(GRID_PROMPTS) * (side + 4) - 4), "white")
     for index, image in enumerate(samples):
         place = (index % columns * (side + 4), index // columns * (side + 4))
@@ -229,9 +230,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.grid:
         arguments.grid.parent.mkdir(parents=True, exist_ok=True)
-        grid(StableDiffusionPipeline.from_pretrained(arguments.weights / "pipeline")).save(
-            arguments.grid, optimize=True
-        )
+        pipeline = StableDiffusionPipeline.from_pretrained(arguments.weights / "pipeline")
+        grid(partial(sample, pipeline)).save(arguments.grid, optimize=True)
         return
     figures = asdict(measure(arguments.weights, arguments.photographs))
     rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}

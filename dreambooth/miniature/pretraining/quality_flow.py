@@ -9,6 +9,7 @@ is one of the model's own text encoders, which may flatter the figures.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from dreambooth.miniature import CLIP_DIR, FLOW_DIR
-from dreambooth.miniature.pretraining.quality import follows_prompts, grid
+from dreambooth.miniature.pretraining.quality import follows_prompts, grid, sample
 from dreambooth.quiet import quiet
 from dreambooth.sampling.sampler import sampling_dtype
 
@@ -33,13 +34,14 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, help="only write a picture of samples there")
     arguments = parser.parse_args()
     pipeline = StableDiffusion3Pipeline.from_pretrained(arguments.weights / "pipeline", torch_dtype=torch.float32)
+    sampler = partial(sample, pipeline, steps=STEPS, guidance=GUIDANCE)
     with torch.autocast("cpu", torch.bfloat16, enabled=sampling_dtype("cpu") is torch.bfloat16):
         if arguments.grid:
             arguments.grid.parent.mkdir(parents=True, exist_ok=True)
-            grid(pipeline, steps=STEPS, guidance=GUIDANCE).save(arguments.grid, optimize=True)
+            grid(sampler).save(arguments.grid, optimize=True)
             return
         clip = CLIPModel.from_pretrained(CLIP_DIR, dtype=torch.float32).eval()
-        found = follows_prompts(pipeline, clip, CLIPTokenizer.from_pretrained(CLIP_DIR), steps=STEPS, guidance=GUIDANCE)
+        found = follows_prompts(sampler, clip, CLIPTokenizer.from_pretrained(CLIP_DIR))
     figures = {f"prompt_{name}": round(share, 4) for name, share in found.items()}
     (arguments.weights / "quality.json").write_text(json.dumps(figures, indent=2) + "\n")
     for name, value in figures.items():
