@@ -105,17 +105,19 @@ def _identifiers(configs: Sequence[DreamBoothConfig], bases: Bases) -> dict[str,
 
 def _checked(
     configs: Sequence[DreamBoothConfig], resources: Resources, bases: Bases, identifiers: Mapping[str, str]
-) -> Iterable[SubjectCheck]:
+) -> Iterator[SubjectCheck]:
     """Check in several processes if that pays: decoding pictures holds Python's lock."""
     check = partial(_check_some, resources=resources, bases=bases)
     tasks = [(config, identifiers.get(config.subject.name)) for config in configs]
     processes = min(usable_cpus(), _MOST_PROCESSES, len(tasks) // _PER_PROCESS)
     if processes < 2:
-        return check(tasks)
+        yield from check(tasks)
+        return
     parts = [tasks[start : start + _PER_PART] for start in range(0, len(tasks), _PER_PART)]
     # A fork would hold locks of threads it lacks.
     with ProcessPoolExecutor(processes, mp_context=get_context("forkserver"), initializer=quiet) as pool:
-        return [one for part in pool.map(check, parts) for one in part]
+        for part in pool.map(check, parts):
+            yield from part
 
 
 def _lean(config: DreamBoothConfig, bases: Bases, sections: Sections, check: SubjectCheck) -> SubjectCheck:
