@@ -262,7 +262,7 @@ class SubjectRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
-        return dataclasses.asdict(self)
+        return dict(self.__dict__)
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:

@@ -96,7 +96,7 @@ class SubjectQueue:
             said = f"can't read {self._uri}: {explain(error)}; the same command goes on when that is mended"
             self.halt(str(error) if isinstance(error, StoreAway) else said)
         self._counts = Counter(record.state for record in self._records.values())
-        self._record_counts()
+        self._record_counts(*STATES)
 
     def next(
         self,
@@ -302,10 +302,10 @@ class SubjectQueue:
         self._counts[before.state] -= 1
         self._counts[after.state] += 1
         self._records[name] = after
-        self._record_counts()
+        self._record_counts(before.state, after.state)
 
-    def _record_counts(self) -> None:
-        for state in STATES:
+    def _record_counts(self, *states: State) -> None:
+        for state in dict.fromkeys(states):
             record_metric("dreambooth_subjects", self._counts[state], batch=self._batch, state=state)
 
 
