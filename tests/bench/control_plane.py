@@ -196,6 +196,7 @@ def write_small_summary(plan: Plan, batch_run_id: str, batch_uri: str) -> str:
         "registered_model": None,
         "version": None,
         "model_uri": "",
+        "report": join(uri, "report.html"),
         "contact_sheet": None,
         "similarity": None,
         "steps": 1,
