@@ -20,6 +20,8 @@ from dreambooth.errors import InputError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES |= {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"}
+_NAMES |= {torch.bool: "BOOL"}
 
 Progress = Callable[[int, int], None]
 """Called with bytes written, and bytes in all."""
@@ -55,6 +57,21 @@ def write_tensors(
     on_progress: Progress = lambda done, total: None,
 ) -> str:
     """Write a file, and return its sha256. Raises ValueError where a tensor's shape isn't the planned one."""
+    header, end = header_of(planned, metadata), sum(tensor.size for tensor in planned)
+    total, done = hashlib.sha256(header), 0
+    with target.open("wb") as file:
+        file.write(header)
+        for tensor in planned:
+            content = content_of(tensor)
+            total.update(content)
+            file.write(content)
+            done += tensor.size
+            on_progress(done, end)
+    return total.hexdigest()
+
+
+def header_of(planned: Sequence[Planned], metadata: Mapping[str, str]) -> bytes:
+    """The start of a file, up to the first tensor."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for tensor in planned:
@@ -66,29 +83,18 @@ def write_tensors(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
-    total, done = hashlib.sha256(), 0
-    with target.open("wb") as file:
-        for part in (len(text).to_bytes(8, "little"), text):
-            total.update(part)
-            file.write(part)
-        for tensor in planned:
-            content = _bytes_of(tensor)
-            total.update(content)
-            file.write(content)
-            done += tensor.size
-            on_progress(done, end)
-    return total.hexdigest()
+    return len(text).to_bytes(8, "little") + text
 
 
-def _bytes_of(planned: Planned) -> bytes:
+def content_of(planned: Planned) -> memoryview:
+    """A tensor's bytes, not copied where it lies in main memory as planned. Raises ValueError for another shape."""
     tensor = planned.make()
     if tuple(tensor.shape) != planned.shape:
         raise ValueError(f"{planned.name} has shape {tuple(tensor.shape)}, expected {planned.shape}")
     flat = tensor.detach().to("cpu", planned.dtype).contiguous().reshape(-1)
     if planned.dtype is torch.float16 and bool(flat.isinf().any()) and not bool(tensor.isinf().any()):
         raise InputError(f"{planned.name} has numbers beyond the range of float16; choose bfloat16 or float32")
-    content: bytes = flat.view(torch.uint8).numpy().tobytes()
-    return content
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # Buffer is Python 3.12's
 
 
 def planned_as(opened: Mapping[str, Any], dtype: torch.dtype) -> list[Planned]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dreambooth.training.checkpoint_files import CheckpointFile
+
 _WEIGHTS = "best.safetensors"
 
 
@@ -66,19 +68,19 @@ class Scores:
         """Whether the last `stop_after` scores brought no new best."""
         return stop_after is not None and self.since_best >= stop_after
 
-    def save(self, folder: Path) -> None:
-        """Write the best weights, if kept, into a checkpoint's folder."""
-        if self.weights is not None:
-            from safetensors.torch import save_file
+    def files(self) -> "list[CheckpointFile]":
+        """A checkpoint's file of the best weights, if kept."""
+        if self.weights is None:
+            return []
+        from dreambooth.models.probe import Trained
+        from dreambooth.training.checkpoint_files import CheckpointFile, write_safetensors
 
-            from dreambooth.models.probe import Trained
-
-            tensors = self.weights.as_tensors() if isinstance(self.weights, Trained) else self.weights
-            save_file({name: weight.contiguous() for name, weight in tensors.items()}, folder / _WEIGHTS)
+        tensors = self.weights.as_tensors() if isinstance(self.weights, Trained) else self.weights
+        return [CheckpointFile(name=_WEIGHTS, content=tensors, write=write_safetensors)]
 
     @classmethod
     def load(cls, folder: Path, measured: list[dict[str, float]]) -> "Scores":
-        """Restore scores from their `as_dict` and the weights written by `save`."""
+        """Restore scores from their `as_dict` and the weights of `files`."""
         scores = [Score(step=int(one["step"]), dino=one["dino"], clip_t=one["clip_t"]) for one in measured]
         weights = None
         if (folder / _WEIGHTS).is_file():

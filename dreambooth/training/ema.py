@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from dreambooth.training.checkpoint_files import CheckpointFile, write_safetensors
 
 
 class Ema:
@@ -45,14 +48,14 @@ class Ema:
             master.copy_(average)
             average.copy_(kept)
 
-    def save(self, path: Path) -> None:
-        """Write this rank's averages as safetensors."""
-        save_file(
-            {f"{i}": average.contiguous() for i, average in enumerate(self.averages)}, path, {"steps": str(self.steps)}
-        )
+    def file(self, name: str) -> CheckpointFile:
+        """A checkpoint's file with this rank's averages."""
+        averages = {f"{i}": average for i, average in enumerate(self.averages)}
+        write = partial(write_safetensors, metadata={"steps": str(self.steps)})
+        return CheckpointFile(name=name, content=averages, write=write)
 
     def load(self, path: Path, steps: int) -> None:
-        """Read what `save` wrote, after `steps` updates."""
+        """Read what `file` is written as, after `steps` updates."""
         tensors = load_file(path)
         for i, average in enumerate(self.averages):
             average.copy_(tensors[f"{i}"])

@@ -122,7 +122,7 @@ def upload(path: Path, uri: str) -> FileRecord:
     """
     fs, target = filesystem(uri)
     record = FileRecord(size=path.stat().st_size, sha256=sha256(path))
-    _make_parent(fs, target)
+    make_parent(fs, target)
     _within(_seconds(record.size), fs, "put_file", str(path), target)
     if (size := fs.info(target)["size"]) != record.size:
         raise OSError(errno.EIO, f"{path.name} has {record.size} bytes, but {size} arrived at {uri}")
@@ -202,7 +202,7 @@ def pyarrow_filesystem(uri: str) -> tuple[Any, str]:
 
 
 def _write(fs: AbstractFileSystem, path: str, content: bytes) -> None:
-    _make_parent(fs, path)
+    make_parent(fs, path)
     if not isinstance(fs, LocalFileSystem):
         _within(_seconds(len(content)), fs, "pipe_file", path, content)
         return
@@ -230,7 +230,8 @@ def _seconds(size: int) -> float:
     return 600 + size / 100_000  # bytes in a second over a line that is still worth waiting for
 
 
-def _make_parent(fs: AbstractFileSystem, path: str) -> None:
+def make_parent(fs: AbstractFileSystem, path: str) -> None:
+    """Make a file's folder, where there are any."""
     if not _has_no_folders(fs):
         fs.makedirs(fs._parent(path), exist_ok=True)
 

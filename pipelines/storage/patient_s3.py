@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
 from pipelines.storage.faults import StoreAway, first_line, is_away, is_missing_bucket
@@ -46,6 +47,8 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]  # s3fs has no types
                 return await call(method, *arguments, **keywords)
 
         return await _patiently(keywords.get("Bucket") or "", attempt)
+
+    call_s3 = sync_wrapper(_call_s3)  # of files that are written in parts
 
     async def _cat_file(self, path: str, **keywords: Any) -> bytes:
         cat = super()._cat_file

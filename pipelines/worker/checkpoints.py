@@ -2,21 +2,23 @@
 
 import datetime
 import re
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
 from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
 from pipelines.storage.faults import StorageFull, readable_size, room_for
-from pipelines.storage.files import FileRecord, exists, filesystem, is_local, join, move, remove
+from pipelines.storage.files import FileRecord, exists, filesystem, join, remove
 from pipelines.storage.publications import MANIFEST_NAME, Damaged, Manifest, opened, read_manifest, write_manifest
+from pipelines.storage.streams import streamed
 from pipelines.tasks import TrainTask
 from pipelines.worker.history import History
+
+if TYPE_CHECKING:
+    from dreambooth.training.checkpoint_files import CheckpointFile
 
 CHECKPOINTS_KEPT = 2
 _FORMAT = 2
@@ -76,14 +78,10 @@ class StoredCheckpoints:
         attempt = from_rank_zero(engine, f"{time.time_ns():x}")
         uri = join(self._uri, f"step-{history.step:08d}-{attempt}")
         what = f"the checkpoint of step {history.step} (about {readable_size(self._need_bytes)})"
-        # Before anybody writes: a rank without room would leave the others alone in collectives.
-        folder: Path = self._on_all(engine, uri, lambda: _new_folder(uri, what, engine.rank))[engine.rank]
-        try:
-            parts = self._on_all(engine, uri, lambda: _write_part(folder, uri, what, engine, history))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        files = {name: record for part in parts for name, record in part.items()}
-        manifest = Manifest(uri=uri, files=files, metadata={"step": history.step, "format": _FORMAT})
+        files = [*engine.checkpoint_files(), *(history.files() if engine.rank == 0 else [])]
+        parts = self._on_all(engine, uri, lambda: _write(files, uri, what))
+        records = {name: record for part in parts for name, record in part.items()}
+        manifest = Manifest(uri=uri, files=records, metadata={"step": history.step, "format": _FORMAT})
         self._on_all(engine, uri, lambda: self._seal(manifest, what) if engine.rank == 0 else None)
 
     def _on_all(self, engine: Any, uri: str, write: Callable[[], Any]) -> list[Any]:
@@ -147,38 +145,15 @@ def _unless_full(write: Callable[[], Any]) -> Any:
         return error
 
 
-def _new_folder(uri: str, what: str, rank: int) -> Path:
-    """A rank's first folder: on a local disk beside its final one."""
-    if not is_local(uri):
-        with room_for(what, tempfile.gettempdir()):
-            return Path(tempfile.mkdtemp(prefix="dreambooth-checkpoint-"))
-    folder = Path(filesystem(uri)[1], f".part-{rank}")
-    with room_for(what, uri):
-        folder.mkdir(parents=True)
-    return folder
-
-
-def _write_part(folder: Path, uri: str, what: str, engine: Any, history: History) -> dict[str, FileRecord]:
-    """Write this rank's files, move them to their final place, and return their manifest entries."""
+def _write(files: "Sequence[CheckpointFile]", uri: str, what: str) -> dict[str, FileRecord]:
+    """Write this rank's files; returns their manifest entries."""
     written = {}
-    with room_for(what, uri if is_local(uri) else str(folder.parent)), _cleared_when_it_fails(folder):
-        engine.save(folder)
-        if engine.rank == 0:
-            history.save(folder)
     with room_for(what, uri):
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = path.relative_to(folder).as_posix()
-            written[name] = move(path, join(uri, name))
+        for one in files:
+            with streamed(join(uri, one.name)) as stream:
+                one.write(one.content, stream)
+            written[one.name] = stream.record
     return written
-
-
-@contextmanager
-def _cleared_when_it_fails(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _names(uri: str) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import distributed as dist
 from dreambooth.config.settings import ZeroConfig
 from dreambooth.config.train import TrainConfig
 from dreambooth.data.batches import Batch
+from dreambooth.training.checkpoint_files import CheckpointFile, save_files
 from dreambooth.training.ema import Ema
 from dreambooth.training.engine import check_finite
 from dreambooth.training.losses import Losses
@@ -30,6 +31,8 @@ from dreambooth.training.model import DreamBoothModel
 from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
 
 _TAG = "zero"
+_ROOT = "checkpoint"
+"""A folder that DeepSpeed is told of, but which is never made."""
 REDUCE_BUCKET = 50_000_000
 """Elements of a bucket of gradients, which is a copy; DeepSpeed's default of 500 million takes 2 GB."""
 
@@ -92,24 +95,18 @@ def _absent(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _raising_at_the_end(checkpoint_engine: Any) -> Iterator[None]:
-    """Within this context, DeepSpeed's file writes don't raise: other ranks already wait in barriers."""
-    errors: list[Exception] = []
+def _collecting(checkpoint_engine: Any) -> Iterator[dict[str, Any]]:
+    """Within this context, what DeepSpeed saves is put into a dict by path, and no file or folder is made."""
+    collected: dict[str, Any] = {}
 
     def save(state_dict: Any, path: str) -> None:
-        try:
-            with Path(path).open("wb") as file:  # torch doesn't name the path
-                torch.save(state_dict, file)
-        except Exception as error:  # noqa: BLE001 - raised below
-            errors.append(error)
+        collected[path] = state_dict
 
-    checkpoint_engine.save = save
+    checkpoint_engine.save, checkpoint_engine.makedirs = save, lambda path, exist_ok=False: None
     try:
-        yield
+        yield collected
     finally:
-        del checkpoint_engine.save
-    if errors:
-        raise errors[0]
+        del checkpoint_engine.save, checkpoint_engine.makedirs
 
 
 def _to_universal(source: Path, target: Path) -> None:
@@ -239,14 +236,21 @@ class DeepSpeedEngine:
         with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
             return parameter.detach().clone()
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's shards. Failures are raised once no rank waits in a barrier."""
+    def checkpoint_files(self) -> list[CheckpointFile]:
+        """This rank's shards, and its part of the moving average."""
         self._check()
         client_state = {"ema_steps": self.ema.steps if self.ema else 0}
-        with _raising_at_the_end(self._engine.checkpoint_engine):
-            self._engine.save_checkpoint(str(directory), tag=_TAG, client_state=client_state, save_latest=False)
-        if self.ema is not None:
-            self.ema.save(directory / f"ema-{self.rank}.safetensors")
+        with _collecting(self._engine.checkpoint_engine) as collected:
+            self._engine.save_checkpoint(_ROOT, tag=_TAG, client_state=client_state, save_latest=False)
+        files = [
+            CheckpointFile(name=PurePosixPath(path).relative_to(_ROOT).as_posix(), content=state)
+            for path, state in collected.items()
+        ]
+        return files if self.ema is None else [*files, self.ema.file(f"ema-{self.rank}.safetensors")]
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's files below a directory."""
+        save_files(self.checkpoint_files(), directory)
 
     def load(self, directory: Path) -> None:
         """Load a checkpoint written by `save`, on any number of ranks: ZeRO's shards are divided anew.

@@ -3,9 +3,12 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dreambooth.training.best_checkpoint import Scores
+
+if TYPE_CHECKING:
+    from dreambooth.training.checkpoint_files import CheckpointFile, Sink
 
 _PROGRESS = "progress.json"
 
@@ -18,19 +21,24 @@ class History:
     metrics: list[dict[str, float]] = field(default_factory=list)
     scores: Scores = field(default_factory=Scores)
 
-    def save(self, folder: Path) -> None:
-        """Write the history into a checkpoint's folder."""
+    def files(self) -> "list[CheckpointFile]":
+        """A checkpoint's files of the history up to now."""
+        from dreambooth.training.checkpoint_files import CheckpointFile
+
         scores = [score.as_dict() for score in self.scores.measured]
-        progress = {"step": self.step, "metrics": self.metrics, "scores": scores}
-        Path(folder, _PROGRESS).write_text(json.dumps(progress))
-        self.scores.save(folder)
+        progress = {"step": self.step, "metrics": list(self.metrics), "scores": scores}
+        return [CheckpointFile(name=_PROGRESS, content=progress, write=_write_json), *self.scores.files()]
 
     @classmethod
     def load(cls, folder: Path) -> "History":
-        """Load a history written by `save`."""
+        """Load a history from a checkpoint's folder."""
         progress = json.loads(Path(folder, _PROGRESS).read_text())
         scores = Scores.load(folder, progress["scores"])
         return cls(step=progress["step"], metrics=progress["metrics"], scores=scores)
+
+
+def _write_json(content: Any, file: "Sink") -> None:
+    file.write(json.dumps(content).encode())
 
 
 class Checkpoints(Protocol):

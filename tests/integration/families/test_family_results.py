@@ -10,6 +10,7 @@ from replicas import built
 from dreambooth.config.settings import load_config
 from dreambooth.models.delta import write_delta
 from dreambooth.sampling.sampler import load_pipeline
+from dreambooth.training.checkpoint_files import save_files
 from dreambooth.training.model import load_model
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import train_task
@@ -39,7 +40,7 @@ class Folders:
         folder = self._root / str(history.step)
         folder.mkdir(exist_ok=True)
         engine.save(folder)
-        history.save(folder)
+        save_files(history.files(), folder)
 
 
 @pytest.mark.parametrize(

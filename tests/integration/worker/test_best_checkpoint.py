@@ -12,6 +12,7 @@ from dreambooth.config.settings import load_config
 from dreambooth.errors import Diverged
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.training.best_checkpoint import Score
+from dreambooth.training.checkpoint_files import save_files
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.model import load_model
 from pipelines.cluster.ray_cluster import Resources
@@ -38,7 +39,7 @@ class Folders:
         folder = self._root / str(history.step)
         folder.mkdir()
         engine.save(folder)
-        history.save(folder)
+        save_files(history.files(), folder)
 
 
 @pytest.fixture

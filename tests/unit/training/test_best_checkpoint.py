@@ -10,6 +10,7 @@ from torch import Tensor
 from dreambooth.config.settings import load_config
 from dreambooth.errors import InputError
 from dreambooth.training.best_checkpoint import Score, Scores
+from dreambooth.training.checkpoint_files import save_files
 from pipelines.worker.history import History
 
 
@@ -80,14 +81,14 @@ class TestScores:
 
     def test_they_go_with_a_checkpoint(self, tmp_path: Path) -> None:
         kept, _ = measured(0.5, 0.75, 0.1)
-        History(step=30, metrics=[{"step": 30.0}], scores=kept).save(tmp_path)
+        save_files(History(step=30, metrics=[{"step": 30.0}], scores=kept).files(), tmp_path)
         again = History.load(tmp_path)
         assert again.scores.measured == kept.measured
         assert weights_of(again.scores) == 20
         assert (again.step, again.metrics) == (30, [{"step": 30.0}])
 
     def test_a_checkpoint_without_scores(self, tmp_path: Path) -> None:
-        History(step=3).save(tmp_path)
+        save_files(History(step=3).files(), tmp_path)
         assert History.load(tmp_path).scores == Scores()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dreambooth.training.checkpoint_files import save_files
 from dreambooth.training.ema import Ema
 
 
@@ -80,7 +81,7 @@ def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(tmp_path: Path) 
     for _ in range(3):
         add(one, 0.3)
         kept.update()
-    kept.save(tmp_path / "ema.safetensors")
+    save_files([kept.file("ema.safetensors")], tmp_path)
     add(other, 0.3)
     add(other, 0.3)
     add(other, 0.3)

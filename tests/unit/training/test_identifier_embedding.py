@@ -18,6 +18,7 @@ from dreambooth.models.export import export_pipeline, verify_export
 from dreambooth.models.families import load_tokenizer
 from dreambooth.models.probe import Trained
 from dreambooth.training.best_checkpoint import Score, Scores
+from dreambooth.training.checkpoint_files import save_files
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.model import DreamBoothModel, load_components, load_model
 
@@ -216,7 +217,7 @@ class TestRepeatedTokens:
         plain = torch.load(tmp_path / "state.pt", weights_only=True)["state"]
         assert plain.keys() == state.keys()
         scores = Scores(measured=[Score(step=1, dino=0.5, clip_t=0.2)], weights=state)
-        scores.save(tmp_path)
+        save_files(scores.files(), tmp_path)
         again = Scores.load(tmp_path, [scores.measured[0].as_dict()]).weights
         assert isinstance(again, Trained)
         assert again.probe is not None
