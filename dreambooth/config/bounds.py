@@ -59,6 +59,7 @@ Decay = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)]
 Gamma = Annotated[float, Field(gt=0, le=1000), BeforeValidator(_number)]
 Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
+Minutes = Annotated[float, Field(gt=0, le=10_080), BeforeValidator(_number)]
 GradNorm = Annotated[float, Field(gt=0, le=1e9), BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
 """With bounds of the setting's own."""

@@ -4,7 +4,20 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from dreambooth.config.bounds import Count, Decay, Fraction, Gamma, GradNorm, Number, Rate, Seed, Share, Steps, Whole
+from dreambooth.config.bounds import (
+    Count,
+    Decay,
+    Fraction,
+    Gamma,
+    GradNorm,
+    Minutes,
+    Number,
+    Rate,
+    Seed,
+    Share,
+    Steps,
+    Whole,
+)
 from dreambooth.config.limits import MOST_STEPS
 from dreambooth.config.subject import Frozen, Words
 
@@ -95,7 +108,14 @@ class TrainConfig(Frozen):
     )
     seed: Seed = Field(0, description="seed of crops, noise, timesteps and order")
     log_every: Steps = Field(1, description="steps between points of the logged curves")
-    checkpoint_every: Steps = Field(200, description="steps between checkpoints: the most steps a fault can cost")
+    checkpoint_every: Steps = Field(
+        200,
+        description="steps between checkpoints, which are written while training goes on; a fault costs the steps "
+        "since the last one that was whole",
+    )
+    checkpoint_every_minutes: Minutes | None = Field(
+        None, description="most minutes from the start of a checkpoint to that of the next; None: by steps alone"
+    )
     validate_every: Steps | None = Field(None, description="steps between validation samples; None: only at the end")
     keep: Literal["last", "best"] = Field(
         "last", description="weights to export; best: those with the highest score (evaluation.every)"

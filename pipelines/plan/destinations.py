@@ -107,6 +107,8 @@ def _checkpoint_sizes(plan: Plan) -> list[int]:
 def _checkpoints(plan: Plan, *, last: bool) -> int:
     """Number of checkpoints of a stage; with `last` one is written after the last step, too."""
     train = plan.config.train
+    if train.checkpoint_every_minutes is not None:
+        return CHECKPOINTS_KEPT + 1  # as many as there are at a time
     count = (train.max_train_steps - 1) // train.checkpoint_every + (1 if last else 0)
     return max(1, count)  # in case of an interrupt
 

@@ -60,6 +60,7 @@ def pace_key(plan: Plan, *, lanes_per_gpu: int = 1) -> str:
     """Key of everything a pace depends on, without irrelevant settings (number of steps, seeds, checkpoints)."""
     config = plan.config
     neutral = {"max_train_steps": 1, "lr_warmup_steps": 0, "seed": 0, "checkpoint_every": 1, "validate_every": None}
+    neutral |= {"checkpoint_every_minutes": None}
     zero = [config.zero] if plan.engine == "deepspeed" else []
     workers = f"{config.cluster.num_workers} x {config.cluster.cpus_per_worker} {'cuda' if plan.use_gpu else 'cpu'}"
     workers += f", {lanes_per_gpu} lanes a GPU" if lanes_per_gpu > 1 else ""

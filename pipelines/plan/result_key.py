@@ -74,7 +74,8 @@ def _train_part(train: TrainConfig, base: BaseModel) -> dict[str, Any]:
     settings = train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
     parts: dict[str, Any] = settings.model_dump(mode="json")
     run = base.run_text_encoders(train)
-    del parts["text_encoders"], parts["fused_backward"]  # the latter gives the same weights
+    del parts["text_encoders"]
+    del parts["fused_backward"], parts["checkpoint_every_minutes"]  # which give the same weights
     if parts["optimizer"] == "adamw":
         del parts["optimizer"]  # earlier results keep their keys
     if not parts["caption_dropout"]:

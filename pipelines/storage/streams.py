@@ -4,8 +4,10 @@ import errno
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from pipelines.storage.files import FileRecord, filesystem, make_parent
@@ -41,7 +43,7 @@ class Stream:
 
 @contextmanager
 def streamed(uri: str) -> Iterator[Stream]:
-    """A new file at an address, complete when this context ends; after an error there is none, or a part of one.
+    """A new file at an address, complete when this context ends; after an error there is none.
 
     Raises OSError when not as many bytes arrived.
     """
@@ -54,6 +56,8 @@ def streamed(uri: str) -> Iterator[Stream]:
         file.close()
     except BaseException:
         _abandon(file)
+        if isinstance(fs, LocalFileSystem):
+            Path(target).unlink(missing_ok=True)  # so that what is free is what was before
         raise
     if (size := fs.info(target)["size"]) != stream.record.size:
         raise OSError(errno.EIO, f"{stream.record.size} bytes were written, but {size} arrived at {uri}")

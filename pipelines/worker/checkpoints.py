@@ -3,18 +3,19 @@
 import datetime
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreambooth.errors import InputError
-from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
-from pipelines.storage.faults import StorageFull, readable_size, room_for
+from dreambooth.errors import Diverged, InputError
+from pipelines.cluster.collectives import from_all_ranks, from_rank_zero, group_behind
+from pipelines.storage.faults import StorageFull, StoreAway, first_line, readable_size, room_for
 from pipelines.storage.files import FileRecord, exists, filesystem, join, remove
 from pipelines.storage.publications import MANIFEST_NAME, Damaged, Manifest, opened, read_manifest, write_manifest
 from pipelines.storage.streams import streamed
 from pipelines.tasks import TrainTask
+from pipelines.worker.behind import Behind
 from pipelines.worker.history import History
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def checkpoints_of(task: TrainTask, warn: Callable[[str], None]) -> "StoredCheck
 
 
 class StoredCheckpoints:
-    """Checkpoints `<uri>/step-<n>-<attempt>`: every rank writes its part, then rank 0 the manifest.
+    """Checkpoints `<uri>/step-<n>-<attempt>`: every rank writes its part, then rank 0 the manifest, in threads.
 
     A checkpoint without a manifest is an unfinished attempt. One that differs from its manifest, or was written by
     another version, is skipped in favour of the one before, with a call of `warn` on rank 0. `need_bytes` is the size
@@ -70,32 +71,45 @@ class StoredCheckpoints:
                 self._warn(f"a checkpoint is passed over: {faults[0]}")
         return History()
 
-    def save(self, engine: Any, history: History) -> None:
-        """Write a checkpoint. Collective: call on every rank.
+    def begin(self, engine: Any, history: History) -> Behind:
+        """Begin a checkpoint; the one before has ended. Collective: call on every rank.
 
-        Raises StorageFull, on every rank, if there is no room, after removing what was written.
+        On every rank it ends with an error if it does on one, after removing what was written: StorageFull if there is
+        no room, Diverged if a tensor isn't finite. Raises Diverged if a gradient wasn't.
         """
         attempt = from_rank_zero(engine, f"{time.time_ns():x}")
         uri = join(self._uri, f"step-{history.step:08d}-{attempt}")
         what = f"the checkpoint of step {history.step} (about {readable_size(self._need_bytes)})"
-        files = [*engine.checkpoint_files(), *(history.files() if engine.rank == 0 else [])]
-        parts = self._on_all(engine, uri, lambda: _write(files, uri, what))
-        records = {name: record for part in parts for name, record in part.items()}
-        manifest = Manifest(uri=uri, files=records, metadata={"step": history.step, "format": _FORMAT})
-        self._on_all(engine, uri, lambda: self._seal(manifest, what) if engine.rank == 0 else None)
+        metadata, group = {"step": history.step, "format": _FORMAT}, group_behind(engine)
+        files = history.files() if engine.rank == 0 else []
+        snapshot = engine.snapshot()  # from here on the engine waits for the thread
 
-    def _on_all(self, engine: Any, uri: str, write: Callable[[], Any]) -> list[Any]:
-        """What `write` returns, from every rank. If one has no room, clears up and raises StorageFull on all."""
-        answers = from_all_ranks(engine, _unless_full(write))
-        full = next((answer for answer in answers if isinstance(answer, StorageFull)), None)
-        if full is not None:
-            raise StorageFull(from_rank_zero(engine, self._give_up(uri, full) if engine.rank == 0 else None))
-        return answers
+        def write() -> None:
+            written = _outcome(lambda: _write([*snapshot.make(), *files], uri, what), engine)
+            everyone = from_all_ranks(engine, written, group)
+            end = _outcome(lambda: self._seal(uri, everyone, metadata, what), engine) if engine.rank == 0 else None
+            if isinstance(error := from_rank_zero(engine, end, group), Exception):
+                raise error
 
-    def _seal(self, manifest: Manifest, what: str) -> None:
-        """Write the manifest, and remove older checkpoints than those kept."""
-        with room_for(what, manifest.uri):
-            write_manifest(manifest)
+        return Behind(write)
+
+    def _seal(self, uri: str, parts: Sequence[Any], metadata: Mapping[str, Any], what: str) -> None:
+        """Write the manifest of all ranks' parts, and remove older checkpoints than those kept.
+
+        If one of them is an error, or there is another, remove what was written and raise it.
+        """
+        try:
+            for error in (part for part in parts if isinstance(part, Exception)):
+                raise error
+            files = {name: record for part in parts for name, record in part.items()}
+            with room_for(what, uri):
+                write_manifest(Manifest(uri=uri, files=files, metadata=metadata))
+        except Exception as error:
+            with suppress(Exception):
+                remove(uri)
+            if isinstance(error, StorageFull):
+                raise StorageFull(f"{error}. The same command goes on from {self._last()}") from error
+            raise
         whole = [name for name in _names(self._uri)[0] if name not in self._unreadable]
         for old in {*whole[:-CHECKPOINTS_KEPT], *self._unreadable}:
             remove(join(self._uri, old))
@@ -116,13 +130,10 @@ class StoredCheckpoints:
         except InputError as error:
             return str(error).partition(";")[0]  # without the advice for publications
 
-    def _give_up(self, uri: str, full: StorageFull) -> str:
-        """Clear what was written. Returns the error, with the last whole checkpoint."""
-        with suppress(Exception):
-            remove(uri)
+    def _last(self) -> str:
+        """The last whole checkpoint, in words."""
         whole, _ = _names(self._uri)
-        last = f"the checkpoint of step {int(whole[-1].split('-')[1])}" if whole else "the beginning"
-        return f"{full}. The same command goes on from {last}"
+        return f"the checkpoint of step {int(whole[-1].split('-')[1])}" if whole else "the beginning"
 
 
 def _whole(manifest: Manifest | str, stack: ExitStack) -> Path | str:
@@ -137,12 +148,14 @@ def _whole(manifest: Manifest | str, stack: ExitStack) -> Path | str:
         return error.what
 
 
-def _unless_full(write: Callable[[], Any]) -> Any:
-    """What `write` returns, or the StorageFull that it raises."""
+def _outcome(call: Callable[[], Any], engine: Any) -> Any:
+    """What a function returns, or the exception that it raises, in a form that can be sent to other ranks."""
     try:
-        return write()
-    except StorageFull as error:
-        return error
+        return call()
+    except Exception as error:  # noqa: BLE001 - raised on every rank
+        if engine.world_size == 1 or isinstance(error, StorageFull | StoreAway | Diverged):
+            return error
+        return RuntimeError(f"rank {engine.rank}: {type(error).__name__}: {first_line(error)}")
 
 
 def _write(files: "Sequence[CheckpointFile]", uri: str, what: str) -> dict[str, FileRecord]:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,10 +26,11 @@ from dreambooth.config.train import TrainConfig
 from dreambooth.data.batches import Batch
 from dreambooth.training.checkpoint_files import CheckpointFile, save_files
 from dreambooth.training.ema import Ema
-from dreambooth.training.engine import check_finite
+from dreambooth.training.engine import check_finite, check_gradients, check_tensors
 from dreambooth.training.losses import Losses
 from dreambooth.training.model import DreamBoothModel
 from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
+from dreambooth.training.snapshot import Snapshot, Snapshots
 
 _TAG = "zero"
 _ROOT = "checkpoint"
@@ -147,6 +149,7 @@ class DeepSpeedEngine:
         )
         # It would copy scripts into every checkpoint, and could fail between two barriers.
         self._engine._copy_recovery_script = lambda save_path: None
+        self._snapshots = Snapshots(device)
         self._grad_norm = 0.0
         self._diverged_at: int | None = None
         self.ema = None if train.ema_decay is None else Ema(self._masters(), train.ema_decay)
@@ -177,6 +180,8 @@ class DeepSpeedEngine:
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
             self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
         step = self._steps + 1
+        if boundary:
+            self._snapshots.settle()
         self._engine.step()
         if boundary and self.stage > 0:
             self._grad_norm = float(self._engine.get_global_grad_norm())  # inf if ZeRO skipped the step
@@ -194,10 +199,13 @@ class DeepSpeedEngine:
         return self._diverged_at
 
     def _check(self) -> None:
+        check_finite(self, self._tensors(), self._steps, self.config)
+
+    def _tensors(self) -> list[Tensor]:
         optimizer = self._engine.optimizer
         states = (optimizer.optimizer if self.stage else optimizer).state.values()
         moments = (moment for state in states for moment in state.values() if isinstance(moment, Tensor))
-        check_finite(self, [*self._masters(), *moments], self._steps, self.config)
+        return [*self._masters(), *moments]
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of `values` over all ranks."""
@@ -217,6 +225,7 @@ class DeepSpeedEngine:
     def state_dict(self) -> dict[str, Tensor]:
         """Gather the fp32 masters, or their moving average, parameter by parameter, on rank 0."""
         self._check()
+        self._snapshots.settle()
         state = {}
         with nullcontext() if self.ema is None else self.ema.applied():
             for name, parameter in self._engine.module.named_parameters():
@@ -238,7 +247,6 @@ class DeepSpeedEngine:
 
     def checkpoint_files(self) -> list[CheckpointFile]:
         """This rank's shards, and its part of the moving average."""
-        self._check()
         client_state = {"ema_steps": self.ema.steps if self.ema else 0}
         with _collecting(self._engine.checkpoint_engine) as collected:
             self._engine.save_checkpoint(_ROOT, tag=_TAG, client_state=client_state, save_latest=False)
@@ -248,8 +256,24 @@ class DeepSpeedEngine:
         ]
         return files if self.ema is None else [*files, self.ema.file(f"ema-{self.rank}.safetensors")]
 
+    def snapshot(self) -> Snapshot:
+        """A snapshot of this rank's files."""
+        check_gradients(self, self.config)
+        check = partial(check_tensors, self._tensors(), self._steps, self.config)
+        return self._snapshots.take(self.checkpoint_files(), check)
+
+    @property
+    def snapshot_seconds_waited(self) -> float:
+        """Seconds that updates waited for snapshots."""
+        return self._snapshots.seconds_waited
+
+    def reserve_snapshot(self) -> None:
+        """Reserve memory for a snapshot of this rank's files."""
+        self._snapshots.reserve(self.checkpoint_files())
+
     def save(self, directory: Path) -> None:
         """Write this rank's files below a directory."""
+        self._check()
         save_files(self.checkpoint_files(), directory)
 
     def load(self, directory: Path) -> None:
@@ -257,6 +281,7 @@ class DeepSpeedEngine:
 
         Raises FileNotFoundError if there is no checkpoint, ValueError for a moving average sharded for other ranks.
         """
+        self._snapshots.settle()
         saved_by = len(list((directory / _TAG).glob("*_optim_states.pt")))
         if self.stage == 0 or saved_by in (0, self.world_size):
             path, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
@@ -296,4 +321,5 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         """Free the engine for the worker's next subject."""
+        self._snapshots.close()
         self._engine.destroy()

@@ -15,8 +15,9 @@ from pipelines.cluster.collectives import from_all_ranks
 from pipelines.cluster.preemption import Leaving, while_training
 from pipelines.cluster.processor import device_name
 from pipelines.tasks import TrainTask
+from pipelines.worker.checkpoint_hook import Checkpoint, Tell
 from pipelines.worker.history import Checkpoints, History
-from pipelines.worker.hooks import Checkpoint, Hooks, Leave, NoLongerRising, Record, Samples, Score, Tell
+from pipelines.worker.hooks import Hooks, Leave, NoLongerRising, Record, Samples, Score
 from pipelines.worker.train_data import ClassLatents, train_data
 
 if TYPE_CHECKING:
@@ -66,8 +67,14 @@ def fine_tune(
     if engine.rank:
         history.scores.weights = None
     resumed_from = history.step
-    checkpoint = Checkpoint(checkpoints, engine, history, config, tell)
-    hooks = _hooks(task, base, engine, checkpoint, history, device, tell, stopping, leaving)
+
+    def any_rank(here: bool) -> bool:
+        return _any_rank(engine, here, device)
+
+    checkpoint = Checkpoint(checkpoints, engine, history, config.train, tell, any_rank)
+    hooks = _hooks(
+        task, base, engine, checkpoint, history, device, tell, stopping, Leaving(leaving, any_rank), any_rank
+    )
     workers = {"workers": engine.world_size, "asked": config.cluster.num_workers}
     tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
     began = time.perf_counter()
@@ -79,9 +86,11 @@ def fine_tune(
             seconds = time.perf_counter() - began - hooks.seconds
             if task.second is not None and history.step > resumed_from:
                 checkpoint.save(history.step)
+            checkpoint.settle()
         peaks, resident = from_all_ranks(engine, _peak_memory(device)), from_all_ranks(engine, _resident_memory())
         exported, state = _exported(engine, history, config)
     finally:
+        checkpoint.abandon()  # another attempt reads what it leaves
         engine.close()
     training_record = {
         "history": history.metrics,
@@ -115,20 +124,17 @@ def _hooks(
     device: str,
     tell: Tell,
     stopping: Callable[[], bool],
-    leaving: Callable[[], bool] | None,
+    leaving: Leaving,
+    any_rank: Callable[[bool], bool],
 ) -> Hooks:
     """Hooks in order: those that may end training early come first."""
     from pipelines.worker.fidelity import Scoring
 
     config = task.config
-
-    def any_rank(here: bool) -> bool:
-        return _any_rank(engine, here, device)
-
     return Hooks(
         Record(history, tell),
         Score(Scoring(task, engine, device), history, config, tell),
-        Leave(Leaving(leaving, any_rank), checkpoint, any_rank, config, stopping=stopping),
+        Leave(leaving, checkpoint, any_rank, config, stopping=stopping),
         checkpoint,
         Samples(base, engine, config, device, tell),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dreambooth.training.best_checkpoint import Scores
+from pipelines.worker.behind import Behind
 
 if TYPE_CHECKING:
     from dreambooth.training.checkpoint_files import CheckpointFile, Sink
@@ -47,5 +48,8 @@ class Checkpoints(Protocol):
     def restore(self, engine: Any) -> History:
         """Load the newest checkpoint into the engine; an empty history where there is none."""
 
-    def save(self, engine: Any, history: History) -> None:
-        """Write a checkpoint."""
+    def begin(self, engine: Any, history: History) -> Behind:
+        """Begin a checkpoint, which is written behind the training; the one before has ended.
+
+        It ends on every rank in the same way: whole, or with the same error.
+        """

@@ -11,14 +11,12 @@ from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.images import png_bytes
 from dreambooth.models.base_model import BaseModel
 from pipelines.cluster.preemption import Leaving
-from pipelines.tasks import Message
-from pipelines.worker.history import Checkpoints, History
+from pipelines.worker.checkpoint_hook import Checkpoint, Tell
+from pipelines.worker.history import History
 
 if TYPE_CHECKING:
     from dreambooth.training.loop import StepMetrics
     from pipelines.worker.fidelity import Scoring
-
-Tell = Callable[[Message], None]
 
 
 class Hook(Protocol):
@@ -83,31 +81,8 @@ class Score:
             raise NoLongerRising
 
 
-class Checkpoint:
-    """Writes a checkpoint every `train.checkpoint_every` steps, and whenever `save` is called."""
-
-    def __init__(
-        self, checkpoints: Checkpoints, engine: Any, history: History, config: DreamBoothConfig, tell: Tell
-    ) -> None:
-        self._checkpoints, self._engine, self._history, self._tell = checkpoints, engine, history, tell
-        self._train, self._saved = config.train, 0
-
-    def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
-        """Write one if due, except after the last step, when the model itself is written."""
-        if step < self._train.max_train_steps and step % self._train.checkpoint_every == 0:
-            self.save(step)
-
-    def save(self, step: int) -> None:
-        """Write this step's checkpoint unless it exists."""
-        if step == self._saved:
-            return
-        began, self._saved = time.perf_counter(), step
-        self._checkpoints.save(self._engine, self._history)
-        self._tell({"kind": "checkpoint", "step": step, "seconds": time.perf_counter() - began})
-
-
 class Leave:
-    """Ends training with a checkpoint when `stopping` is True or this worker is terminated or preempted."""
+    """Ends training with a whole checkpoint when `stopping` is True or this worker is terminated or preempted."""
 
     def __init__(
         self,

@@ -8,9 +8,9 @@ from pipelines.cluster.logs import log
 from pipelines.cluster.preemption import notice
 from pipelines.tasks import TrainTask
 from pipelines.worker.bases import Bases
+from pipelines.worker.checkpoint_hook import Tell
 from pipelines.worker.checkpoints import checkpoints_of
 from pipelines.worker.fine_tune import fine_tune
-from pipelines.worker.hooks import Tell
 from pipelines.worker.publish import TrainedStage
 from pipelines.worker.train_data import ClassLatents
 

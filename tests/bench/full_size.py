@@ -19,24 +19,27 @@ from pipelines.plan.published import PUBLISHED
 from pipelines.plan.run_plan import Plan, make_plan
 
 
-def write_configurations(folder: Path) -> None:
-    """The configurations of its parts (982.5 M parameters in UNet and text encoder), and the miniature's tokenizer."""
+def write_configurations(folder: Path, *, narrower: int = 1) -> None:
+    """The configurations of its parts (982.5 M parameters in UNet and text encoder), and the miniature's tokenizer.
+
+    With `narrower` 2 or 4 every layer of UNet and text encoder has that fraction of its channels.
+    """
     for part in ("scheduler", "tokenizer"):
         shutil.copytree(PIPELINE_DIR / part, folder / part)
     shutil.copy(PIPELINE_DIR / "model_index.json", folder)
     changes: dict[str, dict[str, object]] = {
         "unet": {
-            "block_out_channels": [320, 640, 1280, 1280],
+            "block_out_channels": [channels // narrower for channels in (320, 640, 1280, 1280)],
             "layers_per_block": 2,
             "attention_head_dim": 8,
-            "cross_attention_dim": 768,
-            "norm_num_groups": 32,
+            "cross_attention_dim": 768 // narrower,
+            "norm_num_groups": 32 if narrower == 1 else 16,
             "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
             "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
         },
         "text_encoder": {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
+            "hidden_size": 768 // narrower,
+            "intermediate_size": 3072 // narrower,
             "num_hidden_layers": 12,
             "num_attention_heads": 12,
             "vocab_size": 49408,

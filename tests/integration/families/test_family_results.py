@@ -17,6 +17,7 @@ from pipelines.driver.train_stage import train_task
 from pipelines.plan.run_plan import make_plan
 from pipelines.storage.publications import opened
 from pipelines.tracking.client import quietly
+from pipelines.worker.behind import Behind
 from pipelines.worker.fine_tune import FineTuned, fine_tune
 from pipelines.worker.history import History
 from pipelines.worker.publish import TrainedStage, publish_result
@@ -36,11 +37,12 @@ class Folders:
         engine.load(self._root / str(self._start))
         return History.load(self._root / str(self._start))
 
-    def save(self, engine: Any, history: History) -> None:
+    def begin(self, engine: Any, history: History) -> Behind:
         folder = self._root / str(history.step)
         folder.mkdir(exist_ok=True)
         engine.save(folder)
         save_files(history.files(), folder)
+        return Behind(lambda: None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Storage against a store that is run in production: signatures, listings and faults as they are, nothing mocked."""
 
 import datetime
+import hashlib
 import re
 import signal
 import socket
@@ -23,6 +24,7 @@ from dreambooth.models.base_model import resolve_base_model
 from pipelines.apps.garbage import find_leftovers, remove_leftovers
 from pipelines.plan.subject_list import read_batch
 from pipelines.storage import files, publications
+from pipelines.storage.streams import streamed
 from tests.integration.conftest import forget_open_stores
 
 
@@ -73,6 +75,27 @@ def test_a_file_larger_than_one_part(s3: str, tmp_path: Path) -> None:
     assert (copy / "weights.safetensors").stat().st_size == 102 << 20
 
 
+def test_a_stream_is_sent_in_parts_and_leaves_nothing_when_it_is_cut_short(s3: str) -> None:
+    piece, whole, cut = bytes(range(256)) * (1 << 12), f"{s3}/whole", f"{s3}/cut"
+    with streamed(whole) as stream:
+        for _ in range(60):  # parts are of 50 MiB
+            stream.write(piece)
+    assert files.read_bytes(whole) == piece * 60
+    assert stream.record.sha256 == hashlib.sha256(piece * 60).hexdigest()
+
+    def fail() -> None:
+        with streamed(cut) as stream:
+            for _ in range(60):
+                stream.write(piece)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not files.exists(cut)
+    fs, _ = files.filesystem(s3)
+    assert not [one for one in fs.list_multipart_uploads(s3.split("/")[2]) if one["Key"].endswith("cut")]
+
+
 def test_files_are_written_over_and_seen_at_once(s3: str) -> None:
     address = files.join(s3, "deep", "état (1)+=&?.json")
     assert not files.exists(address)
@@ -93,6 +116,7 @@ def test_an_upload_that_dies_midway_is_no_publication(s3: str, model: Path) -> N
 import time
 from pathlib import Path
 from pipelines.storage import files, publications
+from pipelines.storage.streams import streamed
 
 hash_of = files.sha256
 

@@ -11,6 +11,7 @@ from two_ranks import curve_of, training_data
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.errors import Diverged
+from dreambooth.training.checkpoint_files import save_files
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.model import load_model
 
@@ -46,7 +47,7 @@ class Run:
 
         def after(step: int) -> None:
             if checkpoint is not None and step == CHECKPOINT:
-                self.engine.save(checkpoint)
+                save_files(self.engine.snapshot().make(), checkpoint)
 
         self.curve = curve_of(self.engine, self._data, self._config, start=start, after=after)
         return self

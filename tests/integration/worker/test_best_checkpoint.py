@@ -18,6 +18,7 @@ from dreambooth.training.model import load_model
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import train_task
 from pipelines.plan.run_plan import make_plan
+from pipelines.worker.behind import Behind
 from pipelines.worker.fine_tune import FineTuned, fine_tune
 from pipelines.worker.history import History
 
@@ -35,11 +36,12 @@ class Folders:
         engine.load(folder)
         return History.load(folder)
 
-    def save(self, engine: Any, history: History) -> None:
+    def begin(self, engine: Any, history: History) -> Behind:
         folder = self._root / str(history.step)
         folder.mkdir()
         engine.save(folder)
         save_files(history.files(), folder)
+        return Behind(lambda: None)
 
 
 @pytest.fixture

@@ -48,17 +48,21 @@ def test_sizes_and_a_full_disk(tiny_pipeline: Path, instance_folder: Path, tmp_p
         pytest.skip("only root can mount a small file system")
     try:
         cases = [[f"zero{stage}", stage, EMA, f"{tmp_path}/zero{stage}"] for stage in STAGES]
-        run_ranks(tiny_pipeline, tmp_path, [*cases, ["full", 2, EMA, f"{disk}/checkpoints"]])
+        broken = [[f"broken{stage}", stage, EMA, f"{tmp_path}/broken{stage}", 2] for stage in (-1, 2)]
+        run_ranks(tiny_pipeline, tmp_path, [*cases, *broken, ["full", 2, EMA, f"{disk}/checkpoints"]])
         one, other = told(tmp_path, "full")
         assert one["full"] == other["full"]
         written = checkpoints(disk / "checkpoints")
         assert written  # the first fits
         said = rf"can't write the checkpoint of step {len(written) + 1} .*no space is left.*of step {written[-1]}$"
         assert re.search(said, one["full"])
-        assert not [path for path in disk.rglob("*") if path.name.startswith(".part")]
         assert all((path / "manifest.json").is_file() for path in (disk / "checkpoints").iterdir())
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+    for stage in (-1, 2):
+        for rank in told(tmp_path, f"broken{stage}"):
+            assert "weights or their moments are not finite after step 2" in rank["full"]
+        assert checkpoints(tmp_path / f"broken{stage}") == ["1"]
     for stage in STAGES:
         config = two_ranks.configuration(tiny_pipeline, accumulation=1, accumulates=False, ema_decay=EMA)
         settings = {

@@ -187,6 +187,8 @@ class TestNumbersThatAreNotFinite:
         for rank in ranks:
             assert ["moments are not finite after step 1" in said for said in rank["moment"]] == [True, True]
             assert rank["healthy"] == "nothing"
+        # A snapshot's maker looks at what it copies; StoredCheckpoints tells the other ranks.
+        assert ["moments are not finite after step 1" in rank["snapshot"] for rank in ranks] == [False, True]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -10,8 +10,10 @@ it, to END, leaves one there, and writes OUTPUT/<case>-to-END.pt.
 """
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,12 @@ from dreambooth.data.latents import LatentCache
 from dreambooth.errors import Diverged
 from dreambooth.models.families import family_of
 from dreambooth.quiet import quiet
+from dreambooth.training.checkpoint_files import save_files
 from dreambooth.training.engine import Engine, TorchEngine
 from dreambooth.training.loop import StepMetrics, fit
 from dreambooth.training.model import load_model
+from dreambooth.training.snapshot import Snapshot
+from pipelines.worker.behind import Behind
 
 STEPS, CHECKPOINT = 50, 40
 """Of the long runs, and where their checkpoint lies."""
@@ -150,10 +155,18 @@ def _run(base: Path, output: Path, case: Case) -> None:
     checkpoint = output / f"{case.name}-checkpoint"
     checkpoint.mkdir(exist_ok=True)
     engine = engine_of(base, config, case)
+    written: list[Behind] = []
+
+    def after(step: int) -> None:
+        if step == 1:
+            engine.reserve_snapshot()
+        elif step == CHECKPOINT:
+            written.append(Behind(partial(_write_late, engine.snapshot(), checkpoint)))
+
     try:
-        curve = curve_of(
-            engine, data, config, after=lambda step: engine.save(checkpoint) if step == CHECKPOINT else None
-        )
+        curve = curve_of(engine, data, config, after=after)
+        for each in written:
+            each.result()
         state = engine.state_dict()
         result = {"curve": curve, "state": state, "again": engine.state_dict(), "kept_by_others": 0}
         counts = [0, 0]
@@ -172,6 +185,12 @@ def _run(base: Path, output: Path, case: Case) -> None:
             _close(resumed)
     if engine.rank == 0:
         torch.save(result, output / f"{case.name}.pt")
+
+
+def _write_late(snapshot: Snapshot, folder: Path) -> None:
+    """Make a snapshot so late that the engine would have gone on without it."""
+    time.sleep(0.2)
+    save_files(snapshot.make(), folder)
 
 
 class _Poisoned:
@@ -210,18 +229,19 @@ def _run_diverging(base: Path, checkpoint: Path, case: Case, *, autocast: bool) 
     try:
         data = training_data(base)
         fit(engine, data, config.train.model_copy(update={"max_train_steps": 1}))
-        moments = [moment for state in _moments(engine) for moment in state.values() if moment.ndim]
+        moments = [moment for state in moments_of(engine) for moment in state.values() if moment.ndim]
         kept = moments[-1].clone()
         if engine.rank == 1:
             moments[-1].view(-1)[0] = float("inf")
         says["moment"] = [_said(engine.state_dict), _said(lambda: engine.save(checkpoint))]
+        says["snapshot"] = _said(engine.snapshot().make)
         moments[-1].copy_(kept)
         says["healthy"] = _said(engine.state_dict)
         poisoned: Any = _Poisoned(data, POISONED - 1) if engine.rank == 1 else data
         says["fit"] = _said(
             lambda: fit(engine, poisoned, config.train, start=1, on_step=lambda step, _: steps.append(step))
         )
-        says["after"] = [_said(engine.state_dict), _said(lambda: engine.save(checkpoint))]
+        says["after"] = [_said(engine.state_dict), _said(engine.snapshot)]
     finally:
         _close(engine)
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -229,7 +249,8 @@ def _run_diverging(base: Path, checkpoint: Path, case: Case, *, autocast: bool) 
     return everyone
 
 
-def _moments(engine: Any) -> Any:
+def moments_of(engine: Any) -> Any:
+    """The states of this rank's optimizer."""
     if isinstance(engine, TorchEngine):
         return engine.optimizer.state.values()
     optimizer = engine._engine.optimizer

@@ -514,6 +514,7 @@ class TestDestinations:
         [
             (("train.max_train_steps=1000", "train.checkpoint_every=100"), 3, 1),  # two are kept while one is written
             (("train.max_train_steps=200", "train.checkpoint_every=100"), 1, 2),
+            (("train.max_train_steps=5", "train.checkpoint_every_minutes=1"), 3, 1),
             (("train.max_train_steps=5", "storage.dtype=float32"), 1, 2),  # the model, and where it is put together
         ],
     )

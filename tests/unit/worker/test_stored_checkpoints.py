@@ -24,16 +24,29 @@ from pipelines.driver.train_stage import train_task
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.storage.faults import StorageFull
 from pipelines.storage.files import filesystem
+from pipelines.worker.behind import Behind
 from pipelines.worker.checkpoints import StoredCheckpoints
 from pipelines.worker.fine_tune import FineTuned, fine_tune
+from pipelines.worker.history import History
 
 
 class Killed(Exception):
     """Stands for whatever ends a process in the middle of a training."""
 
 
+class Waiting(StoredCheckpoints):
+    """Checkpoints that are whole, or have failed, before the next step, however fast it is."""
+
+    def begin(self, engine: Any, history: History) -> Behind:
+        writing = super().begin(engine, history)
+        writing.wait()
+        return writing
+
+
 class Training:
     """A subject whose checkpoints lie at an address; `until` ends it after a step."""
+
+    kind: type[StoredCheckpoints] = Waiting
 
     def __init__(self, base: Path, photographs: Path, uri: str) -> None:
         self._base, self._photographs, self.uri = base, photographs, uri
@@ -58,7 +71,7 @@ class Training:
     def run(self, *overrides: str, until: int | None = None) -> FineTuned:
         plan = self.plan(*overrides)
         model = load_model(resolve_base_model(plan.config.base_model).directory, plan.config)
-        checkpoints = StoredCheckpoints(self.uri, need_bytes=plan.checkpoint_bytes, warn=self.warnings.append)
+        checkpoints = self.kind(self.uri, need_bytes=plan.checkpoint_bytes, warn=self.warnings.append)
 
         def tell(message: dict[str, Any]) -> None:
             if message["kind"] == "step" and message["metrics"]["step"] == until:
@@ -193,9 +206,10 @@ from pipelines.worker import history
 write = history._write_json
 def dying(content, file):
     write(content, file)
-    if content["step"] == 4:
+    if content["step"] >= 4:
         os.kill(os.getpid(), signal.SIGKILL)
 history._write_json = dying
+tests.Training.kind = tests.StoredCheckpoints
 tests.Training(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]).run()
 """
 
