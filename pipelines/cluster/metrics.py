@@ -48,7 +48,7 @@ METRICS = {
     ),
     "dreambooth_retries_total": Metric(kind="counter", description="retries of subjects", labels=("batch",)),
     "dreambooth_checkpoint_seconds": Metric(
-        kind="histogram", description="seconds to write a checkpoint", labels=("lane",)
+        kind="histogram", description="seconds until a checkpoint is whole, while training goes on", labels=("lane",)
     ),
     "dreambooth_publish_seconds": Metric(
         kind="histogram", description="seconds to upload a model, read it back and compare it"
@@ -86,7 +86,6 @@ def observed(tell: Callable[[dict[str, Any]], None], *, lane: str) -> Callable[[
         elif message["kind"] == "checkpoint":
             record("dreambooth_checkpoint_seconds", message["seconds"], lane=lane)
             log("checkpoint", step=message["step"], seconds=round(message["seconds"], 3))
-            last = None  # the next step's time includes the checkpoint's
         elif message["kind"] == "phase":
             log(message["phase"], **({"step": message["start"]} if "start" in message else {}))
         tell(message)

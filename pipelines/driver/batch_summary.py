@@ -90,9 +90,9 @@ def write_batch_summary(
 
 
 def lane_busy_share(subjects: Sequence[SubjectResult]) -> float | None:
-    """Seconds in training steps over those of all lanes, from the first subject's start to the last one's publication.
+    """Seconds of training over those of all lanes, from the first subject's start to the last one's publication.
 
-    Class images, checkpoints, loading and waiting at the end all lower it. Each driver's lanes count separately.
+    Class images, loading, evaluation and waiting at the end all lower it. Each driver's lanes count separately.
     """
     drivers: dict[str, list[SubjectResult]] = {}
     for subject in subjects:

@@ -16,7 +16,7 @@ from pipelines.storage.files import join, read_json, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Steps per second of one subject's training, with the run or batch and the day (ISO 8601) of the measurement.
+    """Steps per second of one subject's training, by the wall clock, with the run or batch and the day (ISO 8601).
 
     `gpu` is the kind of the GPUs; empty for a CPU, or where that isn't known.
     """
@@ -59,14 +59,14 @@ def remember_paces(
 def pace_key(plan: Plan, *, lanes_per_gpu: int = 1) -> str:
     """Key of everything a pace depends on, without irrelevant settings (number of steps, seeds, checkpoints)."""
     config = plan.config
-    neutral = {"max_train_steps": 1, "lr_warmup_steps": 0, "seed": 0, "checkpoint_every": 1, "validate_every": None}
-    neutral |= {"checkpoint_every_minutes": None}
+    train = config.train.model_dump(mode="json", exclude={"caption_dropout", "checkpoint_every_minutes"})
+    train |= {"max_train_steps": 1, "lr_warmup_steps": 0, "seed": 0, "checkpoint_every": 1}
+    scored = [] if config.evaluation.every is None else [f"scored every {config.evaluation.every} steps"]
     zero = [config.zero] if plan.engine == "deepspeed" else []
     workers = f"{config.cluster.num_workers} x {config.cluster.cpus_per_worker} {'cuda' if plan.use_gpu else 'cpu'}"
     workers += f", {lanes_per_gpu} lanes a GPU" if lanes_per_gpu > 1 else ""
     size = f"{config.images.resolution} px, {'with' if plan.prior else 'without'} class images"
-    train = config.train.model_copy(update=neutral).model_dump(mode="json", exclude={"caption_dropout"})
-    return config_hash(plan.base.hash, plan.engine, *zero, workers, size, train)
+    return config_hash(plan.base.hash, plan.engine, *zero, workers, size, train, *scored)
 
 
 def _address(root: str) -> str:

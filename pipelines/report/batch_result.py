@@ -16,7 +16,7 @@ class SubjectResult:
     `uri` is the folder of its run, `page` the link to its page, `sample` the address of one sample, `history` holds one
     mapping of metrics a step (step, loss, instance_loss, prior_loss, …), `contact_sheet` a PNG; paces are of this
     command's steps, the second one of a second stage, and 0 where all steps had been made before; `step_seconds` is the
-    time in training steps, without checkpoints and samples. `verdict` is the short evaluation's, as stored; `figures`
+    time of training, with what is done between steps. `verdict` is the short evaluation's, as stored; `figures`
     are the protocol's means by bank and figure (miniature_dino).
     """
 

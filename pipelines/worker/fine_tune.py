@@ -83,10 +83,10 @@ def fine_tune(
             if not history.scores.ends(config.train.stop_after):
                 with suppress(NoLongerRising):
                     fit(engine, data, config.train, start=resumed_from, on_step=hooks)
-            seconds = time.perf_counter() - began - hooks.seconds
             if task.second is not None and history.step > resumed_from:
                 checkpoint.save(history.step)
             checkpoint.settle()
+        seconds = time.perf_counter() - began  # with checkpoints, scores and samples
         peaks, resident = from_all_ranks(engine, _peak_memory(device)), from_all_ranks(engine, _resident_memory())
         exported, state = _exported(engine, history, config)
     finally:

@@ -3,7 +3,6 @@
 They run on every rank, with the step's metrics, if any.
 """
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,19 +34,15 @@ class NoLongerRising(Exception):
 
 
 class Hooks:
-    """All hooks in one; `seconds` is their time, not counted in the training's pace."""
+    """All hooks in one."""
 
     def __init__(self, *hooks: Hook) -> None:
-        self._hooks, self.seconds = hooks, 0.0
+        self._hooks = hooks
 
     def __call__(self, step: int, metrics: "StepMetrics | None") -> None:
         """Call each in order; an exception skips the rest."""
-        began = time.perf_counter()
-        try:
-            for hook in self._hooks:
-                hook.on_step(step, metrics)
-        finally:
-            self.seconds += time.perf_counter() - began
+        for hook in self._hooks:
+            hook.on_step(step, metrics)
 
 
 class Record:

@@ -87,6 +87,7 @@ class TestKey:
         [
             "train.log_every=7",
             "train.checkpoint_every=3",
+            "train.checkpoint_every_minutes=5",
             "train.validate_every=5",
             "subject.name=rover",
             "storage.root=elsewhere",

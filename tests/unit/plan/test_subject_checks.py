@@ -204,3 +204,8 @@ def test_the_time_is_estimated_by_the_pace_of_earlier_runs(subject: Callable[...
     [alone] = [value for what, value in describe_estimate(plans[:1], lanes=1) if what == "time"]
     assert alone.startswith("about 2 min of steps, at the 10.0 steps/s of dogs on 2")
     assert known_paces(root)[pace_key(slower)].batch == "cups"
+    [by_minutes] = valid_plans(
+        check(subject("often", (1, 2, 3), "train.checkpoint_every_minutes=5")), skip_invalid=False
+    )
+    [sampled] = valid_plans(check(subject("seen", (1, 2, 3), "train.validate_every=5")), skip_invalid=False)
+    assert pace_key(by_minutes) == pace_key(plans[0]) != pace_key(sampled)
