@@ -50,7 +50,8 @@ Adam's moments in fp32, matrix products in bf16. A tenth of a GPU's memory is le
 `zero.offload_optimizer`, *frozen text* is `train.text_encoders: none`; *none* means that not even {most} GPUs with
 both are enough. *Samples* are the weights of a pipeline in fp16, which samples on one GPU.
 
-`dreambooth run --dry-run --base-model …` counts the same for your settings; the base's weights needn't be there.
+`dreambooth run --dry-run --base-model …` counts the same for your settings; the base's weights needn't be there. So it
+does for DeepFloyd IF's stage II, which is missing here: its published configuration lies in its repository alone.
 """
 _HOW = """## How to add a family
 
@@ -98,7 +99,7 @@ def families_table() -> Iterator[str]:
     for family in FAMILIES:
         of_family = [base for base in published if base.pipeline_class == family.pipeline_class]
         cells = [family.name, f"`{family.pipeline_class}`", _components(family), _trained(family)]
-        cells += [_learnt(of_family), family.sampler, "yes" if family.min_snr else "no", _defaults(family)]
+        cells += [_learnt(family, of_family), family.sampler, "yes" if family.min_snr else "no", _defaults(family)]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -111,15 +112,15 @@ def _trained(family: Family) -> str:
     return "<br>".join(f"`{folder}`" for folder in (family.denoiser.folder, *family.defaults.text_encoders))
 
 
-def _learnt(published: list[BaseModel]) -> str:
-    """Processes of a family's published models."""
+def _learnt(family: Family, published: list[BaseModel]) -> str:
+    """Processes of a family's published models, or their kind where there are none."""
     learnt = []
     for base in published:
         process = base.family.process(base.directory, base.settings.x0_shape(base.resolution))
         learnt.append(
             f"{type(process).__name__}{f', {kind}' if (kind := getattr(process, 'prediction_type', '')) else ''}"
         )
-    return "<br>".join(dict.fromkeys(learnt))
+    return "<br>".join(dict.fromkeys(learnt)) or family.noise.capitalize()
 
 
 def _defaults(family: Family) -> str:
