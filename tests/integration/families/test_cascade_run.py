@@ -1,4 +1,4 @@
-"""A cascade through the whole job: a run whose worker is killed in the second stage, and its pictures everywhere."""
+"""A cascade through the whole job: its worker killed in both stages and between, its pictures everywhere, ZeRO-3."""
 
 import base64
 import io
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import torch
 from PIL import Image
 from replicas import cascade
+from striking import FOUR_CPUS, after_step, at_start_of, struck, trained_calmly
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.sampling.sampler import load_pipeline, sample
@@ -21,24 +21,19 @@ from pipelines.apps.generate import generate
 from pipelines.apps.serve.requests import Asked, Drawn
 from pipelines.apps.serve.sampler import SubjectSampler
 from pipelines.apps.serve.subjects import find_subjects
-from pipelines.cluster.preemption import WATCHER_SWITCH
-from pipelines.cluster.ray_cluster import Resources
-from pipelines.driver import single
 from pipelines.driver.console import RunConsole
 from pipelines.driver.personalize import personalize
-from pipelines.driver.run_view import RunView
-from pipelines.driver.train_stage import find_result, train_task
+from pipelines.driver.train_stage import find_result
 from pipelines.plan.run_plan import make_plan
 from pipelines.stages.evaluation_store import load_evaluation
 from pipelines.storage.files import read_json
 from pipelines.storage.publications import read_manifest
-from pipelines.tasks import Message
 from pipelines.tracking.client import connect, default_tracking, quietly
-from pipelines.worker.publish import TrainedStage, published_weights
-from pipelines.worker.stage_training import StageTraining
+from pipelines.worker.publish import published_weights
 
 pytestmark = pytest.mark.recovery
-FIRST, SECOND, EVERY = 3, 90, 20
+FIRST, SECOND, EVERY = 90, 90, 20
+LARGE = "super_resolution"
 MODEL = "models:/dreambooth-rex@latest"
 PROMPT = "a photo of [V] dog on the beach"
 SAMPLING: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0}
@@ -61,6 +56,7 @@ def config(tmp_path: Path, mlflow_database: str) -> DreamBoothConfig:
             "subject": {"name": "rex", "class_noun": "dog", "identifier": "sks", "instance_images": str(photographs)},
             "prior": {"num_class_images": 2, "num_inference_steps": 2},
             "train": {"max_train_steps": FIRST, "learning_rate": 1e-3, "checkpoint_every": EVERY},
+            "cluster": {"max_failures": 3},
             "storage": {"run": str(tmp_path / "run"), "prior": str(tmp_path / "prior")},
             "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
             "evaluation": {
@@ -75,27 +71,6 @@ def config(tmp_path: Path, mlflow_database: str) -> DreamBoothConfig:
     )
 
 
-@pytest.fixture
-def killing(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
-    """Kills the worker once in the second stage; the messages that say where training began."""
-    starts: list[Message] = []
-    killed: list[psutil.Process] = []
-
-    class Killing(RunView):
-        def message(self, name: str, message: Message) -> None:
-            super().message(name, message)
-            if message["kind"] == "phase" and message["phase"] == "training":
-                starts.append(message)
-            late = "stage" in message and message["kind"] == "step" and message["metrics"]["step"] > EVERY
-            if late and not killed:
-                below = psutil.Process().children(recursive=True)
-                killed.extend(process for process in below if "RayTrainWorker" in " ".join(process.cmdline()))
-                killed[0].kill()
-
-    monkeypatch.setattr(single, "RunView", Killing)
-    return starts
-
-
 def pixels(picture: Any) -> Any:
     return np.asarray(picture, dtype=int)
 
@@ -106,19 +81,25 @@ def opened(png: bytes) -> Any:
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_struck_cascade_ends_as_one_model_with_the_same_picture_everywhere(
-    config: DreamBoothConfig, killing: list[Message], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: DreamBoothConfig, tmp_path: Path
 ) -> None:
     console, uri = RunConsole(quiet=True), str(config.tracking.uri)
-    summary = personalize(config, console).summary
-    plan = make_plan(config, Resources(cpus=4, gpus=0))
+    with struck(after_step(EVERY), at_start_of(LARGE), after_step(2 * EVERY, stage=LARGE)) as starts:
+        summary = personalize(config, console).summary
+    plan = make_plan(config, FOUR_CPUS)
     result = find_result(plan)
     assert result is not None
     assert result.second is not None
-    assert [message["start"] for message in killing] == [0, 0, FIRST, result.second.resumed_from]
+    began = [(message.get("stage"), message["start"]) for message in starts]
+    _, (_, inside), _, _, (_, between), _, _ = began
+    assert inside in range(EVERY, FIRST, EVERY)
+    assert between in range(0, SECOND, EVERY)  # a few steps may be made before the kill
+    both = [(None, 0), (None, inside), (LARGE, 0), (None, FIRST), (LARGE, between), (None, FIRST)]
+    assert began == [*both, (LARGE, result.second.resumed_from)]
+    assert result.second.resumed_from in range(2 * EVERY, SECOND, EVERY)
     assert (result.resumed_from, result.steps, result.second.steps) == (FIRST, FIRST, SECOND)
     assert not list(Path(config.run_uri, "checkpoints").iterdir())
 
-    monkeypatch.setenv(WATCHER_SWITCH, "0")
     calm = trained_calmly(plan.config, tmp_path / "calm")
     assert [one["loss"] for one in result.history] == [one["loss"] for one in calm[0].tuned.record["history"]]
     assert [one["loss"] for one in result.second.history] == [one["loss"] for one in calm[1].tuned.record["history"]]
@@ -194,22 +175,30 @@ def test_a_struck_cascade_ends_as_one_model_with_the_same_picture_everywhere(
     )
 
 
-def trained_calmly(config: DreamBoothConfig, folder: Path) -> list[TrainedStage]:
-    """Both stages trained here, as a lane's worker does, without a fault."""
-    storage = config.storage.model_copy(update={"run": str(folder)})
-    plan, threads = (
-        make_plan(config.model_copy(update={"storage": storage}), Resources(cpus=4, gpus=0)),
-        torch.get_num_threads(),
+@pytest.mark.usefixtures("ray_session")
+def test_both_stages_have_one_loss_curve_with_zero_3_on_two_workers(config: DreamBoothConfig, tmp_path: Path) -> None:
+    steps = {"max_train_steps": 4}
+    short = config.model_copy(
+        update={
+            "train": config.train.model_copy(update=steps),
+            "super_resolution": config.super_resolution.model_copy(update=steps),
+            "evaluation": config.evaluation.model_copy(update={"enabled": False, "protocol": "none"}),
+        }
     )
-    assert plan.prior is not None
-    from pipelines.stages.prior_stage import prior_set
-
-    task = train_task(plan, prior_set(config.prior_uri, plan.prior))
-    torch.set_num_threads(config.cluster.cpus_per_worker)
-    try:
-        return [
-            StageTraining("cpu", 0, scales_up=place == 1).train(one, lambda message: None, lambda: False)
-            for place, one in enumerate(task.stages)
-        ]
-    finally:
-        torch.set_num_threads(threads)
+    sharded = {
+        "cluster": config.cluster.model_copy(update={"num_workers": 2}),
+        "zero": config.zero.model_copy(update={"stage": 3}),
+    }
+    plan = make_plan(short.model_copy(update=sharded), FOUR_CPUS)
+    assert (plan.engine, plan.zero_stage) == ("deepspeed", 3)
+    summary = personalize(plan.config, RunConsole(quiet=True)).summary
+    result = find_result(plan)
+    assert result is not None
+    assert result.second is not None
+    alone = short.model_copy(update={"train": short.train.model_copy(update={"gradient_accumulation_steps": 2})})
+    calm = trained_calmly(make_plan(alone, FOUR_CPUS).config, tmp_path / "calm")
+    for found, expected in zip((result, result.second), calm, strict=True):
+        losses = [step["loss"] for step in expected.tuned.record["history"]]
+        assert len(set(losses)) == len(losses) == steps["max_train_steps"]
+        assert [step["loss"] for step in found.history] == pytest.approx(losses, rel=2e-4)
+    assert load_pipeline(Path(summary["model_uri"])).super_resolution is not None
