@@ -1,6 +1,7 @@
 """Every engine on one CUDA device: the losses of a CPU, bf16 that leaves the masters in fp32, and resumes."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import two_ranks
 
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.model import load_model
+from pipelines.worker.behind import Behind
 
 pytestmark = pytest.mark.filterwarnings("default")  # DeepSpeed uses what PyTorch deprecates
 
@@ -37,15 +39,20 @@ def train(tiny_pipeline: Path) -> Callable[..., Any]:
         config = two_ranks.configuration(tiny_pipeline, accumulation=1, accumulates=False)
         engine = two_ranks.engine_of(tiny_pipeline, config, case, "cuda")
 
+        written: list[Behind] = []
+
         def after(step: int) -> None:
             if save is not None and step == two_ranks.CHECKPOINT:
-                engine.save(save)
+                written.append(Behind(partial(two_ranks.write_late, engine.snapshot(), save)))
 
         try:
             if load is not None:
                 engine.load(load)
             data = two_ranks.training_data(tiny_pipeline)
-            return two_ranks.curve_of(engine, data, config, start=start, after=after), engine.state_dict()
+            curve = two_ranks.curve_of(engine, data, config, start=start, after=after)
+            for each in written:
+                each.result()
+            return curve, engine.state_dict()
         finally:
             engine.close()
 

@@ -161,7 +161,7 @@ def _run(base: Path, output: Path, case: Case) -> None:
         if step == 1:
             engine.reserve_snapshot()
         elif step == CHECKPOINT:
-            written.append(Behind(partial(_write_late, engine.snapshot(), checkpoint)))
+            written.append(Behind(partial(write_late, engine.snapshot(), checkpoint)))
 
     try:
         curve = curve_of(engine, data, config, after=after)
@@ -187,7 +187,7 @@ def _run(base: Path, output: Path, case: Case) -> None:
         torch.save(result, output / f"{case.name}.pt")
 
 
-def _write_late(snapshot: Snapshot, folder: Path) -> None:
+def write_late(snapshot: Snapshot, folder: Path) -> None:
     """Make a snapshot so late that the engine would have gone on without it."""
     time.sleep(0.2)
     save_files(snapshot.make(), folder)
