@@ -15,6 +15,7 @@ from dreambooth.evaluation.intervals import pairs_interval, share_interval, t_in
 FIGURE_NAMES = (
     "dino",
     "clip_i",
+    "dino_subject",
     "clip_t",
     "clip_t_no_identifier",
     "clip_t_base",

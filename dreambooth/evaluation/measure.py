@@ -41,11 +41,13 @@ def measure(
     instance: ImageEmbeddings,
     class_samples: ImageEmbeddings | None = None,
     instance_distances: Tensor | None = None,
+    subject: ImageEmbeddings | None = None,
 ) -> Figures:
     """Every figure that the embeddings allow; `Figures.unmeasured` gives reasons for the others.
 
-    `instance_distances` (M, M) between the instance images goes with `PromptSamples.to_instance`. Intervals are
-    over prompts; those of pres and real_* over images (`figures.interval_of`).
+    `instance_distances` (M, M) between the instance images goes with `PromptSamples.to_instance`; `subject` are those
+    images cut to the subject by their masks, all else white. Intervals are over prompts; those of pres and real_* over
+    images (`figures.interval_of`).
     Raises InputError, naming the prompt, for no prompts, no samples, embeddings that aren't finite or of another width
     than the instance images'.
     """
@@ -59,7 +61,9 @@ def measure(
         for each in prompts
     ]
     rows = tuple(_row(place, prompts, instance, copied) for place, copied in enumerate(copies))
-    values, unmeasured = _values(rows, prompts, instance, class_samples)
+    if subject is not None:
+        _check("the masked instance images", subject, instance)
+    values, unmeasured = _values(rows, prompts, instance, class_samples, subject)
     figures = {
         name: Figure(bank=bank, interval=interval_of(name, [numbers]), values=tuple(numbers))
         for name, numbers in values.items()
@@ -165,11 +169,15 @@ def _values(
     prompts: Sequence[PromptSamples],
     instance: ImageEmbeddings,
     class_samples: ImageEmbeddings | None,
+    subject: ImageEmbeddings | None,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Values whose mean each figure is, or the reason why it is missing."""
     found: dict[str, list[float] | str] = {
         "dino": [row.dino for row in rows],
         "clip_i": [row.clip_i for row in rows],
+        "dino_subject": "no masks of the instance images were given"
+        if subject is None
+        else [float(metrics.fidelity(each.samples.dino, subject.dino).mean()) for each in prompts],
         "clip_t": [row.clip_t for row in rows],
         "clip_t_no_identifier": [row.clip_t_no_identifier for row in rows],
         "clip_t_base": [row.clip_t_base for row in rows if row.clip_t_base is not None]

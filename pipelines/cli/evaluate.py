@@ -7,6 +7,7 @@ from pipelines.cli.options import overrides_option, tracking_uri_option
 _SHOWN = {
     "dino": "DINO",
     "clip_i": "CLIP-I",
+    "dino_subject": "DINO, subject",
     "clip_t": "CLIP-T",
     "clip_t_base": "CLIP-T, base",
     "pres": "PRES",

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from PIL import Image
+
 from dreambooth.config.settings import DreamBoothConfig
-from dreambooth.data.images import InstanceImage, open_image, png_bytes, squares
+from dreambooth.data.images import InstanceImage, decode, open_image, png_bytes, read_image, squares
+from dreambooth.data.images.masks import find_mask
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import EvaluationPrompt
 from dreambooth.evaluation.verdict import ShortVerdict, Similarity
@@ -159,4 +162,21 @@ def instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage],
         opened = open_image(image.address, max_pixels=config.images.max_pixels)
         square = squares(opened, resolution=side, crop="center", crops_per_image=1, flip=False, seed=0)[0].picture
         pictures.append(png_bytes(square))
+    return pictures
+
+
+def subject_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage], side: int) -> list[bytes]:
+    """The subject of each masked instance image, on white, as PNG squares of `side` pixels; none without masks."""
+    pictures: list[bytes] = []
+    most = config.images.max_pixels
+    for image in images if config.images.masked else ():
+        decoded = decode(read_image(image.address), image.address, max_pixels=most)
+        mask = find_mask(image, decoded, max_pixels=most)
+        if mask is None:
+            continue
+        alone = Image.composite(decoded.image, Image.new("RGB", decoded.image.size, "white"), mask.picture)
+        [square] = squares(
+            alone, resolution=side, crop="center", crops_per_image=1, flip=False, seed=0, within=mask.box(at_least=1)
+        )
+        pictures.append(png_bytes(square.picture))
     return pictures

@@ -17,7 +17,7 @@ from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.inspection import Inspection, inspect_addresses
 from dreambooth.evaluation.protocol import SampleSet, protocol_of
 from pipelines.stages.embeddings import store_embeddings
-from pipelines.stages.evaluate_stage import instance_pictures
+from pipelines.stages.evaluate_stage import instance_pictures, subject_pictures
 from pipelines.storage.files import exists, join, read_json, write_json
 from pipelines.tasks import (
     EVALUATION_FORMAT,
@@ -136,8 +136,12 @@ def run_protocol(
         _call(fine_tuned, pictures, samples_uri(task, pictures), task.bank, instance)
         for pictures in task.fine_tuned_sets
     ]
-    seen, embedded_texts, *measured = _results(samplers, [*of_real, *of_base, *of_fine_tuned], on_progress)
-    evaluation = _evaluation(task, measured, seen, embedded_texts)
+    subject = subject_pictures(task.config, task.images, task.config.picture_side)
+    of_subject = [Call(method="seen", arguments=(subject, task.bank))] if subject else []
+    results = _results(samplers, [*of_real, *of_base, *of_fine_tuned, *of_subject], on_progress)
+    seen_subject = results.pop() if of_subject else None
+    seen, embedded_texts, *measured = results
+    evaluation = _evaluation(task, measured, seen, embedded_texts, seen_subject)
     samples = [pictures.embeddings.dino for pictures in measured[len(task.base_sets) : -1]]
     store_embeddings(task.uri, samples=samples, photographs=seen.embeddings.dino)
     write_json(task.uri, evaluation)
@@ -182,7 +186,9 @@ def _request(pictures: SampleSet) -> SampleRequest:
     )
 
 
-def _evaluation(task: ProtocolTask, measured: Sequence[Measured], real: Measured, texts: "Tensor") -> dict[str, Any]:
+def _evaluation(
+    task: ProtocolTask, measured: Sequence[Measured], real: Measured, texts: "Tensor", subject: Measured | None
+) -> dict[str, Any]:
     """Content of evaluation.json: the figures, their inputs, and the addresses of the pictures."""
     from dreambooth.evaluation.figures import BankId
     from dreambooth.evaluation.measure import PromptSamples, measure
@@ -211,6 +217,7 @@ def _evaluation(task: ProtocolTask, measured: Sequence[Measured], real: Measured
         instance=real.embeddings,
         class_samples=of_class.embeddings,
         instance_distances=real.distances,
+        subject=None if subject is None else subject.embeddings,
     )
     return figures.as_dict() | {
         "format": EVALUATION_FORMAT,

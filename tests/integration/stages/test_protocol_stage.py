@@ -1,6 +1,8 @@
 """A model measured by the protocol in this process: what is sampled, what is found again, what is written."""
 
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from dreambooth.evaluation.similarity import mean_pairwise_similarity
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.stages.embeddings import embeddings_uri, read_embeddings
+from pipelines.stages.evaluate_stage import subject_pictures
 from pipelines.stages.protocol_stage import run_protocol, samples_uri
 from pipelines.tasks import ProtocolTask, SampleRequest, Source
 from pipelines.worker.sampler_pool import SamplersHere
@@ -152,6 +155,24 @@ def test_other_weights_and_other_noise_are_other_pictures(plan: Any, samplers: C
     assert sampled == [*FINE_TUNED, OF_CLASS]
     _, sampled = measure(plan("evaluation.seed=2"), samplers)
     assert sampled == [*BASE, *FINE_TUNED, OF_CLASS]
+
+
+def test_masks_add_the_likeness_to_the_subject(
+    plan: Any, samplers: Counting, instance_folder: Path, tmp_path: Path
+) -> None:
+    plain, _ = measure(plan(), samplers)
+    folder = Path(shutil.copytree(instance_folder, tmp_path / "masked"))
+    for photograph in sorted(instance_folder.iterdir())[:3]:
+        mask = Image.new("L", (80, 72))
+        mask.paste(255, (20, 20, 60, 60))
+        mask.save(folder / f"{photograph.stem}.mask.png")
+    made = plan("images.masks=weight", f"subject.instance_images={folder}")
+    subject = [np.asarray(Image.open(io.BytesIO(each))) for each in subject_pictures(made.config, made.images, 64)]
+    assert len(subject) == 3
+    assert all((each[[0, -1], [0, -1]] == 255).all() and (each[32, 32] < 255).any() for each in subject)
+    masked, _ = measure(made, samplers)
+    assert set(masked["figures"]) == {*plain["figures"], "dino_subject"}
+    assert masked["figures"]["dino_subject"] != masked["figures"]["dino"]
 
 
 def test_one_image_per_prompt_has_no_div(plan: Any, samplers: Counting) -> None:

@@ -49,6 +49,18 @@ def two_prompts() -> Figures:
     )
 
 
+def test_likeness_to_the_subject_alone_is_a_figure_of_its_own() -> None:
+    prompts = [of_prompt(embedded([EAST, NORTH]), "first"), of_prompt(embedded([WEST, UP]), "second")]
+    instance = embedded([EAST, NORTH_EAST])
+    plain, masked = (
+        measure(bank=BANK, prompts=prompts, instance=instance, subject=each) for each in (None, embedded([NORTH]))
+    )
+    assert masked.figures["dino_subject"].values == pytest.approx((0.5, 0))
+    assert {name: each for name, each in masked.figures.items() if name != "dino_subject"} == plain.figures
+    with pytest.raises(InputError, match="the masked instance images, dino"):
+        measure(bank=BANK, prompts=prompts, instance=instance, subject=embedded([[math.nan] * len(EAST)]))
+
+
 def test_every_figure_of_two_prompts() -> None:
     figures = two_prompts()
     half = math.sqrt(0.5)
@@ -71,7 +83,10 @@ def test_every_figure_of_two_prompts() -> None:
             "nearest_dino": (1 + half - half + 0) / 4,
         }
     )
-    assert figures.unmeasured == {"background_leak": "no masks of the subject were given"}
+    assert figures.unmeasured == {
+        "background_leak": "no masks of the subject were given",
+        "dino_subject": "no masks of the instance images were given",
+    }
     assert {figure.bank for figure in figures.figures.values()} == {BANK}
     assert [(pair.sample, pair.instance, pair.similarity, pair.near_copy) for pair in figures.nearest] == [
         (0, 0, pytest.approx(1), True),
