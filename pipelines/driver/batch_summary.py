@@ -132,6 +132,7 @@ def _subject(batch: BatchPlan, plan: Plan, record: SubjectRecord, *, shown: bool
         second_steps_per_second=None if second is None else paces[1],
         step_seconds=sum(steps / pace for steps, pace in zip(made, paces, strict=True) if pace) or None,
         history=history,
+        scores=summary.get("scores", ()),
         contact_sheet=read_bytes(sheet) if shown and sheet else None,
         evaluated=find_evaluated(uri, summary) if shown else None,
         embedded=_embedded(record.name, summary),

@@ -88,8 +88,15 @@ def _listed(row: Row, name: str, common: Settings, place: str, overrides: Sequen
     try:
         config = load_config(merge(common, settings), tuple(overrides))
     except InputError as error:
-        return ListedSubject(name=name, config=None, where=row.where, faults=tuple(str(error).splitlines()))
+        faults = tuple(_with_cure(line) for line in str(error).splitlines())
+        return ListedSubject(name=name, config=None, where=row.where, faults=faults)
     return ListedSubject(name=name, config=config, where=row.where)
+
+
+def _with_cure(fault: str) -> str:
+    if fault != "subject.class_noun is missing":
+        return fault
+    return f"{fault}; give it as in class_noun: dog, in the subject's row or in its folder's {_SUBJECT_FILE}"
 
 
 def _read(address: str) -> tuple[Settings, list[Row], str]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from dreambooth.amounts import duration
 from pipelines.report.batch_result import BatchResult, SubjectResult
-from pipelines.report.charts import losses_of_batch
+from pipelines.report.charts import losses_of_batch, scores_of_batch
 from pipelines.report.evaluated import Evaluated, read_pictures
 from pipelines.report.pages import Cell, Table, cell, number, picture, render
 from pipelines.report.report_evaluation import (
@@ -27,7 +27,7 @@ _THUMBNAIL = 80  # pixels, shown at half of that for sharp screens
 _PICTURED = 1000
 """Most subjects shown with a picture in their row."""
 _CURVES = 40
-"""Most curves in one chart."""
+"""Most curves in one chart, of the worst subjects."""
 _COPIES = 24
 _SIMILARITIES = {
     "identifier": "similarity",
@@ -45,6 +45,7 @@ def render_report(result: BatchResult) -> str:
     judged = sorted(((subject, judge(subject)) for subject in result.subjects), key=_worst_first)
     evaluated = [subject.evaluated for subject, _ in judged if subject.evaluated is not None]
     histories = {subject.record.name: subject.history for subject, _ in judged if subject.history}
+    scores = {subject.record.name: subject.scores for subject, _ in judged if subject.scores}
     pictures = read_pictures(_wanted(judged, shown := _shown(evaluated)))
     return render(
         "batch.html",
@@ -57,6 +58,7 @@ def render_report(result: BatchResult) -> str:
         grids=grids_of_batch(shown, pictures),
         grids_left_out=len(evaluated) - len(shown),
         losses=losses_of_batch(dict(list(histories.items())[:_CURVES])),
+        similarities=scores_of_batch(dict(list(scores.items())[:_CURVES])),
         losses_left_out=max(0, len(histories) - _CURVES),
         figures=figures_of_batch(evaluated),
         retrieval=[part_of(bank) for bank in result.retrieved],

@@ -14,10 +14,10 @@ class SubjectResult:
     """One subject's row: its record and its results so far.
 
     `uri` is the folder of its run, `page` the link to its page, `sample` the address of one sample, `history` holds one
-    mapping of metrics a step (step, loss, instance_loss, prior_loss, …), `contact_sheet` a PNG; paces are of this
-    command's steps, the second one of a second stage, and 0 where all steps had been made before; `step_seconds` is the
-    time of training, with what is done between steps. `verdict` is the short evaluation's, as stored; `figures`
-    are the protocol's means by bank and figure (miniature_dino).
+    mapping of metrics a step (step, loss, instance_loss, prior_loss, …), `scores` one a measurement (step, dino,
+    clip_t), `contact_sheet` a PNG; paces are of this command's steps, the second one of a second stage, and 0 where all
+    steps had been made before; `step_seconds` is the time of training, with what is done between steps. `verdict` is
+    the short evaluation's, as stored; `figures` are the protocol's means by bank and figure (miniature_dino).
     """
 
     record: SubjectRecord
@@ -34,6 +34,7 @@ class SubjectResult:
     second_steps_per_second: float | None = None
     step_seconds: float | None = None
     history: Sequence[Mapping[str, float]] = ()
+    scores: Sequence[Mapping[str, float]] = ()
     contact_sheet: bytes | None = None
     evaluated: Evaluated | None = None
     embedded: Embedded | None = None

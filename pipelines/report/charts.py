@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from dreambooth.amounts import counted
+
 _POINTS = 160
 _LOSSES = {"loss": "total", "instance_loss": "instance", "prior_loss": "prior"}
 _SCORES = {"dino": "DINO: like the photographs", "clip_t": "CLIP-T: like the prompt"}
@@ -82,7 +84,7 @@ def score_chart(scores: Sequence[Mapping[str, float]], exported: int | None) -> 
         return None
     published = "" if exported is None else f"; the model of step {exported:,} is published"
     return Chart(
-        title=f"Similarity over steps, measured {len(scores)} time{'s' * (len(scores) != 1)}{published}",
+        title=f"Similarity over steps, measured {counted(len(scores), 'time')}{published}",
         y_label=_SIMILARITY,
         x=[int(one["step"]) for one in scores],
         lines=[
@@ -114,5 +116,29 @@ def losses_of_batch(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> C
             None if place < 0 or over else round(values[place], 5) for place, over in zip(places, ended, strict=True)
         ]
         lines.append(Line(label=name, values=known))
-    count = f"{len(lines)} subjects" if len(lines) > 1 else next(iter(smoothed))
-    return Chart(title=f"Running mean of the loss of {count}", y_label=_LOSS, x=x, lines=lines, many=True)
+    return Chart(
+        title=f"Running mean of the loss of {counted(len(lines), 'subject')}",
+        y_label=_LOSS,
+        x=x,
+        lines=lines,
+        many=True,
+    )
+
+
+def scores_of_batch(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart | None:
+    """The similarities to the photographs of subjects by name, in one chart; None where none was measured."""
+    measured = {name: {int(one["step"]): one["dino"] for one in found} for name, found in scores.items() if found}
+    if not measured:
+        return None
+    x = sorted({step for found in measured.values() for step in found})
+    return Chart(
+        title=f"DINO similarity to the photographs, of {counted(len(measured), 'subject')}",
+        y_label=_SIMILARITY,
+        x=x,
+        lines=[
+            Line(label=name, values=[round(found[step], 4) if step in found else None for step in x])
+            for name, found in measured.items()
+        ],
+        points=True,
+        many=True,
+    )

@@ -200,6 +200,11 @@ def test_folders_give_names_that_paths_and_models_can_hold(memory: fsspec.Abstra
     assert [subject.name for subject in read_batch("memory://photos") if subject.name not in found] == ["my-dog-2"]
 
 
+def test_a_subject_without_a_class_noun_is_told_where_to_put_it(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe_file("/photos/rex/1.png", b"")
+    assert "is missing; give it as in class_noun: dog, in the subject's row" in faults("memory://photos")["rex"]
+
+
 def test_a_table_as_a_spreadsheet_writes_it(table: Callable[[str, str], str], tmp_path: Path) -> None:
     (tmp_path / "bom.csv").write_bytes(b"\xef\xbb\xbfname,class_noun,instance_images\r\nrex,dog,photos/*.jpg\r\n")
     [rex] = configs_of(str(tmp_path / "bom.csv"))

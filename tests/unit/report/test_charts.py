@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.report.by_step import chosen_steps
-from pipelines.report.charts import Chart, loss_chart, losses_of_batch, running_mean, score_chart
+from pipelines.report.charts import Chart, loss_chart, losses_of_batch, running_mean, score_chart, scores_of_batch
 
 HISTORY = [
     {"step": step, "loss": 1.0 + step % 2, "instance_loss": 0.5, "prior_loss": 0.1} for step in range(10, 2001, 10)
@@ -51,6 +51,17 @@ def test_scores_say_which_step_is_published() -> None:
     assert made.title == "Similarity over steps, measured 2 times; the model of step 50 is published"
     assert list(made.lines[0].values) == [0.5, 0.6]
     assert score_chart([], 50) is None
+
+
+def test_similarities_of_subjects_share_a_chart_though_measured_at_other_steps() -> None:
+    scores = {"rex": [{"step": 50, "dino": 0.5}, {"step": 100, "dino": 0.6}], "mia": [{"step": 75, "dino": 0.4}]}
+    made = chart(scores_of_batch(scores | {"new": []}))
+    assert list(made.x) == [50, 75, 100]
+    assert [(line.label, list(line.values)) for line in made.lines] == [
+        ("rex", [0.5, None, 0.6]),
+        ("mia", [None, 0.4, None]),
+    ]
+    assert scores_of_batch({"new": []}) is None
 
 
 def test_of_many_steps_some_are_shown_with_the_last() -> None:
