@@ -5,6 +5,7 @@ As many as asked for are checked against the planned memory.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from dreambooth.errors import InputError
@@ -19,6 +20,8 @@ CONTEXT_BYTES = 512 << 20
 """Of each process on a GPU: CUDA's context and the libraries' workspaces."""
 _GAIN = 1.05
 """What several lanes have to make over one to be worth it: paces differ by a few per cent from day to day."""
+_KIND = re.compile(r"(?<![A-Z0-9])[A-Z]{1,3}\d{1,4}[A-Z]?(?![A-Z0-9])")
+"""Ray says A100 for what its driver calls NVIDIA A100-SXM4-80GB."""
 _MOST = 8
 """Most lanes of a GPU whose paces are looked for."""
 
@@ -86,8 +89,9 @@ def _fits(plans: Sequence[Plan], number: int, resources: Resources) -> bool:
 
 
 def gpu_kind(resources: Resources) -> str:
-    """The kind of the cluster's GPUs; empty if that isn't known, or there are several."""
-    return resources.gpu_types[0] if len(resources.gpu_types) == 1 else ""
+    """The kind of the cluster's GPUs, such as A100; empty if that isn't known, or there are several."""
+    kinds = {found[0] if (found := _KIND.search(name)) else name for name in resources.gpu_types}
+    return kinds.pop() if len(kinds) == 1 else ""
 
 
 def describe_sharing(plans: Sequence[Plan], number: int, resources: Resources) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from dreambooth.errors import InputError
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.batch_plan import BatchPlan, describe_batch, make_batch_plan
 from pipelines.plan.estimate import describe_estimate
-from pipelines.plan.lanes_per_gpu import lane_bytes
+from pipelines.plan.lanes_per_gpu import gpu_kind, lane_bytes
 from pipelines.plan.manifests import worker_pods
 from pipelines.plan.pace import pace_key, remember_paces
 from pipelines.plan.run_plan import Plan, make_plan
@@ -71,6 +71,22 @@ def test_what_can_not_share_is_refused(plans: Plans) -> None:
         make_batch_plan("pets", plans("cluster.lanes_per_gpu=2", "cluster.num_workers=2"), TWO_GPUS)
     with pytest.raises(InputError, match="lanes_per_gpu is 2, but the workers have no GPU"):
         make_batch_plan("pets", plans("cluster.lanes_per_gpu=2", "cluster.use_gpu=false"), TWO_GPUS)
+
+
+@pytest.mark.parametrize(
+    ("types", "kind"),
+    [
+        (("A100",), "A100"),
+        (("NVIDIA A100-SXM4-80GB",), "A100"),
+        (("NVIDIA H200",), "H200"),
+        (("Tesla T4",), "T4"),
+        (("NVIDIA GeForce RTX 4090",), "NVIDIA GeForce RTX 4090"),
+        (("A100", "H100"), ""),
+        ((), ""),
+    ],
+)
+def test_ray_and_the_driver_call_a_gpu_by_other_names(types: tuple[str, ...], kind: str) -> None:
+    assert gpu_kind(replace(TWO_GPUS, gpu_types=types)) == kind
 
 
 def test_by_itself_a_gpu_is_shared_only_where_that_was_measured_to_gain(plans: Plans, tmp_path: Path) -> None:
