@@ -18,7 +18,7 @@ from dreambooth.data.latents import LatentCache, encode_latents
 from dreambooth.data.repeats import repeats_of
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import Family, Tensors, family_of
-from dreambooth.models.families.no_text import TOLD
+from dreambooth.models.families.no_text import HAS_TEXT
 
 _IMAGES_AT_ONCE = 8
 _LEAST_WEIGHT = 1e-3
@@ -138,5 +138,5 @@ def _texts(frozen: FrozenTextEncoders, prompts: Sequence[str], config: DreamBoot
         if part.folder not in run:
             texts |= frozen.encode(part.folder, tokens, device=device)
     if "" in prompts and family.no_text_is_zero(frozen.directory):
-        texts[TOLD] = torch.tensor([float(prompt != "") for prompt in prompts])
+        texts[HAS_TEXT] = torch.tensor([float(prompt != "") for prompt in prompts])
     return texts

@@ -71,8 +71,8 @@ def record(name: str, value: float, **labels: str) -> None:
         metric.inc(value, tags=labels)
 
 
-def observed(tell: Callable[[dict[str, Any]], None], *, lane: str) -> Callable[[dict[str, Any]], None]:
-    """Wrap `tell` to record and log fine-tuning messages too; for rank 0."""
+def observed(report: Callable[[dict[str, Any]], None], *, lane: str) -> Callable[[dict[str, Any]], None]:
+    """Wrap `report` to record and log fine-tuning messages too; for rank 0."""
     last: tuple[int, float] | None = None
 
     def tell_and_record(message: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ def observed(tell: Callable[[dict[str, Any]], None], *, lane: str) -> Callable[[
             log("checkpoint", step=message["step"], seconds=round(message["seconds"], 3))
         elif message["kind"] == "phase":
             log(message["phase"], **({"step": message["start"]} if "start" in message else {}))
-        tell(message)
+        report(message)
 
     return tell_and_record
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """The processor's model name, or its architecture where the system doesn't tell."""
+    """The processor's model name, or its architecture where the system doesn't name it."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text().splitlines() if facts.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

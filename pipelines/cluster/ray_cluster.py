@@ -123,7 +123,7 @@ def local_resources() -> Resources:
 
 
 def _local_gpu_types() -> tuple[str, ...]:
-    """Names of this machine's NVIDIA GPUs, from the driver: CUDA would take memory of each to tell."""
+    """Names of this machine's NVIDIA GPUs, from the driver: asking CUDA would take memory of each."""
     about = (path.read_text() for path in Path("/proc/driver/nvidia/gpus").glob("*/information"))
     return tuple(sorted({found[1].strip() for text in about if (found := re.search(r"(?m)^Model:(.+)$", text))}))
 
@@ -186,11 +186,11 @@ def _gpu_bytes(config: ClusterConfig) -> int | None:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
     pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     try:
-        told = ray.get([ask.options(scheduling_strategy=node).remote() for node in pinned], timeout=_JOIN_SECONDS)
+        answers = ray.get([ask.options(scheduling_strategy=node).remote() for node in pinned], timeout=_JOIN_SECONDS)
     except Exception:  # noqa: BLE001 - a lost or busy node: the plan says that the memory isn't known
         return None
-    known = [memory for memory in told if memory is not None]
-    return min(known) if known and len(known) == len(told) else None
+    known = [memory for memory in answers if memory is not None]
+    return min(known) if known and len(known) == len(answers) else None
 
 
 @contextmanager

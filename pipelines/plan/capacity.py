@@ -33,7 +33,7 @@ class Fewest:
 
 
 def on_gpus(plan: Plan) -> Plan:
-    """The same plan on GPUs, which multiply in bf16 unless told not to."""
+    """The same plan on GPUs, which multiply in bf16 by default."""
     train = plan.config.train
     precision = "no" if train.mixed_precision == "no" else "bf16"
     changed = train.model_copy(update={"mixed_precision": precision})

@@ -50,5 +50,5 @@ def commit() -> str:
         return ""
     commit, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain")
     if commit is None or changes is None:
-        return ", a checkout whose commit git can't tell"
+        return ", a checkout whose commit git doesn't know"
     return f", commit {commit}{', changed' if changes else ''}"

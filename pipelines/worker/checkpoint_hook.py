@@ -12,7 +12,7 @@ from pipelines.worker.history import Checkpoints, History
 if TYPE_CHECKING:
     from dreambooth.training.loop import StepMetrics
 
-Tell = Callable[[Message], None]
+Report = Callable[[Message], None]
 
 
 class Checkpoint:
@@ -28,11 +28,11 @@ class Checkpoint:
         engine: Any,
         history: History,
         train: TrainConfig,
-        tell: Tell,
+        report: Report,
         any_rank: Callable[[bool], bool],
     ) -> None:
         self._checkpoints, self._engine, self._history = checkpoints, engine, history
-        self._train, self._tell, self._any_rank = train, tell, any_rank
+        self._train, self._report, self._any_rank = train, report, any_rank
         self._writing: Behind | None = None
         self._begun, self._due, self._reserved = 0, False, False
         self._since = time.monotonic()
@@ -65,7 +65,7 @@ class Checkpoint:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
-            self._tell({"kind": "checkpoint", "step": self._begun, "seconds": writing.seconds})
+            self._report({"kind": "checkpoint", "step": self._begun, "seconds": writing.seconds})
 
     def abandon(self) -> None:
         """Wait for the end of the checkpoint that is being written, whatever comes of it."""

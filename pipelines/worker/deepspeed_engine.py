@@ -34,7 +34,7 @@ from dreambooth.training.snapshot import Snapshot, Snapshots
 
 _TAG = "zero"
 _ROOT = "checkpoint"
-"""A folder that DeepSpeed is told of, but which is never made."""
+"""A folder that DeepSpeed wants named, but which is never made."""
 REDUCE_BUCKET = 50_000_000
 """Elements of a bucket of gradients, which is a copy; DeepSpeed's default of 500 million takes 2 GB."""
 

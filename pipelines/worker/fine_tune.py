@@ -15,7 +15,7 @@ from pipelines.cluster.collectives import from_all_ranks
 from pipelines.cluster.preemption import Leaving, while_training
 from pipelines.cluster.processor import device_name
 from pipelines.tasks import TrainTask
-from pipelines.worker.checkpoint_hook import Checkpoint, Tell
+from pipelines.worker.checkpoint_hook import Checkpoint, Report
 from pipelines.worker.history import Checkpoints, History
 from pipelines.worker.hooks import Hooks, Leave, NoLongerRising, Record, Samples, Score
 from pipelines.worker.train_data import ClassLatents, train_data
@@ -38,13 +38,13 @@ def fine_tune(
     model: Any,
     device: str,
     checkpoints: Checkpoints,
-    tell: Tell,
+    report: Report,
     stopping: Callable[[], bool] = lambda: False,
     leaving: Callable[[], bool] | None = None,
     class_latents: ClassLatents | None = None,
     text_encoders: "FrozenTextEncoders | None" = None,
 ) -> FineTuned:
-    """Restore, fit, gather. `tell` takes messages on every rank; `stopping` is True on rank 0 to stop.
+    """Restore, fit, gather. `report` takes messages on every rank; `stopping` is True on rank 0 to stop.
 
     `class_latents` holds the previous subject's, and is updated; so are frozen `text_encoders` of its base model.
 
@@ -71,12 +71,12 @@ def fine_tune(
     def any_rank(here: bool) -> bool:
         return _any_rank(engine, here, device)
 
-    checkpoint = Checkpoint(checkpoints, engine, history, config.train, tell, any_rank)
+    checkpoint = Checkpoint(checkpoints, engine, history, config.train, report, any_rank)
     hooks = _hooks(
-        task, base, engine, checkpoint, history, device, tell, stopping, Leaving(leaving, any_rank), any_rank
+        task, base, engine, checkpoint, history, device, report, stopping, Leaving(leaving, any_rank), any_rank
     )
     workers = {"workers": engine.world_size, "asked": config.cluster.num_workers}
-    tell({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
+    report({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
     began = time.perf_counter()
     try:
         with while_training():
@@ -122,7 +122,7 @@ def _hooks(
     checkpoint: Checkpoint,
     history: History,
     device: str,
-    tell: Tell,
+    report: Report,
     stopping: Callable[[], bool],
     leaving: Leaving,
     any_rank: Callable[[bool], bool],
@@ -132,11 +132,11 @@ def _hooks(
 
     config = task.config
     return Hooks(
-        Record(history, tell),
-        Score(Scoring(task, engine, device), history, config, tell),
+        Record(history, report),
+        Score(Scoring(task, engine, device), history, config, report),
         Leave(leaving, checkpoint, any_rank, config, stopping=stopping),
         checkpoint,
-        Samples(base, engine, config, device, tell),
+        Samples(base, engine, config, device, report),
     )
 
 

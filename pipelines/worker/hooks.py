@@ -10,7 +10,7 @@ from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.images import png_bytes
 from dreambooth.models.base_model import BaseModel
 from pipelines.cluster.preemption import Leaving
-from pipelines.worker.checkpoint_hook import Checkpoint, Tell
+from pipelines.worker.checkpoint_hook import Checkpoint, Report
 from pipelines.worker.history import History
 
 if TYPE_CHECKING:
@@ -48,22 +48,22 @@ class Hooks:
 class Record:
     """Appends to the history and reports every step's metrics."""
 
-    def __init__(self, history: History, tell: Tell) -> None:
-        self._history, self._tell = history, tell
+    def __init__(self, history: History, report: Report) -> None:
+        self._history, self._report = history, report
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
         """Record the step."""
         self._history.step = step
         if metrics is not None:
             self._history.metrics.append(metrics.as_dict())
-            self._tell({"kind": "step", "metrics": metrics.as_dict()})
+            self._report({"kind": "step", "metrics": metrics.as_dict()})
 
 
 class Score:
     """Scores the weights every `evaluation.every` steps and after the last; may end training early."""
 
-    def __init__(self, scoring: "Scoring", history: History, config: DreamBoothConfig, tell: Tell) -> None:
-        self._scoring, self._history, self._config, self._tell = scoring, history, config, tell
+    def __init__(self, scoring: "Scoring", history: History, config: DreamBoothConfig, report: Report) -> None:
+        self._scoring, self._history, self._config, self._report = scoring, history, config, report
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
         """Score if due. Raises NoLongerRising."""
@@ -71,7 +71,7 @@ class Score:
         last = step == train.max_train_steps
         if every is None or not (last or step % every == 0):
             return
-        self._tell({"kind": "score", "score": self._scoring.measure(step, self._history.scores).as_dict()})
+        self._report({"kind": "score", "score": self._scoring.measure(step, self._history.scores).as_dict()})
         if not last and self._history.scores.ends(train.stop_after):
             raise NoLongerRising
 
@@ -107,8 +107,8 @@ class Leave:
 class Samples:
     """Sends a picture per evaluation prompt every `train.validate_every` steps."""
 
-    def __init__(self, base: BaseModel, engine: Any, config: DreamBoothConfig, device: str, tell: Tell) -> None:
-        self._base, self._engine, self._config, self._device, self._tell = base, engine, config, device, tell
+    def __init__(self, base: BaseModel, engine: Any, config: DreamBoothConfig, device: str, report: Report) -> None:
+        self._base, self._engine, self._config, self._device, self._report = base, engine, config, device, report
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
         """Sample from the current weights if due."""
@@ -117,7 +117,7 @@ class Samples:
             return
         state = self._engine.state_dict()
         if self._engine.rank == 0:
-            self._tell({"kind": "samples", "step": step, "images": self._pictures(state)})
+            self._report({"kind": "samples", "step": step, "images": self._pictures(state)})
 
     def _pictures(self, state: dict[str, Any]) -> list[bytes]:
         import torch

@@ -45,7 +45,7 @@ class Reports:
         self._answer: Any = None
         self._stop = False
 
-    def tell(self, message: Message) -> None:
+    def report(self, message: Message) -> None:
         """Report an event."""
         self._messages.append({"time": time.time()} | message)
         before = self._of_first if "stage" in message else 0
@@ -63,7 +63,7 @@ class Reports:
         )
         self._send_when_due()
 
-    def tell_pictures(self, made: int, total: int) -> None:
+    def report_pictures(self, made: int, total: int) -> None:
         """Report the evaluation's progress. Raises Stopped when asked to stop."""
         step = self._progress.step or self._progress.steps  # nothing to report for a model trained earlier
         self._progress = dataclasses.replace(self._progress, step=step, pictures=(made, total))

@@ -157,7 +157,7 @@ class _Lane:
         name = task.config.subject.name
         reports = Reports(self._queue, task, self._task.tell_seconds) if self.rank == 0 else None
         try:
-            self._tell(reports, {}, {"kind": "phase", "phase": "loading", "up": self._up})
+            self._report(reports, {}, {"kind": "phase", "phase": "loading", "up": self._up})
             manifest = from_rank_zero(self, find_model(task.config, task.key) if self.rank == 0 else None)
             trained = () if manifest is not None else self._train(task, reports)
             self._evaluate_and_conclude(task, manifest, trained, reports)
@@ -182,11 +182,11 @@ class _Lane:
             stage.base(one)  # a wrong one of the second stage shouldn't be found when the first is trained
         trained = []
         for stage, one, name in trainings:
-            tell = partial(self._tell, reports, {} if name is None else {"stage": name})
+            report = partial(self._report, reports, {} if name is None else {"stage": name})
             trained.append(
                 stage.train(
                     one,
-                    observed(tell, lane=self._number) if reports is not None else tell,
+                    observed(report, lane=self._number) if reports is not None else report,
                     reports.stopping if reports is not None else lambda: False,
                 )
             )
@@ -194,9 +194,9 @@ class _Lane:
             self._publication = self._publisher.submit(self._publish, task, trained)
         return tuple(trained)
 
-    def _tell(self, reports: Reports | None, of: Message, message: Message) -> None:
+    def _report(self, reports: Reports | None, of: Message, message: Message) -> None:
         if reports is not None:
-            reports.tell(message | of)
+            reports.report(message | of)
 
     def _evaluate_and_conclude(
         self, task: TrainTask, manifest: Manifest | None, trained: Sequence[TrainedStage], reports: Reports | None
@@ -229,16 +229,16 @@ class _Lane:
             nonlocal found
             assert reports is not None
             instance = instance_pictures(config, task.images, config.picture_side)
-            tell = reports.tell_pictures
+            report = reports.report_pictures
             if task.protocol is not None:
-                reports.tell({"kind": "phase", "phase": "measuring"})
+                reports.report({"kind": "phase", "phase": "measuring"})
                 real = instance if task.protocol.images == task.images else None
                 run_protocol(
-                    task.protocol, self._samplers, base=base, fine_tuned=fine_tuned, real=real, on_progress=tell
+                    task.protocol, self._samplers, base=base, fine_tuned=fine_tuned, real=real, on_progress=report
                 )
             if not config.evaluation.enabled:
                 return
-            reports.tell({"kind": "phase", "phase": "evaluating"})
+            reports.report({"kind": "phase", "phase": "evaluating"})
             found = evaluate(
                 config,
                 instance,
@@ -247,7 +247,7 @@ class _Lane:
                 fine_tuned=fine_tuned,
                 encoder=self._task.encoder,
                 dtype=task.sampling_dtype,
-                on_progress=tell,
+                on_progress=report,
             )
 
         stopped: Stopped | None = None

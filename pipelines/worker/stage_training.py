@@ -8,7 +8,7 @@ from pipelines.cluster.logs import log
 from pipelines.cluster.preemption import notice
 from pipelines.tasks import TrainTask
 from pipelines.worker.bases import Bases
-from pipelines.worker.checkpoint_hook import Tell
+from pipelines.worker.checkpoint_hook import Report
 from pipelines.worker.checkpoints import checkpoints_of
 from pipelines.worker.fine_tune import fine_tune
 from pipelines.worker.publish import TrainedStage
@@ -27,14 +27,14 @@ class StageTraining:
         """Load the base model of a task. Raises RuntimeError if its hash is another."""
         return self._bases.get(task)
 
-    def train(self, task: TrainTask, tell: Tell, stopping: Callable[[], bool]) -> TrainedStage:
+    def train(self, task: TrainTask, report: Report, stopping: Callable[[], bool]) -> TrainedStage:
         """Fine-tune a copy of a task's base model, see `fine_tune`."""
         from dreambooth.training.model import build_model
 
         def warn(text: str) -> None:
             if self._rank == 0:
                 log("warning", level=logging.WARNING, text=text)
-            tell({"kind": "warning", "text": text})
+            report({"kind": "warning", "text": text})
 
         base, autocast = self.base(task), task.config.train.mixed_precision == "bf16"
         model = build_model(self._bases.components.copied(), task.config, autocast=autocast)
@@ -45,7 +45,7 @@ class StageTraining:
             model,
             self._device,
             checkpoints,
-            tell,
+            report,
             stopping,
             notice(),
             self._class_latents,

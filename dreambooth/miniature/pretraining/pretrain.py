@@ -34,7 +34,7 @@ STAGES = (train_vae.STAGE, train_vae.REFINE_STAGE, train_clip.STAGE, train_vit.S
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """What a pretraining is told."""
+    """Settings of a pretraining."""
 
     output: Path
     device: str

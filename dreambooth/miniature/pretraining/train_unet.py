@@ -105,7 +105,7 @@ def cache_latents(path: Path, vae: AutoencoderKL, *, indices: range, device: tor
 
 @dataclass(frozen=True, kw_only=True)
 class UnetRun:
-    """What a training process is told."""
+    """Settings of a training process."""
 
     folder: Path
     stage: Stage

@@ -12,7 +12,7 @@ from dreambooth.models.building import BUILDING
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
 from dreambooth.models.families.defaults import Defaults
-from dreambooth.models.families.no_text import without_untold
+from dreambooth.models.families.no_text import zero_without_text
 from dreambooth.models.families.other_programs import OtherPrograms
 from dreambooth.models.families.schedulers import SAMPLER_NAMES
 from dreambooth.models.families.tokenizers import VOCABULARIES
@@ -112,7 +112,7 @@ class Family(OtherPrograms, ABC):
         """The denoiser's configuration for pictures of `positions` positions of x0 a side by default."""
 
     def defaults_of(self, settings: "BaseSettings") -> Defaults:
-        """Settings that suit a base model, as its configuration tells."""
+        """Settings that suit a base model, by its configuration."""
         return self.defaults
 
     def check_trainable(self, settings: "BaseSettings") -> None:
@@ -263,7 +263,7 @@ class Family(OtherPrograms, ABC):
         encoded = dict(text)
         for folder, module in text_encoders.items():
             encoded |= self.encode_with(folder, module, text)
-        return without_untold(self.join(encoded), text)
+        return zero_without_text(self.join(encoded), text)
 
     def no_text_is_zero(self, directory: Path) -> bool:
         """Whether its pipeline takes zeros for no text, instead of the states of ""."""

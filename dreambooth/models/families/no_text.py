@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-TOLD = "told"
+HAS_TEXT = "has_text"
 """Name of a text's factors (N,): 0 for no text, else 1."""
 
 
-def without_untold(joined: "dict[str, Tensor]", text: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def zero_without_text(joined: "dict[str, Tensor]", text: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """The denoiser's text (N, ...), zero where `text` says that there is none."""
-    if TOLD not in text:
+    if HAS_TEXT not in text:
         return joined
-    told = text[TOLD]
-    return {name: part * told.view(-1, *[1] * (part.ndim - 1)).to(part.dtype) for name, part in joined.items()}
+    has_text = text[HAS_TEXT]
+    return {name: part * has_text.view(-1, *[1] * (part.ndim - 1)).to(part.dtype) for name, part in joined.items()}

@@ -220,7 +220,7 @@ class StableDiffusion(LatentUNet):
         return {f"{folder}.states": text_encoder(tokens[f"{folder}.input_ids"]).last_hidden_state}
 
     def single_file_names(self, directory: Path, folder: str, names: Iterable[str]) -> Names:
-        """By latent diffusion's names; the text encoder by OpenCLIP's where it is one, which its activation tells."""
+        """By latent diffusion's names; the text encoder by OpenCLIP's where it is one, which its activation shows."""
         if folder == "unet":
             return original.unet_names(names)
         if folder == "vae":

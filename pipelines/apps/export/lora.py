@@ -87,7 +87,7 @@ def export_lora(
                 bank=_bank_name(config),
                 score=score,
                 size_of=lambda rank: lora_bytes(low, rank, wanted.itemsize) if rank else stored_bytes(found.manifest),
-                tell=console.line,
+                say=console.line,
             )
             rank = curve.rank
         files: list[tuple[Path, str]] = []

@@ -67,11 +67,11 @@ def choose_rank(
     bank: str,
     score: Callable[[int | None, bool], "Score"],
     size_of: Callable[[int], int],
-    tell: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Curve:
     """Measure ranks 1, 2, 4, … until one loses no more than `within`.
 
-    `score(rank, embedding)` measures a rank, None the whole model; `size_of` tells the bytes of a file. Where the
+    `score(rank, embedding)` measures a rank, None the whole model; `size_of` is the bytes of a file. Where the
     highest rank alone loses more, the identifier's embeddings are put in. Raises InputError if that isn't enough.
     """
 
@@ -79,7 +79,7 @@ def choose_rank(
         figures = score(rank, embedding)
         point = Point(rank=rank or 0, size=size_of(rank or 0), dino=figures.dino, clip_t=figures.clip_t)
         what = "the whole model" if rank is None else f"rank {rank}{' and embedding' if embedding else ''}"
-        tell(f"{what}: DINO {point.dino:.3f}, CLIP-T {point.clip_t:.3f}")
+        say(f"{what}: DINO {point.dino:.3f}, CLIP-T {point.clip_t:.3f}")
         return point
 
     whole = measured(None, False)

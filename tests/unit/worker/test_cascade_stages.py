@@ -253,5 +253,5 @@ def test_steps_of_the_second_stage_count_after_those_of_the_first(calm: tuple[Pl
         {"kind": "phase", "phase": "training", "start": 2, "stage": "super_resolution"},
         {"kind": "step", "metrics": metrics | {"step": 4}, "stage": "super_resolution"},
     ):
-        reports.tell(message)
+        reports.report(message)
     assert [(progress.step, progress.steps) for progress in sent] == [(1, 8), (3, 8), (5, 8), (7, 8)]
