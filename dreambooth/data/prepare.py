@@ -40,25 +40,26 @@ def prepare_data(
     was trained with. Class images may be the latents of an earlier call; without any there is no prior preservation.
     `text_encoders` of earlier calls needn't be loaded again; None: they are freed afterwards.
     """
-    family, settings = family_of(directory), config.images
-    resolution = settings.resolution or BaseSettings(directory).resolution
-    cut = [_cut(image, settings, resolution, config.train.seed + index) for index, image in enumerate(images)]
+    family, settings, base = family_of(directory), config.images, BaseSettings(directory)
+    resolution = settings.resolution or base.resolution
+    side = base.x0_shape(resolution)[-1]
+    cut = [_cut(image, settings, resolution, side, config.train.seed + index) for index, image in enumerate(images)]
     all_squares = [square for squares_of_one, _ in cut for square in squares_of_one]
+    masks = [mask for _, mask in cut if mask is not None]
     prompts = [*_prompts(config, images), config.prompts.class_prompt(config.subject)]
     if config.train.caption_dropout:
         prompts.append("")
     texts = _texts(text_encoders or FrozenTextEncoders(directory), prompts, config, device)
     vae = family.load_vae(directory, device)
-    latents = _encode(family, vae, [square.picture for square in all_squares])
     instance = ImageSet(
-        latents=latents,
+        latents=_encode(family, vae, [square.picture for square in all_squares]),
         text={name: part[: len(images)] for name, part in texts.items()},
         conditions=family.conditions(
             [square.original for square in all_squares], [square.corner for square in all_squares], resolution
         ),
         crops=len(cut[0][0]),
         repeats=repeats_of(images, settings.repeats),
-        masks=_masks(cut, settings, latents.mean.shape[-1]) if settings.masks == "weight" else None,
+        masks=_weights(masks, settings.mask_background) if masks else None,
     )
     class_ = None
     if class_images:
@@ -83,11 +84,11 @@ def prepare_data(
 
 
 def _cut(
-    image: InstanceImage, settings: ImagesConfig, resolution: int, seed: int
-) -> tuple[list[Square], Image.Image | None]:
-    """The squares of a photograph, and its mask if it has one."""
+    image: InstanceImage, settings: ImagesConfig, resolution: int, side: int, seed: int
+) -> tuple[list[Square], np.ndarray | None]:
+    """The squares of a photograph, and with masks weight their masks (V, side, side)."""
     decoded = decode(read_image(image.address), image.address, max_pixels=settings.max_pixels)
-    mask = None if settings.masks == "off" else find_mask(image, decoded, max_pixels=settings.max_pixels)
+    mask = find_mask(image, decoded, max_pixels=settings.max_pixels) if settings.masked else None
     cut = squares(
         decoded.image,
         resolution=resolution,
@@ -97,21 +98,22 @@ def _cut(
         seed=seed,
         within=mask.box(resolution) if mask is not None and settings.masks == "crop" else None,
     )
-    return cut, None if mask is None else mask.picture
+    if settings.masks != "weight":
+        return cut, None
+    # Photographs may be many and large, so their masks are cut here and not kept.
+    picture = None if mask is None else mask.picture
+    return cut, np.stack([cut_mask(picture, square.box, side, mirrored=square.mirrored) for square in cut])
 
 
-def _masks(cut: Sequence[tuple[list[Square], Image.Image | None]], settings: ImagesConfig, side: int) -> torch.Tensor:
-    """Weights (N * V, 1, side, side) of the loss: 1 inside to the background's outside, over their mean in an image.
+def _weights(masks: Sequence[np.ndarray], background: float) -> torch.Tensor:
+    """Weights (N * V, 1, side, side) of the loss: 1 inside and `background` outside, over their mean in an image.
 
     So the loss of an image is on average what it was, and a learning rate means the same. The mean is over all its
     crops: a crop that shows nothing of the subject counts little.
     """
-    weights = []
-    for squares_of_one, mask in cut:
-        inside = np.stack([cut_mask(mask, square.box, side, mirrored=square.mirrored) for square in squares_of_one])
-        weight = settings.mask_background + (1 - settings.mask_background) * inside
-        weights.append(weight / max(float(weight.mean()), _LEAST_WEIGHT))
-    return torch.from_numpy(np.concatenate(weights))[:, None].float()
+    weights = [background + (1 - background) * inside for inside in masks]
+    averaged = [weight / max(float(weight.mean()), _LEAST_WEIGHT) for weight in weights]
+    return torch.from_numpy(np.concatenate(averaged))[:, None].float()
 
 
 def _prompts(config: DreamBoothConfig, images: Sequence[InstanceImage]) -> list[str]:
