@@ -6,10 +6,13 @@ And what many tests share: a base model so small that a training step takes mill
 import os
 
 # Set before torch, transformers or MLflow are imported anywhere, and inherited by the processes that tests start.
+# MKL_CBWR: on AMD's Zen 4, MKL rounds a product of one or two rows by where its operands lie in memory, and the header
+# of a file moves its weights.
 os.environ.update(
     {
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
+        "MKL_CBWR": "AUTO",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

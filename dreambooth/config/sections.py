@@ -4,7 +4,6 @@ A configuration has some fifteen sections of a kilobyte or two each, and thousan
 """
 
 import pickle
-from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 _Config = TypeVar("_Config", bound=BaseModel)
 Sections = dict[Any, BaseModel]
 """Sections by their content, for `with_shared_sections`."""
+
+_MOST_READ = 256
+_read_before: dict[tuple[type[BaseModel], bytes], BaseModel | None] = {}
 
 
 def read_sections(model: type[BaseModel], settings: dict[str, Any]) -> dict[str, Any]:
@@ -24,17 +26,22 @@ def read_sections(model: type[BaseModel], settings: dict[str, Any]) -> dict[str,
         field = model.model_fields.get(name)
         kind = None if field is None else field.annotation
         if name != "subject" and isinstance(section, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
-            known = _read(kind, pickle.dumps(section))  # which tells 1 from true, and a text from one that YAML misread
+            known = _read(kind, section)
             read[name] = section if known is None else known
     return read
 
 
-@lru_cache(maxsize=256)
-def _read(kind: type[BaseModel], section: bytes) -> BaseModel | None:
-    try:
-        return kind.model_validate(pickle.loads(section))
-    except ValidationError:
-        return None
+def _read(kind: type[BaseModel], section: dict[str, Any]) -> BaseModel | None:
+    """The section as an instance, None if it isn't valid."""
+    key = kind, pickle.dumps(section)  # which differs for 1 and true, and for a text and one that YAML misread
+    if key not in _read_before:
+        if len(_read_before) >= _MOST_READ:
+            _read_before.clear()
+        try:
+            _read_before[key] = kind.model_validate(section)
+        except ValidationError:
+            _read_before[key] = None
+    return _read_before[key]
 
 
 def with_shared_sections(config: _Config, known: Sections) -> _Config:

@@ -73,7 +73,7 @@ def export(
     silent: bool,
     **lora: Any,
 ) -> None:
-    """Write a personalized model for other programs, or push it to the hub.
+    """Write a personalized model for other programs or to the hub.
 
     MODEL is models:/NAME@ALIAS, or the address of a publication. What was written is printed with its sha256.
     """

@@ -483,7 +483,7 @@ class TestDestinations:
         plans = [plan(), plan(base=copy), plan("train.seed=1", base=copy)]
         rows = [value for name, value in describe_batch(make_batch_plan("b", plans, resources)) if name == "base model"]
         assert rows == [
-            f"{tiny_pipeline}, hash {plans[0].base.hash}: 1 subjects",
+            f"{tiny_pipeline}, hash {plans[0].base.hash}: 1 subject",
             f"{copy}, hash {plans[1].base.hash}: 2 subjects",
         ]
         alone = dict(describe_batch(make_batch_plan("b", plans[:1], resources)))
