@@ -5,8 +5,8 @@ Noise is an argument everywhere, so tests can be exact. A moment is an integer t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Generator, Tensor
@@ -20,6 +20,9 @@ PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "samp
 
 class Process(Protocol):
     """How images become noise, and what a denoiser predicts."""
+
+    def to(self, device: str) -> Self:
+        """This process with its tensors on a device."""
 
     def draw(self, rng: Generator) -> Tensor:
         """A random moment for training, a scalar."""
@@ -51,6 +54,10 @@ class Diffusion:
                 f"supported: {', '.join(PREDICTION_TYPES)}"
             )
         return cls(alphas_cumprod=alphas_cumprod.float(), prediction_type=prediction_type)
+
+    def to(self, device: str) -> Self:
+        """This process with its schedule on a device, so that a step copies none there."""
+        return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
 
     def draw(self, rng: Generator) -> Tensor:
         """A timestep, uniform in 0 ... T - 1."""
@@ -123,6 +130,10 @@ class RectifiedFlow:
 
     shift: float = 1.0
     draws: Literal["logit_normal", "uniform"] = "logit_normal"
+
+    def to(self, device: str) -> Self:
+        """Itself: there is no schedule."""
+        return self
 
     def draw(self, rng: Generator) -> Tensor:
         """A sigma in (0, 1), fp32."""

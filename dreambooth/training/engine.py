@@ -138,6 +138,7 @@ class TorchEngine:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.device = device
         self.model = model.to(device)
+        model.process = model.process.to(device)
         self.config = config
         self.optimizer = build_optimizer(model, config)
         self.lr_scheduler = build_lr_scheduler(self.optimizer, config)

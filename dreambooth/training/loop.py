@@ -48,7 +48,7 @@ def fit(
     images_per_step *= 1 if data.class_ is None else 2
     began, logged = time.perf_counter(), start
     for step in range(start, config.max_train_steps):
-        sums, learning_rates = torch.zeros(3), engine.learning_rates
+        sums, learning_rates = torch.zeros(3, device=engine.device), engine.learning_rates
         for micro_step in range(config.gradient_accumulation_steps):
             pairs = pairs_of(
                 step,
@@ -61,7 +61,7 @@ def fit(
             losses = engine(data.batch(pairs))
             engine.backward(losses.total)
             engine.step()
-            sums = sums.to(losses.total.device) + torch.stack([loss.detach() for loss in losses])
+            sums = sums + torch.stack([loss.detach() for loss in losses])
         metrics = None
         # Before a checkpoint too, so that none is written of a run that diverged.
         wanted = (step + 1) % config.log_every == 0 or (step + 1) % config.checkpoint_every == 0

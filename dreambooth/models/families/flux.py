@@ -216,7 +216,7 @@ class Flux(Family):
             "encoder_hidden_states": states,
             "pooled_projections": text["pooled"],
             "txt_ids": states.new_zeros(states.shape[1], 3),
-            "img_ids": _positions(rows, columns).to(noisy),
+            "img_ids": _positions(rows, columns, noisy),
         }
         if config.guidance_embeds:
             guidance = torch.full((len(noisy),), _TRAINING_GUIDANCE, dtype=torch.float32, device=noisy.device)
@@ -296,11 +296,12 @@ def unpacked(tokens: "Tensor", rows: int, columns: int) -> "Tensor":
     return squares.reshape(count, width // 4, 2 * rows, 2 * columns)
 
 
-def _positions(rows: int, columns: int) -> "Tensor":
+def _positions(rows: int, columns: int, like: "Tensor") -> "Tensor":
     """(0, row, column) of each token (rows * columns, 3)."""
     import torch
 
-    return torch.cartesian_prod(torch.zeros(1), torch.arange(rows).float(), torch.arange(columns).float())
+    axes = [torch.arange(length, dtype=like.dtype, device=like.device) for length in (1, rows, columns)]
+    return torch.cartesian_prod(*axes)
 
 
 def _scheduler(directory: Path) -> Any:

@@ -3,14 +3,16 @@
 On tiny random replicas; that the best checkpoint is kept and published is tested in tests/integration/families.
 """
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from host_reads import HostReads
 from torch import Tensor
 
+from dreambooth.models.process import Diffusion
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.loop import StepMetrics, fit
 from dreambooth.training.model import load_model
@@ -61,3 +63,22 @@ def test_stopping_and_recomputing_change_nothing(base: Path, config: Any, data: 
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
     assert [name for name in whole if not torch.equal(whole[name], plain[name])] == []
     assert len([name for name in whole if not torch.equal(whole[name], part[name])]) > len(whole) / 2
+
+
+@pytest.mark.parametrize("base", NAMES, indirect=True)
+def test_no_pass_waits_for_the_host(base: Path, config: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, which has shapes alone, so that what lies on the host by mistake is on another device."""
+    # A T5 with a mask asks whether all of it is true: trained, it is no part of a captured step.
+    settings = config(f"train.text_encoders={'none' if 'pixart' in str(base) else 'all'}")
+    model = load_model(base, settings).to("meta")
+    on_host, model.process = model.process, model.process.to("meta")
+    batch = data(settings).batch(range(1)).to("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none on the meta device
+    with HostReads() as reads:
+        model(*batch).total.backward()
+    assert reads.seen == []
+    if isinstance(on_host, Diffusion):
+        model.process = on_host
+        with HostReads() as reads:
+            model(*batch)
+        assert set(reads.seen) == {"_to_copy"}
