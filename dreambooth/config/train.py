@@ -87,6 +87,12 @@ class TrainConfig(Frozen):
         description="parameters updated within the backward pass, each gradient freed at once: less memory. With one "
         "worker, without accumulation and max_grad_norm",
     )
+    graph: Literal["auto", "off"] = Field(
+        "off",
+        description="auto: with engine torch, one worker, adamw and a GPU the step is captured as CUDA graphs once for "
+        "all subjects of a base and equal settings, whose memory a lane keeps between them. What can't be captured "
+        "runs as with off, and the worker's log says why. Not yet run on a GPU, so off is the default",
+    )
     mixed_precision: Literal["auto", "bf16", "no"] = Field(
         "auto",
         description="precision of matrix products; auto: bf16 on GPUs, unless one of the cluster is known to lack it",

@@ -6,7 +6,7 @@ images, which crop, with text or without, posterior noise, noise, timestep) foll
 workers and accumulation only decide who computes it, and resuming needs only the step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -37,18 +37,18 @@ class Batch(NamedTuple):
 
     def to(self, device: str) -> "Batch":
         """This batch on a device."""
+        return self.mapped(lambda _, part: part.to(device, non_blocking=True))
 
-        def moved(part: Tensor) -> Tensor:
-            return part.to(device, non_blocking=True)
-
+    def mapped(self, function: Callable[[str, Tensor], Tensor]) -> "Batch":
+        """A batch of what a function of its name makes of each tensor."""
         latents, noise, timesteps, text, conditions, mask = self
         return Batch(
-            moved(latents),
-            moved(noise),
-            moved(timesteps),
-            {name: moved(part) for name, part in text.items()},
-            {name: moved(part) for name, part in conditions.items()},
-            None if mask is None else moved(mask),
+            function("latents", latents),
+            function("noise", noise),
+            function("timesteps", timesteps),
+            {name: function(f"text {name}", part) for name, part in text.items()},
+            {name: function(f"condition {name}", part) for name, part in conditions.items()},
+            None if mask is None else function("mask", mask),
         )
 
 

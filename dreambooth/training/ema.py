@@ -24,13 +24,20 @@ class Ema:
         self.steps = 0
         self.averages = [master.detach().clone() for master in self.masters]
 
-    @torch.no_grad()
     def update(self) -> None:
         """Update the averages after an optimizer step."""
+        self.move(self.next_weight())
+
+    def next_weight(self) -> float:
+        """Count a step; the weight of the masters in its averages, 1 - decay."""
         self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        return 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+
+    @torch.no_grad()
+    def move(self, weight: float | Tensor) -> None:
+        """Move the averages towards the masters by a weight, which may be a scalar tensor of theirs."""
         for average, master in zip(self.averages, self.masters, strict=True):
-            average.lerp_(master.detach(), 1 - decay)
+            average.lerp_(master.detach(), weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -130,6 +130,12 @@ def _all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(end.isfinite().all()) for end in ends)
 
 
+def clip(parameters: Sequence[Tensor], config: TrainConfig) -> Tensor:
+    """Scale gradients down to the largest norm, and return their norm before."""
+    largest = math.inf if config.max_grad_norm is None else config.max_grad_norm
+    return torch.nn.utils.clip_grad_norm_(parameters, largest)
+
+
 class TorchEngine:
     """Plain PyTorch: fp32 parameters, gradients averaged over ranks at the accumulation boundary."""
 
@@ -170,7 +176,7 @@ class TorchEngine:
             return
         if self.world_size > 1:
             self._average_gradients()
-        self._grad_norm = self._clip() if self._fused is None else self._fused.norm()
+        self._grad_norm = clip(self.parameters, self.config) if self._fused is None else self._fused.norm()
         # Kept on the device: reading it at every step would stall the device.
         first = (self._diverged_at == 0) & ~self._grad_norm.isfinite()
         self._diverged_at = torch.where(first, self._steps + 1, self._diverged_at)
@@ -181,11 +187,6 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update()
-
-    def _clip(self) -> Tensor:
-        """Scale gradients down to the largest norm, and return their norm before."""
-        largest = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
-        return torch.nn.utils.clip_grad_norm_(self.parameters, largest)
 
     def _average_gradients(self) -> None:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]

@@ -75,7 +75,7 @@ def _train_part(train: TrainConfig, base: BaseModel) -> dict[str, Any]:
     parts: dict[str, Any] = settings.model_dump(mode="json")
     run = base.run_text_encoders(train)
     del parts["text_encoders"]
-    del parts["fused_backward"], parts["checkpoint_every_minutes"]  # which give the same weights
+    del parts["fused_backward"], parts["graph"], parts["checkpoint_every_minutes"]  # which give the same weights
     if parts["optimizer"] == "adamw":
         del parts["optimizer"]  # earlier results keep their keys
     if not parts["caption_dropout"]:

@@ -16,6 +16,7 @@ from pipelines.cluster.preemption import Leaving, while_training
 from pipelines.cluster.processor import device_name
 from pipelines.tasks import TrainTask
 from pipelines.worker.checkpoint_hook import Checkpoint, Report
+from pipelines.worker.graphs import Graphs
 from pipelines.worker.history import Checkpoints, History
 from pipelines.worker.hooks import Hooks, Leave, NoLongerRising, Record, Samples, Score
 from pipelines.worker.train_data import ClassLatents, train_data
@@ -43,10 +44,12 @@ def fine_tune(
     leaving: Callable[[], bool] | None = None,
     class_latents: ClassLatents | None = None,
     text_encoders: "FrozenTextEncoders | None" = None,
+    graphs: Graphs | None = None,
 ) -> FineTuned:
     """Restore, fit, gather. `report` takes messages on every rank; `stopping` is True on rank 0 to stop.
 
-    `class_latents` holds the previous subject's, and is updated; so are frozen `text_encoders` of its base model.
+    `class_latents` holds the previous subject's, and is updated; so are frozen `text_encoders` of its base model, and
+    `graphs`, its captured step.
 
     `leaving()` is collective: call it on every rank. True if any node is being preempted; then a checkpoint is written
     for others to resume from. After SIGTERM, too, and this process exits. The global batch is the same for any number
@@ -62,7 +65,7 @@ def fine_tune(
     task = replace(task, config=_shared(task.config, dist.get_world_size() if dist.is_initialized() else 1))
     config = task.config
     data = train_data(base, task, class_latents or ClassLatents(), text_encoders, device=device)
-    engine = _engine(model, task, device)
+    engine = _engine(model, task, device, graphs or Graphs())
     history = checkpoints.restore(engine)
     if engine.rank:
         history.scores.weights = None
@@ -157,7 +160,12 @@ def _any_rank(engine: Any, here: bool, device: str) -> bool:
     return bool(engine.mean(torch.tensor([float(here)], device=device)).item() > 0)
 
 
-def _engine(model: Any, task: TrainTask, device: str) -> Any:
+def _engine(model: Any, task: TrainTask, device: str, graphs: Graphs) -> Any:
+    from torch import distributed as dist
+
+    workers = dist.get_world_size() if dist.is_initialized() else 1
+    if (graphed := graphs.engine(model, task, device, workers)) is not None:
+        return graphed
     if task.engine == "torch":
         from dreambooth.training.engine import TorchEngine
 

@@ -11,6 +11,7 @@ from pipelines.worker.bases import Bases
 from pipelines.worker.checkpoint_hook import Report
 from pipelines.worker.checkpoints import checkpoints_of
 from pipelines.worker.fine_tune import fine_tune
+from pipelines.worker.graphs import Graphs
 from pipelines.worker.publish import TrainedStage
 from pipelines.worker.train_data import ClassLatents
 
@@ -22,6 +23,7 @@ class StageTraining:
         self._device, self._rank = device, rank
         self._bases = Bases(scales_up=scales_up)
         self._class_latents = ClassLatents()
+        self._graphs = Graphs()
 
     def base(self, task: TrainTask) -> BaseModel:
         """Load the base model of a task. Raises RuntimeError if its hash is another."""
@@ -50,5 +52,6 @@ class StageTraining:
             notice(),
             self._class_latents,
             self._bases.text_encoders,
+            self._graphs,
         )
         return TrainedStage(task=task, base=base, tuned=tuned)

@@ -139,6 +139,9 @@ class TestKey:
         assert unclipped.key != plan().key
         assert plan("train.max_grad_norm=null", "train.fused_backward=true").key == unclipped.key
 
+    def test_a_captured_step_is_the_same(self, plan: MachinePlan) -> None:
+        assert plan("train.graph=auto").key == plan().key
+
     def test_every_place_of_states_counts(self, plan: MachinePlan) -> None:
         offloads = ((), ("zero.offload_optimizer=true",))
         offloads += ((*offloads[1], "zero.offload_parameters=true"),)

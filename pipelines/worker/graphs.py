@@ -1,0 +1,41 @@
+"""The captured step that a lane keeps from one subject to the next."""
+
+from typing import Any
+
+from pipelines.cluster.logs import log
+from pipelines.tasks import TrainTask
+
+
+class Graphs:
+    """Engines with `train.graph`, whose step is captured once for subjects of one base model and equal settings."""
+
+    def __init__(self) -> None:
+        self._of: Any = None
+        self._step: Any = None
+
+    def engine(self, model: Any, task: TrainTask, device: str, workers: int) -> Any:
+        """An engine that captures its step; None, with a line in the log that says why, where that can't be."""
+        from dreambooth.training.graphed_engine import FixedStep, GraphedEngine, why_not_graphed
+
+        config = task.config
+        if config.train.graph == "off":
+            self.forget()
+            return None
+        why = why_not_graphed(config.train, device, workers) if task.engine == "torch" else f"engine is {task.engine}"
+        if why is not None:
+            self.forget()
+            _say(why)
+            return None
+        of = (task.base_hash, config.train, config.images.resolution, config.prior.prior_loss_weight)
+        if of != self._of:
+            self.forget()
+            self._of, self._step = of, FixedStep(device, _say)
+        return GraphedEngine(model, config.train, device, self._step)
+
+    def forget(self) -> None:
+        """Free the memory of the last subject."""
+        self._of = self._step = None
+
+
+def _say(reason: str) -> None:
+    log("not graphed", reason=reason)
