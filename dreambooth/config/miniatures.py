@@ -37,12 +37,19 @@ MINIATURES: dict[str, dict[str, dict[str, Any]]] = {
         "evaluation": {"prompts": _PROMPTS, "num_inference_steps": 16, "guidance_scale": 4.0},
         "gate": _GATE,
     },
+    "miniature-cascade": {
+        "prior": {"num_class_images": 48, "num_inference_steps": 12, "guidance_scale": 3.0},
+        "train": _TRAIN | {"text_encoders": "all", "identifier_learning_rate": 2e-2},
+        "evaluation": {"prompts": _PROMPTS, "num_inference_steps": 12, "guidance_scale": 3.0},
+        "gate": _GATE,
+        "super_resolution": {"base_model": "miniature-cascade", "max_train_steps": 150, "learning_rate": 5e-4},
+    },
 }
 """By `base_model`; a user's own settings override them."""
 
 
 def with_miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings over those of their base model in MINIATURES, without rates for a text encoder that stays frozen.
+    """Settings over those of their base model in MINIATURES, without those of a text encoder that stays frozen.
 
     A user's own rates for it are refused.
     """
@@ -53,7 +60,8 @@ def with_miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     frozen = str(setting_of(settings, "train", "train_text_encoder")).lower() in ("false", "no", "off", "0", "n", "f")
     if not frozen and setting_of(settings, "train", "text_encoders") != "none":
         return merge(defaults, settings)
-    train = {name: value for name, value in defaults["train"].items() if name not in RATES_OF_TEXT_ENCODER}
+    without = (*RATES_OF_TEXT_ENCODER, "text_encoders")
+    train = {name: value for name, value in defaults["train"].items() if name not in without}
     return merge(defaults | {"train": train}, settings)
 
 

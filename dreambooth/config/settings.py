@@ -201,8 +201,8 @@ class DreamBoothConfig(Frozen):
     subject: Subject
     base_model: Words = Field(
         "miniature",
-        description="'miniature' or 'miniature-flow', which are built in, a diffusers directory (any address), a hub "
-        "id, or a .safetensors file, '#' and the model that its configurations come from",
+        description="'miniature', 'miniature-flow' or 'miniature-cascade', which are built in, a diffusers directory "
+        "(any address), a hub id, or a .safetensors file, '#' and the model that its configurations come from",
     )
     revision: str | None = Field(None, description="revision of a hub id")
     engine: Literal["auto", "torch", "deepspeed"] = Field(

@@ -2,6 +2,7 @@
 
 weights/pipeline    a Stable Diffusion directory for 64 x 64 images
 weights/flow        a Stable Diffusion 3 directory for the same world
+weights/cascade     DeepFloyd IF's two directories for the same world, without a VAE
 weights/vit         a ViTModel that distinguishes subjects (where a larger project uses DINO)
 weights/clip        a CLIPModel with its tokenizer
 subjects/NAME       five instance images of a made-up subject, and its class noun in subject.yaml
@@ -18,8 +19,14 @@ VIT_DIR = WEIGHTS_DIR / "vit"
 CLIP_DIR = WEIGHTS_DIR / "clip"
 SUBJECTS_DIR = _HERE / "subjects"
 
-BASES = {"miniature": "pipeline", "miniature-flow": "flow/pipeline"}
+BASES = {
+    "miniature": "pipeline",
+    "miniature-flow": "flow/pipeline",
+    "miniature-cascade": "cascade/stage-1",
+}
 """Folders of the built-in base models below the weights, by the names that `base_model` takes."""
+SECOND_STAGES = {"miniature-cascade": "cascade/stage-2"}
+"""Folders of their second stages, by the names that `super_resolution.base_model` takes."""
 
 
 def subject_names() -> tuple[str, ...]:

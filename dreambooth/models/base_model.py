@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
-from dreambooth.miniature import BASES, WEIGHTS_DIR
+from dreambooth.miniature import BASES, SECOND_STAGES, WEIGHTS_DIR
 from dreambooth.models.base_file import converted, find_file, is_file_address, split_address
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.config_fields import read_json
@@ -118,7 +118,10 @@ def resolve_base_model(
     Without `weights` its weight files may be missing, and aren't downloaded from the hub. Raises InputError if it is
     missing, unavailable, unsupported or incomplete.
     """
-    directory = _find(address, revision, weights=weights)
+    if scales_up and address in SECOND_STAGES:
+        directory = _built_in(address, SECOND_STAGES[address])
+    else:
+        directory = _find(address, revision, weights=weights)
     _check_whole(directory, weights=weights)
     _check_stage(address, family_of(directory), scales_up=scales_up)
     return BaseModel(address=address, revision=revision, directory=directory)
@@ -139,7 +142,7 @@ def _check_stage(address: str, family: Family, *, scales_up: bool) -> None:
 
 def _find(address: str, revision: str | None, *, weights: bool) -> Path:
     if address in BASES:
-        return _built_in(address)
+        return _built_in(address, BASES[address])
     if is_file_address(address):
         file, config = split_address(address)
         return converted(find_file(file, revision), _find(config, None, weights=False))
@@ -156,14 +159,14 @@ def _find(address: str, revision: str | None, *, weights: bool) -> Path:
     return _from_hub(address, revision, weights=weights)
 
 
-def _built_in(name: str) -> Path:
+def _built_in(name: str, folder: str) -> Path:
     """A built-in model as it is installed, or below $DREAMBOOTH_WEIGHTS where a package comes without its weights."""
-    if (directory := WEIGHTS_DIR / BASES[name]).is_dir():
+    if (directory := WEIGHTS_DIR / folder).is_dir():
         return directory
     weights = os.environ.get("DREAMBOOTH_WEIGHTS", "").rstrip("/")
     if is_remote(weights):
-        return from_store(f"{weights}/{BASES[name]}", what="base_model")
-    if weights and (directory := Path(weights) / BASES[name]).is_dir():
+        return from_store(f"{weights}/{folder}", what="base_model")
+    if weights and (directory := Path(weights) / folder).is_dir():
         return directory
     raise InputError(
         f"base_model {name!r}: its weights aren't in {directory}; give $DREAMBOOTH_WEIGHTS the address of a copy of "

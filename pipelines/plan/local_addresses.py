@@ -34,7 +34,7 @@ def with_absolute_addresses(config: DreamBoothConfig) -> DreamBoothConfig:
         changes["base_model"] = absolute_file(config.base_model)
     elif config.base_model not in BASES:
         changes["base_model"] = _absolute_folder(config.base_model)
-    if (second := config.super_resolution.base_model) is not None:
+    if (second := config.super_resolution.base_model) is not None and second not in BASES:
         update = {"base_model": _absolute_folder(second)}
         changes["super_resolution"] = config.super_resolution.model_copy(update=update)
     real = config.evaluation.real_images

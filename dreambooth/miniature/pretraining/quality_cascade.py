@@ -39,7 +39,7 @@ BOUNDS = {
 }
 """What shipped weights reach at least: shares of prompts, and stage II's dB and similarity above interpolation's."""
 STEPS, GUIDANCE = 12, 3.0
-SCENES = 200
+SCENES = 100
 
 
 def sampled(pipeline: Any, prompts: list[str], seed: int) -> list[Image.Image]:

@@ -377,7 +377,7 @@ class TestTexts:
 class TestBaseModel:
     @pytest.mark.parametrize("address", ["./nowhere", "nowhere", "/no/where"])
     def test_one_that_is_not_there(self, refused: Refused, address: str) -> None:
-        expected = f"base_model {address!r}: expected 'miniature', 'miniature-flow', a folder"
+        expected = f"base_model {address!r}: expected 'miniature', 'miniature-flow', 'miniature-cascade', a folder"
         assert refused("--base-model", address).startswith(expected)
 
     def test_a_hub_id_that_cannot_be_had(self, refused: Refused) -> None:

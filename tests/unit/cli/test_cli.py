@@ -208,7 +208,7 @@ class TestSettings:
 
     def test_what_the_miniature_has_instead(self) -> None:
         shown = CliRunner().invoke(main, ["settings", "train"]).stdout
-        assert "train.max_train_steps = 1000 (miniature, miniature-flow: 400)\n" in shown
+        assert "train.max_train_steps = 1000 (miniature, miniature-flow, miniature-cascade: 400)\n" in shown
         assert "train.min_snr_gamma = None (miniature: 5.0)\n" in shown
 
     def test_no_such_section(self) -> None:

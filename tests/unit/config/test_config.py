@@ -116,6 +116,13 @@ class TestFillingIn:
         assert (flow.evaluation.num_inference_steps, flow.prior.num_inference_steps) == (16, 16)
         assert load("train.max_train_steps=7", base_model="miniature-flow").train.max_train_steps == 7
 
+    def test_and_so_has_the_cascade_whose_text_encoder_is_trained_unless_a_user_says_no(self) -> None:
+        cascade = load(base_model="miniature-cascade")
+        assert (cascade.train.text_encoders, cascade.super_resolution.base_model) == ("all", "miniature-cascade")
+        assert load("super_resolution.base_model=null", base_model="miniature-cascade").second_stage is None
+        frozen = load("train.train_text_encoder=false", base_model="miniature-cascade").train
+        assert (frozen.text_encoders, frozen.text_encoder_learning_rate) == ("none", None)
+
     def test_and_what_the_user_says_goes_over_them(self) -> None:
         config = load("train.max_train_steps=7", prior={"num_class_images": 9})
         assert (config.train.max_train_steps, config.prior.num_class_images) == (7, 9)
@@ -206,7 +213,7 @@ class TestRefusing:
         message = fault(f"{setting}={value}")
         assert message == f"{setting}: input should be greater than or equal to 1, got {value}"
 
-    @pytest.mark.parametrize("base", ["miniature", "miniature-flow", "some/base"])
+    @pytest.mark.parametrize("base", ["miniature", "miniature-flow", "miniature-cascade", "some/base"])
     @pytest.mark.parametrize("rate", ["identifier_learning_rate", "text_encoder_learning_rate"])
     def test_a_rate_of_what_is_not_trained(self, base: str, rate: str) -> None:
         """A frozen text encoder, and with it the identifier's embedding; the miniature's own rates are left out."""

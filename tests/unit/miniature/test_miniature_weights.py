@@ -7,11 +7,13 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, ViTModel
 
-from dreambooth.miniature import CLIP_DIR, FLOW_DIR, PIPELINE_DIR, VIT_DIR, WEIGHTS_DIR
+from dreambooth.miniature import CASCADE_DIR, CLIP_DIR, FLOW_DIR, PIPELINE_DIR, VIT_DIR, WEIGHTS_DIR
 from dreambooth.miniature.pretraining.quality import BOUNDS, verification_auc
 
 
-@pytest.mark.parametrize(("folder", "most"), [(FLOW_DIR, 15_000_000), (WEIGHTS_DIR, 31_000_000)])
+@pytest.mark.parametrize(
+    ("folder", "most"), [(FLOW_DIR, 15_000_000), (CASCADE_DIR, 15_000_000), (WEIGHTS_DIR, 37_000_000)]
+)
 def test_the_weights_are_small(folder: Path, most: int) -> None:
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= most
 

@@ -104,7 +104,10 @@ class TestFinding:
         "address", ["./missing", "file:///missing", "/no/such/folder", "~/no-such-folder", "missing", "a/b/c"]
     )
     def test_a_folder_that_is_not_there(self, address: str) -> None:
-        assert f"base_model {address!r}: expected 'miniature', 'miniature-flow', a folder" in fault(address)
+        assert (
+            f"base_model {address!r}: expected 'miniature', 'miniature-flow', 'miniature-cascade', a folder"
+            in fault(address)
+        )
         assert "there is no such folder" in fault(address)
 
     def test_a_hub_id_that_cannot_be_had(self) -> None:
