@@ -210,9 +210,14 @@ def measure(weights: Path, photographs: Path | None) -> Quality:
 def grid(sampler: Sampler, *, columns: int = 6, side: int = 128) -> Image.Image:
     """Samples of GRID_PROMPTS, one row each, enlarged to `side` pixels."""
     prompts = [text for text in GRID_PROMPTS for _ in range(columns)]
-    samples = sampler(prompts, 1000)
-    sheet = Image.new("RGB", (columns * (side + 4) - 4, len(GRID_PROMPTS) * (side + 4) - 4), "white")
-    for index, image in enumerate(samples):
+    return sheet_of(sampler(prompts, 1000), columns=columns, side=side)
+
+
+def sheet_of(images: Sequence[Image.Image], *, columns: int, side: int) -> Image.Image:
+    """Pictures in rows of `columns`, enlarged to `side` pixels."""
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (side + 4) - 4, rows * (side + 4) - 4), "white")
+    for index, image in enumerate(images):
         place = (index % columns * (side + 4), index // columns * (side + 4))
         sheet.paste(image.resize((side, side), Image.Resampling.BICUBIC), place)
     return sheet
