@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Sequence
+from types import UnionType
+from typing import Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -11,8 +13,11 @@ _LONGEST = 120
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """One line per fault: where, what was expected, what was got, and the nearest name of an unknown setting."""
     lines, known = [], [name for name, _, _ in list_settings(root)]
+    alternatives: dict[str, list[str]] = {}
+    either = _settings_of_either_kind(root)
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])
+        setting = next((name for name in either if where.startswith(f"{name}.")), None)
         if fault["type"] == "extra_forbidden":
             nearest = nearest_setting(where, known)
             hint = f"; did you mean {nearest}?" if nearest else "; 'dreambooth settings' lists all"
@@ -27,8 +32,25 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
             got = "" if fault["type"] == "value_error" else f", got {_shown(fault['input'])}"
             # Pydantic's begin with a capital; what begins with two is an abbreviation.
             message = message if message[:2].isupper() else message[0].lower() + message[1:]
-            lines.append(f"{where}: {message}{got}" if where else message)
-    return "\n".join(lines)
+            if setting is None:
+                lines.append(f"{where}: {message}{got}" if where else message)
+            elif setting in alternatives:
+                alternatives[setting].insert(-1, f", or {message}")
+            else:
+                alternatives[setting] = [f"{setting}: {message}", got]
+    return "\n".join([*lines, *("".join(parts) for parts in alternatives.values())])
+
+
+def _settings_of_either_kind(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of settings that take values of two kinds, each of which pydantic finds its own fault with."""
+    names = []
+    for name, field in model.model_fields.items():
+        dotted, kinds = f"{prefix}{field.alias or name}", set(get_args(field.annotation)) - {type(None)}
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _settings_of_either_kind(field.annotation, f"{dotted}.")
+        elif get_origin(field.annotation) in (Union, UnionType) and len(kinds) > 1:
+            names.append(dotted)
+    return names
 
 
 def _shown(value: object) -> str:

@@ -274,3 +274,18 @@ class TestHash:
 
     def test_parts_do_not_run_into_each_other(self) -> None:
         assert config_hash("ab", "c") != config_hash("a", "bc")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("cluster.use_gpu=7", "cluster.use_gpu: input should be a valid boolean, unable to interpret input, "),
+        ("cluster.lanes_per_gpu=1e9", "cluster.lanes_per_gpu: input should be less than or equal to 10000, "),
+    ],
+)
+def test_a_setting_of_either_kind_has_one_fault(override: str, sentence: str) -> None:
+    subject = {"name": "rex", "class_noun": "dog", "instance_images": "photos"}
+    with pytest.raises(InputError) as refused:
+        load_config({"subject": subject}, [override])
+    [line] = str(refused.value).splitlines()
+    assert line.startswith(f"{sentence}or input should be 'auto', got ")
