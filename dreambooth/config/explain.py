@@ -1,6 +1,7 @@
 """Readable validation errors: where, what was expected, what was got, and the nearest known name."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from types import UnionType
 from typing import Union, get_args, get_origin
@@ -8,11 +9,23 @@ from typing import Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 _LONGEST = 120
+_ASIDE = re.compile(r", (unable to|got a number) .*")
+_DECIMALS = re.compile(r"^\d.*[.e]")
+_PLAINER = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "a valid string": "text",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid dictionary": "a mapping of names to values",
+}
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """One line per fault: where, what was expected, what was got, and the nearest name of an unknown setting."""
-    lines, known = [], [name for name, _, _ in list_settings(root)]
+    defaults = {name: default for name, default, _ in list_settings(root)}
+    lines, known = [], list(defaults)
     alternatives: dict[str, list[str]] = {}
     either = _settings_of_either_kind(root)
     for fault in error.errors():
@@ -28,17 +41,28 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
             example = next((name for name in known if name.startswith(f"{where}.")), "base_model")
             lines.append(f"{where}: expected settings such as {example}, got {_shown(fault['input'])}")
         else:
-            message = fault["msg"].removeprefix("Value error, ")
-            got = "" if fault["type"] == "value_error" else f", got {_shown(fault['input'])}"
-            # Pydantic's begin with a capital; what begins with two is an abbreviation.
-            message = message if message[:2].isupper() else message[0].lower() + message[1:]
+            message = plain_message(fault["msg"], defaults.get(setting or where))
+            got = "" if fault["type"] == "value_error" else f"; got {_shown(fault['input'])}"
             if setting is None:
                 lines.append(f"{where}: {message}{got}" if where else message)
             elif setting in alternatives:
-                alternatives[setting].insert(-1, f", or {message}")
+                alternatives[setting].insert(-1, f", or {message.removeprefix('must be ')}")
             else:
                 alternatives[setting] = [f"{setting}: {message}", got]
     return "\n".join([*lines, *("".join(parts) for parts in alternatives.values())])
+
+
+def plain_message(message: str, default: str | None = None) -> str:
+    """Pydantic's message in plainer words, with the default as an example of a number with decimals."""
+    message = message.removeprefix("Value error, ")
+    if not message.startswith("Input should "):
+        # Pydantic's begin with a capital; what begins with two is an abbreviation.
+        return message if message[:2].isupper() else message[0].lower() + message[1:]
+    message = _ASIDE.sub("", message).replace("Input should ", "must ", 1)
+    for words, plainer in _PLAINER.items():
+        message = message.replace(words, plainer)
+    decimals = message == "must be a number" and default is not None and _DECIMALS.search(default)
+    return f"{message}, such as {default.replace('e-0', 'e-')}" if decimals and default else message
 
 
 def _settings_of_either_kind(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from dreambooth.config.explain import plain_message
 from dreambooth.config.wording import one_line
 from dreambooth.errors import InputError
 
@@ -112,10 +113,8 @@ def _explain(fault: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "missing":
         return f"{where} is missing; expected a JSON object such as {_EXAMPLE}"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        return f"{where}: {message}"
-    return f"{where}: {message[0].lower()}{message[1:]}, got {_shown(fault['input'])}"
+    got = "" if fault["type"] == "value_error" else f"; got {_shown(fault['input'])}"
+    return f"{where}: {plain_message(fault['msg'])}{got}"
 
 
 def _shown(value: Any) -> str:

@@ -20,6 +20,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import AfterValidator, BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from dreambooth.config.explain import plain_message
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import EvaluationPrompt
 from pipelines.apps.page_policy import LOOPBACK_HOSTS, read_page
@@ -110,7 +111,7 @@ def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
-    return _error(HTTPStatus.BAD_REQUEST, f"no answer: {where}: {first['msg'].removeprefix('Value error, ')}")
+    return _error(HTTPStatus.BAD_REQUEST, f"no answer: {where}: {plain_message(first['msg'])}")
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -166,7 +166,7 @@ class TestInstanceImages:
         [
             ("{2.JPG: 2}", "images.repeats: 2.JPG is the name of none of the 2 photographs; did you mean 2.jpg?"),
             ("{rex: 2}", "images.repeats: rex is the name of none of the 2 photographs; they are 1.png, 2.jpg"),
-            ("{1.png: 0}", "images.repeats.1.png: input should be greater than or equal to 1, got 0"),
+            ("{1.png: 0}", "images.repeats.1.png: must be at least 1; got 0"),
         ],
     )
     def test_repeats_of_what_is_not_there(self, refused: Refused, folder: Path, repeats: str, message: str) -> None:
@@ -213,17 +213,17 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("setting", "message"),
         [
-            ("train.max_train_steps=many", "train.max_train_steps: input should be a valid integer"),
-            ("train.max_train_steps=1.5", "train.max_train_steps: input should be a valid integer"),
+            ("train.max_train_steps=many", "train.max_train_steps: must be a whole number"),
+            ("train.max_train_steps=1.5", "train.max_train_steps: must be a whole number"),
             ("train.max_train_steps=true", "train.max_train_steps: expected a whole number, got True"),
-            ("train.learning_rate=[1]", "train.learning_rate: input should be a valid number"),
-            ("train.gradient_checkpointing=perhaps", "train.gradient_checkpointing: input should be a valid boolean"),
+            ("train.learning_rate=[1]", "train.learning_rate: must be a number"),
+            ("train.gradient_checkpointing=perhaps", "train.gradient_checkpointing: must be true or false"),
             ("train=5", "train: expected settings such as train.max_train_steps, got 5"),
-            ("engine=tensorflow", "engine: input should be 'auto', 'torch' or 'deepspeed', got 'tensorflow'"),
-            ("zero.stage=4", "zero.stage: input should be 0, 1, 2 or 3, got 4"),
+            ("engine=tensorflow", "engine: must be 'auto', 'torch' or 'deepspeed'; got 'tensorflow'"),
+            ("zero.stage=4", "zero.stage: must be 0, 1, 2 or 3; got 4"),
             ("evaluation.prompts=[]", "evaluation.prompts: "),
             ("images.resolution=100", "images.resolution: expected a multiple of 8, at least 16, got 100"),
-            ("train.learning_rate=.inf", "train.learning_rate: input should be "),
+            ("train.learning_rate=.inf", "train.learning_rate: must be "),
         ],
     )
     def test_a_wrong_type_or_choice(self, refused: Refused, setting: str, message: str) -> None:
@@ -256,7 +256,7 @@ class TestSettings:
         self, refused: Refused, arguments: tuple[str, ...], name: str, value: str
     ) -> None:
         message = refused(*(argument.format(value) for argument in arguments))
-        assert message == f"{name}: input should be greater than or equal to 1, got {value}"
+        assert message == f"{name}: must be at least 1; got {value}"
 
     def test_a_file_that_is_not_there(self, refused: Refused) -> None:
         assert "can't read the configuration nowhere.yaml" in refused("nowhere.yaml")

@@ -60,16 +60,16 @@ class TestReading:
     @pytest.mark.parametrize(
         ("override", "message"),
         [
-            ("images.repeats={a.jpg: 0}", "images.repeats.a.jpg: input should be greater than or equal to 1, got 0"),
-            ("images.repeats.a.jpg=-2", "images.repeats.a.jpg: input should be greater than or equal to 1, got -2"),
-            ("images.repeats={a.jpg: 1.5}", "images.repeats.a.jpg: input should be a valid integer"),
+            ("images.repeats={a.jpg: 0}", "images.repeats.a.jpg: must be at least 1; got 0"),
+            ("images.repeats.a.jpg=-2", "images.repeats.a.jpg: must be at least 1; got -2"),
+            ("images.repeats={a.jpg: 1.5}", "images.repeats.a.jpg: must be a whole number"),
             ("images.repeats={a.jpg: true}", "images.repeats.a.jpg: expected a whole number, got True"),
-            ("images.repeats={a.jpg: 1001}", "images.repeats.a.jpg: input should be less than or equal to 1000"),
-            ("images.repeats=3", "images.repeats: input should be a valid dictionary, got 3"),
+            ("images.repeats={a.jpg: 1001}", "images.repeats.a.jpg: must be at most 1000"),
+            ("images.repeats=3", "images.repeats: must be a mapping of names to values; got 3"),
             ("images.mask_background=0.2", "images: mask_background is 0.2, but masks is off, so nothing is weighted"),
             ("images={masks: crop, mask_background: 0}", "images: mask_background is 0.0, but masks is crop"),
-            ("images.masks=on", "images.masks: input should be 'off', 'weight' or 'crop', got"),
-            ("train.caption_dropout=1", "train.caption_dropout: input should be less than 1"),
+            ("images.masks=on", "images.masks: must be 'off', 'weight' or 'crop'; got"),
+            ("train.caption_dropout=1", "train.caption_dropout: must be less than 1"),
         ],
     )
     def test_repeats_and_shares_that_are_none(self, override: str, message: str) -> None:
@@ -211,7 +211,7 @@ class TestRefusing:
     )
     def test_counts_that_are_zero_or_negative(self, setting: str, value: int) -> None:
         message = fault(f"{setting}={value}")
-        assert message == f"{setting}: input should be greater than or equal to 1, got {value}"
+        assert message == f"{setting}: must be at least 1; got {value}"
 
     @pytest.mark.parametrize("base", ["miniature", "miniature-flow", "miniature-cascade", "some/base"])
     @pytest.mark.parametrize("rate", ["identifier_learning_rate", "text_encoder_learning_rate"])
@@ -227,7 +227,7 @@ class TestRefusing:
 
     @pytest.mark.parametrize("rate", ["0", "-1e-4", "2", ".nan"])
     def test_learning_rates_out_of_range(self, rate: str) -> None:
-        assert fault(f"train.learning_rate={rate}").startswith("train.learning_rate: input should be ")
+        assert fault(f"train.learning_rate={rate}").startswith("train.learning_rate: must be ")
 
     @pytest.mark.parametrize("resolution", [0, -64, 8, 63, 100])
     def test_resolutions_the_autoencoder_cannot_halve(self, resolution: int) -> None:
@@ -279,8 +279,8 @@ class TestHash:
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("cluster.use_gpu=7", "cluster.use_gpu: input should be a valid boolean, unable to interpret input, "),
-        ("cluster.lanes_per_gpu=1e9", "cluster.lanes_per_gpu: input should be less than or equal to 10000, "),
+        ("cluster.use_gpu=7", "cluster.use_gpu: must be true or false, "),
+        ("cluster.lanes_per_gpu=1e9", "cluster.lanes_per_gpu: must be at most 10000, "),
     ],
 )
 def test_a_setting_of_either_kind_has_one_fault(override: str, sentence: str) -> None:
@@ -288,4 +288,4 @@ def test_a_setting_of_either_kind_has_one_fault(override: str, sentence: str) ->
     with pytest.raises(InputError) as refused:
         load_config({"subject": subject}, [override])
     [line] = str(refused.value).splitlines()
-    assert line.startswith(f"{sentence}or input should be 'auto', got ")
+    assert line.startswith(f"{sentence}or 'auto'; got ")
