@@ -1,10 +1,9 @@
 """The model that MLflow serves: a prompt in, a picture out.
 
 MLflow copies this file into every registered model and runs the copy ("models from code": nothing is pickled). So it
-stands alone: it imports nothing of this project, and a model registered today loads where another version of the
-project is installed, or none. That costs some lines that `dreambooth.sampling` and `pipelines.storage` have too; a test
-holds the samplers to the same pictures. The exception is a model that was registered as its change against a base: only
-this project can find the base and put the two together.
+imports nothing of this project, and a model loads where another version of the project is installed, or none; a test
+holds its samplers to those of `dreambooth.sampling`. The exception is a model that was registered as its change against
+a base: only this project can find the base and put the two together.
 
 A version holds its weights, or refers to the publication they lie in: by its address, and by the sha256 of its
 manifest, which names the size and sha256 of every file. The store's credentials come from the environment, as for any
@@ -118,19 +117,18 @@ class DreamBoothModel(PythonModel):
         generators = [torch.Generator("cpu").manual_seed(_further(seed + row)) for row in range(len(prompts))]
         second, (width, height) = self.second, pictures[0].size
         factor = second.unet.config.sample_size // self.pipeline.unet.config.sample_size
-        levels = second.image_noising_scheduler.config.get("_levels") or 1000
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            images: list[Any] = second(
+            scaled = second(
                 prompts,
                 image=pictures,
                 height=factor * height,
                 width=factor * width,
                 generator=generators,
                 num_inference_steps=int(params["num_inference_steps"]),
-                noise_level=levels // 4,
+                noise_level=(second.image_noising_scheduler.config.get("_levels") or 1000) // 4,
                 clean_caption=False,
-            ).images
-        return images
+            )
+        return list(scaled.images)
 
     def _filled(self, prompts: Sequence[str]) -> list[str]:
         """Prompts with the identifier put in, each of which the model reads whole and as it was meant."""

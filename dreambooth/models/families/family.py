@@ -1,25 +1,22 @@
 """What a family of base models says of itself, and what all of them do alike."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
-from dreambooth.models.building import BUILDING
-from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
 from dreambooth.models.families.defaults import Defaults
 from dreambooth.models.families.no_text import zero_without_text
 from dreambooth.models.families.other_programs import OtherPrograms
+from dreambooth.models.families.parts import Parts
 from dreambooth.models.families.schedulers import SAMPLER_NAMES
 from dreambooth.models.families.tokenizers import VOCABULARIES
-from dreambooth.models.weight_files import variant_of
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
     from torch import Generator, Tensor, nn
     from transformers import PreTrainedTokenizerBase
@@ -35,12 +32,11 @@ OWN_SIZE = "_sample_size"
 """Where exports of families without a field for it keep the side of their x0: diffusers passes over such a name."""
 
 
-class Family(OtherPrograms, ABC):
+class Family(Parts, OtherPrograms, ABC):
     """One family of text-to-image models. Text tensors are named by the text encoder's folder, see `tokenize`."""
 
     name: str
     pipeline_class: str
-    components: tuple[Component, ...]
     defaults: Defaults
     fields: tuple[Field, ...]
     """Fields of its configuration files that are read before anything is loaded."""
@@ -64,30 +60,6 @@ class Family(OtherPrograms, ABC):
     def min_snr(self) -> bool:
         """Whether min-SNR weighting has a meaning for its process."""
         return self.noise == "diffusion"
-
-    def role(self, role: str) -> tuple[Component, ...]:
-        """Components with a role, in order."""
-        return tuple(component for component in self.components if component.role == role)
-
-    @property
-    def denoiser(self) -> Component:
-        """The component that is asked at every step of sampling."""
-        return self.role("denoiser")[0]
-
-    def component(self, folder: str) -> Component:
-        """The component in a folder."""
-        return next(component for component in self.components if component.folder == folder)
-
-    def parts(self, directory: Path) -> tuple[Component, ...]:
-        """Components that a directory has; an optional one may be missing, or null in its index."""
-        index = read_json(directory / "model_index.json")
-        left_out = {part.folder for part in self.components if part.optional and index.get(part.folder) == [None, None]}
-        there = [part for part in self.components if (directory / part.folder).is_dir()]
-        return tuple(part for part in there if part.folder not in left_out)
-
-    def text_encoders(self, directory: Path) -> tuple[Component, ...]:
-        """Text encoders that a directory has, in order."""
-        return tuple(part for part in self.parts(directory) if part.role == "text_encoder")
 
     # Configuration, read without importing torch.
 
@@ -125,71 +97,6 @@ class Family(OtherPrograms, ABC):
     def warning(self, settings: "BaseSettings") -> str | None:
         """A warning about a base that can't be learnt in full, by its noise schedule or a missing part, or None."""
         return None
-
-    # Components.
-
-    def load(self, directory: Path, folder: str, dtype: "torch.dtype | None" = None) -> "nn.Module":
-        """Load a component's weights, in fp32 unless another dtype is given. Never reads a pickle."""
-        import torch
-
-        wanted = dtype or torch.float32
-        component = self.component(folder)
-        # To save memory, diffusers has accelerate put every module on the meta device that any thread makes meanwhile.
-        eager = {"low_cpu_mem_usage": False} if component.library == "diffusers" else {}
-        with BUILDING:
-            module: nn.Module = component.load_class().from_pretrained(
-                directory,
-                subfolder=folder,
-                dtype=wanted,
-                variant=variant_of(directory, component),
-                local_files_only=True,
-                use_safetensors=True,
-                **component.overrides,
-                **eager,
-            )
-        return module.to(wanted) if eager else module
-
-    def load_vae(self, directory: Path, device: str) -> Any:
-        """The frozen VAE, in fp32: some overflow in fp16. None for a family that works on pixels."""
-        if not self.role("vae"):
-            return None
-        return self.load(directory, "vae").to(device).requires_grad_(False).eval()
-
-    def empty(self, directory: Path, folder: str, *, device: str = "meta") -> "nn.Module":
-        """A component with uninitialized weights; on the meta device it has shapes alone."""
-        import torch
-
-        component = self.component(folder)
-        kind = component.load_class()
-        with BUILDING, torch.device(device):
-            if component.library == "diffusers":
-                return cast("nn.Module", kind.from_config(kind.load_config(directory / folder)))
-            config = kind.config_class.from_pretrained(directory / folder, **component.overrides)
-            return cast("nn.Module", kind(config))
-
-    def count_parameters(self, directory: Path, folder: str) -> int:
-        """Parameters of a component, by its configuration alone."""
-        return sum(parameter.numel() for parameter in self.empty(directory, folder).parameters())
-
-    def without_gradient(self, owner: str, module: "nn.Module") -> Iterable[str]:
-        """Names of a module's parameters that no gradient reaches, though all are trained.
-
-        `owner` is `denoiser`, or a text encoder's folder.
-        """
-        return ()
-
-    def partly_without_gradient(self, denoiser: "nn.Module") -> Iterable[str]:
-        """Names of the denoiser's parameters some rows of which no gradient reaches.
-
-        Weight decay would move those rows, so these parameters have none.
-        """
-        return ()
-
-    def freeze(self, denoiser: "nn.Module", text_encoders: "Mapping[str, nn.Module]") -> None:
-        """Freeze parameters without gradient: an optimizer would only decay them, and DDP or ZeRO waits for them."""
-        for owner, module in {"denoiser": denoiser, **text_encoders}.items():
-            for name in self.without_gradient(owner, module):
-                module.get_parameter(name).requires_grad_(False)
 
     # Text.
 
