@@ -67,7 +67,7 @@ def valid_plans(checks: Sequence[SubjectCheck], *, skip_invalid: bool) -> tuple[
             f"fix them, or skip them with --skip-invalid"
         )
     if not plans:
-        raise InputError(f"none of the {len(checks)} subjects can be trained, so there is nothing to do")
+        raise InputError(f"no subject of {len(checks)} can be trained, so there is nothing to do")
     return plans
 
 

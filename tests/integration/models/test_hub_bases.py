@@ -111,7 +111,7 @@ def model_of(folder: Path, base: str) -> Any:
 def test_the_plan_names_both_bases(folder: Path) -> None:
     words = " ".join((folder / "output.txt").read_text().split())
     for base in IDS:
-        assert re.search(rf"{IDS[base]}, hash {resolve_base_model(IDS[base]).hash}: 1 subjects", words)
+        assert re.search(rf"{IDS[base]}, hash {resolve_base_model(IDS[base]).hash}: 1 subject\b", words)
 
 
 @pytest.mark.parametrize("base", IDS)

@@ -133,7 +133,7 @@ def test_what_is_wrong_is_told_of_its_own_subject(subject: Callable[..., DreamBo
         valid_plans(tuple(checks.values()), skip_invalid=False)
     [plan] = valid_plans(tuple(checks.values()), skip_invalid=True)
     assert plan.config.subject.name == "few"
-    with pytest.raises(InputError, match="none of the 1 subjects"):
+    with pytest.raises(InputError, match="no subject of 1 can be trained"):
         valid_plans([checks["gone"]], skip_invalid=True)
 
 
