@@ -15,6 +15,9 @@ from pipelines.storage.files import join, read_bytes, write_bytes
 from pipelines.tasks import Message
 from pipelines.tracking.tracked_run import TrackedRun
 
+_FIRST = "train"
+"""What the curves of a subject's first or only stage are named for."""
+
 
 class Curves:
     """Writes lanes' reports of subjects to MLflow; `begin` starts a subject's run there.
@@ -82,8 +85,8 @@ def complete_curves(
     stage: str | None = None,
 ) -> None:
     """Send missing points to MLflow: of a lane, of a driver that died or found no server."""
-    steps = "loss" if stage is None else f"{stage}/loss"
-    points = {steps: [step_point(one, stage) for one in history], "score/total": [*map(score_point, scores)]}
+    steps = [step_point(one, stage) for one in history]
+    points = {f"{stage or _FIRST}/loss": steps, "score/total": [*map(score_point, scores)]}
     for curve, found in points.items():
         if found:
             run.log_missing(curve, found)
@@ -107,9 +110,9 @@ def complete_pictures(run: TrackedRun, config: DreamBoothConfig, key: str) -> No
 
 
 def step_point(metrics: Mapping[str, float], stage: str | None = None) -> tuple[int, dict[str, float]]:
-    """The step of a training step's message, and its points by curve; those of a further stage bear its name."""
-    prefix = "" if stage is None else f"{stage}/"
-    return int(metrics["step"]), {f"{prefix}{name}": value for name, value in metrics.items() if name != "step"}
+    """The step of a training step's message, and its points by curve: train/loss; a further stage has its own name."""
+    curves = {f"{stage or _FIRST}/{name}": value for name, value in metrics.items() if name != "step"}
+    return int(metrics["step"]), curves
 
 
 def score_point(score: Mapping[str, float]) -> tuple[int, dict[str, float]]:

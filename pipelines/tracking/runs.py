@@ -1,7 +1,7 @@
 """One MLflow run per pipeline run, written by one process: the driver.
 
     with track(config.tracking, run_name="rex", params=config.model_dump(), tags={...}, resume_key=key) as run:
-        run.log_metrics({"loss": 0.1}, step=1)
+        run.log_metrics({"train/loss": 0.1}, step=1)
         run.log_image(picture, "samples", step=200)
     print(run.hint)
 

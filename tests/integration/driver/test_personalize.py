@@ -130,7 +130,8 @@ def test_mlflow_has_curves_pictures_and_a_tagged_version(finished: Any) -> None:
         assert json.loads(photographs.dataset.source)["uri"] == str(subject_dir("coral-car"))
         assert class_images.dataset.digest == run.data.tags["prior_set"]
         for metric in ("loss", "instance_loss", "prior_loss", "learning_rate", "grad_norm", "images_per_second"):
-            assert [point.step for point in client.get_metric_history(run.info.run_id, metric)] == [1, 2, 3, 4]
+            curve = client.get_metric_history(run.info.run_id, f"train/{metric}")
+            assert [point.step for point in curve] == [1, 2, 3, 4]
         assert run.data.metrics["similarity/identifier"] == summary["similarity"]["identifier"]
         assert run.data.metrics["samples/near_copies"] == summary["verdict"]["near_copies"]
         assert run.data.tags["warnings"] == (" | ".join(summary["verdict"]["warnings"]) or "none")

@@ -166,7 +166,7 @@ def test_a_struck_cascade_ends_as_one_model_with_the_same_picture_everywhere(
     with quietly():
         run = client.get_run(summary["mlflow"]["run_id"])
         version = client.get_model_version("dreambooth-rex", "1")
-        for curve, steps in (("loss", FIRST), ("super_resolution/loss", SECOND)):
+        for curve, steps in (("train/loss", FIRST), ("super_resolution/loss", SECOND)):
             points = client.get_metric_history(run.info.run_id, curve)
             assert {point.step for point in points} == set(range(1, steps + 1)), curve
     assert (

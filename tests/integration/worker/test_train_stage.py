@@ -149,7 +149,7 @@ def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(
     assert summary["resumed_from"] >= 2 * EVERY
     assert losses(record_of(summary, config)) == losses(uninterrupted["record"])
     with quietly():
-        curve = connect(config.tracking.uri).get_metric_history(summary["mlflow"]["run_id"], "loss")
+        curve = connect(config.tracking.uri).get_metric_history(summary["mlflow"]["run_id"], "train/loss")
     assert {point.step for point in curve} == set(range(1, STEPS + 1))
 
 
