@@ -39,7 +39,7 @@ MINIATURES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "miniature-cascade": {
         "prior": {"num_class_images": 48, "num_inference_steps": 12, "guidance_scale": 3.0},
-        "train": _TRAIN | {"text_encoders": "all", "identifier_learning_rate": 2e-2},
+        "train": _TRAIN | {"max_train_steps": 200, "text_encoders": "all", "identifier_learning_rate": 2e-2},
         "evaluation": {"prompts": _PROMPTS, "num_inference_steps": 12, "guidance_scale": 3.0},
         "gate": _GATE,
         "super_resolution": {"base_model": "miniature-cascade", "max_train_steps": 150, "learning_rate": 5e-4},
