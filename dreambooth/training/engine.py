@@ -5,6 +5,7 @@ the moving average, and their checkpoints. The loop owns everything else.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -136,7 +137,46 @@ def clip(parameters: Sequence[Tensor], config: TrainConfig) -> Tensor:
     return torch.nn.utils.clip_grad_norm_(parameters, largest)
 
 
-class TorchEngine:
+class SavesCheckpoints(Engine):
+    """How an engine's `checkpoint_files` are written: at once, or from a snapshot beside the training."""
+
+    config: TrainConfig
+    _snapshots: Snapshots
+
+    @property
+    @abstractmethod
+    def _steps(self) -> int:
+        """Steps made."""
+
+    @abstractmethod
+    def _tensors(self) -> list[Tensor]:
+        """This rank's weights and moments, which have to be finite."""
+
+    def _check(self) -> None:
+        check_finite(self, self._tensors(), self._steps, self.config)
+
+    def snapshot(self) -> Snapshot:
+        """A snapshot of this rank's files."""
+        check_gradients(self, self.config)
+        check = partial(check_tensors, self._tensors(), self._steps, self.config)
+        return self._snapshots.take(self.checkpoint_files(), check)
+
+    @property
+    def snapshot_seconds_waited(self) -> float:
+        """Seconds that updates waited for snapshots."""
+        return self._snapshots.seconds_waited
+
+    def reserve_snapshot(self) -> None:
+        """Reserve memory for a snapshot of this rank's files."""
+        self._snapshots.reserve(self.checkpoint_files())
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's files below a directory."""
+        self._check()
+        save_files(self.checkpoint_files(), directory)
+
+
+class TorchEngine(SavesCheckpoints):
     """Plain PyTorch: fp32 parameters, gradients averaged over ranks at the accumulation boundary."""
 
     def __init__(self, model: DreamBoothModel, config: TrainConfig, device: str = "cpu") -> None:
@@ -204,9 +244,6 @@ class TorchEngine:
         """The first step with a gradient that isn't finite."""
         return (int(self._diverged_at) or None) if wait or self.device == "cpu" else None
 
-    def _check(self) -> None:
-        check_finite(self, self._tensors(), self._steps, self.config)
-
     def _tensors(self) -> list[Tensor]:
         return [*self.parameters, *moments(self.optimizer)]
 
@@ -248,26 +285,6 @@ class TorchEngine:
         }
         averages = [] if self.ema is None else [self.ema.file("ema.safetensors")]
         return [CheckpointFile(name="engine.pt", content=state), *averages]
-
-    def snapshot(self) -> Snapshot:
-        """A snapshot of all files."""
-        check_gradients(self, self.config)
-        check = partial(check_tensors, self._tensors(), self._steps, self.config)
-        return self._snapshots.take(self.checkpoint_files(), check)
-
-    @property
-    def snapshot_seconds_waited(self) -> float:
-        """Seconds that updates waited for snapshots."""
-        return self._snapshots.seconds_waited
-
-    def reserve_snapshot(self) -> None:
-        """Reserve memory for a snapshot."""
-        self._snapshots.reserve(self.checkpoint_files())
-
-    def save(self, directory: Path) -> None:
-        """Write a checkpoint's files below a directory."""
-        self._check()
-        save_files(self.checkpoint_files(), directory)
 
     def load(self, directory: Path) -> None:
         """Load a checkpoint of `save`."""

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from functools import partial
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,13 +23,13 @@ from torch import distributed as dist
 from dreambooth.config.settings import ZeroConfig
 from dreambooth.config.train import TrainConfig
 from dreambooth.data.batches import Batch
-from dreambooth.training.checkpoint_files import CheckpointFile, save_files
+from dreambooth.training.checkpoint_files import CheckpointFile
 from dreambooth.training.ema import Ema
-from dreambooth.training.engine import check_finite, check_gradients, check_tensors
+from dreambooth.training.engine import SavesCheckpoints
 from dreambooth.training.losses import Losses
 from dreambooth.training.model import DreamBoothModel
 from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
-from dreambooth.training.snapshot import Snapshot, Snapshots
+from dreambooth.training.snapshot import Snapshots
 
 _TAG = "zero"
 _ROOT = "checkpoint"
@@ -128,7 +127,7 @@ def _to_universal(source: Path, target: Path) -> None:
         ds_to_universal.main(arguments)
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(SavesCheckpoints):
     """ZeRO stages 0 to 3, with the optimizer on the device or in host memory. Needs a process group."""
 
     def __init__(self, model: DreamBoothModel, train: TrainConfig, zero: ZeroConfig, device: str) -> None:
@@ -198,9 +197,6 @@ class DeepSpeedEngine:
         """The first step with a non-finite gradient; ZeRO waits for the norm at every step."""
         return self._diverged_at
 
-    def _check(self) -> None:
-        check_finite(self, self._tensors(), self._steps, self.config)
-
     def _tensors(self) -> list[Tensor]:
         optimizer = self._engine.optimizer
         states = (optimizer.optimizer if self.stage else optimizer).state.values()
@@ -255,26 +251,6 @@ class DeepSpeedEngine:
             for path, state in collected.items()
         ]
         return files if self.ema is None else [*files, self.ema.file(f"ema-{self.rank}.safetensors")]
-
-    def snapshot(self) -> Snapshot:
-        """A snapshot of this rank's files."""
-        check_gradients(self, self.config)
-        check = partial(check_tensors, self._tensors(), self._steps, self.config)
-        return self._snapshots.take(self.checkpoint_files(), check)
-
-    @property
-    def snapshot_seconds_waited(self) -> float:
-        """Seconds that updates waited for snapshots."""
-        return self._snapshots.seconds_waited
-
-    def reserve_snapshot(self) -> None:
-        """Reserve memory for a snapshot of this rank's files."""
-        self._snapshots.reserve(self.checkpoint_files())
-
-    def save(self, directory: Path) -> None:
-        """Write this rank's files below a directory."""
-        self._check()
-        save_files(self.checkpoint_files(), directory)
 
     def load(self, directory: Path) -> None:
         """Load a checkpoint written by `save`, on any number of ranks: ZeRO's shards are divided anew.
