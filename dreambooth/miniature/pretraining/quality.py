@@ -10,8 +10,8 @@ name combinations of class noun, colour and place that the denoiser was never sh
 import argparse
 import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -223,6 +223,15 @@ def sheet_of(images: Sequence[Image.Image], *, columns: int, side: int) -> Image
     return sheet
 
 
+def write_figures(weights: Path, figures: Mapping[str, float | None], bounds: Mapping[str, float]) -> None:
+    """Write quality.json into a folder of weights, and print each figure beside what it has to reach."""
+    (weights / "quality.json").write_text(json.dumps(figures, indent=2) + "\n")
+    for name, value in figures.items():
+        bound = bounds.get(name)
+        verdict = "" if bound is None or value is None else f"  (at least {bound}: {'yes' if value >= bound else 'NO'})"
+        print(f"{name:24s} {value}{verdict}")
+
+
 def main() -> None:
     """Measure and write quality.json, or draw the grid."""
     quiet()
@@ -240,11 +249,7 @@ def main() -> None:
         return
     figures = asdict(measure(arguments.weights, arguments.photographs))
     rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
-    (arguments.weights / "quality.json").write_text(json.dumps(rounded, indent=2) + "\n")
-    for field in fields(Quality):
-        value, bound = rounded[field.name], BOUNDS.get(field.name)
-        verdict = "" if bound is None or value is None else f"  (at least {bound}: {'yes' if value >= bound else 'NO'})"
-        print(f"{field.name:24s} {value}{verdict}")
+    write_figures(arguments.weights, rounded, BOUNDS)
 
 
 if __name__ == "__main__":

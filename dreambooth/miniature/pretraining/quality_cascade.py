@@ -9,7 +9,6 @@ peak signal-to-noise ratio, and by the ViT's similarity to the scene.
 """
 
 import argparse
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from dreambooth.miniature import CASCADE_DIR, CLIP_DIR, VIT_DIR
 from dreambooth.miniature.pretraining.captions import held_out_prompts, prompt
 from dreambooth.miniature.pretraining.drawing import draw
 from dreambooth.miniature.pretraining.photographs import to_pixels
-from dreambooth.miniature.pretraining.quality import sheet_of, top1
+from dreambooth.miniature.pretraining.quality import sheet_of, top1, write_figures
 from dreambooth.miniature.pretraining.train_cascade import LARGE_SIDE, SMALL_SIDE
 from dreambooth.miniature.pretraining.train_vit import embed
 from dreambooth.miniature.pretraining.world import sample_scene
@@ -95,11 +94,7 @@ def main() -> None:
     found = top1(clip, CLIPTokenizer.from_pretrained(CLIP_DIR), images, asked)
     figures = {f"prompt_{name}": share for name, share in found.items()} | scaled_up(pipeline, vit)
     rounded = {name: round(value, 4) for name, value in figures.items()}
-    (arguments.weights / "quality.json").write_text(json.dumps(rounded, indent=2) + "\n")
-    for name, value in rounded.items():
-        bound = BOUNDS.get(name)
-        verdict = "" if bound is None else f"  (at least {bound}: {'yes' if value >= bound else 'NO'})"
-        print(f"{name:24s} {value}{verdict}")
+    write_figures(arguments.weights, rounded, BOUNDS)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ is one of the model's own text encoders, which may flatter the figures.
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from diffusers import StableDiffusion3Pipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from dreambooth.miniature import CLIP_DIR, FLOW_DIR
-from dreambooth.miniature.pretraining.quality import follows_prompts, grid, sample
+from dreambooth.miniature.pretraining.quality import follows_prompts, grid, sample, write_figures
 from dreambooth.quiet import quiet
 from dreambooth.sampling.sampler import sampling_dtype
 
@@ -43,9 +42,7 @@ def main() -> None:
         clip = CLIPModel.from_pretrained(CLIP_DIR, dtype=torch.float32).eval()
         found = follows_prompts(sampler, clip, CLIPTokenizer.from_pretrained(CLIP_DIR))
     figures = {f"prompt_{name}": round(share, 4) for name, share in found.items()}
-    (arguments.weights / "quality.json").write_text(json.dumps(figures, indent=2) + "\n")
-    for name, value in figures.items():
-        print(f"{name:24s} {value}  (at least {BOUNDS[name]}: {'yes' if value >= BOUNDS[name] else 'NO'})")
+    write_figures(arguments.weights, figures, BOUNDS)
 
 
 if __name__ == "__main__":
