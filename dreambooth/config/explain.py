@@ -61,8 +61,9 @@ def plain_message(message: str, default: str | None = None) -> str:
     message = _ASIDE.sub("", message).replace("Input should ", "must ", 1)
     for words, plainer in _PLAINER.items():
         message = message.replace(words, plainer)
-    decimals = message == "must be a number" and default is not None and _DECIMALS.search(default)
-    return f"{message}, such as {default.replace('e-0', 'e-')}" if decimals and default else message
+    if message == "must be a number" and _DECIMALS.search(default or ""):
+        return f"{message}, such as {str(default).replace('e-0', 'e-')}"
+    return message
 
 
 def _settings_of_either_kind(model: type[BaseModel], prefix: str = "") -> list[str]:

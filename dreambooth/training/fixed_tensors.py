@@ -31,11 +31,11 @@ class Replayed:
     """A function that reads and writes tensors at fixed addresses alone, captured as a CUDA graph after a warm-up.
 
     The calls of the warm-up do their work like all others. Where a capture fails, and on a CPU, the function is called
-    every time; `tell` takes the reason once.
+    every time; `say` takes the reason once.
     """
 
-    def __init__(self, function: Callable[[], None], device: str, tell: Callable[[str], None]) -> None:
-        self._function, self._tell = function, tell
+    def __init__(self, function: Callable[[], None], device: str, say: Callable[[str], None]) -> None:
+        self._function, self._say = function, say
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
         self._calls = 0
@@ -76,6 +76,6 @@ class Replayed:
             ):
                 self._function()
         except Exception as error:  # noqa: BLE001 - whatever can't be captured still runs
-            self._tell(f"{type(error).__name__}: {error}")
+            self._say(f"{type(error).__name__}: {error}")
         else:
             self._graph = graph

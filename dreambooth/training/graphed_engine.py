@@ -48,9 +48,9 @@ class FixedStep:
     gradients: Replayed
     update: Replayed
 
-    def __init__(self, device: str, tell: Callable[[str], None] = lambda reason: None) -> None:
+    def __init__(self, device: str, say: Callable[[str], None] = lambda reason: None) -> None:
         self.tensors = FixedTensors(device)
-        self._device, self._tell = device, tell
+        self._device, self._say = device, say
         self._functions: _Functions | None = None
         self._of: list[object] = []
 
@@ -64,7 +64,7 @@ class FixedStep:
         self.update = self._replayed(self._functions.update, "the update")
 
     def _replayed(self, function: Callable[[], None], name: str) -> Replayed:
-        return Replayed(function, self._device, lambda reason: self._tell(f"{name} can't be captured: {reason}"))
+        return Replayed(function, self._device, lambda reason: self._say(f"{name} can't be captured: {reason}"))
 
     def forget_gradients(self) -> None:
         """Clear what a subject that ended within a step has left."""

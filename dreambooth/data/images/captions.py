@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
+from dreambooth.config.explain import plain_message
 from dreambooth.config.subject import Words
 from dreambooth.config.text_files import decode_text
 from dreambooth.data.images.access import read_file
@@ -58,6 +59,5 @@ def caption_words(text: str, what: str, cure: str) -> str:
     try:
         words: str = TypeAdapter(Words).validate_python(" ".join(text.split()))
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InputError(f"{what}: {message}; {cure}") from None
+        raise InputError(f"{what}: {plain_message(error.errors()[0]['msg'])}; {cure}") from None
     return words
