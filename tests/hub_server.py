@@ -141,12 +141,46 @@ def _committed(hub: Hub, name: str, repository: Repository, lines: list[dict[str
     return {"commitUrl": f"{hub.url}/{name}/commit/{commit}", "commitOid": commit}
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Sends what it is given, and logs nothing."""
+
+    def send(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(handler: type[Handler], patch: pytest.MonkeyPatch, **constants: object) -> Iterator[str]:
+    """The address of a handler that huggingface_hub of this process takes for the hub, with these of its constants."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_OFFLINE": False,
+        **constants,
+    }.items():
+        patch.setattr(f"huggingface_hub.constants.{name}", value)
+    yield url
+    server.shutdown()
+    server.server_close()
+
+
 @contextmanager
 def hub_server(patch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that huggingface_hub of this process speaks to, without Xet."""
     hub = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.command == "PUT":
@@ -163,29 +197,10 @@ def hub_server(patch: pytest.MonkeyPatch) -> Iterator[Hub]:
             content = content if isinstance(content, bytes) else json.dumps(content).encode()
             if raw:
                 headers = {"X-Repo-Commit": "0" * 40, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
+            self.send(status, headers, content)
 
         do_HEAD = do_POST = do_PUT = do_GET
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    for name, value in {
-        "ENDPOINT": hub.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-    }.items():
-        patch.setattr(f"huggingface_hub.constants.{name}", value)
     patch.setenv("HF_TOKEN", "hf_write")
-    yield hub
-    server.shutdown()
-    server.server_close()
+    with served(Answers, patch, HF_HUB_DISABLE_XET=True) as hub.url:
+        yield hub

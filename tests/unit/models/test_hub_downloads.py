@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from hub_server import Handler, served
 from replicas import built
 
 from dreambooth.errors import InputError
@@ -61,37 +59,17 @@ def _oid(content: bytes) -> str:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     made = Hub(files={"model_index.json": json.dumps({"_class_name": "SanaPipeline"}).encode()})
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         def do_GET(self) -> None:
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-            status, headers, content = made.answer(self.path, token)
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
+            self.send(*made.answer(self.path, token))
 
         do_HEAD = do_GET
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    for name, value in {
-        "ENDPOINT": made.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": made.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "HF_TOKEN_PATH": str(tmp_path / "token"),
-    }.items():
-        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    places = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_TOKEN_PATH": str(tmp_path / "token")}
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield made
-    server.shutdown()
-    server.server_close()
+    with served(Answers, monkeypatch, **places) as made.url:
+        yield made
 
 
 @pytest.mark.parametrize(
