@@ -78,9 +78,9 @@ def client(server: MlflowServer) -> MlflowClient:
     return connect(server.uri)
 
 
-def points(client: MlflowClient, run_id: str) -> list[tuple[int, float]]:
+def points(client: MlflowClient, run_id: str, metric: str = "loss") -> list[tuple[int, float]]:
     with quietly():
-        return [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
+        return [(point.step, point.value) for point in client.get_metric_history(run_id, metric)]
 
 
 def pictures(client: MlflowClient, run_id: str) -> list[str]:
@@ -243,7 +243,7 @@ def test_a_run_whose_server_is_killed_ends_in_seconds_and_the_same_command_compl
     summary = json.loads((run_folder / "summary.json").read_text())
     assert (summary["registered_model"], summary["version"], summary["untracked"]) == ("dreambooth-coral-car", 1, None)
     client, run_id = connect(mortal.uri), summary["mlflow"]["run_id"]
-    assert [step for step, _ in points(client, run_id)] == list(range(1, 31))
+    assert [step for step, _ in points(client, run_id, "train/loss")] == list(range(1, 31))
     validated = sorted(path for path in pictures(client, run_id) if "validation" in path)
     assert len(validated) == len(list((run_folder / "validation").rglob("*.png"))) > 2
     assert len(client.search_model_versions("name = 'dreambooth-coral-car'")) == 1
@@ -307,4 +307,4 @@ def test_a_batch_whose_server_is_away_publishes_all_and_the_same_command_registe
     for name in names:
         [version] = client.search_model_versions(f"name = 'dreambooth-{name}'")
         assert int(version.version) == 1
-        assert [step for step, _ in points(client, version.run_id)] == list(range(1, 31))
+        assert [step for step, _ in points(client, version.run_id, "train/loss")] == list(range(1, 31))
