@@ -3,7 +3,8 @@
     python -m dreambooth.miniature.pretraining.pretrain_flow --output output/miniature-flow
 
 It ends at its number of steps or its minutes, whichever comes first, and the same command goes on where a stopped one
-was. At the end a Stable Diffusion 3 directory lies in OUTPUT/pipeline, measured in OUTPUT/quality.json.
+was. `--from` begins with the denoiser of a trained pipeline, at half the learning rates: how the shipped one was
+trained longer than it first had been. At the end a Stable Diffusion 3 directory lies in OUTPUT/pipeline.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the state and, at the end, the weights go there")
     parser.add_argument("--miniature", type=Path, default=WEIGHTS_DIR, help="the miniature's weights")
+    parser.add_argument("--from", dest="begin", type=Path, help="a pipeline whose denoiser to begin with")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--minutes", type=float, default=STAGE.minutes, help="of training")
     parser.add_argument("--threads", type=int, help="of torch; by default as many as it takes")
@@ -43,6 +45,7 @@ def main() -> None:
         clip=CLIPModel.from_pretrained(arguments.miniature / "clip", dtype=torch.float32),
         device=torch.device(arguments.device),
         stage=replace(STAGE, minutes=arguments.minutes),
+        begin=arguments.begin,
         preview=arguments.output / "preview",
     )
     assemble_flow_pipeline(

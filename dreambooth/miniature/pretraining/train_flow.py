@@ -26,6 +26,8 @@ from dreambooth.miniature.pretraining.train_unet import Captioned, cache_latents
 
 STAGE = Stage(name="flow", steps=20_000, minutes=180, learning_rate=1e-3, warmup=40, ema_decay=0.998)
 MUON_RATE = 0.02
+RATE_OF_TRAINED = 0.5
+"""The factor on both peak rates for a denoiser that is trained already."""
 SCENES = 36_000
 BATCH_SIZE = 32
 SHIFT = 1.5
@@ -57,6 +59,14 @@ def build_transformer() -> SD3Transformer2DModel:
     # The states of these towers have a standard deviation of about 4.
     transformer.context_embedder.weight.data.mul_(0.25)
     return transformer
+
+
+def trained_transformer(pipeline: Path) -> SD3Transformer2DModel:
+    """The denoiser of a pipeline's folder, in float32."""
+    found: SD3Transformer2DModel = SD3Transformer2DModel.from_pretrained(
+        pipeline / "transformer", torch_dtype=torch.float32
+    )
+    return found
 
 
 def build_towers(text_encoder: CLIPTextModel, clip: CLIPModel) -> nn.ModuleList:
@@ -123,14 +133,16 @@ class LastCountsForAll:
         return attn.to_out[0](image), text if attn.context_pre_only else attn.to_add_out(text)
 
 
-def build_optimizers(transformer: nn.Module, stage: Stage) -> tuple[Optimizer, Optimizer]:
-    """Muon for the matrices of attention and feed-forward, AdamW for all else."""
+def build_optimizers(transformer: nn.Module, stage: Stage, *, factor: float = 1.0) -> tuple[Optimizer, Optimizer]:
+    """Muon for the matrices of attention and feed-forward, AdamW for all else; `factor` is on both peak rates."""
     named = [(name, parameter) for name, parameter in transformer.named_parameters() if parameter.requires_grad]
     matrices = [p for name, p in named if p.ndim == 2 and (".attn." in name or ".ff" in name)]
     others = [p for name, p in named if not (p.ndim == 2 and (".attn." in name or ".ff" in name))]
     return (
-        Muon(matrices, lr=MUON_RATE, weight_decay=stage.weight_decay),
-        AdamW(others, lr=stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay, foreach=True),
+        Muon(matrices, lr=factor * MUON_RATE, weight_decay=stage.weight_decay),
+        AdamW(
+            others, lr=factor * stage.learning_rate, betas=stage.betas, weight_decay=stage.weight_decay, foreach=True
+        ),
     )
 
 
@@ -149,10 +161,14 @@ def train_flow(
     clip: CLIPModel,
     device: torch.device,
     stage: Stage = STAGE,
+    begin: Path | None = None,
     preview: Path | None = None,
     drawers: int = 0,
 ) -> tuple[SD3Transformer2DModel, nn.ModuleList]:
-    """Train the denoiser, resumably in `folder`; it with its averaged weights, and the text encoders."""
+    """Train the denoiser, resumably in `folder`; it with its averaged weights, and the text encoders.
+
+    `begin` is a pipeline's folder, whose denoiser is trained on in place of a new one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     indices = range(SCENES)
@@ -161,7 +177,7 @@ def train_flow(
     latents = np.load(path, mmap_mode="r")
     towers = build_towers(text_encoder, clip).to(device)
     encoded = EncodedCaptions(towers)
-    transformer = build_transformer().to(device)
+    transformer = (trained_transformer(begin) if begin else build_transformer()).to(device)
     usual = transformer.attn_processors
     transformer.set_attn_processor(LastCountsForAll())
 
@@ -188,7 +204,7 @@ def train_flow(
             assemble_flow_pipeline(preview, vae=vae, transformer=transformer, towers=towers, shift=SHIFT)
 
     with Ahead(Captioned(indices=indices, batch_size=BATCH_SIZE, rank=0), processes=drawers) as batches:
-        optimizers = build_optimizers(transformer, stage)
+        optimizers = build_optimizers(transformer, stage, factor=RATE_OF_TRAINED if begin else 1.0)
         fit(
             stage,
             transformer,

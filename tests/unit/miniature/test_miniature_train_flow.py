@@ -2,13 +2,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextModel
 
-from dreambooth.miniature import CLIP_DIR, PIPELINE_DIR
+from dreambooth.miniature import CLIP_DIR, FLOW_DIR, PIPELINE_DIR
 from dreambooth.miniature.pretraining.assemble import assemble_flow_pipeline
-from dreambooth.miniature.pretraining.train_flow import STAGE as FLOW_STAGE
 from dreambooth.miniature.pretraining.train_flow import (
+    MUON_RATE,
     T5_TOKENS,
     EncodedCaptions,
     LastCountsForAll,
@@ -16,7 +17,9 @@ from dreambooth.miniature.pretraining.train_flow import (
     build_towers,
     build_transformer,
     stratified_sigmas,
+    trained_transformer,
 )
+from dreambooth.miniature.pretraining.train_flow import STAGE as FLOW_STAGE
 
 PROMPT = "a photo of a red dog on the beach"
 
@@ -53,6 +56,15 @@ def test_every_weight_has_one_optimizer() -> None:
     transformer = build_transformer()
     chosen = [p for one in build_optimizers(transformer, FLOW_STAGE) for g in one.param_groups for p in g["params"]]
     assert sorted(map(id, chosen)) == sorted(map(id, transformer.parameters()))
+
+
+def test_a_trained_denoiser_goes_on_from_its_weights_at_half_the_rates() -> None:
+    trained = trained_transformer(FLOW_DIR / "pipeline")
+    stored = load_file(FLOW_DIR / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {name: tensor.dtype for name, tensor in trained.state_dict().items()} == dict.fromkeys(stored, torch.float32)
+    assert all(torch.equal(tensor.half(), stored[name]) for name, tensor in trained.state_dict().items())
+    muon, adamw = build_optimizers(trained, FLOW_STAGE, factor=0.5)
+    assert (muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"]) == (MUON_RATE / 2, FLOW_STAGE.learning_rate / 2)
 
 
 def test_sigmas_rise_by_slices_and_have_the_median_of_their_distribution() -> None:
