@@ -51,14 +51,21 @@ def read_batch(address: str, overrides: Sequence[str] = ()) -> tuple[ListedSubje
     """The subjects of a batch; `overrides` (a.b=value) take precedence.
 
     A subject's own faults are in `faults`: an unknown setting, a duplicate name, identifier or folder. Raises
-    InputError for faults of the whole: an unreadable address, no subject, a missing column.
+    InputError for faults of the whole: an unreadable address, no subject, a missing column, a fault that all share.
     """
     common, rows, place = _read(absolute(address))
     if not rows:
         raise InputError(_nobody(address))
-    return _without_clashes(
-        [_listed(row, f"subject {number}", common, place, overrides) for number, row in enumerate(rows, start=1)]
-    )
+    listed = [_listed(row, f"subject {number}", common, place, overrides) for number, row in enumerate(rows, start=1)]
+    _raise_fault_of_all(listed)
+    return _without_clashes(listed)
+
+
+def _raise_fault_of_all(subjects: Sequence[ListedSubject]) -> None:
+    """What is wrong with every subject alike is one mistake, in the settings of all; say it once."""
+    faults = {subject.faults for subject in subjects}
+    if len(subjects) > 1 and len(faults) == 1 and all(subject.config is None for subject in subjects):
+        raise InputError("\n".join(f"in all {len(subjects)} subjects: {fault}" for fault in faults.pop()))
 
 
 def _nobody(address: str) -> str:

@@ -3,8 +3,8 @@
     python -m dreambooth.miniature.pretraining.pretrain_flow --output output/miniature-flow
 
 It ends at its number of steps or its minutes, whichever comes first, and the same command goes on where a stopped one
-was. `--from` begins with the denoiser of a trained pipeline, at half the learning rates: how the shipped one was
-trained longer than it first had been. At the end a Stable Diffusion 3 directory lies in OUTPUT/pipeline.
+was. `--from` begins with the denoiser of a trained pipeline, at half the learning rates. At the end a Stable Diffusion
+3 directory lies in OUTPUT/pipeline; `quality_flow` measures it.
 """
 
 import argparse

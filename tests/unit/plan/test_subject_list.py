@@ -184,6 +184,12 @@ def test_all_mistakes_are_told_at_once_and_the_others_go_on(table: Callable[[str
     assert [subject.config is not None for subject in read_batch(address) if not subject.faults] == [True]
 
 
+def test_a_mistake_in_the_settings_of_all_is_told_once(table: Callable[[str, str], str]) -> None:
+    listed = "\n".join(f"  {row}" for row in rows("name: a", "name: b", "name: c").splitlines())
+    told = refusal(table("s.yaml", f"cluster: {{max_lanes: 2}}\nsubjects:\n{listed}"))
+    assert told == "in all 3 subjects: unknown setting cluster.max_lanes; did you mean cluster.lanes?"
+
+
 def test_settings_of_all_that_no_two_can_share(table: Callable[[str, str], str]) -> None:
     found = faults(table("s.yaml", rows("name: a", "name: b")), "storage.run=one-place")
     assert found["a"] == found["b"]
