@@ -6,8 +6,7 @@ holds its samplers to those of `dreambooth.sampling`. The exception is a model t
 a base: only this project can find the base and put the two together.
 
 A version holds its weights, or refers to the publication they lie in: by its address, and by the sha256 of its
-manifest, which names the size and sha256 of every file. The store's credentials come from the environment, as for any
-use of fsspec.
+manifest, which names the size and sha256 of every file. Credentials come from the environment, as fsspec has it.
 """
 
 import base64
@@ -39,6 +38,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 IMAGES_AT_ONCE = 8
+PIXELS_AT_ONCE = 1024**2  # of the VAE, which takes some 3.5 GiB for so many
 PLACEHOLDER = "[V]"  # stands for the model's own identifier
 SECOND_STAGE = "super_resolution"  # folder of the stage that scales up the pictures
 MISTAKEN = re.compile(r"[\[{<]\s*(?:v|identifier|class_noun)\s*[\]}>]", re.IGNORECASE)
@@ -170,9 +170,10 @@ class DreamBoothModel(PythonModel):
             side = pipeline.default_sample_size * pipeline.vae_scale_factor
             x0 = pipeline._unpack_latents(x0, height or side, width or side, pipeline.vae_scale_factor)
         if vae:
-            x0 = vae.decode(x0.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
-        images: list[Any] = VaeImageProcessor().postprocess(x0)
-        return images
+            x0 = x0.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+            few = max(1, PIXELS_AT_ONCE // (x0[0, 0].numel() * pipeline.vae_scale_factor**2))
+            x0 = torch.cat([vae.decode(part).sample for part in x0.split(few)])
+        return list(VaeImageProcessor().postprocess(x0))
 
 
 def _further(seed: int) -> int:
@@ -313,8 +314,7 @@ def _files(manifest: bytes, manifest_sha256: str) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file, by a manifest with this sha256."""
     if (got := hashlib.sha256(manifest).hexdigest()) != manifest_sha256:
         raise _Damaged(f"its {MANIFEST} has sha256 {got}, expected {manifest_sha256}: it is another publication")
-    files: dict[str, dict[str, Any]] = json.loads(manifest)["files"]
-    return files
+    return dict(json.loads(manifest)["files"])
 
 
 def _compare(path: Path, name: str, record: Mapping[str, Any]) -> None:

@@ -183,12 +183,11 @@ class Family(Parts, OtherPrograms, ABC):
 
         `vae` is None for a family that works on pixels.
         """
+        from dreambooth.models.vae import encode
+
         shift = getattr(vae.config, "shift_factor", None) or 0.0
-        posterior = vae.encode(pixels.to(vae.device)).latent_dist
-        return (
-            (posterior.mean.cpu() - shift) * vae.config.scaling_factor,
-            posterior.std.cpu() * vae.config.scaling_factor,
-        )
+        mean, std = encode(vae, pixels)
+        return (mean - shift) * vae.config.scaling_factor, std * vae.config.scaling_factor
 
     def conditions(self, original: Sequence[tuple[int, int]], crops: Sequence[tuple[int, int]], side: int) -> Tensors:
         """Conditions (N, ...) of N squares of `side` pixels.
@@ -268,7 +267,8 @@ class Family(Parts, OtherPrograms, ABC):
 
         `height` and `width` in pixels as in the call, None for the pipeline's own.
         """
+        from dreambooth.models.vae import decode
+
         vae = pipeline.vae
-        x0 = x0.to(vae.dtype) / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        pixels: Tensor = vae.decode(x0).sample
-        return pixels
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        return decode(vae, x0.to(vae.dtype) / vae.config.scaling_factor + shift)
