@@ -29,7 +29,8 @@ Message = dict[str, Any]
 class Source:
     """A pipeline: a base model (address, revision and hash), or the prefix of a model published here.
 
-    Pictures of a base model go through its second stage, if one is named.
+    Pictures of a base model go through its second stage, if one is named, whose small pictures get the noise of a stage
+    tuned on `noise_levels`; None: as the base has it.
     """
 
     address: str
@@ -37,6 +38,7 @@ class Source:
     base_hash: str | None = None
     published: bool = False
     super_resolution: "Source | None" = None
+    noise_levels: int | None = None
 
 
 def base_source(config: DreamBoothConfig, base_hash: str, second_hash: str | None = None) -> Source:
@@ -180,6 +182,12 @@ class TrainTask:
     def base(self) -> Source:
         """The base model's pipeline, all stages of it."""
         return base_source(self.config, self.base_hash, None if self.second is None else self.second.base_hash)
+
+    @property
+    def tuned_base(self) -> Source:
+        """`base` with the noise that the trained second stage is sampled with: the pipeline for trained weights."""
+        levels = self.config.super_resolution.noise_levels
+        return self.base if self.second is None else dataclasses.replace(self.base, noise_levels=levels)
 
 
 @dataclass(frozen=True, kw_only=True)

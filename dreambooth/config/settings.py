@@ -23,12 +23,11 @@ from dreambooth.config.bounds import (
     Retries,
     SamplingSteps,
     Seed,
-    Steps,
     Whole,
 )
 from dreambooth.config.evaluation import EvaluationConfig, GateConfig
 from dreambooth.config.explain import explain
-from dreambooth.config.limits import MOST_IMAGES
+from dreambooth.config.limits import MOST_IMAGES, MOST_STEPS
 from dreambooth.config.miniatures import setting_of, with_miniature_defaults
 from dreambooth.config.overrides import merge, parse_override, read_yaml
 from dreambooth.config.sections import read_sections
@@ -191,8 +190,15 @@ class SuperResolutionConfig(Frozen):
     )
     revision: str | None = Field(None, description="revision of a hub id")
     resolution: Resolution | None = Field(None, description="side of its pictures in pixels; None: the model's own")
-    max_train_steps: Steps = Field(1000, description="optimizer steps")
+    max_train_steps: Whole = Field(1000, ge=0, le=MOST_STEPS, description="optimizer steps; 0: it stays as it is")
     learning_rate: Rate = Field(1e-6, description="learning rate of the denoiser")
+    noise_levels: Whole | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="levels, from 0, of the small picture's noise that it is tuned on; samples have a quarter of them. "
+        "null: the model's own",
+    )
 
 
 class DreamBoothConfig(Frozen):
@@ -226,7 +232,7 @@ class DreamBoothConfig(Frozen):
     @model_validator(mode="after")
     def _warm_up_fits_the_second_stage(self) -> Self:
         own, warm_up = self.super_resolution, self.train.lr_warmup_steps
-        if own.base_model is not None and warm_up >= own.max_train_steps:
+        if own.base_model is not None and warm_up >= own.max_train_steps > 0:
             raise ValueError(
                 f"train.lr_warmup_steps is {warm_up}, and holds for both stages, but there are only "
                 f"{own.max_train_steps} super_resolution.max_train_steps"
@@ -293,7 +299,7 @@ class DreamBoothConfig(Frozen):
                 "prior": self.prior.model_copy(update={"prior_loss_weight": 0.0}),
                 "train": self.train.model_copy(update={**steps, **alone, **by_score}),
                 "evaluation": self.evaluation.model_copy(update={"every": None, "protocol": "none"}),
-                "super_resolution": SuperResolutionConfig(),
+                "super_resolution": SuperResolutionConfig(noise_levels=own.noise_levels),
             }
         )
 

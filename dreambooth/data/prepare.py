@@ -19,6 +19,7 @@ from dreambooth.data.repeats import repeats_of
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import Family, Tensors, family_of
 from dreambooth.models.families.no_text import HAS_TEXT
+from dreambooth.models.process import tuned_on
 
 _IMAGES_AT_ONCE = 8
 _LEAST_WEIGHT = 1e-3
@@ -73,7 +74,9 @@ def prepare_data(
     shape = instance.latents.mean.shape
     return TrainingData(
         family=family,
-        process=family.process(directory, (shape[1], shape[2], shape[3])),
+        process=tuned_on(
+            family.process(directory, (shape[1], shape[2], shape[3])), config.super_resolution.noise_levels
+        ),
         instance=instance,
         class_=class_,
         seed=config.train.seed,

@@ -31,12 +31,13 @@ def export_pipeline(
     *,
     dtype: torch.dtype = torch.float32,
     resolution: int | None = None,
+    noise_levels: int | None = None,
 ) -> None:
     """Write a diffusers directory: the base's files with the trained components' weights, as `dtype`.
 
-    `resolution` in pixels is that of training and the default of sampling; None keeps the base's. `state` is an
-    engine's state_dict. Raises ValueError if its names aren't exactly those of the base's weights: a trained component
-    is trained in all its layers.
+    `resolution` in pixels is that of training and the default of sampling, `noise_levels` are those that a cascade's
+    second stage was tuned on; None keeps the base's. `state` is an engine's state_dict. Raises ValueError if its names
+    aren't exactly those of the base's weights: a trained component is trained in all its layers.
     """
     trained = _by_component(base, state)
     for source in pipeline_files(base):
@@ -47,6 +48,8 @@ def export_pipeline(
     _leave_out_what_is_missing(target)
     if resolution is not None:
         _set_resolution(target, resolution)
+    if noise_levels is not None:
+        family_of(base).set_noise_levels(target, noise_levels)
     family_of(base).finish_export(target)
     for component, tensors in trained.items():
         on_disk = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}

@@ -103,21 +103,29 @@ class SuperResolution(Diffusion):
     """Diffusion of a picture whose denoiser sees a small copy of it, scaled up and noised by a diffusion of its own.
 
     The level of that noise is a further input, so that the denoiser learns how far to trust the copy (arXiv 2205.11487,
-    section 2.3).
+    section 2.3). Levels are 0 ... `levels` - 1.
     """
 
     small: Diffusion
     factor: int
+    levels: int
 
     def draw_small(self, x0: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
         """The noised small copy of x0 (C, H, W), in its shape, and its level, a timestep of `small`, uniform."""
-        level = self.small.draw(rng)
+        level = torch.randint(self.levels, (), generator=rng)
         noise = torch.randn(x0.shape, generator=rng)
         side = x0.shape[-1] // self.factor
         copy = functional.interpolate(x0[None], (side, side), mode="area")
         # As a pipeline scales up the small picture.
         scaled_up = functional.interpolate(copy, x0.shape[-2:], mode="bilinear", align_corners=True)
         return self.small.noisy(scaled_up, noise[None], level[None])[0], level
+
+
+def tuned_on(process: Process, levels: int | None) -> Process:
+    """A second stage's process with other levels of the small picture's noise; others, and without any, as it is."""
+    if levels is None or not isinstance(process, SuperResolution):
+        return process
+    return replace(process, levels=levels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ def load_pipeline(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     super_resolution: Path | None = None,
+    noise_levels: int | None = None,
     alone: bool = False,
 ) -> Any:
     """Load a diffusers directory with its family's sampler, its weights in `dtype`, without progress bars.
@@ -49,8 +50,8 @@ def load_pipeline(
     Components that sampling doesn't use (a safety checker) may be missing. The VAE stays in fp32 whatever `dtype` is:
     some overflow in fp16, which gives black pictures. The second stage of a cascade, the directory `super_resolution`
     or a published model's folder of that name, becomes the pipeline's attribute of that name, with the first one's text
-    encoder instead of its own: both were trained with the same. With `alone` such a folder, which a base model may
-    have, is passed over.
+    encoder instead of its own: both were trained with the same. With `noise_levels` it samples as if it had been tuned
+    on so many levels of noise. With `alone` such a folder, which a base model may have, is passed over.
     """
     quiet()
     hide_progress_bars()
@@ -60,7 +61,7 @@ def load_pipeline(
     }
     pipeline = _assembled(family, directory, modules)
     second = super_resolution or (None if alone else directory / SUPER_RESOLUTION)
-    return pipeline if second is None else _with_second_stage(pipeline, second, device, dtype)
+    return pipeline if second is None else _with_second_stage(pipeline, second, device, dtype, noise_levels)
 
 
 def load_trained(base: Path, state: Mapping[str, Tensor], *, device: str, dtype: torch.dtype) -> Any:
@@ -82,13 +83,17 @@ def personalized(base: Any, directory: Path) -> Any:
     return _with_second_stage(pipeline, directory / SUPER_RESOLUTION, device, dtype)
 
 
-def _with_second_stage(pipeline: Any, directory: Path, device: str, dtype: torch.dtype) -> Any:
+def _with_second_stage(
+    pipeline: Any, directory: Path, device: str, dtype: torch.dtype, noise_levels: int | None = None
+) -> Any:
     """A pipeline with the second stage in a directory, if there is any."""
     if directory.is_dir():
         family = family_of(directory, whole=False)
         denoiser = family.load(directory, family.denoiser.folder, dtype).to(device).eval()
         modules = {family.denoiser.folder: denoiser, "text_encoder": pipeline.text_encoder}
         pipeline.super_resolution = _assembled(family, directory, modules)
+        if noise_levels is not None:
+            family.sample_noise_levels(pipeline.super_resolution, noise_levels)
     return pipeline
 
 

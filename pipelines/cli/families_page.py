@@ -35,7 +35,9 @@ others hold for both stages.
 - The stages have to read prompts by the same text encoder, which stays frozen. A second stage without cross-attention
   reads none: then the first one's may be trained (`train.text_encoders`), and the second is sampled without guidance.
 - The noise of the small picture has a level from 0 to 999 in training and 250 in samples, as IF has it. A base may name
-  fewer levels, as `_levels` in `image_noising_scheduler/scheduler_config.json`; samples have a quarter of them.
+  fewer levels, as `_levels` in `image_noising_scheduler/scheduler_config.json`, and so may you, as
+  `super_resolution.noise_levels`, which is published with the model; samples have a quarter of them.
+- `super_resolution.max_train_steps: 0` leaves the second stage as it is.
 - A run that is struck goes on in the stage it was in. The first stage's last checkpoint is kept until the model is
   published. Other settings of either stage train both anew.
 - Curves of the second stage in MLflow are named `super_resolution/…`; scores and validation samples during training are

@@ -97,7 +97,7 @@ def write_summary(
     uri = plan.config.run_uri
     steps = trained.steps
     pictures = {"loss_curve.png": loss_curve(trained.history)}
-    if trained.second is not None:
+    if trained.second is not None and trained.second.steps:
         pictures[_SECOND_CURVE] = loss_curve(trained.second.history)
     similarity = verdict = None
     if evaluation is not None:
@@ -163,7 +163,7 @@ def _second(second: TrainResult | None, uri: str) -> dict[str, Any] | None:
     if second is None:
         return None
     return {
-        "loss_curve": join(uri, _SECOND_CURVE),
+        "loss_curve": join(uri, _SECOND_CURVE) if second.steps else None,
         "steps": second.steps,
         "steps_per_second": round(second.steps_per_second, 3),
         "peak_memory_bytes": list(second.peak_memory_bytes),
@@ -223,7 +223,7 @@ def _places(result: PersonalizeResult) -> list[tuple[str, str]]:
     rows = [("loss curve", summary["loss_curve"]), ("model", summary["model_uri"])]
     if "card" in summary:  # earlier versions wrote none
         rows.append(("model card", summary["card"]))
-    if (second := summary.get(SUPER_RESOLUTION)) is not None:
+    if (second := summary.get(SUPER_RESOLUTION)) is not None and second["loss_curve"] is not None:
         rows.insert(1, ("second stage", second["loss_curve"]))
     if "report" in summary:  # earlier versions wrote none
         rows.insert(0, ("report", summary["report"]))

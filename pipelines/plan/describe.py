@@ -69,8 +69,11 @@ def _stage(plan: Plan, what: str) -> list[tuple[str, str]]:
     trained = " and ".join(["denoiser", *plan.run_text_encoders]).replace("text_encoder", "text encoder")
     if train.method == "textual_inversion":
         trained = "the identifier's embedding (Textual Inversion)"
+    base = (what, f"{shown(config.base_model)} ({counts}), {known}")
+    if not train.max_train_steps:
+        return [base, ("trained", f"nothing, it stays as it is, at {config.images.resolution} px")]
     return [
-        (what, f"{shown(config.base_model)} ({counts}), {known}"),
+        base,
         ("trained", f"{trained}, {_count(plan.trained_parameters)} parameters, at {config.images.resolution} px"),
         ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
     ]

@@ -17,7 +17,7 @@ def _time(plans: Sequence[Plan], lanes: int, lanes_per_gpu: int) -> str:
     """Of the training steps; class images and samples come on top."""
     root = plans[0].config.storage.root
     known = known_paces(root)
-    stages = [stage for plan in plans for stage in plan.stages]
+    stages = [stage for plan in plans for stage in plan.stages if stage.config.train.max_train_steps]
     found = [known.get(pace_key(stage, lanes_per_gpu=lanes_per_gpu)) for stage in stages]
     paces = [pace for pace in found if pace is not None]
     if len(paces) < len(found):

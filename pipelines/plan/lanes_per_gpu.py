@@ -69,7 +69,8 @@ def _measured_best(plans: Sequence[Plan], resources: Resources) -> int:
     known = {key: pace for key, pace in known_paces(plans[0].config.storage.root).items() if pace.gpu}
     if not known:
         return 1
-    stages = {pace_key(stage): stage for plan in plans for stage in plan.stages}
+    trained = [stage for plan in plans for stage in plan.stages if stage.config.train.max_train_steps]
+    stages = {pace_key(stage): stage for stage in trained}
     rates = {number: _rate([*stages.values()], number, known, resources) for number in range(1, _MOST + 1)}
     fitting = [number for number, rate in rates.items() if rate and (number == 1 or _fits(plans, number, resources))]
     best = max(fitting, key=lambda number: rates[number], default=1)

@@ -39,6 +39,8 @@ def result_key(
         place,
     ]
     parts += [str(config.cluster.num_workers)]
+    if base.family.scales_up and (levels := config.super_resolution.noise_levels) is not None:
+        parts.append(f"noise levels {levels}")
     parts += [prior.recipe, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]
     if train.by_score:
         # The scores' images and encoders decide which weights are exported.

@@ -188,6 +188,8 @@ def make_plan(
     second_base = second_base or resolve_base_model(own.base_model, own.revision, scales_up=True, weights=weights)
     side, large = int(first.config.images.resolution or 0), own.images.resolution or second_base.resolution
     check_cascade(first.base, second_base, sides=(side, large))
+    if own.super_resolution.noise_levels is not None:
+        second_base.family.check_noise_levels(second_base.directory, own.super_resolution.noise_levels)
     _check_text_encoders(first, second_base)
     try:
         second = _stage_plan(own, resources, second_base, None, weights=weights)

@@ -83,7 +83,14 @@ def _load(source: Source, device: str, dtype: Any) -> Any:
 
     second = None if source.super_resolution is None else _base_directory(source.super_resolution, scales_up=True)
     with _directory(source) as directory:
-        return load_pipeline(directory, device=device, dtype=dtype, super_resolution=second, alone=not source.published)
+        return load_pipeline(
+            directory,
+            device=device,
+            dtype=dtype,
+            super_resolution=second,
+            noise_levels=source.noise_levels,
+            alone=not source.published,
+        )
 
 
 @contextmanager

@@ -265,7 +265,7 @@ class _Lane:
             assert manifest is not None
             return Source(address=manifest.uri, published=True)
         fine_tuned = Source(address=f"trained:{task.key}")
-        self._samplers.give_weights(fine_tuned, task.base, published_weights(trained))
+        self._samplers.give_weights(fine_tuned, task.tuned_base, published_weights(trained))
         return fine_tuned
 
     def _publish(self, task: TrainTask, trained: Sequence[TrainedStage]) -> None:

@@ -74,6 +74,7 @@ def _export(stages: Sequence[TrainedStage]) -> Manifest:
                     Path(folder, "model", name),
                     dtype=dtype,
                     resolution=stage.task.config.images.resolution,
+                    noise_levels=stage.task.config.super_resolution.noise_levels,
                 )
 
         def verify(manifest: Manifest) -> None:

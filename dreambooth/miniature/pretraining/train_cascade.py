@@ -195,6 +195,7 @@ def train_large(
         prediction_type="v_prediction",
         small=small,
         factor=LARGE_SIDE // SMALL_SIDE,
+        levels=MOST_NOISE,
     )
 
     def loss_at(step: int, progress: float) -> Tensor:

@@ -7,7 +7,6 @@ noise alone is trained, so an exported model samples with a fixed variance, as d
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -191,8 +190,9 @@ class DeepFloydII(PixelUNet):
         return SuperResolution(
             alphas_cumprod=large.alphas_cumprod,
             prediction_type=large.prediction_type,
-            small=replace(small, alphas_cumprod=small.alphas_cumprod[:levels]),
+            small=small,
             factor=_SCALED_UP,
+            levels=levels or len(small.alphas_cumprod),
         )
 
     def draw_conditions(self, process: "Process", x0: "Tensor", conditions: Tensors, rng: "Generator") -> Tensors:
@@ -209,6 +209,24 @@ class DeepFloydII(PixelUNet):
         sample = torch.cat([noisy, conditions["small"]], dim=1)
         further = {"class_labels": conditions["noise_level"]}
         return super().arguments(config, sample, timesteps, text, conditions) | further
+
+    def check_noise_levels(self, directory: Path, levels: int) -> None:
+        """Refuse more levels than the small picture's scheduler has timesteps."""
+        timesteps = read_json(directory / _NOISING / "scheduler_config.json").get("num_train_timesteps", 1000)
+        if levels > timesteps:
+            raise InputError(
+                f"super_resolution.noise_levels is {levels}, but {_NOISING} of the second stage has {timesteps} "
+                f"timesteps; expected a whole number from 1 to {timesteps}"
+            )
+
+    def set_noise_levels(self, directory: Path, levels: int) -> None:
+        """Write them where `image_arguments` and the next fine-tuning read them."""
+        path = directory / _NOISING / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {_LEVELS: levels}, indent=2) + "\n")
+
+    def sample_noise_levels(self, pipeline: Any, levels: int) -> None:
+        """Put them into a loaded pipeline's configuration."""
+        pipeline.image_noising_scheduler.register_to_config(**{_LEVELS: levels})
 
     def assemble(self, directory: Path, parts: Mapping[str, Any]) -> Any:
         """IFSuperResolutionPipeline, whose call needs an image."""

@@ -229,6 +229,15 @@ class Family(Parts, OtherPrograms, ABC):
     def finish_export(self, directory: Path) -> None:
         """Change settings in an exported directory that training made untrue."""
 
+    def check_noise_levels(self, directory: Path, levels: int) -> None:
+        """Raise InputError if a base that scales up pictures can't have so many levels of their noise."""
+
+    def set_noise_levels(self, directory: Path, levels: int) -> None:
+        """Name the levels of noise of pictures that an exported directory scales up, see `super_resolution`."""
+
+    def sample_noise_levels(self, pipeline: Any, levels: int) -> None:
+        """Have a loaded pipeline sample as one that was exported with `set_noise_levels`."""
+
     # Sampling.
 
     @abstractmethod

@@ -21,6 +21,8 @@ from pipelines.plan.batch_plan import describe_batch, make_batch_plan
 from pipelines.plan.capacity import describe_capacity, sampling_bytes
 from pipelines.plan.describe import describe_plan
 from pipelines.plan.destinations import check_destinations
+from pipelines.plan.estimate import describe_estimate
+from pipelines.plan.pace import remember_paces
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.plan.subject_checks import check_subjects
 from pipelines.plan.subject_list import ListedSubject
@@ -73,10 +75,45 @@ def test_a_plan_has_both_stages(planned: Callable[..., Plan], bases: tuple[Path,
 
 
 @pytest.mark.parametrize(
-    "setting", ["super_resolution.max_train_steps=6", "super_resolution.learning_rate=1e-5", "train.max_train_steps=4"]
+    "setting",
+    [
+        "super_resolution.max_train_steps=6",
+        "super_resolution.max_train_steps=0",
+        "super_resolution.learning_rate=1e-5",
+        "super_resolution.noise_levels=40",
+        "train.max_train_steps=4",
+    ],
 )
 def test_settings_of_either_stage_make_another_result(planned: Callable[..., Plan], setting: str) -> None:
     assert planned(setting).key != planned().key
+    assert planned(setting).base_hash == planned().base_hash  # the base's pictures are sampled as it is
+
+
+def test_a_second_stage_that_stays_as_it_is_takes_no_steps(planned: Callable[..., Plan]) -> None:
+    plan = planned("super_resolution.max_train_steps=0", "train.lr_warmup_steps=1")
+    rows = describe_plan(plan)
+    assert [value for what, value in rows if what == "steps"] == ["3 of 1 instance/class pairs"]
+    assert [value for what, value in rows if what == "trained"][1] == "nothing, it stays as it is, at 64 px"
+    assert dict(describe_batch(make_batch_plan("pets", [plan], RESOURCES)))["steps"] == "3 in all, 3 a lane"
+    remember_paces(plan.config.storage.root, "pets", [(plan, 2.0)])
+    assert "at the 2.0 steps/s" in dict(describe_estimate([plan], 1))["time"]
+    check_destinations([plan])
+
+
+@pytest.mark.parametrize("levels", ["0", "1001", "few"])
+def test_impossible_noise_levels_are_refused(planned: Callable[..., Plan], levels: str) -> None:
+    with pytest.raises(InputError, match=r"super_resolution\.noise_levels"):
+        planned(f"super_resolution.noise_levels={levels}")
+
+
+def test_more_levels_than_the_second_stages_timesteps_are_refused(
+    planned: Callable[..., Plan], bases: tuple[Path, Path], tmp_path: Path
+) -> None:
+    large = shutil.copytree(bases[1], tmp_path / "large")
+    path = large / "image_noising_scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": 500}))
+    with pytest.raises(InputError, match=r"noise_levels is 501, but image_noising_scheduler .* has 500 timesteps"):
+        planned(f"super_resolution.base_model={large}", "super_resolution.noise_levels=501")
 
 
 def test_the_rows_show_both_stages(planned: Callable[..., Plan]) -> None:

@@ -10,15 +10,18 @@ import pytest
 import torch
 from PIL import Image
 from replicas import cascade
+from safetensors.torch import load_file
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.delta import rebuild, write_delta
+from dreambooth.models.weight_files import weight_files
 from dreambooth.sampling.sampler import load_pipeline, sample
 from pipelines.cluster.preemption import WATCHER_SWITCH
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import find_result, train_task
 from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.storage.files import join, read_json
 from pipelines.storage.publications import Manifest, read_manifest
 from pipelines.tasks import SampleRequest, Source
 from pipelines.worker.lane_reports import Reports
@@ -220,6 +223,48 @@ def test_an_evaluation_sees_the_same_pictures_before_and_after_publishing(
     assert not same(base, before)
     small = load_pipeline(resolve_base_model(plan.config.base_model).directory, alone=True)
     assert sample(small, PROMPTS[:1], [3], **settings)[0].size == (16, 16)
+
+
+def test_another_noise_of_the_small_picture_is_published_and_sampled(
+    calm: tuple[Plan, list[TrainedStage]], make: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = make(tmp_path, "super_resolution.noise_levels=40")
+    first, second = trained(plan)
+    assert_same(first, calm[1][0])
+    assert losses(second) != losses(calm[1][1])
+    model, task, sampler = publish_result([first, second]), train_task(plan, None), ImageSampler(use_gpu=False)
+    noising = read_json(join(model.uri, "super_resolution", "image_noising_scheduler", "scheduler_config.json"))
+    assert noising["_levels"] == 40
+    base, in_memory = sampled(sampler, task.base), Source(address="trained:rex")
+    sampler.give_weights(in_memory, task.tuned_base, published_weights([first, second]))
+    before = sampled(sampler, in_memory)
+    assert same(sampled(sampler, Source(address=model.uri, published=True)), before)
+    assert same(sampled(sampler, task.base), base)  # at the base's own level
+    assert same(sampled(sampler, train_task(calm[0], None).base), base)
+    sampler.give_weights(in_memory, task.base, published_weights([first, second]))
+    assert not same(sampled(sampler, in_memory), before)
+    write_delta(plan.base, Path(model.uri), tmp_path / "delta", None if plan.second is None else plan.second.base)
+    rebuilt = rebuild(tmp_path / "delta", tmp_path / "rebuilt")
+    assert all((rebuilt / name).read_bytes() == Path(model.uri, name).read_bytes() for name in model.files)
+
+
+def test_a_second_stage_of_no_steps_is_published_as_it_was(
+    calm: tuple[Plan, list[TrainedStage]], make: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = make(tmp_path, "super_resolution.max_train_steps=0", "train.lr_warmup_steps=0")
+    first, second = trained(plan)
+    assert_same(first, calm[1][0])
+    publish_result([first, second])
+    result = find_result(plan)
+    assert result is not None
+    assert result.second is not None
+    assert (result.second.steps, result.second.history, result.seconds > 0) == (0, (), True)
+    assert plan.second is not None
+    [path] = weight_files(plan.second.base.directory, plan.second.base.family.denoiser)
+    weights = load_file(path)
+    published = load_file(Path(result.model.uri, "super_resolution", "unet", "diffusion_pytorch_model.safetensors"))
+    assert published.keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name].to(tensor.dtype)) for name, tensor in published.items())
 
 
 def test_a_delta_is_exact_and_small(calm: tuple[Plan, list[TrainedStage]], model: Manifest, tmp_path: Path) -> None:

@@ -205,6 +205,12 @@ class TestWhatTheDenoiserIsGiven:
                     pipeline, ["a dog"], [0], num_inference_steps=1, guidance_scale=1.0, images=further("", 1)["image"]
                 )
             assert calls[0]["class_labels"].unique().tolist() == [sampled]
+        asked = configured(base, photos)
+        asked = asked.model_copy(
+            update={"super_resolution": asked.super_resolution.model_copy(update={"noise_levels": 400})}
+        )
+        drawn = prepared(base, asked, photos).batch(range(200)).conditions["noise_level"]
+        assert 360 < drawn.max() < 400  # which may be more than the base's 40
         path.write_text(json.dumps(json.loads(path.read_text()) | {"_levels": "40"}))
         with pytest.raises(InputError, match='_levels is "40"; expected null or a whole number'):
             resolve_base_model(str(base), scales_up=True)
