@@ -14,26 +14,35 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Two subjects and the paper's own tables only; takes minutes.")
+@click.option("--table", "tables", multiple=True, help="Only this table, such as table1; may be given several times.")
 @click.option("--output", default="output/paper", show_default=True, help="Folder or address of runs and page.")
 @overrides_option
 @click.option("--dry-run", is_flag=True, help="Check all runs, print the plan, and stop.")
 @click.option("--page-only", is_flag=True, help="Train nothing; make the page from existing evaluations.")
 @quiet_option
-def paper(quick: bool, output: str, overrides: tuple[str, ...], dry_run: bool, page_only: bool, silent: bool) -> None:
+def paper(
+    quick: bool,
+    tables: tuple[str, ...],
+    output: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    page_only: bool,
+    silent: bool,
+) -> None:
     """Run the paper's experiments on the miniature.
 
     Its subjects are trained as the paper's were, and the tables and a page written. The same command again does only
     what is missing. Exit code 0: all done, 3: some runs failed.
     """
     from pipelines.apps.paper.paper import plan_paper, run_paper, write_paper
-    from pipelines.apps.paper.settings import full_setting, quick_setting
+    from pipelines.apps.paper.settings import full_setting, quick_setting, with_tables
     from pipelines.cluster.ray_cluster import local_resources, ray_cluster
     from pipelines.driver.batch_console import BatchView
     from pipelines.driver.console import RunConsole
     from pipelines.plan.batch_plan import describe_batch
 
     console = RunConsole(quiet=silent)
-    setting = quick_setting() if quick else full_setting()
+    setting = with_tables(quick_setting() if quick else full_setting(), tables)
     plan = plan_paper(setting, output, overrides, local_resources())
     console.table([*describe_batch(plan.batch), ("rows", f"{len(plan.trials)} of tables and subjects")])
     if dry_run:

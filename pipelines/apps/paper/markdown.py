@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from dreambooth.evaluation.bootstrap import Interval
-from pipelines.apps.paper.experiments import COLUMN_TITLES
 from pipelines.apps.paper.page import heading
+from pipelines.apps.paper.rows import COLUMN_TITLES
 from pipelines.apps.paper.tables import Table
 
 

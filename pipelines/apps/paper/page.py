@@ -6,7 +6,7 @@ from typing import Any
 
 from dreambooth.data.images import png_bytes
 from dreambooth.evaluation.bootstrap import Interval
-from pipelines.apps.paper.experiments import COLUMN_TITLES, Experiment
+from pipelines.apps.paper.rows import COLUMN_TITLES, Experiment
 from pipelines.apps.paper.sheets import Sheet
 from pipelines.apps.paper.tables import Table
 from pipelines.report.pages import picture, render

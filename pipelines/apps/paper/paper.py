@@ -10,9 +10,9 @@ from typing import Any
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.figures import BankId
-from pipelines.apps.paper.experiments import Setting
 from pipelines.apps.paper.markdown import render_markdown
 from pipelines.apps.paper.page import render_page
+from pipelines.apps.paper.rows import Setting
 from pipelines.apps.paper.sheets import contact_sheets
 from pipelines.apps.paper.tables import Table, as_records, findings_as_records, make_tables
 from pipelines.apps.paper.trials import Trial, distinct_plans, plan_trials
@@ -28,12 +28,13 @@ from pipelines.storage.files import join, write_bytes, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class PaperPlan:
-    """All trials by table, and the batch of their distinct runs."""
+    """All trials by table, the batch of their distinct runs, and a usual run of each base model, trained or not."""
 
     setting: Setting
     output: str
     trials: tuple[Trial, ...]
     batch: BatchPlan
+    usual: Mapping[str, Plan]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +49,16 @@ class PaperResult:
 
 
 def plan_paper(setting: Setting, output: str, overrides: Sequence[str], resources: Resources) -> PaperPlan:
-    """Check all runs, and find rows that share one. Raises InputError for any fault."""
-    trials = plan_trials(setting, output, overrides, resources)
+    """Check all runs, and find rows that share one. Raises InputError for any fault.
+
+    A run has the same name and place whichever of the setting's tables are made.
+    """
+    planned = plan_trials(setting, output, overrides, resources)
+    usual = {trial.row.base_model: trial.plan for trial in reversed(planned) if not trial.row.settings}
+    trials = tuple(trial for trial in planned if not setting.tables or trial.experiment.name in setting.tables)
     batch = make_batch_plan(f"paper-{setting.name}", distinct_plans(trials), resources)
     check_batch_destinations(batch)
-    return PaperPlan(setting=setting, output=output, trials=trials, batch=batch)
+    return PaperPlan(setting=setting, output=output, trials=trials, batch=batch, usual=usual)
 
 
 def run_paper(plan: PaperPlan, view: View) -> PaperResult:
@@ -100,23 +106,28 @@ def found_evaluations(trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
 
 def describe_paper(plan: PaperPlan, bank: BankId, *, evaluated: int) -> list[tuple[str, str]]:
     """Facts behind the figures, as (name, value) rows."""
-    first = plan.batch.subjects[0].config
-    runs = len(plan.batch.subjects)
+    subjects, runs = plan.setting.subjects, len(plan.batch.subjects)
+    bases = dict.fromkeys(trial.row.base_model for trial in plan.trials)
+    seeds = plan.batch.subjects[0].config
     return [
-        ("setting", f"{plan.setting.name}: {len(plan.setting.subjects)} subjects ({', '.join(plan.setting.subjects)})"),
+        ("setting", f"{plan.setting.name}: {len(subjects)} subjects ({', '.join(subjects)})"),
         ("runs", f"{evaluated} of {runs} trained and measured; {len(plan.trials)} rows of a subject share them"),
-        (
-            "training",
-            f"{first.train.max_train_steps} steps where a table doesn't say otherwise, seed {first.train.seed}",
-        ),
-        (
-            "samples",
-            f"25 prompts, {plan.setting.images_per_prompt} images each, {first.evaluation.num_inference_steps} steps, "
-            f"guidance {first.evaluation.guidance_scale:g}, seed {first.evaluation.seed}",
-        ),
+        *(("base model", _describe_base(plan.usual[base])) for base in bases),
+        ("samples", f"25 prompts, {plan.setting.images_per_prompt} images each, seed {seeds.evaluation.seed}"),
+        ("training", f"seed {seeds.train.seed}"),
         ("encoders", f"bank {bank.name}, hash {bank.hash}"),
-        ("base model", f"{first.base_model}, hash {plan.batch.subjects[0].base.hash}"),
     ]
+
+
+def _describe_base(plan: Plan) -> str:
+    """The base model of a run that has no settings but the base's own."""
+    sampling = plan.config.evaluation
+    steps = " and ".join(str(stage.config.train.max_train_steps) for stage in plan.stages)
+    hashes = " and ".join(stage.base.hash for stage in plan.stages)
+    return (
+        f"{plan.config.base_model}, hash {hashes}: {steps} steps of training where a table doesn't say otherwise, "
+        f"{sampling.num_inference_steps} of sampling, guidance {sampling.guidance_scale:g}"
+    )
 
 
 def _evaluation(plan: Plan) -> dict[str, Any] | None:

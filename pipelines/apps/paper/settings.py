@@ -1,16 +1,12 @@
 """The two sizes of `dreambooth paper`: all experiments on all shipped subjects, or the paper's findings on two."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from dreambooth.errors import InputError
 from dreambooth.miniature import subject_names
-from pipelines.apps.paper.experiments import (
-    EXPERIMENTS,
-    TABLE_1,
-    TABLE_3,
-    TABLE_4,
-    TABLE_5,
-    Setting,
-)
+from pipelines.apps.paper.experiments import EXPERIMENTS, SUPER_RESOLUTION, TABLE_1, TABLE_3, TABLE_4, TABLE_5
+from pipelines.apps.paper.rows import Setting
 
 FEW_SUBJECTS = ("coral-car", "navy-dog", "violet-teapot")
 """Subjects of side experiments. They aren't green, the common word used as an identifier there."""
@@ -24,8 +20,8 @@ def full_setting() -> Setting:
         subjects=subject_names(),
         few_subjects=FEW_SUBJECTS,
         images_per_prompt=2,
-        # Shared by many runs, so more pay off than for one subject.
-        common={"prior.num_class_images": 200},
+        # Class images are shared by many runs, so more pay off than for one subject.
+        common={"miniature": {"train.max_train_steps": 250, "prior.num_class_images": 200}},
     )
 
 
@@ -35,8 +31,16 @@ def quick_setting() -> Setting:
     subjects = ("coral-car", "magenta-cat")
     return Setting(
         name="quick",
-        experiments=(TABLE_1, TABLE_3, TABLE_4, ends),
+        experiments=(TABLE_1, TABLE_3, TABLE_4, ends, SUPER_RESOLUTION),
         subjects=subjects,
         few_subjects=subjects,
-        common={"train.max_train_steps": 200, "prior.num_class_images": 50},
+        common={"miniature": {"train.max_train_steps": 200, "prior.num_class_images": 50}},
     )
+
+
+def with_tables(setting: Setting, names: Sequence[str]) -> Setting:
+    """A setting with some of its tables only, or all for no names. Raises InputError for names of none of them."""
+    known = [experiment.name for experiment in setting.experiments]
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"--table {unknown[0]}: the {setting.name} setting has the tables {', '.join(known)}")
+    return replace(setting, tables=tuple(names))

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from dreambooth.miniature import subject_dir
-from pipelines.apps.paper.experiments import Experiment
+from pipelines.apps.paper.rows import Experiment
 from pipelines.apps.paper.trials import Trial
 from pipelines.report.pictures import Row, contact_sheet
 from pipelines.storage.files import read_bytes

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from dreambooth.evaluation.bootstrap import Interval
 from dreambooth.evaluation.figures import BankId, Figures, column, difference, figures_from, one_bank
-from pipelines.apps.paper.experiments import COLUMN_TITLES, Claim, Experiment, Row
+from pipelines.apps.paper.rows import COLUMN_TITLES, Claim, Experiment, Row
 from pipelines.apps.paper.trials import Trial
 
 Verdict = Literal["came out", "undecided", "did not come out", "not measured"]

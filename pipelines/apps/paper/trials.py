@@ -14,7 +14,8 @@ from dreambooth.data.identifier import choose_identifiers
 from dreambooth.miniature import subject_dir, subject_names
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.families import load_tokenizer
-from pipelines.apps.paper.experiments import WRONG_NOUNS, Experiment, Row, Setting
+from pipelines.apps.paper.experiments import WRONG_NOUNS
+from pipelines.apps.paper.rows import Experiment, Row, Setting
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.storage.files import join
@@ -62,13 +63,14 @@ def trial_config(
     noun = _noun(subject)
     photographs = [str(path) for path in sorted(subject_dir(subject).glob("*.png"))]
     plain: dict[str, Any] = {
+        "base_model": row.base_model,
         "subject": {
             "name": f"{experiment.name}-{row.slug}-{subject}",
             "class_noun": WRONG_NOUNS[noun] if row.class_noun == "wrong" else noun,
             "identifier": _identifiers()[subject],
             "instance_images": photographs[: row.instance_images],
         },
-        "train": {"log_every": 10, "max_train_steps": 250},
+        "train": {"log_every": 10},
         "storage": {"root": output},
         "tracking": {
             "uri": f"sqlite:///{join(output, 'mlflow.db')}",
@@ -82,7 +84,7 @@ def trial_config(
             "real_images": photographs,
         },
     }
-    settings = {**setting.common, **row.settings}
+    settings = {**setting.common.get(row.base_model, {}), **row.settings}
     return load_config(plain, (*(f"{name}={json.dumps(value)}" for name, value in settings.items()), *overrides))
 
 
@@ -96,7 +98,7 @@ def _wanted(setting: Setting) -> Iterator[tuple[Experiment, Row, str]]:
 
 @functools.cache
 def _identifiers() -> dict[str, str]:
-    """The identifier of each subject, the same in all its runs."""
+    """The identifier of each subject, the same in all its runs: a token of its own to every built-in base model."""
     tokenizer = load_tokenizer(resolve_base_model("miniature").directory)
     return choose_identifiers(tokenizer, subject_names())
 

@@ -10,18 +10,29 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from dreambooth.config.settings import load_config
+from dreambooth.data.identifier import describe
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bootstrap import Interval, bootstrap_mean
 from dreambooth.evaluation.figures import FIGURE_NAMES, BankId, Figure, Figures
-from pipelines.apps.paper.experiments import EXPERIMENTS, TABLE_1, TABLE_3, TABLE_5, Claim, Experiment, Row
+from dreambooth.miniature import subject_names
+from dreambooth.models.base_model import resolve_base_model
+from pipelines.apps.paper.experiments import DREAMBOOTH, EXPERIMENTS, FLOW, SUPER_RESOLUTION, TABLE_1, TABLE_3, TABLE_5
 from pipelines.apps.paper.markdown import render_markdown
 from pipelines.apps.paper.page import render_page
-from pipelines.apps.paper.settings import full_setting, quick_setting
+from pipelines.apps.paper.paper import describe_paper, plan_paper
+from pipelines.apps.paper.rows import Claim, Experiment, Row
+from pipelines.apps.paper.settings import full_setting, quick_setting, with_tables
 from pipelines.apps.paper.sheets import Sheet
 from pipelines.apps.paper.tables import Finding, Table, as_records, make_tables
 from pipelines.apps.paper.trials import Trial, distinct_plans, plan_trials, trial_config
 from pipelines.cli import main
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.plan.result_key import result_key
+from pipelines.plan.run_plan import make_plan
 
+RESOURCES = Resources(cpus=2, gpus=0)
+SUBJECT = {"name": "rex", "class_noun": "car", "instance_images": ["0.png"]}
 BANK = BankId(name="miniature", hash="0123456789abcdef")
 
 
@@ -50,7 +61,10 @@ def trials_of(experiment: Experiment, keys: Mapping[str, str]) -> list[Trial]:
 
 @pytest.fixture
 def table_1() -> Table:
-    """Real images at 0.9, DreamBooth at 0.6 and Textual Inversion at 0.2 in DINO, each give or take 0.05."""
+    """Real images at 0.9, the cascade at 0.7, the latent model at 0.6 and Textual Inversion at 0.2 in DINO.
+
+    Each give or take 0.05; the flow model is not measured.
+    """
     ends = (-0.05, 0.05)
     evaluations = {
         f"{slug}-{subject}": evaluation(
@@ -60,7 +74,7 @@ def table_1() -> Table:
             real_dino=[0.85, 0.9, 0.95],
             real_clip_i=[0.95, 0.95, 0.95],
         )
-        for slug, dino in (("dreambooth", 0.6), ("textual-inversion", 0.2))
+        for slug, dino in (("cascade", 0.7), ("dreambooth", 0.6), ("textual-inversion", 0.2))
         for subject in ("a", "b")
     }
     [table], _ = make_tables(trials_of(TABLE_1, {"real": "dreambooth"}), evaluations)
@@ -88,7 +102,7 @@ class TestExperiments:
 
     def test_quick_asserts_what_the_paper_found(self) -> None:
         claims = [claim for experiment in quick_setting().experiments for claim in experiment.claims]
-        assert len(claims) == 10
+        assert len(claims) == 13
         for experiment in quick_setting().experiments:
             slugs = {row.slug for row in experiment.rows}
             assert all({claim.higher, claim.lower} <= slugs for claim in experiment.claims)
@@ -96,7 +110,7 @@ class TestExperiments:
 
 class TestTrials:
     def test_settings_of_a_row_go_over_the_common_ones_and_those_asked_for_over_both(self) -> None:
-        setting = replace(quick_setting(), common={"train.max_train_steps": 50, "train.seed": 7})
+        setting = replace(quick_setting(), common={"miniature": {"train.max_train_steps": 50, "train.seed": 7}})
         row = Row(slug="x", title="x", settings={"train.max_train_steps": 60})
         config = trial_config(setting, TABLE_1, row, "coral-car", "out", ("train.seed=8",))
         assert (config.train.max_train_steps, config.train.seed) == (60, 8)
@@ -113,23 +127,73 @@ class TestTrials:
         setting = full_setting()
         wrong = Row(slug="wrong", title="wrong", class_noun="wrong")
         for subject in setting.subjects:
-            right = trial_config(setting, TABLE_1, TABLE_1.rows[1], subject, "out").subject
+            right = trial_config(setting, TABLE_1, TABLE_3.rows[0], subject, "out").subject
             other = trial_config(setting, TABLE_1, wrong, subject, "out").subject
             assert other.class_noun != right.class_noun
             assert other.identifier == right.identifier
 
     def test_the_same_settings_are_trained_once(self) -> None:
-        from pipelines.cluster.ray_cluster import Resources
-
-        trials = plan_trials(quick_setting(), "out", (), Resources(cpus=2, gpus=0))
+        trials = plan_trials(quick_setting(), "out", (), RESOURCES)
         plans = distinct_plans(trials)
         names = {plan.config.subject.name for plan in plans}
-        assert len(trials) == 20
-        assert len(plans) == len(names) == 12
+        assert len(trials) == 30
+        assert len(plans) == len(names) == 20
         keys = {(trial.experiment.name, trial.row.slug, trial.subject): trial.plan.key for trial in trials}
         for same in (("table1", "real"), ("table3", "prior"), ("table4", "correct"), ("table5", "images-5")):
             assert keys[*same, "magenta-cat"] == keys["table1", "dreambooth", "magenta-cat"]
         assert "table1-dreambooth-magenta-cat" in names
+        assert keys["super-resolution", "little-noise", "magenta-cat"] == keys["table1", "cascade", "magenta-cat"]
+
+    def test_rows_of_other_base_models_have_their_own_defaults_prompts_and_judge(self) -> None:
+        base = load_config({"base_model": "miniature-flow", "subject": SUBJECT})
+        setting = quick_setting()
+        flow, latent = (trial_config(setting, TABLE_1, row, "coral-car", "out") for row in (FLOW, DREAMBOOTH))
+        assert flow.train.max_train_steps == base.train.max_train_steps
+        assert flow.prior.num_class_images == base.prior.num_class_images
+        assert (latent.train.max_train_steps, latent.prior.num_class_images) == (200, 50)
+        assert flow.evaluation.num_inference_steps == base.evaluation.num_inference_steps
+        assert flow.subject.identifier == latent.subject.identifier
+        tasks = [make_plan(one, RESOURCES).protocol for one in (flow, latent)]
+        assert tasks[0] is not None
+        assert tasks[1] is not None
+        assert tasks[0].bank == tasks[1].bank
+        assert tasks[0].protocol.prompts_key == tasks[1].protocol.prompts_key
+
+    def test_the_identifier_is_one_token_to_every_base_model(self) -> None:
+        for row in TABLE_1.rows:
+            base = resolve_base_model(row.base_model)
+            for subject in subject_names():
+                config = trial_config(quick_setting(), TABLE_1, row, subject, "out")
+                described = describe(base.tokenizer, str(config.subject.identifier))
+                assert (len(described.tokens), described.is_rare) == (1, True), (row.base_model, subject)
+
+    def test_rows_of_the_super_resolution_differ_in_that_stage_alone(self) -> None:
+        plans = [
+            make_plan(trial_config(quick_setting(), SUPER_RESOLUTION, row, "coral-car", "out"), RESOURCES)
+            for row in SUPER_RESOLUTION.rows
+        ]
+        firsts = [
+            result_key(one.config, one.base, one.data_hash, one.prior, one.engine, use_gpu=False) for one in plans
+        ]
+        assert len(set(firsts)) == 1
+        seconds = [one.second for one in plans if one.second is not None]
+        assert [one.config.train.max_train_steps for one in seconds] == [150, 150, 0]
+        assert [one.config.super_resolution.noise_levels for one in seconds] == [None, 400, None]
+        sampled = [one.protocol for one in plans if one.protocol is not None]
+        assert len({one.base_sets for one in sampled}) == 1
+        assert len({one.fine_tuned_sets[0].seeds for one in sampled}) == 1
+        assert len({one.key for one in sampled}) == 3
+
+    def test_some_tables_alone_are_of_the_same_runs(self, tmp_path: Path) -> None:
+        trials = plan_paper(with_tables(quick_setting(), ["super-resolution"]), str(tmp_path), (), RESOURCES).trials
+        names = [plan.config.subject.name for plan in distinct_plans(trials)]
+        assert {trial.experiment.name for trial in trials} == {"super-resolution"}
+        assert names[0] == "table1-cascade-coral-car"
+        assert len(names) == 6
+        assert with_tables(quick_setting(), ()) == quick_setting()
+        result = CliRunner().invoke(main, ["paper", "--quick", "--table", "table2"])
+        assert result.exit_code == 2
+        assert "--table table2: the quick setting has the tables table1, table3, table4, table5" in result.stderr
 
 
 class TestTables:
@@ -146,17 +210,28 @@ class TestTables:
         assert table_1.cells["real", "clip_t_no_identifier"] is None
 
     def test_findings(self, table_1: Table) -> None:
-        real, inversion = table_1.findings
+        real, inversion, cascade = table_1.findings
         assert real.difference is not None
         assert real.difference.mean == pytest.approx(0.3)
-        assert [finding.verdict for finding in (real, inversion)] == ["came out", "came out"]
+        assert [finding.verdict for finding in table_1.findings] == ["came out"] * 3
         assert "+0.400 (+0.400 to +0.400)" in inversion.sentence
+        assert "+0.100 (+0.100 to +0.100)" in cascade.sentence
 
     def test_records(self, table_1: Table) -> None:
         records = as_records([table_1])
         assert {"table", "row", "column", "mean", "low", "high", "n"} == set(records[0])
-        assert len(records) == 8
-        assert {record["row"] for record in records} == {"Real images", "DreamBooth", "Textual Inversion"}
+        assert len(records) == 11
+        assert {record["row"] for record in records} == {
+            "Real images",
+            "DreamBooth (miniature-cascade)",
+            "DreamBooth (miniature)",
+            "Textual Inversion (miniature)",
+        }
+
+    def test_a_base_model_that_is_not_measured_has_an_empty_row(self, table_1: Table) -> None:
+        assert {table_1.cells["flow", name] for name in TABLE_1.columns} == {None}
+        assert "| DreamBooth (miniature-flow) | – | – | – |" in render_markdown([table_1], [])
+        assert "DreamBooth (miniature-flow)" in render_page([table_1], [], {})
 
     def test_only_subjects_that_both_rows_have_are_compared(self) -> None:
         evaluations = {
@@ -203,14 +278,14 @@ class TestPage:
         assert "0.668" in html
         assert "Not comparable" in html
         assert "quick &lt;b&gt;" in html
-        assert html.count('class="outcome came-out"') == 2
+        assert html.count('class="outcome came-out"') == 3
         assert html.count('data-src="data:image/webp') == html.count("<img ") == 1  # which the page's script shows
         assert "image.src = image.dataset.src" in html
         assert html.count("http://") + html.count("https://") == 1  # the notice of the library that draws charts
 
     def test_markdown_has_the_same_figures(self, table_1: Table) -> None:
         text = render_markdown([table_1], [("setting", "quick")])
-        assert "| DreamBooth | 0.600 (" in text
+        assert "| DreamBooth (miniature) | 0.600 (" in text
         assert "| Textual Inversion (Stable Diffusion) | 0.569 | 0.780 | 0.255 |" in text
         assert "not comparable" in text
 
@@ -224,6 +299,16 @@ class TestPage:
         head = html[html.index("<thead>") : html.index("</thead>")]
         assert "1 image" in head
         assert "5 images" in head
+
+
+def test_the_facts_name_every_base_model_with_its_usual_settings(tmp_path: Path) -> None:
+    setting = with_tables(full_setting(), ["steps", "super-resolution"])
+    facts = describe_paper(plan_paper(setting, str(tmp_path), (), RESOURCES), BANK, evaluated=0)
+    latent, cascade = sorted(value for what, value in facts if what == "base model")
+    assert latent.startswith("miniature, hash ")
+    assert "250 steps of training where a table doesn't say otherwise, 12 of sampling, guidance 4" in latent
+    assert cascade.startswith("miniature-cascade, hash ")
+    assert ": 200 and 150 steps of training" in cascade
 
 
 def test_a_page_of_nothing_is_refused(tmp_path: Path) -> None:
