@@ -179,6 +179,11 @@ class TrainTask:
         return (self,) if self.second is None else (self, self.second)
 
     @property
+    def reads_slices(self) -> bool:
+        """Whether each worker reads its part of the trained weights alone, as ZeRO-3 leaves no more to it."""
+        return self.engine == "deepspeed" and self.config.zero.stage == 3
+
+    @property
     def base(self) -> Source:
         """The base model's pipeline, all stages of it."""
         return base_source(self.config, self.base_hash, None if self.second is None else self.second.base_hash)

@@ -7,7 +7,7 @@ identifier's tokens alone, as in Textual Inversion (arXiv 2208.01618). The expor
 exported model is an ordinary one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +17,32 @@ class IdentifierEmbedding(nn.Module):
     """`change` (N, D) is added to the embeddings of N tokens wherever they stand in a prompt.
 
     A token that the identifier has twice ("x22") is one of the N: there is one row of the table for it. The change
-    starts at zero, or with `like` at what makes each of the N embeddings that of the token `like`.
+    starts at zero, or with `like` at what makes each of the N embeddings that of the token `like`. `row` reads the
+    embedding (D) of a token from the table of a name, where that isn't loaded.
     """
 
     token_ids: Tensor
 
-    def __init__(self, text_encoder: nn.Module, token_ids: Sequence[int], *, like: int | None = None) -> None:
+    def __init__(
+        self,
+        text_encoder: nn.Module,
+        token_ids: Sequence[int],
+        *,
+        like: int | None = None,
+        row: Callable[[str, int], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         token_ids = list(dict.fromkeys(token_ids))
         table = _table_of(text_encoder)
         self.change = nn.Parameter(torch.zeros(len(token_ids), table.embedding_dim))
-        if like is not None:
-            with torch.no_grad():
-                self.change.copy_(table.weight[like] - table.weight[token_ids])
         self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
         self._table_name = next(name for name, weight in text_encoder.named_parameters() if weight is table.weight)
+        if like is not None:
+            read = row if row is not None and table.weight.is_meta else lambda _, token_id: table.weight[token_id]
+            with torch.no_grad():
+                like_row = read(self._table_name, like).float()
+                for place, token_id in enumerate(token_ids):
+                    self.change[place] = like_row - read(self._table_name, token_id).float()
         # T5 has two modules with one weight, and looks up tokens in the second.
         modules = text_encoder.named_modules()
         self._tables = [name for name, one in modules if isinstance(one, nn.Embedding) and one.weight is table.weight]

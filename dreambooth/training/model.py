@@ -15,6 +15,7 @@ from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import Family, Tensors, family_of
 from dreambooth.models.probe import Probe, Trained, encoded_text, probe_prompts
 from dreambooth.models.process import Process
+from dreambooth.models.stored_weights import SliceReader, StoredTensor
 from dreambooth.quiet import hide_progress_bars
 from dreambooth.training.identifier_embedding import IdentifierEmbedding
 from dreambooth.training.losses import Losses, prior_preservation_loss
@@ -28,7 +29,8 @@ class DreamBoothModel(nn.Module):
     `text_encoders` by folder are run at every step; of others the input has what they gave. Parameters are named
     `denoiser.…` and by a text encoder's folder. `identifier_embeddings` by folder have their own learning rate. What
     the text encoders make of `probe_tokens` goes with an export (see `models.probe`). Parameters stay in fp32; with
-    `autocast` matrix products run in bf16, so that an update of 5e-6 isn't rounded away as in bf16 weights.
+    `autocast` matrix products run in bf16, so that an update of 5e-6 isn't rounded away as in bf16 weights. Those that
+    are `stored`, by name, are on the meta device until an engine reads its part of them.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class DreamBoothModel(nn.Module):
         min_snr_gamma: float | None = None,
         probe_tokens: Tensors | None = None,
         autocast: bool = False,
+        stored: Mapping[str, StoredTensor] | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -56,6 +59,7 @@ class DreamBoothModel(nn.Module):
         self.min_snr_gamma = min_snr_gamma
         self.probe_tokens = probe_tokens
         self.autocast = autocast
+        self.stored = stored or {}
 
     @property
     def text_encoders(self) -> dict[str, nn.Module]:
@@ -113,12 +117,16 @@ class DreamBoothModel(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """Trainable components of a base model; text encoders by folder, in order."""
+    """Trainable components of a base model; text encoders by folder, in order.
+
+    `stored` tells where a parameter that isn't loaded is, by its name in a `DreamBoothModel`; None if all are loaded.
+    """
 
     family: Family
     directory: Path
     denoiser: nn.Module
     text_encoders: Mapping[str, nn.Module]
+    stored: Mapping[str, StoredTensor] | None = None
 
     def copied(self) -> Self:
         """A copy that can be trained while these stay unchanged."""
@@ -127,23 +135,31 @@ class Components:
         )
 
 
-def load_components(directory: Path, text_encoders: Sequence[str] | None = None) -> Components:
+def load_components(directory: Path, text_encoders: Sequence[str] | None = None, *, whole: bool = True) -> Components:
     """Load the denoiser and text encoders from a diffusers directory, in fp32.
 
-    `text_encoders` are folders; None: those that its family trains by default.
+    `text_encoders` are folders; None: those that its family trains by default. Unless `whole`, parameters stay in their
+    files, for ranks of ZeRO-3 to read a part each.
     """
     hide_progress_bars()
     family = family_of(directory)
     wanted = family.defaults.text_encoders if text_encoders is None else text_encoders
+    folders = {DENOISER: family.denoiser.folder}
+    folders |= {part.folder: part.folder for part in family.text_encoders(directory) if part.folder in wanted}
+    modules: dict[str, nn.Module] = {}
+    stored: dict[str, StoredTensor] = {}
+    for owner, folder in folders.items():
+        if whole:
+            modules[owner] = family.load(directory, folder)
+            continue
+        modules[owner], own = family.stored(directory, folder)
+        stored |= {f"{owner}.{name}": one for name, one in own.items()}
     return Components(
         family=family,
         directory=directory,
-        denoiser=family.load(directory, family.denoiser.folder),
-        text_encoders={
-            part.folder: family.load(directory, part.folder)
-            for part in family.text_encoders(directory)
-            if part.folder in wanted
-        },
+        denoiser=modules.pop(DENOISER),
+        text_encoders=modules,
+        stored=None if whole else stored,
     )
 
 
@@ -157,7 +173,7 @@ def build_model(components: Components, config: DreamBoothConfig, *, autocast: b
     run = family.run_text_encoders(directory, config.train)
     text_encoders = {folder: module for folder, module in components.text_encoders.items() if folder in run}
     embeddings = {
-        folder: _identifier_embedding(family, directory, folder, module, config)
+        folder: _identifier_embedding(components, folder, module, config)
         for folder, module in text_encoders.items()
         if config.train.learns_identifier_apart
     }
@@ -178,6 +194,7 @@ def build_model(components: Components, config: DreamBoothConfig, *, autocast: b
         probe_tokens=family.tokenize(directory, prompts) if text_encoders else None,
         min_snr_gamma=config.train.min_snr_gamma,
         autocast=autocast,
+        stored=components.stored,
     )
     model.train().requires_grad_(not embedding_only)
     model.identifier_embeddings.requires_grad_(True)
@@ -186,19 +203,26 @@ def build_model(components: Components, config: DreamBoothConfig, *, autocast: b
 
 
 def _identifier_embedding(
-    family: Family, directory: Path, folder: str, text_encoder: nn.Module, config: DreamBoothConfig
+    components: Components, folder: str, text_encoder: nn.Module, config: DreamBoothConfig
 ) -> IdentifierEmbedding:
     """The embedding of the identifier's tokens, which starts as their own, or as the class noun's."""
-    tokenizer = family.tokenizer(directory, folder.replace("text_encoder", "tokenizer"))
+    tokenizer = components.family.tokenizer(components.directory, folder.replace("text_encoder", "tokenizer"))
     token_ids = token_ids_in_prompts(tokenizer, str(config.subject.identifier))
     like = None
     if config.train.method == "textual_inversion":
         # Of a class noun of several words the last says what the thing is: "stuffed animal", "fire engine".
         like = token_ids_in_prompts(tokenizer, config.subject.class_noun)[-1]
-    return IdentifierEmbedding(text_encoder, token_ids, like=like)
+    stored = components.stored or {}
+
+    def row(table: str, token_id: int) -> Tensor:
+        return SliceReader().row(stored[f"{folder}.{table}"], token_id)
+
+    return IdentifierEmbedding(text_encoder, token_ids, like=like, row=row)
 
 
-def load_model(directory: Path, config: DreamBoothConfig, *, autocast: bool = False) -> DreamBoothModel:
-    """Load the model of a run from a diffusers directory."""
+def load_model(
+    directory: Path, config: DreamBoothConfig, *, autocast: bool = False, whole: bool = True
+) -> DreamBoothModel:
+    """Load the model of a run from a diffusers directory; for `whole` see `load_components`."""
     run = family_of(directory).run_text_encoders(directory, config.train)
-    return build_model(load_components(directory, run), config, autocast=autocast)
+    return build_model(load_components(directory, run, whole=whole), config, autocast=autocast)

@@ -9,7 +9,8 @@ from pipelines.tasks import TrainTask
 class Bases:
     """The last base model, its weights kept in memory as loaded; with `scales_up` the last second stage of one.
 
-    `components` are those that are trained, `text_encoders` those that stay frozen.
+    `components` are those that are trained, `text_encoders` those that stay frozen. For ZeRO-3 the former stay in their
+    files, of which every subject's engine reads its part.
     """
 
     def __init__(self, *, scales_up: bool = False) -> None:
@@ -34,7 +35,8 @@ class Bases:
             )
         self.text_encoders = self.text_encoders or FrozenTextEncoders(known.directory)
         run = known.family.run_text_encoders(known.directory, config.train)
-        if self.components is None or not set(run) <= set(self.components.text_encoders):
-            self.components = None  # freed before the next ones take their place
-            self.components = load_components(known.directory, run)
+        whole, held = not task.reads_slices, self.components
+        if held is None or (held.stored is None) != whole or not set(run) <= set(held.text_encoders):
+            held = self.components = None  # freed before the next ones take their place
+            self.components = load_components(known.directory, run, whole=whole)
         return known

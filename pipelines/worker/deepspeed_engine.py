@@ -30,6 +30,7 @@ from dreambooth.training.losses import Losses
 from dreambooth.training.model import DreamBoothModel
 from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
 from dreambooth.training.snapshot import Snapshots
+from pipelines.worker.zero3 import partition_stored
 
 _TAG = "zero"
 _ROOT = "checkpoint"
@@ -139,12 +140,15 @@ class DeepSpeedEngine(SavesCheckpoints):
         self.device = device
         self.config = train
         self.stage = zero.stage
+        settings = deepspeed_config(train, zero, cuda=cuda)
+        if model.stored:
+            partition_stored(model, settings)
         optimizer = build_optimizer(model, train)
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
             lr_scheduler=build_lr_scheduler(optimizer, train),
-            config=deepspeed_config(train, zero, cuda=cuda),
+            config=settings,
         )
         # It would copy scripts into every checkpoint, and could fail between two barriers.
         self._engine._copy_recovery_script = lambda save_path: None

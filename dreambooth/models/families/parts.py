@@ -1,6 +1,7 @@
 """The components of a family's base models: which there are, their weights, and what of them is trained."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +13,8 @@ from dreambooth.models.weight_files import variant_of
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from dreambooth.models.stored_weights import StoredTensor
 
 
 class Parts:
@@ -74,9 +77,24 @@ class Parts:
         """A component with uninitialized weights; on the meta device it has shapes alone."""
         import torch
 
+        return self._built(directory, folder, torch.device(device))
+
+    def stored(self, directory: Path, folder: str) -> "tuple[nn.Module, dict[str, StoredTensor]]":
+        """A component with its parameters on the meta device, and where each is stored; buffers have their values.
+
+        Where files name a parameter otherwise than the module, the component is loaded whole, and nothing is stored.
+        """
+        from dreambooth.models.stored_weights import parameters_on_meta, stored_weights
+
+        module = self._built(directory, folder, parameters_on_meta()).eval()
+        stored = stored_weights(directory, self.component(folder), module)
+        return (self.load(directory, folder), {}) if stored is None else (module, stored)
+
+    def _built(self, directory: Path, folder: str, context: "AbstractContextManager[Any]") -> "nn.Module":
+        """A component as its configuration says, built within a context."""
         component = self.component(folder)
         kind = component.load_class()
-        with BUILDING, torch.device(device):
+        with BUILDING, context:
             if component.library == "diffusers":
                 return cast("nn.Module", kind.from_config(kind.load_config(directory / folder)))
             config = kind.config_class.from_pretrained(directory / folder, **component.overrides)

@@ -218,3 +218,11 @@ class TestFewerAndMoreRanks:
         expected = weights[RESIZED[-1][1]]
         moved = distance(expected, weights[0], owner)
         assert distance(resized[engine]["state"], expected, owner) < 1e-3 * moved
+
+
+def test_slices_are_the_model_that_is_loaded_whole(results: dict[str, Any]) -> None:
+    """Bit by bit: the same values are added in the same order."""
+    slices, whole = results["zero3-accumulation"], results["zero3-whole-accumulation"]
+    assert slices["curve"] == whole["curve"]
+    assert slices["state"].keys() == whole["state"].keys()
+    assert all(torch.equal(value, whole["state"][name]) for name, value in slices["state"].items())

@@ -43,17 +43,22 @@ FEW_STEPS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One engine, and whether it trains long or a few steps with accumulation. `stage` None means TorchEngine."""
+    """One engine, and whether it trains long or a few steps with accumulation. `stage` None means TorchEngine.
+
+    With ZeRO-3 each rank reads its slices of the weights, unless the model is loaded `whole` before.
+    """
 
     stage: int | None
     accumulates: bool = False
     offload: bool = False
     offload_parameters: bool = False
+    whole: bool = False
 
     @property
     def name(self) -> str:
         """Its file."""
         offload = "-offload-all" if self.offload_parameters else "-offload" if self.offload else ""
+        offload += "-whole" if self.whole else ""
         engine = "torch" if self.stage is None else f"zero{self.stage}{offload}"
         return f"{engine}-accumulation" if self.accumulates else engine
 
@@ -62,6 +67,7 @@ STAGES: tuple[int | None, ...] = (None, 0, 1, 2, 3)
 CASES = [Case(stage=stage, accumulates=accumulates) for accumulates in (False, True) for stage in STAGES]
 CASES += [Case(stage=stage, accumulates=True, offload=True) for stage in (1, 2, 3)]
 CASES += [Case(stage=3, accumulates=True, offload=True, offload_parameters=True)]
+CASES += [Case(stage=3, accumulates=True, whole=True)]
 
 
 def configuration(
@@ -126,7 +132,7 @@ def curve_of(
 
 def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "cpu", *, autocast: bool = False) -> Any:
     """An engine of a case, with the base model."""
-    model = load_model(base, config, autocast=autocast)
+    model = load_model(base, config, autocast=autocast, whole=case.whole or case.stage != 3)
     if case.stage is None:
         return TorchEngine(model, config.train, device)
     from pipelines.worker import deepspeed_engine
@@ -293,7 +299,7 @@ if __name__ == "__main__":
             _run(base_model, results, each)
         diverging = {
             (each.name, autocast): _run_diverging(base_model, results, each, autocast=autocast)
-            for each in (*CASES[: len(STAGES)], CASES[-3])
+            for each in (*CASES[: len(STAGES)], CASES[-4])
             for autocast in (False, True)
         }
         if dist.get_rank() == 0:

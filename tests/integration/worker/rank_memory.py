@@ -1,0 +1,51 @@
+"""One of four processes that read a model of 1 GB for ZeRO-3; started by test_rank_memory.py.
+
+    RANK=0 WORLD_SIZE=4 ... python rank_memory.py SMALL_BASE BASE OUTPUT
+
+Every rank writes OUTPUT/memory-<rank>.json: by how many bytes its peak of resident memory has grown since the imports,
+and the bytes of the parts that it holds.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from dreambooth.config.settings import ZeroConfig, load_config
+from dreambooth.quiet import quiet
+from dreambooth.training.model import load_model
+from pipelines.worker.deepspeed_engine import deepspeed_config, import_deepspeed
+from pipelines.worker.zero3 import partition_stored
+
+
+def peak_bytes() -> int:
+    """The most resident memory that this process had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def load(base: Path) -> Any:
+    """A model as a rank of ZeRO-3 loads it."""
+    subject = {"name": "rex", "class_noun": "car", "identifier": "tfz", "instance_images": "photos"}
+    config = load_config({"base_model": str(base), "subject": subject})
+    model = load_model(base, config, whole=False)
+    partition_stored(model, deepspeed_config(config.train, ZeroConfig(stage=3)))
+    return model
+
+
+if __name__ == "__main__":
+    quiet()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    small, large, output = map(Path, sys.argv[1:])
+    import_deepspeed(cuda=False).init_distributed("gloo", auto_mpi_discovery=False)
+    load(small)  # with all that is imported on the way
+    before = peak_bytes()
+    parts = [parameter.ds_tensor for parameter in load(large).parameters()]
+    held = sum(part.numel() * part.element_size() for part in parts)
+    (output / f"memory-{dist.get_rank()}.json").write_text(json.dumps({"peak": peak_bytes() - before, "held": held}))
+    dist.barrier()
+    dist.destroy_process_group()
