@@ -18,7 +18,6 @@ from dreambooth.config.bounds import (
     Guidance,
     Number,
     Rate,
-    Repeats,
     Resolution,
     Retries,
     SamplingSteps,
@@ -27,6 +26,7 @@ from dreambooth.config.bounds import (
 )
 from dreambooth.config.evaluation import EvaluationConfig, GateConfig
 from dreambooth.config.explain import explain
+from dreambooth.config.images import ImagesConfig
 from dreambooth.config.limits import MOST_IMAGES, MOST_STEPS
 from dreambooth.config.miniatures import setting_of, with_miniature_defaults
 from dreambooth.config.overrides import merge, parse_override, read_yaml
@@ -48,45 +48,6 @@ def _check_without_secret(address: str) -> str:
 
 Place = Annotated[str, AfterValidator(partial(check_address, what="the address"))]
 OpenPlace = Annotated[Place, AfterValidator(_check_without_secret)]
-
-
-class ImagesConfig(Frozen):
-    """Cutting instance images into squares of pixels."""
-
-    resolution: Resolution | None = Field(None, description="side of the squares in pixels; None: the base model's own")
-    crop: Literal["center", "random"] = Field("center", description="position of the square cut from a photograph")
-    crops_per_image: Count = Field(8, description="random crops encoded of each image; center has one")
-    flip: bool = Field(False, description="training on mirrored images; wrong for subjects with a left and a right")
-    repeats: dict[str, Repeats] = Field(
-        {},
-        description="times that single photographs come up in an epoch, by file name: {a.jpg: 3}; others: once",
-    )
-    masks: Literal["off", "weight", "crop"] = Field(
-        "off",
-        description="use of the subject's masks, photo.mask.png, masks/photo.png or an alpha channel: with weight the "
-        "loss outside counts less, with crop photographs are cut to the subject",
-    )
-    mask_background: Number = Field(
-        0.1, ge=0, le=1, description="weight of the loss outside the subject, over that inside, with masks weight"
-    )
-    max_pixels: Whole = Field(
-        50_000_000, ge=1, le=2**31, description="largest image accepted, in pixels; checked before decoding"
-    )
-
-    @property
-    def masked(self) -> "ImagesConfig | None":
-        """These settings if masks are used, or None."""
-        return None if self.masks == "off" else self
-
-    @model_validator(mode="after")
-    def _background_has_masks(self) -> Self:
-        default = type(self).model_fields["mask_background"].default
-        if self.masks != "weight" and self.mask_background != default:
-            raise ValueError(
-                f"mask_background is {self.mask_background}, but masks is {self.masks}, so nothing is weighted; set "
-                f"masks to weight, or leave mask_background out"
-            )
-        return self
 
 
 class PriorConfig(Frozen):

@@ -11,10 +11,11 @@ from itertools import combinations
 import numpy as np
 from PIL import Image
 
-from dreambooth.config.settings import ImagesConfig
+from dreambooth.config.images import ImagesConfig
 from dreambooth.config.text_files import utf8_fault
-from dreambooth.data.images import InstanceImage, decode, open_image, read_image, search_images
-from dreambooth.data.images.masks import Mask, find_mask
+from dreambooth.data.buckets import region, size_for
+from dreambooth.data.images import InstanceImage, Size, decode, open_image, read_image, search_images
+from dreambooth.data.images.masks import Box, Mask, find_mask
 from dreambooth.errors import InputError
 
 _NEAR_BITS = 5
@@ -26,11 +27,13 @@ class Inspection:
     """Usable images, and `warnings` about the set.
 
     `data_hash` is the first 16 hex digits of the sha256 over files and captions in order, whatever their addresses.
+    `sizes` has the size that each image is cut to for training.
     """
 
     images: tuple[InstanceImage, ...]
     data_hash: str
     warnings: tuple[str, ...]
+    sizes: tuple[Size, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,7 @@ def inspect_addresses(
     max_pixels: int,
     trained: bool = True,
     masked: ImagesConfig | None = None,
+    buckets: Sequence[Size] = (),
 ) -> Inspection:
     """Find the images at folders, globs and files, and inspect them; `masked` are the settings where masks are used.
 
@@ -58,7 +62,7 @@ def inspect_addresses(
     """
     found = search_images(addresses, masks=masked is not None)
     inspection = inspect_images(
-        found.images, resolution=resolution, max_pixels=max_pixels, trained=trained, masked=masked
+        found.images, resolution=resolution, max_pixels=max_pixels, trained=trained, masked=masked, buckets=buckets
     )
     return replace(inspection, warnings=found.warnings + inspection.warnings)
 
@@ -70,14 +74,17 @@ def inspect_images(
     max_pixels: int,
     trained: bool = True,
     masked: ImagesConfig | None = None,
+    buckets: Sequence[Size] = (),
 ) -> Inspection:
     """Read and decode every image. Raises one InputError for all faults: damage, too many or too few pixels, bad masks.
 
-    `resolution` is the side in pixels of the training squares: both sides of an image have to reach it. Images that are
-    not `trained` on but only compared with may have any number and size.
+    `resolution` is the side in pixels of the training squares: both sides of an image have to reach it, or those of the
+    nearest of the sizes in `buckets`. Images that are not `trained` on but only compared with may have any number and
+    size.
     """
     digest = hashlib.sha256()
-    faults, looks, remarks, unmasked = [], [], [], []
+    faults, looks, remarks, unmasked, cut_to = [], [], [], [], []
+    sizes = buckets or ((resolution, resolution),)
     for instance_image in images:
         address = instance_image.address
         if (fault := utf8_fault(address)) is not None:
@@ -90,16 +97,15 @@ def inspect_images(
         except InputError as error:
             faults.append(str(error))
             continue
-        image = decoded.image
+        image, box = decoded.image, region(decoded.image, mask, masked, resolution)
+        size = size_for(box, sizes)
         remarks += [f"{address} {warning}" for warning in decoded.warnings]
         if mask is not None and masked is not None:
-            remarks += [*mask.warnings, *_off_the_middle(address, mask, masked)]
+            remarks += [*mask.warnings, *_off_the_middle(address, mask, masked, size)]
         unmasked += [] if mask is not None else [address]
-        if trained and min(image.size) < resolution:
-            faults.append(
-                f"{address} is {image.width} x {image.height} pixels, but images.resolution is {resolution}; "
-                f"give a larger picture or lower images.resolution"
-            )
+        if trained:
+            faults += _too_small(address, image, box, size, resolution)
+        cut_to.append(size)
         digest.update(_framed(content, instance_image.caption, mask))
         looks.append(_Look(address=address, size=image.size, difference_hash=_difference_hash(image)))
     if faults:
@@ -107,15 +113,34 @@ def inspect_images(
     if masked is not None:
         remarks += _without_masks(unmasked, len(images))
     warnings = (*remarks, *(_about_the_set(looks) if trained else ()), *_alike(looks, max_pixels))
-    return Inspection(images=tuple(images), data_hash=_short(digest), warnings=warnings)
+    return Inspection(images=tuple(images), data_hash=_short(digest), warnings=warnings, sizes=tuple(cut_to))
 
 
-def _off_the_middle(address: str, mask: Mask, settings: ImagesConfig) -> Iterator[str]:
-    """A warning about a subject that a square in the middle shows less than half of."""
-    if settings.masks == "weight" and settings.crop == "center" and mask.in_the_middle < 0.5:
+def _too_small(address: str, image: Image.Image, box: Box, size: Size, resolution: int) -> Iterator[str]:
+    """A fault of a picture that would have to be scaled up."""
+    left, top, right, bottom = box
+    if right - left >= size[1] and bottom - top >= size[0]:
+        return
+    asked = f"images.resolution is {resolution}"
+    whole = box == (0, 0, *image.size)
+    if size != (resolution, resolution) or not whole:
+        used = "it is" if whole else f"{right - left} x {bottom - top} of it are"
+        asked += f" and {used} cut to {size[1]} x {size[0]}"
+    yield (
+        f"{address} is {image.width} x {image.height} pixels, but {asked}; give a larger picture or lower "
+        f"images.resolution"
+    )
+
+
+def _off_the_middle(address: str, mask: Mask, settings: ImagesConfig, size: Size) -> Iterator[str]:
+    """A warning about a subject of which what is cut from the middle shows less than half."""
+    if settings.masks != "weight" or settings.crop != "center":
+        return
+    if (share := mask.in_the_middle(size)) < 0.5:
+        shape = "square" if size[0] == size[1] else "rectangle"
         yield (
-            f"{address}: {mask.in_the_middle:.0%} of the subject lies in the square in the middle, which is trained "
-            f"on; set images.masks to crop, or images.crop to random"
+            f"{address}: {share:.0%} of the subject lies in the {shape} in the middle, which is trained on; set "
+            f"images.masks to crop, or images.crop to random"
         )
 
 

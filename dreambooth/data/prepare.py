@@ -1,6 +1,8 @@
 """Encode photographs and class images as latents and text; the VAE is freed afterwards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +10,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dreambooth.config.settings import DreamBoothConfig, ImagesConfig
+from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.config.subject import fill_identifier
 from dreambooth.data.batches import ImageSet, TrainingData
+from dreambooth.data.buckets import region, size_for, sizes_of
 from dreambooth.data.frozen_text import FrozenTextEncoders
-from dreambooth.data.images import InstanceImage, Square, decode, read_image, squares, to_pixels
+from dreambooth.data.images import Cut, InstanceImage, Size, cuts, decode, read_image, to_pixels
 from dreambooth.data.images.masks import cut_mask, find_mask
 from dreambooth.data.latents import LatentCache, encode_latents
 from dreambooth.data.repeats import repeats_of
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import Family, Tensors, family_of
 from dreambooth.models.families.no_text import HAS_TEXT
-from dreambooth.models.process import tuned_on
+from dreambooth.models.process import Process, tuned_on
 
 _IMAGES_AT_ONCE = 8
 _LEAST_WEIGHT = 1e-3
@@ -41,43 +44,32 @@ def prepare_data(
     was trained with. Class images may be the latents of an earlier call; without any there is no prior preservation.
     `text_encoders` of earlier calls needn't be loaded again; None: they are freed afterwards.
     """
-    family, settings, base = family_of(directory), config.images, BaseSettings(directory)
-    resolution = settings.resolution or base.resolution
-    side = base.x0_shape(resolution)[-1]
-    cut = [_cut(image, settings, resolution, side, config.train.seed + index) for index, image in enumerate(images)]
-    all_squares = [square for squares_of_one, _ in cut for square in squares_of_one]
-    masks = [mask for _, mask in cut if mask is not None]
+    family, base = family_of(directory), BaseSettings(directory)
+    cut = [_cut(image, config, base, config.train.seed + index) for index, image in enumerate(images)]
     prompts = [*_prompts(config, images), config.prompts.class_prompt(config.subject)]
     if config.train.caption_dropout:
         prompts.append("")
     texts = _texts(text_encoders or FrozenTextEncoders(directory), prompts, config, device)
-    vae = family.load_vae(directory, device)
-    instance = ImageSet(
-        latents=_encode(family, vae, [square.picture for square in all_squares]),
-        text={name: part[: len(images)] for name, part in texts.items()},
-        conditions=family.conditions(
-            [square.original for square in all_squares], [square.corner for square in all_squares], resolution
-        ),
-        crops=len(cut[0][0]),
-        repeats=repeats_of(images, settings.repeats),
-        masks=_weights(masks, settings.mask_background) if masks else None,
-    )
-    class_ = None
+    encode = partial(_encode, family, family.load_vae(directory, device))
+    instance, *other_sizes = [
+        _images_of(size, cut, texts, repeats_of(images, config.images.repeats), config, base, encode)
+        for size in sorted({one.size for one in cut})
+    ]
+    class_, side = None, config.images.resolution or base.resolution
     if class_images:
-        class_latents = class_images if isinstance(class_images, LatentCache) else _encode(family, vae, class_images)
+        class_latents = class_images if isinstance(class_images, LatentCache) else encode(class_images)
         count = len(class_latents)
         class_ = ImageSet(
             latents=class_latents,
             text={name: part[len(images) : len(images) + 1] for name, part in texts.items()},
-            conditions=family.conditions([(resolution, resolution)] * count, [(0, 0)] * count, resolution),
+            conditions=family.conditions([(side, side)] * count, [(0, 0)] * count, (side, side)),
         )
-    shape = instance.latents.mean.shape
     return TrainingData(
         family=family,
-        process=tuned_on(
-            family.process(directory, (shape[1], shape[2], shape[3])), config.super_resolution.noise_levels
-        ),
+        process=_process(config, base, (side, side)),
         instance=instance,
+        other_sizes=tuple(other_sizes),
+        micro_batch_size=config.train.micro_batch_size,
         class_=class_,
         seed=config.train.seed,
         noise_offset=config.train.noise_offset,
@@ -86,30 +78,75 @@ def prepare_data(
     )
 
 
-def _cut(
-    image: InstanceImage, settings: ImagesConfig, resolution: int, side: int, seed: int
-) -> tuple[list[Square], np.ndarray | None]:
-    """The squares of a photograph, and with masks weight their masks (V, side, side)."""
+@dataclass(frozen=True, kw_only=True)
+class _Cut:
+    """The cuts of a photograph, and with masks weight their masks (V, H, W)."""
+
+    cuts: list[Cut]
+    masks: np.ndarray | None
+
+    @property
+    def size(self) -> Size:
+        return self.cuts[0].size
+
+
+def _cut(image: InstanceImage, config: DreamBoothConfig, base: BaseSettings, seed: int) -> _Cut:
+    settings, resolution = config.images, config.images.resolution or base.resolution
     decoded = decode(read_image(image.address), image.address, max_pixels=settings.max_pixels)
     mask = find_mask(image, decoded, max_pixels=settings.max_pixels) if settings.masked else None
-    cut = squares(
+    box = region(decoded.image, mask, settings.masked, resolution)
+    size = size_for(box, sizes_of(settings, base))
+    made = cuts(
         decoded.image,
-        resolution=resolution,
+        size=size,
         crop=settings.crop,
         crops_per_image=settings.crops_per_image,
         flip=settings.flip,
         seed=seed,
-        within=mask.box(resolution) if mask is not None and settings.masks == "crop" else None,
+        within=box,
     )
     if settings.masks != "weight":
-        return cut, None
+        return _Cut(cuts=made, masks=None)
     # Photographs may be many and large, so their masks are cut here and not kept.
-    picture = None if mask is None else mask.picture
-    return cut, np.stack([cut_mask(picture, square.box, side, mirrored=square.mirrored) for square in cut])
+    picture, (_, *positions) = None if mask is None else mask.picture, base.x0_shape(*size)
+    masks = [cut_mask(picture, one.box, (positions[0], positions[1]), mirrored=one.mirrored) for one in made]
+    return _Cut(cuts=made, masks=np.stack(masks))
+
+
+def _images_of(
+    size: Size,
+    cut: Sequence[_Cut],
+    texts: Tensors,
+    repeats: Sequence[int],
+    config: DreamBoothConfig,
+    base: BaseSettings,
+    encode: Callable[[list[Image.Image]], LatentCache],
+) -> ImageSet:
+    """The photographs of one size, in their order."""
+    places = [place for place, one in enumerate(cut) if one.size == size]
+    pictures = [each for place in places for each in cut[place].cuts]
+    masks = [mask for place in places if (mask := cut[place].masks) is not None]
+    return ImageSet(
+        latents=encode([each.picture for each in pictures]),
+        text={name: part[places] for name, part in texts.items()},
+        conditions=base.family.conditions(
+            [each.original for each in pictures], [each.corner for each in pictures], size
+        ),
+        crops=len(cut[0].cuts),
+        repeats=tuple(repeats[place] for place in places),
+        masks=_weights(masks, config.images.mask_background) if masks else None,
+        process=_process(config, base, size),
+    )
+
+
+def _process(config: DreamBoothConfig, base: BaseSettings, size: Size) -> Process:
+    """The noise process of images of a size."""
+    process = base.family.process(base.directory, base.x0_shape(*size))
+    return tuned_on(process, config.super_resolution.noise_levels)
 
 
 def _weights(masks: Sequence[np.ndarray], background: float) -> torch.Tensor:
-    """Weights (N * V, 1, side, side) of the loss: 1 inside and `background` outside, over their mean in an image.
+    """Weights (N * V, 1, H, W) of the loss: 1 inside and `background` outside, over their mean in an image.
 
     So the loss of an image is on average what it was, and a learning rate means the same. The mean is over all its
     crops: a crop that shows nothing of the subject counts little.

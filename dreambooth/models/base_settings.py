@@ -43,14 +43,16 @@ class BaseSettings:
         """A warning about a base that can't be learnt in full, or None."""
         return self.family.warning(self)
 
-    def x0_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, H, W) of what the denoiser's process starts from, for an image of `resolution` pixels.
+    def x0_shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """(C, H, W) of what the denoiser's process starts from, for an image of these pixels; without `width` a square.
 
-        Raises InputError for a resolution that it can't divide.
+        Raises InputError for sides that it can't divide.
         """
-        self.check_side(resolution, "images.resolution")
-        side = resolution // self.family.downscaling(self)
-        return self.family.channels(self), side, side
+        width = height if width is None else width
+        for side in (height, width):
+            self.check_side(side, "images.resolution")
+        downscaling = self.family.downscaling(self)
+        return self.family.channels(self), height // downscaling, width // downscaling
 
     def check_side(self, side: int, what: str) -> None:
         """Raise InputError for a picture's side in pixels that the denoiser can't divide, naming it `what`."""

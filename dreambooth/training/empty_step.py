@@ -10,7 +10,7 @@ from dreambooth.models.base_settings import BaseSettings
 
 
 class EmptyStep:
-    """Denoiser and text encoders in training mode and a batch of `images` images, as shapes alone.
+    """Denoiser and text encoders in training mode and a batch of `images` images of one size, as shapes alone.
 
     `text_encoders` are the folders of those that every step runs; the others give their states once. On the meta
     device, or on a real one under FakeTensorMode.
@@ -20,7 +20,7 @@ class EmptyStep:
         self,
         directory: Path,
         *,
-        resolution: int,
+        size: tuple[int, int],
         images: int,
         text_encoders: Sequence[str],
         checkpointing: bool,
@@ -38,11 +38,11 @@ class EmptyStep:
                 text_encoder.activation_checkpointing_enable()  # type: ignore[operator]
         for module in self.trained:
             module.train()
-        shape = settings.x0_shape(resolution)
+        shape = settings.x0_shape(*size)
         tokens = {
             name: one.expand(images, *one.shape[1:]).to(device) for name, one in family.blank_tokens(directory).items()
         }
-        conditions = family.conditions([(resolution, resolution)], [(0, 0)], resolution)
+        conditions = family.conditions([size], [(0, 0)], size)
         of_one = {name: one[0] for name, one in conditions.items()}
         process, rng = family.process(directory, shape), torch.Generator("cpu")
         moment, of_one = process.draw(rng), family.draw_conditions(process, torch.zeros(shape), of_one, rng)

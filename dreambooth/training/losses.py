@@ -22,35 +22,33 @@ class Losses(NamedTuple):
     prior: Tensor
 
 
-def prior_preservation_loss(
-    model_pred: Tensor,
-    target: Tensor,
-    *,
-    prior_loss_weight: float,
-    weight: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Losses:
-    """Mean squared error of the instance half plus `prior_loss_weight` times that of the class half.
+def image_errors(
+    model_pred: Tensor, target: Tensor, *, weight: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Mean squared errors (N,) of images (N, C, H, W), in fp32, whatever the model ran in.
 
-    model_pred and target are (2B, C, H, W), instance half first; with `prior_loss_weight` 0 there is no class half and
-    they are (B, C, H, W). `weight` (2B,) multiplies each image's error: every image keeps the weight of its own
-    timestep. `mask` (B, 1, H, W) multiplies the error of each position of the instance half. Computed in fp32, whatever
-    the model ran in.
-
-    Raises ValueError for different shapes, or an odd number of images in pairs.
+    `weight` (N,) multiplies each image's error: every image keeps the weight of its own timestep. `mask` (B, 1, H, W)
+    multiplies the error of each position of the first B images. Raises ValueError for different shapes.
     """
     if model_pred.shape != target.shape:
         raise ValueError(f"model_pred is {tuple(model_pred.shape)}, but target is {tuple(target.shape)}")
     squares = (model_pred.float() - target.float()).square()
     if mask is not None:
         squares = torch.cat([squares[: len(mask)] * mask, squares[len(mask) :]])
-    error = squares.flatten(1).mean(1)  # (2B,)
-    if weight is not None:
-        error = error * weight
+    error = squares.flatten(1).mean(1)
+    return error if weight is None else error * weight
+
+
+def prior_preservation_loss(errors: Tensor, *, prior_loss_weight: float) -> Losses:
+    """Mean error of the instance half plus `prior_loss_weight` times that of the class half.
+
+    `errors` are (2B,), instance half first, of images of any size; with `prior_loss_weight` 0 there is no class half
+    and they are (B,). Raises ValueError for an odd number of images in pairs.
+    """
     if prior_loss_weight == 0:
-        instance = error.mean()
+        instance = errors.mean()
         return Losses(instance, instance, torch.zeros_like(instance))
-    if len(error) % 2:
-        raise ValueError(f"expected instance/class pairs, got {len(error)} images")
-    instance, prior = (half.mean() for half in error.chunk(2))
+    if len(errors) % 2:
+        raise ValueError(f"expected instance/class pairs, got {len(errors)} images")
+    instance, prior = (half.mean() for half in errors.chunk(2))
     return Losses(instance + prior_loss_weight * prior, instance, prior)

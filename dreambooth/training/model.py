@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.data.batches import Batch
 from dreambooth.data.identifier import token_ids_in_prompts
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import Family, Tensors, family_of
@@ -18,7 +19,7 @@ from dreambooth.models.process import Process
 from dreambooth.models.stored_weights import SliceReader, StoredTensor
 from dreambooth.quiet import hide_progress_bars
 from dreambooth.training.identifier_embedding import IdentifierEmbedding
-from dreambooth.training.losses import Losses, prior_preservation_loss
+from dreambooth.training.losses import Losses, image_errors, prior_preservation_loss
 
 DENOISER = "denoiser"
 
@@ -74,16 +75,31 @@ class DreamBoothModel(nn.Module):
         text: Tensors,
         conditions: Tensors,
         mask: Tensor | None = None,
+        class_half: Batch | None = None,
     ) -> Losses:
-        """Losses of a `Batch`: instance half first, class half second, both through one pass."""
+        """Losses of a `Batch`: both halves through one pass, or the class half through one of its own."""
+        errors = self._errors(latents, noise, timesteps, text, conditions, mask)
+        if class_half is not None:
+            errors = torch.cat([errors, self._errors(*class_half[:-1])])
+        return prior_preservation_loss(errors, prior_loss_weight=self.prior_loss_weight)
+
+    def _errors(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        text: Tensors,
+        conditions: Tensors,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Weighted errors (N,) of images of one size."""
         noisy = self.process.noisy(latents, noise, timesteps)
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.autocast):
             encoded = self.family.encode_text(self.text_encoders, text)
             model_pred = self.family.denoise(self.denoiser, noisy, timesteps, encoded, conditions)
-        return prior_preservation_loss(
+        return image_errors(
             model_pred,
             self.process.target(latents, noise, timesteps),
-            prior_loss_weight=self.prior_loss_weight,
             weight=self.process.weight(timesteps, min_snr_gamma=self.min_snr_gamma),
             mask=mask,
         )

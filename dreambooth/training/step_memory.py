@@ -27,14 +27,14 @@ class StepMemory(NamedTuple):
 def step_memory(
     directory: Path,
     *,
-    resolution: int,
+    size: tuple[int, int],
     images: int,
     text_encoders: Sequence[str],
     checkpointing: bool,
     autocast: bool,
     update_bytes: int = 0,
 ) -> StepMemory:
-    """Peaks of the forward and backward pass of `images` images, without the weights.
+    """Peaks of the forward and backward pass of `images` images of a height and width in pixels, without the weights.
 
     With `autocast` matrix products are in bf16, and so are its cached copies of weights. `update_bytes` are those that
     the update of a parameter takes for each of its values, where it is updated before its gradient is released.
@@ -42,7 +42,7 @@ def step_memory(
     with FakeTensorMode(allow_non_fake_inputs=True):
         step = EmptyStep(
             directory,
-            resolution=resolution,
+            size=size,
             images=images,
             text_encoders=text_encoders,
             checkpointing=checkpointing,

@@ -11,6 +11,7 @@ from typing import Any
 
 from dreambooth.config.overrides import merge
 from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.data.buckets import sizes_of, with_base
 from dreambooth.data.inspection import inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import OWN, read_prompts
@@ -41,6 +42,17 @@ from pipelines.tracking.tracked_run import TrackedRun
 from pipelines.worker.sampler_pool import SamplerPool
 
 _NAMED = ("auto", "dreambench", "miniature")
+_FROM_RUN = (
+    "revision",
+    "super_resolution.revision",
+    "storage.prior",
+    "evaluation.seed",
+    "prompts.class",
+    "images.aspect_buckets",
+    "images.bucket_step",
+    "images.bucket_max_aspect_ratio",
+)
+"""Settings that only the run has, where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +84,15 @@ def evaluate_model(
     console = console or RunConsole()
     found = find_measurable(model, tracking_uri)
     config = _config(found, instance_images, prompts, overrides)
+    base = resolve_base_model(config.base_model, config.revision)
     inspection = inspect_addresses(
         config.subject.instance_images,
         resolution=int(config.images.resolution or 0),
         max_pixels=config.images.max_pixels,
         masked=config.images.masked,
+        buckets=sizes_of(config.images, base.settings),
     )
     compared = compared_images(config, inspection)
-    base = resolve_base_model(config.base_model, config.revision)
     checked = check_evaluation(config, text_readers(base.directory))
     for warning in (*inspection.warnings, *compared.warnings, *checked):
         console.warn(warning)
@@ -174,9 +187,7 @@ def _config(model: MeasurableModel, instance_images: str, prompts: str, override
         _check_hash(found, str(_second_hash(metadata)), "super_resolution.base_model")
     for place in (config.run_uri, config.prior_uri):
         check_writable(place)
-    resolution = config.images.resolution or base.resolution
-    images = config.images.model_copy(update={"resolution": resolution})
-    return config.model_copy(update={"images": images})
+    return config.model_copy(update={"images": with_base(config.images, base.settings)})
 
 
 def settings_of(model: MeasurableModel, instance_images: str) -> dict[str, Any]:
@@ -200,7 +211,7 @@ def settings_of(model: MeasurableModel, instance_images: str) -> dict[str, Any]:
     }
     if (second := metadata.get(SUPER_RESOLUTION)) is not None:
         settings[SUPER_RESOLUTION] = {name: second[name] for name in ("base_model", "resolution")}
-    for place in ("revision", "super_resolution.revision", "storage.prior", "evaluation.seed", "prompts.class"):
+    for place in _FROM_RUN:
         if params.get(place, "None") != "None":
             value: Any = params[place]
             for key in reversed(place.split(".")):

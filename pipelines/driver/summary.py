@@ -15,6 +15,7 @@ from PIL import Image
 from dreambooth.amounts import duration
 from dreambooth.config.addresses import shown
 from dreambooth.config.settings import DreamBoothConfig, config_hash
+from dreambooth.data.buckets import describe_sizes
 from dreambooth.data.images import png_bytes
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.driver.cards import Card
@@ -301,7 +302,7 @@ def _settings(plan: Plan, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("steps", f"{summary['steps']:,}{of}"),
         ("learning rate", rate),
         ("seed", str(train.seed)),
-        ("photographs", str(len(plan.images))),
+        ("photographs", describe_sizes(plan.sizes) if plan.config.images.aspect_buckets else str(len(plan.images))),
         ("class images", f"{summary['class_images']:,}"),
         ("finished", f"{datetime.now(UTC):%-d %B %Y, %H:%M} UTC"),
         ("time", duration(summary["wall_seconds"]["total"])),

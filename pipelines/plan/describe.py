@@ -5,6 +5,7 @@ from typing import Any
 from dreambooth.amounts import counted
 from dreambooth.config.addresses import shown
 from dreambooth.config.settings import ClusterConfig, DreamBoothConfig
+from dreambooth.data.buckets import describe_sizes
 from dreambooth.sampling.class_images import PriorPlan
 from pipelines.plan.run_plan import Plan
 
@@ -34,6 +35,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         ("instance prompt", config.prompts.instance_prompt(config.subject)),
         *_stage(plan, "base model"),
         *([] if plan.second is None else _stage(plan.second, "second stage")),
+        *([("buckets", describe_sizes(plan.sizes))] if config.images.aspect_buckets else []),
         (
             "workers",
             f"{workers} x {'1 GPU' if plan.use_gpu else f'{config.cluster.cpus_per_worker} CPU'}"

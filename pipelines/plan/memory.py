@@ -1,5 +1,6 @@
 """Memory of a worker: weights and optimizer as ZeRO shards them, and a traced step."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,10 +38,18 @@ def _bucket_bytes(plan: Plan) -> int:
     return 4 * REDUCE_BUCKET * (2 if plan.use_gpu else 1)  # on a GPU one is filled while another is sent
 
 
+def _largest_size(plan: Plan) -> tuple[int, int]:
+    """The size of the largest images of a step; class images are square, and no bucket has more pixels."""
+    side = int(plan.config.images.resolution or plan.base.resolution)
+    if plan.prior is not None or not plan.sizes:
+        return side, side
+    return max(plan.sizes, key=math.prod)
+
+
 def _step_bytes(plan: Plan, keep_gradients: bool) -> int:
     train = plan.config.train
     asked: dict[str, Any] = {
-        "resolution": int(plan.config.images.resolution or plan.base.resolution),
+        "size": _largest_size(plan),
         "images": train.micro_batch_size * (1 if plan.prior is None else 2),
         "text_encoders": plan.run_text_encoders,
         "checkpointing": train.gradient_checkpointing,

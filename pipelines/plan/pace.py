@@ -66,6 +66,7 @@ def pace_key(plan: Plan, *, lanes_per_gpu: int = 1) -> str:
     workers = f"{config.cluster.num_workers} x {config.cluster.cpus_per_worker} {'cuda' if plan.use_gpu else 'cpu'}"
     workers += f", {lanes_per_gpu} lanes a GPU" if lanes_per_gpu > 1 else ""
     size = f"{config.images.resolution} px, {'with' if plan.prior else 'without'} class images"
+    size += ", in buckets" if config.images.aspect_buckets else ""
     return config_hash(plan.base.hash, plan.engine, *zero, workers, size, train, *scored)
 
 

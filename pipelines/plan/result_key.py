@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from dreambooth.config.settings import DreamBoothConfig, ImagesConfig, ZeroConfig, config_hash
+from dreambooth.config.images import ImagesConfig
+from dreambooth.config.settings import DreamBoothConfig, ZeroConfig, config_hash
 from dreambooth.config.train import TrainConfig
 from dreambooth.data.identifier import token_ids_in_prompts
 from dreambooth.models.base_model import BaseModel
@@ -58,6 +59,8 @@ def _images_part(images: ImagesConfig) -> dict[str, Any]:
     parts["repeats"] = {name: times for name, times in images.repeats.items() if times > 1}
     if not parts["repeats"]:
         del parts["repeats"]
+    if not images.aspect_buckets:
+        del parts["aspect_buckets"], parts["bucket_step"], parts["bucket_max_aspect_ratio"]
     if images.masks == "off":
         del parts["masks"]
     if images.masks != "weight":

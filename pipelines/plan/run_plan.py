@@ -5,8 +5,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from dreambooth.config.settings import DreamBoothConfig, config_hash
+from dreambooth.data.buckets import sizes_of, with_base
 from dreambooth.data.identifier import check_own_tokens, choose_identifier, describe
-from dreambooth.data.images import InstanceImage
+from dreambooth.data.images import InstanceImage, Size
 from dreambooth.data.inspection import Inspection, inspect_addresses
 from dreambooth.data.repeats import repeats_of
 from dreambooth.errors import InputError
@@ -32,6 +33,7 @@ class Plan:
     `key` identifies the result: the hash of everything that decides the trained weights. `sampling_dtype` is the dtype
     of pictures on every machine, and part of their keys. Samples are measured against the images `compared`. `second`
     is the plan of a cascade's second stage, as if it were a base model, and part of the key; all else is of the first.
+    `sizes` are those that each of the `images` is cut to.
     """
 
     config: DreamBoothConfig
@@ -46,6 +48,7 @@ class Plan:
     key: str
     warnings: tuple[str, ...]
     second: "Plan | None" = None
+    sizes: tuple[Size, ...] = ()
 
     @property
     def stages(self) -> "tuple[Plan, ...]":
@@ -112,12 +115,11 @@ class Plan:
     @property
     def footprint(self) -> Footprint:
         """What the memory of a worker follows from."""
-        train, embedding_only = self.config.train, self.config.train.method == "textual_inversion"
-        zero = self.config.zero
+        train, zero = self.config.train, self.config.zero
         moments, update = self._optimizer_bytes
         return Footprint(
             trained=self.trained_parameters,
-            frozen=self._run_parameters if embedding_only else 0,
+            frozen=self._run_parameters if train.method == "textual_inversion" else 0,
             moments=moments,
             update=update,
             average=train.ema_decay is not None,
@@ -232,13 +234,12 @@ def _stage_plan(
     config = with_absolute_addresses(config)
     base = base or resolve_base_model(config.base_model, config.revision, weights=weights)
     config = with_defaults_of(config, base)
-    resolution = config.images.resolution or base.resolution
-    base.settings.x0_shape(resolution)
     inspection = inspect_addresses(
         config.subject.instance_images,
-        resolution=resolution,
+        resolution=config.images.resolution or base.resolution,
         max_pixels=config.images.max_pixels,
         masked=config.images.masked,
+        buckets=sizes_of(config.images, base.settings),
     )
     repeats_of(inspection.images, config.images.repeats)
     tokenizer = base.tokenizer
@@ -252,7 +253,7 @@ def _stage_plan(
     config = config.model_copy(
         update={
             "subject": config.subject.model_copy(update={"identifier": identifier}),
-            "images": config.images.model_copy(update={"resolution": resolution}),
+            "images": with_base(config.images, base.settings),
             "train": config.train.model_copy(update={"mixed_precision": _precision(config, resources)}),
         }
     )
@@ -266,17 +267,16 @@ def _stage_plan(
             f"share them, use an address such as s3://bucket/folder"
         )
     dtype = choose_sampling_dtype(use_gpu=use_gpu)
-    prior = _prior(config, base, dtype)
-    engine = choose_engine(config)
+    prior, engine = _prior(config, base, dtype), choose_engine(config)
     check_protocol(config)
     compared = compared_images(config, inspection)
-    warnings += compared.warnings
-    warnings += check_texts(config, inspection.images, base.text_readers)
+    warnings += [*compared.warnings, *check_texts(config, inspection.images, base.text_readers)]
     return Plan(
         config=config,
         base=base,
         images=inspection.images,
         data_hash=inspection.data_hash,
+        sizes=inspection.sizes,
         compared=compared,
         prior=prior,
         engine=engine,

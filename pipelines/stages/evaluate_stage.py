@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from dreambooth.config.settings import DreamBoothConfig
-from dreambooth.data.images import InstanceImage, decode, open_image, png_bytes, read_image, squares
+from dreambooth.data.images import InstanceImage, cuts, decode, open_image, png_bytes, read_image
 from dreambooth.data.images.masks import find_mask
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import EvaluationPrompt
@@ -160,7 +160,7 @@ def instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage],
     pictures = []
     for image in images:
         opened = open_image(image.address, max_pixels=config.images.max_pixels)
-        square = squares(opened, resolution=side, crop="center", crops_per_image=1, flip=False, seed=0)[0].picture
+        square = cuts(opened, size=(side, side), crop="center", crops_per_image=1, flip=False, seed=0)[0].picture
         pictures.append(png_bytes(square))
     return pictures
 
@@ -175,8 +175,8 @@ def subject_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage], 
         if mask is None:
             continue
         alone = Image.composite(decoded.image, Image.new("RGB", decoded.image.size, "white"), mask.picture)
-        [square] = squares(
-            alone, resolution=side, crop="center", crops_per_image=1, flip=False, seed=0, within=mask.box(at_least=1)
+        [square] = cuts(
+            alone, size=(side, side), crop="center", crops_per_image=1, flip=False, seed=0, within=mask.box(at_least=1)
         )
         pictures.append(png_bytes(square.picture))
     return pictures

@@ -65,7 +65,7 @@ def fine_tune(
     task = replace(task, config=_shared(task.config, dist.get_world_size() if dist.is_initialized() else 1))
     config = task.config
     data = train_data(base, task, class_latents or ClassLatents(), text_encoders, device=device)
-    engine = _engine(model, task, device, graphs or Graphs())
+    engine = _engine(model, task, device, graphs or Graphs(), sizes=len(data.buckets))
     history = checkpoints.restore(engine)
     if engine.rank:
         history.scores.weights = None
@@ -160,11 +160,11 @@ def _any_rank(engine: Any, here: bool, device: str) -> bool:
     return bool(engine.mean(torch.tensor([float(here)], device=device)).item() > 0)
 
 
-def _engine(model: Any, task: TrainTask, device: str, graphs: Graphs) -> Any:
+def _engine(model: Any, task: TrainTask, device: str, graphs: Graphs, *, sizes: int) -> Any:
     from torch import distributed as dist
 
     workers = dist.get_world_size() if dist.is_initialized() else 1
-    if (graphed := graphs.engine(model, task, device, workers)) is not None:
+    if (graphed := graphs.engine(model, task, device, workers, sizes=sizes)) is not None:
         return graphed
     if task.engine == "torch":
         from dreambooth.training.engine import TorchEngine

@@ -13,15 +13,19 @@ class Graphs:
         self._of: Any = None
         self._step: Any = None
 
-    def engine(self, model: Any, task: TrainTask, device: str, workers: int) -> Any:
-        """An engine that captures its step; None, with a line in the log that says why, where that can't be."""
+    def engine(self, model: Any, task: TrainTask, device: str, workers: int, *, sizes: int = 1) -> Any:
+        """An engine that captures its step; None, with a line in the log that says why, where that can't be.
+
+        `sizes` counts those of the instance images.
+        """
         from dreambooth.training.graphed_engine import FixedStep, GraphedEngine, why_not_graphed
 
         config = task.config
         if config.train.graph == "off":
             self.forget()
             return None
-        why = why_not_graphed(config.train, device, workers) if task.engine == "torch" else f"engine is {task.engine}"
+        why = None if task.engine == "torch" else f"engine is {task.engine}"
+        why = why or why_not_graphed(config.train, device, workers, sizes=sizes)
         if why is not None:
             self.forget()
             _say(why)

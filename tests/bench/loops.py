@@ -25,7 +25,7 @@ def random_data(base: Path, resolution: int, instance_ids: Tensors, class_ids: T
 
     def images(count: int, text: Tensors) -> ImageSet:
         cache = LatentCache(mean=torch.randn(count, *shape), std=torch.full((count, *shape), 0.1))
-        conditions = family.conditions([(resolution, resolution)] * count, [(0, 0)] * count, resolution)
+        conditions = family.conditions([(resolution, resolution)] * count, [(0, 0)] * count, (resolution, resolution))
         return ImageSet(latents=cache, text=text, conditions=conditions)
 
     return TrainingData(

@@ -1,4 +1,4 @@
-"""Cut pictures into squares, and convert them to tensors and PNG."""
+"""Cut pictures to a size, and convert them to tensors and PNG."""
 
 import io
 import random
@@ -13,64 +13,84 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, kw_only=True)
-class Square:
-    """A square picture, (height, width) of its photograph, and its (top, left) corner there in the square's pixels.
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
-    `box` is (left, top, right, bottom) in the photograph's pixels, before the square was `mirrored`.
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A picture of the size asked for, (height, width) of its photograph, and its (top, left) corner there.
+
+    `corner` is in the cut's pixels, `box` (left, top, right, bottom) in the photograph's, before the cut was
+    `mirrored`.
     """
 
     picture: Image.Image
-    original: tuple[int, int]
+    original: Size
     corner: tuple[int, int]
     box: tuple[float, float, float, float]
     mirrored: bool = False
 
+    @property
+    def size(self) -> Size:
+        """Height and width of the picture."""
+        return self.picture.height, self.picture.width
 
-def squares(
+
+def largest_within(width: int, height: int, size: Size) -> tuple[float, float]:
+    """Width and height of the largest window of a picture with the aspect ratio of `size`."""
+    high, wide = size
+    if width * high <= height * wide:
+        return width, width * high / wide
+    return height * wide / high, height
+
+
+def cuts(
     image: Image.Image,
     *,
-    resolution: int,
+    size: Size,
     crop: Literal["center", "random"],
     crops_per_image: int,
     flip: bool,
     seed: int,
     within: tuple[int, int, int, int] | None = None,
-) -> list[Square]:
-    """Cut the largest squares of a picture and scale them to `resolution` pixels, RGB.
+) -> list[Cut]:
+    """Cut the largest windows of a size's aspect ratio from a picture and scale them to it, RGB.
 
-    "center" gives one; "random" gives `crops_per_image`, placed uniformly along the longer side, determined by the
-    seed. `flip` appends the mirror image of each. `within` is the box they are cut from (left, top, right, bottom).
+    "center" gives one; "random" gives `crops_per_image`, placed uniformly along the side that is too long, determined
+    by the seed. `flip` appends the mirror image of each. `within` is the box they are cut from (left, top, right,
+    bottom).
     """
     first_left, first_top, right, bottom = within or (0, 0, *image.size)
-    side = min(right - first_left, bottom - first_top)
+    width, height = largest_within(right - first_left, bottom - first_top, size)
 
     def scaled(top: float, left: float) -> tuple[int, int]:
-        return round(top * resolution / side), round(left * resolution / side)
+        return round(top * size[0] / height), round(left * size[1] / width)
 
-    slack = right - first_left - side, bottom - first_top - side
+    slack = right - first_left - width, bottom - first_top - height
     if crop == "center":
         corners = [(slack[0] / 2, slack[1] / 2)]
     else:
         rng = random.Random(seed)
         corners = [(rng.random() * slack[0], rng.random() * slack[1]) for _ in range(crops_per_image)]
     # Cropping and scaling in one go never makes a large picture in between, whatever the aspect ratio.
-    cut = []
+    made = []
     for left, top in ((first_left + left, first_top + top) for left, top in corners):
-        box = left, top, left + side, top + side
-        picture = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box)
-        cut.append(Square(picture=picture, original=(image.height, image.width), corner=scaled(top, left), box=box))
+        # Rounding must not reach beyond the picture, which Pillow refuses.
+        box = left, top, min(left + width, right), min(top + height, bottom)
+        picture = image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box)
+        made.append(Cut(picture=picture, original=(image.height, image.width), corner=scaled(top, left), box=box))
     if flip:
-        cut += [
+        made += [
             replace(
-                square,
-                picture=ImageOps.mirror(square.picture),
-                corner=scaled(square.box[1], image.width - side - square.box[0]),
+                cut,
+                picture=ImageOps.mirror(cut.picture),
+                corner=scaled(cut.box[1], image.width - width - cut.box[0]),
                 mirrored=True,
             )
-            for square in cut
+            for cut in made
         ]
-    return cut
+    return made
 
 
 def to_pixels(images: Sequence[Image.Image]) -> "torch.Tensor":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from dreambooth.data.images.cutting import Size, largest_within
 from dreambooth.data.images.decoding import Decoded, decode, read_image
 from dreambooth.data.images.finding import InstanceImage
 from dreambooth.errors import InputError
@@ -44,13 +45,12 @@ class Mask:
         )
         return left, top, right, bottom
 
-    @property
-    def in_the_middle(self) -> float:
-        """The share of the subject that lies in the largest square in the photograph's middle."""
+    def in_the_middle(self, size: Size) -> float:
+        """The share of the subject in the largest window of a size's aspect ratio in the photograph's middle."""
         white = np.asarray(self.picture) >= _WHITE
-        side = min(white.shape)
-        rows, columns = ((length - side) // 2 for length in white.shape)
-        return float(white[rows : rows + side, columns : columns + side].sum() / white.sum())
+        width, height = map(int, largest_within(*self.picture.size, size))
+        top, left = (white.shape[0] - height) // 2, (white.shape[1] - width) // 2
+        return float(white[top : top + height, left : left + width].sum() / white.sum())
 
 
 def _reach(start: int, stop: int, side: int, length: int) -> tuple[int, int]:
@@ -116,11 +116,11 @@ def _turned(picture: Image.Image, own: Decoded, photograph: Decoded) -> tuple[Im
     return ImageOps.exif_transpose(tagged), []
 
 
-def cut_mask(mask: Image.Image | None, box: Sequence[float], side: int, *, mirrored: bool) -> np.ndarray:
-    """A mask's area averages (side, side) in [0, 1] over a square of its photograph; without one all is subject."""
+def cut_mask(mask: Image.Image | None, box: Sequence[float], size: Size, *, mirrored: bool) -> np.ndarray:
+    """A mask's area averages of `size` in [0, 1] over a window of its photograph; without one all is subject."""
     if mask is None:
-        return np.ones((side, side), np.float32)
+        return np.ones(size, np.float32)
     left, top, right, bottom = box
-    cut = mask.convert("F").resize((side, side), Image.Resampling.BOX, (left, top, right, bottom))
+    cut = mask.convert("F").resize((size[1], size[0]), Image.Resampling.BOX, (left, top, right, bottom))
     averages = np.asarray(cut, dtype=np.float32) / 255
     return averages[:, ::-1] if mirrored else averages

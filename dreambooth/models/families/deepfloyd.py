@@ -63,6 +63,7 @@ class PixelUNet(DiffusionUNet):
     )
     t5_tokens = _TOKENS
     t5_masked = True
+    only_squares = True
     lora_folders = ("unet",)
     inputs: int
     """Channels that the UNet takes."""

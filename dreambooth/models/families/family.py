@@ -42,6 +42,8 @@ class Family(Parts, OtherPrograms, ABC):
     """Fields of its configuration files that are read before anything is loaded."""
     scales_up: int = 0
     """How many times larger it makes a picture's sides, as the second stage of a cascade; 0: it needs no picture."""
+    only_squares: bool = False
+    """Whether its pictures are always square."""
     noise: Literal["diffusion", "rectified flow"] = "diffusion"
     """The kind of its process, which its scheduler has to be of."""
     sampler: str = "DPMSolverMultistepScheduler"
@@ -70,6 +72,10 @@ class Family(Parts, OtherPrograms, ABC):
     def side_multiple(self, settings: "BaseSettings") -> int:
         """Pixels that a picture's sides have to be a multiple of."""
         return self.downscaling(settings)
+
+    def largest_side(self, settings: "BaseSettings") -> int | None:
+        """Pixels of the longest side that the denoiser has positions for; None: there is no limit."""
+        return None
 
     @abstractmethod
     def channels(self, settings: "BaseSettings") -> int:
@@ -189,10 +195,12 @@ class Family(Parts, OtherPrograms, ABC):
         mean, std = encode(vae, pixels)
         return (mean - shift) * vae.config.scaling_factor, std * vae.config.scaling_factor
 
-    def conditions(self, original: Sequence[tuple[int, int]], crops: Sequence[tuple[int, int]], side: int) -> Tensors:
-        """Conditions (N, ...) of N squares of `side` pixels.
+    def conditions(
+        self, original: Sequence[tuple[int, int]], crops: Sequence[tuple[int, int]], size: tuple[int, int]
+    ) -> Tensors:
+        """Conditions (N, ...) of N pictures of `size`, height and width in pixels.
 
-        By (height, width) of their photographs, and their (top, left) corners there in pixels of the square's scale.
+        By (height, width) of their photographs, and their (top, left) corners there in pixels of the picture's scale.
         """
         return {}
 

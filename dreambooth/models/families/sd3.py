@@ -15,7 +15,7 @@ from dreambooth.models.component import (
     text_encoder_part,
     tokenizer_part,
 )
-from dreambooth.models.config_fields import COUNT, NUMBER, flag, positive, read_json, whole
+from dreambooth.models.config_fields import COUNT, NUMBER, flag, or_null, positive, read_json, whole
 from dreambooth.models.families import original_names as original
 from dreambooth.models.families.clip_text import encode_with_clip
 from dreambooth.models.families.defaults import Defaults
@@ -83,6 +83,7 @@ class StableDiffusion3(Family):
         field(_TRANSFORMER, "sample_size", 128, COUNT, whole),
         field(_TRANSFORMER, "patch_size", 2, COUNT, whole),
         field(_TRANSFORMER, "in_channels", 16, COUNT, whole),
+        field(_TRANSFORMER, "pos_embed_max_size", 96, f"null or {COUNT}", or_null(whole)),
         *VAE_FIELDS,
         *TEXT_FIELDS,
         field(_SCHEDULER, "shift", 1.0, NUMBER, positive),
@@ -96,6 +97,11 @@ class StableDiffusion3(Family):
     def side_multiple(self, settings: "BaseSettings") -> int:
         """Latents are cut into patches."""
         return self.downscaling(settings) * int(settings["transformer.patch_size"])
+
+    def largest_side(self, settings: "BaseSettings") -> int | None:
+        """By the transformer's table of positions, whose middle is read."""
+        positions = settings["transformer.pos_embed_max_size"]
+        return None if positions is None else int(positions) * self.side_multiple(settings)
 
     def channels(self, settings: "BaseSettings") -> int:
         """Channels of a latent."""

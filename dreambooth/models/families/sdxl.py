@@ -109,14 +109,16 @@ class StableDiffusionXL(LatentUNet):
         """As the index says, which may leave it out."""
         return bool(json.loads((directory / "model_index.json").read_text()).get("force_zeros_for_empty_prompt", True))
 
-    def conditions(self, original: Sequence[tuple[int, int]], crops: Sequence[tuple[int, int]], side: int) -> Tensors:
-        """time_ids (N, 6): original height and width, top and left of the crop, and `side` twice (section 2.2).
+    def conditions(
+        self, original: Sequence[tuple[int, int]], crops: Sequence[tuple[int, int]], size: tuple[int, int]
+    ) -> Tensors:
+        """time_ids (N, 6): original height and width, top and left of the crop, and `size` (sections 2.2 and 2.3).
 
         In fp32: bf16 would round 683 pixels to 684.
         """
         import torch
 
-        rows = [[*size, *corner, side, side] for size, corner in zip(original, crops, strict=True)]
+        rows = [[*whole, *corner, *size] for whole, corner in zip(original, crops, strict=True)]
         return {"time_ids": torch.tensor(rows, dtype=torch.float32)}
 
     def arguments(

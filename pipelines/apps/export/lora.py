@@ -61,7 +61,7 @@ def export_lora(
             "with --rank"
         )
     config, base = _base_of(found, instance_images, overrides)
-    images = () if rank is not None else _images(config, console)
+    images = () if rank is not None else _images(config, base, console)
     to = check_target(to, file=True, need_bytes=stored_bytes(found.manifest))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
@@ -126,6 +126,7 @@ def _base_of(
     found: MeasurableModel, instance_images: str | None, overrides: Sequence[str]
 ) -> "tuple[DreamBoothConfig, BaseModel]":
     """The model's configuration, and its base on this machine. Raises InputError if that is another one now."""
+    from dreambooth.data.buckets import with_base
     from dreambooth.models.base_model import resolve_base_model
 
     # Without measuring, no image is looked at.
@@ -136,12 +137,12 @@ def _base_of(
             f"the model was made from a base model of hash {hash_then}, and {config.base_model} has {base.hash} here; "
             f"name the one it was made from with --set base_model=..."
         )
-    resolution = config.images.resolution or base.resolution
-    return config.model_copy(update={"images": config.images.model_copy(update={"resolution": resolution})}), base
+    return config.model_copy(update={"images": with_base(config.images, base.settings)}), base
 
 
-def _images(config: DreamBoothConfig, console: RunConsole) -> "tuple[InstanceImage, ...]":
+def _images(config: DreamBoothConfig, base: "BaseModel", console: RunConsole) -> "tuple[InstanceImage, ...]":
     """The subject's images, checked, and the bank of encoders with them."""
+    from dreambooth.data.buckets import sizes_of
     from dreambooth.data.inspection import inspect_addresses
     from pipelines.stages.protocol_stage import compared_images
 
@@ -151,6 +152,7 @@ def _images(config: DreamBoothConfig, console: RunConsole) -> "tuple[InstanceIma
         resolution=int(config.images.resolution or 0),
         max_pixels=config.images.max_pixels,
         masked=config.images.masked,
+        buckets=sizes_of(config.images, base.settings),
     )
     compared = compared_images(config, inspection)
     for warning in (*inspection.warnings, *compared.warnings):

@@ -22,7 +22,7 @@ from pipelines.plan.memory import peak_bytes
 
 WITHIN = 0.15
 AS_IT_IS: dict[str, Any] = {
-    "resolution": 64,
+    "size": (64, 64),
     "images": 2,
     "text_encoders": ("text_encoder",),
     "checkpointing": False,

@@ -215,3 +215,10 @@ def test_what_cannot_be_captured(overrides: tuple[str, ...], device: str, worker
     config = load_config({"subject": subject}, overrides)
     found = why_not_graphed(config.train, device, workers)
     assert found == reason if reason is None else found is not None and reason in found
+
+
+def test_photographs_of_several_sizes_are_not_captured() -> None:
+    config = load_config({"subject": {"name": "rex", "class_noun": "dog", "instance_images": "dog"}})
+    assert why_not_graphed(config.train, "cuda", 1, sizes=1) is None
+    found = why_not_graphed(config.train, "cuda", 1, sizes=3)
+    assert found == "the photographs have 3 sizes (images.aspect_buckets), and a graph has one"

@@ -16,6 +16,7 @@ from dreambooth.data.images import find_instance_images
 from dreambooth.data.latents import LatentCache
 from dreambooth.data.prepare import prepare_data
 from dreambooth.errors import Diverged
+from dreambooth.miniature import PIPELINE_DIR
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.loop import StepMetrics, fit
 from dreambooth.training.model import load_model
@@ -105,6 +106,27 @@ class TestResume:
         assert resumed.curve == whole.curve[2:]
         assert_same(resumed.engine.state_dict(), whole.engine.state_dict())
         assert_same(dict(resumed.engine.model.state_dict()), dict(whole.engine.model.state_dict()))
+
+    def test_photographs_of_several_sizes(self, tmp_path: Path) -> None:
+        """On the miniature, in batches of one size each."""
+        folder = tmp_path / "red-dog"
+        folder.mkdir()
+        for index, (width, height) in enumerate([(96, 64), (70, 70), (64, 100), (100, 70), (72, 80)]):
+            Image.effect_noise((width, height), 60).convert("RGB").save(folder / f"{index:02d}.png")
+        settings = (
+            "images.aspect_buckets=true",
+            "train.micro_batch_size=2",
+            "train.max_train_steps=6",
+            self.settings[-1],
+        )
+        whole = Training(PIPELINE_DIR, folder, *settings)
+        assert len(whole.data.buckets) == 4
+        whole.run(after=lambda step: whole.engine.save(tmp_path) if step == 2 else None)
+        resumed = Training(PIPELINE_DIR, folder, *settings)
+        resumed.engine.load(tmp_path)
+        resumed.run(start=2)
+        assert resumed.curve == whole.curve[2:]
+        assert_same(resumed.engine.state_dict(), whole.engine.state_dict())
 
     def test_without_the_checkpoint_it_would_show(self, training: Callable[..., Training]) -> None:
         whole, forgetful = training("train.max_train_steps=2").run(), training("train.max_train_steps=2").run(start=1)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth.config.settings import load_config
 from dreambooth.errors import InputError
-from pipelines.apps.evaluate_model import evaluate_model
-from pipelines.storage.publications import publish
+from pipelines.apps.evaluate_model import MeasurableModel, evaluate_model, settings_of
+from pipelines.storage.publications import publish, read_manifest
 
 
 @pytest.fixture
@@ -61,6 +62,24 @@ def test_a_folder_that_no_run_made(tiny_pipeline: Path, instance_folder: Path, t
 def test_a_model_that_is_not_registered(mlflow_database: str, instance_folder: Path) -> None:
     message = refused("models:/rex@latest", instance_folder, tracking_uri=mlflow_database)
     assert "there is no registered model 'rex'" in message
+
+
+@pytest.mark.parametrize(
+    ("params", "buckets"),
+    [
+        ({}, (False, None)),
+        ({"aspect_buckets": "False", "bucket_step": "None", "bucket_max_aspect_ratio": "2.0"}, (False, None)),
+        ({"aspect_buckets": "True", "bucket_step": "16", "bucket_max_aspect_ratio": "3.0"}, (True, 16)),
+    ],
+)
+def test_photographs_have_the_sizes_of_the_run(
+    published: str, params: dict[str, str], buckets: tuple[bool, int | None]
+) -> None:
+    """Which may be smaller than the square."""
+    of_run = {f"images.{name}": value for name, value in params.items()}
+    model = MeasurableModel(manifest=read_manifest(published), registered=None, run=None, params=of_run)
+    images = load_config(settings_of(model, "photos")).images
+    assert (images.aspect_buckets, images.bucket_step) == buckets
 
 
 def test_what_is_odd_about_the_photographs_is_said_as_by_run(

@@ -11,8 +11,8 @@ from gradients import gradient
 from PIL import Image, ImageCms
 
 from dreambooth.data.images import (
+    cuts,
     open_image,
-    squares,
     to_pixels,
 )
 from dreambooth.errors import InputError
@@ -149,9 +149,9 @@ class TestOpen:
             only(folder, "1.png")
 
 
-class TestSquares:
+class TestCuts:
     def test_centre(self) -> None:
-        (square,) = squares(gradient(80, 40), resolution=20, crop="center", crops_per_image=8, flip=False, seed=0)
+        (square,) = cuts(gradient(80, 40), size=(20, 20), crop="center", crops_per_image=8, flip=False, seed=0)
         assert square.picture.size == (20, 20)
         pixels = np.asarray(square.picture, int)
         assert abs(pixels[..., 0].mean() - 127.5) < 2  # the middle half of the width
@@ -162,13 +162,13 @@ class TestSquares:
 
     def test_scaling_down_averages_and_does_not_pick(self) -> None:
         board = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255).convert("RGB")
-        (square,) = squares(board, resolution=16, crop="center", crops_per_image=1, flip=False, seed=0)
+        (square,) = cuts(board, size=(16, 16), crop="center", crops_per_image=1, flip=False, seed=0)
         assert np.abs(np.asarray(square.picture, float)[2:-2, 2:-2] - 127.5).max() < 16
 
     def test_random_crops_come_from_the_seed(self) -> None:
         def cut(seed: int) -> list[bytes]:
             image = gradient(90, 40)
-            made = squares(image, resolution=32, crop="random", crops_per_image=4, flip=False, seed=seed)
+            made = cuts(image, size=(32, 32), crop="random", crops_per_image=4, flip=False, seed=seed)
             return [square.picture.tobytes() for square in made]
 
         assert cut(1) == cut(1)
@@ -176,20 +176,20 @@ class TestSquares:
         assert len(set(cut(1))) == 4
 
     def test_flip_adds_mirror_images_behind(self) -> None:
-        made = squares(gradient(40, 60), resolution=16, crop="random", crops_per_image=3, flip=True, seed=0)
+        made = cuts(gradient(40, 60), size=(16, 16), crop="random", crops_per_image=3, flip=True, seed=0)
         assert len(made) == 6
         for plain, mirrored in zip(made[:3], made[3:], strict=True):
             assert np.array_equal(np.asarray(plain.picture)[:, ::-1], np.asarray(mirrored.picture))
 
     def test_where_they_were_cut(self) -> None:
         """As a model with size and crop conditions is trained (arXiv 2307.01952, section 2.2)."""
-        (square,) = squares(gradient(90, 40), resolution=20, crop="center", crops_per_image=1, flip=False, seed=0)
+        (square,) = cuts(gradient(90, 40), size=(20, 20), crop="center", crops_per_image=1, flip=False, seed=0)
         assert (square.original, square.corner) == ((40, 90), (0, 12))  # 25 of 90 pixels cut off, at half the scale
-        made = squares(gradient(40, 60), resolution=40, crop="random", crops_per_image=3, flip=True, seed=1)
+        made = cuts(gradient(40, 60), size=(40, 40), crop="random", crops_per_image=3, flip=True, seed=1)
         for plain, mirrored in zip(made[:3], made[3:], strict=True):
             assert (plain.original, mirrored.original, plain.corner) == ((60, 40), (60, 40), mirrored.corner)
             assert 0 <= plain.corner[0] <= 20
-        wide = squares(gradient(60, 40), resolution=40, crop="random", crops_per_image=3, flip=True, seed=1)
+        wide = cuts(gradient(60, 40), size=(40, 40), crop="random", crops_per_image=3, flip=True, seed=1)
         assert all(
             one.corner[1] + other.corner[1] in (19, 20, 21) for one, other in zip(wide[:3], wide[3:], strict=True)
         )

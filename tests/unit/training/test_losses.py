@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dreambooth.errors import InputError
 from dreambooth.models.process import Diffusion
-from dreambooth.training.losses import prior_preservation_loss
+from dreambooth.training.losses import Losses, image_errors, prior_preservation_loss
 from dreambooth.training.model import DreamBoothModel
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -31,37 +31,42 @@ def images(*values: list[float]) -> Tensor:
     return torch.tensor(values)[:, None, None, :]
 
 
+def loss(model_pred: Tensor, target: Tensor, *, prior_loss_weight: float, **weights: Tensor | None) -> Losses:
+    """Of images of one size."""
+    return prior_preservation_loss(image_errors(model_pred, target, **weights), prior_loss_weight=prior_loss_weight)
+
+
 class TestByHand:
     pred = images([1.0, 3.0], [0.0, 2.0], [4.0, 0.0], [2.0, 2.0])
     target = images([0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0])
     # Errors per image: 5, 2 | 4.5, 4
 
     def test_two_halves(self) -> None:
-        losses = prior_preservation_loss(self.pred, self.target, prior_loss_weight=0.5)
+        losses = loss(self.pred, self.target, prior_loss_weight=0.5)
         assert [float(loss) for loss in losses] == [3.5 + 0.5 * 4.25, 3.5, 4.25]
 
     def test_every_image_has_its_own_weight(self) -> None:
         weight = torch.tensor([1.0, 0.5, 2.0, 0.25])
-        losses = prior_preservation_loss(self.pred, self.target, prior_loss_weight=2.0, weight=weight)
+        losses = loss(self.pred, self.target, prior_loss_weight=2.0, weight=weight)
         assert [float(loss) for loss in losses] == [3.0 + 2 * 5.0, 3.0, 5.0]
 
     def test_without_prior_preservation_all_images_are_instance_images(self) -> None:
-        losses = prior_preservation_loss(self.pred[:3], self.target[:3], prior_loss_weight=0)
+        losses = loss(self.pred[:3], self.target[:3], prior_loss_weight=0)
         assert [float(loss) for loss in losses] == [pytest.approx(11.5 / 3), pytest.approx(11.5 / 3), 0]
 
     def test_a_mask_weighs_positions_of_the_instance_half(self) -> None:
         mask = torch.tensor([[2.0, 0.0], [0.5, 1.5]])[:, None, None, :]  # errors per image: 1, 3 | 4.5, 4 as before
         weight = torch.tensor([1.0, 0.5, 2.0, 0.25])
-        losses = prior_preservation_loss(self.pred, self.target, prior_loss_weight=2.0, mask=mask)
+        losses = loss(self.pred, self.target, prior_loss_weight=2.0, mask=mask)
         assert [float(loss) for loss in losses] == [2.0 + 2 * 4.25, 2.0, 4.25]
-        losses = prior_preservation_loss(self.pred, self.target, prior_loss_weight=2.0, weight=weight, mask=mask)
+        losses = loss(self.pred, self.target, prior_loss_weight=2.0, weight=weight, mask=mask)
         assert [float(loss) for loss in losses] == [1.25 + 2 * 5.0, 1.25, 5.0]
-        alone = prior_preservation_loss(self.pred[:2], self.target[:2], prior_loss_weight=0, mask=mask)
+        alone = loss(self.pred[:2], self.target[:2], prior_loss_weight=0, mask=mask)
         assert [float(loss) for loss in alone] == [2.0, 2.0, 0]
 
     def test_the_gradient_reaches_both_halves(self) -> None:
         pred = self.pred.clone().requires_grad_()
-        prior_preservation_loss(pred, self.target, prior_loss_weight=0.5).total.backward()
+        loss(pred, self.target, prior_loss_weight=0.5).total.backward()
         # d/dx of a mean over 2 images of 2 values: 2 (x - target) / 4, and half of that in the class half.
         assert torch.equal(
             pred.grad, (self.pred - self.target) / 2 * torch.tensor([1, 1, 0.5, 0.5])[:, None, None, None]
@@ -69,17 +74,17 @@ class TestByHand:
 
     def test_in_fp32_whatever_the_model_ran_in(self) -> None:
         pred, target = torch.full((2, 1, 64, 64), 1.0078125), torch.ones(2, 1, 64, 64)
-        losses = prior_preservation_loss(pred.bfloat16(), target, prior_loss_weight=1)
+        losses = loss(pred.bfloat16(), target, prior_loss_weight=1)
         assert losses.total.dtype is torch.float32
         assert float(losses.instance) == 0.0078125**2
 
     def test_pairs_are_needed(self) -> None:
         with pytest.raises(ValueError, match="expected instance/class pairs, got 3 images"):
-            prior_preservation_loss(self.pred[:3], self.target[:3], prior_loss_weight=1)
+            loss(self.pred[:3], self.target[:3], prior_loss_weight=1)
 
     def test_shapes_that_differ(self) -> None:
         with pytest.raises(ValueError, match=r"model_pred is \(4, 1, 1, 2\), but target is \(3, 1, 1, 2\)"):
-            prior_preservation_loss(self.pred, self.target[:3], prior_loss_weight=1)
+            loss(self.pred, self.target[:3], prior_loss_weight=1)
 
 
 class TestAgainstDiffusers:
@@ -129,7 +134,7 @@ class TestAgainstDiffusers:
         timesteps = torch.arange(1000)
         latents, noise = torch.randn(2, 1000, 1, 2, 2, generator=rng)
         pred = ours.noisy(latents, noise, timesteps).requires_grad_()
-        prior_preservation_loss(
+        loss(
             pred,
             ours.target(latents, noise, timesteps),
             prior_loss_weight=1,

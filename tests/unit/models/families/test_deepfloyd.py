@@ -314,7 +314,7 @@ class TestTraining:
         assert model.identifier_embeddings["text_encoder"].change.abs().max() > 0.05  # type: ignore[union-attr, operator]
 
     def test_a_step_can_be_counted_without_weights(self, base: Path, stage: str) -> None:
-        step = EmptyStep(base, resolution=SIDES[stage], images=2, text_encoders=(), checkpointing=True)
+        step = EmptyStep(base, size=(SIDES[stage], SIDES[stage]), images=2, text_encoders=(), checkpointing=True)
         assert step.model_pred().shape == (2, 3, SIDES[stage], SIDES[stage])
 
 

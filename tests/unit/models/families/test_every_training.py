@@ -1,5 +1,7 @@
 """Every family's training stops and goes on, and recomputes activations: the same weights, to the bit.
 
+With photographs of one size and of several.
+
 On tiny random replicas; that the best checkpoint is kept and published is tested in tests/integration/families.
 """
 
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from host_reads import HostReads
+from PIL import Image
+from replicas.plain import watched
 from torch import Tensor
 
 from dreambooth.models.process import Diffusion
@@ -63,6 +67,53 @@ def test_stopping_and_recomputing_change_nothing(base: Path, config: Any, data: 
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
     assert [name for name in whole if not torch.equal(whole[name], plain[name])] == []
     assert len([name for name in whole if not torch.equal(whole[name], part[name])]) > len(whole) / 2
+
+
+@pytest.mark.parametrize("base", [name for name in NAMES if name != "deepfloyd-if"], indirect=True)
+def test_photographs_of_two_sizes(base: Path, config: Any, data: Any, picture: Image.Image, tmp_path: Path) -> None:
+    """A training of both that stops goes on as if it hadn't, and each half is as large as it is."""
+    settings = config(*SETTINGS, "images.aspect_buckets=true", "train.micro_batch_size=2")
+    picture.resize((120, 70)).save(tmp_path / "photographs" / "01.png")
+    prepared = data(settings)
+
+    def train(start: int = 0, stop: int | None = None) -> dict[str, Tensor]:
+        engine = TorchEngine(load_model(base, settings), settings.train)
+        if start:
+            engine.load(tmp_path)
+        with watched(engine.model.denoiser) as calls:
+            stopping = settings.train.model_copy(update={"max_train_steps": stop or STEPS})
+            fit(engine, prepared, stopping, start=start)
+        assert len(calls) == 2 * ((stop or STEPS) - start)
+        engine.save(tmp_path)
+        return weights(engine)
+
+    shapes = [prepared.batch(range(2 * step, 2 * step + 2)).latents.shape for step in range(STEPS)]
+    assert len(set(shapes)) == 2
+    assert {shape[0] for shape in shapes} == {2}
+    whole, _, resumed = train(), train(stop=STOP), train(start=STOP)
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+@pytest.mark.parametrize("base", NAMES, indirect=True)
+def test_halves_apart_are_halves_together(base: Path, config: Any, data: Any) -> None:
+    """Losses and gradients of two passes are those of one, but for rounding."""
+    settings = config("prior.prior_loss_weight=0.3", "train.min_snr_gamma=null")
+    model = load_model(base, settings)
+    batch = data(settings).batch(range(2))
+    instance, class_ = (batch.mapped(lambda _, part, rows=rows: part[rows]) for rows in (slice(0, 2), slice(2, 4)))
+    found = []
+    for one in (batch, instance._replace(class_half=class_)):
+        model.zero_grad()
+        losses = model(*one)
+        losses.total.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((torch.stack(losses).detach(), gradients))
+    (together, expected), (apart, gradients) = found
+    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-6)
+    assert gradients.keys() == expected.keys()
+    largest = max(float(each.abs().max()) for each in expected.values())
+    for name, each in gradients.items():
+        torch.testing.assert_close(each, expected[name], rtol=1e-3, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("base", NAMES, indirect=True)

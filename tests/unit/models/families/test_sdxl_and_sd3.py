@@ -97,7 +97,7 @@ class TestTimeIds:
 
     def test_large_photographs_keep_their_size(self, xl: Path) -> None:
         """bf16 would round 683 to 684, fp16 4097 to 4096."""
-        ids = family_of(xl).conditions([(4097, 683)], [(0, 341)], 1024)["time_ids"]
+        ids = family_of(xl).conditions([(4097, 683)], [(0, 341)], (1024, 1024))["time_ids"]
         assert ids.tolist() == [[4097, 683, 0, 341, 1024, 1024]]
 
 
