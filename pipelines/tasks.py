@@ -78,14 +78,24 @@ class BankAddress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskedPicture:
+    """A photograph's square and its mask's, as PNG; `alone` is the subject on white, in a square around it."""
+
+    picture: bytes
+    mask: bytes
+    alone: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """A bank's view of N pictures: embeddings, and distances to themselves and M real ones, (N, N + M).
 
-    M is 0 without real ones.
+    M is 0 without real ones. `to_subject` are masked patch similarities (N, masked photographs), by encoder.
     """
 
     embeddings: "ImageEmbeddings"
     distances: "Tensor"
+    to_subject: "Mapping[str, Tensor]" = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +155,10 @@ class ProtocolTask:
     def key(self) -> str:
         """The evaluation's key: 20 hex digits over the pictures, the subject's images, and the encoders."""
         sets = [pictures.key for pictures in (*self.fine_tuned_sets, *self.base_sets)]
-        parts = json.dumps([EVALUATION_FORMAT, sets, self.data_hash, self.bank.hash])
-        return hashlib.sha256(parts.encode()).hexdigest()[:20]
+        parts: list[Any] = [EVALUATION_FORMAT, sets, self.data_hash, self.bank.hash]
+        if self.config.images.masked:
+            parts.append("subject patches")  # which earlier evaluations lack
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
     @property
     def uri(self) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.errors import InputError
+from dreambooth.evaluation.patches import MaskedPhotograph
 
 BANKS = ("paper", "miniature")
 
@@ -75,6 +76,12 @@ class Bank(Protocol):
         """Distances between N images of one size: (N, N), symmetric, zero on the diagonal, float32, on the CPU.
 
         Raises InputError for no images and for images of more than one size.
+        """
+
+    def subject_similarities(self, images: Sequence[Image.Image], photographs: Sequence[MaskedPhotograph]) -> Tensor:
+        """Masked patch similarity of N images to M photographs by DINO's patches: (N, M), float32, on the CPU.
+
+        Photographs without a patch that is more than half the subject's are left out.
         """
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.errors import InputError
+from dreambooth.evaluation.patches import MaskedPhotograph, masked_patch_similarity, subject_patches
 from dreambooth.miniature import VIT_DIR
 from dreambooth.models.building import BUILDING
 from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remote
@@ -50,7 +51,12 @@ class Transform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Pixel values of one image: (3, H, W), float32."""
-        image = image.convert("RGB")
+        pixels = np.asarray(self.cut(image.convert("RGB")), dtype=np.float32) / 255
+        normalized = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """What the encoder sees of an image, or of its mask, in the encoder's size."""
         if isinstance(self.resize, int):
             # The longer side is cut off to whole pixels, as torchvision does it.
             width, height = (self.resize * side // min(image.size) for side in image.size)
@@ -58,12 +64,10 @@ class Transform:
             height, width = self.resize
         if image.size != (width, height):
             image = image.resize((width, height), self.resample)
-        if self.crop is not None:
-            left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
-            image = image.crop((left, top, left + self.crop, top + self.crop))
-        pixels = np.asarray(image, dtype=np.float32) / 255
-        normalized = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
+        if self.crop is None:
+            return image
+        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+        return image.crop((left, top, left + self.crop, top + self.crop))
 
 
 DINO_TRANSFORM = Transform(resize=256, crop=224)
@@ -137,6 +141,25 @@ class ViTEncoder:
             states = self._model(pixels, output_hidden_states=True).hidden_states[1:]  # without the input
             features.append(torch.stack([state[:, 1:] for state in states], dim=1).float().cpu())
         return torch.nn.functional.normalize(torch.cat(features), dim=-1)
+
+    def subject_similarities(self, images: Sequence[Image.Image], photographs: Sequence[MaskedPhotograph]) -> Tensor:
+        """Masked patch similarity of N images to M photographs, by the last layer's patches: (N, M), float32.
+
+        Photographs without a patch that is more than half the subject's are left out, so M may be smaller.
+        """
+        size = self._model.config.patch_size
+        inside = [subject_patches(self.transform.cut(each.mask), size) for each in photographs]
+        seen = self._patches([each.picture for each in photographs])
+        subjects = [patches[chosen] for patches, chosen in zip(seen, inside, strict=True) if bool(chosen.any())]
+        patches = self._patches(images)
+        similar = [masked_patch_similarity(patches, subject) for subject in subjects]
+        return torch.stack(similar, dim=1) if similar else patches.new_zeros(len(patches), 0)
+
+    @torch.inference_mode()
+    def _patches(self, images: Sequence[Image.Image]) -> Tensor:
+        """The patches after the last layer's norm: (N, patches, D), float32, of unit norm, on the CPU."""
+        patches = [self._model(pixels).last_hidden_state[:, 1:].float().cpu() for pixels in self._pixels(images)]
+        return torch.nn.functional.normalize(torch.cat(patches), dim=-1)
 
     def perceptual_distances(self, images: Sequence[Image.Image]) -> Tensor:
         """Mean of 1 - cosine similarity over patches, place by place, and layers: (N, N), 0 (the same) to 2.

@@ -16,6 +16,7 @@ FIGURE_NAMES = (
     "dino",
     "clip_i",
     "dino_subject",
+    "dino_subject_patches",
     "clip_t",
     "clip_t_no_identifier",
     "clip_t_base",

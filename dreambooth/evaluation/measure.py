@@ -5,8 +5,8 @@ figures = measure(bank=BankId(name=bank.name, hash=bank.hash), prompts=[PromptSa
 figures.figures["dino"].interval
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class PromptSamples:
     base: ImageEmbeddings | None = None  # of the base model, sampled from the prompt without the identifier
     distances: Tensor | None = None  # (N, N) between the samples; left out: no DIV
     to_instance: Tensor | None = None  # (N, M) from samples to instance images; sharpens near_copies
+    to_subject: Mapping[str, Tensor] = field(default_factory=dict)  # (N, M) masked patch similarity, by encoder
     background_leak: Sequence[float] | None = None  # of each sample that has a mask; left out: not measured
 
 
@@ -178,6 +179,7 @@ def _values(
         "dino_subject": "no masks of the instance images were given"
         if subject is None
         else [float(metrics.fidelity(each.samples.dino, subject.dino).mean()) for each in prompts],
+        "dino_subject_patches": _subject_patches("dino", prompts),
         "clip_t": [row.clip_t for row in rows],
         "clip_t_no_identifier": [row.clip_t_no_identifier for row in rows],
         "clip_t_base": [row.clip_t_base for row in rows if row.clip_t_base is not None]
@@ -198,6 +200,16 @@ def _values(
     }
     values = {name: value for name, value in found.items() if not isinstance(value, str)}
     return values, {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _subject_patches(encoder: str, prompts: Sequence[PromptSamples]) -> list[float] | str:
+    """Each prompt's mean masked patch similarity by an encoder, or the reason for none."""
+    similar = [each.to_subject[encoder] for each in prompts if encoder in each.to_subject]
+    if len(similar) < len(prompts):
+        return "no masks of the instance images were given"
+    if not all(each.numel() for each in similar):
+        return "no patch of an instance image is more than half the subject's"
+    return [float(each.mean()) for each in similar]
 
 
 def _among_themselves(real: Tensor) -> list[float] | str:

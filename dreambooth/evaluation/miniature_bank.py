@@ -10,6 +10,7 @@ from dreambooth.evaluation.bank import ImageEmbeddings, check_one_size
 from dreambooth.evaluation.clip import CLIPEncoder
 from dreambooth.evaluation.encoders import ViTEncoder
 from dreambooth.evaluation.fingerprint import fingerprint
+from dreambooth.evaluation.patches import MaskedPhotograph
 from dreambooth.miniature import CLIP_DIR, VIT_DIR
 
 
@@ -40,3 +41,7 @@ class MiniatureBank:
         """See `dreambooth.evaluation.banks.Bank`; of the ViT's patches."""
         check_one_size(images)
         return self._vit.perceptual_distances(images)
+
+    def subject_similarities(self, images: Sequence[Image.Image], photographs: Sequence[MaskedPhotograph]) -> Tensor:
+        """See `dreambooth.evaluation.banks.Bank`."""
+        return self._vit.subject_similarities(images, photographs)

@@ -13,6 +13,7 @@ from dreambooth.evaluation.clip import CLIPEncoder
 from dreambooth.evaluation.encoders import ViTEncoder, find_encoder_directory
 from dreambooth.evaluation.fingerprint import fingerprint
 from dreambooth.evaluation.lpips import find_lpips, load_lpips
+from dreambooth.evaluation.patches import MaskedPhotograph
 
 
 class PaperBank:
@@ -46,6 +47,10 @@ class PaperBank:
     def perceptual_distances(self, images: Sequence[Image.Image]) -> Tensor:
         """LPIPS; see `dreambooth.evaluation.banks.Bank`."""
         return self._lpips.distances(images)
+
+    def subject_similarities(self, images: Sequence[Image.Image], photographs: Sequence[MaskedPhotograph]) -> Tensor:
+        """See `dreambooth.evaluation.banks.Bank`."""
+        return self._dino.subject_similarities(images, photographs)
 
 
 def find_paper_weights(locations: BankLocations) -> tuple[Path, Path, Path]:

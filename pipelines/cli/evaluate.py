@@ -8,6 +8,7 @@ _SHOWN = {
     "dino": "DINO",
     "clip_i": "CLIP-I",
     "dino_subject": "DINO, subject",
+    "dino_subject_patches": "DINO, patches",
     "clip_t": "CLIP-T",
     "clip_t_base": "CLIP-T, base",
     "pres": "PRES",

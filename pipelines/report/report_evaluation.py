@@ -15,6 +15,10 @@ FIGURES = {
     "dino": ("DINO", "similarity to the photographs, by DINO: subject fidelity"),
     "clip_i": ("CLIP-I", "the same, by CLIP"),
     "dino_subject": ("DINO of the subject", "the same by DINO, to the photographs cut to the subject by their masks"),
+    "dino_subject_patches": (
+        "DINO of the subject's patches",
+        "how much of the masked subject is found in a sample, patch by patch, wherever it is",
+    ),
     "clip_t": ("CLIP-T", "similarity to the prompt: prompt fidelity"),
     "clip_t_no_identifier": ("CLIP-T without [V]", "similarity to the prompt without the identifier"),
     "clip_t_base": ("CLIP-T of the base model", "the base model's similarity to the same prompt"),
@@ -31,7 +35,7 @@ FIGURES = {
     "nearest_dino": ("nearest photograph", "mean DINO similarity to it"),
     "background_leak": ("background leak", "background colour in the subject; lower is better"),
 }
-_IN_BATCH = ("dino", "clip_i", "dino_subject", "clip_t", "pres", "div", "near_copies")
+_IN_BATCH = ("dino", "clip_i", "dino_subject", "dino_subject_patches", "clip_t", "pres", "div", "near_copies")
 _THUMBNAIL = 160  # pixels
 _SIDES = ((40, 320), (150, 160))
 """(most cells, pixels of a picture's side): few pictures are shown large."""

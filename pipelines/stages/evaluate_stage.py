@@ -3,16 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from dreambooth.config.settings import DreamBoothConfig
-from dreambooth.data.images import InstanceImage, cuts, decode, open_image, png_bytes, read_image
-from dreambooth.data.images.masks import find_mask
+from dreambooth.data.images import Cut, InstanceImage, cuts, decode, open_image, png_bytes, read_image
+from dreambooth.data.images.masks import Box, cut_mask, find_mask
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import EvaluationPrompt
 from dreambooth.evaluation.verdict import ShortVerdict, Similarity
 from dreambooth.miniature import BASES
-from pipelines.tasks import Call, SampleRequest, Samplers, Source
+from pipelines.tasks import Call, MaskedPicture, SampleRequest, Samplers, Source
 
 _IMAGES_PER_REQUEST = 4
 DEFAULT_ENCODER = "facebook/dino-vits16"
@@ -160,23 +161,36 @@ def instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage],
     pictures = []
     for image in images:
         opened = open_image(image.address, max_pixels=config.images.max_pixels)
-        square = cuts(opened, size=(side, side), crop="center", crops_per_image=1, flip=False, seed=0)[0].picture
-        pictures.append(png_bytes(square))
+        pictures.append(png_bytes(_square(opened, side).picture))
     return pictures
 
 
-def subject_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage], side: int) -> list[bytes]:
-    """The subject of each masked instance image, on white, as PNG squares of `side` pixels; none without masks."""
-    pictures: list[bytes] = []
-    most = config.images.max_pixels
+def masked_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage], side: int) -> list[MaskedPicture]:
+    """Masked instance images as PNG squares of `side` pixels; none without masks."""
+    pictures: list[MaskedPicture] = []
+    most, cropped = config.images.max_pixels, config.images.masks == "crop"
     for image in images if config.images.masked else ():
         decoded = decode(read_image(image.address), image.address, max_pixels=most)
         mask = find_mask(image, decoded, max_pixels=most)
         if mask is None:
             continue
-        alone = Image.composite(decoded.image, Image.new("RGB", decoded.image.size, "white"), mask.picture)
-        [square] = cuts(
-            alone, size=(side, side), crop="center", crops_per_image=1, flip=False, seed=0, within=mask.box(at_least=1)
+        subject = mask.box(at_least=1)
+        square = _square(decoded.image, side, within=subject if cropped else None)
+        inside = Image.fromarray(
+            (cut_mask(mask.picture, square.box, (side, side), mirrored=False) * 255).astype(np.uint8)
         )
-        pictures.append(png_bytes(square.picture))
+        alone = Image.composite(decoded.image, Image.new("RGB", decoded.image.size, "white"), mask.picture)
+        pictures.append(
+            MaskedPicture(
+                picture=png_bytes(square.picture),
+                mask=png_bytes(inside),
+                alone=png_bytes(_square(alone, side, within=subject).picture),
+            )
+        )
     return pictures
+
+
+def _square(image: Image.Image, side: int, within: Box | None = None) -> Cut:
+    size = side, side
+    [square] = cuts(image, size=size, crop="center", crops_per_image=1, flip=False, seed=0, within=within)
+    return square

@@ -8,7 +8,7 @@ all subjects of the class. An unfinished evaluation samples missing pictures; a 
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,13 @@ from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.inspection import Inspection, inspect_addresses
 from dreambooth.evaluation.protocol import SampleSet, protocol_of
 from pipelines.stages.embeddings import store_embeddings
-from pipelines.stages.evaluate_stage import instance_pictures, subject_pictures
+from pipelines.stages.evaluate_stage import instance_pictures, masked_pictures
 from pipelines.storage.files import exists, join, read_json, write_json
 from pipelines.tasks import (
     EVALUATION_FORMAT,
     BankAddress,
     Call,
+    MaskedPicture,
     Measured,
     ProtocolTask,
     SampleRequest,
@@ -130,14 +131,14 @@ def run_protocol(
         Call(method="seen", arguments=(instance, task.bank)),
         Call(method="texts", arguments=(texts, task.bank)),
     ]
+    masked = masked_pictures(task.config, task.images, task.config.picture_side)
     # The base model's first: a sampler switches pipelines once.
     of_base = [_call(base, pictures, base_samples_uri(task, pictures), task.bank) for pictures in task.base_sets]
     of_fine_tuned = [
-        _call(fine_tuned, pictures, samples_uri(task, pictures), task.bank, instance)
+        _call(fine_tuned, pictures, samples_uri(task, pictures), task.bank, instance, masked)
         for pictures in task.fine_tuned_sets
     ]
-    subject = subject_pictures(task.config, task.images, task.config.picture_side)
-    of_subject = [Call(method="seen", arguments=(subject, task.bank))] if subject else []
+    of_subject = [Call(method="seen", arguments=([each.alone for each in masked], task.bank))] if masked else []
     results = _results(samplers, [*of_real, *of_base, *of_fine_tuned, *of_subject], on_progress)
     seen_subject = results.pop() if of_subject else None
     seen, embedded_texts, *measured = results
@@ -171,8 +172,15 @@ def _results(samplers: Samplers, calls: Sequence[Call], on_progress: Callable[[i
     return [results[place] for place in range(len(calls))]
 
 
-def _call(source: Source, pictures: SampleSet, uri: str, bank: BankAddress, instance: Sequence[bytes] = ()) -> Call:
-    return Call(method="measured", arguments=(source, _request(pictures), uri, bank, instance))
+def _call(
+    source: Source,
+    pictures: SampleSet,
+    uri: str,
+    bank: BankAddress,
+    instance: Sequence[bytes] = (),
+    masked: Sequence[MaskedPicture] = (),
+) -> Call:
+    return Call(method="measured", arguments=(source, _request(pictures), uri, bank, instance, masked))
 
 
 def _request(pictures: SampleSet) -> SampleRequest:
@@ -207,6 +215,7 @@ def _evaluation(
             base=base[place].embeddings,
             distances=fine_tuned[place].distances if protocol.images_per_prompt > 1 else None,
             to_instance=fine_tuned[place].to_real,
+            to_subject=fine_tuned[place].to_subject,
         )
         for place, prompt in enumerate(protocol.prompts.prompts)
     ]
@@ -254,6 +263,7 @@ class _OfPrompt:
     embeddings: "ImageEmbeddings"
     distances: "Tensor"  # (N, N)
     to_real: "Tensor"  # (N, M)
+    to_subject: "Mapping[str, Tensor]"
 
 
 def _by_prompt(
@@ -271,6 +281,7 @@ def _by_prompt(
             embeddings=seen.embeddings[first : first + images],
             distances=seen.distances[first : first + images, first : first + images],
             to_real=seen.distances[first : first + images, len(pictures.seeds) :],
+            to_subject={name: similar[first : first + images] for name, similar in seen.to_subject.items()},
         )
         for pictures, seen in zip(sets, measured, strict=True)
         for first in range(0, len(pictures.seeds), images)

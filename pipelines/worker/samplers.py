@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.metrics import record
 from pipelines.storage.files import exists, join, read_bytes, write_bytes
-from pipelines.tasks import BankAddress, Measured, SampleRequest, Source, picture_name
+from pipelines.tasks import BankAddress, MaskedPicture, Measured, SampleRequest, Source, picture_name
 from pipelines.worker.held_pipeline import HeldPipeline
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dreambooth.evaluation.bank import Bank
+    from dreambooth.evaluation.patches import MaskedPhotograph
     from dreambooth.evaluation.short import Glance
 
 
@@ -75,11 +76,17 @@ class ImageSampler:
         return [png_bytes(image) for image in images]
 
     def measured(
-        self, source: Source, request: SampleRequest, uri: str, bank: BankAddress, instance: Sequence[bytes] = ()
+        self,
+        source: Source,
+        request: SampleRequest,
+        uri: str,
+        bank: BankAddress,
+        instance: Sequence[bytes] = (),
+        masked: Sequence[MaskedPicture] = (),
     ) -> "Measured":
         """Measure the pictures `0.png`, `1.png`, … at `uri`, sampling missing ones; `instance` are real ones.
 
-        A complete set is not sampled again.
+        A complete set is not sampled again. `masked` are the real ones that have masks.
         """
         addresses = [join(uri, picture_name(place)) for place in range(len(request.seeds))]
         if all(exists(address) for address in addresses):
@@ -90,7 +97,10 @@ class ImageSampler:
                 write_bytes(address, picture)
         images, encoders = _opened(pictures), self._bank_at(bank)
         distances = encoders.perceptual_distances([*images, *_opened(instance)])
-        return Measured(embeddings=encoders.embed_images(images), distances=distances[: len(images)])
+        to_subject = {"dino": encoders.subject_similarities(images, _opened_masked(masked))} if masked else {}
+        return Measured(
+            embeddings=encoders.embed_images(images), distances=distances[: len(images)], to_subject=to_subject
+        )
 
     def seen(self, pictures: Sequence[bytes], bank: BankAddress) -> "Measured":
         """Measure pictures in memory."""
@@ -132,3 +142,13 @@ def _opened(pictures: Sequence[bytes]) -> "list[Image]":
     from PIL import Image
 
     return [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+
+
+def _opened_masked(photographs: Sequence[MaskedPicture]) -> "list[MaskedPhotograph]":
+    from PIL import Image
+
+    from dreambooth.evaluation.patches import MaskedPhotograph
+
+    pictures = _opened([each.picture for each in photographs])
+    masks = [Image.open(io.BytesIO(each.mask)) for each in photographs]
+    return [MaskedPhotograph(picture=picture, mask=mask) for picture, mask in zip(pictures, masks, strict=True)]

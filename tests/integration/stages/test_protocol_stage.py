@@ -18,7 +18,7 @@ from dreambooth.evaluation.similarity import mean_pairwise_similarity
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.stages.embeddings import embeddings_uri, read_embeddings
-from pipelines.stages.evaluate_stage import subject_pictures
+from pipelines.stages.evaluate_stage import instance_pictures, masked_pictures
 from pipelines.stages.protocol_stage import run_protocol, samples_uri
 from pipelines.tasks import ProtocolTask, SampleRequest, Source
 from pipelines.worker.sampler_pool import SamplersHere
@@ -167,12 +167,31 @@ def test_masks_add_the_likeness_to_the_subject(
         mask.paste(255, (20, 20, 60, 60))
         mask.save(folder / f"{photograph.stem}.mask.png")
     made = plan("images.masks=weight", f"subject.instance_images={folder}")
-    subject = [np.asarray(Image.open(io.BytesIO(each))) for each in subject_pictures(made.config, made.images, 64)]
+    cut = masked_pictures(made.config, made.images, 64)
+    subject, squares, masks = (
+        [np.asarray(Image.open(io.BytesIO(getattr(each, name)))) for each in cut]
+        for name in ("alone", "picture", "mask")
+    )
     assert len(subject) == 3
+    for square, whole, inside in zip(squares, instance_pictures(made.config, made.images, 64), masks, strict=False):
+        assert (
+            square == np.asarray(Image.open(io.BytesIO(whole)))
+        ).all()  # as trained on: the middle, surroundings too
+        rows, columns = np.nonzero(inside > 127)  # 20 to 60 of 72 rows, and of 80 columns without 4 on each side
+        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (18, 52, 14, 49)
     assert all((each[[0, -1], [0, -1]] == 255).all() and (each[32, 32] < 255).any() for each in subject)
     masked, _ = measure(made, samplers)
-    assert set(masked["figures"]) == {*plain["figures"], "dino_subject"}
-    assert masked["figures"]["dino_subject"] != masked["figures"]["dino"]
+    assert set(masked["figures"]) == {*plain["figures"], "dino_subject", "dino_subject_patches"}
+    alone, patches = (masked["figures"][name] for name in ("dino_subject", "dino_subject_patches"))
+    assert alone["mean"] != masked["figures"]["dino"]["mean"] != patches["mean"]
+    assert all(-1 <= value <= 1 for value in patches["values"])
+    assert len(patches["values"]) == len(masked["per_prompt"])
+    cropped = plan("images.masks=crop", f"subject.instance_images={folder}")
+    # 40 pixels and a margin of 10 % on each side are the whole square: the mask covers 5 / 6 of it.
+    [inside, *_] = [
+        np.asarray(Image.open(io.BytesIO(each.mask))) for each in masked_pictures(cropped.config, cropped.images, 64)
+    ]
+    assert (inside > 127).mean() == pytest.approx((5 / 6) ** 2, abs=0.02)
 
 
 def test_one_image_per_prompt_has_no_div(plan: Any, samplers: Counting) -> None:

@@ -61,6 +61,24 @@ def test_likeness_to_the_subject_alone_is_a_figure_of_its_own() -> None:
         measure(bank=BANK, prompts=prompts, instance=instance, subject=embedded([[math.nan] * len(EAST)]))
 
 
+def test_likeness_of_the_subjects_patches_is_a_figure_of_its_own() -> None:
+    instance = embedded([EAST, NORTH_EAST])
+    both = [embedded([EAST, NORTH]), embedded([WEST, UP])]
+    similar = [torch.tensor([[0.9, 0.7], [0.5, 0.3]]), torch.tensor([[0.2, 0.2], [0.2, 0.2]])]
+    prompts = [
+        of_prompt(samples, f"prompt {place}", to_subject={"dino": similar[place]}) for place, samples in enumerate(both)
+    ]
+    found = measure(bank=BANK, prompts=prompts, instance=instance)
+    assert found.figures["dino_subject_patches"].values == pytest.approx((0.6, 0.2))
+    plain = measure(
+        bank=BANK, prompts=[dataclasses.replace(each, to_subject={}) for each in prompts], instance=instance
+    )
+    assert {name: each for name, each in found.figures.items() if "patches" not in name} == plain.figures
+    none = [dataclasses.replace(each, to_subject={"dino": torch.zeros(2, 0)}) for each in prompts]
+    unmeasured = measure(bank=BANK, prompts=none, instance=instance).unmeasured["dino_subject_patches"]
+    assert unmeasured == "no patch of an instance image is more than half the subject's"
+
+
 def test_every_figure_of_two_prompts() -> None:
     figures = two_prompts()
     half = math.sqrt(0.5)
@@ -86,6 +104,7 @@ def test_every_figure_of_two_prompts() -> None:
     assert figures.unmeasured == {
         "background_leak": "no masks of the subject were given",
         "dino_subject": "no masks of the instance images were given",
+        "dino_subject_patches": "no masks of the instance images were given",
     }
     assert {figure.bank for figure in figures.figures.values()} == {BANK}
     assert [(pair.sample, pair.instance, pair.similarity, pair.near_copy) for pair in figures.nearest] == [
