@@ -121,6 +121,7 @@ def _dry_run(config: "DreamBoothConfig", console: "RunConsole", *, verbose: bool
     from pipelines.plan.capacity import describe_capacity
     from pipelines.plan.describe import describe_plan, printable_settings
     from pipelines.plan.estimate import describe_estimate
+    from pipelines.plan.host_memory import describe_host_memory
 
     plan = personalize.dry_run(config, console)
     for warning in plan.warnings:
@@ -128,6 +129,6 @@ def _dry_run(config: "DreamBoothConfig", console: "RunConsole", *, verbose: bool
     if not console.quiet:  # memory takes seconds
         # A base without its weights is planned for other machines.
         estimate = describe_estimate([plan], lanes=1) if plan.has_weights else []
-        console.table([*describe_plan(plan), *estimate, *describe_capacity(plan)])
+        console.table([*describe_plan(plan), *estimate, describe_host_memory([plan], ()), *describe_capacity(plan)])
     if verbose:
         click.echo(yaml.safe_dump(printable_settings(plan.config), sort_keys=False, width=110), nl=False)

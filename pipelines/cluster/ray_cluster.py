@@ -55,7 +55,8 @@ _WITHOUT_BF16 = re.compile(
 class Resources:
     """Total resources of a cluster, names of its GPUs, and the CPUs of its largest node (None: it has one node).
 
-    `gpu_bytes` is the memory of its smallest GPU, None if that isn't known.
+    `gpu_bytes` is the memory of its smallest GPU, None if that isn't known; `node_bytes` is the main memory of every
+    node, empty if that isn't.
     """
 
     cpus: int
@@ -64,6 +65,7 @@ class Resources:
     largest_node_cpus: int | None = None
     gpu_types: tuple[str, ...] = ()
     gpu_bytes: int | None = None
+    node_bytes: tuple[int, ...] = ()
 
     def check(self, config: ClusterConfig) -> None:
         """Raise InputError if one subject's workers don't fit; Ray would wait for ever."""
@@ -119,7 +121,13 @@ def local_resources() -> Resources:
 
     gpus = torch.cuda.device_count()
     memory = smallest_gpu_bytes() if gpus else None
-    return Resources(cpus=usable_cpus(), gpus=gpus, gpu_types=_local_gpu_types(), gpu_bytes=memory)
+    return Resources(
+        cpus=usable_cpus(),
+        gpus=gpus,
+        gpu_types=_local_gpu_types(),
+        gpu_bytes=memory,
+        node_bytes=(usable_memory(),),
+    )
 
 
 def _local_gpu_types() -> tuple[str, ...]:
@@ -136,6 +144,24 @@ def usable_cpus() -> int:
         return max(1, min(cpus, round(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
         return cpus
+
+
+def usable_memory() -> int:
+    """Bytes of main memory that this process may use: the machine's, or a container's limit (cgroup v2)."""
+    import psutil
+
+    total = psutil.virtual_memory().total
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        return total
+
+
+def _node_bytes(config: ClusterConfig, nodes: list[dict[str, float]]) -> tuple[int, ...]:
+    """Main memory of every node: what Ray counted when it started there, for tasks and for its objects."""
+    if config.address is None:
+        return (usable_memory(),)
+    return tuple(int(node.get("memory", 0) + node.get("object_store_memory", 0)) for node in nodes)
 
 
 @contextmanager
@@ -159,14 +185,15 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
         _handle_sigterm(before)
     try:
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         yield Resources(
             cpus=int(total.get("CPU", 0)),
             gpus=int(total.get("GPU", 0)),
             nodes=len(nodes),
-            largest_node_cpus=int(max(nodes)),
+            largest_node_cpus=int(max(node.get("CPU", 0) for node in nodes)),
             gpu_types=tuple(sorted(name.partition(":")[2] for name in total if name.startswith("accelerator_type:"))),
             gpu_bytes=_gpu_bytes(config) if total.get("GPU") else None,
+            node_bytes=_node_bytes(config, nodes),
         )
     finally:
         if started:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.errors import InputError
-from pipelines.cluster.ray_cluster import Resources, ray_cluster, ray_cluster_meanwhile
+from pipelines.cluster.ray_cluster import Resources, local_resources, ray_cluster, ray_cluster_meanwhile
 from pipelines.driver.clock import Clock
 from pipelines.driver.console import RunConsole
 from pipelines.plan.batch_plan import BatchPlan
 from pipelines.plan.describe import describe_plan
 from pipelines.plan.destinations import check_destinations, check_servers
+from pipelines.plan.host_memory import check_host_memory
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.stages.evaluate_stage import image_encoder
 from pipelines.storage.files import exists, join
@@ -67,9 +68,11 @@ def checked_plan(config: DreamBoothConfig, resources: Resources | None = None, *
 
     Without `weights` those of the base may be missing.
     """
+    resources = resources or local_resources()
     plan = make_plan(config, resources, weights=weights)
     if plan.has_weights:  # else nothing will be written, and it is planned for other machines
-        check_destinations([plan], nodes=_nodes(resources))
+        check_host_memory(plan, resources.node_bytes)
+        check_destinations([plan], nodes=resources.nodes)
     return plan
 
 

@@ -11,6 +11,7 @@ from dreambooth.errors import InputError
 from dreambooth.sampling.class_images import PriorPlan
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.describe import fewer_workers
+from pipelines.plan.host_memory import check_host_memory, describe_host_memory, lanes_in_memory
 from pipelines.plan.lanes_per_gpu import choose_lanes_per_gpu, describe_sharing
 from pipelines.plan.run_plan import Plan
 from pipelines.stages.evaluate_stage import meant_encoder
@@ -77,6 +78,10 @@ def make_batch_plan(name: str, plans: Sequence[Plan], resources: Resources) -> B
             f"cluster.lanes is {asked}, but the cluster has room for {room} of {each}; ask for fewer, or leave it out"
         )
     lanes = min(asked or room, len(plans))
+    if asked is None:
+        lanes = lanes_in_memory(plans, resources.node_bytes, lanes)
+    for plan in plans:
+        check_host_memory(plan, resources.node_bytes, lanes=lanes)
     return BatchPlan(
         name=name,
         uri=join(first.storage.root, "batches", name),
@@ -100,6 +105,8 @@ def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
     why = "as asked" if plan.cluster.lanes else f"{total} {device}s, and a subject takes {takes}"
     if not plan.cluster.lanes and plan.lanes == len(plan.subjects):
         why = "no more than subjects"
+    elif not plan.cluster.lanes and plan.lanes < total // (workers * each):
+        why = "as many as main memory has room for"
     why += f", {shared} on each GPU" if shared > 1 else ""
     engine = f"DeepSpeed ZeRO-{first.config.zero.stage}" if first.engine == "deepspeed" else "PyTorch"
     stages = [stage for subject in plan.subjects for stage in subject.stages]
@@ -112,6 +119,7 @@ def describe_batch(plan: BatchPlan) -> list[tuple[str, str]]:
         ("workers", f"{workers} x {_part(each, shared)} {device} a subject{fewer_workers(plan.cluster)}, {engine}"),
         ("lanes", f"{plan.lanes} ({why})"),
         ("memory", f"{largest.model_state_bytes / 2**20:.0f} MiB a worker of weights, gradients and optimizer"),
+        describe_host_memory(plan.subjects, plan.resources.node_bytes, lanes=plan.lanes),
         *describe_sharing(plan.subjects, shared, plan.resources),
         ("class images", _class_images(plan)),
         ("steps", f"{steps} in all, {steps // plan.lanes} a lane"),

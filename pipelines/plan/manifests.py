@@ -19,6 +19,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from dreambooth.errors import InputError
 from pipelines.cluster.certificates import tls_environment
+from pipelines.plan.host_memory import LIBRARIES_BYTES, host_phases
 from pipelines.plan.run_plan import Plan
 
 Manifest = dict[str, Any]
@@ -81,15 +82,13 @@ def worker_pods(plan: Plan, *, lanes: int, gpus_per_node: int) -> WorkerPods:
 
 
 def host_bytes(plan: Plan) -> int:
-    """Host memory of one worker: process, base models with frozen text encoders, weights to publish.
+    """Main memory of one worker, whichever it is of its lane: room for the process, and the largest phase.
 
-    On a CPU also model states, and activations of about their size; with offload the optimizer's states, or weights.
+    On a CPU also activations, of about the size of model states.
     """
-    weights = 4 * sum(sum(stage.base.parameter_counts.values()) for stage in plan.stages)
-    states = 0 if plan.use_gpu else 2 * plan.model_state_bytes
-    zero = plan.config.zero
-    each = (12 if zero.offload_optimizer else 0) + (4 if zero.offload_parameters else 0)
-    return _PROCESS_BYTES + 2 * weights + states + each * plan.trained_parameters
+    activations = 0 if plan.use_gpu else max(stage.model_state_bytes for stage in plan.stages)
+    largest = max(held.each + held.first for held in host_phases(plan)) - LIBRARIES_BYTES
+    return _PROCESS_BYTES + largest + activations
 
 
 def ray_cluster(name: str, plans: Sequence[Plan], *, lanes: int, placement: Placement) -> Manifest:
