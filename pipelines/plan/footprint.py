@@ -17,7 +17,7 @@ class Footprint:
     `trained` and `frozen` are numbers of parameters, the latter of modules that every step runs without training them.
     `moments` are bytes of the optimizer's state (None: Adam's, in fp32), `update` those that the update of the largest
     parameter takes beside it. With `fused_backward` each gradient is freed within the backward pass. `bucket` are
-    bytes of DeepSpeed's buckets of gradients.
+    bytes of DeepSpeed's buckets of gradients. With `halves_apart` the denoiser is called twice before a backward pass.
     """
 
     trained: int
@@ -29,6 +29,7 @@ class Footprint:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     bucket: int = 0
+    halves_apart: bool = False
 
     def state_bytes(self, stage: int, workers: int) -> int:
         """Weights, gradients, masters, moments and moving average, activations not counted."""
@@ -51,5 +52,8 @@ class Footprint:
             return steady + max(step, gradients * (2 if workers > 1 else 1), gradients + self.update)
         if stage == 1:
             return steady + max(step + self.bucket, gradients + gradients // workers)
-        gathered = 4 * min(self.trained, _LIVE_PARAMETERS) if stage == 3 else 0
+        # A module called twice before its backward pass stays gathered once the first of them has ended (DeepSpeed
+        # 0.19.8, parameter_offload.py).
+        live = self.trained if self.halves_apart else min(self.trained, _LIVE_PARAMETERS)
+        gathered = 4 * live if stage == 3 else 0
         return steady + step + self.bucket + gradients // workers + gathered

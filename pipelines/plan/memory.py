@@ -22,7 +22,7 @@ def peak_bytes(plan: Plan) -> int:
 
 def peak_of(plan: Plan, stage: int, workers: int) -> int:
     """What `peak_bytes` would be with another stage of ZeRO and number of workers."""
-    footprint = replace(plan.footprint, bucket=_bucket_bytes(plan))
+    footprint = replace(plan.footprint, bucket=_bucket_bytes(plan), halves_apart=_halves_apart(plan))
     return footprint.peak_bytes(stage, workers, partial(_step_bytes, plan))
 
 
@@ -36,6 +36,12 @@ def _bucket_bytes(plan: Plan) -> int:
     from pipelines.worker.deepspeed_engine import REDUCE_BUCKET
 
     return 4 * REDUCE_BUCKET * (2 if plan.use_gpu else 1)  # on a GPU one is filled while another is sent
+
+
+def _halves_apart(plan: Plan) -> bool:
+    """Whether the denoiser is called for each half of a batch, as in `TrainingData.halves_apart`."""
+    side = int(plan.config.images.resolution or plan.base.resolution)
+    return plan.prior is not None and any(size != (side, side) for size in plan.sizes)
 
 
 def _largest_size(plan: Plan) -> tuple[int, int]:

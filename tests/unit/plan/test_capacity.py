@@ -117,6 +117,15 @@ class TestFewest:
     def test_zero_divides_states(self, stage: int, workers: int, each: float) -> None:
         assert Footprint(trained=1000).state_bytes(stage, workers) == each * 1000
 
+    @pytest.mark.parametrize(("stage", "more"), [(0, 0), (1, 0), (2, 0), (3, 8 * 10**9)])
+    def test_zero_3_keeps_what_it_gathers_for_two_calls(self, stage: int, more: int) -> None:
+        """Three billion parameters instead of the one billion that it keeps otherwise."""
+        once, twice = (
+            Footprint(trained=3 * 10**9, halves_apart=apart).peak_bytes(stage, 4, lambda keep: 0)
+            for apart in (False, True)
+        )
+        assert twice - once == more
+
     def test_fewest_is_fewest(self, monkeypatch: pytest.MonkeyPatch) -> None:
         plan = published_plan(next(one for one in published_models() if one.address == "flux.1-dev"))
         monkeypatch.setattr("pipelines.plan.memory._step_bytes", lambda *_: 20 * 2**30)
