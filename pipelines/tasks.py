@@ -67,14 +67,24 @@ def picture_name(place: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderAddress:
+    """An encoder beside a bank's: its name, its location, and its hash on the driver."""
+
+    name: str
+    address: str
+    hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class BankAddress:
-    """A bank of encoders, its hash on the driver, and the locations of the paper's."""
+    """A bank of encoders, its hash on the driver, the locations of the paper's, and the encoders beside it."""
 
     name: str
     hash: str
     dino: str
     clip: str
     lpips: str | None
+    further: tuple[EncoderAddress, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +168,7 @@ class ProtocolTask:
         parts: list[Any] = [EVALUATION_FORMAT, sets, self.data_hash, self.bank.hash]
         if self.config.images.masked:
             parts.append("subject patches")  # which earlier evaluations lack
+        parts += [encoder.hash for encoder in self.bank.further]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
     @property

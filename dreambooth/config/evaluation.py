@@ -8,6 +8,9 @@ from dreambooth.config.bounds import Count, Guidance, Number, SamplingSteps, See
 from dreambooth.config.subject import Frozen, PromptTemplates, Subject, Words, as_tuple, fill_prompt
 from dreambooth.config.wording import PROMPT_FIELDS, misplaced
 
+FURTHER = ("dinov2", "dreamsim")
+"""Encoders beside a bank's, by the settings that locate them."""
+
 
 def _check_prompt(prompt: str) -> str:
     if fault := misplaced(prompt, known=PROMPT_FIELDS):
@@ -65,6 +68,16 @@ class EvaluationConfig(Frozen):
     )
     lpips: Words | None = Field(
         None, description="LPIPS of the paper's bank: folder with the weights of AlexNet and LPIPS, which no hub has"
+    )
+    dinov2: Words | None = Field(
+        None,
+        description="DINOv2 to measure beside the bank, in columns of its own: folder, address or hub id, such as "
+        "facebook/dinov2-small; None: not measured",
+    )
+    dreamsim: Words | None = Field(
+        None,
+        description="DreamSim to measure beside the bank, in columns of its own: folder or address of what the package "
+        "dreamsim leaves in its cache_dir; None: not measured",
     )
     real_images: Annotated[tuple[str, ...] | None, BeforeValidator(as_tuple)] = Field(
         None, description="photographs of the subject to compare samples with; None: the instance images"

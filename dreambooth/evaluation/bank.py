@@ -5,8 +5,8 @@ CLIP that come with the miniature, which know its world and no other. Figures of
 every figure carries its bank's name and hash, and `dreambooth.evaluation.figures` refuses to put two in one column.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from PIL import Image
@@ -33,10 +33,14 @@ class BankLocations:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEmbeddings:
-    """Embeddings of the same N images by both encoders, of unit norm, float32, on the CPU."""
+    """Embeddings of the same N images by both encoders, of unit norm, float32, on the CPU.
+
+    `further` are those of encoders beside the bank's (`dreambooth.evaluation.further`), by name.
+    """
 
     dino: Tensor  # (N, D1)
     clip: Tensor  # (N, D2)
+    further: Mapping[str, Tensor] = field(default_factory=dict)  # (N, D) each
 
     def __post_init__(self) -> None:
         """Refuse embeddings of different numbers of images."""
@@ -45,6 +49,9 @@ class ImageEmbeddings:
                 f"expected embeddings (N, D1) and (N, D2) of the same N images, "
                 f"got {tuple(self.dino.shape)} and {tuple(self.clip.shape)}"
             )
+        for name, embeddings in self.further.items():
+            if embeddings.ndim != 2 or len(embeddings) != len(self.dino):
+                raise ValueError(f"expected {len(self.dino)} embeddings by {name}, got {tuple(embeddings.shape)}")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -52,7 +59,8 @@ class ImageEmbeddings:
 
     def __getitem__(self, chosen: slice) -> "ImageEmbeddings":
         """Embeddings of some of the images: `embeddings[:4]`."""
-        return ImageEmbeddings(dino=self.dino[chosen], clip=self.clip[chosen])
+        further = {name: embeddings[chosen] for name, embeddings in self.further.items()}
+        return ImageEmbeddings(dino=self.dino[chosen], clip=self.clip[chosen], further=further)
 
 
 class Bank(Protocol):

@@ -9,8 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.encoders import IMAGES_AT_ONCE, read_transform
-from dreambooth.models.building import BUILDING
+from dreambooth.evaluation.encoders import IMAGES_AT_ONCE, load_whole, read_transform
 from dreambooth.quiet import hide_progress_bars, quiet
 
 if TYPE_CHECKING:
@@ -27,9 +26,7 @@ class CLIPEncoder:
         from transformers import CLIPModel
 
         self.transform = read_transform(directory)
-        with BUILDING:
-            model = CLIPModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32)
-        self._model = model.to(device).eval()
+        self._model = load_whole(CLIPModel, directory).to(device).eval()
         self._tokenizer, self._length = load_text_reader(directory)
         self._device = device
 

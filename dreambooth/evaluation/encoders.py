@@ -111,19 +111,19 @@ def _resize(size: Any, path: Path) -> int | tuple[int, int]:
 
 
 class ViTEncoder:
-    """A transformers ViTModel; the embedding is the class token's, after the last layer's norm."""
+    """A transformers ViTModel or Dinov2Model; the embedding is the class token's, after the last layer's norm."""
 
     def __init__(self, directory: Path, *, device: str) -> None:
-        """Load the model and its transform."""
+        """Load the model and its transform. Raises InputError for damaged weights and those of another model."""
         quiet()
         hide_progress_bars()
-        from transformers import ViTModel
+        from transformers import Dinov2Model, ViTModel
 
         self.transform = read_transform(directory)
-        with BUILDING:
-            model = ViTModel.from_pretrained(
-                directory, add_pooling_layer=False, local_files_only=True, dtype=torch.float32
-            )
+        if json.loads((directory / "config.json").read_text())["model_type"] == "dinov2":
+            model = load_whole(Dinov2Model, directory)
+        else:
+            model = load_whole(ViTModel, directory, add_pooling_layer=False)
         self._model = model.to(device).eval()
         self._device = device
 
@@ -180,6 +180,27 @@ class ViTEncoder:
         for start in range(0, len(images), IMAGES_AT_ONCE):
             chunk = [self.transform(image) for image in images[start : start + IMAGES_AT_ONCE]]
             yield torch.stack(chunk).to(self._device)
+
+
+def load_whole(kind: Any, directory: Path, **settings: Any) -> Any:
+    """A transformers model of a folder, float32. Raises InputError unless all of its weights are there and whole."""
+    try:
+        with BUILDING:
+            model, found = kind.from_pretrained(
+                directory, local_files_only=True, dtype=torch.float32, output_loading_info=True, **settings
+            )
+    except Exception as error:  # noqa: BLE001 - safetensors, zip, pickle and transformers have exceptions of their own
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the weights in {directory} are damaged or don't fit its config.json ({type(error).__name__}: {reason}); "
+            f"fetch them again"
+        ) from None
+    if lacking := sorted(found["missing_keys"]):
+        raise InputError(
+            f"the weights in {directory} lack {lacking[0]} and {len(lacking) - 1} other tensors of a {kind.__name__}; "
+            f"is the copy complete, and of this model?"
+        )
+    return model
 
 
 def load_image_encoder(address: str | Path, *, device: str = "cpu") -> ImageEncoder:

@@ -29,10 +29,15 @@ FIGURE_NAMES = (
     "near_copies",
     "nearest_dino",
     "background_leak",
+    "dinov2",
+    "dinov2_subject_patches",
+    "real_dinov2",
+    "dreamsim",
+    "real_dreamsim",
 )
-"""All figures; docs/metrics.md explains each."""
+"""All figures; docs/metrics.md explains each. The last five are of encoders beside a bank's."""
 
-PAIRS = frozenset(("real_dino", "real_clip_i"))
+PAIRS = frozenset(("real_dino", "real_clip_i", "real_dinov2", "real_dreamsim"))
 VARIANCES = frozenset(("context_variance",))
 SHARES = frozenset(("prompts_followed", "near_copies"))
 """Figures that aren't means of independent values, by kind."""
@@ -59,7 +64,7 @@ def interval_of(name: str, subjects: Sequence[Sequence[float]], *, seed: int = S
 
 @dataclass(frozen=True, kw_only=True)
 class BankId:
-    """Identity of a bank: its name, and the hash of its weights and transforms."""
+    """Identity of a bank, or of an encoder beside it: its name, and the hash of its weights and transforms."""
 
     name: str
     hash: str
@@ -108,7 +113,7 @@ class NearestInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Everything measured of one subject's model."""
+    """Everything measured of one subject's model, by `bank` and by encoders beside it."""
 
     bank: BankId
     figures: Mapping[str, Figure]
@@ -117,12 +122,18 @@ class Figures:
     warnings: tuple[str, ...]
     unmeasured: Mapping[str, str]  # by the figure's name: why it is missing
 
+    @property
+    def banks(self) -> tuple[BankId, ...]:
+        """The bank, and the encoders beside it that measured any of the figures."""
+        return tuple(dict.fromkeys((self.bank, *(figure.bank for figure in self.figures.values()))))
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; `figures_from` is the inverse."""
+        """Plain data for JSON; `figures_from` is the inverse. Figures of encoders beside the bank name theirs."""
         return {
             "bank": asdict(self.bank),
             "figures": {
                 name: {**asdict(figure.interval), "values": list(figure.values)}
+                | ({} if figure.bank == self.bank else {"bank": asdict(figure.bank)})
                 for name, figure in self.figures.items()
             },
             "per_prompt": [asdict(row) for row in self.per_prompt],
@@ -142,7 +153,7 @@ def figures_from(content: Mapping[str, Any]) -> Figures:
         bank=bank,
         figures={
             name: Figure(
-                bank=bank,
+                bank=BankId(**figure["bank"]) if "bank" in figure else bank,
                 interval=interval_of(name, [figure["values"]])
                 if name in PAIRS | VARIANCES | SHARES
                 else Interval(**{end: figure[end] for end in ("mean", "low", "high", "n")}),
@@ -157,16 +168,25 @@ def figures_from(content: Mapping[str, Any]) -> Figures:
     )
 
 
+def by_bank(content: Mapping[str, Any]) -> list[tuple[BankId, dict[str, Any]]]:
+    """Figures of plain data as `as_dict` wrote it, apart by what measured them, those of the bank first."""
+    own = BankId(**content["bank"])
+    found: dict[BankId, dict[str, Any]] = {own: {}}
+    for name, figure in content["figures"].items():
+        found.setdefault(BankId(**figure["bank"]) if "bank" in figure else own, {})[name] = figure
+    return list(found.items())
+
+
 def column(name: str, subjects: Sequence[Figures], *, seed: int = SEED) -> Interval:
     """One figure over several subjects, each counting alike (`interval_of`).
 
     Raises InputError for figures of different banks, for no subjects, and where a subject lacks the figure.
     """
-    one_bank([figures.bank for figures in subjects])
     for position, figures in enumerate(subjects):
         if name not in figures.figures:
             why = figures.unmeasured.get(name, "there is no such figure")
             raise InputError(f"subject {position} of {len(subjects)} has no figure {name!r}: {why}")
+    one_bank([figures.figures[name].bank for figures in subjects])
     return interval_of(name, [figures.figures[name].values for figures in subjects], seed=seed)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from dreambooth.evaluation.encoders import Transform
@@ -20,6 +21,16 @@ def fingerprint(*encoders: tuple[Path, Transform | None], definition: str) -> st
             state = path.stat()
             total.update(f"{path.name} {_digest(path, state.st_size, state.st_mtime_ns)}\n".encode())
         total.update(repr(transform).encode())
+    return total.hexdigest()[:16]
+
+
+def fingerprint_of_files(directory: Path, files: Sequence[Path], *, definition: str) -> str:
+    """As `fingerprint`, of an encoder that reads these files of a folder and makes its own transform."""
+    total = hashlib.sha256(definition.encode())
+    for path in sorted(files):
+        state = path.stat()
+        name = path.relative_to(directory).as_posix()
+        total.update(f"{name} {_digest(path, state.st_size, state.st_mtime_ns)}\n".encode())
     return total.hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bank import check_one_size
+from dreambooth.evaluation.weight_files import read_weights
 from dreambooth.models.download import cache_directory, from_hub, from_store, is_hub_id, is_remote
 
 WHAT_TO_FETCH = (
@@ -120,7 +121,7 @@ def weight_files(directory: Path) -> tuple[Path, Path]:
 def load_lpips(directory: Path, *, device: str = "cpu") -> LPIPS:
     """LPIPS with the weights in a folder. Raises InputError for files that are damaged or hold something else."""
     alexnet_path, linear_path = weight_files(directory)
-    alexnet, linear = _read(alexnet_path), _read(linear_path)
+    alexnet, linear = (read_weights(path, cure=WHAT_TO_FETCH) for path in (alexnet_path, linear_path))
     model = LPIPS()
     _put(model.features, {name: f"features.{name}" for name in model.features.state_dict()}, alexnet, alexnet_path)
     # In the package each layer is a dropout and a 1 x 1 convolution without bias.
@@ -135,17 +136,3 @@ def _put(module: nn.Module, names: Mapping[str, str], weights: Mapping[str, Tens
         if published not in weights or weights[published].numel() != own[name].numel():
             raise InputError(f"{path} has no {published} of {own[name].numel()} numbers; {WHAT_TO_FETCH}")
     module.load_state_dict({name: weights[published].reshape(own[name].shape) for name, published in names.items()})
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - zip, pickle and safetensors have exceptions of their own
-        raise InputError(f"{path} is damaged or no file of weights ({type(error).__name__}); fetch it again") from None
-    if not isinstance(weights, dict):
-        raise InputError(f"{path} holds {type(weights).__name__}, not a state dict; {WHAT_TO_FETCH}")
-    return weights

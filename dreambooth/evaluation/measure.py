@@ -14,7 +14,15 @@ from torch import Tensor
 from dreambooth.errors import InputError
 from dreambooth.evaluation import metrics
 from dreambooth.evaluation.bank import ImageEmbeddings
-from dreambooth.evaluation.figures import BankId, Figure, Figures, NearestInstance, PromptRow, interval_of
+from dreambooth.evaluation.figures import (
+    FIGURE_NAMES,
+    BankId,
+    Figure,
+    Figures,
+    NearestInstance,
+    PromptRow,
+    interval_of,
+)
 from dreambooth.evaluation.similarity import directions
 from dreambooth.evaluation.verdict import warnings_of
 
@@ -43,12 +51,14 @@ def measure(
     class_samples: ImageEmbeddings | None = None,
     instance_distances: Tensor | None = None,
     subject: ImageEmbeddings | None = None,
+    further: Mapping[str, BankId] | None = None,
 ) -> Figures:
     """Every figure that the embeddings allow; `Figures.unmeasured` gives reasons for the others.
 
     `instance_distances` (M, M) between the instance images goes with `PromptSamples.to_instance`; `subject` are those
-    images cut to the subject by their masks, all else white. Intervals are over prompts; those of pres and real_* over
-    images (`figures.interval_of`).
+    images cut to the subject by their masks, all else white. `further` are the encoders beside the bank's that embedded
+    samples and instance images, by name. Intervals are over prompts; those of pres and real_* over images
+    (`figures.interval_of`).
     Raises InputError, naming the prompt, for no prompts, no samples, embeddings that aren't finite or of another width
     than the instance images'.
     """
@@ -64,10 +74,16 @@ def measure(
     rows = tuple(_row(place, prompts, instance, copied) for place, copied in enumerate(copies))
     if subject is not None:
         _check("the masked instance images", subject, instance)
-    values, unmeasured = _values(rows, prompts, instance, class_samples, subject)
+    found = _values(rows, prompts, instance, class_samples, subject)
+    measured_by = dict.fromkeys(found, bank)
+    for encoder, identity in (further or {}).items():
+        more = _further(encoder, prompts, instance)
+        found |= more
+        measured_by |= dict.fromkeys(more, identity)
     figures = {
-        name: Figure(bank=bank, interval=interval_of(name, [numbers]), values=tuple(numbers))
-        for name, numbers in values.items()
+        name: Figure(bank=measured_by[name], interval=interval_of(name, [numbers]), values=tuple(numbers))
+        for name, numbers in found.items()
+        if not isinstance(numbers, str)
     }
     return Figures(
         bank=bank,
@@ -75,7 +91,7 @@ def measure(
         per_prompt=rows,
         nearest=tuple(_nearest(prompts, instance, copies)),
         warnings=warnings_of({name: figure.interval.mean for name, figure in figures.items()}),
-        unmeasured=unmeasured,
+        unmeasured={name: reason for name, reason in found.items() if isinstance(reason, str)},
     )
 
 
@@ -106,6 +122,8 @@ def _check_all(
 def _check(whose: str, embeddings: ImageEmbeddings, instance: ImageEmbeddings) -> None:
     _check_embeddings(f"{whose}, dino", embeddings.dino, instance.dino)
     _check_embeddings(f"{whose}, clip", embeddings.clip, instance.clip)
+    for name, further in embeddings.further.items():
+        _check_embeddings(f"{whose}, {name}", further, instance.further[name])
 
 
 def _check_embeddings(whose: str, embeddings: Tensor, like: Tensor) -> None:
@@ -171,9 +189,9 @@ def _values(
     instance: ImageEmbeddings,
     class_samples: ImageEmbeddings | None,
     subject: ImageEmbeddings | None,
-) -> tuple[dict[str, list[float]], dict[str, str]]:
+) -> dict[str, list[float] | str]:
     """Values whose mean each figure is, or the reason why it is missing."""
-    found: dict[str, list[float] | str] = {
+    return {
         "dino": [row.dino for row in rows],
         "clip_i": [row.clip_i for row in rows],
         "dino_subject": "no masks of the instance images were given"
@@ -198,8 +216,18 @@ def _values(
         "background_leak": [row.background_leak for row in rows if row.background_leak is not None]
         or "no masks of the subject were given",
     }
-    values = {name: value for name, value in found.items() if not isinstance(value, str)}
-    return values, {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _further(encoder: str, prompts: Sequence[PromptSamples], instance: ImageEmbeddings) -> dict[str, list[float] | str]:
+    """As `_values`, by an encoder beside the bank's."""
+    real = instance.further[encoder]
+    found: dict[str, list[float] | str] = {
+        encoder: [float(metrics.fidelity(each.samples.further[encoder], real).mean()) for each in prompts],
+        f"real_{encoder}": _among_themselves(real),
+    }
+    if (patches := f"{encoder}_subject_patches") in FIGURE_NAMES:
+        found[patches] = _subject_patches(encoder, prompts)
+    return found
 
 
 def _subject_patches(encoder: str, prompts: Sequence[PromptSamples]) -> list[float] | str:

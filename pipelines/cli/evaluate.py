@@ -16,6 +16,11 @@ _SHOWN = {
     "real_dino": "DINO, real",
     "real_clip_i": "CLIP-I, real",
     "near_copies": "near-copies",
+    "dinov2": "DINOv2",
+    "dinov2_subject_patches": "DINOv2, patches",
+    "real_dinov2": "DINOv2, real",
+    "dreamsim": "DreamSim",
+    "real_dreamsim": "DreamSim, real",
 }
 
 
@@ -52,6 +57,7 @@ def evaluate(
     The figures are DINO, CLIP-I, CLIP-T, PRES and DIV, with intervals. They go to MLflow, to the model's version, and
     beside the model as evaluation.json. The alias 'champion' moves to the version if it passes the gate (gate.*).
     """
+    from dreambooth.evaluation.figures import by_bank
     from pipelines.apps.evaluate_model import evaluate_model
     from pipelines.driver.console import RunConsole
 
@@ -67,7 +73,9 @@ def evaluate(
         console=RunConsole(quiet=silent),
     )
     evaluation = result.evaluation
-    rows = [("bank", f"{evaluation['bank']['name']}, hash {evaluation['bank']['hash']}")]
+    own, *beside = by_bank(evaluation)
+    rows = [("bank", f"{own[0].name}, hash {own[0].hash}")]
+    rows += [("beside it", f"{encoder.name}, hash {encoder.hash}") for encoder, _ in beside]
     for name, shown in _SHOWN.items():
         if (figure := evaluation["figures"].get(name)) is not None:
             ends = f"{figure['low']:.3f} to {figure['high']:.3f}, n = {figure['n']}"
@@ -76,4 +84,4 @@ def evaluate(
     if result.gate is not None:
         rows.append(("champion", f"{'yes' if result.gate.moved else 'not moved'}: {result.gate.reason}"))
     for what, value in [*rows, ("written to", result.uri)]:
-        click.echo(f"{what:>14}  {value}")
+        click.echo(f"{what:>15}  {value}")

@@ -20,6 +20,7 @@ def models(where: str | None, tracking_uri: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from dreambooth.config.evaluation import FURTHER
     from pipelines.tracking.model_list import list_models
 
     found = list_models(tracking_uri, where)
@@ -27,7 +28,8 @@ def models(where: str | None, tracking_uri: str | None) -> None:
     judged = [
         (bank, name)
         for bank in sorted({bank for model in found for bank in model.figures})
-        for name in ("dino", "clip_i", "clip_t", "pres", "div")
+        for name in ("dino", "clip_i", "clip_t", "pres", "div", *FURTHER)
+        if any(name in model.figures.get(bank, {}) for model in found)
     ]
     columns = [f"{bank}\n{name.replace('_', '-').upper()}" for bank, name in judged]
     described = ("model", "subject", "class noun", "[V]", "version", "aliases", "similarity", "class after")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dreambooth.amounts import counted, duration
 from dreambooth.config.settings import DreamBoothConfig
-from dreambooth.evaluation.figures import BankId
+from dreambooth.evaluation.figures import BankId, by_bank
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.driver.summary import sample_uri
 from pipelines.plan.batch_plan import BatchPlan, describe_batch
@@ -153,8 +153,7 @@ def _embedded(subject: str, summary: dict[str, Any]) -> Embedded | None:
 def _figures(summary: dict[str, Any]) -> dict[str, float]:
     if (evaluation := summary.get("evaluation")) is None:
         return {}
-    bank = evaluation["bank"]["name"]
-    return {f"{bank}_{name}": figure["mean"] for name, figure in evaluation["figures"].items()}
+    return {f"{bank.name}_{name}": figure["mean"] for bank, own in by_bank(evaluation) for name, figure in own.items()}
 
 
 def _row(subject: SubjectResult) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def describe_verdict(verdict: Mapping[str, Any]) -> str:
 def _figures(recorded: RecordedFigures) -> dict[str, Any]:
     evaluation = recorded.evaluation
     intervals = {
-        name: {end: figure[end] for end in ("mean", "low", "high", "n")}
+        name: {part: figure[part] for part in ("mean", "low", "high", "n", "bank") if part in figure}
         for name, figure in evaluation["figures"].items()
     }
     return {

@@ -54,7 +54,8 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     if (protocol := plan.protocol) is not None:
         prompts = protocol.protocol.prompts
         drawn = f"{len(prompts.prompts)} prompts ({prompts.name}) x {protocol.protocol.images_per_prompt}"
-        rows.append(("figures", f"{drawn}, measured by the bank {protocol.bank.name}"))
+        beside = "".join(f", {each.name} beside it" for each in protocol.bank.further)
+        rows.append(("figures", f"{drawn}, measured by the bank {protocol.bank.name}{beside}"))
     if train.by_score:
         rows.append(("scores", f"every {config.evaluation.every} steps; exported is the {train.keep} checkpoint"))
     name = f", registered as {config.model_name}" if config.tracking.register_model else ""

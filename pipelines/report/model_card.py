@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from dreambooth.amounts import counted
+from dreambooth.evaluation.figures import by_bank
 from dreambooth.models.licence import Licence
 
 Form = Literal["diffusers", "single-file", "lora"]
@@ -20,11 +21,18 @@ _PAPER = "https://arxiv.org/abs/2208.12242"
 _SHOWN = {
     "dino": "DINO",
     "clip_i": "CLIP-I",
+    "dino_subject": "DINO of the subject",
+    "dino_subject_patches": "DINO of the subject's patches",
     "clip_t": "CLIP-T",
     "pres": "PRES",
     "div": "DIV",
     "prompts_followed": "prompts followed",
     "near_copies": "near-copies",
+    "dinov2": "DINOv2",
+    "dinov2_subject_patches": "DINOv2 of the subject's patches",
+    "real_dinov2": "DINOv2 of the photographs",
+    "dreamsim": "DreamSim",
+    "real_dreamsim": "DreamSim of the photographs",
 }
 _DESCRIBED = ("Base model and licence", "Prompts", "Figures", "Training")
 
@@ -97,7 +105,7 @@ class CardFacts:
 
     def with_figures(self, evaluation: Mapping[str, Any]) -> "CardFacts":
         """With the figures of an evaluation.json, in the place of earlier ones by the same bank and prompts."""
-        measured = all_measured(self.measured, [measured_in(evaluation)])
+        measured = all_measured(self.measured, measured_in(evaluation))
         return replace(self, measured=measured, warnings=tuple(evaluation["warnings"]))
 
 
@@ -106,18 +114,19 @@ def all_measured(earlier: Sequence[Measured], later: Sequence[Measured]) -> tupl
     return tuple({(each.bank, each.prompts): each for each in (*earlier, *later)}.values())
 
 
-def measured_in(evaluation: Mapping[str, Any]) -> Measured:
-    """The figures of an evaluation.json."""
-    bank = evaluation["bank"]
+def measured_in(evaluation: Mapping[str, Any]) -> list[Measured]:
+    """The figures of an evaluation.json, apart by what measured them."""
     count, images = len(evaluation["per_prompt"]), evaluation["images_per_prompt"]
-    return Measured(
-        bank=f"{bank['name']} ({bank['hash']})",
-        prompts=f"{counted(count, 'prompt')} ({evaluation['prompt_list']}) x {images}",
-        figures={
-            name: (figure["mean"], figure["low"], figure["high"], figure["n"])
-            for name, figure in evaluation["figures"].items()
-        },
-    )
+    return [
+        Measured(
+            bank=f"{bank.name} ({bank.hash})",
+            prompts=f"{counted(count, 'prompt')} ({evaluation['prompt_list']}) x {images}",
+            figures={
+                name: (figure["mean"], figure["low"], figure["high"], figure["n"]) for name, figure in figures.items()
+            },
+        )
+        for bank, figures in by_bank(evaluation)
+    ]
 
 
 def model_card(facts: CardFacts, *, form: Form = "diffusers", place: str = "path/to/this/folder") -> str:

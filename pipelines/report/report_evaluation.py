@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from dreambooth.evaluation.bootstrap import Interval
-from dreambooth.evaluation.figures import Figures, NearestInstance, column
+from dreambooth.evaluation.figures import BankId, Figures, NearestInstance, column
 from pipelines.report.evaluated import Evaluated, PromptPictures
 from pipelines.report.pages import Cell, Picture, Table, cell, number, picture
 
@@ -34,8 +34,20 @@ FIGURES = {
     "near_copies": ("near-copies", "share of samples nearly identical to a photograph; lower is better"),
     "nearest_dino": ("nearest photograph", "mean DINO similarity to it"),
     "background_leak": ("background leak", "background colour in the subject; lower is better"),
+    "dinov2": ("DINOv2", "similarity to the photographs, by DINOv2: subject fidelity"),
+    "dinov2_subject_patches": (
+        "DINOv2 of the subject's patches",
+        "how much of the masked subject is found in a sample, patch by patch, wherever it is",
+    ),
+    "real_dinov2": ("DINOv2 of the photographs", "among themselves: about the most a sample can reach"),
+    "dreamsim": ("DreamSim", "1 - distance to the photographs, as tuned to what people find alike"),
+    "real_dreamsim": ("DreamSim of the photographs", "among themselves: about the most a sample can reach"),
 }
-_IN_BATCH = ("dino", "clip_i", "dino_subject", "dino_subject_patches", "clip_t", "pres", "div", "near_copies")
+_IN_BATCH = (
+    *("dino", "clip_i", "dino_subject", "dino_subject_patches", "clip_t", "pres", "div", "near_copies"),
+    *("dinov2", "dinov2_subject_patches", "real_dinov2", "dreamsim", "real_dreamsim"),
+)
+_FURTHER = {"dinov2": "DINOv2", "dreamsim": "DreamSim"}
 _THUMBNAIL = 160  # pixels
 _SIDES = ((40, 320), (150, 160))
 """(most cells, pixels of a picture's side): few pictures are shown large."""
@@ -78,14 +90,18 @@ class CopyCard:
     caption: str
 
 
-def figures_of_run(figures: Figures) -> tuple[Table, str]:
-    """All figures of one subject with their intervals, and their bank."""
-    rows = [
-        [cell(title), _interval(figures.figures[name].interval), cell(meaning, kind="why")]
-        for name, (title, meaning) in FIGURES.items()
-        if name in figures.figures
-    ]
-    return Table(title="Figures", columns=("figure", "mean", "what it says"), rows=rows), _measured_by(figures)
+def figures_of_run(figures: Figures) -> list[tuple[Table, str]]:
+    """All figures of one subject with their intervals, and what measured them; a table per bank and further encoder."""
+    tables = []
+    for bank in figures.banks:
+        rows = [
+            [cell(title), _interval(figures.figures[name].interval), cell(meaning, kind="why")]
+            for name, (title, meaning) in FIGURES.items()
+            if name in figures.figures and figures.figures[name].bank == bank
+        ]
+        title = "Figures" if bank == figures.bank else _title(bank)
+        tables.append((Table(title=title, columns=("figure", "mean", "what it says"), rows=rows), _measured_by(bank)))
+    return tables
 
 
 def prompts_of_run(figures: Figures) -> Table:
@@ -100,23 +116,27 @@ def prompts_of_run(figures: Figures) -> Table:
 
 
 def figures_of_batch(evaluated: Sequence[Evaluated]) -> list[tuple[Table, str]]:
-    """A row of figures per subject and one of all; a table per bank, since banks can't be compared."""
-    banks: dict[str, list[tuple[str, Figures]]] = defaultdict(list)
+    """A row of figures per subject and one of all; a table per bank and further encoder, as these can't be compared."""
+    banks: dict[BankId, list[tuple[str, Figures]]] = defaultdict(list)
     for each in evaluated:
         if each.figures is not None:
-            banks[str(each.figures.bank)].append((each.subject, each.figures))
+            for bank in each.figures.banks:
+                banks[bank].append((each.subject, each.figures))
     tables = []
-    for measured in banks.values():
-        names = [name for name in _IN_BATCH if all(name in figures.figures for _, figures in measured)]
+    for bank, measured in banks.items():
+        names = [
+            name
+            for name in _IN_BATCH
+            if all(name in figures.figures and figures.figures[name].bank == bank for _, figures in measured)
+        ]
         rows = [
             [cell(subject), *(_interval(figures.figures[name].interval) for name in names)]
             for subject, figures in measured
         ]
         foot = [cell("all"), *(_interval(column(name, [figures for _, figures in measured])) for name in names)]
         columns = ("subject", *(FIGURES[name][0] for name in names))
-        title = f"Figures by the bank {measured[0][1].bank}"
-        table = Table(title=title, columns=columns, rows=rows, foot=foot if len(measured) > 1 else ())
-        tables.append((table, _measured_by(measured[0][1])))
+        table = Table(title=_title(bank), columns=columns, rows=rows, foot=foot if len(measured) > 1 else ())
+        tables.append((table, _measured_by(bank)))
     return tables
 
 
@@ -210,10 +230,20 @@ def _interval(interval: Interval) -> Cell:
     return number(interval.mean, 3, more=interval.ends)
 
 
-def _measured_by(figures: Figures) -> str:
+def _title(bank: BankId) -> str:
+    return f"Figures by {_FURTHER[bank.name]}@{bank.hash}" if bank.name in _FURTHER else f"Figures by the bank {bank}"
+
+
+def _measured_by(bank: BankId) -> str:
+    encoder = _FURTHER.get(bank.name)
+    by = (
+        f"{encoder} ({bank.hash}), beside the bank"
+        if encoder
+        else f"the encoders of the bank {bank.name} ({bank.hash})"
+    )
     return (
-        f"Figures and their 95 % intervals over prompts or images, by the encoders of the bank {figures.bank.name} "
-        f"({figures.bank.hash}). Figures of different banks can't be compared."
+        f"Figures and their 95 % intervals over prompts or images, by {by}. Figures of different "
+        f"{'encoders' if encoder else 'banks'} can't be compared."
     )
 
 

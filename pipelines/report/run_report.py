@@ -85,7 +85,7 @@ def _evaluation(evaluated: Evaluated | None) -> Mapping[str, Any]:
             for place, address in enumerate(evaluated.instance, start=1)
             if address in pictures
         ],
-        "figures": [figures_of_run(figures)] if figures else [],
+        "figures": figures_of_run(figures) if figures else [],
         "cards": cards_of_run(evaluated, pictures),
         "copies": copies([evaluated], pictures, most=_COPIES),
         "prompts": prompts_of_run(figures) if figures else None,

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dreambooth.config.evaluation import EvaluationConfig
+from dreambooth.config.evaluation import FURTHER, EvaluationConfig
 from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.inspection import Inspection, inspect_addresses
+from dreambooth.errors import InputError
 from dreambooth.evaluation.protocol import SampleSet, protocol_of
 from pipelines.stages.embeddings import store_embeddings
 from pipelines.stages.evaluate_stage import instance_pictures, masked_pictures
@@ -23,6 +24,7 @@ from pipelines.tasks import (
     EVALUATION_FORMAT,
     BankAddress,
     Call,
+    EncoderAddress,
     MaskedPicture,
     Measured,
     ProtocolTask,
@@ -51,7 +53,7 @@ def protocol_task(
     return ProtocolTask(
         config=config,
         protocol=protocol,
-        bank=bank_address(config.evaluation, config.base_model),
+        bank=replace(bank_address(config.evaluation, config.base_model), further=further_addresses(config.evaluation)),
         images=compared.images,
         data_hash=compared.data_hash,
         model_key=model_key,
@@ -68,8 +70,16 @@ def pictures_hash(base_hash: str, second_hash: str | None = None) -> str:
 
 def check_protocol(config: DreamBoothConfig) -> None:
     """Raise InputError for prompts or encoders unusable for evaluation, at the end or during training."""
-    if protocol_of(config, dtype="", sampler="") is not None or config.evaluation.every is not None:
+    measured = protocol_of(config, dtype="", sampler="") is not None
+    if measured or config.evaluation.every is not None:
         bank_address(config.evaluation, config.base_model)
+    for name in FURTHER:
+        if getattr(config.evaluation, name) is not None and not measured:
+            raise InputError(
+                f"evaluation.{name} measures the samples of evaluation.protocol, which is 'none'; set that, such as to "
+                f"auto, or leave evaluation.{name} out"
+            )
+    further_addresses(config.evaluation)
 
 
 def compared_images(config: DreamBoothConfig, trained: Inspection) -> Inspection:
@@ -91,6 +101,19 @@ def bank_address(settings: EvaluationConfig, base_model: str) -> BankAddress:
 
     name = default_bank(base_model) if settings.bank == "auto" else settings.bank
     return _bank_address(name, settings.dino, settings.clip, settings.lpips)
+
+
+def further_addresses(settings: EvaluationConfig) -> tuple[EncoderAddress, ...]:
+    """The configured encoders beside the bank's. Raises InputError, with what to fetch, for an unavailable one."""
+    given = [(name, getattr(settings, name)) for name in FURTHER]
+    return tuple(_encoder_address(name, address) for name, address in given if address is not None)
+
+
+@functools.cache
+def _encoder_address(name: str, address: str) -> EncoderAddress:
+    from dreambooth.evaluation.further import load_further
+
+    return EncoderAddress(name=name, address=address, hash=load_further(name, address).hash)
 
 
 @functools.cache
@@ -127,18 +150,19 @@ def run_protocol(
         return found
     instance = instance_pictures(task.config, task.images, task.config.picture_side) if real is None else real
     texts = [*task.protocol.texts, *task.protocol.texts_without_identifier]
+    bank_alone = replace(task.bank, further=())  # all that texts, the base model's and masked pictures are for
     of_real = [
         Call(method="seen", arguments=(instance, task.bank)),
-        Call(method="texts", arguments=(texts, task.bank)),
+        Call(method="texts", arguments=(texts, bank_alone)),
     ]
     masked = masked_pictures(task.config, task.images, task.config.picture_side)
     # The base model's first: a sampler switches pipelines once.
-    of_base = [_call(base, pictures, base_samples_uri(task, pictures), task.bank) for pictures in task.base_sets]
+    of_base = [_call(base, pictures, base_samples_uri(task, pictures), bank_alone) for pictures in task.base_sets]
     of_fine_tuned = [
         _call(fine_tuned, pictures, samples_uri(task, pictures), task.bank, instance, masked)
         for pictures in task.fine_tuned_sets
     ]
-    of_subject = [Call(method="seen", arguments=([each.alone for each in masked], task.bank))] if masked else []
+    of_subject = [Call(method="seen", arguments=([each.alone for each in masked], bank_alone))] if masked else []
     results = _results(samplers, [*of_real, *of_base, *of_fine_tuned, *of_subject], on_progress)
     seen_subject = results.pop() if of_subject else None
     seen, embedded_texts, *measured = results
@@ -227,6 +251,7 @@ def _evaluation(
         class_samples=of_class.embeddings,
         instance_distances=real.distances,
         subject=None if subject is None else subject.embeddings,
+        further={each.name: BankId(name=each.name, hash=each.hash) for each in task.bank.further},
     )
     return figures.as_dict() | {
         "format": EVALUATION_FORMAT,

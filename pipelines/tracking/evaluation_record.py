@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.config.evaluation import GateConfig
+from dreambooth.evaluation.figures import by_bank
 from pipelines.tracking.champion import CHAMPION, Decision, Standing, decide
 from pipelines.tracking.client import connect, default_tracking, quietly
 from pipelines.tracking.figure_tags import figure_tags, figures_of
@@ -48,9 +49,10 @@ def record_evaluation(run: TrackedRun, version: RegisteredVersion | None, evalua
         tags = client.get_model_version(version.name, str(version.version)).tags if version is not None else {}
         if tags.get(f"{bank}.key") == evaluation["key"]:
             return
-        for name, figure in evaluation["figures"].items():
-            model_id = version.model_id if version is not None else None
-            client.log_metric(run.run_id, f"{bank}/{name}", figure["mean"], synchronous=True, model_id=model_id)
+        model_id = version.model_id if version is not None else None
+        for by, figures in by_bank(evaluation):
+            for name, figure in figures.items():
+                client.log_metric(run.run_id, f"{by.name}/{name}", figure["mean"], synchronous=True, model_id=model_id)
         folder = f"evaluation/{bank}-{evaluation['key']}"
         if folder not in {artifact.path for artifact in client.list_artifacts(run.run_id, "evaluation")}:
             run.log_table(evaluation["per_prompt"], f"{folder}/prompts.json")

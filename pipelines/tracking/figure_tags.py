@@ -3,20 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dreambooth.evaluation.figures import by_bank
+
 _OWN = ("hash", "prompts", "prompt_list", "key")
 
 
 def figure_tags(evaluation: Mapping[str, Any]) -> dict[str, str]:
     """The tags that an evaluation gives a version: its figures, and what they can be compared with."""
-    bank = evaluation["bank"]["name"]
-    own = {
-        "hash": evaluation["bank"]["hash"],
-        "prompts": evaluation["prompts_key"],
-        "prompt_list": evaluation["prompt_list"],
-        "key": evaluation["key"],
-    }
-    figures = {name: f"{figure['mean']:.6f}" for name, figure in evaluation["figures"].items()}
-    return {f"{bank}.{name}": value for name, value in (own | figures).items()}
+    shared = {name: evaluation[name] for name in ("prompt_list", "key")} | {"prompts": evaluation["prompts_key"]}
+    tags: dict[str, str] = {}
+    for bank, figures in by_bank(evaluation):
+        means = {name: f"{figure['mean']:.6f}" for name, figure in figures.items()}
+        tags |= {f"{bank.name}.{name}": value for name, value in ({"hash": bank.hash} | shared | means).items()}
+    return tags
 
 
 def banks_of(tags: Mapping[str, str]) -> list[str]:

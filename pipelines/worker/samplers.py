@@ -1,5 +1,6 @@
 """The Ray actor that samples from a pipeline loaded once."""
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.metrics import record
 from pipelines.storage.files import exists, join, read_bytes, write_bytes
-from pipelines.tasks import BankAddress, MaskedPicture, Measured, SampleRequest, Source, picture_name
+from pipelines.tasks import BankAddress, EncoderAddress, MaskedPicture, Measured, SampleRequest, Source, picture_name
 from pipelines.worker.held_pipeline import HeldPipeline
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from dreambooth.evaluation.bank import Bank
+    from dreambooth.evaluation.bank import Bank, ImageEmbeddings
+    from dreambooth.evaluation.further import FurtherEncoder
     from dreambooth.evaluation.patches import MaskedPhotograph
     from dreambooth.evaluation.short import Glance
 
@@ -36,13 +38,14 @@ class ImageSampler:
         self._device = "cuda" if use_gpu else "cpu"
         self._pipeline = HeldPipeline(self._device)
         self._bank: tuple[BankAddress, Bank] | None = None
+        self._further: dict[EncoderAddress, FurtherEncoder] = {}
 
     def ready(self) -> None:
         """Return once the actor is up."""
 
     def unload(self) -> None:
         """Free the pipeline and encoders; the next call loads them again."""
-        self._pipeline, self._bank = HeldPipeline(self._device), None
+        self._pipeline, self._bank, self._further = HeldPipeline(self._device), None, {}
 
     def class_images(self, source: Source, plan: Any, block: range, wanted: Sequence[int], uri: str) -> list[int]:
         """Make a block of class images and write those wanted; returns their indices."""
@@ -97,15 +100,16 @@ class ImageSampler:
                 write_bytes(address, picture)
         images, encoders = _opened(pictures), self._bank_at(bank)
         distances = encoders.perceptual_distances([*images, *_opened(instance)])
-        to_subject = {"dino": encoders.subject_similarities(images, _opened_masked(masked))} if masked else {}
         return Measured(
-            embeddings=encoders.embed_images(images), distances=distances[: len(images)], to_subject=to_subject
+            embeddings=self._embedded(images, bank),
+            distances=distances[: len(images)],
+            to_subject=self._to_subject(images, _opened_masked(masked), bank) if masked else {},
         )
 
     def seen(self, pictures: Sequence[bytes], bank: BankAddress) -> "Measured":
         """Measure pictures in memory."""
         images, encoders = _opened(pictures), self._bank_at(bank)
-        return Measured(embeddings=encoders.embed_images(images), distances=encoders.perceptual_distances(images))
+        return Measured(embeddings=self._embedded(images, bank), distances=encoders.perceptual_distances(images))
 
     def texts(self, texts: Sequence[str], bank: BankAddress) -> "Tensor":
         """Embeddings of texts: (M, D2)."""
@@ -121,21 +125,48 @@ class ImageSampler:
         """Make `source` the base's pipeline with these trained weights, an engine's state_dict."""
         self._pipeline.give(source, base, state)
 
+    def _embedded(self, images: "Sequence[Image]", address: BankAddress) -> "ImageEmbeddings":
+        """Embeddings by a bank and the encoders beside it."""
+        further = {each.name: self._further_at(each).encode(images) for each in address.further}
+        return dataclasses.replace(self._bank_at(address).embed_images(images), further=further)
+
+    def _to_subject(
+        self, images: "Sequence[Image]", photographs: "Sequence[MaskedPhotograph]", address: BankAddress
+    ) -> "dict[str, Tensor]":
+        """Masked patch similarities (N, M) by a bank's DINO and the encoders beside it that have patches."""
+        found = {"dino": self._bank_at(address).subject_similarities(images, photographs)}
+        for each in address.further:
+            if (similar := self._further_at(each).subject_similarities(images, photographs)) is not None:
+                found[each.name] = similar
+        return found
+
+    def _further_at(self, address: EncoderAddress) -> "FurtherEncoder":
+        """The encoder at an address; all of them stay loaded."""
+        if address not in self._further:
+            from dreambooth.evaluation.further import load_further
+
+            encoder = load_further(address.name, address.address, device=self._device)
+            _check_hash(address.name, encoder.hash, address.hash)
+            self._further[address] = encoder
+        return self._further[address]
+
     def _bank_at(self, address: BankAddress) -> "Bank":
         """The bank at an address; the last one stays loaded."""
+        address = dataclasses.replace(address, further=())
         if self._bank is None or self._bank[0] != address:
             from dreambooth.evaluation.bank import BankLocations
             from dreambooth.evaluation.banks import load_bank
 
             locations = BankLocations(dino=address.dino, clip=address.clip, lpips=address.lpips)
             bank = load_bank(address.name, device=self._device, locations=locations)
-            if bank.hash != address.hash:
-                raise RuntimeError(
-                    f"the encoders of {address.name} have hash {bank.hash} here, and {address.hash} at the driver; "
-                    f"use one copy"
-                )
+            _check_hash(address.name, bank.hash, address.hash)
             self._bank = address, bank
         return self._bank[1]
+
+
+def _check_hash(name: str, here: str, expected: str) -> None:
+    if here != expected:
+        raise RuntimeError(f"the encoders of {name} have hash {here} here, and {expected} at the driver; use one copy")
 
 
 def _opened(pictures: Sequence[bytes]) -> "list[Image]":

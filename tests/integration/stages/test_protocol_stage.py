@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from encoder_replicas import save_dinov2, save_dreamsim
 from PIL import Image
 
 from dreambooth.config.settings import load_config
 from dreambooth.errors import InputError
 from dreambooth.evaluation import protocol
+from dreambooth.evaluation.further import load_further
 from dreambooth.evaluation.similarity import mean_pairwise_similarity
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import Plan, make_plan
@@ -192,6 +194,39 @@ def test_masks_add_the_likeness_to_the_subject(
         np.asarray(Image.open(io.BytesIO(each.mask))) for each in masked_pictures(cropped.config, cropped.images, 64)
     ]
     assert (inside > 127).mean() == pytest.approx((5 / 6) ** 2, abs=0.02)
+
+
+def test_encoders_beside_the_bank_measure_the_same_pictures(
+    plan: Any, samplers: Counting, instance_folder: Path, tmp_path: Path
+) -> None:
+    save_dinov2(tmp_path / "dinov2")
+    save_dreamsim(tmp_path / "dreamsim", ("dino_vitb16",))
+    plain, _ = measure(plan(), samplers)
+    given = [f"evaluation.{name}={tmp_path / name}" for name in ("dinov2", "dreamsim")]
+    both, sampled = measure(plan(*given), samplers)
+    assert not sampled
+    more = {"dinov2", "real_dinov2", "dreamsim", "real_dreamsim"}
+    assert {name: figure for name, figure in both["figures"].items() if name not in more} == plain["figures"]
+    for name in ("dinov2", "dreamsim"):
+        encoder = load_further(name, str(tmp_path / name))
+        photographs = [Image.open(io.BytesIO(each)) for each in instance_pictures(plan().config, plan().images, 64)]
+        samples = [Image.open(address).convert("RGB") for address in both["pictures"][0]["fine_tuned"]]
+        found = both["figures"][name]
+        assert found["bank"] == {"name": name, "hash": encoder.hash}
+        expected = mean_pairwise_similarity(encoder.encode(samples), encoder.encode(photographs))
+        assert found["values"][0] == pytest.approx(expected, abs=1e-5)
+    assert both["bank"] == plain["bank"]
+    again, _ = measure(plan(*given), samplers)
+    assert again == both
+
+
+def test_encoders_that_are_not_there_are_told_before_any_work(plan: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^evaluation.dreamsim: DreamSim '/no/such': there is no such folder"):
+        plan("evaluation.dreamsim=/no/such")
+    with pytest.raises(
+        InputError, match=r"evaluation.dinov2 measures the samples of evaluation.protocol, which is 'none'"
+    ):
+        plan("evaluation.dinov2=/no/such", "evaluation.protocol=none")
 
 
 def test_one_image_per_prompt_has_no_div(plan: Any, samplers: Counting) -> None:

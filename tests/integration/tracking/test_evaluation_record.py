@@ -149,6 +149,22 @@ def test_figures_of_two_banks_stay_apart(registry: Registry) -> None:
     assert listed.figures["paper"] == {"dino": 0.4, "clip_t": 0.3, "pres": 0.2}
 
 
+def test_figures_of_encoders_beside_the_bank_stay_apart(registry: Registry) -> None:
+    measured = evaluation()
+    measured["figures"]["dinov2"] = measured["figures"]["dino"] | {
+        "bank": {"name": "dinov2", "hash": "d1"},
+        "mean": 0.5,
+    }
+    version = registry.version(measured)
+    [listed] = list_models(registry.uri)
+    assert listed.figures["miniature"] == {"dino": 0.7, "clip_t": 0.3, "pres": 0.2}
+    assert listed.figures["dinov2"] == {"dinov2": 0.5}
+    assert registry.tags(version)["dinov2.hash"] == "d1"
+    [found] = list_models(registry.uri, "dinov2 > 0.4 and miniature/dino > 0.6")
+    assert found.version == version.version
+    assert registry.judge(version)
+
+
 def test_the_champion_moves_to_what_is_as_good_and_says_why(registry: Registry) -> None:
     first, worse, better = (registry.version(evaluation(f"k{dino}", dino=dino)) for dino in (0.7, 0.5, 0.8))
     assert registry.judge(first)

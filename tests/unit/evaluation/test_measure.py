@@ -11,7 +11,7 @@ import torch
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bank import ImageEmbeddings
 from dreambooth.evaluation.bootstrap import Interval
-from dreambooth.evaluation.figures import BankId, Figures, column, figures_from
+from dreambooth.evaluation.figures import BankId, Figures, by_bank, column, figures_from
 from dreambooth.evaluation.measure import PromptSamples, measure
 
 BANK = BankId(name="miniature", hash="0123456789abcdef")
@@ -77,6 +77,43 @@ def test_likeness_of_the_subjects_patches_is_a_figure_of_its_own() -> None:
     none = [dataclasses.replace(each, to_subject={"dino": torch.zeros(2, 0)}) for each in prompts]
     unmeasured = measure(bank=BANK, prompts=none, instance=instance).unmeasured["dino_subject_patches"]
     assert unmeasured == "no patch of an instance image is more than half the subject's"
+
+
+DINOV2 = BankId(name="dinov2", hash="2" * 16)
+
+
+def beside(embeddings: ImageEmbeddings, *dinov2: list[float]) -> ImageEmbeddings:
+    return dataclasses.replace(embeddings, further={"dinov2": torch.tensor(dinov2)})
+
+
+def test_an_encoder_beside_the_bank_has_columns_of_its_own() -> None:
+    instance = beside(embedded([EAST, NORTH_EAST]), [1.0, 0.0], [0.6, 0.8])
+    samples = [beside(embedded([EAST]), [1.0, 0.0]), beside(embedded([UP]), [0.0, 1.0])]
+    prompts = [of_prompt(each, f"prompt {place}") for place, each in enumerate(samples)]
+    plain = measure(bank=BANK, prompts=prompts, instance=instance)
+    figures = measure(bank=BANK, prompts=prompts, instance=instance, further={"dinov2": DINOV2})
+    assert figures.figures["dinov2"].values == pytest.approx((0.8, 0.4))
+    assert figures.figures["real_dinov2"].interval.mean == pytest.approx(0.6)
+    assert figures.unmeasured["dinov2_subject_patches"] == "no masks of the instance images were given"
+    assert {figures.figures[name].bank for name in ("dinov2", "real_dinov2")} == {DINOV2}
+    assert {name: each for name, each in figures.figures.items() if each.bank == BANK} == plain.figures
+    assert figures.banks == (BANK, DINOV2)
+    assert figures_from(json.loads(json.dumps(figures.as_dict()))) == figures
+    apart = by_bank(figures.as_dict())
+    assert [(bank, set(own)) for bank, own in apart] == [
+        (BANK, set(plain.figures)),
+        (DINOV2, {"dinov2", "real_dinov2"}),
+    ]
+    assert column("dinov2", [figures, figures]).mean == pytest.approx(0.6)
+    other = measure(
+        bank=BANK, prompts=prompts, instance=instance, further={"dinov2": BankId(name="dinov2", hash="3" * 16)}
+    )
+    assert column("dino", [figures, other]).n
+    with pytest.raises(InputError, match="dinov2@2222222222222222 and dinov2@3333333333333333"):
+        column("dinov2", [figures, other])
+    wider = dataclasses.replace(prompts[0], samples=beside(embedded([EAST]), [1.0, 0.0, 0.0]))
+    with pytest.raises(InputError, match=r"samples of the prompt 'prompt 0', dinov2: embeddings of width 3 and 2"):
+        measure(bank=BANK, prompts=[wider], instance=instance, further={"dinov2": DINOV2})
 
 
 def test_every_figure_of_two_prompts() -> None:

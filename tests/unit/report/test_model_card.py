@@ -93,6 +93,14 @@ def test_figures_of_two_banks_stand_apart_and_later_ones_in_the_place_of_earlier
     assert model_card(both).count("| CLIP-T | 0.310 |") == 1
 
 
+def test_encoders_beside_the_bank_are_told_apart() -> None:
+    dinov2 = {"mean": 0.4, "low": 0.3, "high": 0.5, "n": 2, "bank": {"name": "dinov2", "hash": "cc"}}
+    measured = EVALUATION | {"figures": EVALUATION["figures"] | {"dinov2": dinov2}}
+    facts = FACTS.with_figures(measured)
+    assert [each.bank for each in facts.measured] == ["paper (aa)", "miniature (bb)", "dinov2 (cc)"]
+    assert "| DINOv2 | 0.400 | 0.300 to 0.500 | 2 |\n\nBank dinov2 (cc)" in model_card(facts)
+
+
 def test_facts_are_read_as_they_were_written() -> None:
     for facts in (FACTS, FACTS.with_figures(EVALUATION), dataclasses.replace(FACTS, licence=None, samples=())):
         assert CardFacts.from_json(facts.as_json()) == facts

@@ -181,6 +181,31 @@ def test_figures_of_two_banks_stand_in_two_tables(finished: Any) -> None:
     assert "the bank paper" in page
 
 
+def further(*hashes: str) -> Figures:
+    """Figures of the miniature's bank, and of DINOv2 or DreamSim by these hashes."""
+    measured = figures()
+    for name, digit in zip(("dinov2", "dreamsim"), hashes, strict=False):
+        one = replace(measured.figures["dino"], bank=BankId(name=name, hash=digit * 16))
+        measured = replace(measured, figures={**measured.figures, name: one})
+    return measured
+
+
+def test_further_encoders_stand_in_tables_of_their_own(finished: Any) -> None:
+    page = run_page(*finished(further("2", "3")))
+    for title in ("DINOv2@2222222222222222", "DreamSim@3333333333333333"):
+        assert f"Figures by {title}" in page
+    assert "by DINOv2 (2222222222222222), beside the bank" in page
+    assert page.count("by the encoders of the bank miniature") == 1
+
+    first, second = (
+        evaluated(*finished(further(*hashes), name=name)) for name, hashes in (("rex", "23"), ("mia", "43"))
+    )
+    page = batch_page(first, replace(second, subject="mia"))
+    for title in ("the bank miniature@", "DINOv2@2222", "DINOv2@4444", "DreamSim@3333"):
+        assert f"Figures by {title}" in page
+    assert page.count("<tfoot>") == 2  # of the bank and of DreamSim; two DINOv2s have no mean
+
+
 def test_the_page_of_a_large_batch_opens(finished: Any) -> None:
     first = evaluated(*finished(figures()))
     many = replace(first, prompts=first.prompts * 20, figures=None)  # 40 prompts
