@@ -4,8 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dreambooth.config.bounds import Count, Number, Repeats, Resolution, Whole
-from dreambooth.config.limits import LARGEST_SIDE
+from dreambooth.config.bounds import Count, Number, Pixels, Repeats, Resolution, Whole
 from dreambooth.config.subject import Frozen
 
 
@@ -18,10 +17,8 @@ class ImagesConfig(Frozen):
         description="photographs cut to the nearest in shape of several sizes of about resolution² pixels, instead of "
         "to squares; a micro batch has photographs of one size. Class images and samples stay square",
     )
-    bucket_step: Whole | None = Field(
+    bucket_step: Pixels | None = Field(
         None,
-        ge=1,
-        le=LARGEST_SIDE,
         description="pixels that sides of the sizes are multiples of; None: an eighth of resolution, at most 64",
     )
     bucket_max_aspect_ratio: Number = Field(

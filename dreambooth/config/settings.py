@@ -16,6 +16,7 @@ from dreambooth.config.addresses import check_address, holds_credentials, shown
 from dreambooth.config.bounds import (
     Count,
     Guidance,
+    NoiseLevels,
     Number,
     Rate,
     Resolution,
@@ -153,10 +154,8 @@ class SuperResolutionConfig(Frozen):
     resolution: Resolution | None = Field(None, description="side of its pictures in pixels; None: the model's own")
     max_train_steps: Whole = Field(1000, ge=0, le=MOST_STEPS, description="optimizer steps; 0: it stays as it is")
     learning_rate: Rate = Field(1e-6, description="learning rate of the denoiser")
-    noise_levels: Whole | None = Field(
+    noise_levels: NoiseLevels | None = Field(
         None,
-        ge=1,
-        le=1000,
         description="levels, from 0, of the small picture's noise that it is tuned on; samples have a quarter of them. "
         "null: the model's own",
     )
