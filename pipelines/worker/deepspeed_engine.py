@@ -30,7 +30,7 @@ from dreambooth.training.losses import Losses
 from dreambooth.training.model import DreamBoothModel
 from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
 from dreambooth.training.snapshot import Snapshots
-from pipelines.worker.zero3 import partition_stored
+from pipelines.worker.zero3 import gather_by_block, partition_stored
 
 _TAG = "zero"
 _ROOT = "checkpoint"
@@ -143,6 +143,8 @@ class DeepSpeedEngine(SavesCheckpoints):
         settings = deepspeed_config(train, zero, cuda=cuda)
         if model.stored:
             partition_stored(model, settings)
+        if zero.stage == 3:
+            gather_by_block(model)
         optimizer = build_optimizer(model, train)
         self._engine, *_ = deepspeed.initialize(
             model=model,
