@@ -1,4 +1,4 @@
-"""`dreambooth paper`: reproduce the paper's tables on the miniature."""
+"""`dreambooth paper`: reproduce the paper's tables on the miniatures."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ def paper(
     page_only: bool,
     silent: bool,
 ) -> None:
-    """Run the paper's experiments on the miniature.
+    """Run the paper's experiments on the miniatures.
 
     Its subjects are trained as the paper's were, and the tables and a page written. The same command again does only
     what is missing. Exit code 0: all done, 3: some runs failed.

@@ -32,7 +32,7 @@ def render_page(tables: Sequence[Table], facts: Sequence[tuple[str, str]], sheet
     """The page as HTML; `sheets` are contact sheets by the experiment's name."""
     return render(
         "paper.html",
-        title="The paper's tables on the miniature",
+        title="The paper's tables on the miniatures",
         facts=facts,
         findings=[finding for table in tables for finding in table.findings],
         sections=[_section(table, sheets.get(table.experiment.name)) for table in tables],
@@ -79,7 +79,7 @@ def _across(table: Table) -> _Shown:
 
 def _caption(table: Table) -> str:
     counts = sorted({len(subjects) for subjects in table.subjects.values()})
-    return f"The miniature, {' to '.join(str(count) for count in counts)} subject{'s' * (counts != [1])}"
+    return f"Measured here, {' to '.join(str(count) for count in counts)} subject{'s' * (counts != [1])}"
 
 
 def _published(experiment: Experiment) -> list[_Shown]:
