@@ -14,6 +14,8 @@ from pipelines.report.pages import picture, render
 _SHEET_WIDTH = 1100
 _NARROW = 3
 """Most columns of a table beside the paper's; wider ones stand above it."""
+_SHORT = 24
+"""Most letters of a row's title there: beside longer ones the last column would be cut off."""
 _ACROSS = "table5"
 """The paper's table whose columns are the rows of the others."""
 
@@ -50,11 +52,16 @@ def _section(table: Table, sheet: Sheet | None) -> dict[str, Any]:
     return {
         "heading": heading(experiment),
         "note": experiment.note,
-        "wide": across or len(experiment.columns) > _NARROW,
+        "wide": across or _is_wide(experiment),
         "tables": [_across(table) if across else _down(table), *_published(experiment)],
         "sheet": sheet and picture(png_bytes(sheet.image), side=_SHEET_WIDTH, alt=f"contact sheet: {experiment.title}"),
         "prompts": "; ".join(sheet.prompts) if sheet else "",
     }
+
+
+def _is_wide(experiment: Experiment) -> bool:
+    """Whether a table fills the page's width."""
+    return len(experiment.columns) > _NARROW or max(len(row.title) for row in experiment.rows) > _SHORT
 
 
 def _down(table: Table) -> _Shown:

@@ -279,6 +279,7 @@ class TestPage:
         assert "Not comparable" in html
         assert "quick &lt;b&gt;" in html
         assert html.count('class="outcome came-out"') == 3
+        assert 'class="beside across"' in html  # its titles leave no room for the paper's beside it
         assert html.count('data-src="data:image/webp') == html.count("<img ") == 1  # which the page's script shows
         assert "image.src = image.dataset.src" in html
         assert html.count("http://") + html.count("https://") == 1  # the notice of the library that draws charts
