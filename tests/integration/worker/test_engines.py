@@ -71,10 +71,10 @@ def resized(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 @pytest.fixture(scope="module")
 def one_worker(tiny_pipeline: Path) -> Callable[..., dict[str, Any]]:
     """The same training by one process, which accumulates what the other ranks would have done."""
-    cache: dict[bool, dict[str, Any]] = {}
+    cache: dict[tuple[bool, bool], dict[str, Any]] = {}
 
-    def run(*, accumulates: bool) -> dict[str, Any]:
-        if accumulates not in cache:
+    def run(*, accumulates: bool, buckets: bool = False) -> dict[str, Any]:
+        if (accumulates, buckets) not in cache:
             config = two_ranks.configuration(
                 tiny_pipeline, accumulation=4 if accumulates else 2, accumulates=accumulates
             )
@@ -85,9 +85,10 @@ def one_worker(tiny_pipeline: Path) -> Callable[..., dict[str, Any]]:
                 if step in (RESIZED[-1][1], config.train.max_train_steps):
                     weights[step] = exported(engine)
 
-            curve = two_ranks.curve_of(engine, two_ranks.training_data(tiny_pipeline), config, after=keep)
-            cache[accumulates] = {"curve": curve, "state": engine.state_dict(), "weights": weights}
-        return cache[accumulates]
+            data = two_ranks.training_data(tiny_pipeline, buckets=buckets)
+            curve = two_ranks.curve_of(engine, data, config, after=keep)
+            cache[accumulates, buckets] = {"curve": curve, "state": engine.state_dict(), "weights": weights}
+        return cache[accumulates, buckets]
 
     return run
 
@@ -112,7 +113,7 @@ class TestLikeOneWorker:
     def pair(
         self, results: dict[str, Any], one_worker: Callable[..., dict[str, Any]], case: str
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        return results[case], one_worker(accumulates=case.endswith("accumulation"))
+        return results[case], one_worker(accumulates=case.endswith("accumulation"), buckets="buckets" in case)
 
     @pytest.mark.parametrize("name", ["loss", "instance_loss", "prior_loss"])
     def test_the_losses(self, pair: tuple[dict[str, Any], dict[str, Any]], name: str) -> None:

@@ -45,7 +45,8 @@ FEW_STEPS = 6
 class Case:
     """One engine, and whether it trains long or a few steps with accumulation. `stage` None means TorchEngine.
 
-    With ZeRO-3 each rank reads its slices of the weights, unless the model is loaded `whole` before.
+    With ZeRO-3 each rank reads its slices of the weights, unless the model is loaded `whole` before. With `buckets`
+    instance images have two sizes.
     """
 
     stage: int | None
@@ -53,6 +54,7 @@ class Case:
     offload: bool = False
     offload_parameters: bool = False
     whole: bool = False
+    buckets: bool = False
 
     @property
     def name(self) -> str:
@@ -60,7 +62,8 @@ class Case:
         offload = "-offload-all" if self.offload_parameters else "-offload" if self.offload else ""
         offload += "-whole" if self.whole else ""
         engine = "torch" if self.stage is None else f"zero{self.stage}{offload}"
-        return f"{engine}-accumulation" if self.accumulates else engine
+        buckets = "-buckets" if self.buckets else ""
+        return f"{engine}{buckets}-accumulation" if self.accumulates else engine
 
 
 STAGES: tuple[int | None, ...] = (None, 0, 1, 2, 3)
@@ -68,6 +71,7 @@ CASES = [Case(stage=stage, accumulates=accumulates) for accumulates in (False, T
 CASES += [Case(stage=stage, accumulates=True, offload=True) for stage in (1, 2, 3)]
 CASES += [Case(stage=3, accumulates=True, offload=True, offload_parameters=True)]
 CASES += [Case(stage=3, accumulates=True, whole=True)]
+CASES += [Case(stage=stage, accumulates=True, buckets=True) for stage in (2, 3)]
 
 
 def configuration(
@@ -91,14 +95,15 @@ def configuration(
     return load_config({"base_model": str(base), "subject": subject, "train": train})
 
 
-def training_data(base: Path) -> TrainingData:
-    """Random latents with the prompts of a subject and its class."""
+def training_data(base: Path, *, buckets: bool = False) -> TrainingData:
+    """Random latents with the prompts of a subject and its class; with `buckets` some aren't square."""
     rng = torch.Generator().manual_seed(0)
     family = family_of(base)
     ids = family.tokenize(base, ["a photo of tfz dog", "a photo of a dog"])["text_encoder.input_ids"]
 
-    def images(count: int, text: torch.Tensor) -> ImageSet:
-        mean, std = torch.randn(count, 4, 16, 16, generator=rng), torch.rand(count, 4, 16, 16, generator=rng) * 0.1
+    def images(count: int, text: torch.Tensor, height: int = 16, width: int = 16) -> ImageSet:
+        shape = count, 4, height, width
+        mean, std = torch.randn(shape, generator=rng), torch.rand(shape, generator=rng) * 0.1
         return ImageSet(latents=LatentCache(mean=mean, std=std), text={"text_encoder.input_ids": text})
 
     return TrainingData(
@@ -106,6 +111,7 @@ def training_data(base: Path) -> TrainingData:
         process=family.process(base, (4, 16, 16)),
         instance=images(5, ids[:1]),
         class_=images(8, ids[1:]),
+        other_sizes=(images(3, ids[:1], 12, 20),) if buckets else (),
         seed=3,
     )
 
@@ -138,7 +144,7 @@ def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "c
     from pipelines.worker import deepspeed_engine
 
     zero = ZeroConfig(stage=case.stage, offload_optimizer=case.offload, offload_parameters=case.offload_parameters)
-    if not case.accumulates:
+    if case.buckets or not case.accumulates:
         # By default ZeRO-3 leaves parameters of up to 100,000 values whole, and here that is all of them.
         plain = deepspeed_engine.deepspeed_config
 
@@ -157,7 +163,7 @@ def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "c
 
 def _run(base: Path, output: Path, case: Case) -> None:
     config = configuration(base, accumulation=2 if case.accumulates else 1, accumulates=case.accumulates)
-    data = training_data(base)
+    data = training_data(base, buckets=case.buckets)
     checkpoint = output / f"{case.name}-checkpoint"
     checkpoint.mkdir(exist_ok=True)
     engine = engine_of(base, config, case)
@@ -299,7 +305,7 @@ if __name__ == "__main__":
             _run(base_model, results, each)
         diverging = {
             (each.name, autocast): _run_diverging(base_model, results, each, autocast=autocast)
-            for each in (*CASES[: len(STAGES)], CASES[-4])
+            for each in (*CASES[: len(STAGES)], Case(stage=2, accumulates=True, offload=True))
             for autocast in (False, True)
         }
         if dist.get_rank() == 0:
