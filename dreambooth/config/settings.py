@@ -84,6 +84,11 @@ class ZeroConfig(Frozen):
     offload_parameters: bool = Field(
         False, description="weights kept in host memory, too, but for those in use; needs stage 3 and offload_optimizer"
     )
+    gather_blocks: bool = Field(
+        False,
+        description="weights of a transformer block of the denoiser gathered by one collective, not layer by layer; "
+        "needs stage 3. Off, as it has not run on a GPU yet",
+    )
 
 
 class ClusterConfig(Frozen):

@@ -40,6 +40,8 @@ def _check_exclusions(config: DreamBoothConfig, offloaded: str | None, of_torch:
             f"zero.offload_parameters needs zero.stage 3 and zero.offload_optimizer, got stage {zero.stage} and "
             f"{str(zero.offload_optimizer).lower()}: only ZeRO-3 fetches weights as they are needed"
         )
+    if zero.gather_blocks:
+        _check_gathered_blocks(config)
     if of_torch is not None and (config.engine == "deepspeed" or offloaded is not None):
         instead = offloaded or "engine: deepspeed"
         raise InputError(f"{of_torch} needs engine 'torch', which excludes {instead}; leave one of them out")
@@ -47,6 +49,19 @@ def _check_exclusions(config: DreamBoothConfig, offloaded: str | None, of_torch:
         raise InputError(
             f"train.fused_backward needs one worker, got cluster.num_workers {workers}, whose gradients are averaged "
             f"after the backward pass; leave one of them out"
+        )
+
+
+def _check_gathered_blocks(config: DreamBoothConfig) -> None:
+    if config.zero.stage != 3:
+        raise InputError(
+            f"zero.gather_blocks needs zero.stage 3, got {config.zero.stage}, which gathers no weights; leave it out"
+        )
+    if config.images.aspect_buckets:
+        # DeepSpeed reduces a block's gradients once for each of its passes, and finds them in its bucket already.
+        raise InputError(
+            "zero.gather_blocks needs one pass of the denoiser a step, and images.aspect_buckets makes two where sizes "
+            "differ; leave one of them out"
         )
 
 

@@ -71,7 +71,8 @@ def _images_part(images: ImagesConfig) -> dict[str, Any]:
 def _zero(zero: ZeroConfig) -> str:
     """Settings of ZeRO; later ones only where they are used, so that earlier results keep their keys."""
     words = f"stage={zero.stage} offload_optimizer={zero.offload_optimizer}"
-    return f"{words} offload_parameters=True" if zero.offload_parameters else words
+    later = {"offload_parameters": zero.offload_parameters, "gather_blocks": zero.gather_blocks}
+    return " ".join([words, *(f"{name}=True" for name, used in later.items() if used)])
 
 
 def _train_part(train: TrainConfig, base: BaseModel) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class DeepSpeedEngine(SavesCheckpoints):
         settings = deepspeed_config(train, zero, cuda=cuda)
         if model.stored:
             partition_stored(model, settings)
-        if zero.stage == 3:
+        if zero.gather_blocks:
             gather_by_block(model)
         optimizer = build_optimizer(model, train)
         self._engine, *_ = deepspeed.initialize(

@@ -7,7 +7,7 @@ and the bytes of the parts that it holds.
 """
 
 import json
-import resource
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,14 @@ from pipelines.worker.zero3 import partition_stored
 
 
 def peak_bytes() -> int:
-    """The most resident memory that this process had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most resident memory that this process had since `forget_peak`."""
+    [kib] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kib) * 1024
+
+
+def forget_peak() -> None:
+    """Let the peak be what is resident now: imports had a higher one, under which the model would not show."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def load(base: Path) -> Any:
@@ -43,6 +49,7 @@ if __name__ == "__main__":
     small, large, output = map(Path, sys.argv[1:])
     import_deepspeed(cuda=False).init_distributed("gloo", auto_mpi_discovery=False)
     load(small)  # with all that is imported on the way
+    forget_peak()
     before = peak_bytes()
     parts = [parameter.ds_tensor for parameter in load(large).parameters()]
     held = sum(part.numel() * part.element_size() for part in parts)

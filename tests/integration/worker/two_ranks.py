@@ -46,7 +46,7 @@ class Case:
     """One engine, and whether it trains long or a few steps with accumulation. `stage` None means TorchEngine.
 
     With ZeRO-3 each rank reads its slices of the weights, unless the model is loaded `whole` before. With `buckets`
-    instance images have two sizes.
+    instance images have two sizes, with `blocks` each of the denoiser's is gathered at once.
     """
 
     stage: int | None
@@ -54,13 +54,14 @@ class Case:
     offload: bool = False
     offload_parameters: bool = False
     whole: bool = False
+    blocks: bool = False
     buckets: bool = False
 
     @property
     def name(self) -> str:
         """Its file."""
         offload = "-offload-all" if self.offload_parameters else "-offload" if self.offload else ""
-        offload += "-whole" if self.whole else ""
+        offload += "-whole" if self.whole else "-blocks" if self.blocks else ""
         engine = "torch" if self.stage is None else f"zero{self.stage}{offload}"
         buckets = "-buckets" if self.buckets else ""
         return f"{engine}{buckets}-accumulation" if self.accumulates else engine
@@ -71,6 +72,7 @@ CASES = [Case(stage=stage, accumulates=accumulates) for accumulates in (False, T
 CASES += [Case(stage=stage, accumulates=True, offload=True) for stage in (1, 2, 3)]
 CASES += [Case(stage=3, accumulates=True, offload=True, offload_parameters=True)]
 CASES += [Case(stage=3, accumulates=True, whole=True)]
+CASES += [Case(stage=3, accumulates=True, blocks=True)]
 CASES += [Case(stage=stage, accumulates=True, buckets=True) for stage in (2, 3)]
 
 
@@ -143,8 +145,13 @@ def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "c
         return TorchEngine(model, config.train, device)
     from pipelines.worker import deepspeed_engine
 
-    zero = ZeroConfig(stage=case.stage, offload_optimizer=case.offload, offload_parameters=case.offload_parameters)
-    if case.buckets or not case.accumulates:
+    zero = ZeroConfig(
+        stage=case.stage,
+        offload_optimizer=case.offload,
+        offload_parameters=case.offload_parameters,
+        gather_blocks=case.blocks,
+    )
+    if case.blocks or case.buckets or not case.accumulates:
         # By default ZeRO-3 leaves parameters of up to 100,000 values whole, and here that is all of them.
         plain = deepspeed_engine.deepspeed_config
 

@@ -297,6 +297,11 @@ class TestChoices:
             (("engine=torch", "zero.offload_optimizer=true"), "needs DeepSpeed, but engine is 'torch'"),
             (("zero.stage=0", "zero.offload_optimizer=true"), r"needs zero.stage 1, 2 or 3, got 0"),
             (("engine=torch", "zero.offload_parameters=true"), "zero.offload_parameters needs DeepSpeed"),
+            (("zero.gather_blocks=true", "engine=deepspeed"), "zero.gather_blocks needs zero.stage 3, got 2"),
+            (
+                ("zero.gather_blocks=true", "zero.stage=3", "images.aspect_buckets=true"),
+                "and images.aspect_buckets makes two",
+            ),
             (("zero.offload_parameters=true", "zero.stage=3"), "zero.offload_optimizer, got stage 3 and false"),
             (("zero.offload_parameters=true", "zero.offload_optimizer=true"), "needs zero.stage 3 .* got stage 2"),
             (("train.optimizer=adafactor", "engine=deepspeed"), "needs engine .torch., which excludes engine"),

@@ -1,4 +1,4 @@
-"""Blocks that ZeRO-3 gathers as wholes; that it trains as one worker does, test_family_engines.py shows."""
+"""Blocks that ZeRO-3 gathers as wholes; that it trains as one worker does, test_engines.py shows."""
 
 from contextlib import nullcontext
 from pathlib import Path
