@@ -298,7 +298,9 @@ def test_an_export_samples_the_same_in_plain_diffusers_and_is_stored_as_a_delta(
     plain = plain_pipeline(model)
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
     pictures = plain(PROMPTS, generator=generators, **settings, **plain_arguments(plain)).images
-    assert [picture.tobytes() for picture in pictures] == [picture.tobytes() for picture in expected]
+    # MKL rounds by where weights lie, and these were loaded, those put in.
+    for picture, same in zip(pictures, expected, strict=True):
+        assert np.abs(np.asarray(picture, dtype=np.int16) - np.asarray(same, dtype=np.int16)).max() <= 1
     # Its own size, where nothing says another.
     assert BaseModel(address=str(model), revision=None, directory=model).resolution == SIDE
     write_delta(resolve_base_model(str(base)), model, tmp_path / "delta")
