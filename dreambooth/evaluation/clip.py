@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.encoders import IMAGES_AT_ONCE, load_whole, read_transform
+from dreambooth.evaluation.encoders import IMAGES_AT_ONCE, load_whole, read_transform, some_at_once
 from dreambooth.quiet import hide_progress_bars, quiet
 
 if TYPE_CHECKING:
@@ -33,11 +33,9 @@ class CLIPEncoder:
     @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Embeddings of images: (N, D), float32, of unit norm, on the CPU; raises InputError for no images."""
-        if not images:
-            raise InputError("expected at least one image to encode, got none")
         embeddings = []
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            pixels = torch.stack([self.transform(image) for image in images[start : start + IMAGES_AT_ONCE]])
+        for some in some_at_once(images):
+            pixels = torch.stack([self.transform(image) for image in some])
             pooled = self._model.vision_model(pixel_values=pixels.to(self._device)).pooler_output  # (B, H)
             embeddings.append(self._model.visual_projection(pooled).float().cpu())
         return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.encoders import IMAGENET_MEAN, IMAGENET_STD, IMAGES_AT_ONCE, Transform
+from dreambooth.evaluation.encoders import IMAGENET_MEAN, IMAGENET_STD, Transform, some_at_once
 from dreambooth.evaluation.weight_files import read_weights
 from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remote
 
@@ -128,11 +128,8 @@ class DreamSim:
     @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Embeddings of images: (N, D), float32, of unit norm, on the CPU; raises InputError for no images."""
-        if not images:
-            raise InputError("expected at least one image to encode, got none")
         embeddings = []
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            some = images[start : start + IMAGES_AT_ONCE]
+        for some in some_at_once(images):
             outputs = [
                 tower(torch.stack([transform(image) for image in some]).to(self._device))
                 for tower, transform in self._towers

@@ -175,11 +175,16 @@ class ViTEncoder:
 
     def _pixels(self, images: Sequence[Image.Image]) -> Iterator[Tensor]:
         """Pixel values, some images at a time, on the device."""
-        if not images:
-            raise InputError("expected at least one image to encode, got none")
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            chunk = [self.transform(image) for image in images[start : start + IMAGES_AT_ONCE]]
-            yield torch.stack(chunk).to(self._device)
+        for some in some_at_once(images):
+            yield torch.stack([self.transform(image) for image in some]).to(self._device)
+
+
+def some_at_once(images: Sequence[Image.Image]) -> Iterator[Sequence[Image.Image]]:
+    """Images in parts of at most `IMAGES_AT_ONCE`, in order. Raises InputError for no images."""
+    if not images:
+        raise InputError("expected at least one image to encode, got none")
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        yield images[start : start + IMAGES_AT_ONCE]
 
 
 def load_whole(kind: Any, directory: Path, **settings: Any) -> Any:
