@@ -197,7 +197,10 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("section", "names"),
         [
-            ("zero", ["zero.stage", "zero.offload_optimizer", "zero.offload_parameters"]),
+            (
+                "zero",
+                ["zero.stage", "zero.offload_optimizer", "zero.offload_parameters", "zero.gather_blocks"],
+            ),
             ("base_model", ["base_model"]),
             ("train.seed", ["train.seed"]),
         ],
