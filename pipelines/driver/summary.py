@@ -281,6 +281,7 @@ def _write_report(
         ),
         trained.history,
         evaluated,
+        second=() if trained.second is None else trained.second.history,
         uri=result.run_uri,
     )
     write_bytes(summary["report"], page.encode())

@@ -52,10 +52,10 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [(sums[last] - sums[first]) / (last - first) for first, last in ends]
 
 
-def loss_chart(history: Sequence[Mapping[str, float]]) -> Chart | None:
+def loss_chart(history: Sequence[Mapping[str, float]], *, of: str = "") -> Chart | None:
     """Losses over steps, each step's own (in intervals) under their running mean, since single steps are mostly noise.
 
-    None for fewer than two points.
+    `of` names a cascade's second stage. None for fewer than two points.
     """
     if len(history) < 2:
         return None
@@ -71,7 +71,8 @@ def loss_chart(history: Sequence[Mapping[str, float]]) -> Chart | None:
         faint.append(Line(label=f"{label}, each step", kind=label, values=own, faint=True))
         smooth.append(Line(label=label, kind=label, values=[round(means[chunk[-1]], 5) for chunk in chunks]))
     return Chart(
-        title=f"Loss over {int(history[-1]['step']):,} steps: running means; faint, the steps' own",
+        title=f"Loss {of and f'of the {of} '}over {int(history[-1]['step']):,} steps: running means; "
+        "faint, the steps' own",
         y_label=_LOSS,
         x=[int(history[chunk[-1]]["step"]) for chunk in chunks],
         lines=[*faint, *smooth],

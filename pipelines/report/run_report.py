@@ -40,14 +40,21 @@ def render_run(
     history: Sequence[Mapping[str, float]],
     evaluated: Evaluated | None,
     *,
+    second: Sequence[Mapping[str, float]] = (),
     uri: str | None = None,
 ) -> str:
     """The page as HTML; data is escaped.
 
-    `history` holds one mapping of metrics a step (step, loss, instance_loss, prior_loss, …); `uri` is the run's
-    folder, where the pictures made during training are.
+    `history` holds one mapping of metrics a step (step, loss, instance_loss, prior_loss, …), `second` those of a
+    cascade's second stage; `uri` is the run's folder, where the pictures made during training are.
     """
-    return render("run.html", **_about(summary, facts), **_training(summary, history, uri), **_evaluation(evaluated))
+    return render(
+        "run.html",
+        **_about(summary, facts),
+        **_training(summary, history, uri),
+        second_curve=loss_chart(second, of="super-resolution stage"),
+        **_evaluation(evaluated),
+    )
 
 
 def _about(summary: Mapping[str, Any], facts: RunFacts) -> Mapping[str, Any]:

@@ -138,6 +138,18 @@ def test_a_run_without_a_protocol_shows_its_samples(finished: Any) -> None:
     assert "Nearest" not in page
 
 
+def test_the_losses_of_both_stages_are_drawn(finished: Any) -> None:
+    uri, summary = finished()
+    first, second = (
+        [{"step": float(step), "loss": 0.1, "instance_loss": 0.1, "prior_loss": 0.1} for step in range(1, steps + 1)]
+        for steps in (20, 12)
+    )
+    shown = r'aria-label="(Loss [^:]*):'
+    page = render_run(summary, RunFacts(), first, evaluated(uri, summary), second=second)
+    assert re.findall(shown, page) == ["Loss over 20 steps", "Loss of the super-resolution stage over 12 steps"]
+    assert re.findall(shown, render_run(summary, RunFacts(), first, None)) == ["Loss over 20 steps"]
+
+
 def test_pictures_that_are_gone_leave_a_dash(finished: Any, tmp_path: Path) -> None:
     uri, summary = finished(figures())
     (tmp_path / "rex" / "fine_tuned-0-0.png").unlink()
