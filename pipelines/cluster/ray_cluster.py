@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from pipelines.cluster.address import about_token, prove_cluster
 from pipelines.cluster.environment import environment
 from pipelines.cluster.gpus import smallest_gpu_bytes
 from pipelines.cluster.machine import check_loopback, ray_folder
+from pipelines.cluster.patience import patient_start
 from pipelines.cluster.preemption import WATCHER_SWITCH
 from pipelines.cluster.sentence import sentence
 
@@ -255,7 +257,8 @@ def _connect(config: ClusterConfig) -> None:
         check_loopback()
         if (folder := ray_folder()) is not None:
             common["_temp_dir"] = folder
-        with environment(_HERE):
+        began = time.monotonic()
+        with environment(_HERE), patient_start():
             try:
                 ray.init(
                     address="local",
@@ -268,9 +271,10 @@ def _connect(config: ClusterConfig) -> None:
             except Exception as error:  # Ray has no class for it
                 if "timed out during startup" not in str(error):
                     raise
+                seconds, load = time.monotonic() - began, os.getloadavg()[0]
                 raise RuntimeError(
-                    f"Ray did not start here within 30 seconds; the machine may be busy (load {os.getloadavg()[0]:.0f} "
-                    f"on {here.cpus} CPUs) or short of memory; the same command goes on when it is less so"
+                    f"Ray did not start here within {seconds:.0f} seconds; the machine may be busy (load {load:.0f} on "
+                    f"{here.cpus} CPUs) or short of memory; the same command goes on when it is less so"
                 ) from error
         return
     address = prove_cluster(config.address)
