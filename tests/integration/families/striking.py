@@ -60,7 +60,10 @@ def _workers() -> list[psutil.Process]:
 
 
 def after_step(step: int, *, stage: str | None = None) -> Moment:
-    """The first message of a later step than this one, in a stage of a cascade if it has two."""
+    """The first message of a later step than this one, in a stage of a cascade if it has two.
+
+    A checkpoint of this step may not be whole by then, but the one before it is.
+    """
     return lambda message: (
         message["kind"] == "step" and message.get("stage") == stage and message["metrics"]["step"] > step
     )

@@ -46,7 +46,7 @@ def test_a_killed_worker_changes_nothing(replica: str, tmp_path: Path, mlflow_da
             "evaluation": {"enabled": False},
         }
     )
-    with struck(after_step(EVERY)) as starts:
+    with struck(after_step(2 * EVERY)) as starts:
         summary = personalize(config, RunConsole(quiet=True)).summary
     plan = make_plan(config, FOUR_CPUS)
     result = find_result(plan)
