@@ -7,13 +7,16 @@ every figure carries its bank's name and hash, and `dreambooth.evaluation.figure
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
-from torch import Tensor
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.patches import MaskedPhotograph
+
+if TYPE_CHECKING:  # a plan chooses a bank, and checks of many subjects run in processes that need no PyTorch
+    from torch import Tensor
+
+    from dreambooth.evaluation.patches import MaskedPhotograph
 
 BANKS = ("paper", "miniature")
 
@@ -38,9 +41,9 @@ class ImageEmbeddings:
     `further` are those of encoders beside the bank's (`dreambooth.evaluation.further`), by name.
     """
 
-    dino: Tensor  # (N, D1)
-    clip: Tensor  # (N, D2)
-    further: Mapping[str, Tensor] = field(default_factory=dict)  # (N, D) each
+    dino: "Tensor"  # (N, D1)
+    clip: "Tensor"  # (N, D2)
+    further: "Mapping[str, Tensor]" = field(default_factory=dict)  # (N, D) each
 
     def __post_init__(self) -> None:
         """Refuse embeddings of different numbers of images."""
@@ -77,16 +80,18 @@ class Bank(Protocol):
     def embed_images(self, images: Sequence[Image.Image]) -> ImageEmbeddings:
         """Embeddings of N images of any size; InputError for no images."""
 
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+    def embed_texts(self, texts: Sequence[str]) -> "Tensor":
         """CLIP's embeddings of M texts: (M, D2), of unit norm, float32, on the CPU; InputError for no texts."""
 
-    def perceptual_distances(self, images: Sequence[Image.Image]) -> Tensor:
+    def perceptual_distances(self, images: Sequence[Image.Image]) -> "Tensor":
         """Distances between N images of one size: (N, N), symmetric, zero on the diagonal, float32, on the CPU.
 
         Raises InputError for no images and for images of more than one size.
         """
 
-    def subject_similarities(self, images: Sequence[Image.Image], photographs: Sequence[MaskedPhotograph]) -> Tensor:
+    def subject_similarities(
+        self, images: Sequence[Image.Image], photographs: "Sequence[MaskedPhotograph]"
+    ) -> "Tensor":
         """Masked patch similarity of N images to M photographs by DINO's patches: (N, M), float32, on the CPU.
 
         Photographs without a patch that is more than half the subject's are left out.

@@ -16,6 +16,7 @@ from dreambooth.models.export import put_weights
 from dreambooth.models.families import Family, family_of, family_of_pipeline
 from dreambooth.quiet import hide_progress_bars, quiet
 from dreambooth.randomness import generator
+from dreambooth.sampling.best_dtype import best_dtype
 
 
 def sampling_dtype(device: str) -> torch.dtype:
@@ -25,10 +26,8 @@ def sampling_dtype(device: str) -> torch.dtype:
     multiplies bf16 itself, slower where it is emulated. Pictures stored by their dtype are sampled in that dtype
     (`sample`) on every device.
     """
-    if device.startswith("cuda"):
-        return torch.float16
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    dtype: torch.dtype = getattr(torch, best_dtype(device))
+    return dtype
 
 
 def weights_dtype(device: str, dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,7 @@ from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.cascade import check_cascade
 from dreambooth.models.config_fields import read_json
+from dreambooth.sampling.best_dtype import best_dtype
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
 from pipelines.plan.counted import optimizer_bytes
@@ -324,9 +325,7 @@ def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
 
 def choose_sampling_dtype(*, use_gpu: bool) -> str:
     """The dtype of pictures: the best of the planning machine, chosen once."""
-    from dreambooth.sampling.sampler import sampling_dtype
-
-    return str(sampling_dtype("cuda" if use_gpu else "cpu")).removeprefix("torch.")
+    return best_dtype("cuda" if use_gpu else "cpu")
 
 
 def _precision(config: DreamBoothConfig, resources: Resources) -> Literal["bf16", "no"]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
+from dreambooth.models.config_fields import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,8 +48,9 @@ def read_tokenizer(
             directory, subfolder=folder, local_files_only=True
         )
         if text_encoder is not None:
-            positions = transformers.CLIPTextConfig.from_pretrained(directory / text_encoder).max_position_embeddings
-            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+            tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(directory / text_encoder))
+    except InputError:
+        raise
     except Exception as error:  # noqa: BLE001 - the library raises whatever a damaged file leads it to
         raise InputError(
             f"the tokenizer in {directory / folder} can't be loaded: {type(error).__name__}: {error}; is the copy "
@@ -57,6 +59,13 @@ def read_tokenizer(
     if tokenizer.pad_token_id is None:
         raise InputError(f"the tokenizer in {directory / folder} has no pad_token; expected one, as <|endoftext|>")
     return tokenizer
+
+
+def _positions(text_encoder: Path) -> int:
+    """Positions of a CLIP text encoder, alone or in the file of a whole CLIP; its class would import PyTorch."""
+    config = read_json(text_encoder / "config.json")
+    positions: int = config.get("text_config", config).get("max_position_embeddings", 77)
+    return positions
 
 
 def padded_ids(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], length: int | None = None) -> "Tensor":

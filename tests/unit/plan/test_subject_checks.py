@@ -1,6 +1,8 @@
 """All subjects of a batch are checked before anything starts: what is an error, what a warning, and whose."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +70,23 @@ def test_many_are_checked_in_processes_with_the_same_findings(
     assert check(*configs) == alone
     assert alone[3].warnings
     assert "is empty" in alone[17].errors[0]
+
+
+def test_checks_import_no_torch(subject: Callable[..., DreamBoothConfig], tmp_path: Path) -> None:
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(subject("rex")))
+    code = f"""
+import pathlib, pickle, sys
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.plan.batch_plan import make_batch_plan
+from pipelines.plan.subject_checks import check_subjects, valid_plans
+from pipelines.plan.subject_list import ListedSubject
+
+config, room = pickle.loads(pathlib.Path({str(tmp_path / "config.pickle")!r}).read_bytes()), Resources(cpus=2, gpus=0)
+checks = check_subjects([ListedSubject(name="rex", config=config)], room)
+make_batch_plan("dogs", valid_plans(checks, skip_invalid=False), room)
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # each process would pay for it
 
 
 def test_plans_share_the_settings_that_they_have_in_common(subject: Callable[..., DreamBoothConfig]) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from dreambooth.data.images import to_pixels
 from dreambooth.data.latents import encode_latents
 from dreambooth.models.families.stable_diffusion import StableDiffusion
+from dreambooth.sampling.best_dtype import best_dtype
 from dreambooth.sampling.sampler import _decode, load_pipeline, personalized, sample
 
 PROMPTS = ["a photo of a car", "a photo of a dog on the beach"]
@@ -145,3 +146,9 @@ def test_what_is_encoded_is_decoded_to_itself(base: Path) -> None:
         decoded += _decode(FAMILY, pipeline, latents)
     assert furthest([decoded[0]], [np.asarray(decoded[1], dtype=np.int16)]) <= 1
     assert FAMILY.load_vae(base, "cpu").config.shift_factor == 0.6
+
+
+def test_the_best_dtype_is_what_pytorch_says_of_this_processor() -> None:
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert best_dtype("cpu") == ("bfloat16" if native else "float32")
+    assert best_dtype("cuda") == "float16"
