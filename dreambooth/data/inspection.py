@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -45,6 +46,22 @@ class _Look:
     @property
     def name(self) -> str:
         return self.address.rsplit("/", 1)[-1]
+
+
+class Inspect(Protocol):
+    """`inspect_addresses`, or what remembers its results."""
+
+    def __call__(
+        self,
+        addresses: Sequence[str],
+        *,
+        resolution: int,
+        max_pixels: int,
+        trained: bool = True,
+        masked: ImagesConfig | None = None,
+        buckets: Sequence[Size] = (),
+    ) -> Inspection:
+        """See `inspect_addresses`."""
 
 
 def inspect_addresses(

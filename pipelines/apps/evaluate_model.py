@@ -19,11 +19,11 @@ from dreambooth.evaluation.run_texts import check_evaluation
 from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.models.text_readers import text_readers
+from dreambooth.sampling.best_dtype import best_dtype
 from pipelines.apps.generate import find_published, registered_address
 from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.driver.cards import add_figures
 from pipelines.driver.console import RunConsole
-from pipelines.plan.run_plan import choose_sampling_dtype
 from pipelines.report.model_card import description
 from pipelines.stages.protocol_stage import (
     check_protocol,
@@ -104,7 +104,7 @@ def evaluate_model(
             compared,
             model_key=metadata["key"],
             base_hash=pictures_hash(metadata["base_hash"], _second_hash(metadata)),
-            dtype=choose_sampling_dtype(use_gpu=use_gpu),
+            dtype=best_dtype("cuda" if use_gpu else "cpu"),
             sampler=base.family.sampler_name,
         )
         assert task is not None

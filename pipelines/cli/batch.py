@@ -45,20 +45,24 @@ def batch(
     from pipelines.driver.batch_console import checks_table
     from pipelines.driver.console import RunConsole
     from pipelines.plan.batch_plan import describe_batch, make_batch_plan
+    from pipelines.plan.inspections import known_inspections, remember_inspections
     from pipelines.plan.subject_checks import check_subjects, valid_plans
     from pipelines.plan.subject_list import read_batch
 
     console = RunConsole(quiet=silent)
     name = _checked_name(name) if name is not None else batch_name(subjects)
     listed = read_batch(subjects, (*overrides, *([f"cluster.address={address}"] if address else [])))
-    cluster = next((subject.config.cluster for subject in listed if subject.config is not None), None)
+    first = next((subject.config for subject in listed if subject.config is not None), None)
+    cluster = first.cluster if first is not None else None
     with ExitStack() as stack:
         # Start Ray only if there is something to train.
         joined = stack.enter_context(ray_cluster(cluster)) if cluster is not None and cluster.address else None
         resources = joined or local_resources()
         if cluster is not None:
             resources.check(cluster)  # once, not per subject
-        checks = check_subjects(listed, resources)
+        checks = check_subjects(
+            listed, resources, known_inspections(first.storage.root, name) if first is not None else {}
+        )
         if not silent or any(check.errors or check.warnings for check in checks):
             console.findings(checks_table(checks))
         plan = make_batch_plan(name, valid_plans(checks, skip_invalid=skip_invalid), resources)
@@ -74,6 +78,9 @@ def batch(
             console.table([*describe_batch(plan), *estimate])
         if dry_run:
             return
+        found = {check.name: check.found for check in checks if check.found}
+        remember_inspections(plan.subjects[0].config.storage.root, name, found)
+        del listed, checks, found  # which hold settings and findings of thousands
         if joined is None:
             ready()
         _run(plan, console, silent=silent)

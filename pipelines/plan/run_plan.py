@@ -8,7 +8,7 @@ from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.buckets import sizes_of, with_base
 from dreambooth.data.identifier import check_own_tokens, choose_identifier, describe
 from dreambooth.data.images import InstanceImage, Size
-from dreambooth.data.inspection import Inspection, inspect_addresses
+from dreambooth.data.inspection import Inspect, Inspection, inspect_addresses
 from dreambooth.data.repeats import repeats_of
 from dreambooth.errors import InputError
 from dreambooth.evaluation.run_texts import check_texts
@@ -178,6 +178,7 @@ def make_plan(
     second_base: BaseModel | None = None,
     identifier: str | None = None,
     weights: bool = True,
+    inspect: Inspect = inspect_addresses,
 ) -> Plan:
     """Check all requirements of a run and make the open choices. Raises InputError for any fault.
 
@@ -185,7 +186,7 @@ def make_plan(
     `identifier` chosen among all subjects. Without `weights` those of the base may be missing: for a plan to look at.
     """
     resources = resources or local_resources()
-    first = _stage_plan(config, resources, base, identifier, weights=weights)
+    first = _stage_plan(config, resources, base, identifier, weights=weights, inspect=inspect)
     if (own := first.config.second_stage) is None:
         return first
     second_base = second_base or resolve_base_model(own.base_model, own.revision, scales_up=True, weights=weights)
@@ -195,7 +196,7 @@ def make_plan(
         second_base.family.check_noise_levels(second_base.directory, own.super_resolution.noise_levels)
     _check_text_encoders(first, second_base)
     try:
-        second = _stage_plan(own, resources, second_base, None, weights=weights)
+        second = _stage_plan(own, resources, second_base, None, weights=weights, inspect=inspect)
     except InputError as error:  # the setting of that name is the first stage's
         raise InputError(str(error).replace("images.resolution", "super_resolution.resolution")) from None
     settings = first.config.super_resolution.model_copy(update={"resolution": large})
@@ -226,7 +227,13 @@ def _check_text_encoders(first: Plan, second: BaseModel) -> None:
 
 
 def _stage_plan(
-    config: DreamBoothConfig, resources: Resources, base: BaseModel | None, identifier: str | None, *, weights: bool
+    config: DreamBoothConfig,
+    resources: Resources,
+    base: BaseModel | None,
+    identifier: str | None,
+    *,
+    weights: bool,
+    inspect: Inspect,
 ) -> Plan:
     """The plan of one stage."""
     resources.check(config.cluster)
@@ -235,7 +242,7 @@ def _stage_plan(
     config = with_absolute_addresses(config)
     base = base or resolve_base_model(config.base_model, config.revision, weights=weights)
     config = with_defaults_of(config, base)
-    inspection = inspect_addresses(
+    inspection = inspect(
         config.subject.instance_images,
         resolution=config.images.resolution or base.resolution,
         max_pixels=config.images.max_pixels,
@@ -267,10 +274,10 @@ def _stage_plan(
             f"the cluster has {resources.nodes} nodes, and these are local paths: {', '.join(local)}; unless all nodes "
             f"share them, use an address such as s3://bucket/folder"
         )
-    dtype = choose_sampling_dtype(use_gpu=use_gpu)
+    dtype = best_dtype("cuda" if use_gpu else "cpu")
     prior, engine = _prior(config, base, dtype), choose_engine(config)
     check_protocol(config)
-    compared = compared_images(config, inspection)
+    compared = compared_images(config, inspection, inspect)
     warnings += [*compared.warnings, *check_texts(config, inspection.images, base.text_readers)]
     return Plan(
         config=config,
@@ -321,11 +328,6 @@ def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
             f"prior.num_actors is {wanted}, but the cluster has room for {room}, one per "
             f"{'GPU' if resources.use_gpu(config.cluster) else 'CPU'}; ask for fewer, or leave it out"
         )
-
-
-def choose_sampling_dtype(*, use_gpu: bool) -> str:
-    """The dtype of pictures: the best of the planning machine, chosen once."""
-    return best_dtype("cuda" if use_gpu else "cpu")
 
 
 def _precision(config: DreamBoothConfig, resources: Resources) -> Literal["bf16", "no"]:

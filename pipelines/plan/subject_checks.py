@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from dreambooth.errors import InputError
 from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.quiet import quiet
 from pipelines.cluster.ray_cluster import Resources, usable_cpus
+from pipelines.plan.inspections import Found, Inspections
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.plan.subject_list import ListedSubject
 from pipelines.storage.files import is_local
@@ -32,19 +33,40 @@ Bases = Mapping[_Name, BaseModel | InputError]
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectCheck:
-    """Checks of one subject; without a plan, `errors` has the reasons."""
+    """Checks of one subject; without a plan, `errors` has the reasons. `found` is what its inspections had."""
 
     name: str
     plan: Plan | None
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
+    found: Found = field(default_factory=dict, compare=False)
 
 
-def check_subjects(subjects: Sequence[ListedSubject], resources: Resources) -> tuple[SubjectCheck, ...]:
-    """Plans for all subjects, with identifiers that no two share."""
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A subject to check, the identifier chosen for it, if any, and what earlier inspections found of it."""
+
+    config: DreamBoothConfig
+    identifier: str | None
+    known: Found
+
+
+def check_subjects(
+    subjects: Sequence[ListedSubject], resources: Resources, known: Mapping[str, Found] | None = None
+) -> tuple[SubjectCheck, ...]:
+    """Plans for all subjects, with identifiers that no two share.
+
+    `known` is what inspections of an earlier plan found, by subject (`plan.inspections`).
+    """
     readable = [subject.config for subject in subjects if subject.config is not None and not subject.faults]
-    bases = _find_bases(readable)
-    checked, sections = _checked(readable, resources, bases, _identifiers(readable, bases)), Sections()
+    bases, sections = _find_bases(readable), Sections()
+    identifiers, known = _identifiers(readable, bases), known or {}
+    names = [config.subject.name for config in readable]
+    tasks = [
+        _Task(config=config, identifier=identifiers.get(name), known=known.get(name, {}))
+        for name, config in zip(names, readable, strict=True)
+    ]
+    checked = _checked(tasks, resources, bases)
     checks = (_lean(config, bases, sections, check) for config, check in zip(readable, checked, strict=True))
     return tuple(
         _note_shared_images(
@@ -103,12 +125,9 @@ def _identifiers(configs: Sequence[DreamBoothConfig], bases: Bases) -> dict[str,
     return chosen
 
 
-def _checked(
-    configs: Sequence[DreamBoothConfig], resources: Resources, bases: Bases, identifiers: Mapping[str, str]
-) -> Iterator[SubjectCheck]:
+def _checked(tasks: Sequence[_Task], resources: Resources, bases: Bases) -> Iterator[SubjectCheck]:
     """Check in several processes if that pays: decoding pictures holds Python's lock."""
     check = partial(_check_some, resources=resources, bases=bases)
-    tasks = [(config, identifiers.get(config.subject.name)) for config in configs]
     processes = min(usable_cpus(), _MOST_PROCESSES, len(tasks) // _PER_PROCESS)
     if processes < 2:
         yield from check(tasks)
@@ -131,25 +150,25 @@ def _lean(config: DreamBoothConfig, bases: Bases, sections: Sections, check: Sub
     return replace(check, plan=replace(first, second=others[0] if others else None))
 
 
-def _check_some(
-    tasks: Sequence[tuple[DreamBoothConfig, str | None]], *, resources: Resources, bases: Bases
-) -> list[SubjectCheck]:
+def _check_some(tasks: Sequence[_Task], *, resources: Resources, bases: Bases) -> list[SubjectCheck]:
     """Check in threads if they wait for a store; with a fast disk, threads would slow each other down."""
     check = partial(_check, resources=resources, bases=bases)
-    if all(is_local(address) for config, _ in tasks for address in config.subject.instance_images):
-        return [check(config, identifier) for config, identifier in tasks]
+    if all(is_local(address) for task in tasks for address in task.config.subject.instance_images):
+        return [check(task) for task in tasks]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(check, *zip(*tasks, strict=True)))
+        return list(pool.map(check, tasks))
 
 
-def _check(config: DreamBoothConfig, identifier: str | None, *, resources: Resources, bases: Bases) -> SubjectCheck:
+def _check(task: _Task, *, resources: Resources, bases: Bases) -> SubjectCheck:
+    config, inspect = task.config, Inspections(task.known)
     name = config.subject.name
     try:
         base, second, *_ = [*(_sound(bases[name]) for name in _stages(config)), None]
-        plan = make_plan(config, resources, base=base, second_base=second, identifier=identifier)
+        plan = make_plan(config, resources, base=base, second_base=second, identifier=task.identifier, inspect=inspect)
     except InputError as error:
         return SubjectCheck(name=name, plan=None, errors=tuple(str(error).splitlines()), warnings=())
-    return SubjectCheck(name=name, plan=plan, errors=(), warnings=(*plan.warnings, *_about_class_noun(plan)))
+    warnings = (*plan.warnings, *_about_class_noun(plan))
+    return SubjectCheck(name=name, plan=plan, errors=(), warnings=warnings, found=inspect.found)
 
 
 def _sound(base: BaseModel | InputError) -> BaseModel:

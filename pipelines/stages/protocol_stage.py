@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreambooth.config.evaluation import FURTHER, EvaluationConfig
 from dreambooth.config.settings import DreamBoothConfig, config_hash
-from dreambooth.data.inspection import Inspection, inspect_addresses
+from dreambooth.data.inspection import Inspect, Inspection, inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.protocol import SampleSet, protocol_of
 from pipelines.stages.embeddings import store_embeddings
@@ -82,16 +82,14 @@ def check_protocol(config: DreamBoothConfig) -> None:
     further_addresses(config.evaluation)
 
 
-def compared_images(config: DreamBoothConfig, trained: Inspection) -> Inspection:
+def compared_images(config: DreamBoothConfig, trained: Inspection, inspect: Inspect = inspect_addresses) -> Inspection:
     """The real images that samples are compared with: those trained on, unless others are set.
 
     Its warnings are about the others only. Raises InputError for faults of theirs.
     """
     if config.evaluation.real_images is None:
         return replace(trained, warnings=())
-    real = inspect_addresses(
-        config.evaluation.real_images, resolution=1, max_pixels=config.images.max_pixels, trained=False
-    )
+    real = inspect(config.evaluation.real_images, resolution=1, max_pixels=config.images.max_pixels, trained=False)
     return replace(real, warnings=tuple(f"evaluation.real_images: {warning}" for warning in real.warnings))
 
 

@@ -12,10 +12,11 @@ Not there: worker processes (a lane is a thread that asks the queue, sleeps, rep
 empty file), training, publishing, and each subject's registration in MLflow (of a subject, its small summary.json is
 written instead). No two subjects share a picture's bytes, so that nothing can be remembered from one to the next.
 
-- plan_s: from the table of subjects to the plan, all checked.
+- plan_s: from the table of subjects to the plan, all checked; plan_cpu_s: of all processes together.
 - overhead_ms_per_subject: wall time of both halves, less the sleep that all lanes share, over the number of subjects.
 - driver_mib: the driver's resident memory at its peak, everything imported; imports_mib: before the first subject.
-- resume_s: from giving the half-done batch again to the first subject that starts, its plan and checks included.
+- resume_s: from giving the half-done batch again to the first subject that starts, its plan and checks included, where
+  no photograph has changed; resume_plan_s and resume_plan_cpu_s: of these, the plan.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.ray_cluster import Resources, ray_cluster
 from pipelines.driver.lanes import tell_seconds
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
+from pipelines.plan.inspections import known_inspections, remember_inspections
 from pipelines.plan.run_plan import Plan
 from pipelines.plan.subject_checks import check_subjects, valid_plans
 from pipelines.plan.subject_list import read_batch
@@ -48,6 +50,7 @@ if TYPE_CHECKING:  # what checks in other processes imports this module, and sho
     from pipelines.driver.batch import BatchOutcome
 
 HOSTS = 4
+NAME = "control-plane"
 CONSONANTS = "bcdfghjklmnpqrstvwxz"
 NAMES = {(10_000, 256): "control_plane", (100_000, 2048): "control_plane_100k"}
 _END = -12
@@ -179,10 +182,11 @@ def write_pictures(folder: Path, pictures: Sequence[bytes]) -> str:
 def planned(table: str, lanes: int) -> BatchPlan:
     from pipelines.driver.personalize import check_batch_destinations
 
-    room = Resources(cpus=lanes, gpus=0)
-    plans = valid_plans(check_subjects(read_batch(table), room), skip_invalid=False)
-    plan = make_batch_plan("control-plane", plans, room)
+    room, root = Resources(cpus=lanes, gpus=0), str(Path(table).parent / "output")
+    checks = check_subjects(read_batch(table), room, known_inspections(root, NAME))
+    plan = make_batch_plan(NAME, valid_plans(checks, skip_invalid=False), room)
     check_batch_destinations(plan)
+    remember_inspections(root, NAME, {check.name: check.found for check in checks})
     return plan
 
 
@@ -226,13 +230,13 @@ def measure(count: int, lanes: int, seconds: float) -> dict[str, float]:
         imports = peak_mib()
         table = write_table(Path(name), count)
         with ray_cluster(plan.cluster):
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), cpu_seconds()
             plan = planned(table, lanes)
-            planned_at = time.perf_counter()
+            planned_at, plan_cpu = time.perf_counter(), cpu_seconds() - cpu
             first = half(plan, seconds, count // 2)
-            stopped_at, stopped = time.perf_counter(), time.time()
+            stopped_at, stopped, cpu = time.perf_counter(), time.time(), cpu_seconds()
             plan = planned(table, lanes)
-            again_at = time.perf_counter()
+            again_at, again_cpu = time.perf_counter(), cpu_seconds() - cpu
             second = half(plan, seconds, count + 1)
             ended_at = time.perf_counter()
         assert first.interrupted
@@ -248,7 +252,16 @@ def measure(count: int, lanes: int, seconds: float) -> dict[str, float]:
         "driver_mib": peak_mib(),
         "imports_mib": imports,
         "resume_s": round(resumed - stopped, 1),
+        "plan_cpu_s": round(plan_cpu, 1),
+        "resume_plan_s": round(again_at - stopped_at, 1),
+        "resume_plan_cpu_s": round(again_cpu, 1),
     }
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that ended."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)
 
 
 def peak_mib() -> int:

@@ -81,8 +81,8 @@ def prior_speedup() -> dict[str, float]:
     import ray
 
     from dreambooth.config.settings import ClusterConfig
+    from dreambooth.sampling.best_dtype import best_dtype
     from pipelines.cluster.ray_cluster import ray_cluster
-    from pipelines.plan.run_plan import choose_sampling_dtype
     from pipelines.stages.prior_stage import make_class_images
     from pipelines.tasks import Source
     from pipelines.worker.sampler_pool import SamplerPool
@@ -93,7 +93,7 @@ def prior_speedup() -> dict[str, float]:
         base_hash=resolve_base_model("miniature").hash,
         class_prompt="a photo of a car",
         resolution=64,
-        dtype=choose_sampling_dtype(use_gpu=False),
+        dtype=best_dtype("cpu"),
         sampler=family_of(PIPELINE_DIR).sampler_name,
     )
     torch.set_num_threads(2)

@@ -177,7 +177,7 @@ def _scorer(
 ) -> "Callable[[int | None, bool], Score]":
     """Measure a rank, with the identifier's embeddings or without; None is the whole model."""
     from dreambooth.models.low_rank import weights_of, weights_with
-    from pipelines.plan.run_plan import choose_sampling_dtype
+    from dreambooth.sampling.best_dtype import best_dtype
     from pipelines.worker.fidelity import FidelityScorer
 
     scorer = FidelityScorer(
@@ -185,7 +185,7 @@ def _scorer(
         images,
         key=f"{found.manifest.metadata['key']}-lora",
         base_hash=base.hash,
-        dtype=choose_sampling_dtype(use_gpu=device == "cuda"),
+        dtype=best_dtype(device),
         device=device,
     )
 

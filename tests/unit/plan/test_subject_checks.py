@@ -1,9 +1,10 @@
 """All subjects of a batch are checked before anything starts: what is an error, what a warning, and whose."""
 
+import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 from PIL import Image
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.data.images.states import state_of
 from dreambooth.errors import InputError
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.batch_plan import describe_batch, make_batch_plan
 from pipelines.plan.estimate import describe_estimate
+from pipelines.plan.inspections import Found, known_inspections, remember_inspections
 from pipelines.plan.pace import known_paces, pace_key, remember_paces
-from pipelines.plan.run_plan import make_plan
+from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.plan.subject_checks import SubjectCheck, check_subjects, valid_plans
 from pipelines.plan.subject_list import ListedSubject
 from pipelines.storage.files import join, write_bytes
@@ -48,8 +51,12 @@ def subject(tmp_path: Path, tiny_pipeline: Path) -> Callable[..., DreamBoothConf
     return make
 
 
-def check(*configs: DreamBoothConfig) -> tuple[SubjectCheck, ...]:
-    return check_subjects([ListedSubject(name=config.subject.name, config=config) for config in configs], ROOM)
+def check(*configs: DreamBoothConfig, known: Mapping[str, Found] | None = None) -> tuple[SubjectCheck, ...]:
+    return check_subjects([ListedSubject(name=config.subject.name, config=config) for config in configs], ROOM, known)
+
+
+def plans_of(checks: tuple[SubjectCheck, ...]) -> tuple[Plan, ...]:
+    return valid_plans(checks, skip_invalid=False)
 
 
 def test_good_subjects_get_plans_and_identifiers_of_their_own(subject: Callable[..., DreamBoothConfig]) -> None:
@@ -87,6 +94,84 @@ make_batch_plan("dogs", valid_plans(checks, skip_invalid=False), room)
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # each process would pay for it
+
+
+class TestInspections:
+    @pytest.fixture(autouse=True)
+    def settled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Files count as settled from the start: nobody can set the time of a change."""
+        monkeypatch.setattr("dreambooth.data.images.states.SETTLED_SECONDS", 0.0)
+
+    def test_are_taken_from_an_earlier_plan_while_the_files_are_the_same(
+        self, subject: Callable[..., DreamBoothConfig], tmp_path: Path
+    ) -> None:
+        configs = subject("rex"), subject("mug", (1, 2))
+        checks = check(*configs)
+        remember_inspections(str(tmp_path), "dogs", {one.name: one.found for one in checks})
+        known = known_inspections(str(tmp_path), "dogs")
+        assert check(*configs, known=known) == checks
+        assert "2 instance images" in checks[1].warnings[0]
+        (found,) = known["rex"].values()
+        found[0] = "taken from there"
+        again = check(*configs, known=known)
+        assert [one.data_hash for one in plans_of(again)] == ["taken from there", plans_of(checks)[1].data_hash]
+        assert {one.name: one.found for one in again} == known
+
+    @pytest.mark.parametrize("damage", ["changed, its time set back", "cut short", "replaced", "gone", "one more"])
+    def test_are_made_again_of_a_file_that_changed(self, subject: Callable[..., DreamBoothConfig], damage: str) -> None:
+        config = subject("rex")
+        known = {"rex": check(config)[0].found}
+        assert known["rex"]
+        photo = Path(config.subject.instance_images[0], "2.png")
+        times, content = photo.stat(), photo.read_bytes()
+        match damage:
+            case "changed, its time set back":
+                photo.write_bytes(content[:-20] + bytes(20))
+                os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
+            case "cut short":
+                photo.write_bytes(content[:-20])
+            case "replaced":
+                picture(99).save(photo.with_name("new.png"))
+                photo.with_name("new.png").replace(photo)
+            case "gone":
+                photo.unlink()
+            case "one more":
+                picture(99).save(photo.with_name("4.png"))
+        (fresh,), (again,) = check(config), check(config, known=known)
+        assert again == fresh
+        assert again.found.keys().isdisjoint(known["rex"])
+        assert bool(again.errors) == (damage in ("changed, its time set back", "cut short"))
+
+    def test_are_made_again_with_other_settings_or_captions(self, subject: Callable[..., DreamBoothConfig]) -> None:
+        config = subject("rex")
+        known = {"rex": check(config)[0].found}
+        small = load_config(config.model_dump(mode="json"), ("images.max_pixels=10",))
+        assert "images.max_pixels is 10" in check(small, known=known)[0].errors[0]
+        Path(config.subject.instance_images[0], "1.txt").write_text("a photo of [V] in the rain")
+        (again,) = check(config, known=known)
+        assert again.found.keys().isdisjoint(known["rex"])
+        assert again == check(config)[0]
+
+    def test_are_not_remembered_of_files_just_written_or_without_a_state(
+        self, subject: Callable[..., DreamBoothConfig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dreambooth.data.images.states.SETTLED_SECONDS", 3.0)
+        assert not check(subject("rex"))[0].found
+        write_bytes("memory://inspected/1.png", b"some")
+        assert state_of("memory://inspected/1.png") is None
+
+    @pytest.mark.parametrize("content", [b"", b"[1]", b'{"rex": 1}', b'{"rex": {"key": ["ha'])
+    def test_of_a_damaged_file_are_none(self, tmp_path: Path, content: bytes) -> None:
+        write_bytes(str(tmp_path / "batches" / "dogs" / "inspections.json"), content)
+        assert known_inspections(str(tmp_path), "dogs") == {}
+        assert known_inspections(str(tmp_path / "nowhere"), "dogs") == {}
+
+    @pytest.mark.parametrize("stored", [None, ["hash", [], []], ["hash", "words", [[1, 1]] * 3], ["hash", [], [1] * 3]])
+    def test_of_another_form_are_made_again(self, subject: Callable[..., DreamBoothConfig], stored: object) -> None:
+        config = subject("rex")
+        before = check(config)
+        known = {"rex": dict.fromkeys(before[0].found, stored)}
+        assert check(config, known=known) == before
 
 
 def test_plans_share_the_settings_that_they_have_in_common(subject: Callable[..., DreamBoothConfig]) -> None:
