@@ -18,6 +18,7 @@ from PIL import Image
 from s3fs import S3FileSystem
 
 from dreambooth.data.images import find_instance_images, open_image
+from dreambooth.data.images.states import state_of
 from dreambooth.data.inspection import inspect_images
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import resolve_base_model
@@ -37,6 +38,17 @@ def model(tmp_path: Path) -> Path:
     (directory / "unet" / "an état (1).txt").write_text("a name with a space, a letter and brackets")
     (directory / "unet" / "weights.safetensors").write_bytes(bytes(range(256)) * 4096)
     return directory
+
+
+def test_a_file_has_another_state_when_it_was_written_again(s3: str) -> None:
+    states = []
+    for content in (b"one", b"two", b"two"):
+        files.write_bytes(f"{s3}/photos/1.png", content)
+        find_instance_images([f"{s3}/photos"])  # as a plan does, whose listing may be remembered
+        states.append(state_of(f"{s3}/photos/1.png"))
+    assert states[0] is not None
+    assert states[0] != states[1] == states[2]
+    assert state_of(f"{s3}/photos/2.png") is None
 
 
 def upload(folder: Path, address: str) -> None:

@@ -257,3 +257,14 @@ def test_pyarrow_reads_what_was_written(parent: str) -> None:
     fs, path = files.pyarrow_filesystem(parent)
     with fs.open_input_stream(f"{path}/state.json") as stream:
         assert json.loads(stream.read()) == {"step": 3}
+
+
+def test_a_write_is_whole_or_leaves_nothing(tmp_path: Path) -> None:
+    uri, large = str(tmp_path / "new" / "record.json"), bytes(range(256)) * 20_000
+    for content in (b"", b"one", large):
+        files.write_bytes(uri, content)
+        assert files.read_bytes(uri) == content
+    (tmp_path / "new" / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        files.write_bytes(str(tmp_path / "new" / "folder"), b"one")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["folder", "record.json"]
