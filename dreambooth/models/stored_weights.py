@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dreambooth.models.component import Component
-from dreambooth.models.weight_files import weight_files
+from dreambooth.models.weight_files import open_weights, weight_files
 
 _PREFIX = "text_model."
 """That CLIP's text encoders have before their names in files or in the class, as transformers' version has it."""
@@ -62,10 +62,8 @@ class SliceReader:
 
     def _file(self, path: Path) -> Any:
         if path != self._path or self._read >= _READ_BEFORE_REOPENING:
-            from safetensors import safe_open
-
             self._opened = None  # closed first
-            self._opened, self._path, self._read = safe_open(path, framework="pt"), path, 0
+            self._opened, self._path, self._read = open_weights(path), path, 0
         return self._opened
 
 
@@ -96,11 +94,9 @@ def stored_weights(directory: Path, component: Component, module: nn.Module) -> 
     The module was built within `parameters_on_meta`; buffers that the files have are read. None if the files name or
     shape a parameter otherwise, which only the library's own loading makes good.
     """
-    from safetensors import safe_open
-
     found: dict[str, StoredTensor] = {}
     for path in weight_files(directory, component):
-        with safe_open(path, framework="pt") as opened:
+        with open_weights(path) as opened:
             for name in opened.keys():  # noqa: SIM118 - no dict
                 shape = tuple(opened.get_slice(name).get_shape())
                 found[name] = StoredTensor(path=path, name=name, shape=shape)

@@ -47,27 +47,30 @@ def weight_files(directory: Path, component: Component) -> list[Path]:
 
 def count_parameters(directory: Path, component: Component) -> int:
     """Numbers in a component's weight files, from their headers. Raises InputError for a missing or damaged one."""
-    from safetensors import SafetensorError, safe_open
-
     count = 0
     for path in weight_files(directory, component):
-        try:
-            with safe_open(path, framework="np") as tensors:  # shapes alone, and PyTorch takes seconds to import
-                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-        except FileNotFoundError:
-            raise InputError(f"there is no {path}; is the copy complete?") from None
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged: {error}; copy it again") from None
+        with open_weights(path, "np") as tensors:  # shapes alone, and PyTorch takes seconds to import
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return count
+
+
+def open_weights(path: Path, framework: str = "pt") -> Any:
+    """Open a safetensors file for PyTorch or NumPy ("np"). Raises InputError if it is missing, damaged or cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework=framework)
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}; is the copy complete?") from None
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}; copy it again") from None
 
 
 def open_tensors(directory: Path, component: Component) -> dict[str, Any]:
     """A component's opened weight files by the names of their tensors; nothing is read but the headers."""
-    from safetensors import safe_open
-
     opened: dict[str, Any] = {}
     for path in weight_files(directory, component):
-        stored: Any = safe_open(path, framework="pt")
+        stored = open_weights(path)
         opened |= dict.fromkeys(stored.keys(), stored)
     return opened
 

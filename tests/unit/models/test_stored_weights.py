@@ -1,6 +1,7 @@
 """Components whose weights stay in their files, against the same components loaded whole."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreambooth.config.settings import load_config
+from dreambooth.errors import InputError
 from dreambooth.models.families import family_of
 from dreambooth.models.stored_weights import SliceReader
 from dreambooth.training.model import load_components, load_model
@@ -90,3 +92,16 @@ def test_an_embedding_that_starts_as_the_class_noun_reads_its_rows(tiny_pipeline
     ]
     assert changes[0].abs().max() > 0
     assert torch.equal(changes[0], changes[1])
+
+
+def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
+    """Before it is looked into, and afterwards, when a rank reads its part."""
+    base = built("stable-diffusion-1.5", tmp_path / "base")
+    path = base / "unet" / "diffusion_pytorch_model.safetensors"
+    _, stored = family_of(base).stored(base, "unet")
+    path.write_bytes(path.read_bytes()[:-1000])
+    named = rf"{re.escape(str(path))} is damaged: .*; copy it again"
+    with pytest.raises(InputError, match=named):
+        load_components(base, whole=False)
+    with pytest.raises(InputError, match=named):
+        SliceReader().read(next(iter(stored.values())), 0, 1)
