@@ -84,6 +84,11 @@ class ZeroConfig(Frozen):
     offload_parameters: bool = Field(
         False, description="weights kept in host memory, too, but for those in use; needs stage 3 and offload_optimizer"
     )
+    weights: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="dtype of the weights that steps compute with and gather, and of gradients as they are sent; bf16 "
+        "keeps fp32 masters beside them, and needs stage 1, 2 or 3. fp32, as bf16 has not run on a GPU yet",
+    )
     gather_blocks: bool = Field(
         False,
         description="weights of a transformer block of the denoiser gathered by one collective, not layer by layer; "

@@ -61,6 +61,15 @@ class EmptyStep:
         """All modules of the step."""
         return [self.denoiser, *self.text_encoders.values()]
 
+    def round_weights(self) -> None:
+        """Have all weights of trained modules in bf16."""
+        rounded: dict[nn.Parameter, nn.Parameter] = {}
+        for module in (module for trained in self.trained for module in trained.modules()):
+            for name, one in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                if one not in rounded:  # T5's table has two names
+                    rounded[one] = nn.Parameter(one.detach().bfloat16(), requires_grad=one.requires_grad)
+                module.register_parameter(name, rounded[one])
+
     def model_pred(self) -> Tensor:
         """The forward pass: (images, C, H, W)."""
         text = self._family.encode_text(self.text_encoders, self._text)

@@ -30,8 +30,9 @@ class DreamBoothModel(nn.Module):
     `text_encoders` by folder are run at every step; of others the input has what they gave. Parameters are named
     `denoiser.…` and by a text encoder's folder. `identifier_embeddings` by folder have their own learning rate. What
     the text encoders make of `probe_tokens` goes with an export (see `models.probe`). Parameters stay in fp32; with
-    `autocast` matrix products run in bf16, so that an update of 5e-6 isn't rounded away as in bf16 weights. Those that
-    are `stored`, by name, are on the meta device until an engine reads its part of them.
+    `autocast` matrix products run in bf16, so that an update of 5e-6 isn't rounded away as in bf16 weights; only an
+    engine that keeps fp32 masters rounds them. Those that are `stored`, by name, are on the meta device until an engine
+    reads its part of them.
     """
 
     def __init__(

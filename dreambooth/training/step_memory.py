@@ -32,11 +32,13 @@ def step_memory(
     text_encoders: Sequence[str],
     checkpointing: bool,
     autocast: bool,
+    bf16_weights: bool = False,
     update_bytes: int = 0,
 ) -> StepMemory:
     """Peaks of the forward and backward pass of `images` images of a height and width in pixels, without the weights.
 
-    With `autocast` matrix products are in bf16, and so are its cached copies of weights. `update_bytes` are those that
+    With `autocast` matrix products are in bf16, and so are its cached copies of weights; with `bf16_weights` there are
+    none, and gradients are bf16. `update_bytes` are those that
     the update of a parameter takes for each of its values, where it is updated before its gradient is released.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -48,6 +50,8 @@ def step_memory(
             checkpointing=checkpointing,
             device="cpu",
         )
+        if bf16_weights:
+            step.round_weights()
         with _Alive(update_bytes) as alive:
             for parameter in (parameter for module in step.trained for parameter in module.parameters()):
                 if parameter.requires_grad:

@@ -81,7 +81,9 @@ def stages_of(plan: Plan) -> tuple[int, ...]:
     train, zero = plan.config.train, plan.config.zero
     if train.optimizer != "adamw" or train.fused_backward:
         return (0,)
-    return (3,) if zero.offload_parameters else (1, 2, 3) if zero.offload_optimizer else (0, 1, 2, 3)
+    if zero.offload_parameters:
+        return (3,)
+    return (1, 2, 3) if zero.offload_optimizer or zero.weights == "bf16" else (0, 1, 2, 3)
 
 
 def for_more_gpus(plan: Plan) -> Iterator[Changed]:

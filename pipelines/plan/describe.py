@@ -30,6 +30,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     workers, zero = config.cluster.num_workers, config.zero
     offloaded = "optimizer and weights" if zero.offload_parameters else "optimizer" if zero.offload_optimizer else None
     engine = f"DeepSpeed ZeRO-{zero.stage}{f', {offloaded} in host memory' if offloaded else ''}"
+    engine += ", bf16 weights" if zero.weights == "bf16" else ""
     rows = [
         ("subject", f"{config.subject.name}: {counted(len(plan.images), 'image')} of a {config.subject.class_noun}"),
         ("instance prompt", config.prompts.instance_prompt(config.subject)),

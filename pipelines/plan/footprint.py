@@ -1,6 +1,7 @@
 """Memory of one worker by ZeRO's stage and the number of workers, as pure arithmetic.
 
-fp32 throughout; ZeRO divides over workers as in its paper (arXiv 1910.02054, section 3.1).
+ZeRO divides over workers as in its paper (arXiv 1910.02054, section 3.1). Masters, moments and sums of gradients are
+fp32.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ class Footprint:
     `moments` are bytes of the optimizer's state (None: Adam's, in fp32), `update` those that the update of the largest
     parameter takes beside it. With `fused_backward` each gradient is freed within the backward pass. `bucket` are
     bytes of DeepSpeed's buckets of gradients. With `halves_apart` the denoiser is called twice before a backward pass.
+    `weight` are the bytes of each weight that steps compute with, and of its gradient as it is sent: 2 in bf16.
     """
 
     trained: int
@@ -30,13 +32,14 @@ class Footprint:
     offload_parameters: bool = False
     bucket: int = 0
     halves_apart: bool = False
+    weight: int = 4
 
     def state_bytes(self, stage: int, workers: int) -> int:
         """Weights, gradients, masters, moments and moving average, activations not counted."""
         moments = 8 * self.trained if self.moments is None else self.moments
         optimizer = moments + ((4 if stage else 0) + (4 if self.average else 0)) * self.trained
         on_device = 0 if self.offload_optimizer else optimizer / (workers if stage else 1)
-        weights = 0 if self.offload_parameters else 4 / (workers if stage == 3 else 1)
+        weights = 0 if self.offload_parameters else self.weight / (workers if stage == 3 else 1)
         gradients = 0 if self.fused_backward else 4 / (workers if stage >= 2 else 1)
         return int(self.trained * (weights + gradients) + on_device) + int(weights * self.frozen)
 
@@ -50,10 +53,17 @@ class Footprint:
         if stage == 0:
             # To be averaged over ranks, gradients are copied into one piece.
             return steady + max(step, gradients * (2 if workers > 1 else 1), gradients + self.update)
+        if stage == 1 and self.weight < 4:
+            # Each gradient is added to its fp32 sum at once. Of all sums DeepSpeed's BF16_Optimizer makes one piece,
+            # and a copy of that to be sent; with the optimizer in host memory it sends buckets.
+            steady += gradients
+            if self.offload_optimizer:
+                return steady + step_bytes(False) + self.bucket
+            return steady + max(step_bytes(False), (4 + self.weight) * self.trained)
         if stage == 1:
             return steady + max(step + self.bucket, gradients + gradients // workers)
         # A module called twice before its backward pass stays gathered once the first of them has ended (DeepSpeed
         # 0.19.8, parameter_offload.py).
         live = self.trained if self.halves_apart else min(self.trained, _LIVE_PARAMETERS)
-        gathered = 4 * live if stage == 3 else 0
+        gathered = self.weight * live if stage == 3 else 0
         return steady + step + self.bucket + gradients // workers + gathered

@@ -54,7 +54,11 @@ def snapshot_bytes(plan: Plan) -> tuple[int, int]:
     if plan.zero_stage == 0:
         return average, trained + frozen + moments
     shard = (trained + moments + average) // workers
-    return (shard, trained + frozen) if plan.zero_stage < 3 else (shard + frozen // workers, 0)
+    return (
+        (shard, footprint.weight * footprint.trained + frozen)
+        if plan.zero_stage < 3
+        else (shard + frozen // workers, 0)
+    )
 
 
 def reads_slices(plan: Plan) -> bool:
@@ -110,7 +114,10 @@ def _loading(plan: Plan) -> Held:
     run, encoders, everything = _counts(plan)
     part = 0 if plan.use_gpu else run // plan.config.cluster.num_workers
     vae = everything - run - encoders
-    return Held(phase="loading the model", each=vae + (part if reads_slices(plan) else run))
+    if plan.footprint.weight == 4:
+        return Held(phase="loading the model", each=vae + (part if reads_slices(plan) else run))
+    # Rounded, with what masters are made from: of a model in memory its own values, until they are in the masters.
+    return Held(phase="loading the model", each=vae + (part // 2 if reads_slices(plan) else run + run // 2 + part))
 
 
 def _training(plan: Plan) -> list[Held]:

@@ -22,7 +22,8 @@ def peak_bytes(plan: Plan) -> int:
 
 def peak_of(plan: Plan, stage: int, workers: int) -> int:
     """What `peak_bytes` would be with another stage of ZeRO and number of workers."""
-    footprint = replace(plan.footprint, bucket=_bucket_bytes(plan), halves_apart=_halves_apart(plan))
+    footprint = plan.footprint
+    footprint = replace(footprint, bucket=_bucket_bytes(plan, footprint.weight), halves_apart=_halves_apart(plan))
     return footprint.peak_bytes(stage, workers, partial(_step_bytes, plan))
 
 
@@ -32,10 +33,10 @@ def describe_peak(plans: Sequence[Plan]) -> tuple[str, str]:
     return "memory at its peak", f"about {readable_bytes(most)} of tensors a worker"
 
 
-def _bucket_bytes(plan: Plan) -> int:
+def _bucket_bytes(plan: Plan, each: int) -> int:
     from pipelines.worker.deepspeed_engine import REDUCE_BUCKET
 
-    return 4 * REDUCE_BUCKET * (2 if plan.use_gpu else 1)  # on a GPU one is filled while another is sent
+    return each * REDUCE_BUCKET * (2 if plan.use_gpu else 1)  # on a GPU one is filled while another is sent
 
 
 def _halves_apart(plan: Plan) -> bool:
@@ -61,6 +62,8 @@ def _step_bytes(plan: Plan, keep_gradients: bool) -> int:
         "checkpointing": train.gradient_checkpointing,
         "autocast": train.mixed_precision == "bf16",
     }
+    if plan.footprint.weight == 2:
+        asked["bf16_weights"] = True
     if train.fused_backward:
         asked["update_bytes"] = UPDATE_BYTES[train.optimizer]
 

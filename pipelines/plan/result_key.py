@@ -72,7 +72,8 @@ def _zero(zero: ZeroConfig) -> str:
     """Settings of ZeRO; later ones only where they are used, so that earlier results keep their keys."""
     words = f"stage={zero.stage} offload_optimizer={zero.offload_optimizer}"
     later = {"offload_parameters": zero.offload_parameters, "gather_blocks": zero.gather_blocks}
-    return " ".join([words, *(f"{name}=True" for name, used in later.items() if used)])
+    used = [f"{name}=True" for name, used in later.items() if used]
+    return " ".join([words, *used, *(["weights=bf16"] if zero.weights == "bf16" else [])])
 
 
 def _train_part(train: TrainConfig, base: BaseModel) -> dict[str, Any]:

@@ -127,6 +127,7 @@ class Plan:
             fused_backward=train.fused_backward,
             offload_optimizer=zero.offload_optimizer,
             offload_parameters=zero.offload_parameters,
+            weight=2 if zero.weights == "bf16" else 4,
         )
 
     @cached_property
@@ -158,7 +159,7 @@ class Plan:
         counts, embedding_only = self.base.parameter_counts, train.method == "textual_inversion"
         text_encoders = sum(counts[folder] for folder in self.run_text_encoders)
         copies = self.config.cluster.num_workers if self.engine == "deepspeed" and stage == 0 else 1
-        each = 4 + (4 if stage in (1, 2) else 0) + (4 * copies if train.ema_decay else 0)
+        each = 4 + (self.footprint.weight if stage in (1, 2) else 0) + (4 * copies if train.ema_decay else 0)
         frozen = self._run_parameters if embedding_only and self.engine == "deepspeed" else 0
         best = text_encoders if embedding_only else trained
         return each * trained + self._optimizer_bytes[0] + 4 * frozen + (4 * best if train.keep == "best" else 0)
@@ -275,7 +276,7 @@ def _stage_plan(
             f"share them, use an address such as s3://bucket/folder"
         )
     dtype = best_dtype("cuda" if use_gpu else "cpu")
-    prior, engine = _prior(config, base, dtype), choose_engine(config)
+    prior, engine = _prior(config, base, dtype), choose_engine(config, gpus_have_bf16=resources.gpus_have_bf16)
     check_protocol(config)
     compared = compared_images(config, inspection, inspect)
     warnings += [*compared.warnings, *check_texts(config, inspection.images, base.text_readers)]

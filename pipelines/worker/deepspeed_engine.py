@@ -30,7 +30,8 @@ from dreambooth.training.losses import Losses
 from dreambooth.training.model import DreamBoothModel
 from dreambooth.training.optimizer import build_lr_scheduler, build_optimizer
 from dreambooth.training.snapshot import Snapshots
-from pipelines.worker.zero3 import gather_by_block, partition_stored
+from pipelines.worker.masters import ExactWeights, masters_of
+from pipelines.worker.zero3 import gather_by_block, partition
 
 _TAG = "zero"
 _ROOT = "checkpoint"
@@ -38,9 +39,18 @@ _ROOT = "checkpoint"
 REDUCE_BUCKET = 50_000_000
 """Elements of a bucket of gradients, which is a copy; DeepSpeed's default of 500 million takes 2 GB."""
 
+_BF16_WEIGHTS: dict[str, Any] = {
+    # ZeRO-1's optimizer for bf16 adds gradients to fp32 ones as they come, instead of at the end of the pass.
+    "bf16": {"enabled": True, "immediate_grad_update": True},
+    "data_types": {"grad_accum_dtype": "fp32"},  # sums of micro steps
+}
+
 
 def deepspeed_config(train: TrainConfig, zero: ZeroConfig, *, cuda: bool = False) -> dict[str, Any]:
-    """DeepSpeed's configuration dict. Masters are fp32; the model autocasts to bf16, as in every engine and stage."""
+    """DeepSpeed's configuration dict. Masters are fp32; the model autocasts to bf16, as in every engine and stage.
+
+    With `zero.weights` bf16 so do its weights lie in memory, and they and gradients are sent as bf16.
+    """
     zero_optimization: dict[str, Any] = {"stage": zero.stage}
     if zero.stage > 0:
         # Contiguous gradients avoid fragmented GPU memory; on a CPU they waste a tenth of the step.
@@ -50,6 +60,7 @@ def deepspeed_config(train: TrainConfig, zero: ZeroConfig, *, cuda: bool = False
     if zero.offload_parameters:
         zero_optimization["offload_param"] = {"device": "cpu", "pin_memory": cuda}
     return {
+        **(_BF16_WEIGHTS if zero.weights == "bf16" else {}),
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "gradient_clipping": train.max_grad_norm or 0.0,  # 0: none
@@ -141,17 +152,23 @@ class DeepSpeedEngine(SavesCheckpoints):
         self.config = train
         self.stage = zero.stage
         settings = deepspeed_config(train, zero, cuda=cuda)
-        if model.stored:
-            partition_stored(model, settings)
+        exact: ExactWeights | None = None
+        if zero.weights == "bf16":
+            exact = ExactWeights.before_rounding(model, settings, stage=self.stage)
+        elif model.stored:
+            partition(model, settings)
         if zero.gather_blocks:
             gather_by_block(model)
         optimizer = build_optimizer(model, train)
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            lr_scheduler=build_lr_scheduler(optimizer, train),
-            config=settings,
-        )
+        with redirect_stdout(StringIO()):  # ZeRO-1's optimizer for bf16 prints how much memory there is
+            self._engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                lr_scheduler=build_lr_scheduler(optimizer, train),
+                config=settings,
+            )
+        if exact is not None:
+            exact.put_back()
         # It would copy scripts into every checkpoint, and could fail between two barriers.
         self._engine._copy_recovery_script = lambda save_path: None
         self._snapshots = Snapshots(device)
@@ -161,12 +178,9 @@ class DeepSpeedEngine(SavesCheckpoints):
 
     def _masters(self) -> list[Tensor]:
         """The fp32 tensors of this rank's optimizer: whole parameters, or its partitions."""
-        optimizer = self._engine.optimizer
         if self.stage == 0:
             return list(self._engine.module.parameters())
-        return list(
-            optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
-        )
+        return masters_of(self._engine.optimizer)
 
     def __call__(self, batch: Batch) -> Losses:
         """Losses of this rank's batch."""
@@ -266,7 +280,8 @@ class DeepSpeedEngine(SavesCheckpoints):
         self._snapshots.settle()
         saved_by = len(list((directory / _TAG).glob("*_optim_states.pt")))
         if self.stage == 0 or saved_by in (0, self.world_size):
-            path, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
+            with redirect_stdout(StringIO()):
+                path, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
         elif self.ema is not None:
             raise ValueError(
                 f"the moving average in {directory} has {saved_by} shards, which don't fit {self.world_size} "

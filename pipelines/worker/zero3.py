@@ -10,14 +10,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dreambooth.models.stored_weights import SliceReader, StoredTensor
 from dreambooth.training.model import DreamBoothModel
 
+Source = StoredTensor | Tensor
+"""Where the values of a parameter are: in a file, or in memory."""
 
-def partition_stored(model: DreamBoothModel, config: Mapping[str, Any]) -> None:
-    """Make ZeRO-3's parameters of those that are stored, in fp32; `config` is DeepSpeed's. Needs a process group.
+
+def partition(
+    model: DreamBoothModel, config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32
+) -> dict[nn.Parameter, Source]:
+    """Make ZeRO-3's parameters of those that are stored; `config` is DeepSpeed's. Needs a process group.
+
+    With another `dtype` than fp32, which trained ones get, also of those in memory: DeepSpeed rounds none of a model
+    partitioned before. The sources of all values are returned.
 
     Call it before the optimizer is made: they are other objects than before. Beside its parts, a rank has room for one
     parameter at a time, of which it touches its part alone.
@@ -25,33 +33,37 @@ def partition_stored(model: DreamBoothModel, config: Mapping[str, Any]) -> None:
     import deepspeed
 
     # As DeepSpeed itself does for a loaded model, but without a parameter to broadcast.
-    init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=dict(config), dtype=torch.float32)
-    reader, placed = SliceReader(), dict[int, nn.Parameter]()
+    init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=dict(config), dtype=dtype)
+    reader, placed, sources = SliceReader(), dict[int, nn.Parameter](), dict[nn.Parameter, Source]()
     for prefix, module in model.named_modules():
         for name, tensor in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            if not tensor.is_meta:
-                continue
             if id(tensor) not in placed:  # T5's table has two names
-                stored = model.stored[f"{prefix}.{name}"]
-                placed[id(tensor)] = _partition(init, stored, reader, requires_grad=tensor.requires_grad)
+                if not tensor.is_meta and dtype == torch.float32:
+                    continue
+                source = model.stored[f"{prefix}.{name}"] if tensor.is_meta else tensor.detach()
+                empty = torch.empty(
+                    tensor.shape, device=init.local_device, dtype=dtype if tensor.requires_grad else torch.float32
+                )
+                one = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                placed[id(tensor)] = one
+                sources[one] = source
+                init._convert_to_deepspeed_param(one)
+                one.partition()  # type: ignore[attr-defined]
+                copy_part(source, one, one.ds_tensor, reader)  # type: ignore[attr-defined]
             module.register_parameter(name, placed[id(tensor)])
         for name, buffer in list(module.named_buffers(recurse=False)):
             module._buffers[name] = buffer.to(init.local_device)  # DeepSpeed moves none of a model partitioned before
+    return sources
 
 
-def _partition(init: Any, stored: StoredTensor, reader: SliceReader, *, requires_grad: bool) -> nn.Parameter:
-    empty = torch.empty(stored.shape, device=init.local_device)
-    parameter = nn.Parameter(empty, requires_grad=requires_grad)
-    init._convert_to_deepspeed_param(parameter)
-    zero: Any = parameter  # with what DeepSpeed has added
-    zero.partition()
-    part = zero.ds_tensor
-    start = part.numel() * zero.ds_zero_partition_rank
-    end = max(start, min(start + part.numel(), zero.ds_numel))
-    with torch.no_grad():
-        part.narrow(0, 0, end - start).copy_(reader.read(stored, start, end))
-        part.narrow(0, end - start, part.numel() - (end - start)).zero_()  # padding
-    return parameter
+@torch.no_grad()
+def copy_part(source: Source, parameter: Any, part: Tensor, reader: SliceReader) -> None:
+    """Copy this rank's part of a parameter's values to `part`, which ends in zeros if it is padded."""
+    start = part.numel() * parameter.ds_zero_partition_rank
+    end = max(start, min(start + part.numel(), parameter.ds_numel))
+    values = source.reshape(-1)[start:end] if isinstance(source, Tensor) else reader.read(source, start, end)
+    part.narrow(0, 0, end - start).copy_(values)
+    part.narrow(0, end - start, part.numel() - (end - start)).zero_()
 
 
 def gather_by_block(model: DreamBoothModel) -> None:

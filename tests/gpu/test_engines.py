@@ -79,6 +79,23 @@ class TestEveryEngine:
         assert apart < 1e-3 * size
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_weights_have_exact_masters(
+    stage: int, train: Callable[..., Any], tiny_pipeline: Path, on_cpu: list[dict[str, float]], tmp_path: Path
+) -> None:
+    case = two_ranks.Case(stage=stage, bf16=True)
+    config = two_ranks.configuration(tiny_pipeline, accumulation=1, accumulates=False)
+    engine = two_ranks.engine_of(tiny_pipeline, config, case, "cuda")
+    start = engine.state_dict()
+    engine.close()
+    plain = TorchEngine(load_model(tiny_pipeline, config), config.train).state_dict()
+    assert [name for name in plain if not torch.equal(start[name], plain[name])] == []
+    whole, _ = train(case, save=tmp_path)
+    rest, _ = train(case, load=tmp_path, start=two_ranks.CHECKPOINT)
+    torch.testing.assert_close(values(whole)[:, 0], values(on_cpu)[:, 0], rtol=5e-2, atol=1e-3)
+    torch.testing.assert_close(values(rest), values(whole[two_ranks.CHECKPOINT :]), rtol=1e-2, atol=1e-4)
+
+
 def test_bf16_products_leave_masters_and_gradients_in_fp32(tiny_pipeline: Path, on_cpu: list[dict[str, float]]) -> None:
     config = two_ranks.configuration(tiny_pipeline, accumulation=1, accumulates=False)
     engine = TorchEngine(load_model(tiny_pipeline, config, autocast=True), config.train, "cuda")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from full_size import configuration, plan_of_weightless, random_batch, random_model
 
-from dreambooth.config.settings import ZeroConfig
 from dreambooth.training.engine import TorchEngine
 from pipelines.plan.memory import peak_bytes
 from pipelines.worker.deepspeed_engine import DeepSpeedEngine
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # DeepSpeed uses what PyTorc
 WITHIN, STEPS = 0.15, 3
 
 
-def measured(base: Path, resolution: int, stage: int | None, *overrides: str) -> int:
+def measured(base: Path, resolution: int, *overrides: str) -> int:
     """By how much the device's memory grows at most in three steps."""
     gc.collect()
     torch.cuda.empty_cache()
@@ -28,8 +27,8 @@ def measured(base: Path, resolution: int, stage: int | None, *overrides: str) ->
     model = random_model(base, config, device="cuda", autocast=True)
     engine: Any = (
         TorchEngine(model, config.train, "cuda")
-        if stage is None
-        else DeepSpeedEngine(model, config.train, ZeroConfig(stage=stage), "cuda")
+        if config.engine == "torch"
+        else DeepSpeedEngine(model, config.train, config.zero, "cuda")
     )
     try:
         for _ in range(STEPS):
@@ -41,21 +40,26 @@ def measured(base: Path, resolution: int, stage: int | None, *overrides: str) ->
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["all-activations", "checkpointing"])
-@pytest.mark.parametrize("stage", [None, 2], ids=["torch", "zero2"])
-def test_full_size(full_size: Path, stage: int | None, checkpointing: bool) -> None:
+@pytest.mark.parametrize(
+    ("stage", "weights"),
+    [(None, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")],
+    ids=["torch", "2", "1-bf16", "2-bf16"],
+)
+def test_full_size(full_size: Path, stage: int | None, weights: str, checkpointing: bool) -> None:
     """As large as Stable Diffusion 1.5, at 512 pixels, with matrix products in bf16."""
     if torch.cuda.mem_get_info()[0] < 40 * 2**30:
         pytest.skip("needs 40 GiB of free memory")
     overrides = [
         f"engine={'torch' if stage is None else 'deepspeed'}",
         f"zero.stage={stage or 0}",
+        f"zero.weights={weights}",
         "train.mixed_precision=bf16",
         "train.micro_batch_size=1",
         f"train.gradient_checkpointing={str(checkpointing).lower()}",
     ]
     expected, got = (
         peak_bytes(plan_of_weightless(full_size, 512, *overrides, gpus=1)),
-        measured(full_size, 512, stage, *overrides),
+        measured(full_size, 512, *overrides),
     )
     print(f"planned {expected / 2**30:.2f} GiB, measured {got / 2**30:.2f} GiB")
     assert got == pytest.approx(expected, rel=WITHIN)

@@ -19,6 +19,8 @@ from dreambooth.data.prepare import prepare_data
 from dreambooth.quiet import quiet
 
 STEPS = 3
+BF16 = Case(stage=3, bf16=True)
+"""Of ZeRO's stages the one that does most to a module."""
 SIDE = 64
 
 
@@ -51,12 +53,11 @@ def training_data(base: Path, config: DreamBoothConfig) -> TrainingData:
 def _run(base: Path, output: Path) -> None:
     config = configuration(base, accumulation=1)
     data, result = training_data(base, config), {}
-    for stage in STAGES:
-        case = Case(stage=stage)
+    for case in (*(Case(stage=stage) for stage in STAGES), BF16):
         engine = engine_of(base, config, case)
         curve = curve_of(engine, data, config)
         result[case.name] = {"curve": curve, "state": dict(engine.state_dict())}
-        if stage is not None:
+        if case.stage is not None:
             engine.close()
     if dist.get_rank() == 0:
         torch.save(result, output / f"{base.name}.pt")

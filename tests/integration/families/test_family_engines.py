@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from family_ranks import configuration, training_data
+from family_ranks import BF16, configuration, training_data
 from PIL import Image
 from process_group import run_together
 from replicas import REPLICAS, deepfloyd
@@ -53,16 +53,19 @@ def test_all_engines_have_the_losses_of_one_worker(name: str, bases: dict[str, P
     engine = TorchEngine(load_model(base, config), config.train)
     expected = curve_of(engine, training_data(base, config), config)
     names = sorted(engine.state_dict())
-    assert list(found) == ENGINES
+    assert list(found) == [*ENGINES, BF16.name]
     assert len({step["loss"] for step in expected}) == len(expected)
     for engine_name in ENGINES:
         assert sorted(found[engine_name]["state"]) == names
         for step, other in zip(found[engine_name]["curve"], expected, strict=True):
             assert step == pytest.approx(other, rel=2e-4), engine_name
+    assert sorted(found[BF16.name]["state"]) == names
+    for step, other in zip(found[BF16.name]["curve"], expected, strict=True):
+        assert step["loss"] == pytest.approx(other["loss"], rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["deepfloyd-if", "deepfloyd-if-super-resolution"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [*ENGINES, BF16.name])
 def test_weight_decay_leaves_rows_without_gradient_alone(
     name: str, engine: str, bases: dict[str, Path], results: dict[str, Any]
 ) -> None:

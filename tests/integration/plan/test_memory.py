@@ -49,6 +49,7 @@ def test_what_takes_more_and_less(tiny_pipeline: Path) -> None:
     plain, twice = memory(), memory(images=4)
     assert twice > 1.5 * plain
     assert memory(images=4, autocast=True) < twice
+    assert memory(autocast=True, bf16_weights=True) < memory(autocast=True)
     assert memory(checkpointing=True) < plain
     assert memory(text_encoders=()) < plain
 

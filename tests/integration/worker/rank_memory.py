@@ -19,7 +19,7 @@ from dreambooth.config.settings import ZeroConfig, load_config
 from dreambooth.quiet import quiet
 from dreambooth.training.model import load_model
 from pipelines.worker.deepspeed_engine import deepspeed_config, import_deepspeed
-from pipelines.worker.zero3 import partition_stored
+from pipelines.worker.zero3 import partition
 
 
 def peak_bytes() -> int:
@@ -38,7 +38,7 @@ def load(base: Path) -> Any:
     subject = {"name": "rex", "class_noun": "car", "identifier": "tfz", "instance_images": "photos"}
     config = load_config({"base_model": str(base), "subject": subject})
     model = load_model(base, config, whole=False)
-    partition_stored(model, deepspeed_config(config.train, ZeroConfig(stage=3)))
+    partition(model, deepspeed_config(config.train, ZeroConfig(stage=3)))
     return model
 
 

@@ -46,7 +46,8 @@ class Case:
     """One engine, and whether it trains long or a few steps with accumulation. `stage` None means TorchEngine.
 
     With ZeRO-3 each rank reads its slices of the weights, unless the model is loaded `whole` before. With `buckets`
-    instance images have two sizes, with `blocks` each of the denoiser's is gathered at once.
+    instance images have two sizes, with `blocks` each of the denoiser's is gathered at once. `bf16` weights have fp32
+    masters, and products in bf16.
     """
 
     stage: int | None
@@ -56,12 +57,14 @@ class Case:
     whole: bool = False
     blocks: bool = False
     buckets: bool = False
+    bf16: bool = False
 
     @property
     def name(self) -> str:
         """Its file."""
         offload = "-offload-all" if self.offload_parameters else "-offload" if self.offload else ""
         offload += "-whole" if self.whole else "-blocks" if self.blocks else ""
+        offload += "-bf16" if self.bf16 else ""
         engine = "torch" if self.stage is None else f"zero{self.stage}{offload}"
         buckets = "-buckets" if self.buckets else ""
         return f"{engine}{buckets}-accumulation" if self.accumulates else engine
@@ -140,7 +143,7 @@ def curve_of(
 
 def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "cpu", *, autocast: bool = False) -> Any:
     """An engine of a case, with the base model."""
-    model = load_model(base, config, autocast=autocast, whole=case.whole or case.stage != 3)
+    model = load_model(base, config, autocast=autocast or case.bf16, whole=case.whole or case.stage != 3)
     if case.stage is None:
         return TorchEngine(model, config.train, device)
     from pipelines.worker import deepspeed_engine
@@ -149,6 +152,7 @@ def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "c
         stage=case.stage,
         offload_optimizer=case.offload,
         offload_parameters=case.offload_parameters,
+        weights="bf16" if case.bf16 else "fp32",
         gather_blocks=case.blocks,
     )
     if case.blocks or case.buckets or not case.accumulates:

@@ -199,7 +199,10 @@ class TestSettings:
         [
             (
                 "zero",
-                ["zero.stage", "zero.offload_optimizer", "zero.offload_parameters", "zero.gather_blocks"],
+                [
+                    *("zero.stage", "zero.offload_optimizer", "zero.offload_parameters"),
+                    *("zero.weights", "zero.gather_blocks"),
+                ],
             ),
             ("base_model", ["base_model"]),
             ("train.seed", ["train.seed"]),

@@ -126,6 +126,20 @@ class TestFewest:
         )
         assert twice - once == more
 
+    @pytest.mark.parametrize(
+        ("stage", "fp32", "bf16"),
+        [
+            # Beside weights, sums of gradients, masters and moments: all gradients, or one piece of all, to be sent.
+            (1, 4 + 4 + 3 + 1, 2 + 4 + 3 + 4 + 2),
+            (2, 4 + 1 + 3, 2 + 1 + 3),
+            (3, 1 + 1 + 3 + 4, 0.5 + 1 + 3 + 2),
+        ],
+    )
+    def test_bf16_weights_at_their_peak(self, stage: int, fp32: float, bf16: float) -> None:
+        """In bytes a parameter on four workers; ZeRO-3 has all of them gathered."""
+        for weight, each in ((4, fp32), (2, bf16)):
+            assert Footprint(trained=1000, weight=weight).peak_bytes(stage, 4, lambda keep: 0) == each * 1000
+
     def test_fewest_is_fewest(self, monkeypatch: pytest.MonkeyPatch) -> None:
         plan = published_plan(next(one for one in published_models() if one.address == "flux.1-dev"))
         monkeypatch.setattr("pipelines.plan.memory._step_bytes", lambda *_: 20 * 2**30)

@@ -22,6 +22,7 @@ from pipelines.plan.host_memory import (
 from pipelines.plan.run_plan import Plan, make_plan
 
 CPUS = Resources(cpus=64, gpus=0)
+BF16_WEIGHTS = "zero.weights=bf16", "train.mixed_precision=bf16"
 LARGE = 1_000_000_000
 """Parameters of a UNet that is planned for."""
 
@@ -52,6 +53,13 @@ class TestPhases:
         assert phase(planned("zero.stage=3"), "loading").each == LARGE
         assert phase(planned("zero.stage=2"), "loading").each == 2 * 4 * LARGE
 
+    def test_rounded_weights_stand_beside_those_that_masters_are_made_from(self, planned: Callable[..., Plan]) -> None:
+        """The base, its copy, the rounded one and a quarter of the masters; of slices a quarter of the rounded ones."""
+        assert phase(planned(*BF16_WEIGHTS, "zero.stage=2"), "loading").each == (4 + 4 + 2 + 4 / 4) * LARGE
+        assert phase(planned(*BF16_WEIGHTS, "zero.stage=3"), "loading").each == 2 * LARGE / 4
+        gpus = replace(CPUS, gpus=4)
+        assert phase(planned(*BF16_WEIGHTS, "zero.stage=2", resources=gpus), "loading").each == (4 + 4 + 2) * LARGE
+
     @pytest.mark.parametrize(
         ("settings", "each", "first"),
         [
@@ -63,6 +71,9 @@ class TestPhases:
             (("zero.stage=0",), 4 + 4 + 4 + 8, 4 + 8),
             (("engine=torch",), 4 + 4 + 4 + 8, 4 + 8),
             (("zero.stage=3", "train.checkpoint_every=1000"), 20 / 4, 0),
+            ((*BF16_WEIGHTS, "zero.stage=1"), 4 + 2 + 4 + 12 / 4 + 12 / 4, 2),
+            ((*BF16_WEIGHTS, "zero.stage=2"), 4 + 2 + 16 / 4 + 12 / 4, 2),
+            ((*BF16_WEIGHTS, "zero.stage=3"), 18 / 4 + 12 / 4, 0),
         ],
     )
     def test_training(self, planned: Callable[..., Plan], settings: tuple[str, ...], each: float, first: float) -> None:
@@ -81,14 +92,18 @@ class TestPhases:
         assert phase(replace(everything, use_gpu=True), "training").each == 16 * LARGE / 4
 
     @pytest.mark.parametrize(
-        "settings", ["zero.stage=0", "zero.stage=1", "zero.stage=2", "zero.stage=3", "engine=torch"]
+        "settings",
+        [
+            *(("zero.stage=0",), ("zero.stage=1",), ("zero.stage=2",), ("zero.stage=3",), ("engine=torch",)),
+            *((*BF16_WEIGHTS, f"zero.stage={stage}") for stage in (1, 2, 3)),
+        ],
     )
     @pytest.mark.parametrize("average", ["0.9", "null"])
     def test_snapshots_are_the_files_of_a_checkpoint(
-        self, planned: Callable[..., Plan], settings: str, average: str
+        self, planned: Callable[..., Plan], settings: tuple[str, ...], average: str
     ) -> None:
         """Whose bytes test_checkpoint_ranks.py compares with those on the disk."""
-        plan = planned(settings, f"train.ema_decay={average}")
+        plan = planned(*settings, f"train.ema_decay={average}")
         each, first = snapshot_bytes(plan)
         assert 4 * each + first == pytest.approx(plan.checkpoint_bytes, rel=1e-6)
 

@@ -27,6 +27,7 @@ from pipelines.stages.evaluate_stage import sample_requests
 from pipelines.tasks import Source
 
 MachinePlan = Callable[..., Plan]
+BF16_WEIGHTS = "zero.weights=bf16", "train.mixed_precision=bf16"
 
 
 @pytest.fixture
@@ -133,6 +134,12 @@ class TestKey:
     def test_the_stage_counts_where_there_is_one(self, plan: MachinePlan) -> None:
         keys = {plan("cluster.num_workers=2", f"zero.stage={stage}").key for stage in range(4)}
         assert len(keys) == 4
+
+    def test_rounded_weights_are_another_result(self, plan: MachinePlan) -> None:
+        """A checkpoint of the other setting isn't looked for."""
+        rounded = ("cluster.num_workers=2", "train.mixed_precision=bf16", "zero.weights=bf16")
+        assert plan(*rounded).key != plan(*rounded[:2]).key
+        assert plan(*rounded[:2], "zero.weights=fp32").key == plan(*rounded[:2]).key
 
     def test_updates_within_the_backward_pass_are_the_same(self, plan: MachinePlan) -> None:
         unclipped = plan("train.max_grad_norm=null")
@@ -278,6 +285,7 @@ class TestChoices:
             ((), "torch"),
             (("cluster.num_workers=2",), "deepspeed"),
             (("zero.offload_optimizer=true",), "deepspeed"),
+            (("zero.weights=bf16", "train.mixed_precision=bf16"), "deepspeed"),
             (("engine=torch", "cluster.num_workers=2"), "torch"),
             (("engine=deepspeed",), "deepspeed"),
             (("train.optimizer=adafactor", "cluster.num_workers=2"), "torch"),
@@ -308,6 +316,12 @@ class TestChoices:
             (("train.optimizer=adamw8bit", "zero.offload_optimizer=true"), "excludes zero.offload_optimizer; leave"),
             (("train.max_grad_norm=null", "train.fused_backward=true", "engine=deepspeed"), "fused_backward needs"),
             (("train.max_grad_norm=null", "train.fused_backward=true", "cluster.num_workers=2"), "needs one worker"),
+            ((*BF16_WEIGHTS, "engine=torch"), "zero.weights bf16 needs DeepSpeed, but engine is 'torch'"),
+            ((*BF16_WEIGHTS, "zero.stage=0"), "zero.weights bf16 needs zero.stage 1, 2 or 3, got 0, which keeps no"),
+            ((*BF16_WEIGHTS, "train.mixed_precision='no'"), "needs train.mixed_precision bf16, got no"),
+            (("zero.weights=bf16",), "got no, which auto is on CPUs; set train.mixed_precision=bf16, or"),
+            ((*BF16_WEIGHTS, "train.optimizer=adafactor"), "adafactor .* excludes zero.weights bf16; leave one"),
+            ((*BF16_WEIGHTS, "train.method=textual_inversion"), "textual_inversion trains an embedding alone; leave"),
         ],
     )
     def test_what_excludes_each_other(
@@ -316,6 +330,14 @@ class TestChoices:
         monkeypatch.setattr("dreambooth.training.optimizer.find_spec", lambda name: name)
         with pytest.raises(InputError, match=message):
             plan(*overrides)
+
+    def test_bf16_weights_on_gpus_without_bf16(self, plan: MachinePlan) -> None:
+        old, new = (Resources(cpus=8, gpus=2, gpu_types=(name,)) for name in ("V100", "A100"))
+        for precision in ("auto", "bf16"):
+            overrides = ("zero.weights=bf16", f"train.mixed_precision={precision}", "cluster.num_workers=2")
+            assert plan(*overrides, resources=new).engine == "deepspeed"
+            with pytest.raises(InputError, match=r"needs GPUs that compute in bf16 .*; leave zero.weights out, or"):
+                plan(*overrides, resources=old)
 
     def test_a_library_that_is_missing(self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "torchao", None)
@@ -454,6 +476,12 @@ class TestMemory:
     def test_stages(self, plan: MachinePlan, workers: int, stage: int, whole: int, shared: int) -> None:
         made = plan(f"cluster.num_workers={workers}", f"zero.stage={stage}")
         assert made.model_state_bytes == pytest.approx(made.trained_parameters * (whole + shared / workers), abs=1)
+
+    @pytest.mark.parametrize(("stage", "whole", "shared"), [(1, 2 + 4, 12), (2, 2, 4 + 12), (3, 0, 2 + 4 + 12)])
+    def test_bf16_weights(self, plan: MachinePlan, stage: int, whole: int, shared: int) -> None:
+        """Sums of gradients and masters stay fp32."""
+        made = plan(*BF16_WEIGHTS, "cluster.num_workers=4", f"zero.stage={stage}")
+        assert made.model_state_bytes == pytest.approx(made.trained_parameters * (whole + shared / 4), abs=1)
 
     def test_a_single_worker_with_pytorch(self, plan: MachinePlan) -> None:
         assert plan("zero.stage=3").model_state_bytes == 16 * plan().trained_parameters

@@ -64,6 +64,14 @@ def test_weights_stay_fp32_whatever_the_precision(precision: str) -> None:
     assert not {"bf16", "fp16", "torch_autocast", "amp"} & config.keys()
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_weights_have_fp32_sums_of_gradients(stage: int) -> None:
+    config = deepspeed_config(TrainConfig(), ZeroConfig(stage=stage, weights="bf16"))
+    assert config["bf16"]["enabled"] is True
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "communication_data_type" not in config  # bf16, as the weights
+
+
 def test_equal_settings_give_equal_configurations_that_share_nothing() -> None:
     one, other = (deepspeed_config(TrainConfig(), ZeroConfig()) for _ in range(2))
     assert one == other
