@@ -1,8 +1,11 @@
-"""The engine of a run, and what it can't do together."""
+"""The engine of a run and its precision, and what it can't do together."""
+
+from typing import Literal
 
 from dreambooth.config.settings import DreamBoothConfig, ZeroConfig
 from dreambooth.config.train import TrainConfig
 from dreambooth.errors import InputError
+from pipelines.cluster.ray_cluster import Resources
 
 
 def choose_engine(config: DreamBoothConfig, *, gpus_have_bf16: bool = True) -> str:
@@ -27,6 +30,13 @@ def choose_engine(config: DreamBoothConfig, *, gpus_have_bf16: bool = True) -> s
             "moving average can't be divided anew; leave one of them out"
         )
     return engine
+
+
+def choose_precision(config: DreamBoothConfig, resources: Resources) -> Literal["bf16", "no"]:
+    """The precision of matrix products: chosen once for all workers, whatever GPU each gets."""
+    if config.train.mixed_precision != "auto":
+        return config.train.mixed_precision
+    return "bf16" if resources.use_gpu(config.cluster) and resources.gpus_have_bf16 else "no"
 
 
 def _check_exclusions(config: DreamBoothConfig, of_zero: str | None, of_torch: str | None) -> None:

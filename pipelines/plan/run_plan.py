@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from dreambooth.config.settings import DreamBoothConfig, config_hash
 from dreambooth.data.buckets import sizes_of, with_base
@@ -19,7 +19,7 @@ from dreambooth.sampling.best_dtype import best_dtype
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
 from pipelines.plan.counted import optimizer_bytes
-from pipelines.plan.engine_choice import choose_engine
+from pipelines.plan.engine_choice import choose_engine, choose_precision
 from pipelines.plan.footprint import Footprint
 from pipelines.plan.local_addresses import local_addresses, with_absolute_addresses
 from pipelines.plan.result_key import identifier_tokens, result_key
@@ -263,7 +263,7 @@ def _stage_plan(
         update={
             "subject": config.subject.model_copy(update={"identifier": identifier}),
             "images": with_base(config.images, base.settings),
-            "train": config.train.model_copy(update={"mixed_precision": _precision(config, resources)}),
+            "train": config.train.model_copy(update={"mixed_precision": choose_precision(config, resources)}),
         }
     )
     shared = check_own_tokens(
@@ -329,13 +329,6 @@ def _check_actors(config: DreamBoothConfig, resources: Resources) -> None:
             f"prior.num_actors is {wanted}, but the cluster has room for {room}, one per "
             f"{'GPU' if resources.use_gpu(config.cluster) else 'CPU'}; ask for fewer, or leave it out"
         )
-
-
-def _precision(config: DreamBoothConfig, resources: Resources) -> Literal["bf16", "no"]:
-    """The precision of matrix products: chosen once for all workers, whatever GPU each gets."""
-    if config.train.mixed_precision != "auto":
-        return config.train.mixed_precision
-    return "bf16" if resources.use_gpu(config.cluster) and resources.gpus_have_bf16 else "no"
 
 
 def _prior(config: DreamBoothConfig, base: BaseModel, dtype: str) -> PriorPlan | None:
