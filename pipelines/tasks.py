@@ -220,7 +220,7 @@ class TrainTask:
 
 @dataclass(frozen=True, kw_only=True)
 class MakeClassImages:
-    """Make these blocks of a set, one per worker; `wanted` holds the missing images of each.
+    """Make these blocks of a set, dealt to the workers in turn; `wanted` holds the missing images of each.
 
     Without blocks, all images exist and only the manifest is missing.
     """

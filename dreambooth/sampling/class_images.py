@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.config.settings import PriorConfig
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from dreambooth.sampling.pictures import Pictures
 
 STORED = 2
 """Version in the key of all stored pictures. Raise it when earlier code may have stored pictures under a wrong key:
@@ -90,13 +90,13 @@ def image_seed(plan: PriorPlan, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{plan.recipe}/{index}".encode()).digest()[:7], "big")
 
 
-def generate_block(pipeline: Any, plan: PriorPlan, block: range) -> "list[Image.Image]":
+def generate_block(pipeline: Any, plan: PriorPlan, block: range) -> "Pictures":
     """Sample all images of a block together, so that they don't depend on which were missing."""
     import torch
 
-    from dreambooth.sampling.sampler import sample
+    from dreambooth.sampling.sampler import sampled
 
-    return sample(
+    [pictures] = sampled(
         pipeline,
         [plan.class_prompt] * len(block),
         [image_seed(plan, index) for index in block],
@@ -107,3 +107,4 @@ def generate_block(pipeline: Any, plan: PriorPlan, block: range) -> "list[Image.
         batch_size=len(block),
         dtype=getattr(torch, plan.dtype),
     )
+    return pictures

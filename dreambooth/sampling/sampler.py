@@ -3,9 +3,10 @@
 One generator per image seed, so an image does not depend on how the work was split between processes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -17,6 +18,10 @@ from dreambooth.models.families import Family, family_of, family_of_pipeline
 from dreambooth.quiet import hide_progress_bars, quiet
 from dreambooth.randomness import generator
 from dreambooth.sampling.best_dtype import best_dtype
+from dreambooth.sampling.behind import behind
+from dreambooth.sampling.pictures import Pictures
+
+T = TypeVar("T")
 
 
 def sampling_dtype(device: str) -> torch.dtype:
@@ -133,16 +138,103 @@ def sample(
 
     Raises ValueError for different numbers of prompts and seeds, RuntimeError for pixels that are NaN.
     """
+    return sample_each(
+        _as_it_is,
+        pipeline,
+        prompts,
+        seeds,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        height=height,
+        width=width,
+        batch_size=batch_size,
+        dtype=dtype,
+        images=images,
+    )
+
+
+def sample_each(
+    each: Callable[[Image.Image], T], pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], **settings: Any
+) -> list[T]:
+    """What `each` makes of every image of `sample`, in order; it is called in a thread while others are sampled."""
+    batches = sampled(pipeline, prompts, seeds, **settings)
+    calls = ([partial(_of_picture, each, batch, place) for place in range(len(batch))] for batch in batches)
+    return [made for group in behind(calls, pipeline.device.type) for made in group]
+
+
+def _as_it_is(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _of_picture(each: Callable[[Image.Image], T], batch: Pictures, place: int) -> T:
+    return each(batch[place])
+
+
+def sampled(
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int = 8,
+    dtype: torch.dtype | None = None,
+    images: Sequence[Image.Image] | None = None,
+) -> Iterator[Pictures]:
+    """The batches of `sample`, each as soon as it is decoded, or a GPU has been asked to: see `Pictures`."""
     if len(prompts) != len(seeds):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
+    if dtype is None:
+        dtype = sampling_dtype("cpu") if pipeline.device.type == "cpu" else denoiser_of(pipeline).dtype
+    common: dict[str, Any] = {
+        "num_inference_steps": num_inference_steps,
+        "batch_size": batch_size,
+        "dtype": dtype,
+    }
+    first = _batches(
+        pipeline, prompts, seeds, guidance_scale=guidance_scale, height=height, width=width, images=images, **common
+    )
+    large = getattr(pipeline, SUPER_RESOLUTION, None)
+    if large is None:
+        yield from first
+        return
+    small = [picture for pictures in first for picture in pictures]
+    if not small:
+        return
+    family, (width, height) = family_of_pipeline(large), small[0].size
+    yield from _batches(
+        large,
+        prompts,
+        [further_seed(seed) for seed in seeds],
+        guidance_scale=family.guidance_scale(large),
+        height=family.scales_up * height,
+        width=family.scales_up * width,
+        images=small,
+        **common,
+    )
+
+
+def _batches(
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    height: int | None,
+    width: int | None,
+    batch_size: int,
+    dtype: torch.dtype,
+    images: Sequence[Image.Image] | None,
+) -> Iterator[Pictures]:
+    """Batches of one stage."""
     family = family_of_pipeline(pipeline)
     denoiser = denoiser_of(pipeline)
-    if dtype is None:
-        dtype = sampling_dtype("cpu") if pipeline.device.type == "cpu" else denoiser.dtype
     guided = family.guided(pipeline, guidance_scale)
     _lay_out(denoiser, dtype)
     computing = torch.autocast(pipeline.device.type, dtype, enabled=dtype is not denoiser.dtype)
-    sampled: list[Image.Image] = []
     with computing, torch.no_grad():
         text = family.prompt_arguments(pipeline, prompts, guided=guided)
     for start in range(0, len(prompts), batch_size):
@@ -160,23 +252,7 @@ def sample(
                 width=width,
                 output_type=family.output_type,
             ).images
-        sampled += _decode(family, pipeline, x0, height, width)
-    large = getattr(pipeline, SUPER_RESOLUTION, None)
-    if large is None or not sampled:
-        return sampled
-    family, (width, height) = family_of_pipeline(large), sampled[0].size
-    return sample(
-        large,
-        prompts,
-        [further_seed(seed) for seed in seeds],
-        num_inference_steps=num_inference_steps,
-        guidance_scale=family.guidance_scale(large),
-        height=family.scales_up * height,
-        width=family.scales_up * width,
-        batch_size=batch_size,
-        dtype=dtype,
-        images=sampled,
-    )
+        yield _decode(family, pipeline, x0, height, width)
 
 
 def further_seed(seed: int) -> int:
@@ -193,14 +269,6 @@ def _lay_out(denoiser: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def _decode(
-    family: Family, pipeline: Any, x0: Tensor, height: int | None = None, width: int | None = None
-) -> list[Image.Image]:
+def _decode(family: Family, pipeline: Any, x0: Tensor, height: int | None = None, width: int | None = None) -> Pictures:
     """Pictures of a pipeline's output."""
-    pixels = family.decode(pipeline, x0, height=height, width=width)  # (N, 3, H, W) in [-1, 1]
-    from diffusers.image_processor import VaeImageProcessor
-
-    if not torch.isfinite(pixels).all():
-        raise RuntimeError("the pictures are not numbers: the weights are damaged, or overflow in half precision")
-    images: list[Image.Image] = VaeImageProcessor().postprocess(pixels)
-    return images
+    return Pictures(family.decode(pipeline, x0, height=height, width=width))

@@ -8,6 +8,9 @@ from dreambooth.sampling.class_images import PriorPlan
 from pipelines.stages.prior_stage import images_present, is_whole
 from pipelines.tasks import MakeClassImages, Source
 
+_MOST_BLOCKS = 8
+"""Blocks handed to a worker at once: between two hand-outs it has nothing to sample while it writes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WantedSet:
@@ -52,11 +55,16 @@ class ClassImageSets:
         self._sets[key].waiting.append(name)
         return True
 
-    def hand_out(self, lane: str, count: int) -> MakeClassImages | None:
-        """Blocks of one set for a lane of `count` workers, or a set to seal; None if all are made or handed out."""
+    def hand_out(self, lane: str, count: int, *, lanes: int = 1) -> MakeClassImages | None:
+        """Blocks of one set for a lane of `count` workers, or a set to seal; None if all are made or handed out.
+
+        A worker gets several at once, as it samples one while it writes another: of all that are left half, shared by
+        `lanes`, so that none has much to do when the others have nothing.
+        """
         sealing = {key for handed in self._handed.values() for key, block in handed if block is None}
         for key, one in self._sets.items():
-            blocks = tuple(one.open.popleft() for _ in range(min(count, len(one.open))))
+            each = min(_MOST_BLOCKS, max(1, len(one.open) // (2 * lanes * count)))
+            blocks = tuple(one.open.popleft() for _ in range(min(each * count, len(one.open))))
             if not blocks and (one.missing or one.whole or key in sealing):
                 continue
             self._handed[lane] = [(key, block) for block in blocks] or [(key, None)]
@@ -70,8 +78,12 @@ class ClassImageSets:
         return None
 
     def written(self, lane: str, key: str, indices: Collection[int]) -> None:
-        """Count images of a set written by a lane."""
-        self._handed.pop(lane, None)
+        """Count images of a set written by a lane, whole blocks of them."""
+        self._handed[lane] = [
+            (of, block)
+            for of, block in self._handed.get(lane, [])
+            if of != key or block is None or not set(indices).intersection(block)
+        ]
         done = self._sets[key].missing.intersection(indices)
         self._sets[key].missing.difference_update(done)
         self.made += len(done)
@@ -80,7 +92,7 @@ class ClassImageSets:
         """Reclaim a lane's unfinished work. Returns whether it had any."""
         handed = self._handed.pop(lane, [])
         for key, block in handed:
-            if block is not None:
+            if block is not None and self._sets[key].missing.intersection(block):
                 self._sets[key].open.append(block)
         return bool(handed)
 

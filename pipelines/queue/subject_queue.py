@@ -130,15 +130,16 @@ class SubjectQueue:
             )
             self._claims.setdefault(lane, []).append(name)
             return TrainSubject(task=self._subjects[name].task)
-        if (work := self._sets.hand_out(lane, count)) is not None:
+        if (work := self._sets.hand_out(lane, count, lanes=len(self._lanes))) is not None:
             return work
         if not self._counts["waiting"] and not self._counts["training"]:
             return None
         return Wait(seconds=max(_SHORTEST_WAIT_SECONDS, len(self._lanes) / _ASKED_PER_SECOND))
 
-    def made(self, lane: str, key: str, indices: Collection[int]) -> None:
-        """Count class images written to a set."""
+    def made(self, lane: str, key: str, indices: Collection[int]) -> bool:
+        """Count class images of a block, which a lane has written. Returns whether to stop."""
         self._sets.written(lane, key, indices)
+        return self._stopping or self._halted is not None
 
     def sealed(self, lane: str, key: str) -> None:
         """Note a set's manifest: its subjects can start."""

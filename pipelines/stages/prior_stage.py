@@ -67,7 +67,7 @@ def _generate(
     made = 0
     on_progress(made, len(missing))
     calls = [
-        Call(method="class_images", arguments=(source, plan, block, sorted(missing.intersection(block)), uri))
+        Call(method="class_images", arguments=(source, plan, [block], [sorted(missing.intersection(block))], uri))
         for block in blocks
     ]
     with pool.started(len(blocks)) as samplers:

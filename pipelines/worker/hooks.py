@@ -122,12 +122,13 @@ class Samples:
     def _pictures(self, state: dict[str, Any]) -> list[bytes]:
         import torch
 
-        from dreambooth.sampling.sampler import load_trained, sample
+        from dreambooth.sampling.sampler import load_trained, sample_each
 
         config, evaluation = self._config, self._config.evaluation
         prompts = evaluation.prompts_of(config.subject, config.prompts)
         pipeline = load_trained(self._base.directory, state, device=self._device, dtype=torch.float32)
-        images = sample(
+        return sample_each(
+            png_bytes,
             pipeline,
             prompts,
             [evaluation.seed] * len(prompts),
@@ -136,4 +137,3 @@ class Samples:
             height=config.images.resolution,
             width=config.images.resolution,
         )
-        return [png_bytes(image) for image in images]

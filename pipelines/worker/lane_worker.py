@@ -139,19 +139,22 @@ class _Lane:
         self._publishing = {name: done for name, done in self._publishing.items() if not done.done()}
 
     def _class_images(self, work: MakeClassImages) -> None:
-        """Make this rank's block, if any; rank 0 seals a complete set."""
-        if self.rank < len(work.blocks):
-            block, wanted = work.blocks[self.rank], work.wanted[self.rank]
-            self._samplers.sampler.class_images(work.source, work.plan, block, wanted, work.uri)
+        """Make this rank's blocks, if any; rank 0 seals a complete set."""
+        name, key = self._task.lane, work.plan.key
+        mine = slice(self.rank, None, self.world_size)
+        if work.blocks[mine]:
+            self._samplers.sampler.class_images(
+                work.source,
+                work.plan,
+                work.blocks[mine],
+                work.wanted[mine],
+                work.uri,
+                lambda indices: bool(self._queue.call("made", name, key, indices)),
+            )
         from_all_ranks(self, None)  # all ranks have written
-        if self.rank:
-            return
-        if work.blocks:
-            indices = {index for part in work.wanted for index in part}
-            self._queue.call("made", self._task.lane, work.plan.key, indices)
-        else:
+        if not work.blocks and self.rank == 0:
             seal(work.parent_uri, work.plan)
-            self._queue.call("sealed", self._task.lane, work.plan.key)
+            self._queue.call("sealed", name, key)
 
     def _subject(self, task: TrainTask) -> None:
         name = task.config.subject.name

@@ -2,9 +2,12 @@
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dreambooth.sampling.behind import behind
+from dreambooth.sampling.class_images import PriorPlan, generate_block, image_name
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.metrics import record
 from pipelines.storage.files import exists, join, read_bytes, write_bytes
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from dreambooth.evaluation.further import FurtherEncoder
     from dreambooth.evaluation.patches import MaskedPhotograph
     from dreambooth.evaluation.short import Glance
+    from dreambooth.sampling.pictures import Pictures
 
 
 class ImageSampler:
@@ -47,26 +51,45 @@ class ImageSampler:
         """Free the pipeline and encoders; the next call loads them again."""
         self._pipeline, self._bank, self._further = HeldPipeline(self._device), None, {}
 
-    def class_images(self, source: Source, plan: Any, block: range, wanted: Sequence[int], uri: str) -> list[int]:
-        """Make a block of class images and write those wanted; returns their indices."""
-        from dreambooth.data.images import png_bytes
-        from dreambooth.sampling.class_images import generate_block, image_name
+    def class_images(
+        self,
+        source: Source,
+        plan: PriorPlan,
+        blocks: Sequence[range],
+        wanted: Sequence[Sequence[int]],
+        uri: str,
+        made: Callable[[Sequence[int]], bool] = lambda indices: False,
+    ) -> list[int]:
+        """Make blocks of class images and write those wanted of each; returns their indices.
 
+        A block is written while the next one is sampled. `made` is then called with its indices, and returns whether to
+        stop: at most the block that is being sampled is still made.
+        """
         pipeline = self._pipeline.get(source, plan.dtype)
-        images = dict(zip(block, generate_block(pipeline, plan, block), strict=True))
-        for index in wanted:
-            write_bytes(join(uri, image_name(index)), png_bytes(images[index]))
-        record("dreambooth_class_images_total", len(wanted))
-        return list(wanted)
+        stopping, written = False, list[int]()
+
+        def sampled() -> Iterator[list[Callable[[], int]]]:
+            for block, indices in zip(blocks, wanted, strict=True):
+                if stopping:
+                    return
+                pictures = generate_block(pipeline, plan, block)
+                yield [partial(_write_class_image, uri, index, pictures, block.index(index)) for index in indices]
+
+        for indices in behind(sampled(), self._device):
+            record("dreambooth_class_images_total", len(indices))
+            written += indices
+            stopping = made(indices) or stopping
+        return written
 
     def samples(self, source: Source, request: SampleRequest) -> list[bytes]:
         """Pictures as PNG, in order."""
         import torch
 
         from dreambooth.data.images import png_bytes
-        from dreambooth.sampling.sampler import sample
+        from dreambooth.sampling.sampler import sample_each
 
-        images = sample(
+        return sample_each(
+            png_bytes,
             self._pipeline.get(source, request.dtype),
             request.prompts,
             request.seeds,
@@ -76,7 +99,6 @@ class ImageSampler:
             width=request.resolution,
             dtype=getattr(torch, request.dtype),
         )
-        return [png_bytes(image) for image in images]
 
     def measured(
         self,
@@ -162,6 +184,13 @@ class ImageSampler:
             _check_hash(address.name, bank.hash, address.hash)
             self._bank = address, bank
         return self._bank[1]
+
+
+def _write_class_image(uri: str, index: int, pictures: "Pictures", place: int) -> int:
+    from dreambooth.data.images import png_bytes
+
+    write_bytes(join(uri, image_name(index)), png_bytes(pictures[place]))
+    return index
 
 
 def _check_hash(name: str, here: str, expected: str) -> None:

@@ -94,9 +94,10 @@ class SubjectSampler:
 
     @staticmethod
     def _pictures(loaded: LoadedSubject, asked: Sequence[Asked]) -> list[bytes]:
-        from dreambooth.sampling.sampler import sample
+        from dreambooth.sampling.sampler import sample_each
 
-        images = sample(
+        return sample_each(
+            png_bytes,
             loaded.pipeline,
             [fill_identifier(one.prompt, loaded.subject.identifier) for one in asked for _ in range(one.num)],
             [one.seed + place for one in asked for place in range(one.num)],
@@ -105,7 +106,6 @@ class SubjectSampler:
             height=loaded.resolution,
             width=loaded.resolution,
         )
-        return [png_bytes(image) for image in images]
 
     @staticmethod
     def _read(loaded: LoadedSubject, asked: Asked) -> tuple[str, ...] | Refused:

@@ -245,6 +245,42 @@ def test_blocks_of_a_lost_lane_are_made_by_another(make: Callable[..., SubjectQu
     assert set(again.blocks) == {range(2), range(2, 4)}
 
 
+def test_a_lane_gets_several_blocks_and_tells_of_each(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("rex", "dog", count=16))
+    first = queue.next(LANE)
+    assert isinstance(first, MakeClassImages)
+    assert first.blocks == (range(2), range(2, 4), range(4, 6), range(6, 8))  # half of what there is
+    second = queue.next(OTHER)
+    assert isinstance(second, MakeClassImages)
+    assert second.blocks == (range(8, 10),)  # half of a half
+    assert queue.made(LANE, first.plan.key, {2, 3}) is False
+    assert queue.snapshot().class_images == (2, 16)
+    queue.lane_ended(LANE)
+    left = set[range]()
+    while isinstance(work := queue.next("driver/2"), MakeClassImages):
+        left.update(work.blocks)
+        for wanted in work.wanted:
+            queue.made("driver/2", work.plan.key, wanted)
+    assert left == {range(start, start + 2) for start in (0, 4, 6, 10, 12, 14)}
+    queue.stop()
+    assert queue.made(OTHER, first.plan.key, {8, 9}) is True
+    assert queue.snapshot().class_images == (16, 16)
+
+
+def test_blocks_that_a_lost_lane_wrote_after_all_are_not_made_for_ever(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("rex", "dog", count=2))
+    work = queue.next(LANE)
+    assert isinstance(work, MakeClassImages)
+    queue.lane_ended(LANE)
+    queue.made(LANE, work.plan.key, write(work))
+    again = queue.next(OTHER)
+    assert isinstance(again, MakeClassImages)
+    assert not any(again.wanted)
+    complete = queue.next(OTHER)
+    assert isinstance(complete, MakeClassImages)
+    assert not complete.blocks
+
+
 def test_what_was_on_a_lost_node_goes_to_others_and_is_no_failure(make: Callable[..., SubjectQueue]) -> None:
     here, there = frozenset({"here"}), frozenset({"there"})
     queue = make(queued("a"), queued("b", "dog"), retries=0)

@@ -110,7 +110,7 @@ class Work:
         )
         self._count += 1
         folder = self._folder / str(self._count)
-        sampler.class_images(base, plan, range(1), [0], str(folder))
+        sampler.class_images(base, plan, [range(1)], [[0]], str(folder))
         return (folder / image_name(0)).read_bytes()
 
 
