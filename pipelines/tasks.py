@@ -256,14 +256,15 @@ Work = TrainSubject | MakeClassImages | Wait
 
 @dataclass(frozen=True, kw_only=True)
 class LaneTask:
-    """A lane's task: its name, the queue's handle, threads per worker, the image encoder, if any, and the seconds
-    between progress reports of a subject."""
+    """A lane's task: its name, the queue's handle, threads per worker, the image encoder, if any, the seconds between
+    progress reports of a subject, and `cluster.graph_sampling`."""
 
     lane: str
     queue: Any
     num_threads: int
     encoder: str | None
     tell_seconds: float
+    graph: Literal["auto", "off"]
 
 
 State = Literal["waiting", "training", "trained", "done", "failed"]

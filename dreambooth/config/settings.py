@@ -119,6 +119,12 @@ class ClusterConfig(Frozen):
         description="lanes that share a GPU, where one worker trains a subject; auto: one, unless earlier batches on "
         "such GPUs made more steps per second with several",
     )
+    graph_sampling: Literal["auto", "off"] = Field(
+        "off",
+        description="auto: on a GPU the steps of samplers are captured as CUDA graphs, once for each shape of a batch, "
+        "and a worker keeps their memory. What can't be captured runs as with off, and the worker's log says why. Not "
+        "yet run on a GPU, so off is the default",
+    )
     subject_retries: Retries = Field(1, description="retries of a failed subject of a batch before it is set aside")
 
 

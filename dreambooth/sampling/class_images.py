@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.config.settings import PriorConfig
 
 if TYPE_CHECKING:
+    from dreambooth.sampling.graphs import Graphs
     from dreambooth.sampling.pictures import Pictures
 
 STORED = 2
@@ -90,8 +91,11 @@ def image_seed(plan: PriorPlan, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{plan.recipe}/{index}".encode()).digest()[:7], "big")
 
 
-def generate_block(pipeline: Any, plan: PriorPlan, block: range) -> "Pictures":
-    """Sample all images of a block together, so that they don't depend on which were missing."""
+def generate_block(pipeline: Any, plan: PriorPlan, block: range, graphs: "Graphs | None" = None) -> "Pictures":
+    """Sample all images of a block together, so that they don't depend on which were missing.
+
+    `graphs` as in `sample`.
+    """
     import torch
 
     from dreambooth.sampling.sampler import sampled
@@ -106,5 +110,6 @@ def generate_block(pipeline: Any, plan: PriorPlan, block: range) -> "Pictures":
         width=plan.resolution,
         batch_size=len(block),
         dtype=getattr(torch, plan.dtype),
+        graphs=graphs,
     )
     return pictures

@@ -19,6 +19,7 @@ from dreambooth.quiet import hide_progress_bars, quiet
 from dreambooth.randomness import generator
 from dreambooth.sampling.best_dtype import best_dtype
 from dreambooth.sampling.behind import behind
+from dreambooth.sampling.graphs import Graphs
 from dreambooth.sampling.pictures import Pictures
 
 T = TypeVar("T")
@@ -129,12 +130,13 @@ def sample(
     batch_size: int = 8,
     dtype: torch.dtype | None = None,
     images: Sequence[Image.Image] | None = None,
+    graphs: Graphs | None = None,
 ) -> list[Image.Image]:
     """Sample one image per (prompt, seed) pair, in order; `images`, one a pair, are those that a stage scales up.
 
     `dtype` is that of denoiser and text encoders, emulated if necessary; None is the device's best. `height` and
     `width` in pixels, of the first stage, default to the training resolution; the second one of a pipeline that has it
-    scales its pictures up, at the guidance scale that suits it.
+    scales its pictures up, at the guidance scale that suits it. With `graphs` a GPU replays the steps of denoisers.
 
     Raises ValueError for different numbers of prompts and seeds, RuntimeError for pixels that are NaN.
     """
@@ -150,6 +152,7 @@ def sample(
         batch_size=batch_size,
         dtype=dtype,
         images=images,
+        graphs=graphs,
     )
 
 
@@ -182,6 +185,7 @@ def sampled(
     batch_size: int = 8,
     dtype: torch.dtype | None = None,
     images: Sequence[Image.Image] | None = None,
+    graphs: Graphs | None = None,
 ) -> Iterator[Pictures]:
     """The batches of `sample`, each as soon as it is decoded, or a GPU has been asked to: see `Pictures`."""
     if len(prompts) != len(seeds):
@@ -192,6 +196,7 @@ def sampled(
         "num_inference_steps": num_inference_steps,
         "batch_size": batch_size,
         "dtype": dtype,
+        "graphs": graphs,
     }
     first = _batches(
         pipeline, prompts, seeds, guidance_scale=guidance_scale, height=height, width=width, images=images, **common
@@ -228,20 +233,23 @@ def _batches(
     batch_size: int,
     dtype: torch.dtype,
     images: Sequence[Image.Image] | None,
+    graphs: Graphs | None,
 ) -> Iterator[Pictures]:
     """Batches of one stage."""
     family = family_of_pipeline(pipeline)
     denoiser = denoiser_of(pipeline)
     guided = family.guided(pipeline, guidance_scale)
     _lay_out(denoiser, dtype)
-    computing = torch.autocast(pipeline.device.type, dtype, enabled=dtype is not denoiser.dtype)
+    lower = dtype is not denoiser.dtype
+    computing = torch.autocast(pipeline.device.type, dtype, enabled=lower, cache_enabled=graphs is None)
+    faster = partial(family.computed_once if graphs is None else partial(graphs.replaying, family), guided=guided)
     with computing, torch.no_grad():
         text = family.prompt_arguments(pipeline, prompts, guided=guided)
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         # Noise comes from CPU generators on every device: the same seed is the same picture on a laptop and a GPU.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]]
-        with computing, family.computed_once(denoiser, guided=guided):
+        with computing, faster(denoiser):
             x0 = pipeline(
                 **{name: part[batch] for name, part in text.items()},
                 **family.call_arguments(guidance_scale),

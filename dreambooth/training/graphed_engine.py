@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dreambooth.config.train import TrainConfig
 from dreambooth.data.batches import Batch
+from dreambooth.fixed_tensors import FixedTensors, Replayed
 from dreambooth.training.engine import TorchEngine, clip
-from dreambooth.training.fixed_tensors import FixedTensors, Replayed
 from dreambooth.training.losses import Losses
 from dreambooth.training.model import DreamBoothModel
 

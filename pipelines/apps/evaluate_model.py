@@ -109,7 +109,9 @@ def evaluate_model(
         )
         assert task is not None
         pool = SamplerPool(
-            actors=config.prior.num_actors or (resources.gpus if use_gpu else resources.cpus), use_gpu=use_gpu
+            actors=config.prior.num_actors or (resources.gpus if use_gpu else resources.cpus),
+            use_gpu=use_gpu,
+            graph=config.cluster.graph_sampling,
         )
         wanted = len(task.base_sets) + len(task.fine_tuned_sets)
         with console.bar("samples") as update, pool.started(wanted) as samplers:

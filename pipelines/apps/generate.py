@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -60,11 +60,13 @@ def generate(
     width: int | None = None,
     output: str = "output/generated",
     tracking_uri: str | None = None,
+    graph: Literal["auto", "off"] = "off",
 ) -> GenerateResult:
     """Sample `num` pictures with seeds from `seed` on, and write `<seed>.png` and a contact sheet.
 
     `model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION`, the address of a published model, or a diffusers directory.
-    `[V]` in the prompt stands for the model's identifier. None means the model's default.
+    `[V]` in the prompt stands for the model's identifier. None means the model's default. `graph` as
+    `cluster.graph_sampling`; a registered model samples by MLflow's code of its version, without.
     Raises InputError for a missing model (with the existing ones) and for settings out of range.
     """
     settings = {
@@ -82,7 +84,7 @@ def generate(
     seeds = range(seed, seed + num)
     warnings: list[str] = []
     images = sample_prompts(
-        model, [prompt] * num, seed=seed, settings=given, tracking_uri=tracking_uri, warn=warnings.append
+        model, [prompt] * num, seed=seed, settings=given, tracking_uri=tracking_uri, graph=graph, warn=warnings.append
     )
     paths = [files.join(output, f"{one}.png") for one in seeds]
     for path, image in zip(paths, images, strict=True):
@@ -99,6 +101,7 @@ def sample_prompts(
     seed: int,
     settings: Settings,
     tracking_uri: str | None,
+    graph: Literal["auto", "off"] = "off",
     warn: Callable[[str], None] = lambda warning: None,
 ) -> list[Image.Image]:
     """One picture per prompt, the i-th with `seed` + i; `settings` override the model's sampling settings.
@@ -106,8 +109,10 @@ def sample_prompts(
     Raises InputError for a missing model (with the existing ones), and for prompts that are too long.
     """
     if model.startswith("models:"):
+        if graph == "auto":
+            warn("a registered model is sampled by its version's own code, without graphs")
         return _from_registry(model, tracking_uri, prompts, seed, settings, warn)
-    return _from_directory(model, prompts, seed, settings, warn)
+    return _from_directory(model, prompts, seed, settings, graph, warn)
 
 
 def _check_prompts(
@@ -248,7 +253,12 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def _from_directory(
-    model: str, prompts: Sequence[str], seed: int, settings: Settings, warn: Callable[[str], None]
+    model: str,
+    prompts: Sequence[str],
+    seed: int,
+    settings: Settings,
+    graph: Literal["auto", "off"],
+    warn: Callable[[str], None],
 ) -> list[Image.Image]:
     """Sample from a published model, the newest one below an address, or a local diffusers directory."""
     manifest = find_published(model)
@@ -260,6 +270,7 @@ def _from_directory(
 
     import torch
 
+    from dreambooth.sampling.graphs import graphs_for
     from dreambooth.sampling.sampler import load_pipeline, sample
 
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
@@ -275,7 +286,8 @@ def _from_directory(
             own |= {"height": resolution, "width": resolution}
         pipeline = load_pipeline(directory, device=device, dtype=dtype)
         seeds = range(seed, seed + len(prompts))
-        return sample(pipeline, prompts, seeds, **{**own, **settings})
+        graphs = graphs_for(graph, device, lambda reason: warn(f"sampling is not graphed: {reason}"))
+        return sample(pipeline, prompts, seeds, graphs=graphs, **{**own, **settings})
 
 
 def find_published(model: str) -> publications.Manifest:

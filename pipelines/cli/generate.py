@@ -7,7 +7,7 @@ import click
 from dreambooth.config.addresses import shown
 from dreambooth.config.limits import LARGEST_SEED, LARGEST_SIDE, MOST_GUIDANCE, MOST_IMAGES, MOST_SAMPLING_STEPS
 from pipelines.cli.given import Real
-from pipelines.cli.options import tracking_uri_option
+from pipelines.cli.options import graph_option, tracking_uri_option
 
 
 @click.command()
@@ -33,6 +33,7 @@ from pipelines.cli.options import tracking_uri_option
 @click.option("--height", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
 @click.option("--width", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
 @click.option("--output", default="generated", show_default=True, help="Folder or address of the images.")
+@graph_option
 @tracking_uri_option
 def generate(prompt: str, model: str, tracking_uri: str | None, **options: Any) -> None:
     """Sample images of a personalized model. In PROMPT, [V] stands for the model's own identifier."""

@@ -10,3 +10,12 @@ address_option = click.option(
     "--address", help="Ray cluster to join (cluster.address), or 'auto'; default: start Ray here."
 )
 quiet_option = click.option("--quiet", "silent", is_flag=True, help="Print only warnings and the result.")
+
+
+graph_option = click.option(
+    "--graph",
+    type=click.Choice(["auto", "off"]),
+    default="off",
+    show_default=True,
+    help="auto: on a GPU replay sampling steps as CUDA graphs, see cluster.graph_sampling.",
+)

@@ -10,7 +10,7 @@ import click
 
 from dreambooth.errors import InputError
 from pipelines.apps.page_policy import LOOPBACK_HOSTS
-from pipelines.cli.options import address_option, tracking_uri_option
+from pipelines.cli.options import address_option, graph_option, tracking_uri_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 1_000_000),
     help="Requests to queue before answering 429.",
 )
+@graph_option
 @address_option
 @tracking_uri_option
 def serve(model: str, host: str, port: int, address: str | None, tracking_uri: str | None, **limits: Any) -> None:

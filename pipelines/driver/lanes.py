@@ -86,6 +86,7 @@ class Lanes:
                     num_threads=cluster.cpus_per_worker,
                     encoder=self._encoder,
                     tell_seconds=tell_seconds(self._plan.lanes),
+                    graph=cluster.graph_sampling,
                 )
             },
             scaling_config=worker_group(cluster, use_gpu=self._plan.use_gpu, lanes_per_gpu=self._plan.lanes_per_gpu),

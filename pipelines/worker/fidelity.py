@@ -54,7 +54,9 @@ class FidelityScorer:
             resolution=int(config.images.resolution or 0),
             dtype=dtype,
         )
-        self._sampler = ImageSampler(use_gpu=device != "cpu", num_threads=torch.get_num_threads())
+        self._sampler = ImageSampler(
+            use_gpu=device != "cpu", num_threads=torch.get_num_threads(), graph=config.cluster.graph_sampling
+        )
         real = instance_pictures(config, images, self._request.resolution)
         self._instance = self._sampler.seen(real, self._bank).embeddings
         self._texts = self._sampler.texts(self._prompts, self._bank)

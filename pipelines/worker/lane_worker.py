@@ -75,7 +75,9 @@ class _Lane:
         self._queue = QueueCaller(task.queue)
         self._nodes = frozenset(from_all_ranks(self, _node_id()))
         self._stages = StageTraining(device, rank), StageTraining(device, rank, scales_up=True)
-        self._samplers = SharedSamplers(rank, world_size, use_gpu=device != "cpu", num_threads=task.num_threads)
+        self._samplers = SharedSamplers(
+            rank, world_size, use_gpu=device != "cpu", num_threads=task.num_threads, graph=task.graph
+        )
         self._up = time.time()
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._publication: Future[None]

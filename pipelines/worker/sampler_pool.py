@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.tasks import Call
-from pipelines.worker.samplers import ImageSampler
+from pipelines.worker.samplers import ImageSampler, Setting
 
 
 class RunningSamplers:
@@ -55,8 +55,8 @@ class SamplerPool:
     takes longer than sampling.
     """
 
-    def __init__(self, *, actors: int, use_gpu: bool, keep: bool = False) -> None:
-        self.actors, self.use_gpu, self.keep = actors, use_gpu, keep
+    def __init__(self, *, actors: int, use_gpu: bool, keep: bool = False, graph: Setting = "off") -> None:
+        self.actors, self.use_gpu, self.keep, self.graph = actors, use_gpu, keep, graph
         self._started: list[Any] = []
 
     @contextmanager
@@ -68,7 +68,7 @@ class SamplerPool:
         options = {"num_cpus": 0 if self.keep else 1, "num_gpus": 1 if self.use_gpu else 0}
         actor = ray.remote(ImageSampler).options(**options, max_restarts=2, max_task_retries=2)
         missing = min(self.actors, wanted) - len(self._started)
-        self._started += [actor.remote(use_gpu=self.use_gpu) for _ in range(missing)]
+        self._started += [actor.remote(use_gpu=self.use_gpu, graph=self.graph) for _ in range(missing)]
         try:
             yield RunningSamplers(self._started)
         finally:

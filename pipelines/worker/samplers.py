@@ -4,11 +4,12 @@ import dataclasses
 import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dreambooth.sampling.behind import behind
 from dreambooth.sampling.class_images import PriorPlan, generate_block, image_name
 from pipelines.cluster.collector import collect_less_garbage
+from pipelines.cluster.logs import log
 from pipelines.cluster.metrics import record
 from pipelines.storage.files import exists, join, read_bytes, write_bytes
 from pipelines.tasks import BankAddress, EncoderAddress, MaskedPicture, Measured, SampleRequest, Source, picture_name
@@ -24,23 +25,28 @@ if TYPE_CHECKING:
     from dreambooth.evaluation.short import Glance
     from dreambooth.sampling.pictures import Pictures
 
+Setting = Literal["auto", "off"]
+
 
 class ImageSampler:
     """Samples from one pipeline at a time.
 
-    `use_gpu` moves it to this actor's GPU; on a CPU it runs on `num_threads`. The caller chooses the dtype.
+    `use_gpu` moves it to this actor's GPU; on a CPU it runs on `num_threads`. The caller chooses the dtype. `graph` is
+    `cluster.graph_sampling`.
     """
 
-    def __init__(self, *, use_gpu: bool, num_threads: int = 1) -> None:
+    def __init__(self, *, use_gpu: bool, num_threads: int = 1, graph: Setting = "off") -> None:
         collect_less_garbage()
         import torch
 
         from dreambooth.quiet import quiet
+        from dreambooth.sampling.graphs import graphs_for
 
         quiet()
         torch.set_num_threads(num_threads)
         self._device = "cuda" if use_gpu else "cpu"
         self._pipeline = HeldPipeline(self._device)
+        self._graphs = graphs_for(graph, self._device, lambda reason: log("sampling not graphed", reason=reason))
         self._bank: tuple[BankAddress, Bank] | None = None
         self._further: dict[EncoderAddress, FurtherEncoder] = {}
 
@@ -72,7 +78,7 @@ class ImageSampler:
             for block, indices in zip(blocks, wanted, strict=True):
                 if stopping:
                     return
-                pictures = generate_block(pipeline, plan, block)
+                pictures = generate_block(pipeline, plan, block, self._graphs)
                 yield [partial(_write_class_image, uri, index, pictures, block.index(index)) for index in indices]
 
         for indices in behind(sampled(), self._device):
@@ -98,6 +104,7 @@ class ImageSampler:
             height=request.resolution,
             width=request.resolution,
             dtype=getattr(torch, request.dtype),
+            graphs=self._graphs,
         )
 
     def measured(

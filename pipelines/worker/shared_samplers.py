@@ -5,16 +5,16 @@ from typing import Any
 
 from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
 from pipelines.tasks import Call, Source
-from pipelines.worker.samplers import ImageSampler
+from pipelines.worker.samplers import ImageSampler, Setting
 
 
 class SharedSamplers:
     """Collective: create one on every rank and call the same methods, except `run`, for rank 0 within `sharing`."""
 
-    def __init__(self, rank: int, world_size: int, *, use_gpu: bool, num_threads: int) -> None:
+    def __init__(self, rank: int, world_size: int, *, use_gpu: bool, num_threads: int, graph: Setting) -> None:
         """See `ImageSampler`."""
         self.rank, self.world_size = rank, world_size
-        self.sampler = ImageSampler(use_gpu=use_gpu, num_threads=num_threads)
+        self.sampler = ImageSampler(use_gpu=use_gpu, num_threads=num_threads, graph=graph)
         self._device = "cuda" if use_gpu else "cpu"
 
     def give_weights(self, source: Source, base: Source, state: Mapping[str, Any]) -> None:

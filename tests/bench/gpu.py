@@ -10,7 +10,8 @@ trained; steps per second are medians by wall clock. The bare loop and `fit` tak
 - loop_efficiency: `fit` with TorchEngine over a bare loop (same model, batch, optimizer; nothing else).
 - steps_per_second, peak_gib: of `fit` by engine, with and without gradient checkpointing.
 - busy_share: of the time of `fit`, how much the GPU has a kernel to run; share_of_time: by kind of kernel, and idle.
-- class_images_per_second: of the prior stage's sampling (fp16, 20 steps, guidance 7.5, batches of 8).
+- class images: images per second (fp16, 20 steps, guidance 7.5, batches of 8), eager and from graphs, and over those of
+  plain diffusers, which takes turns with them.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ import torch
 from benchmarks_page import stamped
 from full_size import configuration, random_model, write_configurations, write_published
 from loops import bare_loop, efficiency, fitted, random_data, take_turns
+from sampling_speed import images_per_second
 from step_profile import step_profile
 
 from dreambooth.config.settings import DreamBoothConfig, ZeroConfig
@@ -109,7 +110,7 @@ class Bench:
     def class_images(self) -> Figures:
         from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 
-        from dreambooth.sampling.sampler import load_pipeline, sample, sampling_dtype
+        from dreambooth.sampling.sampler import sampling_dtype
 
         with tempfile.TemporaryDirectory() as folder:
             with torch.device(self._device):
@@ -128,27 +129,8 @@ class Bench:
             ).save_pretrained(folder)
             del model, vae
             self.clear()
-            began = time.perf_counter()
-            pipeline = load_pipeline(Path(folder), device=self._device, dtype=dtype)
-            loaded = time.perf_counter() - began
-        size: dict[str, Any] = {"height": self._resolution, "width": self._resolution}
-
-        def images() -> float:
-            began = time.perf_counter()
-            sample(pipeline, ["a photo of a car"] * 8, range(8), num_inference_steps=20, guidance_scale=7.5, **size)
-            return 8 / (time.perf_counter() - began)
-
-        images()
-        plain = [images() for _ in range(3)]
-        pipeline.unet.to(memory_format=torch.channels_last)
-        images()
-        last = [images() for _ in range(3)]
-        return {
-            "load_seconds": round(loaded, 2),
-            "class_images_per_second": round(statistics.median(plain), 2),
-            "channels_last_images_per_second": round(statistics.median(last), 2),
-            "peak_gib": self.peak(),
-        }
+            rates = images_per_second(Path(folder), self._resolution, self._device)
+        return rates | {"peak_gib": self.peak()}
 
 
 def measure(size: str, device: str) -> Figures:

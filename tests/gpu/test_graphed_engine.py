@@ -6,8 +6,8 @@ import pytest
 import torch
 import two_ranks
 
+from dreambooth.fixed_tensors import Replayed
 from dreambooth.training.engine import TorchEngine
-from dreambooth.training.fixed_tensors import Replayed
 from dreambooth.training.graphed_engine import FixedStep, GraphedEngine
 from dreambooth.training.model import load_model
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dreambooth.config.train import TrainConfig
     from dreambooth.models.base_settings import BaseSettings
+    from dreambooth.models.families.computed_once import KeptText
     from dreambooth.models.process import Process
 
 Tensors = dict[str, "Tensor"]
@@ -272,8 +273,13 @@ class Family(Parts, OtherPrograms, ABC):
         """Whether a pipeline evaluates its denoiser with and without text (arXiv 2207.12598)."""
         return guidance_scale > 1
 
-    def computed_once(self, denoiser: "nn.Module", *, guided: bool) -> AbstractContextManager[None]:
-        """A context within which sampling computes once what a denoiser would compute at every step."""
+    def computed_once(
+        self, denoiser: "nn.Module", *, guided: bool, kept: "KeptText | None" = None
+    ) -> AbstractContextManager[None]:
+        """A context within which sampling computes once what a denoiser would compute at every step.
+
+        With `kept` that lies there, for steps that are replayed.
+        """
         return nullcontext()
 
     output_type = "latent"

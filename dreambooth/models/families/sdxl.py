@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dreambooth.models.base_settings import BaseSettings
+    from dreambooth.models.families.computed_once import KeptText
 
 _UNET = "unet/config.json"
 
@@ -157,9 +158,11 @@ class StableDiffusionXL(LatentUNet):
         """States and pooled text, and those of no text: zeros, or those of "", as the base was trained."""
         return clip_prompt_arguments(pipeline, prompts, guided=guided)
 
-    def computed_once(self, denoiser: "nn.Module", *, guided: bool) -> AbstractContextManager[None]:
+    def computed_once(
+        self, denoiser: "nn.Module", *, guided: bool, kept: "KeptText | None" = None
+    ) -> AbstractContextManager[None]:
         """Keys and values of the text; pooled text makes the guided halves differ from the first layer on."""
-        return super().computed_once(denoiser, guided=False)
+        return super().computed_once(denoiser, guided=False, kept=kept)
 
 
 def clip_prompt_arguments(pipeline: Any, prompts: Sequence[str], *, guided: bool, **settings: Any) -> Tensors:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dreambooth.models.base_settings import BaseSettings
+    from dreambooth.models.families.computed_once import KeptText
     from dreambooth.models.process import Diffusion, Process
 
 _UNET, _VAE, _TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"
@@ -174,11 +175,13 @@ class LatentUNet(DiffusionUNet):
         """A distilled UNet takes the scale as an input instead, and is asked once a step."""
         return guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
 
-    def computed_once(self, denoiser: "nn.Module", *, guided: bool) -> AbstractContextManager[None]:
+    def computed_once(
+        self, denoiser: "nn.Module", *, guided: bool, kept: "KeptText | None" = None
+    ) -> AbstractContextManager[None]:
         """Keys and values of the text, and what lies before the first cross-attention."""
         from dreambooth.models.families.computed_once import computed_once
 
-        return computed_once(denoiser, guided=guided)
+        return computed_once(denoiser, guided=guided, kept=kept)
 
 
 class StableDiffusion(LatentUNet):

@@ -7,7 +7,7 @@ routes a subject's requests to a replica that has it), batches waiting requests,
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ray import serve
 from ray.exceptions import RayActorError
@@ -23,7 +23,10 @@ _TOGETHER_SECONDS = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """Limits of a service: `subjects_loaded` and `batch` per replica, and the length of the `queue`."""
+    """Limits of a service: `subjects_loaded` and `batch` per replica, and the length of the `queue`.
+
+    `graph` as `cluster.graph_sampling`.
+    """
 
     base_shared: bool
     replicas: int
@@ -32,6 +35,7 @@ class ServeSettings:
     queue: int
     use_gpu: bool
     loopback: bool
+    graph: Literal["auto", "off"] = "off"
 
 
 def application(subjects: Sequence[ServedSubject], tracking_uri: str, settings: ServeSettings) -> Any:
@@ -52,7 +56,9 @@ def _sampler(subjects: Sequence[ServedSubject], tracking_uri: str, settings: Ser
     )
     class Sampler:
         def __init__(self) -> None:
-            self._sampler = SubjectSampler(subjects, tracking_uri, base_shared=settings.base_shared, device=device)
+            self._sampler = SubjectSampler(
+                subjects, tracking_uri, base_shared=settings.base_shared, device=device, graph=settings.graph
+            )
             self._turn = asyncio.Lock()
 
         @serve.multiplexed(max_num_models_per_replica=settings.subjects_loaded)  # type: ignore[untyped-decorator]

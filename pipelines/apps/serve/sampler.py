@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dreambooth.config.subject import fill_identifier
 from dreambooth.data.images import png_bytes
@@ -14,6 +14,7 @@ from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.text_readers import readers_of_pipeline
 from pipelines.apps.serve.requests import Asked, Drawn, Refused
 from pipelines.apps.serve.subjects import ServedSubject
+from pipelines.cluster.logs import log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,22 @@ class LoadedSubject:
 class SubjectSampler:
     """Loads and samples subjects. Not thread-safe: subjects share the base's components."""
 
-    def __init__(self, subjects: Sequence[ServedSubject], tracking_uri: str, *, base_shared: bool, device: str) -> None:
+    def __init__(
+        self,
+        subjects: Sequence[ServedSubject],
+        tracking_uri: str,
+        *,
+        base_shared: bool,
+        device: str,
+        graph: Literal["auto", "off"] = "off",
+    ) -> None:
         import torch
 
         from dreambooth.quiet import quiet
+        from dreambooth.sampling.graphs import graphs_for
 
         quiet()
+        self._graphs = graphs_for(graph, device, lambda reason: log("sampling not graphed", reason=reason))
         self._subjects = {subject.name: subject for subject in subjects}
         self._tracking_uri, self._base_shared, self._device = tracking_uri, base_shared, device
         self._dtype = torch.float16 if device == "cuda" else torch.float32
@@ -92,8 +103,7 @@ class SubjectSampler:
             for one, reading in zip(asked, read, strict=True)
         ]
 
-    @staticmethod
-    def _pictures(loaded: LoadedSubject, asked: Sequence[Asked]) -> list[bytes]:
+    def _pictures(self, loaded: LoadedSubject, asked: Sequence[Asked]) -> list[bytes]:
         from dreambooth.sampling.sampler import sample_each
 
         return sample_each(
@@ -105,6 +115,7 @@ class SubjectSampler:
             guidance_scale=asked[0].guidance_scale or float(loaded.settings["guidance_scale"]),
             height=loaded.resolution,
             width=loaded.resolution,
+            graphs=self._graphs,
         )
 
     @staticmethod

@@ -16,12 +16,14 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
+from recorded_calls import Recorded
 from replicas.plain import plain_pipeline, watched
 from torch import Tensor
 
 from dreambooth.data.images import to_pixels
 from dreambooth.models.families import family_of
 from dreambooth.models.process import Diffusion, Process
+from dreambooth.sampling.graphs import Graphs
 from dreambooth.sampling.sampler import denoiser_of, load_pipeline, sample
 from dreambooth.training.model import load_model
 from pipelines.plan.run_plan import make_plan
@@ -211,6 +213,17 @@ def test_pictures_are_those_of_the_plain_pipeline(base: Path, guidance_scale: fl
     )
     assert furthest(found, expected) <= 1
     assert furthest(found[:1], found[1:]) > 1
+
+
+def test_pictures_from_captured_steps_are_the_same_to_the_last_bit(base: Path) -> None:
+    """With steps enough for the warm-up, a capture and replays, and another text after the first."""
+    pipeline, graphs = load_pipeline(base), Graphs("cpu", replayed=Recorded)
+    settings: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 4.0, "dtype": torch.float32, **SIZE}
+    for prompt in PROMPTS:
+        [plain] = sample(pipeline, [prompt], [3], **settings)
+        [found] = sample(pipeline, [prompt], [3], graphs=graphs, **settings)
+        assert found.tobytes() == plain.tobytes()
+    assert graphs.captures == 1
 
 
 @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")  # older versions know no other name

@@ -1,6 +1,7 @@
 """Tensors that keep their addresses from subject to subject, and functions of them that are replayed as CUDA graphs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,11 +32,18 @@ class Replayed:
     """A function that reads and writes tensors at fixed addresses alone, captured as a CUDA graph after a warm-up.
 
     The calls of the warm-up do their work like all others. Where a capture fails, and on a CPU, the function is called
-    every time; `say` takes the reason once.
+    every time; `say` takes the reason once. `pool` is that of a capture to share memory with, whose replays end before
+    this one's begin; None: memory of its own.
     """
 
-    def __init__(self, function: Callable[[], None], device: str, say: Callable[[str], None]) -> None:
-        self._function, self._say = function, say
+    def __init__(
+        self,
+        function: Callable[[], None],
+        device: str,
+        say: Callable[[str], None],
+        pool: Callable[[], Any] = lambda: None,
+    ) -> None:
+        self._function, self._say, self._find_pool = function, say, pool
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
         self._calls = 0
@@ -44,6 +52,11 @@ class Replayed:
     def captured(self) -> bool:
         """Whether calls are replays."""
         return self._graph is not None
+
+    @property
+    def pool(self) -> Any:
+        """The memory of the capture, None without one."""
+        return None if self._graph is None else self._graph.pool()
 
     def __call__(self) -> None:
         """Do the work of one call."""
@@ -72,7 +85,7 @@ class Replayed:
             # its stream as the current one, which the outer context puts right.
             with (
                 torch.cuda.stream(torch.cuda.current_stream(stream.device)),
-                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, pool=self._find_pool(), stream=stream, capture_error_mode="thread_local"),
             ):
                 self._function()
         except Exception as error:  # noqa: BLE001 - whatever can't be captured still runs
