@@ -94,13 +94,13 @@ def image_seed(plan: PriorPlan, index: int) -> int:
 def generate_block(pipeline: Any, plan: PriorPlan, block: range, graphs: "Graphs | None" = None) -> "Pictures":
     """Sample all images of a block together, so that they don't depend on which were missing.
 
-    `graphs` as in `sample`.
+    `graphs` as in `sample`. Raises torch.OutOfMemoryError, with the cure, where so many don't fit a GPU.
     """
     import torch
 
     from dreambooth.sampling.sampler import sampled
 
-    [pictures] = sampled(
+    batches = sampled(
         pipeline,
         [plan.class_prompt] * len(block),
         [image_seed(plan, index) for index in block],
@@ -111,5 +111,11 @@ def generate_block(pipeline: Any, plan: PriorPlan, block: range, graphs: "Graphs
         batch_size=len(block),
         dtype=getattr(torch, plan.dtype),
         graphs=graphs,
+        smaller=False,  # the size of a batch is in the set's key
     )
+    try:
+        [pictures] = batches
+    except torch.OutOfMemoryError as error:
+        cure = f"{len(block)} class images at once don't fit the GPU; set prior.batch_size to {max(1, len(block) // 2)}"
+        raise torch.OutOfMemoryError(f"{cure}: {error}") from error
     return pictures

@@ -60,6 +60,10 @@ class Graphs:
         """How many of the steps there are have been captured."""
         return sum(step.replayed.captured for of in self._of.values() for step in of.steps.values())
 
+    def forget(self) -> None:
+        """Free the memory of all captures."""
+        self._of.clear()
+
     @contextmanager
     def replaying(self, family: Family, denoiser: nn.Module, *, guided: bool) -> Iterator[None]:
         """Within this context, of one batch, calls of `denoiser` are replays, and its text is computed once.

@@ -186,8 +186,12 @@ def sampled(
     dtype: torch.dtype | None = None,
     images: Sequence[Image.Image] | None = None,
     graphs: Graphs | None = None,
+    smaller: bool = True,
 ) -> Iterator[Pictures]:
-    """The batches of `sample`, each as soon as it is decoded, or a GPU has been asked to: see `Pictures`."""
+    """The batches of `sample`, each as soon as it is decoded, or a GPU has been asked to: see `Pictures`.
+
+    Where one doesn't fit a GPU's memory, it and those after it are made half as large; unless `smaller` is false.
+    """
     if len(prompts) != len(seeds):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
     if dtype is None:
@@ -197,6 +201,7 @@ def sampled(
         "batch_size": batch_size,
         "dtype": dtype,
         "graphs": graphs,
+        "smaller": smaller,
     }
     first = _batches(
         pipeline, prompts, seeds, guidance_scale=guidance_scale, height=height, width=width, images=images, **common
@@ -234,6 +239,7 @@ def _batches(
     dtype: torch.dtype,
     images: Sequence[Image.Image] | None,
     graphs: Graphs | None,
+    smaller: bool,
 ) -> Iterator[Pictures]:
     """Batches of one stage."""
     family = family_of_pipeline(pipeline)
@@ -245,22 +251,36 @@ def _batches(
     faster = partial(family.computed_once if graphs is None else partial(graphs.replaying, family), guided=guided)
     with computing, torch.no_grad():
         text = family.prompt_arguments(pipeline, prompts, guided=guided)
-    for start in range(0, len(prompts), batch_size):
-        batch = slice(start, start + batch_size)
+    start, size = 0, batch_size
+    while start < len(prompts):
+        batch = slice(start, start + size)
         # Noise comes from CPU generators on every device: the same seed is the same picture on a laptop and a GPU.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[batch]]
-        with computing, faster(denoiser):
-            x0 = pipeline(
-                **{name: part[batch] for name, part in text.items()},
-                **family.call_arguments(guidance_scale),
-                **({} if images is None else family.image_arguments(pipeline, images[batch])),
-                generator=generators,
-                num_inference_steps=num_inference_steps,
-                height=height,
-                width=width,
-                output_type=family.output_type,
-            ).images
-        yield _decode(family, pipeline, x0, height, width)
+        pictures = None
+        try:
+            with computing, faster(denoiser):
+                x0 = pipeline(
+                    **{name: part[batch] for name, part in text.items()},
+                    **family.call_arguments(guidance_scale),
+                    **({} if images is None else family.image_arguments(pipeline, images[batch])),
+                    generator=generators,
+                    num_inference_steps=num_inference_steps,
+                    height=height,
+                    width=width,
+                    output_type=family.output_type,
+                ).images
+            pictures = _decode(family, pipeline, x0, height, width)
+        except torch.OutOfMemoryError:
+            if not smaller or size == 1:
+                raise
+        if pictures is None:  # out of the handler, which holds the tensors of what failed
+            size = (size + 1) // 2
+            if graphs is not None:
+                graphs.forget()
+            torch.cuda.empty_cache()
+            continue
+        yield pictures
+        start += size
 
 
 def further_seed(seed: int) -> int:

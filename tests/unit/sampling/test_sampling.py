@@ -20,6 +20,7 @@ from dreambooth.data.images import to_pixels
 from dreambooth.data.latents import encode_latents
 from dreambooth.models.families.stable_diffusion import StableDiffusion
 from dreambooth.sampling.best_dtype import best_dtype
+from dreambooth.sampling.class_images import PriorPlan, generate_block
 from dreambooth.sampling.sampler import _decode, load_pipeline, personalized, sample
 
 PROMPTS = ["a photo of a car", "a photo of a dog on the beach"]
@@ -152,3 +153,44 @@ def test_the_best_dtype_is_what_pytorch_says_of_this_processor() -> None:
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     assert best_dtype("cpu") == ("bfloat16" if native else "float32")
     assert best_dtype("cuda") == "float16"
+
+
+class _Full:
+    """A denoiser's hook that has memory for two pictures, with and without text."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, module: Any, arguments: tuple[Any, ...], named: Any) -> None:
+        self.rows.append(len(arguments[0]))
+        if len(arguments[0]) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+
+
+def test_a_batch_that_does_not_fit_is_made_smaller(tiny_pipeline: Path) -> None:
+    pipeline, full = load_pipeline(tiny_pipeline, device="cpu", dtype=torch.float32), _Full()
+    prompts = [*PROMPTS, *PROMPTS, PROMPTS[0]]
+    plain = sample(pipeline, prompts, range(5), batch_size=2, dtype=torch.float32, **SETTINGS)
+    pipeline.unet.register_forward_pre_hook(full, with_kwargs=True)
+    found = sample(pipeline, prompts, range(5), batch_size=5, dtype=torch.float32, **SETTINGS)
+    assert [image.tobytes() for image in found] == [image.tobytes() for image in plain]
+    assert full.rows == [10, 6, 4, 4, 4, 4, 2, 2]  # five, three, two and again, and the last
+
+
+def test_class_images_are_no_others_where_memory_is_short(tiny_pipeline: Path) -> None:
+    pipeline, full = load_pipeline(tiny_pipeline, device="cpu", dtype=torch.float32), _Full()
+    pipeline.unet.register_forward_pre_hook(full, with_kwargs=True)
+    plan = PriorPlan(
+        base_hash="0" * 16,
+        class_prompt=PROMPTS[0],
+        resolution=32,
+        batch_size=8,
+        seed=0,
+        dtype="float32",
+        sampler="dpm-solver++",
+        count=8,
+        **SETTINGS,
+    )
+    with pytest.raises(torch.OutOfMemoryError, match=r"8 class images at once .* set prior\.batch_size to 4: out of"):
+        generate_block(pipeline, plan, range(8))
+    assert full.rows == [16]
