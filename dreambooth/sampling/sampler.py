@@ -17,8 +17,8 @@ from dreambooth.models.export import put_weights
 from dreambooth.models.families import Family, family_of, family_of_pipeline
 from dreambooth.quiet import hide_progress_bars, quiet
 from dreambooth.randomness import generator
-from dreambooth.sampling.best_dtype import best_dtype
 from dreambooth.sampling.behind import behind
+from dreambooth.sampling.best_dtype import best_dtype
 from dreambooth.sampling.graphs import Graphs
 from dreambooth.sampling.pictures import Pictures
 
