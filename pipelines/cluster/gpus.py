@@ -1,9 +1,19 @@
-"""The memory of GPUs by their driver: asking CUDA would take memory of each."""
+"""GPUs of this machine: how many, and their memory by their driver, as asking CUDA would take memory of each."""
 
 import subprocess
+from importlib.metadata import version
 
 _ASK = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
 _SECONDS = 20
+
+
+def count_gpus() -> int:
+    """GPUs that PyTorch can use. Its build for CPUs has none, and need not be imported to know that."""
+    if version("torch").endswith("+cpu"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def smallest_gpu_bytes() -> int | None:

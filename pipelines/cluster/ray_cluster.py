@@ -19,7 +19,7 @@ from dreambooth.errors import InputError
 from dreambooth.reach import within
 from pipelines.cluster.address import about_token, prove_cluster
 from pipelines.cluster.environment import environment
-from pipelines.cluster.gpus import smallest_gpu_bytes
+from pipelines.cluster.gpus import count_gpus, smallest_gpu_bytes
 from pipelines.cluster.machine import check_loopback, ray_folder
 from pipelines.cluster.patience import patient_start
 from pipelines.cluster.preemption import WATCHER_SWITCH
@@ -119,9 +119,7 @@ def _share(lanes_per_gpu: int) -> float:
 
 def local_resources() -> Resources:
     """Resources of this machine for a Ray started here."""
-    import torch
-
-    gpus = torch.cuda.device_count()
+    gpus = count_gpus()
     memory = smallest_gpu_bytes() if gpus else None
     return Resources(
         cpus=usable_cpus(),

@@ -40,6 +40,8 @@ class Lanes:
 
     def start(self) -> None:
         """Start the planned number of lanes."""
+        import ray.train.torch  # noqa: F401 - with PyTorch, once: not by the threads of all lanes at a time
+
         for _ in range(self._plan.lanes):
             self._start(settled=-1)
 

@@ -8,15 +8,16 @@ Either is written to output/bench/batch.json, as `control_plane` or `control_pla
 Real: reading and checking the subjects (every image of every subject is read and decoded), the plan, the queue's actor
 and its records on disk, the driver's loop, the seals of class-image sets, Ray's calls between them, the batch's MLflow
 run, its report and its summary. A driver is interrupted when half is done, and the same batch is given again.
-Not there: worker processes (a lane is a thread that asks the queue, sleeps, reports and asks again; a class image is an
-empty file), training, publishing, and each subject's registration in MLflow (of a subject, its small summary.json is
-written instead). No two subjects share a picture's bytes, so that nothing can be remembered from one to the next.
+Not there: Ray Train in the driver, which brings PyTorch; worker processes (a lane is a thread that asks the queue,
+sleeps, reports and asks again; a class image is an empty file), training, publishing, and each subject's registration
+in MLflow (of a subject, its small summary.json is written instead). No two subjects share a picture's bytes, so that
+nothing can be remembered from one to the next.
 
-- plan_s: from the table of subjects to the plan, all checked; plan_cpu_s: of all processes together.
+- plan_s: from the table of subjects to the plan, all checked.
 - overhead_ms_per_subject: wall time of both halves, less the sleep that all lanes share, over the number of subjects.
 - driver_mib: the driver's resident memory at its peak, everything imported; imports_mib: before the first subject.
 - resume_s: from giving the half-done batch again to the first subject that starts, its plan and checks included, where
-  no photograph has changed; resume_plan_s and resume_plan_cpu_s: of these, the plan.
+  no photograph has changed; resume_plan_s: of these, the plan.
 """
 
 import argparse
@@ -230,13 +231,13 @@ def measure(count: int, lanes: int, seconds: float) -> dict[str, float]:
         imports = peak_mib()
         table = write_table(Path(name), count)
         with ray_cluster(plan.cluster):
-            began, cpu = time.perf_counter(), cpu_seconds()
+            began = time.perf_counter()
             plan = planned(table, lanes)
-            planned_at, plan_cpu = time.perf_counter(), cpu_seconds() - cpu
+            planned_at = time.perf_counter()
             first = half(plan, seconds, count // 2)
-            stopped_at, stopped, cpu = time.perf_counter(), time.time(), cpu_seconds()
+            stopped_at, stopped = time.perf_counter(), time.time()
             plan = planned(table, lanes)
-            again_at, again_cpu = time.perf_counter(), cpu_seconds() - cpu
+            again_at = time.perf_counter()
             second = half(plan, seconds, count + 1)
             ended_at = time.perf_counter()
         assert first.interrupted
@@ -252,16 +253,8 @@ def measure(count: int, lanes: int, seconds: float) -> dict[str, float]:
         "driver_mib": peak_mib(),
         "imports_mib": imports,
         "resume_s": round(resumed - stopped, 1),
-        "plan_cpu_s": round(plan_cpu, 1),
         "resume_plan_s": round(again_at - stopped_at, 1),
-        "resume_plan_cpu_s": round(again_cpu, 1),
     }
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of those that ended."""
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in spent)
 
 
 def peak_mib() -> int:

@@ -82,13 +82,15 @@ def test_many_are_checked_in_processes_with_the_same_findings(
 def test_checks_import_no_torch(subject: Callable[..., DreamBoothConfig], tmp_path: Path) -> None:
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(subject("rex")))
     code = f"""
-import pathlib, pickle, sys
-from pipelines.cluster.ray_cluster import Resources
+import importlib.metadata, pathlib, pickle, sys
+from pipelines.cluster.ray_cluster import Resources, local_resources
 from pipelines.plan.batch_plan import make_batch_plan
 from pipelines.plan.subject_checks import check_subjects, valid_plans
 from pipelines.plan.subject_list import ListedSubject
 
-config, room = pickle.loads(pathlib.Path({str(tmp_path / "config.pickle")!r}).read_bytes()), Resources(cpus=2, gpus=0)
+config = pickle.loads(pathlib.Path({str(tmp_path / "config.pickle")!r}).read_bytes())
+for_cpus = importlib.metadata.version("torch").endswith("+cpu")  # others have to be asked for GPUs
+room = local_resources() if for_cpus else Resources(cpus=2, gpus=0)
 checks = check_subjects([ListedSubject(name="rex", config=config)], room)
 make_batch_plan("dogs", valid_plans(checks, skip_invalid=False), room)
 sys.exit("torch" in sys.modules)
