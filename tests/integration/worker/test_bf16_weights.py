@@ -25,8 +25,6 @@ SCRIPT = Path(__file__).with_name("bf16_ranks.py")
 STAGES = [case.name for case in bf16_ranks.LONG]
 CASES = [*STAGES, *(case.name for case in bf16_ranks.SHORT)]
 TIMEOUT_SECONDS = 900
-WITHIN = 0.05
-"""Of a loss, by rounded weights and products."""
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +109,13 @@ class TestEveryStage:
         assert state.keys() == resumed.keys()
         assert [name for name in state if not torch.equal(state[name], resumed[name])] == []
 
-    def test_one_rank_goes_on_from_two(self, output: Path, base: dict[str, Tensor], case: str) -> None:
-        """From exact masters: those that were rounded would be as far away as all steps are long."""
-        before, after = (
+    def test_one_rank_goes_on_from_two(self, output: Path, case: str) -> None:
+        """And has the losses of two, but for the order of sums."""
+        parts = [
             torch.load(output / f"{case}-to-{end}.pt", weights_only=True) for end in (bf16_ranks.PART, bf16_ranks.END)
-        )
+        ]
         whole = torch.load(output / f"{case}.pt", weights_only=True)["curve"]
-        assert column([*before["curve"], *after["curve"]]) == pytest.approx(column(whole), rel=WITHIN)
-        assert after["state"].keys() == base.keys()
+        assert column([step for part in parts for step in part["curve"]]) == pytest.approx(column(whole), rel=1e-3)
 
     def test_small_updates_are_those_of_fp32_weights(
         self, measured: dict[str, Any], base: dict[str, Tensor], case: str
@@ -128,7 +125,7 @@ class TestEveryStage:
         moved = distance(plain["state"], base)
         assert distance(small["state"], plain["state"]) < 0.1 * moved
         assert distance({name: value.bfloat16().float() for name, value in base.items()}, base) > moved
-        assert column(small["curve"]) == pytest.approx(column(plain["curve"]), rel=WITHIN)
+        assert column(small["curve"]) == pytest.approx(column(plain["curve"]), rel=5e-3)
 
     def test_half_the_bytes_are_sent(self, measured: dict[str, Any], case: str) -> None:
         stage = STAGES.index(case) + 1
