@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
+from processor import multiplies_bf16
 
 from dreambooth.config.settings import load_config
 from dreambooth.data.identifier import choose_identifier
@@ -182,8 +182,7 @@ class TestKey:
     def test_all_pictures_are_planned_in_the_dtype_that_is_best_where_the_plan_is_made(
         self, plan: MachinePlan, monkeypatch: pytest.MonkeyPatch, native: bool, dtype: str
     ) -> None:
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-            monkeypatch.setattr(torch.cpu, name, lambda: native)
+        multiplies_bf16(monkeypatch, native)
         made = plan("evaluation.protocol=miniature", "evaluation.bank=miniature")
         assert made.prior is not None
         assert made.protocol is not None

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from processor import multiplies_bf16
 from replicas.cascade import build
 from replicas.plain import plain_pipeline
 
@@ -110,8 +111,7 @@ def furthest(found: list[Image.Image], expected: list[Image.Image]) -> int:
 
 def served(directory: Path, monkeypatch: pytest.MonkeyPatch, *, height: int = 0, width: int = 0) -> list[Image.Image]:
     """The pictures of the model that MLflow serves."""
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    multiplies_bf16(monkeypatch, False)
     from pipelines.tracking.client import quietly
 
     with quietly():

@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from processor import multiplies_bf16
 
 from dreambooth.data.images import to_pixels
 from dreambooth.data.latents import encode_latents
@@ -116,8 +117,7 @@ def test_a_pipeline_that_shares_its_base_draws_the_same(kind: Any, base: Path, t
 @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")  # older versions know no other name
 @pytest.mark.parametrize("kind", [as_it_is, shifted, distilled])
 def test_the_served_model_draws_the_same(kind: Any, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    multiplies_bf16(monkeypatch, False)
     from pipelines.tracking.client import quietly
 
     with quietly():

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
+from processor import multiplies_bf16
 from safetensors.torch import load_file, save_file
 
 from dreambooth.models.base_model import resolve_base_model
@@ -165,9 +166,8 @@ def test_pictures_are_of_the_dtype_that_was_planned_on_every_cpu(
 ) -> None:
     plain = in_plain_diffusers(bases["a"], request(dtype), getattr(torch, dtype))
     made = []
-    for multiplies_bf16 in (True, False):  # by itself, as far as PyTorch says
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-            monkeypatch.setattr(torch.cpu, name, lambda answer=multiplies_bf16: answer)
+    for it_does in (True, False):
+        multiplies_bf16(monkeypatch, it_does)
         sampler = ImageSampler(use_gpu=False)
         for before in ("float32", "bfloat16"):
             sampler.samples(bases["a"], request(before))

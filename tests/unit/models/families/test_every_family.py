@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
+from processor import multiplies_bf16
 from recorded_calls import Recorded
 from replicas.plain import plain_pipeline, watched
 from torch import Tensor
@@ -228,8 +229,7 @@ def test_pictures_from_captured_steps_are_the_same_to_the_last_bit(base: Path) -
 
 @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")  # older versions know no other name
 def test_pictures_are_those_of_the_model_that_mlflow_serves(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    multiplies_bf16(monkeypatch, False)
     from pipelines.tracking.client import quietly
 
     with quietly():

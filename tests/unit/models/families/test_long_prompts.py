@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processor import multiplies_bf16
 from replicas.plain import plain_pipeline
 
 from dreambooth.data.prompt_checks import PromptReader
@@ -81,8 +82,7 @@ class TestTextsThatClipCuts:
 
     @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
     def test_are_served_by_mlflow(self, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-            monkeypatch.setattr(torch.cpu, name, lambda: False)
+        multiplies_bf16(monkeypatch, False)
         from pipelines.tracking.client import quietly
 
         with quietly():
