@@ -33,7 +33,7 @@ MINIATURES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "miniature-flow": {
         "prior": {"num_class_images": 48, "num_inference_steps": 16, "guidance_scale": 4.0},
-        "train": _TRAIN | {"max_train_steps": 100},
+        "train": _TRAIN | {"max_train_steps": 200},
         "evaluation": {"prompts": _PROMPTS, "num_inference_steps": 16, "guidance_scale": 4.0},
         "gate": _GATE,
     },

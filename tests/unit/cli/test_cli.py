@@ -215,7 +215,7 @@ class TestSettings:
     def test_what_the_miniature_has_instead(self) -> None:
         shown = CliRunner().invoke(main, ["settings", "train"]).stdout
         assert "train.micro_batch_size = 1 (miniature, miniature-flow, miniature-cascade: 2)\n" in shown
-        assert "train.max_train_steps = 1000 (miniature: 400; miniature-flow: 100;\n        miniature-cascade: 200" in shown
+        assert "train.max_train_steps = 1000 (miniature: 400; miniature-flow, miniature-cascade:\n        200" in shown
         assert "train.min_snr_gamma = None (miniature: 5.0)\n" in shown
 
     def test_no_such_section(self) -> None:

@@ -111,7 +111,7 @@ class TestFillingIn:
 
     def test_and_so_has_the_miniature_of_rectified_flow(self) -> None:
         flow = load(base_model="miniature-flow")
-        assert flow.train.max_train_steps == 100
+        assert flow.train.max_train_steps == 200
         assert flow.train.min_snr_gamma is None  # it has no meaning there
         assert (flow.evaluation.num_inference_steps, flow.prior.num_inference_steps) == (16, 16)
         assert load("train.max_train_steps=7", base_model="miniature-flow").train.max_train_steps == 7
