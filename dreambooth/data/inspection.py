@@ -4,10 +4,9 @@ Each file is read and decoded once.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -48,20 +47,8 @@ class _Look:
         return self.address.rsplit("/", 1)[-1]
 
 
-class Inspect(Protocol):
-    """`inspect_addresses`, or what remembers its results."""
-
-    def __call__(
-        self,
-        addresses: Sequence[str],
-        *,
-        resolution: int,
-        max_pixels: int,
-        trained: bool = True,
-        masked: ImagesConfig | None = None,
-        buckets: Sequence[Size] = (),
-    ) -> Inspection:
-        """See `inspect_addresses`."""
+Inspect = Callable[..., Inspection]
+"""A function called as `inspect_addresses` or `inspect_images`, which may remember results."""
 
 
 def inspect_addresses(
@@ -72,13 +59,14 @@ def inspect_addresses(
     trained: bool = True,
     masked: ImagesConfig | None = None,
     buckets: Sequence[Size] = (),
+    inspect: Inspect | None = None,
 ) -> Inspection:
     """Find the images at folders, globs and files, and inspect them; `masked` are the settings where masks are used.
 
-    Warnings include files beside them that aren't used.
+    Warnings include files beside them that aren't used. `inspect` takes the place of `inspect_images`.
     """
     found = search_images(addresses, masks=masked is not None)
-    inspection = inspect_images(
+    inspection = (inspect or inspect_images)(
         found.images, resolution=resolution, max_pixels=max_pixels, trained=trained, masked=masked, buckets=buckets
     )
     return replace(inspection, warnings=found.warnings + inspection.warnings)

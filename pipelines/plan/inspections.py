@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any
 import dreambooth
 from dreambooth.config.images import ImagesConfig
 from dreambooth.config.settings import config_hash
-from dreambooth.data.images import InstanceImage, Size, search_images
+from dreambooth.data.images import InstanceImage
 from dreambooth.data.images.states import state_of
-from dreambooth.data.inspection import Inspection, inspect_images
+from dreambooth.data.inspection import Inspection, inspect_addresses, inspect_images
 from dreambooth.reach import prove_store
 from pipelines.storage.files import filesystem, join, write_bytes
 
@@ -35,34 +34,19 @@ class Inspections:
         self._known = known or {}
         self.found: dict[str, Any] = {}
 
-    def __call__(
-        self,
-        addresses: Sequence[str],
-        *,
-        resolution: int,
-        max_pixels: int,
-        trained: bool = True,
-        masked: ImagesConfig | None = None,
-        buckets: Sequence[Size] = (),
-    ) -> Inspection:
+    def __call__(self, addresses: Sequence[str], **settings: Any) -> Inspection:
         """As `inspect_addresses`."""
-        search = search_images(addresses, masks=masked is not None)
-        settings = {"resolution": resolution, "max_pixels": max_pixels, "trained": trained, "buckets": buckets}
-        key = _key(search.images, {**settings, "masked": None if masked is None else masked.model_dump(mode="json")})
-        inspection = None if key is None else _known_one(self._known.get(key), search.images)
+        return inspect_addresses(addresses, **settings, inspect=self._inspect)
+
+    def _inspect(self, images: tuple[InstanceImage, ...], **settings: Any) -> Inspection:
+        key = _key(images, settings)
+        inspection = None if key is None else _known_one(self._known.get(key), images)
         if inspection is None:
-            inspection = inspect_images(
-                search.images,
-                resolution=resolution,
-                max_pixels=max_pixels,
-                trained=trained,
-                masked=masked,
-                buckets=buckets,
-            )
+            inspection = inspect_images(images, **settings)
         if key is not None:
             sizes = [list(size) for size in inspection.sizes]
             self.found[key] = [inspection.data_hash, list(inspection.warnings), sizes]
-        return replace(inspection, warnings=search.warnings + inspection.warnings)
+        return inspection
 
 
 def known_inspections(root: str, batch: str) -> Mapping[str, Found]:
@@ -94,7 +78,11 @@ def _key(images: Sequence[InstanceImage], settings: Mapping[str, Any]) -> str | 
                 return None
             files += [address, state]
     captions = [image.caption for image in images]
-    return config_hash(json.dumps([files, captions, settings, _code()]))
+    return config_hash(json.dumps([files, captions, settings, _code()], default=_plain))
+
+
+def _plain(settings: ImagesConfig) -> Any:
+    return settings.model_dump(mode="json")
 
 
 def _known_one(stored: Any, images: tuple[InstanceImage, ...]) -> Inspection | None:
