@@ -25,17 +25,12 @@ MOST_SHAPES = 4
 """Captures kept of a denoiser: of whole batches and the last one, with and without guidance. The oldest goes first."""
 
 
-def why_not_graphed(device: str) -> str | None:
-    """The reason why steps can't be captured that is known beforehand; None if there is none."""
-    return None if device.startswith("cuda") else "there is no CUDA device"
-
-
 def graphs_for(wanted: Literal["auto", "off"], device: str, say: Callable[[str], None]) -> "Graphs | None":
     """Graphs by a setting; None, after a word to `say` if they are wanted, where there can be none."""
     if wanted == "off":
         return None
-    if (reason := why_not_graphed(device)) is not None:
-        say(reason)
+    if not device.startswith("cuda"):
+        say("there is no CUDA device")
         return None
     return Graphs(device, say)
 

@@ -196,16 +196,15 @@ def sampled(
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
     if dtype is None:
         dtype = sampling_dtype("cpu") if pipeline.device.type == "cpu" else denoiser_of(pipeline).dtype
-    common: dict[str, Any] = {
-        "num_inference_steps": num_inference_steps,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "graphs": graphs,
-        "smaller": smaller,
-    }
-    first = _batches(
-        pipeline, prompts, seeds, guidance_scale=guidance_scale, height=height, width=width, images=images, **common
+    batches = partial(
+        _batches,
+        num_inference_steps=num_inference_steps,
+        batch_size=batch_size,
+        dtype=dtype,
+        graphs=graphs,
+        smaller=smaller,
     )
+    first = batches(pipeline, prompts, seeds, guidance_scale=guidance_scale, height=height, width=width, images=images)
     large = getattr(pipeline, SUPER_RESOLUTION, None)
     if large is None:
         yield from first
@@ -214,7 +213,7 @@ def sampled(
     if not small:
         return
     family, (width, height) = family_of_pipeline(large), small[0].size
-    yield from _batches(
+    yield from batches(
         large,
         prompts,
         [further_seed(seed) for seed in seeds],
@@ -222,7 +221,6 @@ def sampled(
         height=family.scales_up * height,
         width=family.scales_up * width,
         images=small,
-        **common,
     )
 
 
