@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
+from dreambooth.config.bounds import Graph
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.images import InstanceImage
 from dreambooth.evaluation.protocol import Protocol, SampleSet
@@ -264,7 +265,7 @@ class LaneTask:
     num_threads: int
     encoder: str | None
     tell_seconds: float
-    graph: Literal["auto", "off"]
+    graph: Graph
 
 
 State = Literal["waiting", "training", "trained", "done", "failed"]

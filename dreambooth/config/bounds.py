@@ -5,7 +5,7 @@ large for any generator.
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -73,3 +73,5 @@ Resolution = Annotated[
     AfterValidator(_side),
     BeforeValidator(_whole),
 ]
+Graph = Literal["auto", "off"]
+"""Whether CUDA graphs are used where they can be."""

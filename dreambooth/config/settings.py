@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 from dreambooth.config.addresses import check_address, holds_credentials, shown
 from dreambooth.config.bounds import (
     Count,
+    Graph,
     Guidance,
     NoiseLevels,
     Number,
@@ -119,7 +120,7 @@ class ClusterConfig(Frozen):
         description="lanes that share a GPU, where one worker trains a subject; auto: one, unless earlier batches on "
         "such GPUs made more steps per second with several",
     )
-    graph_sampling: Literal["auto", "off"] = Field(
+    graph_sampling: Graph = Field(
         "off",
         description="auto: on a GPU the steps of samplers are captured as CUDA graphs, once for each shape of a batch, "
         "and a worker keeps their memory. What can't be captured runs as with off, and the worker's log says why. Not "

@@ -10,6 +10,7 @@ from dreambooth.config.bounds import (
     Fraction,
     Gamma,
     GradNorm,
+    Graph,
     Minutes,
     Number,
     Rate,
@@ -87,7 +88,7 @@ class TrainConfig(Frozen):
         description="parameters updated within the backward pass, each gradient freed at once: less memory. With one "
         "worker, without accumulation and max_grad_norm",
     )
-    graph: Literal["auto", "off"] = Field(
+    graph: Graph = Field(
         "off",
         description="auto: with engine torch, one worker, adamw and a GPU the step is captured as CUDA graphs once for "
         "all subjects of a base and equal settings, whose memory a lane keeps between them. What can't be captured "

@@ -12,11 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dreambooth.config.bounds import Graph
 from dreambooth.fixed_tensors import FixedTensors, Replayed
 from dreambooth.models.families import Family
 from dreambooth.models.families.computed_once import KeptText
@@ -25,7 +26,7 @@ MOST_SHAPES = 4
 """Captures kept of a denoiser: of whole batches and the last one, with and without guidance. The oldest goes first."""
 
 
-def graphs_for(wanted: Literal["auto", "off"], device: str, say: Callable[[str], None]) -> "Graphs | None":
+def graphs_for(wanted: Graph, device: str, say: Callable[[str], None]) -> "Graphs | None":
     """Graphs by a setting; None, after a word to `say` if they are wanted, where there can be none."""
     if wanted == "off":
         return None

@@ -7,11 +7,12 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from dreambooth.config.addresses import shown
+from dreambooth.config.bounds import Graph
 from dreambooth.config.limits import LARGEST_SEED, LARGEST_SIDE, MOST_GUIDANCE, MOST_IMAGES, MOST_SAMPLING_STEPS
 from dreambooth.config.service_names import model_name_fault
 from dreambooth.config.subject import fill_identifier
@@ -60,7 +61,7 @@ def generate(
     width: int | None = None,
     output: str = "output/generated",
     tracking_uri: str | None = None,
-    graph: Literal["auto", "off"] = "off",
+    graph: Graph = "off",
 ) -> GenerateResult:
     """Sample `num` pictures with seeds from `seed` on, and write `<seed>.png` and a contact sheet.
 
@@ -101,7 +102,7 @@ def sample_prompts(
     seed: int,
     settings: Settings,
     tracking_uri: str | None,
-    graph: Literal["auto", "off"] = "off",
+    graph: Graph = "off",
     warn: Callable[[str], None] = lambda warning: None,
 ) -> list[Image.Image]:
     """One picture per prompt, the i-th with `seed` + i; `settings` override the model's sampling settings.
@@ -257,7 +258,7 @@ def _from_directory(
     prompts: Sequence[str],
     seed: int,
     settings: Settings,
-    graph: Literal["auto", "off"],
+    graph: Graph,
     warn: Callable[[str], None],
 ) -> list[Image.Image]:
     """Sample from a published model, the newest one below an address, or a local diffusers directory."""

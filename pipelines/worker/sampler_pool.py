@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from dreambooth.config.bounds import Graph
 from pipelines.tasks import Call
-from pipelines.worker.samplers import ImageSampler, Setting
+from pipelines.worker.samplers import ImageSampler
 
 
 class RunningSamplers:
@@ -55,7 +56,7 @@ class SamplerPool:
     takes longer than sampling.
     """
 
-    def __init__(self, *, actors: int, use_gpu: bool, keep: bool = False, graph: Setting = "off") -> None:
+    def __init__(self, *, actors: int, use_gpu: bool, keep: bool = False, graph: Graph = "off") -> None:
         self.actors, self.use_gpu, self.keep, self.graph = actors, use_gpu, keep, graph
         self._started: list[Any] = []
 

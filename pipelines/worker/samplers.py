@@ -4,8 +4,9 @@ import dataclasses
 import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from dreambooth.config.bounds import Graph
 from dreambooth.sampling.behind import behind
 from dreambooth.sampling.class_images import PriorPlan, generate_block, image_name
 from pipelines.cluster.collector import collect_less_garbage
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from dreambooth.evaluation.short import Glance
     from dreambooth.sampling.pictures import Pictures
 
-Setting = Literal["auto", "off"]
-
 
 class ImageSampler:
     """Samples from one pipeline at a time.
@@ -35,7 +34,7 @@ class ImageSampler:
     `cluster.graph_sampling`.
     """
 
-    def __init__(self, *, use_gpu: bool, num_threads: int = 1, graph: Setting = "off") -> None:
+    def __init__(self, *, use_gpu: bool, num_threads: int = 1, graph: Graph = "off") -> None:
         collect_less_garbage()
         import torch
 

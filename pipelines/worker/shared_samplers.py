@@ -3,15 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dreambooth.config.bounds import Graph
 from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
 from pipelines.tasks import Call, Source
-from pipelines.worker.samplers import ImageSampler, Setting
+from pipelines.worker.samplers import ImageSampler
 
 
 class SharedSamplers:
     """Collective: create one on every rank and call the same methods, except `run`, for rank 0 within `sharing`."""
 
-    def __init__(self, rank: int, world_size: int, *, use_gpu: bool, num_threads: int, graph: Setting) -> None:
+    def __init__(self, rank: int, world_size: int, *, use_gpu: bool, num_threads: int, graph: Graph) -> None:
         """See `ImageSampler`."""
         self.rank, self.world_size = rank, world_size
         self.sampler = ImageSampler(use_gpu=use_gpu, num_threads=num_threads, graph=graph)

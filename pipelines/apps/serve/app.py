@@ -7,12 +7,13 @@ routes a subject's requests to a replica that has it), batches waiting requests,
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
+from dreambooth.config.bounds import Graph
 from pipelines.apps.serve.api import make_api
 from pipelines.apps.serve.requests import Asked, Drawn, Refused
 from pipelines.apps.serve.sampler import LoadedSubject, SubjectSampler, alike
@@ -35,7 +36,7 @@ class ServeSettings:
     queue: int
     use_gpu: bool
     loopback: bool
-    graph: Literal["auto", "off"] = "off"
+    graph: Graph = "off"
 
 
 def application(subjects: Sequence[ServedSubject], tracking_uri: str, settings: ServeSettings) -> Any:

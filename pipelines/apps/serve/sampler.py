@@ -4,8 +4,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from dreambooth.config.bounds import Graph
 from dreambooth.config.subject import fill_identifier
 from dreambooth.data.images import png_bytes
 from dreambooth.data.prompt_checks import PromptReader
@@ -41,7 +42,7 @@ class SubjectSampler:
         *,
         base_shared: bool,
         device: str,
-        graph: Literal["auto", "off"] = "off",
+        graph: Graph = "off",
     ) -> None:
         import torch
 
