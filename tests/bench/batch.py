@@ -6,7 +6,8 @@
 
 Eight subjects of two classes, fifty class images a class, 200 steps of one pair each, no evaluation; every measurement
 starts in an empty folder, and all times are wall times from a command to its end. The batch of eight is measured before
-and after everything else, and the median counts (`batches_of_eight` has all). Written to output/bench/batch.json:
+and after everything else, and the median counts (`batches_of_eight` has all). Every part is stamped when it is
+measured, and only parts of one commit and machine are divided. Written to output/bench/batch.json:
 
 - batch_vs_sequential: `dreambooth run` for each of eight subjects, one after the other in one folder, over one batch of
   the eight; `sequential_runs` says from how many runs (with `--parts sequential_few` from four, two of each class).
@@ -17,7 +18,7 @@ and after everything else, and the median counts (`batches_of_eight` has all). W
   `peer_runs` says from how many runs of the script they come: sixteen, or with `--parts peer_few` four, of which the
   rest is reckoned.
 - lane_busy_share: see `pipelines.driver.batch_summary.lane_busy_share`; seconds_per_subject: of batches of so many;
-  control_plane, control_plane_100k: see tests/bench/control_plane.py.
+  control_plane, control_plane_100k: see tests/bench/control_plane.py; the seconds that were measured.
 """
 
 import argparse
@@ -33,14 +34,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from benchmarks_page import stamped
+from batch_figures import COUNT, KEPT, OUTPUT, keep, known
 from peer import Peer
+from stamps import Figures, stamp
 
 from dreambooth.miniature import subject_dir
 from pipelines.storage.files import read_json
 
 SUBJECTS = ("coral-car", "mint-dog", "lime-car", "navy-dog")
-COUNT, STEPS, CLASS_IMAGES = 8, 200, 50
+STEPS, CLASS_IMAGES = 200, 50
 SETTINGS = {
     "prior": {"num_class_images": CLASS_IMAGES},
     "train": {"max_train_steps": STEPS, "micro_batch_size": 1},
@@ -48,12 +50,7 @@ SETTINGS = {
 }
 PEER_SAMPLER = {"num_inference_steps": 50, "guidance_scale": 7.5}
 """What diffusers' script leaves at its pipeline's defaults."""
-SECONDS = ("batch", "sequential", "peer", "peer_shared_class", "batch_same_sampler")
-OUTPUT = Path("output/bench/batch.json")
-KEPT = OUTPUT.with_name("batch-seconds.json")
 DREAMBOOTH = [sys.executable, "-m", "pipelines.cli"]
-
-Raw = dict[str, Any]
 
 
 def subjects(count: int) -> list[dict[str, Any]]:
@@ -90,19 +87,17 @@ def batch(count: int, prior: dict[str, Any] | None = None) -> tuple[float, float
     return seconds, summary["lane_busy_share"]
 
 
-def measure_batch(raw: Raw) -> None:
+def measure_batch() -> Figures:
     """Again and again, between what it is compared with: a machine is not as fast at one time as at another."""
     seconds, share = batch(COUNT)
-    raw["batches_of_eight"] = [*raw.get("batches_of_eight", []), seconds]
-    raw["shares"] = [*raw.get("shares", []), share]
-    raw["batch"], raw["lane_busy_share"] = statistics.median(raw["batches_of_eight"]), statistics.median(raw["shares"])
+    return {"seconds": seconds, "lane_busy_share": share}
 
 
-def measure_counts(raw: Raw) -> None:
-    raw["batches"] = {str(count): batch(count)[0] for count in (1, 2, 4, 16)}
+def measure_counts() -> Figures:
+    return {str(count): batch(count)[0] for count in (1, 2, 4, 16)}
 
 
-def measure_sequential(raw: Raw, count: int = COUNT) -> None:
+def measure_sequential(count: int = COUNT) -> Figures:
     """All eight, or the first few: the first of a class makes its class images, the others find them."""
     seconds: list[float] = []
     with tempfile.TemporaryDirectory() as name:
@@ -111,12 +106,11 @@ def measure_sequential(raw: Raw, count: int = COUNT) -> None:
             path.write_text(yaml.safe_dump(SETTINGS | {"subject": subject}))
             seconds.append(timed([*DREAMBOOTH, "run", str(path)], Path(name)))
             note(f"one by one, {subject['name']}: {seconds[-1]:.0f} s")
-    raw["sequential"] = sum(seconds[:2]) + (COUNT - 2) * statistics.mean(seconds[2:])
-    raw["sequential_runs"] = count
+    return {"seconds": sum(seconds[:2]) + (COUNT - 2) * statistics.mean(seconds[2:]), "runs": count}
 
 
-def measure_same_sampler(raw: Raw) -> None:
-    raw["batch_same_sampler"], _ = batch(COUNT, PEER_SAMPLER)
+def measure_same_sampler() -> Figures:
+    return {"seconds": batch(COUNT, PEER_SAMPLER)[0]}
 
 
 def script_seconds(script: Path, count: int, *, shared: bool) -> list[float]:
@@ -138,70 +132,31 @@ def script_seconds(script: Path, count: int, *, shared: bool) -> list[float]:
     return seconds
 
 
-def measure_peer(script: Path) -> Callable[[Raw], None]:
-    def measure(raw: Raw) -> None:
-        raw["peer"] = sum(script_seconds(script, COUNT, shared=False))
-        raw["peer_shared_class"] = sum(script_seconds(script, COUNT, shared=True))
-        raw["peer_runs"] = 2 * COUNT
-
-    return measure
+def measure_peer(script: Path) -> Figures:
+    own = sum(script_seconds(script, COUNT, shared=False))
+    return {"seconds": own, "shared_class": sum(script_seconds(script, COUNT, shared=True)), "runs": 2 * COUNT}
 
 
-def measure_peer_few(script: Path) -> Callable[[Raw], None]:
+def measure_peer_few(script: Path) -> Figures:
     """Both from four runs, two of each class: the first of a class makes its class images, the second finds them."""
-
-    def measure(raw: Raw) -> None:
-        car, dog, *later = script_seconds(script, 4, shared=True)
-        raw["peer"] = COUNT * (car + dog) / 2
-        raw["peer_shared_class"] = car + dog + (COUNT - 2) * sum(later) / 2
-        raw["peer_runs"] = 4
-
-    return measure
-
-
-def measure_control_plane(raw: Raw) -> None:
-    script = Path(__file__).with_name("control_plane.py")
-    done = subprocess.run([sys.executable, str(script)], check=True, stdout=subprocess.PIPE, text=True)
-    raw["control_plane"] = json.loads(done.stdout)
-    note(f"the control plane: {raw['control_plane']}")
-
-
-def figures(raw: Raw) -> dict[str, Any]:
-    """Ratios from seconds; None where one of the two was not measured."""
-
-    def ratio(slow: str, fast: str) -> float | None:
-        return round(raw[slow] / raw[fast], 2) if slow in raw and fast in raw else None
-
-    batches = raw.get("batches", {}) | ({str(COUNT): raw["batch"]} if "batch" in raw else {})
+    car, dog, *later = script_seconds(script, 4, shared=True)
     return {
-        "batch_vs_sequential": ratio("sequential", "batch"),
-        "batch_vs_peer": ratio("peer", "batch"),
-        "batch_vs_peer_shared_class": ratio("peer_shared_class", "batch"),
-        "batch_vs_peer_same_sampler": ratio("peer", "batch_same_sampler"),
-        "batch_vs_peer_shared_class_same_sampler": ratio("peer_shared_class", "batch_same_sampler"),
-        "lane_busy_share": raw.get("lane_busy_share"),
-        "seconds_per_subject": {n: round(batches[n] / int(n), 1) for n in sorted(batches, key=int)},
-        "control_plane": raw.get("control_plane"),
-        "control_plane_100k": raw.get("control_plane_100k"),
-        "sequential_runs": raw.get("sequential_runs"),
-        "peer_runs": raw.get("peer_runs"),
-        "batches_of_eight": [round(seconds, 1) for seconds in raw.get("batches_of_eight", ())],
-        "seconds": {name: round(raw[name], 1) for name in SECONDS if name in raw},
+        "seconds": COUNT * (car + dog) / 2,
+        "shared_class": car + dog + (COUNT - 2) * sum(later) / 2,
+        "runs": 4,
     }
 
 
-def keep(measured: Raw) -> Raw:
-    """Write figures with those that were measured before, and return them all."""
-    raw: Raw = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
-    raw |= measured
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    KEPT.write_text(json.dumps(raw, indent=2) + "\n")
-    OUTPUT.write_text(json.dumps(stamped(figures(raw)), indent=2) + "\n")
-    return raw
+def measure_control_plane() -> Figures:
+    script = Path(__file__).with_name("control_plane.py")
+    done = subprocess.run([sys.executable, str(script)], check=True, stdout=subprocess.PIPE, text=True)
+    measured: Figures = json.loads(done.stdout)
+    note(f"the control plane: {measured}")
+    return measured
 
 
 def main() -> None:
-    measures = {
+    measures: dict[str, Callable[[], Figures]] = {
         "batch": measure_batch,
         "sequential": measure_sequential,
         "counts": measure_counts,
@@ -212,23 +167,20 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", help="measure only these, and keep the others of the last time")
     options = parser.parse_args()
     if options.peer is not None:
-        measures |= {
-            "same_sampler": measure_same_sampler,
-            "peer": measure_peer(options.peer),
-        }
+        measures |= {"same_sampler": measure_same_sampler, "peer": partial(measure_peer, options.peer)}
     usual = [part for measure in measures for part in ((measure,) if measure == "batch" else (measure, "batch"))]
     measures["sequential_few"] = partial(measure_sequential, count=4)
     if options.peer is not None:
-        measures["peer_few"] = measure_peer_few(options.peer)
+        measures["peer_few"] = partial(measure_peer_few, options.peer)
     if unknown := set(options.parts or ()) - set(measures):
         parser.error(f"--parts: no {', '.join(sorted(unknown))}; there are {', '.join(measures)}")
     if not options.parts:
         KEPT.unlink(missing_ok=True)
-    raw = keep({})
+    known()
     for part in options.parts or usual:
         note(f"measuring {part} …")
-        measures[part](raw)
-        keep(raw)
+        at = stamp()
+        keep(part.removesuffix("_few"), measures[part](), at)
     print(OUTPUT.read_text())
 
 

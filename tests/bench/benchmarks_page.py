@@ -1,11 +1,12 @@
-"""Put what was measured last into docs/benchmarks.md: `make benchmarks-page`.
+"""Put what was measured into docs/benchmarks.md: `make benchmarks-page`.
 
-Every file of output/bench/ that `stamped` wrote becomes a table below its stamp: version, commit, day, machine. One
-without a stamp, or of a version whose figures mean something else by semantic versioning, is refused.
+Every file of output/bench/ that `tests/bench/measured.py` knows is taken over into docs/measured/, part by part, and
+the page's generated section is made from that folder: a table a file, each row with its commit, day, machine and
+versions. A figure without a stamp, or of a version whose figures mean something else by semantic versioning, is
+refused; one that was taken over under an earlier version stays, and says so.
 """
 
 import argparse
-import datetime
 import json
 import re
 import sys
@@ -13,48 +14,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from measured import FILES, File
+from stamps import VERSIONS, Figures, Stamp, together
+
 from dreambooth import __version__
 
 PAGE = Path("docs/benchmarks.md")
+KEPT = Path("docs/measured")
 BEGIN, END = "<!-- made by `make benchmarks-page` -->", "<!-- until here -->"
-TITLES = {
-    "main": "`make bench`",
-    "batch": "`make bench-batch`",
-    "gpu": "`make bench-gpu`",
-    "subjects": "`python tests/bench/subjects.py`",
-}
+STAMP_COLUMNS = ("commit", "day", "machine", "versions")
 
 
 class Refused(Exception):
     """A measurement that can't be put on the page, and what to do."""
 
 
-def stamped(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures with the code, the day and the machine that they were measured on."""
-    from pipelines.plan.here import describe_here
-
-    return {"stamp": {"day": datetime.datetime.now(datetime.UTC).date().isoformat(), **describe_here()}, **figures}
+def taken(path: Path, kept: Path) -> None:
+    """Take a file's figures over into a kept one. Raises Refused for those that are not of this version."""
+    measured, command = json.loads(path.read_text()), FILES[path.stem].command
+    stamps = measured.get("stamps", {})
+    if unstamped := [name for name in measured if name not in stamps and name != "stamps"]:
+        names = ", ".join(unstamped)
+        raise Refused(f"{path} doesn't say what this was measured on: {names}; measure it again: {command}")
+    for name, stamp in stamps.items():
+        if _epoch(version := _version(stamp)) != _epoch(__version__):
+            raise Refused(
+                f"{path}: {name} is of version {version}, and this is {__version__}; measure it again: {command}"
+            )
+    earlier = json.loads(kept.read_text()) if kept.is_file() else {"stamps": {}}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(together(earlier, measured), indent=2) + "\n")
 
 
 def section(files: Sequence[Path]) -> str:
-    """The page's section of these files. Raises Refused for one that is not of this version."""
-    parts = [f"{BEGIN}\n## Measured last\n"]
+    """The page's section of these files."""
+    parts = [f"{BEGIN}\n## Measured\n"]
     for path in files:
-        figures = json.loads(path.read_text())
-        stamp = figures.pop("stamp", None)
-        command = TITLES[path.stem]
-        if stamp is None:
-            raise Refused(f"{path} doesn't say what it was measured on; measure it again: {command}")
-        version = stamp["dreambooth"].partition(",")[0]
-        if _epoch(version) != _epoch(__version__):
-            raise Refused(f"{path} is of version {version}, and this is {__version__}; measure it again: {command}")
-        machine = stamp["processor"] if stamp["GPUs"] == "none" else stamp["GPUs"]
-        parts.append(
-            f"{command}: dreambooth {stamp['dreambooth']}, {stamp['day']}, {machine}, torch {stamp['torch']}\n"
-        )
-        parts.append("| figure | |\n|---|---|")
-        parts += [f"| {name} | {value} |" for name, value in _flat(figures)]
-        parts.append("")
+        parts += [f"### {FILES[path.stem].title}\n", f"{FILES[path.stem].command}\n"]
+        parts += _tables(FILES[path.stem], json.loads(path.read_text()))
     return "\n".join([*parts, END])
 
 
@@ -65,38 +62,98 @@ def replaced(page: str, made: str) -> str:
     return f"{head}\n{made}\n{title}{rest}"
 
 
+def _tables(file: File, measured: Figures) -> Iterator[str]:
+    """Lines of the single figures' table, and of one with a row a name where the file has such."""
+    stamps = measured["stamps"]
+    rows = {name: measured[name] for name in stamps if _is_row(file, measured[name])}
+    single = {name: measured[name] for name in stamps if name not in rows and measured[name] is not None}
+    if single:
+        flat = [(path, value, stamps[name]) for name, figure in single.items() for path, value in _flat(name, figure)]
+        order = [*file.names, *(path for path, _, _ in flat)]
+        lines = [
+            [file.names.get(path, path), _said(value), *_cells(stamp)]
+            for path, value, stamp in sorted(flat, key=lambda one: order.index(one[0]))
+        ]
+        yield from _table(["", "", *STAMP_COLUMNS], lines)
+    if rows:
+        lines = [
+            [name, *(_said(row.get(column, "")) for column in file.columns), *_cells(stamps[name])]
+            for name, row in rows.items()
+        ]
+        yield from _table([file.row, *file.columns.values(), *STAMP_COLUMNS], lines)
+
+
+def _is_row(file: File, figure: Any) -> bool:
+    return bool(file.columns) and isinstance(figure, Mapping) and file.columns.keys() <= figure.keys()
+
+
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    yield from (f"| {' | '.join(line)} |" for line in lines)
+    yield ""
+
+
+def _cells(stamp: Stamp) -> list[str]:
+    """A row's commit, day, machine and versions."""
+    commit = stamp["dreambooth"].partition("commit ")[2] or f"version {_version(stamp)}"
+    if _epoch(_version(stamp)) != _epoch(__version__):
+        commit += f" (version {_version(stamp)}: not to be compared)"
+    machine = stamp["processor"] if stamp["GPUs"] == "none" else stamp["GPUs"]
+    for noise in ("(R)", "(TM)", " Processor", " to use"):
+        machine = machine.replace(noise, "")
+    return [commit, stamp["day"], machine, ", ".join(f"{name} {stamp[name]}" for name in VERSIONS if name in stamp)]
+
+
+def _version(stamp: Stamp) -> str:
+    return stamp["dreambooth"].partition(",")[0]
+
+
 def _epoch(version: str) -> tuple[str, ...]:
     """What has to be equal: the major version, and before 1.0 the minor one, too."""
     major, minor, _ = version.split(".", 2)
     return (major, minor) if major == "0" else (major,)
 
 
-def _flat(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in figures.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}, ")
-        elif isinstance(value, float):
-            yield prefix + name, f"{value:#.3g}" if abs(value) < 100 else f"{value:.0f}"
-        else:
-            yield prefix + name, str(value)
+def _flat(name: str, figure: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(figure, Mapping):
+        for below, value in figure.items():
+            yield from _flat(f"{name}, {below}", value)
+    else:
+        yield name, figure
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_said, value))
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("output/bench"))
+    parser.add_argument("--kept", type=Path, default=KEPT)
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
-    files = [path for stem in TITLES if (path := options.folder / f"{stem}.json").is_file()]
-    if not files:
-        sys.exit(
-            f"nothing was measured yet: {options.folder} has none of {', '.join(f'{stem}.json' for stem in TITLES)}"
-        )
     try:
-        made = section(files)
+        for stem in FILES:
+            if (path := options.folder / f"{stem}.json").is_file():
+                taken(path, options.kept / path.name)
     except Refused as error:
         sys.exit(str(error))
-    options.page.write_text(replaced(options.page.read_text(), made))
+    files = kept_files(options.kept)
+    if not files:
+        names = ", ".join(f"{stem}.json" for stem in FILES)
+        sys.exit(f"nothing was measured yet: {options.folder} has none of {names}")
+    options.page.write_text(replaced(options.page.read_text(), section(files)))
     print(f"wrote {options.page}")
+
+
+def kept_files(folder: Path) -> list[Path]:
+    """Files of measurements that were taken over, in the page's order."""
+    return [path for stem in FILES if (path := folder / f"{stem}.json").is_file()]
 
 
 if __name__ == "__main__":

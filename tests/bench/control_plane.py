@@ -31,6 +31,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batch_figures import keep
+from stamps import stamp
+
 from dreambooth.miniature import subject_dir, subject_names
 from dreambooth.quiet import quiet
 from dreambooth.sampling.class_images import image_name
@@ -269,11 +272,11 @@ def main() -> None:
     options = parser.parse_args()
     quiet()
     collect_less_garbage()
+    name = NAMES.get((options.subjects, options.lanes))
+    at = stamp() if name is not None else {}
     measured = measure(options.subjects, options.lanes, options.seconds)
-    if (name := NAMES.get((options.subjects, options.lanes))) is not None:
-        from batch import keep
-
-        keep({name: measured})
+    if name is not None:
+        keep(name, measured, at)
     print(json.dumps(measured))
 
 

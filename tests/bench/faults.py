@@ -33,6 +33,7 @@ from dreambooth.miniature import subject_dir
 from pipelines.driver.relay import MARK, RELAY_VARIABLE
 from pipelines.storage import files, publications
 from pipelines.tracking.client import connect, quietly
+from tests.bench.stamps import Figures, stamp, stamped, together
 from tests.integration.faulty_store import faulty_store
 
 NAMES = ("coral-car", "navy-dog")
@@ -292,16 +293,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("output/bench/faults.json"))
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    parts: list[Figures] = []
     with tempfile.TemporaryDirectory(prefix="dreambooth-faults-") as folder:
         Path(folder, "calm").mkdir()
         calm = undisturbed(Path(folder, "calm"))
         for name in options.faults:
             Path(folder, name).mkdir()
+            at = stamp()
             rows.append(measure(name, Path(folder, name), calm))
+            parts.append(stamped({name: rows[-1]}, at))
             print(json.dumps(rows[-1]), flush=True)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    options.json.write_text(json.dumps(together(*parts), indent=2) + "\n")
     print("\n| fault | subjects lost | seen at step | went on from step | steps repeated |\n|---|---|---|---|---|")
     for one in rows:
         figures = [str(one[key]) for key in ("subjects_lost", "seen_at_step", "resumed_from", "steps_repeated")]

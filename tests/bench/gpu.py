@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks_page import stamped
 from full_size import configuration, random_model, write_configurations, write_published
 from loops import bare_loop, efficiency, fitted, random_data, take_turns
 from sampling_speed import images_per_second
+from stamps import Figures, stamp, stamped, together
 from step_profile import step_profile
 
 from dreambooth.config.settings import DreamBoothConfig, ZeroConfig
@@ -50,7 +50,6 @@ SIZES: dict[str, tuple[Callable[[Path], None], int]] = {
     "miniature": (lambda folder: None, 64),
 }
 """What writes a size's configurations into a folder, and its pixels."""
-Figures = dict[str, Any]
 
 
 class Bench:
@@ -168,12 +167,13 @@ def main() -> None:
     if device == "cpu" and sizes != ["miniature"]:
         parser.error("PyTorch sees no CUDA device here; to see whether this runs, measure the size `miniature`")
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
-    figures: Figures = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    measured: list[Figures] = []
     for size in sizes:
-        figures[size] = measure(size, device)
+        at = stamp()
+        measured.append(stamped({size: measure(size, device)}, at))
         # What is measured stays when the next size doesn't fit.
-        OUTPUT.write_text(json.dumps(stamped(figures), indent=2) + "\n")
+        OUTPUT.write_text(json.dumps(together(*measured), indent=2) + "\n")
     print(f"wrote {OUTPUT}")
 
 

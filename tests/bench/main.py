@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks_page import stamped
 from diffusers import StableDiffusionPipeline
 from loops import bare_loop, efficiency, fitted, random_data, take_turns
+from stamps import Figures, stamp, stamped, together
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.data.batches import TrainingData
@@ -155,7 +155,7 @@ def startup_seconds() -> dict[str, float]:
 
 def main() -> None:
     quiet()
-    figures: dict[str, Any] = {}
+    parts: list[Figures] = []
     for name, measure in (
         ("loop", loop_efficiency),
         ("single_worker", single_worker),
@@ -163,11 +163,12 @@ def main() -> None:
         ("startup_seconds", startup_seconds),
     ):
         print(f"measuring {name} …", file=sys.stderr, flush=True)
+        at = stamp()
         measured = measure()
-        figures |= {name: measured} if name in ("single_worker", "startup_seconds") else measured
+        parts.append(stamped({name: measured} if name in ("single_worker", "startup_seconds") else measured, at))
         print(json.dumps(measured), file=sys.stderr, flush=True)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps(stamped(figures), indent=2) + "\n")
+    OUTPUT.write_text(json.dumps(together(*parts), indent=2) + "\n")
     print(f"wrote {OUTPUT}")
 
 

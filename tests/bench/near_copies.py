@@ -2,15 +2,19 @@
 
     python tests/bench/near_copies.py
 
-Twenty looks drawn by the miniature's world, five photographs each: what is a copy is known here.
+Twenty looks drawn by the miniature's world, five photographs each: what is a copy is known here. Figures go to
+output/bench/near_copies.json.
 """
 
+import json
 import random
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image, ImageChops
+from stamps import stamp, stamped
 
 from dreambooth.evaluation.banks import load_bank
 from dreambooth.evaluation.metrics import near_copies
@@ -20,6 +24,7 @@ from dreambooth.miniature.pretraining.photographs import to_pixels
 from dreambooth.miniature.pretraining.world import CLASS_NOUNS, PLACES, Look, sample_look, sample_scene
 from dreambooth.quiet import quiet
 
+OUTPUT = Path("output/bench/near_copies.json")
 LOOKS, PHOTOGRAPHS = 20, 5
 
 
@@ -35,6 +40,7 @@ def through(vae: AutoencoderKL, images: list[Image.Image], noise: float) -> list
 
 def main() -> None:
     quiet()
+    at = stamp()
     bank, vae = load_bank("miniature"), AutoencoderKL.from_pretrained(PIPELINE_DIR / "vae").eval()
     rng = random.Random(1)
     found: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
@@ -60,9 +66,13 @@ def main() -> None:
             across, among = distances[: len(images), len(images) :], distances[len(images) :, len(images) :]
             with_distances = near_copies(clip, real_clip, distances=across, real_distances=among)
             found[name] += zip(near_copies(clip, real_clip).tolist(), with_distances.tolist(), strict=True)
+    rows = {}
     for name, pairs in found.items():
         alone, both = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+        rows[name] = {"clip_alone": alone, "with_distances": both, "pictures": len(pairs)}
         print(f"{name:50s} {alone:.2f} {both:.2f}  of {len(pairs)}")
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps(stamped(rows, at), indent=2) + "\n")
 
 
 if __name__ == "__main__":

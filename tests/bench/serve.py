@@ -4,8 +4,9 @@
 
 Real: the registry, Ray Serve with its settings by default, HTTP on this machine. The subjects are the miniature's own
 weights, moved a little: how long a picture takes doesn't depend on what it shows. Every request is one picture at the
-model's own settings (64 px, 12 steps, guidance 4), the subjects take turns, and a first round only loads them. `alone`
-is the same with one subject. Requests are sampled together, so pictures per second rise with requests at once.
+model's own settings (64 px, 12 steps, guidance 4), the subjects take turns, and a first round only loads them. The same
+with one subject. Requests are sampled together, so pictures per second rise with requests at once. Figures go to
+output/bench/serve.json.
 """
 
 import argparse
@@ -19,10 +20,10 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from stamps import Figures, stamp, stamped, together
 
 from dreambooth.config.settings import ClusterConfig, TrackingConfig
 from dreambooth.models.base_model import resolve_base_model
@@ -33,6 +34,7 @@ from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.tracking.registry import register
 from pipelines.tracking.runs import check_tracking, track
 
+OUTPUT = Path("output/bench/serve.json")
 SUBJECTS = {"rex": "zqx", "mug": "tfz", "bag": "tqp"}
 AT_ONCE = (1, 5, 20)
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -84,7 +86,6 @@ def carried(address: str, subjects: Sequence[str], at_once: int, requests: int) 
         seconds = list(pool.map(lambda turn: ask(address, subjects[turn % len(subjects)], turn), range(requests)))
         took = time.perf_counter() - began
     return {
-        "at_once": at_once,
         "requests": requests,
         "requests_per_s": round(requests / took, 2),
         "p50_s": round(statistics.median(seconds), 2),
@@ -93,7 +94,7 @@ def carried(address: str, subjects: Sequence[str], at_once: int, requests: int) 
 
 
 def main() -> None:
-    """Print the figures as JSON."""
+    """Write the figures as JSON, and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=60)
     parser.add_argument("--base-shared", action=argparse.BooleanOptionalAction, default=True)
@@ -118,12 +119,17 @@ def main() -> None:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(application(find_subjects("models:/dreambooth-*@latest", uri), uri, settings), name="bench")
         address = f"http://127.0.0.1:{port}/generate"
-        first = {name: round(ask(address, name, 0), 2) for name in SUBJECTS}
-        figures: dict[str, Any] = {"first_s": first}
-        for what, subjects in {"three subjects": list(SUBJECTS), "alone": ["rex"]}.items():
-            figures[what] = [carried(address, subjects, at_once, arguments.requests) for at_once in AT_ONCE]
+        at = stamp()
+        parts: list[Figures] = [stamped({"first_s": {name: round(ask(address, name, 0), 2) for name in SUBJECTS}}, at)]
+        for what, subjects in {"three subjects": list(SUBJECTS), "one subject": ["rex"]}.items():
+            for at_once in AT_ONCE:
+                at = stamp()
+                measured = carried(address, subjects, at_once, arguments.requests)
+                parts.append(stamped({f"{what}, {at_once} at once": measured}, at))
         serve.shutdown()
-    print(json.dumps(figures, indent=2))
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps(together(*parts), indent=2) + "\n")
+    print(OUTPUT.read_text())
 
 
 if __name__ == "__main__":

@@ -3,18 +3,22 @@
     python tests/bench/subject_patches.py
 
 Twenty looks drawn by the miniature's world, five masked photographs and ten samples each: the same look in any place,
-or another look of the class in the same ones; each in a usual pose, and small at the edge.
+or another look of the class in the same ones; each in a usual pose, and small at the edge. Figures go to
+output/bench/subject_patches.json.
 """
 
+import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from stamps import stamp, stamped
 
 from dreambooth.evaluation.banks import load_bank
 from dreambooth.evaluation.metrics import fidelity
@@ -23,6 +27,7 @@ from dreambooth.miniature.pretraining.drawing import draw
 from dreambooth.miniature.pretraining.shapes import draw_subject
 from dreambooth.miniature.pretraining.world import CLASS_NOUNS, PLACES, Scene, sample_look, sample_scene
 
+OUTPUT = Path("output/bench/subject_patches.json")
 LOOKS, PHOTOGRAPHS, SAMPLES = 20, 5, 10
 
 
@@ -43,8 +48,9 @@ def area_under_curve(own: Sequence[float], others: Sequence[float]) -> float:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, and write it."""
     torch.set_num_threads(1)
+    at = stamp()
     bank, rng = load_bank("miniature"), random.Random(1)
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     areas: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -72,9 +78,13 @@ def main() -> None:
                 areas[name, pose].append(area_under_curve(scores[name, "own"], scores[name, "other"]))
                 for whose in ("own", "other"):
                     found[name, f"{pose}, {whose}"] += scores[name, whose]
+    rows = {}
     for (name, pose), values in areas.items():
         own, others = (float(np.mean(found[name, f"{pose}, {whose}"])) for whose in ("own", "other"))
+        rows[f"`{name}`, {pose}"] = {"own": own, "other": others, "area": float(np.mean(values))}
         print(f"{name:22s} {pose:20s} own {own:.2f}  other {others:.2f}  area under the curve {np.mean(values):.2f}")
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps(stamped(rows, at), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ Pictures go to output/bench/<subject>/, figures to output/bench/subjects.json (o
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from benchmarks_page import stamped
+from stamps import Figures, stamp, stamped, together
 
 from dreambooth.config.settings import load_config
 from dreambooth.miniature import subject_dir, subject_names
@@ -22,7 +23,16 @@ from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.driver.console import RunConsole
 from pipelines.driver.personalize import personalize
 
-COLUMNS = ("instance", "identifier", "class_before", "class_after")
+COLUMNS = ("instance", "identifier", "class_before", "class_after", "gain")
+
+
+def with_gain(similarity: dict[str, float]) -> dict[str, float]:
+    """A subject's row: how far the identifier's samples are above the base model's of the class prompt, too."""
+    return similarity | {"gain": similarity["identifier"] - similarity["class_before"]}
+
+
+def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {column: statistics.mean(row[column] for row in rows) for column in COLUMNS}
 
 
 def subject_of(argument: str) -> dict[str, Any]:
@@ -45,20 +55,21 @@ def main() -> None:
         load_config({"subject": subject_of(argument)} | common, tuple(options.overrides))
         for argument in options.subjects
     ]
-    rows: dict[str, dict[str, float]] = {}
+    parts: list[Figures] = []
     with ray_cluster(configs[0].cluster):
         for config in configs:
+            at = stamp()
             result = personalize(config, RunConsole(quiet=True))
-            rows[config.subject.name] = result.summary["similarity"]
+            parts.append(stamped({config.subject.name: with_gain(result.summary["similarity"])}, at))
             print(config.subject.name, result.summary["similarity"], result.summary["wall_seconds"], flush=True)
-    rows["mean"] = {column: statistics.mean(row[column] for row in rows.values()) for column in COLUMNS}
+    rows = together(*parts)
+    rows = together(rows, stamped({"mean": mean([rows[name] for name in rows["stamps"]])}, at))
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(stamped(rows), indent=2) + "\n")
+    options.json.write_text(json.dumps(rows, indent=2) + "\n")
     print("| subject | instance images | with the identifier | class before | class after | gain |")
     print("|---|---|---|---|---|---|")
-    for name, row in rows.items():
-        cells = [*(row[column] for column in COLUMNS), row["identifier"] - row["class_before"]]
-        print(f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+    for name in rows["stamps"]:
+        print(f"| {name} | {' | '.join(f'{rows[name][column]:.2f}' for column in COLUMNS)} |")
 
 
 if __name__ == "__main__":
