@@ -65,6 +65,12 @@ def test_commands_are_taken_as_they_stand_there(page: Path) -> None:
         parse(main, words)
 
 
+def test_the_script_on_the_page_is_the_example_in_some_ten_lines() -> None:
+    script = (ROOT / "examples" / "one_subject.py").read_text()
+    assert f"```python\n{script}```\n" in (ROOT / "docs" / "python.md").read_text()
+    assert sum(bool(line) for line in script.rpartition('"""')[2].splitlines()) <= 11
+
+
 def test_there_are_many_commands() -> None:
     assert len(commands(ROOT / "README.md")) >= 6
     assert sum(len(commands(page)) for page in PAGES) > 40
