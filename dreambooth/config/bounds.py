@@ -64,9 +64,9 @@ Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 Minutes = Annotated[float, Field(gt=0, le=10_080), BeforeValidator(_number)]
 GradNorm = Annotated[float, Field(gt=0, le=1e9), BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
-"""With bounds of the setting's own."""
+"""A number with bounds of the setting's own."""
 Whole = Annotated[int, BeforeValidator(_whole)]
-"""With bounds of the setting's own."""
+"""A whole number with bounds of the setting's own."""
 Resolution = Annotated[
     int,
     Field(json_schema_extra={"minimum": SMALLEST_SIDE, "maximum": LARGEST_SIDE}),

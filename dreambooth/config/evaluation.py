@@ -51,7 +51,7 @@ class EvaluationConfig(Frozen):
     )
     seed: Seed = Field(1, description="seed of a prompt's first sample; the next have the next seeds")
     image_encoder: str | None = Field(
-        None, description="ViT that measures similarities; None: the miniature's for it, else facebook/dino-vits16"
+        None, description="ViT that measures similarities; null: the miniature's for it, else facebook/dino-vits16"
     )
     protocol: Literal["none", "auto", "dreambench", "miniature", "own"] = Field(
         "none",
@@ -72,19 +72,19 @@ class EvaluationConfig(Frozen):
     dinov2: Words | None = Field(
         None,
         description="DINOv2 to measure beside the bank, in columns of its own: folder, address or hub id, such as "
-        "facebook/dinov2-small; None: not measured",
+        "facebook/dinov2-small; null: not measured",
     )
     dreamsim: Words | None = Field(
         None,
         description="DreamSim to measure beside the bank, in columns of its own: folder or address of what the package "
-        "dreamsim leaves in its cache_dir; None: not measured",
+        "dreamsim leaves in its cache_dir; null: not measured",
     )
     real_images: Annotated[tuple[str, ...] | None, BeforeValidator(as_tuple)] = Field(
-        None, description="photographs of the subject to compare samples with; None: the instance images"
+        None, description="photographs of the subject to compare samples with; null: the instance images"
     )
     every: Steps | None = Field(
         None,
-        description="steps between scores (DINO + CLIP-T on evaluation.prompts) during training; None: no scores",
+        description="steps between scores (DINO + CLIP-T on evaluation.prompts) during training; null: no scores",
     )
     score_images: Count = Field(2, description="samples per prompt of each score")
 

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from types import UnionType
-from typing import Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -103,6 +103,15 @@ def list_settings(model: type[BaseModel], prefix: str = "") -> list[tuple[str, s
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             rows += list_settings(field.annotation, f"{dotted}.")
         else:
-            default = "required" if field.is_required() else str(field.default)
+            default = "required" if field.is_required() else in_yaml(field.default)
             rows.append((dotted, default, field.description or ""))
     return rows
+
+
+def in_yaml(value: Any) -> str:
+    """A setting's value as a YAML file has it."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(in_yaml, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

@@ -11,7 +11,7 @@ from dreambooth.config.subject import Frozen
 class ImagesConfig(Frozen):
     """Cutting instance images into squares or, with aspect_buckets, rectangles of pixels."""
 
-    resolution: Resolution | None = Field(None, description="side of the squares in pixels; None: the base model's own")
+    resolution: Resolution | None = Field(None, description="side of the squares in pixels; null: the base model's own")
     aspect_buckets: bool = Field(
         False,
         description="photographs cut to the nearest in shape of several sizes of about resolution² pixels, instead of "
@@ -19,7 +19,7 @@ class ImagesConfig(Frozen):
     )
     bucket_step: Pixels | None = Field(
         None,
-        description="pixels that sides of the sizes are multiples of; None: an eighth of resolution, at most 64",
+        description="pixels that sides of the sizes are multiples of; null: an eighth of resolution, at most 64",
     )
     bucket_max_aspect_ratio: Number = Field(
         2.0, ge=1, le=8, description="largest aspect ratio of the sizes, longer side over shorter"

@@ -45,7 +45,7 @@ MINIATURES: dict[str, dict[str, dict[str, Any]]] = {
         "super_resolution": {"base_model": "miniature-cascade", "max_train_steps": 150, "learning_rate": 5e-4},
     },
 }
-"""By `base_model`; a user's own settings override them."""
+"""Settings by `base_model`; a user's own settings override them."""
 
 
 def with_miniature_defaults(settings: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class PriorConfig(Frozen):
     guidance_scale: Guidance = Field(7.5, description="classifier-free guidance of class images")
     batch_size: Count = Field(8, description="images sampled together; part of the set's key")
     num_actors: Count | None = Field(
-        None, description="parallel samplers of `dreambooth evaluate`; None: as many as the cluster has room for"
+        None, description="parallel samplers of `dreambooth evaluate`; null: as many as the cluster has room for"
     )
     seed: Seed = Field(0, description="seed of the class images")
 
@@ -100,11 +100,11 @@ class ZeroConfig(Frozen):
 class ClusterConfig(Frozen):
     """The Ray cluster, and the share of it that one subject takes."""
 
-    address: Place | None = Field(None, description="Ray cluster to join, 'auto' or an address; None: start one here")
+    address: Place | None = Field(None, description="Ray cluster to join, 'auto' or an address; null: start one here")
     num_workers: Count = Field(1, description="workers that train one subject together")
     min_workers: Count | None = Field(
         None,
-        description="fewest workers to train with while the cluster is short of room; None: all or none",
+        description="fewest workers to train with while the cluster is short of room; null: all or none",
     )
     resize_seconds: Number = Field(
         60.0, gt=0, le=86_400, description="seconds between checks for room to grow, with min_workers"
@@ -113,7 +113,7 @@ class ClusterConfig(Frozen):
     cpus_per_worker: Count = Field(1, description="CPUs reserved per worker; without a GPU, its threads too")
     max_failures: Retries = Field(2, description="restarts of a worker group after failures")
     lanes: Count | None = Field(
-        None, description="worker groups of a batch that train subjects side by side; None: as many as fit"
+        None, description="worker groups of a batch that train subjects side by side; null: as many as fit"
     )
     lanes_per_gpu: Count | Literal["auto"] = Field(
         "auto",
@@ -135,19 +135,19 @@ class StorageConfig(Frozen):
     root: OpenPlace = Field(
         "output", description="folder of all results; any fsspec address, such as s3://bucket/results"
     )
-    run: OpenPlace | None = Field(None, description="folder of this run; None: <root>/<subject name>")
-    prior: OpenPlace | None = Field(None, description="folder of the shared class-image sets; None: <root>/prior")
+    run: OpenPlace | None = Field(None, description="folder of this run; null: <root>/<subject name>")
+    prior: OpenPlace | None = Field(None, description="folder of the shared class-image sets; null: <root>/prior")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float16", description="dtype of the published weights")
 
 
 class TrackingConfig(Frozen):
     """Tracking with MLflow."""
 
-    uri: Place | None = Field(None, description="tracking address; None: sqlite:///mlflow.db in the working folder")
+    uri: Place | None = Field(None, description="tracking address; null: sqlite:///mlflow.db in the working folder")
     experiment: ExperimentName = Field("dreambooth", description="MLflow experiment of runs and batches")
     register_model: bool = Field(True, description="registration of the published model; false: only publish it")
     registered_model_name: ModelName | None = Field(
-        None, description="registered name; None: dreambooth-<subject name>"
+        None, description="registered name; null: dreambooth-<subject name>"
     )
 
 
@@ -165,10 +165,10 @@ class SuperResolutionConfig(Frozen):
     """The second stage of a cascade, fine-tuned after the first on the instance images alone."""
 
     base_model: Words | None = Field(
-        None, description="model that scales up the base model's pictures, as base_model; None: there is none"
+        None, description="model that scales up the base model's pictures, as base_model; null: there is none"
     )
     revision: str | None = Field(None, description="revision of a hub id")
-    resolution: Resolution | None = Field(None, description="side of its pictures in pixels; None: the model's own")
+    resolution: Resolution | None = Field(None, description="side of its pictures in pixels; null: the model's own")
     max_train_steps: Whole = Field(1000, ge=0, le=MOST_STEPS, description="optimizer steps; 0: it stays as it is")
     learning_rate: Rate = Field(1e-6, description="learning rate of the denoiser")
     noise_levels: NoiseLevels | None = Field(

@@ -144,7 +144,7 @@ class Subject(Frozen):
         description="class noun of the subject: dog, backpack, fire engine"
     )
     identifier: Annotated[Words, AfterValidator(_check_identifier)] | None = Field(
-        None, description="rare token that names the subject; None: choose one"
+        None, description="rare token that names the subject; null: choose one"
     )
     instance_images: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_check_addresses)] = Field(
         description="three to five photographs: folder, glob or list; photo.txt beside photo.jpg is its caption"

@@ -59,11 +59,11 @@ class TrainConfig(Frozen):
     )
     learning_rate: Rate = Field(5e-6, description="learning rate of the denoiser")
     text_encoder_learning_rate: Rate | None = Field(
-        None, description="learning rate of the text encoder; None: learning_rate"
+        None, description="learning rate of the text encoder; null: learning_rate"
     )
     identifier_learning_rate: Rate | None = Field(
         None,
-        description="learning rate of the identifier's embedding; None: text encoder's, or 5e-3 with textual_inversion",
+        description="learning rate of the identifier's embedding; null: text encoder's, or 5e-3 with textual_inversion",
     )
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning-rate schedule after the warm-up; linear and cosine end at 0"
@@ -81,7 +81,7 @@ class TrainConfig(Frozen):
         1e-2, ge=0, le=100, description="the optimizer's weight decay; the identifier's embedding has none"
     )
     max_grad_norm: GradNorm | None = Field(
-        1.0, description="largest gradient norm; larger gradients are scaled down to it; None: not scaled"
+        1.0, description="largest gradient norm; larger gradients are scaled down to it; null: not scaled"
     )
     fused_backward: bool = Field(
         False,
@@ -102,10 +102,10 @@ class TrainConfig(Frozen):
         False, description="activations recomputed in the backward pass: less memory, more time"
     )
     ema_decay: Fraction | None = Field(
-        None, description="decay of the weights' moving average, which is then exported; None: no average"
+        None, description="decay of the weights' moving average, which is then exported; null: no average"
     )
     min_snr_gamma: Gamma | None = Field(
-        None, description="gamma of min-SNR weighting (arXiv 2303.09556); 5 is usual, None: unweighted"
+        None, description="gamma of min-SNR weighting (arXiv 2303.09556); 5 is usual, null: unweighted"
     )
     noise_offset: Number = Field(0.0, ge=0, le=10, description="standard deviation of a per-channel shift of the noise")
     caption_dropout: Share = Field(
@@ -121,14 +121,14 @@ class TrainConfig(Frozen):
         "since the last one that was whole",
     )
     checkpoint_every_minutes: Minutes | None = Field(
-        None, description="most minutes from the start of a checkpoint to that of the next; None: by steps alone"
+        None, description="most minutes from the start of a checkpoint to that of the next; null: by steps alone"
     )
-    validate_every: Steps | None = Field(None, description="steps between validation samples; None: only at the end")
+    validate_every: Steps | None = Field(None, description="steps between validation samples; null: only at the end")
     keep: Literal["last", "best"] = Field(
         "last", description="weights to export; best: those with the highest score (evaluation.every)"
     )
     stop_after: Steps | None = Field(
-        None, description="scores in a row without a new best before training ends early; None: never"
+        None, description="scores in a row without a new best before training ends early; null: never"
     )
 
     @model_validator(mode="before")

@@ -13,7 +13,7 @@ _SIGNS = {"ok": "ok", "warning": "warning", "failure": "FAILURE"}
 
 @click.command()
 @click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--address", help="cluster.address: 'auto' on a node of the cluster; default: this machine.")
+@click.option("--address", help="Ray cluster to check: 'auto' on one of its nodes; default: this machine.")
 @overrides_option
 def doctor(config: Path | None, address: str | None, overrides: tuple[str, ...]) -> None:
     """Check that a run would work, here or on a cluster.

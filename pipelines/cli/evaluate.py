@@ -35,8 +35,12 @@ _SHOWN = {
     show_default=True,
     help="Prompts: auto, dreambench, miniature, or a text file, one per line, with [V] and {class_noun}.",
 )
-@click.option("--images-per-prompt", type=click.IntRange(1, 10_000), help="evaluation.images_per_prompt")
-@click.option("--bank", type=click.Choice(["auto", "paper", "miniature"]), help="evaluation.bank")
+@click.option(
+    "--images-per-prompt", type=click.IntRange(1, 10_000), help="Images per prompt (evaluation.images_per_prompt)."
+)
+@click.option(
+    "--bank", type=click.Choice(["auto", "paper", "miniature"]), help="Encoders to measure with (evaluation.bank)."
+)
 @overrides_option
 @click.option("--force", is_flag=True, help="Make it the champion regardless of its figures.")
 @tracking_uri_option

@@ -29,34 +29,36 @@ class Rank(click.ParamType["int | None"]):
     "form",
     required=True,
     type=click.Choice(["single-file", "lora", "diffusers"]),
-    help="One file for ComfyUI and AUTOMATIC1111, a LoRA on the base model, or diffusers' folder.",
+    help="Output format: one file for ComfyUI and AUTOMATIC1111, a LoRA on the base model, or diffusers' folder.",
 )
-@click.option("--to", help="Address of the file (.safetensors) or, for diffusers, of the folder.")
+@click.option("--to", help="Address to write the file (.safetensors) or, for diffusers, the folder to.")
 @click.option(
     "--push-to", metavar="hub:NAME", help="Repository of the hub to push it to with its card, instead of --to."
 )
-@click.option("--public", is_flag=True, help="A public repository; default: private.")
+@click.option("--public", is_flag=True, help="Make the repository public; default: private.")
 @click.option(
     "--dtype",
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
-    help="Of the weights; auto: as they are stored, a LoRA's float32.",
+    help="Precision of the exported weights; auto: as stored, float32 for a LoRA.",
 )
-@click.option("--rank", default="auto", show_default=True, type=Rank(), help="A LoRA's rank; auto measures.")
+@click.option(
+    "--rank", default="auto", show_default=True, type=Rank(), help="Rank of the LoRA; auto measures which is enough."
+)
 @click.option(
     "--within",
     default=0.02,
     show_default=True,
     type=Real(0, 2),
-    help="Most that DINO and CLIP-T may fall by with --rank auto.",
+    help="Largest loss of DINO and CLIP-T that --rank auto accepts.",
 )
 @click.option(
     "--names",
     default="diffusers",
     show_default=True,
     type=click.Choice(["diffusers", "kohya"]),
-    help="A LoRA's names.",
+    help="Naming scheme of the LoRA's tensors.",
 )
 @click.option("--instance-images", help="Folder, glob or address of the subject's images, for --rank auto.")
 @overrides_option

@@ -4,7 +4,9 @@ import click
 
 
 @click.command()
-@click.option("--markdown", is_flag=True, help="As the page docs/families.md, with memory counted: some minutes.")
+@click.option(
+    "--markdown", is_flag=True, help="Print the page docs/families.md, which counts memory and takes minutes."
+)
 def families(markdown: bool) -> None:
     """List the families of base models that can be fine-tuned."""
     if markdown:

@@ -8,8 +8,8 @@ from pipelines.cli.given import Real
 
 @click.command()
 @click.argument("address", default="output")
-@click.option("--older-than", default=24.0, show_default=True, type=Real(0, 876_000), help="Least age, in hours.")
-@click.option("--dry-run", is_flag=True, help="Only list.")
+@click.option("--older-than", default=24.0, show_default=True, type=Real(0, 876_000), help="Minimum age in hours.")
+@click.option("--dry-run", is_flag=True, help="List leftovers without deleting them.")
 def gc(address: str, older_than: float, dry_run: bool) -> None:
     """Delete leftovers of failed uploads under ADDRESS.
 

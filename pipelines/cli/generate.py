@@ -12,14 +12,16 @@ from pipelines.cli.options import graph_option, tracking_uri_option
 
 @click.command()
 @click.argument("prompt")
-@click.option("--model", required=True, help="models:/NAME@latest, models:/NAME/3, a published prefix or a folder.")
-@click.option("--num", default=4, show_default=True, type=click.IntRange(1, MOST_IMAGES), help="How many images.")
+@click.option(
+    "--model", required=True, help="Model: models:/NAME@latest, models:/NAME/3, a published prefix or a folder."
+)
+@click.option("--num", default=4, show_default=True, type=click.IntRange(1, MOST_IMAGES), help="Number of images.")
 @click.option(
     "--seed",
     default=0,
     show_default=True,
     type=click.IntRange(0, LARGEST_SEED),
-    help="Seed of the first image; the next have the next seeds.",
+    help="Seed of the first image; each further image adds 1.",
 )
 @click.option(
     "--steps",
@@ -30,8 +32,8 @@ from pipelines.cli.options import graph_option, tracking_uri_option
 @click.option(
     "--guidance", "guidance_scale", type=Real(1, MOST_GUIDANCE), help="Guidance scale; default: the model's own."
 )
-@click.option("--height", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
-@click.option("--width", type=click.IntRange(8, LARGEST_SIDE), help="A multiple of 8.")
+@click.option("--height", type=click.IntRange(8, LARGEST_SIDE), help="Height in pixels, a multiple of 8.")
+@click.option("--width", type=click.IntRange(8, LARGEST_SIDE), help="Width in pixels, a multiple of 8.")
 @click.option("--output", default="generated", show_default=True, help="Folder or address of the images.")
 @graph_option
 @tracking_uri_option

@@ -4,9 +4,16 @@ import click
 
 
 @click.command()
-@click.option("--base-model", default="miniature", show_default=True, help="As in `dreambooth run`.")
+@click.option(
+    "--base-model",
+    default="miniature",
+    show_default=True,
+    help="Built-in name, diffusers directory, hub id, or FILE.safetensors#MODEL.",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100_000))
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(1, 100_000), help="Number of tokens to list."
+)
 @click.option("--check", metavar="WORD", help="Check this identifier: its tokens, and how common they are.")
 def identifiers(base_model: str, revision: str | None, limit: int, check: str | None) -> None:
     """List rare tokens to use as an identifier, rarest first.

@@ -17,13 +17,23 @@ if TYPE_CHECKING:
 @click.argument("config")
 @overrides_option
 @click.option("--image", required=True, help="Image built from infra/docker/Dockerfile, where the cluster can pull it.")
-@click.option("--namespace", default="dreambooth", show_default=True)
+@click.option("--namespace", default="dreambooth", show_default=True, help="Kubernetes namespace of the manifests.")
 @click.option("--queue", default="dreambooth", show_default=True, help="LocalQueue of Kueue; '' for none.")
 @click.option(
-    "--retries", default=2, show_default=True, type=click.IntRange(0, 100), help="Retries, each on a new cluster."
+    "--retries",
+    default=2,
+    show_default=True,
+    type=click.IntRange(0, 100),
+    help="Retries of the job, each on a new cluster.",
 )
 @click.option("--deadline", default=24.0, show_default=True, type=Real(0.01, 8760), help="Deadline in hours.")
-@click.option("--gpus-per-node", default=8, show_default=True, type=click.IntRange(1, 1024))
+@click.option(
+    "--gpus-per-node",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    help="GPUs of a node; a larger worker group takes several pods.",
+)
 def manifest(
     kind: str, config: str, overrides: tuple[str, ...], image: str, queue: str, deadline: float, **options: Any
 ) -> None:

@@ -7,7 +7,7 @@ from pipelines.cli.options import tracking_uri_option
 
 @click.command()
 @click.option(
-    "--where", metavar="CONDITIONS", help="Only models that fit, such as 'clip_t > 0.3 and class_noun = dog'."
+    "--where", metavar="CONDITIONS", help="List only models that fit, such as 'clip_t > 0.3 and class_noun = dog'."
 )
 @tracking_uri_option
 def models(where: str | None, tracking_uri: str | None) -> None:

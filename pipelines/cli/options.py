@@ -17,5 +17,5 @@ graph_option = click.option(
     type=click.Choice(["auto", "off"]),
     default="off",
     show_default=True,
-    help="auto: on a GPU replay sampling steps as CUDA graphs, see cluster.graph_sampling.",
+    help="Replay sampling steps as CUDA graphs on a GPU; see cluster.graph_sampling.",
 )

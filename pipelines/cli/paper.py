@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Two subjects and the paper's own tables only; takes minutes.")
-@click.option("--table", "tables", multiple=True, help="Only this table, such as table1; may be given several times.")
+@click.option("--table", "tables", multiple=True, help="Make only this table, such as table1; repeatable.")
 @click.option("--output", default="output/paper", show_default=True, help="Folder or address of runs and page.")
 @overrides_option
 @click.option("--dry-run", is_flag=True, help="Check all runs, print the plan, and stop.")

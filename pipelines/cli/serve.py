@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     help="Share one loaded base and load only the trained weights of a subject; else load whole models.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all networks.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1, 1000), help="Replicas of the sampler.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option(
+    "--replicas", default=1, show_default=True, type=click.IntRange(1, 1000), help="Number of samplers, one GPU each."
+)
 @click.option(
     "--subjects-loaded",
     default=4,
     show_default=True,
     type=click.IntRange(1, 10_000),
-    help="Subjects kept loaded per replica.",
+    help="Subjects kept in memory per replica.",
 )
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1, 1024), help="Requests sampled together.")
 @click.option(

@@ -11,7 +11,7 @@ def settings(section: str | None, markdown: bool) -> None:
 
     SECTION is a part of their names: train, prior, train.seed.
     """
-    from dreambooth.config.explain import list_settings
+    from dreambooth.config.explain import in_yaml, list_settings
     from dreambooth.config.miniatures import other_defaults
     from dreambooth.config.settings import DreamBoothConfig
 
@@ -23,7 +23,7 @@ def settings(section: str | None, markdown: bool) -> None:
     rows = list_settings(DreamBoothConfig)
     for name, default, description in rows if section is None else _of(section, rows):
         others = "; ".join(
-            f"{', '.join(bases)}: {value}" for value, bases in other_defaults(name, default, str).items()
+            f"{', '.join(bases)}: {value}" for value, bases in other_defaults(name, default, in_yaml).items()
         )
         shown = f"{default} ({others})" if others else default
         for line in _wrapped(f"{name} = {shown}" if shown else f"{name} =", indent=0, hanging=8):

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from dreambooth.config.explain import in_yaml
 from dreambooth.config.miniatures import other_defaults
 from dreambooth.config.settings import DreamBoothConfig
 
@@ -44,9 +45,7 @@ def _group(prefix: str, model: type[BaseModel], title: str, *, leave_out: Any = 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "<br>".join(_shown(each) for each in value)
-    if value is None or isinstance(value, bool):
-        value = {None: "null", True: "true", False: "false"}[value]
-    return f"`{value}`"
+    return f"`{in_yaml(value)}`"
 
 
 def _choices(annotation: Any) -> list[Any]:
@@ -58,5 +57,5 @@ def _choices(annotation: Any) -> list[Any]:
 
 def _meaning(description: str, choices: list[Any]) -> str:
     shown = ", ".join(f"`{choice}`" for choice in choices)
-    text = description.replace("None:", "null:").replace("|", "\\|")
+    text = description.replace("|", "\\|")
     return f"{text} ({shown})" if shown else text

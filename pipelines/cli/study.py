@@ -20,7 +20,7 @@ _DEFAULT_OUTPUT = "output/study"
 @click.argument("sources", nargs=-1, required=True, metavar="A B | STUDY")
 @click.option("--report", "reporting", is_flag=True, help="Count the answers so far, write report.json, and stop.")
 @click.option(
-    "--questions", default=25, show_default=True, type=click.IntRange(1, 10_000), help="Most questions to ask."
+    "--questions", default=25, show_default=True, type=click.IntRange(1, 10_000), help="Number of questions, at most."
 )
 @click.option("--instance-images", metavar="DIR", help="Photographs to compare models with.")
 @click.option(
@@ -42,7 +42,9 @@ _DEFAULT_OUTPUT = "output/study"
     help="Random seed for pictures, sides and order.",
 )
 @click.option("--output", metavar="DIR", help=f"Folder of the study; default: {_DEFAULT_OUTPUT}.")
-@click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
+@click.option(
+    "--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
+)
 @tracking_uri_option
 def study(sources: tuple[str, ...], reporting: bool, output: str | None, port: int, **options: Any) -> None:
     """Ask people which of two models' pictures they prefer.

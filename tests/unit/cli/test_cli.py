@@ -5,11 +5,12 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -65,6 +66,20 @@ class TestStart:
         _, _, commands = CliRunner().invoke(main, [*group, "--help"]).stdout.partition("\nCommands:\n")
         assert len(commands.splitlines()) >= 4
         assert all(len(line) <= 80 and line.endswith(".") and "..." not in line for line in commands.splitlines())
+
+    def test_every_option_has_a_sentence_of_its_own(self) -> None:
+        def options(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
+            for option in command.params:
+                if isinstance(option, click.Option):
+                    yield f"{name} {option.opts[0]}", option.help or ""
+            for below, inner in getattr(command, "commands", {}).items():
+                yield from options(inner, f"{name} {below}")
+
+        found = dict(options(main, "dreambooth"))
+        assert len(found) > 100
+        assert [name for name, text in found.items() if len(text.split()) < 2 or not text.endswith(".")] == []
+        fragments = re.compile(r"(Of|That|As in|Most|Least|Only) ")
+        assert [name for name, text in found.items() if fragments.match(text)] == []
 
     def test_what_a_bug_report_needs(self) -> None:
         result = CliRunner().invoke(main, ["version"])
@@ -216,12 +231,18 @@ class TestSettings:
         shown = CliRunner().invoke(main, ["settings", "train"]).stdout
         assert "train.micro_batch_size = 1 (miniature, miniature-flow, miniature-cascade: 2)\n" in shown
         assert "train.max_train_steps = 1000 (miniature: 400; miniature-flow, miniature-cascade:\n        200" in shown
-        assert "train.min_snr_gamma = None (miniature: 5.0)\n" in shown
+        assert "train.min_snr_gamma = null (miniature: 5.0)\n" in shown
 
     def test_no_such_section(self) -> None:
         result = CliRunner().invoke(main, ["settings", "trian"])
         assert result.exit_code == 2
         assert "no setting or section is named 'trian'; did you mean train? The sections are subject," in result.stderr
+
+    def test_values_are_written_as_in_yaml(self) -> None:
+        shown = CliRunner().invoke(main, ["settings"]).stdout
+        assert "subject.identifier = null\n" in shown
+        assert "images.flip = false\n" in shown
+        assert not re.search(r"\b(None|True|False)\b", shown)
 
     def test_each_says_what_it_means(self) -> None:
         assert [name for name, _, description in list_settings(DreamBoothConfig) if not description] == []
