@@ -299,7 +299,7 @@ class SubjectRecord:
         return dataclasses.replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """The message as plain data, for JSON."""
         return dict(self.__dict__)
 
     @classmethod

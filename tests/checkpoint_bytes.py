@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 
 def tensor_bytes(folder: Path, *, weights_only: bool = True) -> int:
-    """Of all tensors in a checkpoint; what is beside them is little, but for a model as small as a test's."""
+    """Bytes of all tensors in a checkpoint; what is beside them is little, but for a model as small as a test's."""
 
     def of(value: Any) -> int:
         if isinstance(value, torch.Tensor):

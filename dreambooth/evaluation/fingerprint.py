@@ -25,7 +25,7 @@ def fingerprint(*encoders: tuple[Path, Transform | None], definition: str) -> st
 
 
 def fingerprint_of_files(directory: Path, files: Sequence[Path], *, definition: str) -> str:
-    """As `fingerprint`, of an encoder that reads these files of a folder and makes its own transform."""
+    """Fingerprint of an encoder that reads these files of a folder and makes its own transform."""
     total = hashlib.sha256(definition.encode())
     for path in sorted(files):
         state = path.stat()

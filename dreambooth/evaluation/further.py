@@ -28,7 +28,7 @@ class FurtherEncoder(Protocol):
     def subject_similarities(
         self, images: Sequence[Image.Image], photographs: Sequence[MaskedPhotograph]
     ) -> Tensor | None:
-        """As a bank's; None for an encoder that has no patches of its own."""
+        """Similarities as a bank's; None for an encoder that has no patches of its own."""
 
 
 class DINOv2:

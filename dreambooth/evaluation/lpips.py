@@ -35,7 +35,7 @@ class LPIPS(nn.Module):
     """Feature differences of AlexNet's five layers, weighted by channel, averaged over places, summed over layers."""
 
     def __init__(self) -> None:
-        """With random weights; see `load_lpips`."""
+        """Build LPIPS with random weights; see `load_lpips`."""
         super().__init__()
         # Numbered as torchvision's AlexNet, so that its state dict fits: convolutions are 0, 3, 6, 8 and 10.
         self.features = nn.Sequential(

@@ -219,7 +219,7 @@ def _values(
 
 
 def _further(encoder: str, prompts: Sequence[PromptSamples], instance: ImageEmbeddings) -> dict[str, list[float] | str]:
-    """As `_values`, by an encoder beside the bank's."""
+    """Values as of `_values`, by an encoder beside the bank's."""
     real = instance.further[encoder]
     found: dict[str, list[float] | str] = {
         encoder: [float(metrics.fidelity(each.samples.further[encoder], real).mean()) for each in prompts],

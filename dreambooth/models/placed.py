@@ -26,7 +26,7 @@ class Placed:
 
 
 Names = Mapping[str, Placed]
-"""By the names of a component's tensors in a diffusers directory; those left out have no place in a single file."""
+"""Places by a component's tensors' names in a diffusers directory; those left out have none in a single file."""
 
 
 def formed(tensor: "Tensor", form: Form) -> "Tensor":

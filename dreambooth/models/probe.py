@@ -106,7 +106,7 @@ def encoded_text(
 
 
 def largest_difference(found: Tensors, expected: Tensors) -> float:
-    """Of states (N, L, D) and pooled text (N, D): the largest norm of a difference over that of what is expected."""
+    """Largest relative norm of a difference, over states (N, L, D) and pooled text (N, D)."""
 
     def of_one(found: Tensor, expected: Tensor) -> float:
         difference = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp(min=1e-12)

@@ -18,7 +18,7 @@ from dreambooth.models.component import Component
 from dreambooth.models.weight_files import open_weights, weight_files
 
 _PREFIX = "text_model."
-"""That CLIP's text encoders have before their names in files or in the class, as transformers' version has it."""
+"""Prefix of CLIP's text encoders in names of files or of the class, depending on transformers' version."""
 _READ_BEFORE_REOPENING = 32 * 2**20
 """Bytes read of a file before it is opened anew: pages of an opened one count as the process's memory."""
 

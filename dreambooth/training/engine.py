@@ -59,7 +59,7 @@ class Engine(Protocol):
 
     @property
     def learning_rates(self) -> Sequence[float]:
-        """Of the denoiser and, where it is trained, the text encoder."""
+        """Learning rates of the denoiser and, where it is trained, the text encoder."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The exported parameters, unsharded, fp32, on the CPU of rank 0; empty elsewhere. Collective.
@@ -260,7 +260,7 @@ class TorchEngine(SavesCheckpoints):
 
     @property
     def learning_rates(self) -> Sequence[float]:
-        """Of the denoiser and, where it is trained, the text encoder."""
+        """Learning rates of the denoiser and, where it is trained, the text encoder."""
         return [float(rate) for rate in self.lr_scheduler.get_last_lr()]
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from dreambooth.models.base_settings import BaseSettings
 
 UPDATE_BYTES = {"adamw": 0, "adamw8bit": 53, "adafactor": 11}
-"""Beside state and gradient while a parameter is updated, at most, for each of its values."""
+"""Largest number of bytes beside state and gradient while a parameter is updated, for each of its values."""
 
 _BLOCK = 256
 _SMALLEST_QUANTIZED = 4096

@@ -21,7 +21,7 @@ PLAIN_LINE_SECONDS = 10.0
 _SHOWN_LANES = 12
 _SHOWN_FAILURES = 5
 _SHOWN_FAULTLESS = 20
-"""In a larger batch, list only subjects with errors or warnings."""
+"""Largest batch whose subjects are all listed; of a larger one, only those with errors or warnings."""
 
 
 def checks_table(checks: Sequence[SubjectCheck]) -> RenderableType:

@@ -198,7 +198,7 @@ class Driver:
                 self._concluding[name] = self._thread.submit(self._conclude_next, self._plans[name])
 
     def _conclude_next(self, plan: Plan) -> str:
-        """In the thread: conclude a subject, unless one before it in the line found MLflow unreachable."""
+        """Conclude a subject, in the thread, unless one before it in the line found MLflow unreachable."""
         if time.monotonic() < self._away_until:
             raise Away(str(self.untracked))
         try:

@@ -102,5 +102,5 @@ def _count(parameters: int) -> str:
 
 
 def readable_bytes(count: int) -> str:
-    """In GiB or MiB."""
+    """A number of bytes in GiB or MiB."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -14,7 +14,7 @@ def describe_estimate(plans: Sequence[Plan], lanes: int, *, lanes_per_gpu: int =
 
 
 def _time(plans: Sequence[Plan], lanes: int, lanes_per_gpu: int) -> str:
-    """Of the training steps; class images and samples come on top."""
+    """Estimated time of the training steps; class images and samples come on top."""
     root = plans[0].config.storage.root
     known = known_paces(root)
     stages = [stage for plan in plans for stage in plan.stages if stage.config.train.max_train_steps]

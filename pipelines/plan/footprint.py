@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _LIVE_PARAMETERS = 1_000_000_000
-"""That ZeRO-3 keeps gathered, at most: DeepSpeed's stage3_max_live_parameters."""
+"""Parameters that ZeRO-3 keeps gathered at most: DeepSpeed's stage3_max_live_parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)

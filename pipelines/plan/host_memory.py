@@ -12,7 +12,7 @@ from pipelines.plan.describe import readable_bytes
 from pipelines.plan.run_plan import Plan
 
 LIBRARIES_BYTES = 512 << 20
-"""Of a process with torch, diffusers and DeepSpeed imported, on a CPU."""
+"""Bytes of a process that has imported torch, diffusers and DeepSpeed, on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ class Inspections:
         self.found: dict[str, Any] = {}
 
     def __call__(self, addresses: Sequence[str], **settings: Any) -> Inspection:
-        """As `inspect_addresses`."""
+        """Inspect the photographs, as `inspect_addresses` does."""
         return inspect_addresses(addresses, **settings, inspect=self._inspect)
 
     def _inspect(self, images: tuple[InstanceImage, ...], **settings: Any) -> Inspection:

@@ -17,7 +17,7 @@ from pipelines.plan.pace import Pace, known_paces, pace_key
 from pipelines.plan.run_plan import Plan
 
 CONTEXT_BYTES = 512 << 20
-"""Of each process on a GPU: CUDA's context and the libraries' workspaces."""
+"""Bytes that each process takes of a GPU: CUDA's context and the libraries' workspaces."""
 _GAIN = 1.05
 """What several lanes have to make over one to be worth it: paces differ by a few per cent from day to day."""
 _KIND = re.compile(r"(?<![A-Z0-9])[A-Z]{1,3}\d{1,4}[A-Z]?(?![A-Z0-9])")

@@ -132,7 +132,7 @@ class Plan:
 
     @cached_property
     def _optimizer_bytes(self) -> tuple[int, int]:
-        """Of the optimizer's state, and of the largest parameter's update beside it."""
+        """Bytes of the optimizer's state, and of the largest parameter's update beside it."""
         train = self.config.train
         if train.optimizer == "adamw" or train.method == "textual_inversion":
             return 8 * self.trained_parameters, 0

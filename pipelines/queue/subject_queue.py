@@ -34,7 +34,7 @@ from pipelines.tasks import (
 
 _SHORTEST_WAIT_SECONDS = 0.2
 _ASKED_PER_SECOND = 100
-"""Of all idle lanes together."""
+"""Requests for work per second, of all idle lanes together."""
 _MOST_MESSAGES = 2000
 
 

@@ -38,7 +38,7 @@ class Chart:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """For the page's script."""
+        """The chart's data, for the page's script."""
         lines = [{"label": one.label, "kind": one.kind, "faint": one.faint, "values": one.values} for one in self.lines]
         about = {"xLabel": self.x_label, "yLabel": self.y_label, "points": self.points, "many": self.many}
         return {"x": list(self.x), "series": lines, **about}

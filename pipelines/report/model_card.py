@@ -82,7 +82,7 @@ class CardFacts:
     warnings: Sequence[str] = ()
 
     def as_json(self) -> str:
-        """As JSON; `from_json` is the inverse."""
+        """The card as JSON; `from_json` is the inverse."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -104,7 +104,7 @@ class CardFacts:
         )
 
     def with_figures(self, evaluation: Mapping[str, Any]) -> "CardFacts":
-        """With the figures of an evaluation.json, in the place of earlier ones by the same bank and prompts."""
+        """The card with an evaluation.json's figures, in the place of earlier ones by the same bank and prompts."""
         measured = all_measured(self.measured, measured_in(evaluation))
         return replace(self, measured=measured, warnings=tuple(evaluation["warnings"]))
 

@@ -78,7 +78,7 @@ def _free(place: str) -> str:
 
 
 def readable_size(count: int) -> str:
-    """In GB or MB of a million bytes, as `df -H` has them."""
+    """A number of bytes in GB or MB of a million, as `df -H` has them."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 

@@ -211,7 +211,7 @@ def _write(fs: AbstractFileSystem, path: str, content: bytes) -> None:
 
 
 def _write_locally(path: str, content: bytes) -> None:
-    """By calls of the system alone: a batch's queue waits for three such writes a subject."""
+    """Write a file by calls of the system alone: a batch's queue waits for three such writes a subject."""
     folder, _, name = path.rpartition("/")
     partial = f"{folder}/.{name}.{secrets.token_hex(4)}.part"
     try:
@@ -258,6 +258,6 @@ def _has_no_folders(fs: AbstractFileSystem) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, which is read piece by piece."""
+    """sha256 of a file's content, which is read piece by piece."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,7 +25,7 @@ _BYTES_PER_SECOND = 100_000
 _LOOK_AGAIN_SECONDS = 5.0
 
 _away: dict[str, tuple[float, float, str]] = {}
-"""By bucket: since when nothing got through, when that was seen last, and why."""
+"""Outages by bucket: since when nothing got through, when that was seen last, and why."""
 
 
 class PatientS3(S3FileSystem):  # type: ignore[misc]  # s3fs has no types

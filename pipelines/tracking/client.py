@@ -138,7 +138,7 @@ def check_connection(uri: str) -> MlflowClient:
 
 
 def prove_connection(uri: str) -> MlflowClient | None:
-    """As `check_connection`; None for a database's file that isn't there yet and can be made."""
+    """Check the connection as `check_connection`; None for a database's file that can be made but isn't there yet."""
     about = f"no MLflow tracking at {shown(uri)}"
     if (path := database_path(uri)) is not None:
         _check_folder(path)

@@ -29,7 +29,7 @@ class Images:
     context: str
 
     def as_input(self) -> DatasetInput:
-        """As an input of MLflow's, without credentials in the addresses."""
+        """The dataset as an input of MLflow's, without credentials in the addresses."""
         addresses = [shown(address) for address in self.addresses[:_MOST_ADDRESSES]]
         kind = {"file": "local", "https": "http"}.get(protocol := get_protocol(addresses[0]), protocol)
         dataset = Dataset(

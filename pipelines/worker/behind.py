@@ -30,7 +30,7 @@ class Behind:
         return not self._thread.is_alive()
 
     def wait(self) -> None:
-        """Wait for its end, whatever came of it."""
+        """Wait for its end, whether it failed or not."""
         self._thread.join()
 
     def result(self) -> None:

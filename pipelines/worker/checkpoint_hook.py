@@ -68,7 +68,7 @@ class Checkpoint:
             self._report({"kind": "checkpoint", "step": self._begun, "seconds": writing.seconds})
 
     def abandon(self) -> None:
-        """Wait for the end of the checkpoint that is being written, whatever comes of it."""
+        """Wait for the end of the checkpoint that is being written, whether it fails or not."""
         if self._writing is not None:
             self._writing.wait()
             self._writing = None
@@ -85,7 +85,7 @@ class Checkpoint:
         return self._any_rank(self._engine.rank == 0 and time.monotonic() - self._since >= 60 * minutes)
 
     def _reserve(self) -> None:
-        """Once there is an optimizer's state, reserve memory for the first checkpoint, if one will come."""
+        """Reserve memory for the first checkpoint, once there is an optimizer's state and if one will come."""
         train = self._train
         comes = train.checkpoint_every < train.max_train_steps or train.checkpoint_every_minutes is not None
         if comes and not self._reserved:

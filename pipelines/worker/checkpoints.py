@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS_KEPT = 2
 _FORMAT = 2
-"""Of a checkpoint's content: a new one whenever names or shapes of what engines and `History` write change."""
+"""Version of a checkpoint's content, raised whenever names or shapes of what engines and `History` write change."""
 _NAME = re.compile(r"step-\d{8}-([0-9a-f]{16})")
 
 

@@ -22,7 +22,7 @@ class Hook(Protocol):
     """A hook of the training loop."""
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
-        """After every step."""
+        """Called after every step."""
 
 
 class Stopped(RuntimeError):

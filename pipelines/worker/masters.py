@@ -23,7 +23,7 @@ class ExactWeights:
 
     @classmethod
     def before_rounding(cls, model: DreamBoothModel, config: Mapping[str, Any], *, stage: int) -> "ExactWeights":
-        """Those of a model that DeepSpeed is about to round, which are kept; of ZeRO-3 it is partitioned here.
+        """Masters of a model that DeepSpeed is about to round, which are kept; of ZeRO-3 it is partitioned here.
 
         Call it before the optimizer is made. `config` is DeepSpeed's.
         """

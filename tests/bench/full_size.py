@@ -60,20 +60,20 @@ def write_published(name: str, folder: Path) -> None:
 
 
 def configuration(directory: Path, *overrides: str) -> DreamBoothConfig:
-    """Of a run that trains the base model in a directory."""
+    """Settings of a run that trains the base model in a directory."""
     subject = {"name": "rex", "class_noun": "car", "identifier": "tfz", "instance_images": "photos"}
     return load_config({"base_model": str(directory), "subject": subject}, overrides)
 
 
 def plan_of(*overrides: str, gpus: int = 0) -> Plan:
-    """Of a run on the miniature and its pictures."""
+    """Plan of a run on the miniature and its pictures."""
     photographs = str(subject_dir("coral-car"))
     subject = {"name": "rex", "class_noun": "car", "identifier": "tfz", "instance_images": photographs}
     return make_plan(load_config({"subject": subject}, overrides), Resources(cpus=8, gpus=gpus))
 
 
 def plan_of_weightless(directory: Path, resolution: int, *overrides: str, gpus: int = 0) -> Plan:
-    """Of the same run on a base model of which there are configurations alone."""
+    """Plan of the same run on a base model of which there are configurations alone."""
     small = plan_of(*overrides, gpus=gpus)
     images = small.config.images.model_copy(update={"resolution": resolution})
     base = BaseModel(address=str(directory), revision=None, directory=directory)

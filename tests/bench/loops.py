@@ -67,7 +67,7 @@ def take_turns(steps: int, rounds: int, *runs: Callable[[], None]) -> list[list[
 
 
 def efficiency(bare: list[float], ours: list[float]) -> dict[str, float]:
-    """Of `fit` over the bare loop, by the median of the rounds."""
+    """Efficiency of `fit` over the bare loop, by the median of the rounds."""
     return {
         "loop_efficiency": round(statistics.median(o / b for o, b in zip(ours, bare, strict=True)), 3),
         "bare_steps_per_second": round(statistics.median(bare), 2),

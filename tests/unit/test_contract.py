@@ -1,6 +1,11 @@
-"""The contract of imports in pyproject.toml: it holds, and it fails when a lower room imports a higher one."""
+"""The contract of imports in pyproject.toml: it holds, and it fails when a lower room imports a higher one.
 
+And what else holds for the code of both packages as text.
+"""
+
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,3 +82,16 @@ def test_every_package_is_typed_and_every_folder_a_package() -> None:
 
 def test_no_module_of_orchestration_lies_flat_but_the_messages() -> None:
     assert {path.name for path in (ROOT / "pipelines").glob("*.py")} == {"__init__.py", "tasks.py"}
+
+
+def test_docstrings_stand_alone() -> None:
+    fragment = re.compile(r"(Of|That|By|With|Those|Apart|For|As(?! many)) ")
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value.value}"
+        for package in ("dreambooth", "pipelines")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if fragment.match(node.value.value)
+    ]
+    assert found == []

@@ -40,7 +40,7 @@ class Pretraining:
     device: str
     photographs: Path | None
     minutes: float | None
-    """For those that follow each other, autoencoder, its refinement and denoiser, together; None: as the stages say."""
+    """Minutes of autoencoder, its refinement and denoiser together, which follow each other; None: the stages' own."""
 
     @property
     def states(self) -> Path:

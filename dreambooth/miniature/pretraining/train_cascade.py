@@ -128,7 +128,7 @@ class CaptionedPixels:
     side: int
 
     def __call__(self, step: int) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[str]]:
-        """Of a step, whatever went before it."""
+        """Pictures and captions of a step, whatever went before it."""
         rng = random.Random(f"{self.stage} {step}")
         scenes = [_scene(rng) for _ in range(self.batch_size)]
         captions = [sample_caption(rng, scene).text for scene in scenes]

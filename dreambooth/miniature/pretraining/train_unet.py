@@ -78,7 +78,7 @@ class Captioned:
     rank: int
 
     def __call__(self, step: int) -> tuple[list[int], list[str]]:
-        """Of a step, whatever went before it."""
+        """Scenes (by number) and captions of a step, whatever went before it."""
         rng = random.Random(f"unet {step} {self.rank}")
         chosen = [rng.randrange(len(self.indices)) for _ in range(self.batch_size)]
         captions = [sample_caption(rng, training_scene(self.indices[place])).text for place in chosen]

@@ -129,7 +129,7 @@ class PixelUNet(DiffusionUNet):
         """The pipeline of parts by name."""
 
     def pipeline(self, directory: Path, modules: Mapping[str, Any]) -> Any:
-        """With DPM-Solver++ (arXiv 2211.01095), which thresholds as the base's scheduler does; without watermark."""
+        """Pipeline without watermark, by DPM-Solver++ (arXiv 2211.01095), thresholded as the base's scheduler."""
         unused = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
         parts = {
             "tokenizer": read_tokenizer(directory, "T5Tokenizer", "tokenizer"),

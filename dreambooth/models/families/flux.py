@@ -125,12 +125,12 @@ class Flux(Family):
         return int(settings["vae.latent_channels"])
 
     def resolution(self, settings: "BaseSettings") -> int:
-        """That of an export of ours, or the default: the configuration names none."""
+        """Pixels that an export of ours names, or the default: a published configuration names none."""
         positions = settings[f"transformer.{OWN_SIZE}"]
         return int(self.defaults.resolution or 0) if positions is None else positions * self.downscaling(settings)
 
     def set_resolution(self, config: dict[str, Any], positions: int) -> dict[str, Any]:
-        """In a name that diffusers passes over."""
+        """Write the resolution under a name that diffusers passes over."""
         return config | {OWN_SIZE: positions}
 
     def defaults_of(self, settings: "BaseSettings") -> Defaults:
@@ -228,7 +228,7 @@ class Flux(Family):
         return unpacked(output, like.shape[2] // 2, like.shape[3] // 2)
 
     def single_file_names(self, directory: Path, folder: str, names: Iterable[str]) -> Names:
-        """By the names of ComfyUI's checkpoints of all parts."""
+        """Names of ComfyUI's checkpoints of all parts."""
         if folder == "transformer":
             return {name: _placed(name) for name in names}
         if folder == "vae":

@@ -56,12 +56,12 @@ class PixArtSigma(Family):
         return int(settings["transformer.in_channels"])
 
     def resolution(self, settings: "BaseSettings") -> int:
-        """That of an export of ours, or by the transformer's sample_size."""
+        """Pixels that an export of ours names, or those of the transformer's sample_size."""
         positions = settings[f"transformer.{OWN_SIZE}"] or settings["transformer.sample_size"]
         return int(positions) * self.downscaling(settings)
 
     def set_resolution(self, config: dict[str, Any], positions: int) -> dict[str, Any]:
-        """Apart from sample_size, which scales the position embeddings, and those stay as they were trained."""
+        """Write the side apart from sample_size, which scales the position embeddings: those stay as trained."""
         return config | {OWN_SIZE: positions}
 
     def check_trainable(self, settings: "BaseSettings") -> None:

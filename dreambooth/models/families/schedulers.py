@@ -13,7 +13,7 @@ SAMPLER_NAMES = {
     "DPMSolverMultistepScheduler": "dpm-solver++",  # arXiv 2211.01095
     "FlowMatchEulerDiscreteScheduler": "flow-matching euler",
 }
-"""By class. A key of stored pictures holds it: another name would have them all sampled again."""
+"""Names by class. A key of stored pictures holds it: another name would have them all sampled again."""
 
 _FILE = "scheduler/scheduler_config.json"
 

@@ -99,7 +99,7 @@ class StableDiffusion3(Family):
         return self.downscaling(settings) * int(settings["transformer.patch_size"])
 
     def largest_side(self, settings: "BaseSettings") -> int | None:
-        """By the transformer's table of positions, whose middle is read."""
+        """Largest side by the transformer's table of positions, whose middle is read."""
         positions = settings["transformer.pos_embed_max_size"]
         return None if positions is None else int(positions) * self.side_multiple(settings)
 
@@ -108,7 +108,7 @@ class StableDiffusion3(Family):
         return int(settings["transformer.in_channels"])
 
     def resolution(self, settings: "BaseSettings") -> int:
-        """By the transformer's sample_size."""
+        """Pixels by the transformer's sample_size."""
         return int(settings["transformer.sample_size"]) * self.downscaling(settings)
 
     def set_resolution(self, config: dict[str, Any], positions: int) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class StableDiffusion3(Family):
         }
 
     def single_file_names(self, directory: Path, folder: str, names: Iterable[str]) -> Names:
-        """By the names of the files that hold the text encoders too.
+        """Names of the files that hold the text encoders too.
 
         They have no projection of the first CLIP, for which every reader takes the identity.
         """

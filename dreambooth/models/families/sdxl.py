@@ -107,7 +107,7 @@ class StableDiffusionXL(LatentUNet):
         return {"states": states, "pooled": encoded["text_encoder_2.pooled"]}
 
     def no_text_is_zero(self, directory: Path) -> bool:
-        """As the index says, which may leave it out."""
+        """Whether zeros stand for no text, by the index, which may leave it out."""
         return bool(json.loads((directory / "model_index.json").read_text()).get("force_zeros_for_empty_prompt", True))
 
     def conditions(
@@ -125,12 +125,12 @@ class StableDiffusionXL(LatentUNet):
     def arguments(
         self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
     ) -> dict[str, Any]:
-        """Those of every UNet, and pooled text and time ids."""
+        """Arguments of every UNet, and pooled text and time ids."""
         added = {"text_embeds": text["pooled"], "time_ids": conditions["time_ids"]}
         return super().arguments(config, noisy, timesteps, text, conditions) | {"added_cond_kwargs": added}
 
     def single_file_names(self, directory: Path, folder: str, names: Iterable[str]) -> Names:
-        """By latent diffusion's names, the second text encoder by OpenCLIP's."""
+        """Names of latent diffusion, OpenCLIP's for the second text encoder."""
         if folder == "unet":
             return original.unet_names(names)
         if folder == "vae":

@@ -96,7 +96,7 @@ class DiffusionUNet(Family):
     """A UNet2DConditionModel with a diffusion process."""
 
     def resolution(self, settings: "BaseSettings") -> int:
-        """By the UNet's sample_size."""
+        """Pixels by the UNet's sample_size."""
         sample_size = settings["unet.sample_size"]
         sides = set(sample_size) if isinstance(sample_size, list) else {sample_size}
         if None in sides or len(sides) > 1:
@@ -202,7 +202,7 @@ class StableDiffusion(LatentUNet):
     fields = (*UNET_FIELDS, _VERSION, *VAE_FIELDS, *TEXT_FIELDS, *SCHEDULE_FIELDS)
 
     def resolution(self, settings: "BaseSettings") -> int:
-        """By the UNet's sample_size, unless that is a mistake of early versions of diffusers."""
+        """Pixels by the UNet's sample_size, unless that is a mistake of early versions of diffusers."""
         side, version = super().resolution(settings), settings[_VERSION.key]
         if version is None or first_numbers(version) >= _SIZES_RIGHT_SINCE:
             return side
@@ -223,7 +223,7 @@ class StableDiffusion(LatentUNet):
         return {f"{folder}.states": text_encoder(tokens[f"{folder}.input_ids"]).last_hidden_state}
 
     def single_file_names(self, directory: Path, folder: str, names: Iterable[str]) -> Names:
-        """By latent diffusion's names; the text encoder by OpenCLIP's where it is one, which its activation shows."""
+        """Names of latent diffusion; OpenCLIP's for a text encoder that is one, which its activation shows."""
         if folder == "unet":
             return original.unet_names(names)
         if folder == "vae":

@@ -53,7 +53,7 @@ def contained(tmp_path: Path) -> Command:
 
 @pytest.fixture
 def arguments(tiny_pipeline: Path, instance_folder: Path) -> list[str]:
-    """Of a run of two steps, with everything that it writes where it is written by default."""
+    """Command of a run of two steps, with everything that it writes where it is written by default."""
     settings = {
         "prior.num_class_images": 2,
         "prior.num_inference_steps": 2,

@@ -20,7 +20,7 @@ from dreambooth.quiet import quiet
 
 STEPS = 3
 BF16 = Case(stage=3, bf16=True)
-"""Of ZeRO's stages the one that does most to a module."""
+"""ZeRO's stage that does most to a module."""
 SIDE = 64
 
 

@@ -25,7 +25,7 @@ from pipelines.tracking.runs import track
 PROMPT = "a photo of [V] dog on the beach"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 MOST_BYTES = 200_000
-"""Of a version in MLflow: nothing in it grows with the model."""
+"""Bytes of a version in MLflow: nothing in it grows with the model."""
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def subject(tiny_pipeline: Path, instance_folder: Path) -> Callable[..., Subject
 
 
 def addresses(engine: TorchEngine) -> dict[str, int]:
-    """Of all that a step reads and writes."""
+    """Addresses of all that a step reads and writes."""
     tensors = dict(engine.model.named_parameters()) | dict(engine.model.named_buffers())
     for parameter, state in engine.optimizer.state.items():
         tensors |= {f"{id(parameter)} {name}": tensor for name, tensor in state.items()}

@@ -214,7 +214,7 @@ class TestFewerAndMoreRanks:
     def test_the_weights(
         self, resized: dict[str, Any], one_worker: Callable[..., dict[str, Any]], engine: str, owner: str
     ) -> None:
-        """Of each parameter group: its moments, rate and weight decay have gone along."""
+        """State of each parameter group: its moments, rate and weight decay have gone along."""
         weights = one_worker(accumulates=False)["weights"]
         expected = weights[RESIZED[-1][1]]
         moved = distance(expected, weights[0], owner)

@@ -34,11 +34,11 @@ from dreambooth.training.snapshot import Snapshot
 from pipelines.worker.behind import Behind
 
 STEPS, CHECKPOINT = 50, 40
-"""Of the long runs, and where their checkpoint lies."""
+"""Steps of the long runs, and of their checkpoint."""
 POISONED = 4
 """The step at which one rank's numbers stop being finite."""
 FEW_STEPS = 6
-"""Of the runs with accumulation."""
+"""Steps of the runs with accumulation."""
 
 
 @dataclass(frozen=True, kw_only=True)

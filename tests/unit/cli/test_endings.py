@@ -48,7 +48,7 @@ WORK: dict[tuple[str, ...], tuple[list[str], str]] = {
     ("version",): ([], "pipelines.plan.here.describe_here"),
     ("families",): (["--markdown"], "pipelines.cli.families_page.families_page"),
 }
-"""Of every command, arguments that it takes and where its work begins."""
+"""Arguments that every command takes, and where its work begins."""
 
 
 def leaves(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:

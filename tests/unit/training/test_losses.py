@@ -32,7 +32,7 @@ def images(*values: list[float]) -> Tensor:
 
 
 def loss(model_pred: Tensor, target: Tensor, *, prior_loss_weight: float, **weights: Tensor | None) -> Losses:
-    """Of images of one size."""
+    """Losses of images of one size."""
     return prior_preservation_loss(image_errors(model_pred, target, **weights), prior_loss_weight=prior_loss_weight)
 
 
