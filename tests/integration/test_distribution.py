@@ -53,7 +53,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`dreambooth` in an environment that has the wheel, and this one's packages for its dependencies."""
+    """`dreambooth` in an environment that has the wheel, and this one's packages for its dependencies.
+
+    That the wheel declares them all is held by tests/unit/test_release.py; the workflow installs them with it.
+    """
     environment = tmp_path_factory.mktemp("environment") / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=environment.parent)
     python = environment / "bin" / "python"

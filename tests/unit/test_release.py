@@ -1,7 +1,10 @@
 """What a release says of itself in several places is the same in all of them."""
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import yaml
@@ -31,6 +34,37 @@ def test_the_workflow_runs_what_is_here() -> None:
     targets = set(re.findall(r"(?m)^([a-z0-9-]+):", (ROOT / "Makefile").read_text()))
     assert {made for command in commands for made in re.findall(r"\bmake ([a-z-]+)", command)} <= targets
     assert all((ROOT / path).is_file() for command in commands for path in re.findall(r"tests/\S+\.py", command))
+
+
+def imported(package: str) -> set[str]:
+    """Top-level names that a package's modules import, wherever in them."""
+    found: set[str] = set()
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
+def distribution(requirement: str) -> str:
+    """The normalized name of a requirement such as `ray[default]>=2.60`."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=~! ;]", requirement)[0]).lower()
+
+
+def test_what_the_packages_import_is_declared() -> None:
+    """No dependency comes by chance, as another one's: a wheel brings what the code imports."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = [one for extra in ("serve", "low-memory") for one in project["optional-dependencies"][extra]]
+    declared = {distribution(one) for one in [*project["dependencies"], *optional]}
+    names = (
+        (imported("dreambooth") | imported("pipelines")) - set(sys.stdlib_module_names) - {"dreambooth", "pipelines"}
+    )
+    installed = packages_distributions()
+    assert {"torch", "ray", "yaml", "PIL"} <= names
+    undeclared = [name for name in names if not declared & {distribution(one) for one in installed.get(name, [name])}]
+    assert sorted(undeclared) == []
 
 
 def test_pythons_that_are_resolved_begin_with_the_oldest() -> None:
