@@ -238,14 +238,17 @@ def test_more_than_may_wait_are_sent_away(service: str) -> None:
 
 
 @needs_browser
-def test_a_prompt_is_typed_and_images_are_seen(service: str, tmp_path: Path) -> None:
-    with open_browser(tmp_path / "profile") as page:
+@pytest.mark.parametrize("width", [390, 1920])
+def test_a_prompt_is_typed_and_images_are_seen(service: str, tmp_path: Path, width: int) -> None:
+    with open_browser(tmp_path / "profile", width=width) as page:
         page.open(f"{service}/")
         page.until("!document.getElementById('go').disabled")
         assert page.run("return document.getElementById('prompt').value") == "a photo of [V] dog"
         page.click("#go")
         page.until("[...document.querySelectorAll('figure img')].filter(image => image.naturalWidth > 0).length == 4")
         assert "models:/dreambooth-bag/1" in page.run("return document.querySelector('figcaption').textContent")
+        assert page.faults() == []
+        assert page.run("return document.documentElement.scrollWidth <= innerWidth")
         page.run("document.getElementById('prompt').value = ' '.repeat(3)")
         page.run("document.getElementById('seed').value = '-1'")
         assert not page.run("return document.getElementById('form').checkValidity()")
