@@ -1,6 +1,6 @@
 """Settings of evaluation, and of the gate for a new champion."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -28,6 +28,8 @@ def _check_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
 
 class EvaluationConfig(Frozen):
     """Samples for the eye, their similarities, and the figures of the paper's protocol."""
+
+    later: ClassVar = FURTHER
 
     enabled: bool = Field(True, description="samples for the contact sheet, and their similarities; false: neither")
     prompts: Annotated[tuple[Annotated[Words, AfterValidator(_check_prompt)], ...], AfterValidator(_check_prompts)] = (

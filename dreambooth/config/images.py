@@ -1,6 +1,6 @@
 """Settings of instance images: what is cut from photographs, how often each comes up, and their masks."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,8 @@ from dreambooth.config.subject import Frozen
 
 class ImagesConfig(Frozen):
     """Cutting instance images into squares or, with aspect_buckets, rectangles of pixels."""
+
+    later: ClassVar = ("repeats", "aspect_buckets", "masks")
 
     resolution: Resolution | None = Field(None, description="side of the squares in pixels; null: the base model's own")
     aspect_buckets: bool = Field(

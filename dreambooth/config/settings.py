@@ -8,9 +8,9 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from dreambooth.config.addresses import check_address, holds_credentials, shown
 from dreambooth.config.bounds import (
@@ -77,6 +77,8 @@ class PriorConfig(Frozen):
 
 class ZeroConfig(Frozen):
     """DeepSpeed's ZeRO (arXiv 1910.02054)."""
+
+    later: ClassVar = ("offload_parameters", "gather_blocks", "weights")
 
     stage: Literal[0, 1, 2, 3] = Field(
         2, description="ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too, 0 nothing"
@@ -302,9 +304,9 @@ class DreamBoothConfig(Frozen):
         return self.tracking.registered_model_name or f"dreambooth-{self.subject.name}"
 
 
-def config_hash(*parts: BaseModel | dict[str, Any] | str) -> str:
-    """First 16 hex digits of the sha256 of settings in canonical JSON; equal settings give equal hashes."""
-    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+def config_hash(*parts: Frozen | dict[str, Any] | str) -> str:
+    """First 16 hex digits of the sha256 of settings (`keyed`) in canonical JSON; equal settings give equal hashes."""
+    plain = [part.keyed() if isinstance(part, Frozen) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 

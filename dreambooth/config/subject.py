@@ -11,7 +11,7 @@ import re
 import unicodedata
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -42,6 +42,16 @@ class Frozen(BaseModel):
     """Base of every setting: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    later: ClassVar[tuple[str, ...]] = ()
+    """Settings, in the order they came, that older results have no part of in their keys. New ones go here."""
+
+    def keyed(self) -> dict[str, Any]:
+        """Plain settings for a key; `later` ones only where they aren't defaults, so earlier results keep theirs."""
+        plain = self.model_dump(mode="json")
+        fields = type(self).model_fields
+        came = {name: plain.pop(name) for name in self.later}
+        return plain | {name: value for name, value in came.items() if getattr(self, name) != fields[name].default}
 
     @field_validator("*", mode="before")
     @classmethod

@@ -1,6 +1,6 @@
 """Settings of training: method, length, learning rates, batch, and exported weights."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
@@ -44,6 +44,8 @@ TextEncoders = Annotated[Literal["auto", "all", "none"] | tuple[Words, ...], Bef
 
 class TrainConfig(Frozen):
     """Fine-tuning of denoiser and text encoder, or of the identifier's embedding alone."""
+
+    later: ClassVar = ("optimizer", "caption_dropout")
 
     max_train_steps: Steps = Field(1000, description="optimizer steps")
     method: Literal["dreambooth", "textual_inversion"] = Field(

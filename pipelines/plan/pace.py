@@ -62,7 +62,7 @@ def pace_key(plan: Plan, *, lanes_per_gpu: int = 1) -> str:
     train = config.train.model_dump(mode="json", exclude={"caption_dropout", "checkpoint_every_minutes"})
     train |= {"max_train_steps": 1, "lr_warmup_steps": 0, "seed": 0, "checkpoint_every": 1}
     scored = [] if config.evaluation.every is None else [f"scored every {config.evaluation.every} steps"]
-    zero = [config.zero] if plan.engine == "deepspeed" else []
+    zero = [config.zero.model_dump()] if plan.engine == "deepspeed" else []
     workers = f"{config.cluster.num_workers} x {config.cluster.cpus_per_worker} {'cuda' if plan.use_gpu else 'cpu'}"
     workers += f", {lanes_per_gpu} lanes a GPU" if lanes_per_gpu > 1 else ""
     size = f"{config.images.resolution} px, {'with' if plan.prior else 'without'} class images"

@@ -53,40 +53,28 @@ def result_key(
 
 
 def _images_part(images: ImagesConfig) -> dict[str, Any]:
-    """Settings of images that decide the weights; later ones only where they are used, as for ZeRO."""
+    """Settings of images that decide the weights."""
     crops = images.crops_per_image if images.crop == "random" else 1
-    parts = images.model_copy(update={"max_pixels": 1, "crops_per_image": crops}).model_dump(mode="json")
-    parts["repeats"] = {name: times for name, times in images.repeats.items() if times > 1}
-    if not parts["repeats"]:
-        del parts["repeats"]
+    repeats = {name: times for name, times in images.repeats.items() if times > 1}
+    parts = images.model_copy(update={"max_pixels": 1, "crops_per_image": crops, "repeats": repeats}).keyed()
     if not images.aspect_buckets:
-        del parts["aspect_buckets"], parts["bucket_step"], parts["bucket_max_aspect_ratio"]
-    if images.masks == "off":
-        del parts["masks"]
+        del parts["bucket_step"], parts["bucket_max_aspect_ratio"]
     if images.masks != "weight":
         del parts["mask_background"]
     return parts
 
 
 def _zero(zero: ZeroConfig) -> str:
-    """Settings of ZeRO; later ones only where they are used, so that earlier results keep their keys."""
-    words = f"stage={zero.stage} offload_optimizer={zero.offload_optimizer}"
-    later = {"offload_parameters": zero.offload_parameters, "gather_blocks": zero.gather_blocks}
-    used = [f"{name}=True" for name, used in later.items() if used]
-    return " ".join([words, *used, *(["weights=bf16"] if zero.weights == "bf16" else [])])
+    """Settings of ZeRO."""
+    return " ".join(f"{name}={value}" for name, value in zero.keyed().items())
 
 
 def _train_part(train: TrainConfig, base: BaseModel) -> dict[str, Any]:
     """Settings of training that decide the weights, in one spelling for each meaning."""
-    settings = train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None})
-    parts: dict[str, Any] = settings.model_dump(mode="json")
+    parts = train.model_copy(update={"log_every": 1, "checkpoint_every": 1, "validate_every": None}).keyed()
     run = base.run_text_encoders(train)
     del parts["text_encoders"]
     del parts["fused_backward"], parts["graph"], parts["checkpoint_every_minutes"]  # which give the same weights
-    if parts["optimizer"] == "adamw":
-        del parts["optimizer"]  # earlier results keep their keys
-    if not parts["caption_dropout"]:
-        del parts["caption_dropout"]
     parts["train_text_encoder"] = train.trains_text_encoder
     if len(base.family.role("text_encoder")) > 1:
         parts["text_encoders"] = run

@@ -14,9 +14,11 @@ from processor import multiplies_bf16
 from dreambooth.config.settings import load_config
 from dreambooth.data.identifier import choose_identifier
 from dreambooth.errors import InputError
+from dreambooth.miniature import subject_dir
 from dreambooth.models.base_model import BaseModel
 from dreambooth.models.families.stable_diffusion import load_diffusion
 from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.summary import request_key
 from pipelines.driver.train_stage import train_task
 from pipelines.plan.batch_plan import describe_batch, make_batch_plan
 from pipelines.plan.describe import describe_plan
@@ -263,6 +265,40 @@ class TestKey:
         base.__dict__["hash"] = "base"  # whatever the files hold
         key = result_key(made.config, base, "images", None, "torch", use_gpu=False)
         assert key == "b8ffb49b5c4d762e"
+
+    @pytest.mark.parametrize(
+        ("native", "overrides", "keys"),
+        [
+            (False, (), ("4c1cccbd5a07c9a3", "8b4f78a7cbaa6585", "52f0a76949c90596")),
+            (True, (), ("95cbf456df86d083", "fd47bc2a8f0a919b", "61c9bd4fffed28b9")),
+            (
+                False,
+                ("evaluation.every=50", "train.keep=best"),
+                ("4c2574e5010d84ab", "28aedf47afeebd39", "7b2415474ea2ede0"),
+            ),
+            (
+                False,
+                ("cluster.num_workers=2", "zero.stage=3", "evaluation.protocol=auto"),
+                ("136a3f036e98928a", "836e0c585bbad61e", "3e8fd09918834a6a"),
+            ),
+        ],
+    )
+    def test_the_demos_are_those_of_commit_de9057a(
+        self, monkeypatch: pytest.MonkeyPatch, native: bool, overrides: tuple[str, ...], keys: tuple[str, str, str]
+    ) -> None:
+        """A setting that is new belongs into `later` of its section, or finished runs are not found."""
+        multiplies_bf16(monkeypatch, native)
+        settings = {
+            "subject": {
+                "name": "coral-car",
+                "class_noun": "car",
+                "identifier": "tfz",
+                "instance_images": str(subject_dir("coral-car")),
+            },
+            "tracking": {"uri": "http://127.0.0.1:5000"},
+        }
+        made = make_plan(load_config(settings, overrides), Resources(cpus=8, gpus=0))
+        assert (made.key, made.model_key, request_key(made)) == keys
 
     def test_the_base_models_content_counts(self, plan: MachinePlan, tiny_pipeline: Path, tmp_path: Path) -> None:
         copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))
