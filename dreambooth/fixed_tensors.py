@@ -1,7 +1,7 @@
 """Tensors that keep their addresses from subject to subject, and functions of them that are replayed as CUDA graphs."""
 
+import weakref
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,24 +28,36 @@ class FixedTensors:
         return kept.copy_(value, non_blocking=True)
 
 
+class CaptureMemory:
+    """What captures share whose replays follow one another: a pool of memory, and the stream that they are made on.
+
+    torch's allocator gives a freed block to work of the same stream alone, so that in one pool captures on streams of
+    their own would share nothing.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+
+    def any_graph(self) -> torch.cuda.CUDAGraph | None:
+        """One of the captures there are. Hold it while the next is made: with the last one its pool goes."""
+        return next(iter(self._graphs), None)
+
+    def add(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Let further captures share the memory of this one, as long as it is there."""
+        self._graphs.add(graph)
+
+
 class Replayed:
     """A function that reads and writes tensors at fixed addresses alone, captured as a CUDA graph after a warm-up.
 
     The calls of the warm-up do their work like all others. Where a capture fails, and on a CPU, the function is called
-    every time; `say` takes the reason once. `pool` is that of a capture to share memory with, whose replays end before
-    this one's begin; None: memory of its own.
+    every time; `say` takes the reason once. `memory` is that of captures whose replays end before this one's begin.
     """
 
-    def __init__(
-        self,
-        function: Callable[[], None],
-        device: str,
-        say: Callable[[str], None],
-        pool: Callable[[], Any] = lambda: None,
-    ) -> None:
-        self._function, self._say, self._find_pool = function, say, pool
+    def __init__(self, function: Callable[[], None], say: Callable[[str], None], memory: CaptureMemory) -> None:
+        self._function, self._say, self._memory = function, say, memory
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
         self._calls = 0
 
     @property
@@ -53,20 +65,16 @@ class Replayed:
         """Whether calls are replays."""
         return self._graph is not None
 
-    @property
-    def pool(self) -> Any:
-        """The memory of the capture, None without one."""
-        return None if self._graph is None else self._graph.pool()
-
     def __call__(self) -> None:
         """Do the work of one call."""
         self._calls += 1
-        if self._calls == WARM_UP + 1 and self._stream is not None:
-            self._capture(self._stream)
+        stream = self._memory.stream
+        if self._calls == WARM_UP + 1 and stream is not None:
+            self._capture(stream)
         if self._graph is not None:
             self._graph.replay()
-        elif self._stream is not None:
-            self._call_on(self._stream)
+        elif stream is not None:
+            self._call_on(stream)
         else:
             self._function()
 
@@ -79,16 +87,18 @@ class Replayed:
         current.wait_stream(stream)
 
     def _capture(self, stream: torch.cuda.Stream) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, other = torch.cuda.CUDAGraph(), self._memory.any_graph()
+        pool = None if other is None else other.pool()
         try:
             # Other threads may use the device meanwhile: they copy checkpoints and sample. A capture that fails leaves
             # its stream as the current one, which the outer context puts right.
             with (
                 torch.cuda.stream(torch.cuda.current_stream(stream.device)),
-                torch.cuda.graph(graph, pool=self._find_pool(), stream=stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
             ):
                 self._function()
         except Exception as error:  # noqa: BLE001 - whatever can't be captured still runs
             self._say(f"{type(error).__name__}: {error}")
         else:
             self._graph = graph
+            self._memory.add(graph)

@@ -1,13 +1,13 @@
 """A capture as far as a CPU can have one: a function's operations, repeated on the memory they were recorded with."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from dreambooth.fixed_tensors import WARM_UP, Replayed
+from dreambooth.fixed_tensors import WARM_UP, CaptureMemory, Replayed
 
 
 class Recording(TorchDispatchMode):
@@ -38,12 +38,14 @@ class Recording(TorchDispatchMode):
 
 
 class Recorded(Replayed):
-    """`Replayed` that captures on a CPU. `count` is how many of them have."""
+    """`Replayed` that captures on a CPU. `count` is how many of them have, `memories` are those they share."""
 
     count = 0
+    memories: ClassVar[list[CaptureMemory]] = []
 
-    def __init__(self, function: Callable[[], None], *others: Any) -> None:
-        super().__init__(function, *others)
+    def __init__(self, function: Callable[[], None], say: Callable[[str], None], memory: CaptureMemory) -> None:
+        super().__init__(function, say, memory)
+        Recorded.memories.append(memory)
         self._recording: Recording | None = None
 
     def __call__(self) -> None:

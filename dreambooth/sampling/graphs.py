@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.config.bounds import Graph
-from dreambooth.fixed_tensors import FixedTensors, Replayed
+from dreambooth.fixed_tensors import CaptureMemory, FixedTensors, Replayed
 from dreambooth.models.families import Family
 from dreambooth.models.families.computed_once import KeptText
 
@@ -48,6 +48,7 @@ class Graphs:
     ) -> None:
         self.captures = 0
         self._device, self._say, self._replayed = device, say, replayed
+        self._memory = CaptureMemory(device)
         self._of: weakref.WeakKeyDictionary[nn.Module, _StepsOf] = weakref.WeakKeyDictionary()
         self._in_use = threading.Lock()
 
@@ -105,14 +106,7 @@ class Graphs:
         return known
 
     def _new_step(self, family: Family, guided: bool) -> "_Step":
-        return _Step(
-            family, guided, self._device, lambda call: self._replayed(call, self._device, self._say, self._pool)
-        )
-
-    def _pool(self) -> Any:
-        """The memory of the captures there are; None if there are none."""
-        pools = (step.replayed.pool for of in self._of.values() for step in of.steps.values())
-        return next((pool for pool in pools if pool is not None), None)
+        return _Step(family, guided, self._device, lambda call: self._replayed(call, self._say, self._memory))
 
 
 class _StepsOf:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dreambooth.config.train import TrainConfig
 from dreambooth.data.batches import Batch
-from dreambooth.fixed_tensors import FixedTensors, Replayed
+from dreambooth.fixed_tensors import CaptureMemory, FixedTensors, Replayed
 from dreambooth.training.engine import TorchEngine, clip
 from dreambooth.training.losses import Losses
 from dreambooth.training.model import DreamBoothModel
@@ -55,7 +55,7 @@ class FixedStep:
 
     def __init__(self, device: str, say: Callable[[str], None] = lambda reason: None) -> None:
         self.tensors = FixedTensors(device)
-        self._device, self._say = device, say
+        self._memory, self._say = CaptureMemory(device), say
         self._functions: _Functions | None = None
         self._of: list[object] = []
 
@@ -69,7 +69,7 @@ class FixedStep:
         self.update = self._replayed(self._functions.update, "the update")
 
     def _replayed(self, function: Callable[[], None], name: str) -> Replayed:
-        return Replayed(function, self._device, lambda reason: self._say(f"{name} can't be captured: {reason}"))
+        return Replayed(function, lambda reason: self._say(f"{name} can't be captured: {reason}"), self._memory)
 
     def forget_gradients(self) -> None:
         """Clear what a subject that ended within a step has left."""

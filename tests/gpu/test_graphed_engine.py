@@ -1,12 +1,13 @@
 """The captured step on one CUDA device: the plain engine's losses, from graphs, for subjects in one memory."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import two_ranks
 
-from dreambooth.fixed_tensors import Replayed
+from dreambooth.fixed_tensors import CaptureMemory, Replayed
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.graphed_engine import FixedStep, GraphedEngine
 from dreambooth.training.model import load_model
@@ -45,9 +46,26 @@ def test_what_cannot_be_captured_still_runs() -> None:
     def waits_for_the_host() -> None:
         total.add_(1 if total.item() >= 0 else 0)
 
-    replayed = Replayed(waits_for_the_host, "cuda", said.append)
+    replayed = Replayed(waits_for_the_host, said.append, CaptureMemory("cuda"))
     for _ in range(8):
         replayed()
     assert total.item() == 8
     assert len(said) == 1
     assert not replayed.captured
+
+
+def test_captures_use_the_same_memory_in_turns() -> None:
+    memory, said, totals = CaptureMemory("cuda"), list[str](), [torch.zeros((), device="cuda") for _ in range(3)]
+
+    def adding(total: torch.Tensor) -> None:
+        total.add_(torch.ones(2**24, device="cuda").sum())  # 64 MiB, which nothing needs afterwards
+
+    replayed, reserved = [Replayed(partial(adding, total), said.append, memory) for total in totals], list[int]()
+    for one in replayed:
+        for _ in range(6):
+            one()
+        reserved.append(torch.cuda.memory_reserved())
+    assert said == []
+    assert all(one.captured for one in replayed)
+    assert [total.item() for total in totals] == [6 * 2**24] * 3
+    assert reserved[-1] - reserved[0] < 2**26
