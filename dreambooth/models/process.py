@@ -93,7 +93,8 @@ class Diffusion:
         alphas_cumprod = self.alphas_cumprod.to(timesteps.device)[timesteps]
         snr = alphas_cumprod / (1 - alphas_cumprod)
         if self.prediction_type == "epsilon":
-            return (snr.new_tensor(min_snr_gamma) / snr).clamp(max=1)  # of a float, torch would multiply by 1 / snr
+            # Of a float, torch would multiply by 1 / snr.
+            return (torch.full_like(snr, min_snr_gamma) / snr).clamp(max=1)
         clamped = snr.clamp(max=min_snr_gamma)
         return clamped if self.prediction_type == "sample" else clamped / (snr + 1)
 
