@@ -32,27 +32,33 @@ class Span:
     end: float
 
 
-def step_profile(run: Callable[[], None]) -> dict[str, Any]:
-    """`busy_share` of a run's time, and its `share_of_time` by kind; with `idle` they sum to 1. Runs once before.
+def step_profile(run: Callable[[], None], seconds: float | None = None) -> dict[str, Any]:
+    """`busy_share` of a run's time, and its `share_of_time` by kind; with `idle` they sum to 1. Call `run` before.
 
-    On CUDA a span is a kernel, a copy or a fill. Without CUDA it is an operator's own time.
+    On CUDA a span is a kernel, a copy or a fill. Their time is over `seconds`, what a run takes without the profiler:
+    it slows the host, so that a device that waits for the host would seem idler than it is. For the same reason it
+    traces the device alone. Without CUDA a span is an operator's own time, over the run's within the profiler.
     """
     on_gpu = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    run()
-    with profile(activities=activities) as trace:
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as trace:
         run()
         if on_gpu:
             torch.cuda.synchronize()
-    return shares(_kernels(trace) if on_gpu else _operators(trace))
+    if not on_gpu:
+        return shares(_operators(trace))
+    return shares(_kernels(trace), None if seconds is None else seconds * 1e6)
 
 
-def shares(spans: Sequence[Span]) -> dict[str, Any]:
-    """Shares of the time from the first span's start to the last one's end. Raises ValueError without spans."""
+def shares(spans: Sequence[Span], whole: float | None = None) -> dict[str, Any]:
+    """Shares of `whole` microseconds (None: from the first span's start to the last one's end).
+
+    Raises ValueError without spans.
+    """
     if not spans:
         raise ValueError("the profiler saw no kernel: is another program profiling on this device?")
-    whole = max(span.end for span in spans) - min(span.start for span in spans)
-    busy = covered(spans) / whole
+    if whole is None:
+        whole = max(span.end for span in spans) - min(span.start for span in spans)
+    busy = min(1.0, covered(spans) / whole)
     by_kind: defaultdict[str, float] = defaultdict(float)
     for span in spans:
         by_kind[kind_of(span.name)] += span.end - span.start

@@ -24,6 +24,13 @@ def test_shares_sum_to_one_with_the_idle_time() -> None:
     assert sum(parts.values()) == pytest.approx(1)
 
 
+def test_shares_are_of_the_time_without_the_profiler() -> None:
+    spans = [span("sm90_xmma_gemm_bf16", 0, 30), span("vectorized_add", 490, 500)]
+    found = shares(spans, 80)  # the host was slowed sixfold
+    assert found["busy_share"] == found["share_of_time"]["idle"] == 0.5
+    assert shares(spans, 30)["busy_share"] == 1
+
+
 def test_a_trace_without_kernels_is_refused() -> None:
     with pytest.raises(ValueError, match="no kernel"):
         shares([])
