@@ -20,6 +20,7 @@ class Footprint:
     parameter takes beside it. With `fused_backward` each gradient is freed within the backward pass. `bucket` are
     bytes of DeepSpeed's buckets of gradients. With `halves_apart` the denoiser is called twice before a backward pass.
     `weight` are the bytes of each weight that steps compute with, and of its gradient as it is sent: 2 in bf16.
+    `captured` steps keep gradients from one to the next, and a pool of memory as large as both passes need.
     """
 
     trained: int
@@ -33,6 +34,7 @@ class Footprint:
     bucket: int = 0
     halves_apart: bool = False
     weight: int = 4
+    captured: bool = False
 
     def state_bytes(self, stage: int, workers: int) -> int:
         """Weights, gradients, masters, moments and moving average, activations not counted."""
@@ -47,6 +49,8 @@ class Footprint:
         """Peak of a step; `step_bytes(keep_gradients)` are those of its passes beyond the weights."""
         if self.fused_backward:
             return self.state_bytes(stage, workers) + step_bytes(False)
+        if self.captured:
+            return self.state_bytes(stage, workers) + max(step_bytes(False), self.update)
         gradients = 4 * self.trained
         steady = self.state_bytes(stage, workers) - gradients // (workers if stage >= 2 else 1)
         step = step_bytes(stage < 2)

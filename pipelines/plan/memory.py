@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from dreambooth.training.graphable import why_not_graphed
 from dreambooth.training.optimizer_memory import UPDATE_BYTES
 from pipelines.plan.counted import counted
 from pipelines.plan.describe import readable_bytes
@@ -22,8 +23,12 @@ def peak_bytes(plan: Plan) -> int:
 
 def peak_of(plan: Plan, stage: int, workers: int) -> int:
     """What `peak_bytes` would be with another stage of ZeRO and number of workers."""
-    footprint = plan.footprint
-    footprint = replace(footprint, bucket=_bucket_bytes(plan, footprint.weight), halves_apart=_halves_apart(plan))
+    footprint = replace(
+        plan.footprint,
+        bucket=_bucket_bytes(plan, plan.footprint.weight),
+        halves_apart=_halves_apart(plan),
+        captured=_captured(plan, workers),
+    )
     return footprint.peak_bytes(stage, workers, partial(_step_bytes, plan))
 
 
@@ -31,6 +36,14 @@ def describe_peak(plans: Sequence[Plan]) -> tuple[str, str]:
     """The largest peak of these plans' stages, as a (what, value) row."""
     most = max(peak_bytes(stage) for plan in plans for stage in plan.stages)
     return "memory at its peak", f"about {readable_bytes(most)} of tensors a worker"
+
+
+def _captured(plan: Plan, workers: int) -> bool:
+    """Whether steps are captured as CUDA graphs."""
+    train = plan.config.train
+    if train.graph == "off" or plan.engine != "torch" or not plan.use_gpu:
+        return False
+    return why_not_graphed(train, "cuda", workers, sizes=len(set(plan.sizes))) is None
 
 
 def _bucket_bytes(plan: Plan, each: int) -> int:

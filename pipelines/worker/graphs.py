@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dreambooth.training.graphable import why_not_graphed
 from pipelines.cluster.logs import log
 from pipelines.tasks import TrainTask
 
@@ -18,7 +19,7 @@ class Graphs:
 
         `sizes` counts those of the instance images.
         """
-        from dreambooth.training.graphed_engine import FixedStep, GraphedEngine, why_not_graphed
+        from dreambooth.training.graphed_engine import FixedStep, GraphedEngine
 
         config = task.config
         if config.train.graph == "off":

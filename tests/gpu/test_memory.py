@@ -8,7 +8,9 @@ import pytest
 import torch
 from full_size import configuration, plan_of_weightless, random_batch, random_model
 
+from dreambooth.fixed_tensors import WARM_UP
 from dreambooth.training.engine import TorchEngine
+from dreambooth.training.graphed_engine import FixedStep, GraphedEngine
 from pipelines.plan.memory import peak_bytes
 from pipelines.worker.deepspeed_engine import DeepSpeedEngine
 
@@ -18,22 +20,27 @@ WITHIN, STEPS = 0.15, 3
 
 
 def measured(base: Path, resolution: int, *overrides: str) -> int:
-    """By how much the device's memory grows at most in three steps."""
+    """By how much the device's memory grows at most in a few steps."""
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     config = configuration(base, *overrides)
     model = random_model(base, config, device="cuda", autocast=True)
-    engine: Any = (
-        TorchEngine(model, config.train, "cuda")
-        if config.engine == "torch"
-        else DeepSpeedEngine(model, config.train, config.zero, "cuda")
-    )
+    step, failures = None, list[str]()
+    engine: Any
+    if config.train.graph == "auto":
+        step = FixedStep("cuda", failures.append)
+        engine = GraphedEngine(model, config.train, "cuda", step)
+    elif config.engine == "torch":
+        engine = TorchEngine(model, config.train, "cuda")
+    else:
+        engine = DeepSpeedEngine(model, config.train, config.zero, "cuda")
     try:
-        for _ in range(STEPS):
+        for _ in range(STEPS if step is None else WARM_UP + STEPS):
             engine.backward(engine(random_batch(base, pairs=1, resolution=resolution)).total)
             engine.step()
+        assert step is None or step.gradients.captured, failures
         return torch.cuda.max_memory_allocated() - before
     finally:
         engine.close()
@@ -49,17 +56,27 @@ def test_full_size(full_size: Path, stage: int | None, weights: str, checkpointi
     """As large as Stable Diffusion 1.5, at 512 pixels, with matrix products in bf16."""
     if torch.cuda.mem_get_info()[0] < 40 * 2**30:
         pytest.skip("needs 40 GiB of free memory")
-    overrides = [
+    _compare(
+        full_size,
         f"engine={'torch' if stage is None else 'deepspeed'}",
         f"zero.stage={stage or 0}",
         f"zero.weights={weights}",
         "train.mixed_precision=bf16",
         "train.micro_batch_size=1",
         f"train.gradient_checkpointing={str(checkpointing).lower()}",
-    ]
-    expected, got = (
-        peak_bytes(plan_of_weightless(full_size, 512, *overrides, gpus=1)),
-        measured(full_size, 512, *overrides),
     )
+
+
+def test_full_size_captured(full_size: Path) -> None:
+    """Its gradients stay, which those of an eager step don't."""
+    if torch.cuda.mem_get_info()[0] < 40 * 2**30:
+        pytest.skip("needs 40 GiB of free memory")
+    precision = ("train.mixed_precision=bf16", "train.micro_batch_size=1")
+    _compare(full_size, "engine=torch", "train.graph=auto", *precision)
+
+
+def _compare(base: Path, *overrides: str) -> None:
+    expected = peak_bytes(plan_of_weightless(base, 512, *overrides, gpus=1))
+    got = measured(base, 512, *overrides)
     print(f"planned {expected / 2**30:.2f} GiB, measured {got / 2**30:.2f} GiB")
     assert got == pytest.approx(expected, rel=WITHIN)

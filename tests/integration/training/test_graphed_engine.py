@@ -19,7 +19,8 @@ from dreambooth.data.images import find_instance_images
 from dreambooth.data.prepare import prepare_data
 from dreambooth.errors import Diverged
 from dreambooth.training.engine import TorchEngine
-from dreambooth.training.graphed_engine import FixedStep, GraphedEngine, why_not_graphed
+from dreambooth.training.graphable import why_not_graphed
+from dreambooth.training.graphed_engine import FixedStep, GraphedEngine
 from dreambooth.training.loop import StepMetrics, fit
 from dreambooth.training.model import DreamBoothModel, load_model
 

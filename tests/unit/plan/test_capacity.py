@@ -140,6 +140,14 @@ class TestFewest:
         for weight, each in ((4, fp32), (2, bf16)):
             assert Footprint(trained=1000, weight=weight).peak_bytes(stage, 4, lambda keep: 0) == each * 1000
 
+    def test_a_captured_step_keeps_its_gradients(self) -> None:
+        """An eager one has all of them only at the end of its backward pass, when activations are gone."""
+        eager, captured = (
+            Footprint(trained=1000, captured=each).peak_bytes(0, 1, lambda keep: 7000 if keep else 5000)
+            for each in (False, True)
+        )
+        assert (eager, captured) == (12_000 + 7000, 16_000 + 5000)
+
     def test_fewest_is_fewest(self, monkeypatch: pytest.MonkeyPatch) -> None:
         plan = published_plan(next(one for one in published_models() if one.address == "flux.1-dev"))
         monkeypatch.setattr("pipelines.plan.memory._step_bytes", lambda *_: 20 * 2**30)
