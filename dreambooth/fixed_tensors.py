@@ -10,6 +10,10 @@ WARM_UP = 3
 """Calls of a function before it is captured: libraries choose kernels and set up workspaces in the first."""
 
 
+_FAILED: list[torch.cuda.CUDAGraph] = []
+"""Captures that failed: torch's allocator may go on asking one for its stream, and never frees its pool (2.13)."""
+
+
 class FixedTensors:
     """Tensors by name; the next of a name is copied into the first one's memory. `allocations` counts what was not."""
 
@@ -98,7 +102,19 @@ class Replayed:
             ):
                 self._function()
         except Exception as error:  # noqa: BLE001 - whatever can't be captured still runs
-            self._say(f"{type(error).__name__}: {error}")
+            _FAILED.append(graph)
+            first = _first(error)
+            reserved = torch.cuda.memory_reserved(stream.device) / 2**30
+            self._say(
+                f"{type(first).__name__}: {first} (PyTorch has {reserved:.2f} GiB reserved, with what it captured)"
+            )
         else:
             self._graph = graph
             self._memory.add(graph)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong first: ending a capture that failed is a further error."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

@@ -51,7 +51,16 @@ def test_what_cannot_be_captured_still_runs() -> None:
         replayed()
     assert total.item() == 8
     assert len(said) == 1
+    assert "GiB reserved" in said[0]
     assert not replayed.captured
+
+    def waits_for_nothing() -> None:
+        total.add_(1)
+
+    other = Replayed(waits_for_nothing, said.append, CaptureMemory("cuda"))
+    for _ in range(6):
+        other()
+    assert (total.item(), other.captured, len(said)) == (14, True, 1)
 
 
 def test_captures_use_the_same_memory_in_turns() -> None:
