@@ -1,5 +1,6 @@
 """The one pipeline a sampler holds: a base's or a published model's, with its own or given weights."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ class HeldPipeline:
         weights = weights_dtype(self._device, getattr(torch, dtype))
         held, self._held = self._held, None  # after a failure halfway, load again
         if held is None or (held.files, held.dtype) != (files, weights):
-            held = None  # freed before the next one takes its place
+            if held is not None:
+                held = None  # freed before the next one takes its place
+                gc.collect()  # modules hold themselves in circles
             held = _Held(files=files, dtype=weights, pipeline=_load(files, self._device, weights), own={})
         self._held = _with_weights(held, given)
         return self._held.pipeline
