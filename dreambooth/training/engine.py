@@ -289,7 +289,8 @@ class TorchEngine(SavesCheckpoints):
     def load(self, directory: Path) -> None:
         """Load a checkpoint of `save`."""
         self._snapshots.settle()
-        state = torch.load(directory / "engine.pt", map_location=self.device, weights_only=True)
+        # Into host memory: a device that trains has no room for all of it a second time.
+        state = torch.load(directory / "engine.pt", map_location="cpu", weights_only=True)
         self.model.load_state_dict(self.model.state_dict() | state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
