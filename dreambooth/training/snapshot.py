@@ -2,6 +2,9 @@
 
 Between two updates an engine's weights, moments and averages stay as they are, however long forward and backward take.
 So a thread copies them meanwhile, and the engine waits for it before it changes any.
+
+There is memory for one, not for two in turns: a snapshot is as large as the engine's state, and the next one begins
+when the one before is whole in its store.
 """
 
 import copy
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dreambooth.training.checkpoint_files import CheckpointFile
+from dreambooth.training.host_pieces import Carving, HostPieces
 
 
 class Snapshot:
@@ -41,21 +45,26 @@ class Snapshot:
 
 
 class HostMemory:
-    """Tensors in host memory for one snapshot, pinned for a GPU, and used again by the next.
+    """Host memory for one snapshot, pinned for a GPU, and used again by the next.
 
-    They are kept since a system hands out memory more slowly than memory is copied.
+    It is kept since a system hands out memory more slowly than memory is copied.
     """
 
     def __init__(self, device: str) -> None:
         self._device, self._cuda = device, device.startswith("cuda")
-        self._tensors: list[Tensor] = []
+        self._pieces = HostPieces(pinned=self._cuda)
         self._ready: torch.cuda.Event | None = None
         self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it has."""
+        return self._pieces.nbytes
 
     def reserve(self, files: Sequence[CheckpointFile]) -> None:
         """Allocate and touch what copies of files like these need."""
         with self._lock:
-            copying = _Copying(self._tensors, self._cuda, lambda target, source: target.zero_())
+            copying = _Copying(self._pieces, lambda target, source: target.zero_())
             for one in files:
                 _mapped(one.content, copying.copy)
 
@@ -72,9 +81,7 @@ class HostMemory:
                 if stream is not None and self._ready is not None:
                     stream.wait_event(self._ready)
                 check()
-                copying = _Copying(
-                    self._tensors, self._cuda, lambda target, source: target.copy_(source, non_blocking=self._cuda)
-                )
+                copying = _Copying(self._pieces, lambda target, source: target.copy_(source, non_blocking=self._cuda))
                 copied = [replace(one, content=_mapped(one.content, copying.copy)) for one in files]
             if stream is not None:
                 stream.synchronize()
@@ -82,11 +89,10 @@ class HostMemory:
 
 
 class _Copying:
-    """One pass over all tensors of a snapshot: `fill` puts each into its place in `tensors`, which grows as needed."""
+    """One pass over all tensors of a snapshot: `fill` puts each into its place in host memory."""
 
-    def __init__(self, tensors: list[Tensor], pinned: bool, fill: Callable[[Tensor, Tensor], object]) -> None:
-        self._tensors, self._pinned, self._fill = tensors, pinned, fill
-        self._next = 0
+    def __init__(self, memory: HostPieces, fill: Callable[[Tensor, Tensor], object]) -> None:
+        self._carving, self._fill = Carving(memory), fill
         self._done: dict[tuple[Any, ...], Tensor] = {}
 
     def copy(self, tensor: Tensor) -> Tensor:
@@ -98,19 +104,9 @@ class _Copying:
             return whole
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
         if tensor.numel() == 0 or key not in self._done:
-            self._done[key] = target = self._place(tensor)
+            self._done[key] = target = self._carving.tensor(tensor)
             self._fill(target, tensor.detach())
         return self._done[key]
-
-    def _place(self, tensor: Tensor) -> Tensor:
-        place, self._next = self._next, self._next + 1
-        if place < len(self._tensors):
-            kept = self._tensors[place]
-            if kept.shape == tensor.shape and kept.dtype == tensor.dtype:
-                return kept
-            del self._tensors[place:]
-        self._tensors.append(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._pinned))
-        return self._tensors[place]
 
 
 class Snapshots:

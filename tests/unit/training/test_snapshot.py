@@ -1,5 +1,6 @@
 """Snapshots: copies that hold what was there, however late they are made, in memory that is used again."""
 
+import io
 import threading
 import time
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch.testing._internal.two_tensor import TwoTensor
 
 from dreambooth.training.checkpoint_files import CheckpointFile
-from dreambooth.training.snapshot import Snapshots
+from dreambooth.training.snapshot import HostMemory, Snapshots
 
 LATE_SECONDS = 0.1
 
@@ -78,11 +79,35 @@ def test_a_snapshot_of_other_shapes_takes_other_memory() -> None:
 
 
 def test_reserved_memory_is_what_a_snapshot_takes() -> None:
-    state, snapshots = {"w": torch.rand(1000)}, Snapshots("cpu")
-    snapshots.reserve(files_of(state))
-    [copied] = snapshots.take(files_of(state), nothing).make()
+    state, memory = {"w": torch.rand(1000)}, HostMemory("cpu")
+    memory.reserve(files_of(state))
+    reserved = memory.nbytes
+    [copied] = memory.copies(files_of(state), nothing)
     assert torch.equal(copied.content["w"], state["w"])
-    assert len(snapshots._memory._tensors) == 1
+    assert memory.nbytes == reserved > 0
+
+
+def test_memory_is_little_more_than_a_snapshots_in_pieces_of_powers_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of such tensors PyTorch would pin almost twice the bytes, of each by itself or of all in one buffer."""
+    monkeypatch.setattr("dreambooth.training.host_pieces.PIECE", 2**16)
+    state = {"large": torch.ones(2**15 + 1)} | {f"w{i}": torch.full((2**12 + 1,), float(i)) for i in range(26)}
+    memory = HostMemory("cpu")
+    for _ in range(2):
+        [copied] = memory.copies(files_of(state), nothing)
+        assert all(torch.equal(copied.content[name], tensor) for name, tensor in state.items())
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    assert needed <= memory.nbytes < 1.4 * needed
+    assert all(piece.numel().bit_count() == 1 for piece in memory._pieces.pieces)
+
+
+def test_a_copy_is_written_without_the_memory_around_it() -> None:
+    state, written = {"a": torch.rand(1000), "b": torch.rand(3, 5), "none": torch.rand(0)}, io.BytesIO()
+    [copied] = Snapshots("cpu").take(files_of(state), nothing).make()
+    copied.write(copied.content, written)
+    assert len(written.getvalue()) < 10_000
+    written.seek(0)
+    loaded = torch.load(written, weights_only=True)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
 def test_a_check_that_fails_lets_the_engine_go_on() -> None:
