@@ -45,7 +45,7 @@ TextEncoders = Annotated[Literal["auto", "all", "none"] | tuple[Words, ...], Bef
 class TrainConfig(Frozen):
     """Fine-tuning of denoiser and text encoder, or of the identifier's embedding alone."""
 
-    later: ClassVar = ("optimizer", "caption_dropout")
+    later: ClassVar = ("optimizer", "caption_dropout", "keep_unaveraged")
 
     max_train_steps: Steps = Field(1000, description="optimizer steps")
     method: Literal["dreambooth", "textual_inversion"] = Field(
@@ -106,6 +106,11 @@ class TrainConfig(Frozen):
     ema_decay: Fraction | None = Field(
         None, description="decay of the weights' moving average, which is then exported; null: no average"
     )
+    keep_unaveraged: bool = Field(
+        False,
+        description="with ema_decay, the last step's weights published too, as their change against the base, for "
+        "'dreambooth export --no-ema'",
+    )
     min_snr_gamma: Gamma | None = Field(
         None, description="gamma of min-SNR weighting (arXiv 2303.09556); 5 is usual, null: unweighted"
     )
@@ -150,6 +155,15 @@ class TrainConfig(Frozen):
         if self.lr_warmup_steps >= self.max_train_steps and self.lr_warmup_steps > 0:
             raise ValueError(
                 f"lr_warmup_steps is {self.lr_warmup_steps}, but there are only {self.max_train_steps} max_train_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _average_leaves_something_to_keep(self) -> Self:
+        if self.keep_unaveraged and self.ema_decay is None:
+            raise ValueError(
+                "keep_unaveraged keeps what the moving average replaces, but ema_decay is None: the published weights "
+                "are the last step's; set ema_decay, or leave keep_unaveraged out"
             )
         return self
 

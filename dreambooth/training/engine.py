@@ -61,10 +61,11 @@ class Engine(Protocol):
     def learning_rates(self) -> Sequence[float]:
         """Learning rates of the denoiser and, where it is trained, the text encoder."""
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, *, averaged: bool = True) -> dict[str, Tensor]:
         """The exported parameters, unsharded, fp32, on the CPU of rank 0; empty elsewhere. Collective.
 
-        Raises Diverged, on every rank, if a gradient, weight or moment isn't finite.
+        They are the moving average where there is one, unless `averaged` is False. Raises Diverged, on every
+        rank, if a gradient, weight or moment isn't finite.
         """
 
     def checkpoint_files(self) -> list[CheckpointFile]:
@@ -263,13 +264,13 @@ class TorchEngine(SavesCheckpoints):
         """Learning rates of the denoiser and, where it is trained, the text encoder."""
         return [float(rate) for rate in self.lr_scheduler.get_last_lr()]
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, *, averaged: bool = True) -> dict[str, Tensor]:
         """The trained parameters, or their moving average."""
         self._check()
         self._snapshots.settle()
         if self.rank:
             return {}
-        with nullcontext() if self.ema is None else self.ema.applied():
+        with self.ema.applied() if self.ema is not None and averaged else nullcontext():
             state = {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self.model.named_parameters()}
         return self.model.exported(state)
 

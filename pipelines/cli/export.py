@@ -44,6 +44,12 @@ class Rank(click.ParamType["int | None"]):
     help="Precision of the exported weights; auto: as stored, float32 for a LoRA.",
 )
 @click.option(
+    "--ema/--no-ema",
+    default=None,
+    help="Moving average of the weights, or those of the last step, where a run kept them (train.keep_unaveraged); "
+    "default: as published.",
+)
+@click.option(
     "--rank", default="auto", show_default=True, type=Rank(), help="Rank of the LoRA; auto measures which is enough."
 )
 @click.option(
@@ -71,6 +77,7 @@ def export(
     push_to: str | None,
     public: bool,
     dtype: str,
+    ema: bool | None,
     tracking_uri: str | None,
     silent: bool,
     **lora: Any,
@@ -90,7 +97,7 @@ def export(
     console = RunConsole(quiet=silent)
 
     def written(address: str) -> Exported:
-        shared: dict[str, Any] = {"dtype": dtype, "tracking_uri": tracking_uri, "console": console}
+        shared: dict[str, Any] = {"dtype": dtype, "ema": ema, "tracking_uri": tracking_uri, "console": console}
         if form == "lora":
             return export_lora(model, address, **shared, **lora)
         return export_whole(model, address, form=form, **shared)
@@ -99,7 +106,7 @@ def export(
         from pipelines.apps.export.push import export_and_push
 
         result, pushed = export_and_push(
-            model, push_to, written, form=form, public=public, tracking_uri=tracking_uri, console=console
+            model, push_to, written, form=form, public=public, ema=ema, tracking_uri=tracking_uri, console=console
         )
         _print(result, files=False)
         for name, size in pushed.files:

@@ -27,6 +27,7 @@ from pipelines.storage.publications import Manifest, begun_at, opened, publish, 
 
 _FACTS = "card.json"
 _MOST_SAMPLES = 4
+_WEIGHTS = "weights"
 _SECTIONS = ("prompts", "train", "prior", "zero")  # no other holds neither addresses nor names of files
 
 
@@ -109,6 +110,12 @@ def add_figures(model: Manifest, evaluation: Mapping[str, Any]) -> Card | None:
     if stored is None or run_uri is None:
         return None
     return publish_card(replace(stored, facts=stored.facts.with_figures(evaluation)), run_uri, key)
+
+
+def without_average(card: Card) -> Card:
+    """The card of the last step's weights of a model that is a moving average: samples and figures aren't theirs."""
+    rows = (*(row for row in card.facts.training if row[0] != _WEIGHTS), (_WEIGHTS, "of the last step, not averaged"))
+    return Card(facts=replace(card.facts, training=rows, samples=(), seen=(), measured=(), warnings=()), pictures={})
 
 
 def _place(model: Manifest) -> tuple[str | None, str]:
@@ -216,6 +223,7 @@ def _training(plan: Plan, trained: TrainResult) -> tuple[tuple[str, str], ...]:
         ("trained", " and ".join(["denoiser", *plan.run_text_encoders]).replace("text_encoder", "text encoder")),
         ("resolution", f"{config.images.resolution} px"),
         ("steps", f"{trained.steps} of {pairs} instance images each; published is step {trained.exported_step}"),
+        (_WEIGHTS, "" if train.ema_decay is None else f"moving average, decay {train.ema_decay:g}"),
         ("learning rate", f"{train.learning_rate:g}"),
         ("engine", f"DeepSpeed ZeRO-{config.zero.stage}" if plan.engine == "deepspeed" else "PyTorch"),
         ("hardware", f"{workers} x {each}"),

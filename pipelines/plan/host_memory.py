@@ -131,9 +131,10 @@ def _training(plan: Plan) -> list[Held]:
         states += everything  # the pipeline that has sampled class images
     each, first = snapshot_bytes(plan)
     first += run if plan.config.train.keep == "best" else 0
+    gathered = run * _kept_states(plan)
     return [
         Held(phase="training, with a copy of the checkpoint that is written", each=states + each, first=first),
-        Held(phase="gathering the trained weights", each=states + each, first=first + run),
+        Held(phase="gathering the trained weights", each=states + each, first=first + gathered),
     ]
 
 
@@ -144,7 +145,12 @@ def _sampling(plan: Plan) -> Held:
     shared = published if plan.config.cluster.num_workers > 1 else 0
     pipeline = 0 if plan.use_gpu else everything + run
     cast = 0 if published == run else published
-    return Held(phase="sampling and publishing", each=pipeline + shared, first=run + cast)
+    return Held(phase="sampling and publishing", each=pipeline + shared, first=run * _kept_states(plan) + cast)
+
+
+def _kept_states(plan: Plan) -> int:
+    """Gathered copies of the trained weights: their average, and the last step's where they are kept."""
+    return 2 if plan.config.train.keep_unaveraged else 1
 
 
 def _fits(held: Held, workers: int, lanes: int, nodes: Sequence[int]) -> bool:

@@ -59,7 +59,8 @@ def remember_paces(
 def pace_key(plan: Plan, *, lanes_per_gpu: int = 1) -> str:
     """Key of everything a pace depends on, without irrelevant settings (number of steps, seeds, checkpoints)."""
     config = plan.config
-    train = config.train.model_dump(mode="json", exclude={"caption_dropout", "checkpoint_every_minutes"})
+    apart = {"caption_dropout", "checkpoint_every_minutes", "keep_unaveraged"}
+    train = config.train.model_dump(mode="json", exclude=apart)
     train |= {"max_train_steps": 1, "lr_warmup_steps": 0, "seed": 0, "checkpoint_every": 1}
     scored = [] if config.evaluation.every is None else [f"scored every {config.evaluation.every} steps"]
     zero = [config.zero.model_dump()] if plan.engine == "deepspeed" else []

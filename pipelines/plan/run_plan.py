@@ -166,9 +166,10 @@ class Plan:
 
     @property
     def published_bytes(self) -> int:
-        """Bytes of the published model, all stages."""
+        """Bytes of the published model, all stages; of the last step's weights beside it the most there can be."""
         parameters = sum(sum(stage.base.parameter_counts.values()) for stage in self.stages)
-        return parameters * (4 if self.config.storage.dtype == "float32" else 2)
+        copies = 2 if self.config.train.keep_unaveraged else 1
+        return copies * parameters * (4 if self.config.storage.dtype == "float32" else 2)
 
 
 def make_plan(

@@ -238,12 +238,12 @@ class DeepSpeedEngine(SavesCheckpoints):
         """Learning rates of the denoiser and, if trained, the text encoder."""
         return [float(rate) for rate in self._engine.lr_scheduler.get_last_lr()]
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, *, averaged: bool = True) -> dict[str, Tensor]:
         """Gather the fp32 masters, or their moving average, parameter by parameter, on rank 0."""
         self._check()
         self._snapshots.settle()
         state = {}
-        with nullcontext() if self.ema is None else self.ema.applied():
+        with self.ema.applied() if self.ema is not None and averaged else nullcontext():
             for name, parameter in self._engine.module.named_parameters():
                 whole = self._whole(parameter)
                 if self.rank == 0:

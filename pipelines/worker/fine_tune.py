@@ -27,10 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuned:
-    """The result: the exported parameters (on rank 0), and the training record for `find_result`."""
+    """The result: the exported parameters (on rank 0), and the training record for `find_result`.
+
+    `unaveraged` are the last step's, where they are kept beside the moving average.
+    """
 
     state: Mapping[str, Any]
     record: dict[str, Any]
+    unaveraged: Mapping[str, Any] | None = None
 
 
 def fine_tune(
@@ -92,6 +96,7 @@ def fine_tune(
         seconds = time.perf_counter() - began  # with checkpoints, scores and samples
         peaks, resident = from_all_ranks(engine, _peak_memory(device)), from_all_ranks(engine, _resident_memory())
         exported, state = _exported(engine, history, config)
+        unaveraged = engine.state_dict(averaged=False) if config.train.keep_unaveraged else None
     finally:
         checkpoint.abandon()  # another attempt reads what it leaves
         engine.close()
@@ -106,7 +111,7 @@ def fine_tune(
         "resumed_from": resumed_from,
         "device": device_name(device),
     }
-    return FineTuned(state=state, record=training_record)
+    return FineTuned(state=state, record=training_record, unaveraged=unaveraged)
 
 
 def _shared(config: DreamBoothConfig, workers: int) -> DreamBoothConfig:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from dreambooth.errors import InputError
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.models.families import Family, family_named, family_of
+from pipelines.apps.export.averages import Weights, choose_weights, opened_weights
 from pipelines.apps.export.staging import Written, check_target, place_files, place_folder, staged
 from pipelines.apps.generate import find_published
-from pipelines.driver.cards import find_card
+from pipelines.driver.cards import find_card, without_average
 from pipelines.driver.console import RunConsole
 from pipelines.storage.files import is_local, join, read_json
-from pipelines.storage.publications import Manifest, opened
+from pipelines.storage.publications import Manifest
 
 if TYPE_CHECKING:
     from pipelines.apps.export.rank import Curve
@@ -38,11 +39,13 @@ def export_whole(
     *,
     form: Literal["single-file", "diffusers"],
     dtype: str = "auto",
+    ema: bool | None = None,
     tracking_uri: str | None = None,
     console: RunConsole | None = None,
 ) -> Exported:
     """Write all weights of a model, as one file or as diffusers' folder with its card, in `dtype` (auto: as stored).
 
+    `ema` True asks for the moving average, False for the last step's weights, None for what is published.
     `model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION`, the address of a published model, or a diffusers directory.
     Raises InputError for invalid input before any work starts.
     """
@@ -50,17 +53,18 @@ def export_whole(
 
     console, wanted = console or RunConsole(), None if dtype == "auto" else getattr(torch, dtype)
     manifest = find_manifest(model, tracking_uri)
+    weights = choose_weights(manifest, ema)
     family = family_at(manifest)
     if form == "single-file":
         family.single_file_names(Path(), family.denoiser.folder, ())  # raises if it has none
     to = check_target(to, file=form == "single-file", need_bytes=stored_bytes(manifest))
-    with opened(manifest) as directory, staged(to) as folder, console.bar(form) as bar:
+    with opened_weights(weights) as directory, staged(to) as folder, console.bar(form) as bar:
         progress = megabytes(bar)
         if form == "single-file":
             from dreambooth.models.single_file import write_single_file
 
             path = folder / to.rpartition("/")[2]
-            write_single_file(directory, path, dtype=wanted, metadata=said(manifest), on_progress=progress)
+            write_single_file(directory, path, dtype=wanted, metadata=said(weights), on_progress=progress)
             return Exported(files=place_files([(path, to)]), notes=_notes(family, directory))
         copy = folder / "model"
         _copy(family, directory, copy, wanted, progress)
@@ -68,7 +72,7 @@ def export_whole(
             second = directory / SUPER_RESOLUTION
             _copy(family_of(second), second, copy / SUPER_RESOLUTION, wanted, progress)
         if (card := find_card(manifest)) is not None:
-            card.write(copy)
+            (card if weights.unaveraged is None else without_average(card)).write(copy)
         return Exported(files=place_folder(copy, to, last=_INDEX))
 
 
@@ -97,10 +101,10 @@ def stored_bytes(manifest: Manifest) -> int:
     return sum(path.stat().st_size for path in Path(manifest.uri).rglob("*") if path.is_file())
 
 
-def said(manifest: Manifest) -> dict[str, str]:
+def said(weights: Weights) -> dict[str, str]:
     """What a file says of its model in its header."""
-    metadata: Mapping[str, Any] = manifest.metadata
-    return {name: str(metadata[name]) for name in _SAID if metadata.get(name)}
+    metadata: Mapping[str, Any] = weights.manifest.metadata
+    return {name: str(metadata[name]) for name in _SAID if metadata.get(name)} | weights.metadata
 
 
 def megabytes(bar: Callable[[int, int, str], None]) -> Callable[[int, int], None]:

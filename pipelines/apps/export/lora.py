@@ -8,11 +8,11 @@ from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.errors import InputError
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.apps.evaluate_model import MeasurableModel, find_measurable, settings_of
+from pipelines.apps.export.averages import choose_weights, opened_weights
 from pipelines.apps.export.exporting import Exported, family_at, megabytes, said, stored_bytes
 from pipelines.apps.export.rank import MOST_RANK, Curve, choose_rank, draw
 from pipelines.apps.export.staging import beside, check_target, place_files, staged
 from pipelines.driver.console import RunConsole
-from pipelines.storage.publications import opened
 
 if TYPE_CHECKING:
     from dreambooth.data.images import InstanceImage
@@ -32,6 +32,7 @@ def export_lora(
     within: float = 0.02,
     names: "LoraNames" = "diffusers",
     dtype: str = "auto",
+    ema: bool | None = None,
     instance_images: str | None = None,
     overrides: Sequence[str] = (),
     tracking_uri: str | None = None,
@@ -40,8 +41,8 @@ def export_lora(
     """Write a LoRA, and beside it the identifier's embeddings if they changed.
 
     `rank` None is the smallest whose DINO and CLIP-T on `evaluation.prompts`, against `instance_images`, are no more
-    than `within` below the model's; the curve and a plot of it lie beside the file. `dtype` auto is float32. Raises
-    InputError for invalid input before any work starts.
+    than `within` below the model's; the curve and a plot of it lie beside the file. `dtype` auto is float32, and
+    `ema` as `export_whole` takes it. Raises InputError for invalid input before any work starts.
     """
     import torch
 
@@ -50,6 +51,7 @@ def export_lora(
 
     console = console or RunConsole()
     found = find_measurable(model, tracking_uri)
+    weights = choose_weights(found.manifest, ema)
     check_lora(family_at(found.manifest), names)
     if SUPER_RESOLUTION in found.manifest.metadata:
         raise InputError(
@@ -65,7 +67,7 @@ def export_lora(
     to = check_target(to, file=True, need_bytes=stored_bytes(found.manifest))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    with opened(found.manifest) as directory, staged(to) as folder:
+    with opened_weights(weights) as directory, staged(to) as folder:
         with console.bar("decomposed") as bar:
             low = low_rank(
                 base.directory,
@@ -103,7 +105,7 @@ def export_lora(
             draw(curve, add(PLOT))
         path = folder / "lora.safetensors"
         with console.bar("lora") as bar:
-            metadata = said(found.manifest) | {"rank": str(rank)}
+            metadata = said(weights) | {"rank": str(rank)}
             write_lora(
                 base.directory,
                 low,

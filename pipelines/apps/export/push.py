@@ -12,7 +12,7 @@ from dreambooth.errors import InputError
 from dreambooth.models.download import hub_fault
 from pipelines.apps.export.exporting import Exported, find_manifest
 from pipelines.apps.export.staging import WEIGHTS
-from pipelines.driver.cards import find_card
+from pipelines.driver.cards import find_card, without_average
 from pipelines.driver.console import RunConsole
 from pipelines.report.model_card import Form
 
@@ -88,6 +88,7 @@ def export_and_push(
     *,
     form: Form,
     public: bool,
+    ema: bool | None = None,
     tracking_uri: str | None,
     console: RunConsole,
 ) -> tuple[Exported, Pushed]:
@@ -105,6 +106,8 @@ def export_and_push(
         )
     with tempfile.TemporaryDirectory(prefix="dreambooth-push-") as temporary:
         folder, file = Path(temporary, "model"), f"{repository.id.rpartition('/')[2]}{WEIGHTS}"
+        if ema is False:
+            card = without_average(card)
         exported = write(str(folder if form == "diffusers" else folder / file))
         place = f"{constants.ENDPOINT}/{repository.id}/blob/main/{file}" if form == "single-file" else repository.id
         card.write(folder, form=form, place=place)

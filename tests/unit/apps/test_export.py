@@ -26,7 +26,7 @@ from pipelines.storage.publications import publish
 WHOLE = {"dino": 0.6, "clip_t": 0.3}
 
 
-def publish_changed(base: Path, folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> str:
+def publish_changed(base: Path, folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor], **more: Any) -> str:
     """Publish a base with its denoiser and text encoder changed; returns the address."""
     copy = Path(shutil.copytree(base, folder / "copy"))
     for part in ("unet", "text_encoder"):
@@ -34,7 +34,7 @@ def publish_changed(base: Path, folder: Path, change: Callable[[str, torch.Tenso
             save_file({name: change(name, tensor) for name, tensor in load_file(path).items()}, path, {"format": "pt"})
     metadata = {"key": "k", "subject": "rex", "class_noun": "dog", "identifier": "tfz", "resolution": 64}
     metadata |= {"base_model": str(base), "base_hash": resolve_base_model(str(base)).hash}
-    metadata |= {"num_inference_steps": 2, "guidance_scale": 2.0}
+    metadata |= {"num_inference_steps": 2, "guidance_scale": 2.0} | more
     return publish(copy, str(folder / "rex" / "model"), metadata=metadata).uri
 
 
@@ -164,6 +164,25 @@ def test_refused_before_any_work(case: str, published: str, tmp_path: Path) -> N
     assert result.exit_code == 2
     assert sentence in result.stderr
     assert [path.name for path in Path().iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("average", "given", "sentence"),
+    [
+        ({"ema_decay": None}, "--ema", "trained without a moving average, so there is none to export"),
+        ({"ema_decay": 0.9}, "--no-ema", "are kept by a run with --set train.keep_unaveraged=true"),
+        ({}, "--ema", "doesn't say whether its weights are a moving average; leave --ema out"),
+        ({}, "--no-ema", "doesn't say whether its weights are a moving average; leave --no-ema out"),
+    ],
+)
+@pytest.mark.parametrize("form", [["single-file"], ["lora", "--rank", "2"]])
+def test_weights_that_a_model_does_not_have_are_refused(
+    tiny_pipeline: Path, average: dict[str, Any], given: str, sentence: str, form: list[str], tmp_path: Path
+) -> None:
+    model = publish_changed(tiny_pipeline, tmp_path, lambda name, tensor: tensor, **average)
+    result = export(model, "--to", "a.safetensors", given, "--format", *form)
+    assert (result.exit_code, sentence in result.stderr) == (2, True), result.stderr
+    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,9 @@ class TestReading:
     def test_repeats_and_shares_that_are_none(self, override: str, message: str) -> None:
         assert fault(override).startswith(message)
 
+    def test_without_an_average_there_is_nothing_beside_it_to_keep(self) -> None:
+        assert fault("train.keep_unaveraged=true").startswith("train: keep_unaveraged keeps what the moving average")
+
     def test_textual_inversion_learns_nothing_without_text(self) -> None:
         message = fault("train.method=textual_inversion", "train.caption_dropout=0.1")
         assert message.startswith("train: caption_dropout is 0.1, but method textual_inversion trains the identifier")

@@ -107,6 +107,7 @@ class TestKey:
             "train.optimizer=adamw",
             "images.repeats={00.png: 1}",
             "train.caption_dropout=0",
+            "train.keep_unaveraged=false",
         ],
     )
     def test_it_does_not_change_with(self, plan: MachinePlan, override: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from replicas import cascade
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.delta import rebuild, write_delta
 from dreambooth.models.weight_files import weight_files
 from dreambooth.sampling.sampler import load_pipeline, sample
+from pipelines.cli import main
 from pipelines.cluster.preemption import WATCHER_SWITCH
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import find_result, train_task
@@ -171,6 +173,33 @@ def test_without_a_second_stage_no_checkpoint_is_added(make: Callable[..., Plan]
     [alone] = trained(plan)
     assert losses(alone)
     assert not Path(plan.config.run_uri, "checkpoints").exists()
+
+
+def test_the_last_steps_weights_are_kept_beside_the_average_and_exported(
+    make: Callable[..., Plan], calm: tuple[Plan, list[TrainedStage]], tmp_path: Path
+) -> None:
+    averaged, plain = make(tmp_path / "a", "train.keep_unaveraged=true"), make(tmp_path / "p", "train.ema_decay=null")
+    assert averaged.key != calm[0].key  # a result without them isn't taken for one with them
+    models = [publish_result(trained(plan)) for plan in (averaged, plain)]
+    assert [model.metadata["ema_decay"] for model in models] == [0.5, None]
+    found = {}
+    for name, model, average in (
+        ("ema", models[0], "--ema"),
+        ("no-ema", models[0], "--no-ema"),
+        ("plain", models[1], "--no-ema"),
+    ):
+        to = tmp_path / name
+        result = CliRunner().invoke(
+            main, ["export", model.uri, "--format", "diffusers", "--to", str(to), average, "--quiet"]
+        )
+        assert result.exit_code == 0, result.output
+        found[name] = {
+            path.relative_to(to): path.read_bytes() for path in to.rglob("*.safetensors") if "unet" in path.parts
+        }
+        assert "moving average, decay" not in (to / "README.md").read_text() or name == "ema"
+    assert len(found["plain"]) == 2
+    assert found["no-ema"] == found["plain"]
+    assert all(found["ema"][path] != content for path, content in found["plain"].items())
 
 
 @pytest.fixture(scope="module")
