@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,29 @@ from pipelines.storage.faults import explain
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 _PROBE_SECONDS = 15
 _LOCAL = LocalFileSystem()
+OnBytes = Callable[[int], None]
+"""Called with a number of bytes that were read, sent or received."""
+
+
+class Transfer(fsspec.Callback):  # type: ignore[misc]  # fsspec has no types
+    """Tells of a file's bytes on their way, each once; what a driver doesn't tell of, at the end."""
+
+    def __init__(self, size: int, on_bytes: OnBytes) -> None:
+        super().__init__()
+        self._size, self._on_bytes, self._told = size, on_bytes, 0
+
+    def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
+        """Called by drivers after every piece."""
+        self._tell(min(self.value, self._size))
+
+    def __exit__(self, *raised: Any) -> None:
+        if raised[0] is None:
+            self._tell(self._size)
+
+    def _tell(self, done: int) -> None:
+        if done > self._told:
+            told, self._told = self._told, done
+            self._on_bytes(done - told)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,28 +140,32 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def upload(path: Path, uri: str) -> FileRecord:
+def upload(path: Path, uri: str, *, on_bytes: OnBytes = lambda count: None) -> FileRecord:
     """Copy a file to an address, however large it is; returns its size and sha256 here.
 
-    Raises OSError when not as many bytes arrived.
+    `on_bytes` counts each byte twice: read for the sha256, and sent. Raises OSError when not as many bytes arrived.
     """
     fs, target = filesystem(uri)
-    record = FileRecord(size=path.stat().st_size, sha256=sha256(path))
+    record = FileRecord(size=path.stat().st_size, sha256=sha256(path, on_bytes=on_bytes))
     make_parent(fs, target)
-    _within(_seconds(record.size), fs, "put_file", str(path), target)
+    with Transfer(record.size, on_bytes) as transfer:
+        _within(_seconds(record.size), fs, "put_file", str(path), target, callback=transfer)
     if (size := fs.info(target)["size"]) != record.size:
         raise OSError(errno.EIO, f"{path.name} has {record.size} bytes, but {size} arrived at {uri}")
     return record
 
 
-def move(path: Path, uri: str) -> FileRecord:
-    """Move a file to an address, on a local disk by renaming it; returns its size and sha256."""
+def move(path: Path, uri: str, *, on_bytes: OnBytes = lambda count: None) -> FileRecord:
+    """Move a file to an address, on a local disk by renaming it; returns its size and sha256.
+
+    `on_bytes` counts as `upload` does, on a local disk the bytes read for the sha256 alone.
+    """
     if not is_local(uri):
-        record = upload(path, uri)
+        record = upload(path, uri, on_bytes=on_bytes)
         path.unlink()  # some temporary folders have little room
         return record
     target = Path(filesystem(uri)[1])
-    record = FileRecord(size=path.stat().st_size, sha256=sha256(path))
+    record = FileRecord(size=path.stat().st_size, sha256=sha256(path, on_bytes=on_bytes))
     target.parent.mkdir(parents=True, exist_ok=True)
     path.replace(target)
     return record
@@ -229,16 +257,16 @@ def _write_locally(path: str, content: bytes) -> None:
         raise
 
 
-def _within(seconds: float, fs: AbstractFileSystem, method: str, *arguments: Any) -> None:
+def _within(seconds: float, fs: AbstractFileSystem, method: str, *arguments: Any, **named: Any) -> None:
     """Call a method that sends, and give it up with a TimeoutError after a while.
 
     Before S3's drivers send, they ask the store whether they may, and no timeout of theirs is for the answer: a store
     that takes the connection and then says nothing would be waited for without end.
     """
     if isinstance(fs, AsyncFileSystem):
-        fsspec.asyn.sync(fs.loop, getattr(fs, f"_{method}"), *arguments, timeout=seconds)
+        fsspec.asyn.sync(fs.loop, getattr(fs, f"_{method}"), *arguments, timeout=seconds, **named)
     else:
-        getattr(fs, method)(*arguments)
+        getattr(fs, method)(*arguments, **named)
 
 
 def _seconds(size: int) -> float:
@@ -257,7 +285,11 @@ def _has_no_folders(fs: AbstractFileSystem) -> bool:
     return bool(protocols & _OBJECT_STORES)
 
 
-def sha256(path: Path) -> str:
-    """sha256 of a file's content, which is read piece by piece."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(path: Path, *, on_bytes: OnBytes = lambda count: None) -> str:
+    """sha256 of a file's content, which is read piece by piece; `on_bytes` is called with each piece's size."""
+    total, piece = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            total.update(piece[:count])
+            on_bytes(count)
+    return total.hexdigest()

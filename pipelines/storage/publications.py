@@ -27,6 +27,8 @@ from fsspec.implementations.local import LocalFileSystem
 from dreambooth.errors import InputError
 from pipelines.storage.files import (
     FileRecord,
+    OnBytes,
+    Transfer,
     absolute,
     exists,
     filesystem,
@@ -147,22 +149,24 @@ def manifest_sha256(uri: str) -> str:
     return hashlib.sha256(read_bytes(join(uri, MANIFEST_NAME))).hexdigest()
 
 
-def fetch(publication: Manifest | str, directory: Path) -> Path:
+def fetch(publication: Manifest | str, directory: Path, *, on_bytes: OnBytes = lambda count: None) -> Path:
     """Download a publication to a directory, checking each file's size and sha256. Returns the directory.
 
-    Complete files already there aren't fetched again. Raises Damaged.
+    Complete files already there aren't fetched again; `on_bytes` counts theirs, too. Raises Damaged.
     """
     manifest = read_manifest(publication) if isinstance(publication, str) else publication
     fs, root = filesystem(manifest.uri)
     for name, record in manifest.files.items():
         target = directory / _check_name(name)
         if target.is_file() and target.stat().st_size == record.size and sha256(target) == record.sha256:
+            on_bytes(record.size)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         try:
             try:
-                fs.get_file(f"{root}/{name}", str(partial))
+                with Transfer(record.size, on_bytes) as transfer:
+                    fs.get_file(f"{root}/{name}", str(partial), callback=transfer)
             except FileNotFoundError:
                 raise Damaged(f"{name} is in the manifest at {manifest.uri}, but the file is missing there") from None
             _compare(manifest, name, partial)
@@ -173,10 +177,13 @@ def fetch(publication: Manifest | str, directory: Path) -> Path:
 
 
 @contextmanager
-def opened(publication: Manifest | str, *, compare: bool = False) -> Iterator[Path]:
+def opened(
+    publication: Manifest | str, *, compare: bool = False, on_bytes: OnBytes = lambda count: None
+) -> Iterator[Path]:
     """A folder with a publication's files within this context: its own if local, else a copy.
 
-    Sizes are checked first, and for a copy, or with `compare`, the sha256 too. Raises Damaged.
+    Sizes are checked first, and for a copy, or with `compare`, the sha256 too. `on_bytes` counts what is downloaded.
+    Raises Damaged.
     """
     manifest = read_manifest(publication) if isinstance(publication, str) else publication
     directory = _local_directory(manifest, compare=compare)
@@ -184,7 +191,7 @@ def opened(publication: Manifest | str, *, compare: bool = False) -> Iterator[Pa
         yield directory
         return
     with tempfile.TemporaryDirectory(prefix="dreambooth-copy-") as folder:
-        yield fetch(manifest, Path(folder))
+        yield fetch(manifest, Path(folder), on_bytes=on_bytes)
 
 
 def _local_directory(manifest: Manifest, *, compare: bool) -> Path | None:

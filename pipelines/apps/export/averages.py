@@ -5,12 +5,15 @@ A run with `train.keep_unaveraged` publishes them beside, as their change agains
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth.errors import InputError
+from pipelines.apps.export.progress import counted_bytes
+from pipelines.driver.console import RunConsole
 from pipelines.stages.published_model import find_unaveraged
+from pipelines.storage.files import is_local
 from pipelines.storage.publications import Manifest, opened
 
 
@@ -63,13 +66,22 @@ def choose_weights(manifest: Manifest, ema: bool | None) -> Weights:
 
 
 @contextmanager
-def opened_weights(weights: Weights) -> Iterator[Path]:
-    """A folder with the chosen weights as a diffusers directory, within this context."""
+def opened_weights(weights: Weights, console: RunConsole) -> Iterator[Path]:
+    """A folder with the chosen weights as a diffusers directory, within this context; with a bar for a download."""
     if weights.unaveraged is None:
-        with opened(weights.manifest) as directory:
+        with _opened(weights.manifest, console) as directory:
             yield directory
         return
     from dreambooth.models.delta import rebuild
 
-    with opened(weights.unaveraged) as delta, tempfile.TemporaryDirectory(prefix="dreambooth-model-") as folder:
-        yield rebuild(delta, Path(folder))
+    with _opened(weights.unaveraged, console) as delta, tempfile.TemporaryDirectory(prefix="dreambooth-model-") as made:
+        yield rebuild(delta, Path(made))
+
+
+@contextmanager
+def _opened(manifest: Manifest, console: RunConsole) -> Iterator[Path]:
+    total = 0 if is_local(manifest.uri) else sum(record.size for record in manifest.files.values())
+    with ExitStack() as stack:
+        with counted_bytes(console, "download", total) as counted:
+            directory = stack.enter_context(opened(manifest, on_bytes=counted.add))
+        yield directory

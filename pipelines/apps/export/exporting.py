@@ -1,15 +1,16 @@
 """Export a registered or published model: as one file, as a LoRA, or as diffusers' folder."""
 
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreambooth.errors import InputError
 from dreambooth.models.cascade import SUPER_RESOLUTION
-from dreambooth.models.families import Family, family_named, family_of
+from dreambooth.models.families import Family, family_named
 from pipelines.apps.export.averages import Weights, choose_weights, opened_weights
+from pipelines.apps.export.folder import write_folder
+from pipelines.apps.export.progress import counted_bytes
 from pipelines.apps.export.staging import Written, check_target, place_files, place_folder, staged
 from pipelines.apps.generate import find_published
 from pipelines.driver.cards import find_card, without_average
@@ -58,22 +59,28 @@ def export_whole(
     if form == "single-file":
         family.single_file_names(Path(), family.denoiser.folder, ())  # raises if it has none
     to = check_target(to, file=form == "single-file", need_bytes=stored_bytes(manifest))
-    with opened_weights(weights) as directory, staged(to) as folder, console.bar(form) as bar:
-        progress = megabytes(bar)
+    with opened_weights(weights, console) as directory, staged(to) as folder:
         if form == "single-file":
-            from dreambooth.models.single_file import write_single_file
-
             path = folder / to.rpartition("/")[2]
-            write_single_file(directory, path, dtype=wanted, metadata=said(weights), on_progress=progress)
-            return Exported(files=place_files([(path, to)]), notes=_notes(family, directory))
-        copy = folder / "model"
-        _copy(family, directory, copy, wanted, progress)
-        if SUPER_RESOLUTION in manifest.metadata:
-            second = directory / SUPER_RESOLUTION
-            _copy(family_of(second), second, copy / SUPER_RESOLUTION, wanted, progress)
+            write_one_file(directory, path, dtype=wanted, metadata=said(weights), console=console)
+            return Exported(files=place_files([(path, to)], console=console), notes=_notes(family, directory))
+        copy, cascade = folder / "model", SUPER_RESOLUTION in manifest.metadata
+        write_folder(directory, copy, dtype=wanted, cascade=cascade, console=console)
         if (card := find_card(manifest)) is not None:
             (card if weights.unaveraged is None else without_average(card)).write(copy)
-        return Exported(files=place_folder(copy, to, last=_INDEX))
+        return Exported(files=place_folder(copy, to, last=_INDEX, console=console))
+
+
+def write_one_file(
+    directory: Path, path: Path, *, dtype: Any, metadata: Mapping[str, str], console: RunConsole
+) -> None:
+    """Write a diffusers directory as one file, with a bar."""
+    from dreambooth.models.single_file import plan_single_file
+    from dreambooth.models.tensor_stream import write_tensors
+
+    planned = plan_single_file(directory, dtype=dtype)
+    with counted_bytes(console, "single-file", sum(tensor.size for tensor in planned)) as counted:
+        write_tensors(path, planned, {"format": "pt", **metadata}, on_progress=counted.part())
 
 
 def find_manifest(model: str, tracking_uri: str | None) -> Manifest:
@@ -105,37 +112,6 @@ def said(weights: Weights) -> dict[str, str]:
     """What a file says of its model in its header."""
     metadata: Mapping[str, Any] = weights.manifest.metadata
     return {name: str(metadata[name]) for name in _SAID if metadata.get(name)} | weights.metadata
-
-
-def megabytes(bar: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
-    """Progress in bytes for a bar that counts megabytes."""
-    return lambda done, total: bar(done // 10**6, max(1, total // 10**6), "MB")
-
-
-def _copy(family: Family, directory: Path, target: Path, dtype: Any, progress: Callable[[int, int], None]) -> None:
-    """A pipeline's files, the weights in another dtype if one is given, each component in one file."""
-    from dreambooth.models.base_model import pipeline_files
-    from dreambooth.models.tensor_stream import planned_as, write_tensors
-    from dreambooth.models.weight_files import open_tensors
-
-    weighed = [part for part in family.parts(directory) if part.weights is not None] if dtype is not None else []
-    folders = {part.folder for part in weighed}
-    files = [
-        path
-        for path in pipeline_files(directory)
-        if path.relative_to(directory).parts[0] not in folders
-        or not (path.suffix == ".safetensors" or path.name.endswith(".index.json"))
-    ]
-    for done, path in enumerate(files, start=1):
-        copy = target / path.relative_to(directory)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-        if dtype is None:
-            progress(done, len(files))
-    for part in weighed:
-        path = target / part.folder / f"{part.weights}.safetensors"
-        planned = planned_as(open_tensors(directory, part), dtype)
-        write_tensors(path, planned, {"format": "pt"}, on_progress=progress)
 
 
 def _notes(family: Family, directory: Path) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from dreambooth.errors import InputError
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.apps.evaluate_model import MeasurableModel, find_measurable, settings_of
 from pipelines.apps.export.averages import choose_weights, opened_weights
-from pipelines.apps.export.exporting import Exported, family_at, megabytes, said, stored_bytes
+from pipelines.apps.export.exporting import Exported, family_at, said, stored_bytes
+from pipelines.apps.export.progress import counted_bytes
 from pipelines.apps.export.rank import MOST_RANK, Curve, choose_rank, draw
 from pipelines.apps.export.staging import beside, check_target, place_files, staged
 from pipelines.driver.console import RunConsole
@@ -67,7 +68,7 @@ def export_lora(
     to = check_target(to, file=True, need_bytes=stored_bytes(found.manifest))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    with opened_weights(weights) as directory, staged(to) as folder:
+    with opened_weights(weights, console) as directory, staged(to) as folder:
         with console.bar("decomposed") as bar:
             low = low_rank(
                 base.directory,
@@ -104,8 +105,8 @@ def export_lora(
             add(CURVE).write_text(curve.as_json())
             draw(curve, add(PLOT))
         path = folder / "lora.safetensors"
-        with console.bar("lora") as bar:
-            metadata = said(weights) | {"rank": str(rank)}
+        metadata = said(weights) | {"rank": str(rank)}
+        with counted_bytes(console, "lora", lora_bytes(low, rank, wanted.itemsize)) as counted:
             write_lora(
                 base.directory,
                 low,
@@ -114,9 +115,10 @@ def export_lora(
                 names=names,
                 dtype=wanted,
                 metadata=metadata,
-                on_progress=megabytes(bar),
+                on_progress=counted.part(),
             )
-        return Exported(files=place_files([*files, (path, to)]), notes=_notes(low, rank, curve), curve=curve)
+        placed = place_files([*files, (path, to)], console=console)
+        return Exported(files=placed, notes=_notes(low, rank, curve), curve=curve)
 
 
 def lora_bytes(low: "LowRank", rank: int, itemsize: int) -> int:

@@ -7,13 +7,15 @@ first goes last.
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth.config.addresses import shown
 from dreambooth.errors import InputError
+from pipelines.apps.export.progress import Bytes, counted_bytes
+from pipelines.driver.console import RunConsole
 from pipelines.storage.files import absolute, check_writable, exists, is_local, join, move, remove, sha256
 
 WEIGHTS = ".safetensors"
@@ -66,14 +68,20 @@ def staged(to: str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def place_files(files: Sequence[tuple[Path, str]]) -> tuple[Written, ...]:
+def place_files(files: Sequence[tuple[Path, str]], *, console: RunConsole) -> tuple[Written, ...]:
     """Move files to their addresses, in order; after an error none is left there."""
+    title, times = ("checksum", 1) if all(is_local(address) for _, address in files) else ("checksum and upload", 2)
+    with counted_bytes(console, title, times * _size(path for path, _ in files)) as counted:
+        return _place_files(files, counted)
+
+
+def _place_files(files: Sequence[tuple[Path, str]], counted: Bytes) -> tuple[Written, ...]:
     begun: list[str] = []
     placed: list[Written] = []
     try:
         for path, address in files:
             begun.append(address)
-            record = move(path, address)
+            record = move(path, address, on_bytes=counted.add)
             placed.append(Written(address=address, size=record.size, sha256=record.sha256))
     except BaseException:
         for address in begun:
@@ -83,15 +91,23 @@ def place_files(files: Sequence[tuple[Path, str]]) -> tuple[Written, ...]:
     return tuple(placed)
 
 
-def place_folder(folder: Path, to: str, *, last: str) -> tuple[Written, ...]:
+def place_folder(folder: Path, to: str, *, last: str, console: RunConsole) -> tuple[Written, ...]:
     """Move a folder to its address, the file `last` at the end; after an error nothing is left there."""
     paths = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: (path.name == last, path))
     named = [(path, join(to, path.relative_to(folder).as_posix())) for path in paths]
     if not is_local(to):
-        return place_files(named)
-    written = tuple(Written(address=name, size=path.stat().st_size, sha256=sha256(path)) for path, name in named)
+        return place_files(named, console=console)
+    with counted_bytes(console, "checksum", _size(paths)) as counted:
+        written = tuple(
+            Written(address=name, size=path.stat().st_size, sha256=sha256(path, on_bytes=counted.add))
+            for path, name in named
+        )
     folder.rename(to)
     return written
+
+
+def _size(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)
 
 
 def _parent(address: str) -> str:
