@@ -1,5 +1,6 @@
 """Which weight files of a component are read: whole or in shards, the plain ones or else a half-precision variant."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +12,8 @@ from dreambooth.models.config_fields import read_json
 
 VARIANTS = ("fp16", "bf16")
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema)\b|non_ema")
+_ONES = {"F32": b"\x00\x00\x80\x3f", "F16": b"\x00\x3c", "BF16": b"\x80\x3f"}
+"""The number 1 in a weight file, by dtype."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
 
 
@@ -73,6 +76,23 @@ def open_tensors(directory: Path, component: Component) -> dict[str, Any]:
         stored = open_weights(path)
         opened |= dict.fromkeys(stored.keys(), stored)
     return opened
+
+
+def is_identity(directory: Path, component: Component, name: str) -> bool:
+    """Whether a stored matrix is the identity; read without PyTorch, which takes seconds to import."""
+    for path in weight_files(directory, component):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            tensor = json.loads(file.read(size)).get(name)
+            if tensor is None:
+                continue
+            (begin, end), (rows, *columns) = tensor["data_offsets"], tensor["shape"]
+            one = _ONES.get(tensor["dtype"])
+            if one is None or columns != [rows]:
+                return False
+            file.seek(8 + size + begin)
+            return file.read(end - begin) == (one + bytes(rows * len(one))) * (rows - 1) + one
+    return False
 
 
 def is_read(directory: Path, component: Component, path: Path) -> bool:

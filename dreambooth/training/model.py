@@ -215,7 +215,7 @@ def build_model(components: Components, config: DreamBoothConfig, *, autocast: b
     )
     model.train().requires_grad_(not embedding_only)
     model.identifier_embeddings.requires_grad_(True)
-    family.freeze(model.denoiser, model.text_encoders)
+    family.freeze(directory, model.denoiser, model.text_encoders)
     return model
 
 

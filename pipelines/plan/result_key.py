@@ -40,6 +40,10 @@ def result_key(
         place,
     ]
     parts += [str(config.cluster.num_workers)]
+    if train.trains_text_encoder and train.method == "dreambooth":
+        # Earlier results trained these, and keep keys without them.
+        folders = base.run_text_encoders(train)
+        parts += [f"{folder}.{name} kept" for folder in folders for name in base.family.kept(base.directory, folder)]
     if base.family.scales_up and (levels := config.super_resolution.noise_levels) is not None:
         parts.append(f"noise levels {levels}")
     parts += [prior.recipe, str(prior.count), str(config.prior.prior_loss_weight)] if prior else ["no prior"]

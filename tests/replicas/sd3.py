@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from replicas.parts import (
     autoencoder_without_quantization,
     clip_text,
@@ -47,6 +49,8 @@ def build_without_t5(folder: Path) -> None:
 def _write_common(folder: Path, **settings: Any) -> None:
     first = write_clip_tokenizer(folder / "tokenizer")
     second = write_clip_tokenizer(folder / "tokenizer_2", pad="!")
+    text_encoder = clip_text(CLIPTextModelWithProjection, 16, first, activation="quick_gelu")
+    torch.nn.init.eye_(text_encoder.text_projection.weight)  # as in the published ones
     save(
         folder,
         transformer=SD3Transformer2DModel(
@@ -64,7 +68,7 @@ def _write_common(folder: Path, **settings: Any) -> None:
             **settings,
         ),
         vae=autoencoder_without_quantization(scaling_factor=1.5305, shift_factor=0.0609),
-        text_encoder=clip_text(CLIPTextModelWithProjection, 16, first, activation="quick_gelu"),
+        text_encoder=text_encoder,
         text_encoder_2=clip_text(CLIPTextModelWithProjection, 24, second, activation="gelu", projection=20),
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0),
     )

@@ -118,8 +118,18 @@ class Parts:
         """
         return ()
 
-    def freeze(self, denoiser: "nn.Module", text_encoders: "Mapping[str, nn.Module]") -> None:
-        """Freeze parameters without gradient: an optimizer would only decay them, and DDP or ZeRO waits for them."""
+    def kept(self, directory: Path, folder: str) -> Iterable[str]:
+        """Names of a text encoder's parameters that stay as the base has them, though they would get a gradient.
+
+        Part of a result's key: say so only of a base for which other programs can't read another value.
+        """
+        return ()
+
+    def freeze(self, directory: Path, denoiser: "nn.Module", text_encoders: "Mapping[str, nn.Module]") -> None:
+        """Freeze what is kept, and parameters without gradient: an optimizer would only decay them, and DDP or ZeRO
+        waits for them.
+        """
         for owner, module in {"denoiser": denoiser, **text_encoders}.items():
-            for name in self.without_gradient(owner, module):
+            kept = () if owner == "denoiser" else self.kept(directory, owner)
+            for name in (*self.without_gradient(owner, module), *kept):
                 module.get_parameter(name).requires_grad_(False)

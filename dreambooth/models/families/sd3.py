@@ -25,6 +25,7 @@ from dreambooth.models.families.sdxl import clip_prompt_arguments
 from dreambooth.models.families.stable_diffusion import TEXT_FIELDS, VAE_FIELDS, field
 from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
 from dreambooth.models.placed import Names, Placed
+from dreambooth.models.weight_files import is_identity
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _TRANSFORMER, _SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
 _T5, _T5_TOKENS = "text_encoder_3", 256
+_PROJECTION = "text_projection.weight"
 _BLOCK = r"transformer_blocks\.(\d+)\."
 _SINGLE_FILE = (
     (r"pos_embed\.pos_embed", "pos_embed"),
@@ -188,6 +190,13 @@ class StableDiffusion3(Family):
         unread = (f"{last}add_q_proj.", f"{last}norm_added_q.")
         return [name for name, _ in module.named_parameters() if name.startswith(unread)]
 
+    def kept(self, directory: Path, folder: str) -> Iterable[str]:
+        """The first CLIP's projection where it is the identity, as in the published bases: single files have no place
+        for it, and their readers take the identity.
+        """
+        part = self.component(folder)
+        return [_PROJECTION] if folder == "text_encoder" and is_identity(directory, part, _PROJECTION) else []
+
     def arguments(
         self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors
     ) -> dict[str, Any]:
@@ -218,7 +227,7 @@ class StableDiffusion3(Family):
             return original.t5_names(names)
         if folder == "text_encoder_2":
             return original.clip_names(names, original.CLIP_G)
-        return original.clip_names([name for name in names if name != "text_projection.weight"], original.CLIP_L)
+        return original.clip_names([name for name in names if name != _PROJECTION], original.CLIP_L)
 
     # Sampling.
 

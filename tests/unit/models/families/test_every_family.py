@@ -137,7 +137,8 @@ class TestTraining:
         listed = {f"{owner}.{name}" for owner, part in owners.items() for name in family.without_gradient(owner, part)}
         assert found == listed
         frozen = {name for name, each in load_model(base, settings).named_parameters() if not each.requires_grad}
-        assert frozen == listed
+        kept = {f"{folder}.{name}" for folder in model.text_encoders for name in family.kept(base, folder)}
+        assert frozen == listed | kept
 
     def test_a_mask_weighs_positions_of_the_instance_half_alone(self, base: Path, config: Any, data: Any) -> None:
         model, batch = load_model(base, config()).eval(), data(config()).batch(range(2))
