@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from torch import Tensor
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.cascade import SUPER_RESOLUTION
-from dreambooth.models.weight_files import weight_files
+from dreambooth.models.tensor_stream import Planned, Progress, write_tensors
+from dreambooth.models.weight_files import WeightFile, tensors_of, weight_files
 
 DESCRIPTION = "delta.json"
 _FORMAT, _CASCADE = 1, 2
@@ -37,6 +39,9 @@ _INTEGERS: dict[int, tuple[torch.dtype, Any, Any]] = {
     2: (torch.int16, np.int16, np.uint16),
     4: (torch.int32, np.int32, np.uint32),
 }
+
+_SAVED = (torch.float32, torch.bfloat16, torch.float16)
+"""The order in which safetensors writes tensors of several dtypes."""
 
 
 def is_delta(directory: Path) -> bool:
@@ -68,10 +73,13 @@ def write_delta(base: BaseModel, model: Path, target: Path, second: BaseModel | 
     (target / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
 
 
-def rebuild(delta: Path, target: Path, base: BaseModel | None = None) -> Path:
+def rebuild(
+    delta: Path, target: Path, base: BaseModel | None = None, *, on_progress: Progress = lambda done, total: None
+) -> Path:
     """Restore a model from its delta into `target`, which is returned. `base` None: find the base named by the delta.
 
-    Raises InputError if the base isn't the delta's own, or the delta is damaged.
+    One tensor is in memory at a time; `on_progress` counts the bytes read of base and delta. Raises InputError if the
+    base isn't the delta's own, or the delta is damaged.
     """
     description = json.loads((delta / DESCRIPTION).read_text())
     if description.get("format") not in (_FORMAT, _CASCADE):
@@ -81,18 +89,33 @@ def rebuild(delta: Path, target: Path, base: BaseModel | None = None) -> Path:
     base, second = _found(description, base), None
     if (of_second := description.get(SUPER_RESOLUTION)) is not None:
         second = _found(of_second, None, scales_up=True)
+    sources: list[tuple[str, dict[str, str], list[Path]]] = []
     for name, file in description["files"].items():
         _check_name(name)
         if name == _MANIFEST:  # in deltas of earlier versions, but not in the registered ones
             continue
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
         stage, own_name = _stage_of(name, base, second)
         if file["kept"] == "change":
-            _apply_change(_weights_of(stage, own_name), delta / name, target / name)
+            sources.append((name, file, _weights_of(stage, own_name)))
         else:
-            shutil.copyfile(stage.directory / own_name if file["kept"] == "base" else delta / name, target / name)
+            sources.append((name, file, [stage.directory / own_name if file["kept"] == "base" else delta / name]))
+    done, total = 0, sum(path.stat().st_size for _, _, paths in sources for path in paths)
+    for name, file, paths in sources:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if file["kept"] == "change":
+            begin, size = done, sum(path.stat().st_size for path in paths)
+            _apply_change(
+                paths,
+                delta / name,
+                target / name,
+                on_progress=lambda now, end, begin=begin, size=size: on_progress(begin + size * now // end, total),
+            )
+        else:
+            shutil.copyfile(paths[0], target / name)
         if (got := _sha256(target / name)) != file["sha256"]:
             raise InputError(f"{name} was rebuilt with sha256 {got}, expected {file['sha256']}; the delta is damaged")
+        done += sum(path.stat().st_size for path in paths)
+        on_progress(done, total)
     return target
 
 
@@ -166,17 +189,31 @@ def _write_change(originals: Sequence[Path], path: Path, target: Path) -> None:
     save_file(changes, target, {"dtypes": json.dumps(dtypes)})
 
 
-def _apply_change(originals: Sequence[Path], change: Path, target: Path) -> None:
-    before, after = _load(originals), {}
-    with safe_open(change, framework="pt") as changes:
-        for name, dtype_name in json.loads(changes.metadata()["dtypes"]).items():
-            dtype = getattr(torch, dtype_name)
-            start = _ordered(before[name].to(dtype))
-            packed = changes.get_tensor(name).numpy().tobytes()
-            planes = np.frombuffer(_codec().decompress(packed, start.nbytes, asbytes=True), np.uint8)
-            difference = np.ascontiguousarray(planes.reshape(start.itemsize, -1).T).reshape(-1).view(start.dtype)
-            after[name] = _from_ordered(start + _unfolded(difference), dtype).reshape(before[name].shape)
-    save_file(after, target, {"format": "pt"})
+def _apply_change(originals: Sequence[Path], change: Path, target: Path, *, on_progress: Progress) -> None:
+    """Write a file tensor by tensor, to the byte as `save_file` does: larger dtypes first, then by name."""
+    before = tensors_of(originals)
+    changes = WeightFile(change)
+    with safe_open(change, framework="pt") as opened:
+        dtypes = {name: getattr(torch, dtype) for name, dtype in json.loads(opened.metadata()["dtypes"]).items()}
+
+    def changed(name: str) -> Tensor:
+        dtype, old = dtypes[name], before[name].get_tensor(name)
+        start = _ordered(old.to(dtype))
+        packed = changes.get_tensor(name).numpy().tobytes()
+        planes = np.frombuffer(_codec().decompress(packed, start.nbytes, asbytes=True), np.uint8)
+        difference = np.ascontiguousarray(planes.reshape(start.itemsize, -1).T).reshape(-1).view(start.dtype)
+        return _from_ordered(start + _unfolded(difference), dtype).reshape(old.shape)
+
+    planned = [
+        Planned(
+            name=name,
+            dtype=dtypes[name],
+            shape=tuple(before[name].get_slice(name).get_shape()),
+            make=partial(changed, name),
+        )
+        for name in sorted(dtypes, key=lambda name: (_SAVED.index(dtypes[name]), name))
+    ]
+    write_tensors(target, planned, {"format": "pt"}, on_progress=on_progress)
 
 
 def _codec() -> pa.Codec:

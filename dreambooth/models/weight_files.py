@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import read_json
 
+_READ_BEFORE_REOPENING = 32 * 2**20
 VARIANTS = ("fp16", "bf16")
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema)\b|non_ema")
 _ONES = {"F32": b"\x00\x00\x80\x3f", "F16": b"\x00\x3c", "BF16": b"\x80\x3f"}
@@ -69,11 +71,44 @@ def open_weights(path: Path, framework: str = "pt") -> Any:
         raise InputError(f"{path} is damaged: {error}; copy it again") from None
 
 
-def open_tensors(directory: Path, component: Component) -> dict[str, Any]:
-    """A component's opened weight files by the names of their tensors; nothing is read but the headers."""
-    opened: dict[str, Any] = {}
-    for path in weight_files(directory, component):
-        stored = open_weights(path)
+class WeightFile:
+    """A safetensors file whose tensors are read one by one, without more of it in memory than some 32 MiB.
+
+    It is opened anew after so many bytes: pages read of an opened file count as the process's memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+        self._opened = open_weights(path)
+
+    def keys(self) -> list[str]:
+        """Names of the tensors."""
+        return list(self._opened.keys())
+
+    def get_slice(self, name: str) -> Any:
+        """Shape and dtype of a tensor."""
+        return self._opened.get_slice(name)
+
+    def get_tensor(self, name: str) -> Any:
+        """A tensor, perhaps a view of the file: what of it is kept, is kept in memory."""
+        if self._read >= _READ_BEFORE_REOPENING:
+            self._opened = None  # closed first
+            self._opened, self._read = open_weights(self._path), 0
+        tensor = self._opened.get_tensor(name)
+        self._read += tensor.numel() * tensor.element_size()
+        return tensor
+
+
+def open_tensors(directory: Path, component: Component) -> dict[str, WeightFile]:
+    """A component's weight files by the names of their tensors; nothing is read but the headers."""
+    return tensors_of(weight_files(directory, component))
+
+
+def tensors_of(paths: Iterable[Path]) -> dict[str, WeightFile]:
+    """Weight files by the names of their tensors."""
+    opened: dict[str, WeightFile] = {}
+    for path in paths:
+        stored = WeightFile(path)
         opened |= dict.fromkeys(stored.keys(), stored)
     return opened
 

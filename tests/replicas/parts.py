@@ -111,13 +111,15 @@ def write_t5_tokenizer(folder: Path, *, fast: bool = True) -> int:
     return len(tokenizer)
 
 
-def clip_text(kind: type, width: int, ids: int, *, activation: str, projection: int | None = None) -> Any:
-    """A CLIP text encoder of three layers. eos_token_id 2 stands in every repository, though no text ends in it."""
+def clip_text(
+    kind: type, width: int, ids: int, *, activation: str, projection: int | None = None, layers: int = 3
+) -> Any:
+    """A CLIP text encoder. eos_token_id 2 stands in every repository, though no text ends in it."""
     config = CLIPTextConfig(
         vocab_size=ids,
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=77,
         hidden_act=activation,

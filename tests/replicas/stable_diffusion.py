@@ -20,14 +20,14 @@ _PARTS: dict[str, str | None] = {
 }
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, *, width: int = 16, layers: int = 3, channels: tuple[int, int] = (8, 16)) -> None:
     """Stable Diffusion 1.5."""
     ids = write_clip_tokenizer(folder / "tokenizer")
     save(
         folder,
-        unet=_unet(cross_attention_dim=16, attention_head_dim=2),
+        unet=_unet(cross_attention_dim=width, attention_head_dim=2, channels=channels),
         vae=autoencoder(4, scaling_factor=0.18215, sample_size=64),
-        text_encoder=clip_text(CLIPTextModel, 16, ids, activation="quick_gelu"),
+        text_encoder=clip_text(CLIPTextModel, width, ids, activation="quick_gelu", layers=layers),
         scheduler=PNDMScheduler(
             **BETAS, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1, prediction_type="epsilon"
         ),
@@ -53,13 +53,13 @@ def build_velocity(folder: Path) -> None:
     write_index(folder, "StableDiffusionPipeline", parts, requires_safety_checker=False)
 
 
-def _unet(**settings: Any) -> UNet2DConditionModel:
+def _unet(channels: tuple[int, int] = (8, 16), **settings: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
-        block_out_channels=(8, 16),
+        block_out_channels=channels,
         norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth.errors import InputError
-from pipelines.apps.export.progress import counted_bytes
+from pipelines.apps.export.progress import counted_bytes, in_megabytes
 from pipelines.driver.console import RunConsole
 from pipelines.stages.published_model import find_unaveraged
 from pipelines.storage.files import is_local
@@ -75,7 +75,9 @@ def opened_weights(weights: Weights, console: RunConsole) -> Iterator[Path]:
     from dreambooth.models.delta import rebuild
 
     with _opened(weights.unaveraged, console) as delta, tempfile.TemporaryDirectory(prefix="dreambooth-model-") as made:
-        yield rebuild(delta, Path(made))
+        with console.bar("rebuilt") as bar:
+            rebuild(delta, Path(made), on_progress=in_megabytes(bar))
+        yield Path(made)
 
 
 @contextmanager

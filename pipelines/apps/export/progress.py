@@ -4,21 +4,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipelines.driver.console import RunConsole
+from pipelines.driver.relay import Update
 
 _MB = 10**6
+
+
+def in_megabytes(bar: Update) -> Callable[[int, int], None]:
+    """Progress in bytes, as (done, total), for a bar; only the last byte fills it."""
+
+    def told(done: int, total: int) -> None:
+        whole = max(1, -(-total // _MB))
+        bar(whole if done >= total else done // _MB, whole, "MB")
+
+    return told
 
 
 class Bytes:
     """Counts bytes up to a total, and moves a bar."""
 
-    def __init__(self, bar: Callable[[int, int, str], None], total: int) -> None:
-        self._bar, self._total, self._done = bar, total, 0
+    def __init__(self, bar: Update, total: int) -> None:
+        self._progress, self._total, self._done = in_megabytes(bar), total, 0
 
     def add(self, count: int) -> None:
         """Count more bytes."""
         self._done += count
-        whole = -(-self._total // _MB)  # rounded up, so that only the last byte fills the bar
-        self._bar(whole if self._done >= self._total else self._done // _MB, max(1, whole), "MB")
+        self._progress(self._done, self._total)
 
     def part(self) -> Callable[[int, int], None]:
         """Progress, as (done, total), of a part that begins where the count is now."""

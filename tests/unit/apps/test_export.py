@@ -2,21 +2,19 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 import torch
+from changed_models import publish_changed
 from click.testing import CliRunner, Result
 from replicas import REPLICAS
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from dreambooth.errors import InputError
-from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.low_rank import LowRank, low_rank
 from dreambooth.training.best_checkpoint import Score
 from pipelines.apps.export.rank import choose_rank
@@ -24,18 +22,6 @@ from pipelines.cli import main
 from pipelines.storage.publications import publish
 
 WHOLE = {"dino": 0.6, "clip_t": 0.3}
-
-
-def publish_changed(base: Path, folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor], **more: Any) -> str:
-    """Publish a base with its denoiser and text encoder changed; returns the address."""
-    copy = Path(shutil.copytree(base, folder / "copy"))
-    for part in ("unet", "text_encoder"):
-        for path in (copy / part).glob("*.safetensors"):
-            save_file({name: change(name, tensor) for name, tensor in load_file(path).items()}, path, {"format": "pt"})
-    metadata = {"key": "k", "subject": "rex", "class_noun": "dog", "identifier": "tfz", "resolution": 64}
-    metadata |= {"base_model": str(base), "base_hash": resolve_base_model(str(base)).hash}
-    metadata |= {"num_inference_steps": 2, "guidance_scale": 2.0} | more
-    return publish(copy, str(folder / "rex" / "model"), metadata=metadata).uri
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from test_export import publish_changed
+from changed_models import publish_changed
 
 from pipelines.apps.export.exporting import export_whole
 from pipelines.apps.export.lora import export_lora
