@@ -32,9 +32,10 @@ class Layer:
     up: Tensor
     down: Tensor
 
-    def change(self, rank: int) -> Tensor:
-        """The nearest change of a rank, in the shape of the layer's weight."""
-        product = self.up[:, :rank] @ self.down[:rank].flatten(1)
+    def change(self, rank: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The nearest change of a rank, in the shape of the layer's weight, of matrices that are stored as `dtype`."""
+        up, down = (each.to(dtype).float() for each in (self.up[:, :rank], self.down[:rank]))
+        product = up @ down.flatten(1)
         return product.reshape(len(self.up), *self.down.shape[1:])
 
 
@@ -137,10 +138,12 @@ def weights_of(directory: Path) -> dict[str, Tensor]:
     }
 
 
-def weights_with(base: Path, found: LowRank, rank: int, *, embeddings: bool) -> dict[str, Tensor]:
+def weights_with(
+    base: Path, found: LowRank, rank: int, *, embeddings: bool, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """The base's denoiser and text encoders with a LoRA of a rank, as an engine's state_dict names them, in fp32.
 
-    With `embeddings` the identifier's rows are those of the model.
+    `dtype` is that of the LoRA's file. With `embeddings` the identifier's rows are those of the model.
     """
     family = family_of(base)
     layers = {(layer.folder, layer.module): layer for layer in found.layers}
@@ -157,7 +160,7 @@ def weights_with(base: Path, found: LowRank, rank: int, *, embeddings: bool) -> 
         owner = "denoiser" if part == family.denoiser else part.folder
         for name, weight in module.named_parameters():
             layer = layers.get((part.folder, name.removesuffix(".weight")))
-            change = layer.change(rank) if layer is not None and name.endswith(".weight") else 0
+            change = layer.change(rank, dtype) if layer is not None and name.endswith(".weight") else 0
             state[f"{owner}.{name}"] = weight.detach() + change
     return state
 

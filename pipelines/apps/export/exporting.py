@@ -11,7 +11,7 @@ from dreambooth.models.families import Family, family_named
 from pipelines.apps.export.averages import Weights, choose_weights, opened_weights
 from pipelines.apps.export.folder import write_folder
 from pipelines.apps.export.progress import counted_bytes
-from pipelines.apps.export.staging import Written, check_target, place_files, place_folder, staged
+from pipelines.apps.export.staging import INDEX, Written, check_target, place_files, place_folder, staged
 from pipelines.apps.generate import find_published
 from pipelines.driver.cards import find_card, without_average
 from pipelines.driver.console import RunConsole
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pipelines.apps.export.rank import Curve
 
 _SAID = ("subject", "identifier", "class_noun", "base_model", "base_hash")
-_INDEX = "model_index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ def export_whole(
         write_folder(directory, copy, dtype=wanted, cascade=cascade, console=console)
         if (card := find_card(manifest)) is not None:
             (card if weights.unaveraged is None else without_average(card)).write(copy)
-        return Exported(files=place_folder(copy, to, last=_INDEX, console=console))
+        return Exported(files=place_folder(copy, to, console=console))
 
 
 def write_one_file(
@@ -94,7 +93,7 @@ def find_manifest(model: str, tracking_uri: str | None) -> Manifest:
 
 def family_at(manifest: Manifest) -> Family:
     """The family of a publication, by its index alone. Raises InputError for an unsupported one."""
-    kind = read_json(join(manifest.uri, _INDEX)).get("_class_name")
+    kind = read_json(join(manifest.uri, INDEX)).get("_class_name")
     family = family_named(str(kind))
     if family is None:
         raise InputError(f"{manifest.uri} holds a {kind}, which is not supported")

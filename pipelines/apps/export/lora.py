@@ -16,6 +16,8 @@ from pipelines.apps.export.staging import beside, check_target, place_files, sta
 from pipelines.driver.console import RunConsole
 
 if TYPE_CHECKING:
+    import torch
+
     from dreambooth.data.images import InstanceImage
     from dreambooth.models.base_model import BaseModel
     from dreambooth.models.lora_file import LoraNames
@@ -83,7 +85,7 @@ def export_lora(
             raise InputError(f"the model differs from its base {alone}, and a LoRA holds layers; nothing was written")
         curve = None
         if rank is None:
-            score = _scorer(found, config, base, images, low, directory, device)
+            score = _scorer(found, config, base, images, low, directory, device, wanted)
             curve = choose_rank(
                 low,
                 within=within,
@@ -178,8 +180,9 @@ def _scorer(
     low: "LowRank",
     directory: Path,
     device: str,
+    dtype: "torch.dtype",
 ) -> "Callable[[int | None, bool], Score]":
-    """Measure a rank, with the identifier's embeddings or without; None is the whole model."""
+    """Measure a rank as it is exported in `dtype`, with the identifier's embeddings or without; None: the model."""
     from dreambooth.models.low_rank import weights_of, weights_with
     from dreambooth.sampling.best_dtype import best_dtype
     from pipelines.worker.fidelity import FidelityScorer
@@ -196,7 +199,7 @@ def _scorer(
     def score(rank: int | None, embedding: bool) -> "Score":
         if rank is None:
             return scorer.score(0, weights_of(directory))
-        return scorer.score(rank, weights_with(base.directory, low, rank, embeddings=embedding))
+        return scorer.score(rank, weights_with(base.directory, low, rank, embeddings=embedding, dtype=dtype))
 
     return score
 

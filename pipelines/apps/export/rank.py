@@ -69,8 +69,9 @@ def choose_rank(
     size_of: Callable[[int], int],
     say: Callable[[str], None] = lambda line: None,
 ) -> Curve:
-    """Measure ranks 1, 2, 4, … until one loses no more than `within`.
+    """Measure ranks 1, 2, 4, … until one loses no more than `within`, then halve the gap to the one before.
 
+    So it is the smallest such rank where a higher one loses no more than a lower one.
     `score(rank, embedding)` measures a rank, None the whole model; `size_of` is the bytes of a file. Where the
     highest rank alone loses more, the identifier's embeddings are put in. Raises InputError if that isn't enough.
     """
@@ -95,14 +96,22 @@ def choose_rank(
             f"{best.dino:.3f} against {whole.dino:.3f} and CLIP-T {best.clip_t:.3f} against {whole.clip_t:.3f}; allow "
             f"--within {_loss(whole, best):.3f}, or export with --format single-file"
         )
-    points = []
-    for rank in ranks:
-        points.append(best if rank == ranks[-1] else measured(rank, embedding))
-        if _loss(whole, points[-1]) <= within:
+    points, lost = {ranks[-1]: best}, 0
+    for chosen in ranks:
+        if chosen not in points:
+            points[chosen] = measured(chosen, embedding)
+        if _loss(whole, points[chosen]) <= within:
             break
-    chosen = points[-1].rank
-    points += [best] if chosen != ranks[-1] else []
-    return Curve(whole=whole, points=tuple(points), within=within, bank=bank, embedding=embedding, rank=chosen)
+        lost = chosen
+    while chosen - lost > 1:  # between the last power of two that loses more, and the first that doesn't
+        middle = (lost + chosen) // 2
+        points[middle] = measured(middle, embedding)
+        if _loss(whole, points[middle]) <= within:
+            chosen = middle
+        else:
+            lost = middle
+    curve = tuple(points[rank] for rank in sorted(points))
+    return Curve(whole=whole, points=curve, within=within, bank=bank, embedding=embedding, rank=chosen)
 
 
 def draw(curve: Curve, path: Path) -> None:

@@ -1,9 +1,12 @@
 """Make files aside, and give them their final names when they are whole.
 
 Nothing is under a final name before: local files are renamed there, others sent whole, the one that a reader opens
-first goes last.
+first goes last. What a killed process leaves, the next export removes: a local folder aside that nobody holds, or the
+files of a remote folder that says it was begun and has no index.
 """
 
+import fcntl
+import os
 import secrets
 import shutil
 import tempfile
@@ -16,9 +19,21 @@ from dreambooth.config.addresses import shown
 from dreambooth.errors import InputError
 from pipelines.apps.export.progress import Bytes, counted_bytes
 from pipelines.driver.console import RunConsole
-from pipelines.storage.files import absolute, check_writable, exists, is_local, join, move, remove, sha256
+from pipelines.storage.files import (
+    absolute,
+    check_writable,
+    exists,
+    is_local,
+    join,
+    move,
+    read_json,
+    remove,
+    sha256,
+    write_json,
+)
 
-WEIGHTS = ".safetensors"
+WEIGHTS, INDEX = ".safetensors", "model_index.json"
+_ASIDE, _BEGUN = ".export-", ".export-begun.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +55,7 @@ def check_target(to: str, *, file: bool, need_bytes: int) -> str:
     if not file and to.endswith(WEIGHTS):
         raise InputError(f"--to is {shown(to)!r}; expected a folder, as a pipeline in diffusers' format is one")
     to = absolute(to.rstrip("/"))
-    if exists(to):
+    if exists(to) and (file or not _unfinished(to)):
         raise InputError(f"there is something at {shown(to)!r} already; remove it, or give another address with --to")
     check_writable(_parent(to), need_bytes=need_bytes)
     return to
@@ -60,12 +75,37 @@ def staged(to: str) -> Iterator[Path]:
         return
     parent = Path(_parent(to))
     parent.mkdir(parents=True, exist_ok=True)
-    aside = parent / f".export-{secrets.token_hex(4)}"  # on the same disk, for the renaming
-    aside.mkdir()
+    _remove_abandoned(parent)
+    aside, held = _held_folder(parent)
     try:
         yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        os.close(held)
+
+
+def _held_folder(parent: Path) -> tuple[Path, int]:
+    """A new folder, on the same disk for the renaming, and the descriptor that holds it until it is closed."""
+    while True:
+        aside = parent / f"{_ASIDE}{secrets.token_hex(4)}"
+        aside.mkdir()
+        held = os.open(aside, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if aside.is_dir():
+            return aside, held
+        os.close(held)  # another export took it for abandoned
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove folders aside of exports that were killed: those that no process holds."""
+    for aside in parent.glob(f"{_ASIDE}*"):
+        with suppress(OSError):  # held, or of a disk that can't tell
+            held = os.open(aside, os.O_RDONLY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(aside, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 def place_files(files: Sequence[tuple[Path, str]], *, console: RunConsole) -> tuple[Written, ...]:
@@ -91,12 +131,14 @@ def _place_files(files: Sequence[tuple[Path, str]], counted: Bytes) -> tuple[Wri
     return tuple(placed)
 
 
-def place_folder(folder: Path, to: str, *, last: str, console: RunConsole) -> tuple[Written, ...]:
-    """Move a folder to its address, the file `last` at the end; after an error nothing is left there."""
-    paths = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: (path.name == last, path))
+def place_folder(folder: Path, to: str, *, console: RunConsole) -> tuple[Written, ...]:
+    """Move a pipeline's folder to its address, its index at the end; after an error nothing is left there."""
+    paths = sorted(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: (path == folder / INDEX, path)
+    )
     named = [(path, join(to, path.relative_to(folder).as_posix())) for path in paths]
     if not is_local(to):
-        return place_files(named, console=console)
+        return _send_folder(named, to, console)
     with counted_bytes(console, "checksum", _size(paths)) as counted:
         written = tuple(
             Written(address=name, size=path.stat().st_size, sha256=sha256(path, on_bytes=counted.add))
@@ -104,6 +146,25 @@ def place_folder(folder: Path, to: str, *, last: str, console: RunConsole) -> tu
         )
     folder.rename(to)
     return written
+
+
+def _send_folder(named: Sequence[tuple[Path, str]], to: str, console: RunConsole) -> tuple[Written, ...]:
+    """Send a folder's files between a note that says which, and its removal."""
+    note = join(to, _BEGUN)
+    if exists(note):
+        for address in read_json(note)["files"]:
+            remove(address)
+    write_json(note, {"files": [address for _, address in named]})
+    try:
+        return place_files(named, console=console)
+    finally:
+        with suppress(Exception):
+            remove(note)
+
+
+def _unfinished(to: str) -> bool:
+    """Whether a remote folder was begun by an export, and isn't whole."""
+    return not is_local(to) and exists(join(to, _BEGUN)) and not exists(join(to, INDEX))
 
 
 def _size(paths: Iterable[Path]) -> int:

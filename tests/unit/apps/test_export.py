@@ -228,16 +228,18 @@ class TestChoice:
         curve = choose_rank(found, within=within, bank="b", score=score, size_of=lambda rank: 10 * rank)
         return curve, asked
 
-    @pytest.mark.parametrize(("within", "rank"), [(0.5, 1), (0.1, 4), (0.05, 8), (0.02, 16)])
+    @pytest.mark.parametrize(("within", "rank"), [(0.5, 1), (0.15, 2), (0.1, 3), (0.05, 6), (0.02, 15)])
     def test_the_smallest_rank_within_the_bound(self, found: LowRank, within: float, rank: int) -> None:
         curve, asked = self.choose(found, within=within, embedding_matters=False)
         assert (curve.rank, curve.embedding) == (rank, False)
-        assert [point.rank for point in curve.points][:-1] == [2**place for place in range(rank.bit_length())]
+        ranks = [point.rank for point in curve.points]
+        assert ranks == sorted(set(ranks))
+        assert {2**place for place in range(rank.bit_length())} | {rank - 1 or 1, rank} <= set(ranks)
         assert len(asked) == len(set(asked))
 
     def test_the_embedding_is_put_in_where_the_lora_alone_loses_more(self, found: LowRank) -> None:
         curve, _ = self.choose(found, within=0.05, embedding_matters=True)
-        assert (curve.rank, curve.embedding) == (8, True)
+        assert (curve.rank, curve.embedding) == (6, True)
 
     def test_a_bound_that_no_rank_keeps_is_told_with_both_figures(self, found: LowRank) -> None:
         with pytest.raises(InputError, match=r"up to rank .* DINO 0\.\d+ against 0\.600 .* allow --within 0\.0"):

@@ -107,20 +107,20 @@ class TestLowRank:
 
 class TestFile:
     @pytest.mark.parametrize("names", LORA_NAMES)
-    @pytest.mark.parametrize("rank", [2, MOST])
+    @pytest.mark.parametrize(("rank", "dtype"), [(2, torch.bfloat16), (MOST, torch.float32)])
     def test_loads_on_the_plain_base(
-        self, pair: tuple[Path, Path], found: LowRank, names: Any, rank: int, tmp_path: Path
+        self, pair: tuple[Path, Path], found: LowRank, names: Any, rank: int, dtype: torch.dtype, tmp_path: Path
     ) -> None:
         """Its weights, merged by diffusers and peft, are those that were measured."""
         pytest.importorskip("peft")
         if names == "kohya" and not family_of(pair[0]).kohya_prefixes:
             pytest.skip("refused")
-        write_lora(pair[0], found, tmp_path / "lora.safetensors", rank=rank, names=names, metadata={})
+        write_lora(pair[0], found, tmp_path / "lora.safetensors", rank=rank, names=names, dtype=dtype, metadata={})
         pipeline = load_pipeline(pair[0])
         pipeline.load_lora_weights(str(tmp_path / "lora.safetensors"))
         pipeline.fuse_lora(components=list(family_of(pair[0]).lora_folders))
         pipeline.unload_lora_weights()
-        expected = weights_with(pair[0], found, rank, embeddings=False)
+        expected = weights_with(pair[0], found, rank, embeddings=False, dtype=dtype)
         folder = family_of(pair[0]).denoiser.folder
         compared = 0
         for name, weight in expected.items():
