@@ -102,21 +102,21 @@ def rebuild(
     done, total = 0, sum(path.stat().st_size for _, _, paths in sources for path in paths)
     for name, file, paths in sources:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
+        size = sum(path.stat().st_size for path in paths)
         if file["kept"] == "change":
-            begin, size = done, sum(path.stat().st_size for path in paths)
-            _apply_change(
-                paths,
-                delta / name,
-                target / name,
-                on_progress=lambda now, end, begin=begin, size=size: on_progress(begin + size * now // end, total),
-            )
+            _apply_change(paths, delta / name, target / name, on_progress=_part(on_progress, done, size, total))
         else:
             shutil.copyfile(paths[0], target / name)
         if (got := _sha256(target / name)) != file["sha256"]:
             raise InputError(f"{name} was rebuilt with sha256 {got}, expected {file['sha256']}; the delta is damaged")
-        done += sum(path.stat().st_size for path in paths)
+        done += size
         on_progress(done, total)
     return target
+
+
+def _part(on_progress: Progress, begin: int, size: int, total: int) -> Progress:
+    """Progress of a part of some size that begins after so much of the total."""
+    return lambda done, end: on_progress(begin + size * done // max(1, end), total)
 
 
 def _named(base: BaseModel) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def is_identity(directory: Path, component: Component, name: str) -> bool:
             if one is None or columns != [rows]:
                 return False
             file.seek(8 + size + begin)
-            return file.read(end - begin) == (one + bytes(rows * len(one))) * (rows - 1) + one
+            identity: bytes = (one + bytes(rows * len(one))) * (rows - 1) + one
+            return file.read(end - begin) == identity
     return False
 
 

@@ -4,12 +4,14 @@ It holds README.md, four samples, and card.json, from which the card is written 
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dreambooth import __version__
+from dreambooth.amounts import counted, duration
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.miniature import BASES
 from dreambooth.models.cascade import SUPER_RESOLUTION
@@ -19,7 +21,7 @@ from pipelines.driver.train_stage import TrainResult
 from pipelines.plan.here import commit
 from pipelines.plan.run_plan import Plan
 from pipelines.report.evaluated import read_pictures
-from pipelines.report.model_card import README, SAMPLES, CardFacts, Form, Sample, all_measured, model_card
+from pipelines.report.model_card import README, SAMPLES, Base, CardFacts, Form, Sample, all_measured, model_card
 from pipelines.stages.evaluate_stage import Evaluation, meant_encoder
 from pipelines.storage.faults import room_for
 from pipelines.storage.files import join
@@ -28,7 +30,7 @@ from pipelines.storage.publications import Manifest, begun_at, opened, publish, 
 _FACTS = "card.json"
 _MOST_SAMPLES = 4
 _WEIGHTS = "weights"
-_SECTIONS = ("prompts", "train", "prior", "zero")  # no other holds neither addresses nor names of files
+_SECTIONS = ("prompts", "images", "train", "prior", "zero", "super_resolution")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +64,13 @@ def card_of(plan: Plan, trained: TrainResult, evaluation: Evaluation | None, fig
         licence=licence_of(config.base_model, base.directory),
         pipeline_class=base.pipeline_class,
         cascade=plan.second is not None,
+        second_base=None if plan.second is None else _base_of(plan.second),
         instance_prompt=config.prompts.instance_prompt(config.subject),
         class_prompt=config.prompts.class_prompt(config.subject) if plan.prior else None,
         num_inference_steps=config.evaluation.num_inference_steps,
         guidance_scale=config.evaluation.guidance_scale,
         training=_training(plan, trained),
-        settings={section: getattr(config, section).model_dump(mode="json", by_alias=True) for section in _SECTIONS},
+        settings=_settings(config),
         samples=tuple(
             Sample(file=f"{SAMPLES}/{place}.png", prompt=prompt) for place, (prompt, _) in enumerate(samples)
         ),
@@ -140,6 +143,7 @@ def _from_manifest(metadata: Mapping[str, Any]) -> Card | None:
     if not {"subject", "class_noun", "identifier", "base_model", "base_hash"} <= metadata.keys():
         return None
     name, hub_id = _public_name(str(metadata["base_model"]))
+    second = metadata.get(SUPER_RESOLUTION)
     facts = CardFacts(
         subject=str(metadata["subject"]),
         class_noun=str(metadata["class_noun"]),
@@ -148,11 +152,42 @@ def _from_manifest(metadata: Mapping[str, Any]) -> Card | None:
         base_name=name,
         base_id=hub_id,
         licence=licence_of(str(metadata["base_model"]), Path(str(metadata["base_model"]))),
-        cascade=SUPER_RESOLUTION in metadata,
+        cascade=second is not None,
+        second_base=None if second is None else _stated_base(second),
         num_inference_steps=metadata.get("num_inference_steps"),
         guidance_scale=metadata.get("guidance_scale"),
     )
     return Card(facts=facts, pictures={})
+
+
+def _base_of(plan: Plan) -> Base:
+    address, base = plan.config.base_model, plan.base
+    name, hub_id = _public_name(address)
+    return Base(name=name, id=hub_id, hash=base.hash, licence=licence_of(address, base.directory))
+
+
+def _stated_base(metadata: Mapping[str, Any]) -> Base:
+    """A base model by what a manifest says of it."""
+    address = str(metadata["base_model"])
+    name, hub_id = _public_name(address)
+    return Base(name=name, id=hub_id, hash=str(metadata["base_hash"]), licence=licence_of(address, Path(address)))
+
+
+def _settings(config: DreamBoothConfig) -> dict[str, Any]:
+    """Settings of the training without addresses and names of files: of photographs that come up again their number."""
+    settings: dict[str, Any] = {
+        section: getattr(config, section).model_dump(mode="json", by_alias=True) for section in _SECTIONS
+    }
+    repeats = Counter(settings["images"]["repeats"].values())
+    settings["images"]["repeats"] = [
+        f"{counted(count, 'photograph')} {times} times" for times, count in sorted(repeats.items())
+    ]
+    second = config.super_resolution.base_model
+    if second is None:
+        del settings[SUPER_RESOLUTION]
+    else:
+        settings[SUPER_RESOLUTION]["base_model"] = _public_name(second)[0]
+    return settings
 
 
 def _public_name(base_model: str) -> tuple[str, str | None]:
@@ -227,7 +262,7 @@ def _training(plan: Plan, trained: TrainResult) -> tuple[tuple[str, str], ...]:
         ("learning rate", f"{train.learning_rate:g}"),
         ("engine", f"DeepSpeed ZeRO-{config.zero.stage}" if plan.engine == "deepspeed" else "PyTorch"),
         ("hardware", f"{workers} x {each}"),
-        ("time", f"{trained.seconds:.0f} s of steps, {trained.steps_per_second:.2f} steps/s"),
+        ("time", f"{duration(trained.seconds)} of steps, {trained.steps_per_second:.2f} steps/s"),
         ("published", "" if begun is None else f"{begun:%Y-%m-%d}"),
         ("program", f"dreambooth {__version__}{commit()}"),
         ("key", plan.key),

@@ -46,6 +46,16 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Base:
+    """A base model: what to call it, its hub id (None for one that isn't on the hub), its hash and licence."""
+
+    name: str
+    id: str | None
+    hash: str
+    licence: Licence | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """Figures of one bank on one list of prompts, each as (mean, low, high, n)."""
 
@@ -56,7 +66,8 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """Everything a card says. `base_id` is the base model's hub id, None for a model that isn't on the hub.
+    """Everything a card says. `base_id` is the base model's hub id, None for a model that isn't on the hub;
+    `second_base` is that of a cascade's second stage.
 
     `training` and `seen`, the short evaluation, are (what, value) rows; `settings` are the training's by section.
     """
@@ -70,6 +81,7 @@ class CardFacts:
     licence: Licence | None = None
     pipeline_class: str = "DiffusionPipeline"
     cascade: bool = False
+    second_base: Base | None = None
     instance_prompt: str | None = None
     class_prompt: str | None = None
     num_inference_steps: int | None = None
@@ -89,10 +101,12 @@ class CardFacts:
     def from_json(cls, text: str) -> "CardFacts":
         """Facts that `as_json` wrote."""
         plain = json.loads(text)
+        second = plain.get("second_base")  # earlier versions wrote none
         return cls(
             **plain
             | {
-                "licence": Licence(**plain["licence"]) if plain["licence"] else None,
+                "licence": _licence_from(plain["licence"]),
+                "second_base": Base(**second | {"licence": _licence_from(second["licence"])}) if second else None,
                 **{name: tuple((what, value) for what, value in plain[name]) for name in ("training", "seen")},
                 "warnings": tuple(plain["warnings"]),
                 "samples": tuple(Sample(**sample) for sample in plain["samples"]),
@@ -154,8 +168,10 @@ def _metadata(facts: CardFacts, form: Form) -> dict[str, Any]:
     if licence is not None:
         stated = {"license": licence.id, "license_name": licence.name, "license_link": licence.link}
         data |= {name: value for name, value in stated.items() if value is not None}
-    if facts.base_id is not None:
-        data |= {"base_model": facts.base_id, "base_model_relation": "adapter" if form == "lora" else "finetune"}
+    hub_ids = list(dict.fromkeys(one.id for one in _bases(facts) if one.id is not None))
+    if hub_ids:
+        data |= {"base_model": hub_ids if len(hub_ids) > 1 else hub_ids[0]}
+        data |= {"base_model_relation": "adapter" if form == "lora" else "finetune"}
     tags = ["text-to-image", "diffusers", "dreambooth", *(["lora"] if form == "lora" else [])]
     data |= {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": tags}
     if facts.instance_prompt is not None:
@@ -167,9 +183,10 @@ def _metadata(facts: CardFacts, form: Form) -> dict[str, Any]:
 
 def _opening(facts: CardFacts) -> str:
     subject = f"{facts.identifier} {facts.class_noun}"
+    bases = " and ".join(dict.fromkeys(map(_base, _bases(facts))))
     return (
         f"# {_plain(facts.subject)}\n\n"
-        f"{_base(facts)}, fine-tuned on photographs of one {_plain(facts.class_noun)} by "
+        f"{bases}, fine-tuned on photographs of one {_plain(facts.class_noun)} by "
         f"[DreamBooth]({_PAPER}). In prompts, {_code(subject)} is this {_plain(facts.class_noun)}."
     )
 
@@ -217,15 +234,30 @@ def _use(facts: CardFacts, form: Form, place: str) -> str:
     )
 
 
+def _bases(facts: CardFacts) -> list[Base]:
+    first = Base(name=facts.base_name, id=facts.base_id, hash=facts.base_hash, licence=facts.licence)
+    return [first, *([facts.second_base] if facts.second_base is not None else [])]
+
+
 def _licence(facts: CardFacts) -> str:
-    licence = facts.licence
+    """A paragraph for each stage's base model."""
+    stages = ("base model", "second stage's base model")
+    return "\n\n".join(_licence_of(base, stage) for base, stage in zip(_bases(facts), stages, strict=False))
+
+
+def _licence_of(base: Base, stage: str) -> str:
+    licence = base.licence
     if licence is None:
-        stated = "The licence of the base model isn't known here; it binds this model, so look it up before sharing it."
+        stated = f"The licence of the {stage} isn't known here; it binds this model, so look it up before sharing it."
     else:
         name = licence.name or licence.id
         shown = f"[{_plain(name)}]({licence.link})" if licence.link else _plain(name)
-        stated = f"The base model's licence is {shown}; it binds this model, too."
-    return f"{_base(facts)}, with hash `{facts.base_hash}`. {stated}"
+        stated = f"The {stage}'s licence is {shown}; it binds this model, too."
+    return f"{_base(base)}, with hash `{base.hash}`. {stated}"
+
+
+def _licence_from(plain: Mapping[str, Any] | None) -> Licence | None:
+    return Licence(**plain) if plain else None
 
 
 def _prompts(facts: CardFacts) -> str:
@@ -263,10 +295,10 @@ def _training(facts: CardFacts) -> str:
     return f"{rows}\n\n<details><summary>All settings</summary>\n\n```yaml\n{settings}```\n\n</details>"
 
 
-def _base(facts: CardFacts) -> str:
-    if facts.base_id is None:
-        return _plain(facts.base_name)
-    return f"[{facts.base_id}](https://huggingface.co/{facts.base_id})"
+def _base(base: Base) -> str:
+    if base.id is None:
+        return _plain(base.name)
+    return f"[{base.id}](https://huggingface.co/{base.id})"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow_server import MlflowServer
@@ -16,6 +17,7 @@ from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
 from pipelines.apps.garbage import find_leftovers, remove_leftovers
 from pipelines.apps.generate import generate
+from pipelines.cli import main
 from pipelines.storage.files import exists, is_local, join, read_bytes, remove, upload
 from pipelines.storage.publications import MANIFEST_NAME, Manifest, manifest_sha256, publish
 from pipelines.tracking.client import connect
@@ -100,6 +102,13 @@ def test_plain_mlflow_draws_what_generate_draws_from_weights_that_lie_once(
     assert same(pictures[0], generated(manifest.uri, server.uri, tmp_path / "published"))
     copies = [path.name for path in cache.iterdir() if path.is_dir()] if cache.exists() else []
     assert copies == ([] if is_local(manifest.uri) else [manifest_sha256(manifest.uri)])
+    to = tmp_path / "exported"
+    arguments = ["export", f"models:/{name}@champion", "--tracking-uri", server.uri, "--quiet"]
+    exported = CliRunner().invoke(main, [*arguments, "--format", "diffusers", "--to", str(to)])
+    assert exported.exit_code == 0, exported.output
+    assert {line.split()[0] for line in exported.stdout.splitlines()} >= {
+        record.sha256 for file, record in manifest.files.items() if file.endswith((".safetensors", "model_index.json"))
+    }
 
 
 def test_a_part_is_never_taken_for_a_whole(

@@ -8,10 +8,14 @@ import torch
 from click.testing import CliRunner, Result
 from hub_server import Hub, hub_server
 from huggingface_hub import ModelCard, constants
+from PIL import Image
 from safetensors.torch import load
 
+from dreambooth.data.images import png_bytes
 from dreambooth.models.base_model import resolve_base_model
 from pipelines.cli import main
+from pipelines.driver.cards import Card, publish_card
+from pipelines.report.model_card import CardFacts, Sample
 from pipelines.storage.publications import publish
 
 # huggingface_hub posts commits in the old way of its HTTP library.
@@ -58,6 +62,31 @@ def test_a_model_and_its_card_in_one_private_commit(hub: Hub, model: str, tiny_p
     expected = load((tiny_pipeline / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
     for name, tensor in loaded.unet.state_dict().items():
         assert torch.equal(tensor, expected[name])
+
+
+def test_a_stored_card_goes_along_with_its_samples(hub: Hub, tiny_pipeline: Path, tmp_path: Path) -> None:
+    metadata = {"key": "k", "subject": "rex", "class_noun": "dog", "identifier": "tfz", "base_model": "miniature"}
+    metadata |= {"base_hash": "0" * 16}
+    model = publish(tiny_pipeline, str(tmp_path / "rex" / "model"), metadata=metadata).uri
+    samples = tuple(Sample(file=f"samples/{place}.png", prompt=f"tfz dog {place}") for place in range(4))
+    facts = CardFacts(
+        subject="rex",
+        class_noun="dog",
+        identifier="tfz",
+        base_name="miniature",
+        base_id=None,
+        base_hash="0" * 16,
+        training=(("hardware", "1 x a processor"),),
+        samples=samples,
+    )
+    pictures = {sample.file: png_bytes(Image.new("RGB", (8, 8), (place, 0, 0))) for place, sample in enumerate(samples)}
+    publish_card(Card(facts=facts, pictures=pictures), str(tmp_path / "rex"), "k")
+    assert push(model, "--format", "single-file", "--push-to", "hub:rex").exit_code == 0
+    main_now = hub.repositories["me/rex"].main
+    assert {name: main_now[name] for name in pictures} == pictures
+    card = ModelCard(main_now["README.md"].decode())
+    assert [one["output"]["url"] for one in card.data.to_dict()["widget"]] == list(pictures)
+    assert "| hardware | 1 x a processor |" in card.text
 
 
 def test_another_form_takes_the_place_of_the_first(hub: Hub, model: str) -> None:

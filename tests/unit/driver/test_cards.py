@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from dreambooth.config.settings import load_config
 from pipelines.apps.garbage import find_leftovers
-from pipelines.driver.cards import Card, _public_name, _spread, add_figures, find_card, publish_card
-from pipelines.report.model_card import CardFacts, Sample
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.cards import Card, _public_name, _spread, add_figures, card_of, find_card, publish_card
+from pipelines.driver.train_stage import TrainResult
+from pipelines.plan.run_plan import make_plan
+from pipelines.report.model_card import CardFacts, Sample, model_card
 from pipelines.storage.publications import Manifest, publish, published
 
 FACTS = CardFacts(
@@ -94,6 +99,36 @@ def test_a_card_whose_writing_broke_off_is_passed_over_and_can_be_removed(model:
     assert not found.pictures
     leftovers = find_leftovers(str(tmp_path), older_than=datetime.timedelta(0))
     assert [leftover.uri for leftover in leftovers] == [uri]
+
+
+def test_a_cards_settings_are_those_of_the_images_and_of_both_stages(tmp_path: Path) -> None:
+    Image.radial_gradient("L").save(tmp_path / "rex in the garden.png")
+    settings = {
+        "base_model": "miniature-cascade",
+        "subject": {"name": "rex", "class_noun": "dog", "identifier": "tfz", "instance_images": str(tmp_path)},
+        "images": {"flip": True, "repeats": {"rex in the garden.png": 3}},
+        "prior": {"prior_loss_weight": 0},
+    }
+    plan = make_plan(load_config(settings), Resources(cpus=2, gpus=0))
+    manifest = Manifest(uri="/rex/model/20260101T000000000000Z-01234567", files={}, metadata={})
+    record: dict[str, Any] = {"history": (), "scores": (), "exported_step": 10, "peak_memory_bytes": (0,)}
+    trained = TrainResult(model=manifest, steps=9000, steps_per_second=10, resumed_from=0, **record)
+    facts = card_of(plan, trained, None, None).facts
+    assert facts.settings["images"]["flip"] is True
+    assert facts.settings["images"]["masks"] == "off"
+    assert facts.settings["images"]["repeats"] == ["1 photograph 3 times"]
+    assert facts.settings["super_resolution"]["max_train_steps"] == 150
+    assert dict(facts.training)["time"] == "15 min of steps, 10.00 steps/s"
+    assert facts.second_base is not None
+    assert facts.second_base.hash != facts.base_hash
+    text = model_card(facts)
+    assert text.count("licence is apache-2.0") == 2
+    assert "garden" not in text
+    alone = load_config(settings | {"base_model": "miniature"})
+    assert (
+        "super_resolution"
+        not in card_of(make_plan(alone, Resources(cpus=2, gpus=0)), trained, None, None).facts.settings
+    )
 
 
 @pytest.mark.parametrize(

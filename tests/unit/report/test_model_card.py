@@ -1,6 +1,7 @@
 """A model's card, read as the hub reads it."""
 
 import dataclasses
+import json
 import re
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dreambooth.models.licence import Licence
-from pipelines.report.model_card import CardFacts, Measured, Sample, description, model_card
+from pipelines.report.model_card import Base, CardFacts, Measured, Sample, description, model_card
 
 FACTS = CardFacts(
     subject="rex",
@@ -82,6 +83,28 @@ def test_what_it_says() -> None:
         "| sample | `` sks dog \\| on a `beach` `` |",
     ):
         assert said in text, text
+
+
+def test_a_cascade_has_two_bases_and_their_licences() -> None:
+    second = Base(name="owner/large", id="owner/large", hash="ff", licence=Licence(id="mit"))
+    facts = dataclasses.replace(FACTS, cascade=True, second_base=second)
+    assert CardFacts.from_json(facts.as_json()) == facts
+    card = ModelCard(model_card(facts))
+    assert card.data.to_dict()["base_model"] == ["owner/base", "owner/large"]
+    for said in (
+        "[owner/base](https://huggingface.co/owner/base) and [owner/large](https://huggingface.co/owner/large), fine-",
+        "The base model's licence is [a-licence](https://host/text)",
+        "with hash `ff`. The second stage's base model's licence is mit",
+    ):
+        assert said in card.text
+    unknown = dataclasses.replace(facts, second_base=dataclasses.replace(second, licence=None))
+    assert "licence of the second stage's base model isn't known here" in model_card(unknown)
+
+
+def test_a_card_of_an_earlier_version_is_read() -> None:
+    plain = json.loads(FACTS.as_json())
+    del plain["second_base"]
+    assert CardFacts.from_json(json.dumps(plain)) == FACTS
 
 
 def test_figures_of_two_banks_stand_apart_and_later_ones_in_the_place_of_earlier() -> None:

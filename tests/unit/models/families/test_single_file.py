@@ -22,7 +22,7 @@ from dreambooth.data.images import find_instance_images
 from dreambooth.data.prepare import prepare_data
 from dreambooth.errors import InputError
 from dreambooth.models.export import export_pipeline
-from dreambooth.models.families import family_of
+from dreambooth.models.families import family_named, family_of
 from dreambooth.models.families import original_names as original
 from dreambooth.models.placed import Placed
 from dreambooth.models.single_file import write_single_file
@@ -183,14 +183,44 @@ def unet(**settings: Any) -> list[str]:
         return list(UNet2DConditionModel(**settings).state_dict())
 
 
-def vae() -> list[str]:
+def vae(**settings: Any) -> list[str]:
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
-        kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-        return list(AutoencoderKL(block_out_channels=(32, 64, 96, 96), layers_per_block=2, **kinds).state_dict())
+        settings |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        return list(AutoencoderKL(block_out_channels=(32, 64, 96, 96), layers_per_block=2, **settings).state_dict())
 
 
+def transformer(kind: str, **settings: Any) -> list[str]:
+    import diffusers
+
+    with torch.device("meta"):
+        return list(getattr(diffusers, kind)(**settings).state_dict())
+
+
+def placed_by(pipeline_class: str, folder: str, names: list[str]) -> dict[str, Placed]:
+    """Where the family of a pipeline has a component's tensors."""
+    family = family_named(pipeline_class)
+    assert family is not None
+    return dict(family.single_file_names(Path(), folder, names))
+
+
+def read_layers(names: dict[str, Placed]) -> dict[str, Placed]:
+    """Of SDXL's first CLIP what is read: neither the last layer nor the norm behind it."""
+    unread = ("layers.11.", "final_layer_norm.")
+    return {name: placed for name, placed in names.items() if not any(part in name for part in unread)}
+
+
+def bare(names: dict[str, Placed], prefix: str) -> dict[str, Placed]:
+    """Names as in a file of this component alone."""
+    assert all(placed.name.startswith(prefix) for placed in names.values())
+    return {name: Placed(name=placed.name.removeprefix(prefix)) for name, placed in names.items()}
+
+
+SD3 = {"num_layers": 24, "attention_head_dim": 4, "num_attention_heads": 2, "caption_projection_dim": 8}
+SD3 |= {"joint_attention_dim": 8, "pooled_projection_dim": 8, "sample_size": 8, "pos_embed_max_size": 8}
+FLUX = {"num_layers": 19, "num_single_layers": 38, "attention_head_dim": 8, "num_attention_heads": 1}
+FLUX |= {"joint_attention_dim": 8, "pooled_projection_dim": 8, "axes_dims_rope": (2, 2, 4)}
 XL = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -227,6 +257,33 @@ PUBLISHED: dict[str, tuple[int, str, Callable[[], dict[str, Placed]]]] = {
         "813677a1e6b19f086cd41fe5bbe47c0facce29cfa2ce000e30e44f3d6d999c37",
         lambda: original.open_clip_names(clip(32, "CLIPTextModelWithProjection"), original.OPEN_CLIP_XL),
     ),
+    "sdxl, first text encoder": (
+        178,
+        "a66ddc8a4f75e5a6f45d7d29d466f898b9090a3a316d4f174b51b11580afb1c6",
+        lambda: read_layers(placed_by("StableDiffusionXLPipeline", "text_encoder", clip(12, "CLIPTextModel"))),
+    ),
+    "sdxl, vae": (
+        248,
+        "abb7d3ab1d04b058eb1029f13dc4ac213a8243719b249c2a651a84e23b94ceb5",
+        lambda: placed_by("StableDiffusionXLPipeline", "vae", vae()),
+    ),
+    "sd3, transformer": (
+        491,
+        "a0e47b55dc194a7213b223f528c8370e67fd8670799b0c31dc5c446499ab64e4",
+        lambda: placed_by("StableDiffusion3Pipeline", "transformer", transformer("SD3Transformer2DModel", **SD3)),
+    ),
+    "flux.1-dev, transformer": (
+        780,
+        "40c5bb5542c8c5b436cf65ec51ec7929548a50b64a1e22b8aeaf7340cd337888",
+        lambda: placed_by(
+            "FluxPipeline", "transformer", transformer("FluxTransformer2DModel", guidance_embeds=True, **FLUX)
+        ),
+    ),
+    "flux.1, vae": (
+        244,
+        "a487dc73eaeaf30ffc47138a92713cde0a91a706c0da104d85a192aabad96d0a",
+        lambda: bare(placed_by("FluxPipeline", "vae", vae(use_quant_conv=False, use_post_quant_conv=False)), "vae."),
+    ),
     "sd3, first text encoder": (
         196,
         "3eee21e80a3f3deccd5fc96faedcaa54bf41c81c23dfbb1cd3b35b0209e7c7b9",
@@ -240,8 +297,10 @@ PUBLISHED: dict[str, tuple[int, str, Callable[[], dict[str, Placed]]]] = {
 }
 """Number of names and sha256 over the sorted names, a line each, of the published checkpoints' parts.
 
-From the tables of names in modelscope/DiffSynth-Studio (commits e3f8a57, 6f79fd6 and 0699212: sd_unet.py, sdxl_unet.py,
-sd_text_encoder.py, sd_vae_encoder.py, sd_vae_decoder.py, sdxl_text_encoder.py, sd3_text_encoder.py).
+By the tables of names in modelscope/DiffSynth-Studio: at commits e3f8a57, 6f79fd6, 0699212 sd_unet.py, sdxl_unet.py,
+sd_text_encoder.py, sd_vae_encoder.py, sd_vae_decoder.py, sdxl_text_encoder.py and sd3_text_encoder.py; at 9920b8d
+sd3_dit.py; at afd101f flux_dit.py, flux_vae.py, and sdxl_vae_decoder.py, by which SDXL's VAE has the names of SD's. Of
+SDXL's first CLIP they name the layers that are read.
 """
 
 
