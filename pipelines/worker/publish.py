@@ -20,7 +20,7 @@ from pipelines.tasks import TrainTask
 from pipelines.worker.fine_tune import FineTuned
 
 _FOLDERS = ("", SUPER_RESOLUTION)
-"""Of a model's stages in its folder."""
+"""Folders of a model's stages within it."""
 
 
 @dataclass(frozen=True, kw_only=True)

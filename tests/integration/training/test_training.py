@@ -296,6 +296,7 @@ class TestMovingAverage:
         assert_same(dict(averaged.engine.model.state_dict()), dict(plain.engine.model.state_dict()))
         exported, last = averaged.engine.state_dict(), plain.engine.state_dict()
         assert [name for name in exported if torch.equal(exported[name], last[name])] == []
+        assert_same(averaged.engine.state_dict(averaged=False), last)
 
     def test_an_export_does_not_disturb_it(self, training: Callable[..., Training]) -> None:
         settings = ("train.ema_decay=0.5", "train.max_train_steps=2")
