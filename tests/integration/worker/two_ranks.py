@@ -192,6 +192,7 @@ def _run(base: Path, output: Path, case: Case) -> None:
             each.result()
         state = engine.state_dict()
         result = {"curve": curve, "state": state, "again": engine.state_dict(), "kept_by_others": 0}
+        result["last"] = engine.state_dict(averaged=False)
         counts = [0, 0]
         dist.all_gather_object(counts, len(state))
         result["kept_by_others"] = sum(counts[1:])
