@@ -19,6 +19,8 @@ from dreambooth.models.weight_files import open_tensors
 _EXACT = 512
 """Smaller side of a matrix up to which all its singular values are computed; above, those asked for and a few more."""
 _MORE, _ITERATIONS = 16, 4
+_BLOCK = 2**24
+"""Numbers of a block of thin matrices: so large that the system gets it back, and gives it page by page."""
 
 HELD = ("linear layers", "convolutions")
 
@@ -85,6 +87,7 @@ def low_rank(
     changes = {part.folder: open_tensors(base, part) for part in parts}
     total, done = sum(map(len, changes.values())), 0
     layers: list[Layer] = []
+    kept = _Kept()
     squares: dict[str, float] = {}
     for part in parts:
         after = open_tensors(model, part)
@@ -100,9 +103,10 @@ def low_rank(
             module, kind = _kind(modules, name)
             readable = part.folder in family.lora_folders
             kind = kind if readable or kind not in HELD else f"layers of {part.folder}"
-            squares[kind] = squares.get(kind, 0.0) + float(change.double().square().sum())
+            square = float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2  # without a copy in float64
+            squares[kind] = squares.get(kind, 0.0) + square
             if kind in HELD:
-                up, down = factors(change, rank)
+                up, down = map(kept, factors(change, rank))
                 layers.append(Layer(folder=part.folder, module=module, up=up, down=down))
     embeddings = {} if identifier is None else dict(_embeddings(family, base, model, identifier))
     return LowRank(layers=tuple(layers), rank=rank, squares=squares, embeddings=embeddings)
@@ -126,6 +130,22 @@ def factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     halves = values[:rank].sqrt()
     down = (halves[:, None] * right[:rank]).unflatten(1, change.shape[1:])
     return (left[:, :rank] * halves).cpu().contiguous(), down.cpu().contiguous()
+
+
+class _Kept:
+    """Copies of thin matrices in large blocks: one by one among matrices that come and go, they hold freed memory."""
+
+    def __init__(self) -> None:
+        self._block, self._used = torch.empty(0), 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor, which may then be freed."""
+        end = self._used + tensor.numel()
+        if end > len(self._block):
+            self._block, self._used, end = torch.empty(max(_BLOCK, tensor.numel())), 0, tensor.numel()
+        copy = self._block[self._used : end].view(tensor.shape)
+        self._used = end
+        return copy.copy_(tensor)
 
 
 def weights_of(directory: Path) -> dict[str, Tensor]:

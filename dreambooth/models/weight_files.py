@@ -11,7 +11,7 @@ from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.config_fields import read_json
 
-_READ_BEFORE_REOPENING = 32 * 2**20
+_READ_BEFORE_REOPENING = 16 * 2**20
 VARIANTS = ("fp16", "bf16")
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema)\b|non_ema")
 _ONES = {"F32": b"\x00\x00\x80\x3f", "F16": b"\x00\x3c", "BF16": b"\x80\x3f"}
@@ -72,7 +72,7 @@ def open_weights(path: Path, framework: str = "pt") -> Any:
 
 
 class WeightFile:
-    """A safetensors file whose tensors are read one by one, without more of it in memory than some 32 MiB.
+    """A safetensors file whose tensors are read one by one, without more of it in memory than some 16 MiB.
 
     It is opened anew after so many bytes: pages read of an opened file count as the process's memory.
     """

@@ -20,12 +20,14 @@ _PARTS: dict[str, str | None] = {
 }
 
 
-def build(folder: Path, *, width: int = 16, layers: int = 3, channels: tuple[int, int] = (8, 16)) -> None:
+def build(
+    folder: Path, *, width: int = 16, layers: int = 3, channels: tuple[int, int] = (8, 16), depth: int = 1
+) -> None:
     """Stable Diffusion 1.5."""
     ids = write_clip_tokenizer(folder / "tokenizer")
     save(
         folder,
-        unet=_unet(cross_attention_dim=width, attention_head_dim=2, channels=channels),
+        unet=_unet(cross_attention_dim=width, attention_head_dim=2, channels=channels, depth=depth),
         vae=autoencoder(4, scaling_factor=0.18215, sample_size=64),
         text_encoder=clip_text(CLIPTextModel, width, ids, activation="quick_gelu", layers=layers),
         scheduler=PNDMScheduler(
@@ -53,12 +55,12 @@ def build_velocity(folder: Path) -> None:
     write_index(folder, "StableDiffusionPipeline", parts, requires_safety_checker=False)
 
 
-def _unet(channels: tuple[int, int] = (8, 16), **settings: Any) -> UNet2DConditionModel:
+def _unet(channels: tuple[int, int] = (8, 16), depth: int = 1, **settings: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
-        layers_per_block=1,
+        layers_per_block=depth,
         block_out_channels=channels,
         norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),

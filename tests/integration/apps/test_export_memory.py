@@ -41,16 +41,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, int]:
     """A small and a large published model, and the bytes of the large one's smaller trained component."""
     folder = tmp_path_factory.mktemp("models")
     addresses = []
-    for name, width, layers in (("small", 16, 3), ("large", 768, 8)):
+    large = {"width": 512, "layers": 16, "channels": (128, 256), "depth": 5}
+    for name, sizes in (("small", {}), ("large", large)):
         base = folder / name / "base"
         base.mkdir(parents=True)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            build(base, width=width, layers=layers, channels=(32, 32) if name == "small" else (256, 512))
+            build(base, **sizes)
         addresses.append(publish_changed(base, folder / name, lambda name, tensor: tensor + 1e-3 * tensor.flip(0)))
-    sizes = [sum(path.stat().st_size for path in (base / part).glob("*")) for part in ("unet", "text_encoder")]
-    assert sum(sizes) > 250e6
-    return addresses[0], addresses[1], min(sizes)
+    parts = [sum(path.stat().st_size for path in (base / part).glob("*")) for part in ("unet", "text_encoder")]
+    assert sum(parts) > 250e6
+    return addresses[0], addresses[1], min(parts)
 
 
 @pytest.mark.parametrize("form", FORMS)
