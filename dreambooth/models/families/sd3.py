@@ -25,7 +25,7 @@ from dreambooth.models.families.sdxl import clip_prompt_arguments
 from dreambooth.models.families.stable_diffusion import TEXT_FIELDS, VAE_FIELDS, field
 from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
 from dreambooth.models.placed import Names, Placed
-from dreambooth.models.weight_files import is_identity
+from dreambooth.models.weight_files import has_weights, is_identity
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -195,7 +195,9 @@ class StableDiffusion3(Family):
         for it, and their readers take the identity.
         """
         part = self.component(folder)
-        return [_PROJECTION] if folder == "text_encoder" and is_identity(directory, part, _PROJECTION) else []
+        if folder != "text_encoder" or (has_weights(directory, part) and not is_identity(directory, part, _PROJECTION)):
+            return []
+        return [_PROJECTION]  # of configurations alone, as of the published weights
 
     def arguments(
         self, config: Any, noisy: "Tensor", timesteps: "Tensor", text: Tensors, conditions: Tensors

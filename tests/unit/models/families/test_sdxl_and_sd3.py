@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from replicas import sd3, sdxl, stable_diffusion
 from replicas.plain import plain_pipeline, watched
+from safetensors.torch import load_file, save_file
 
 from dreambooth.config.settings import load_config
 from dreambooth.data.images import find_instance_images
@@ -286,3 +287,18 @@ class TestRefused:
             shutil.rmtree(base / folder)
             with pytest.raises(InputError, match=f"lacks {folder}; is the copy complete"):
                 resolve_base_model(str(base))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_projection_is_kept_where_it_is_the_identity(three: Path, dtype: torch.dtype) -> None:
+    family, path = family_of(three), three / "text_encoder" / "model.safetensors"
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
+    assert family.kept(three, "text_encoder") == ["text_projection.weight"]
+    assert family.kept(three, "text_encoder_2") == []
+    projection = tensors["text_projection.weight"]
+    projection[3, 4] = 1e-3
+    save_file(tensors, path)
+    assert family.kept(three, "text_encoder") == []
+    path.unlink()
+    assert family.kept(three, "text_encoder") == ["text_projection.weight"]  # as far as configurations tell
