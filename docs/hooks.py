@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 _OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./(?!tutorials/)([A-Za-z]+/[^)]*|[A-Z]+\.md)\)")
+_EMPTY_HEAD = re.compile(r"<th([^>]*)></th>")
 
 
 def on_files(files: Any, *, config: Any) -> Any:
@@ -22,6 +23,11 @@ def on_files(files: Any, *, config: Any) -> Any:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Name files beside docs/ instead of linking to them: the site has these pages alone."""
     return _OUTSIDE.sub(lambda link: link[1] if link[2] in link[1] else f"{link[1]} (`{link[2]}`)", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Make empty heads of tables plain cells: a head without words is a fault to screen readers."""
+    return _EMPTY_HEAD.sub(r"<td\1></td>", html)
 
 
 def commands_page() -> str:
