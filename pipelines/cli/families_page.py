@@ -66,8 +66,8 @@ _HOW = """## How to add a family
    `prediction` brings its output into the shape of x0.
 5. Say how it is sampled: `sampler`, `pipeline`, `prompt_arguments`, `call_arguments`, and `decode` if it takes more
    than the VAE.
-6. Name parameters that no gradient reaches in `without_gradient`, and refuse inputs that training doesn't give in
-   `check_trainable`.
+6. Name parameters that no gradient reaches in `without_gradient`, those that other programs take for granted in `kept`,
+   and refuse inputs that training doesn't give in `check_trainable`.
 7. Build a tiny random replica of its repository in `tests/replicas/<family>.py` and list it in `REPLICAS`: the tests
    in `tests/unit/models/families/` compare replicas with the plain diffusers pipeline, in arguments, losses,
    embeddings and pictures.
