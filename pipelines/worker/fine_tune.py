@@ -94,7 +94,7 @@ def fine_tune(
                 checkpoint.save(history.step)
             checkpoint.settle()
         seconds = time.perf_counter() - began  # with checkpoints, scores and samples
-        peaks, resident = from_all_ranks(engine, _peak_memory(device)), from_all_ranks(engine, _resident_memory())
+        peaks, reserved, resident = zip(*from_all_ranks(engine, _memory(device)), strict=True)
         exported, state = _exported(engine, history, config)
         unaveraged = engine.state_dict(averaged=False) if config.train.keep_unaveraged else None
     finally:
@@ -105,8 +105,9 @@ def fine_tune(
         "scores": [score.as_dict() for score in history.scores.measured],
         "steps": history.step,
         "exported_step": exported,
-        "peak_memory_bytes": peaks,
-        "resident_memory_bytes": resident,
+        "peak_memory_bytes": list(peaks),
+        "reserved_memory_bytes": list(reserved),
+        "resident_memory_bytes": list(resident),
         "steps_per_second": (history.step - resumed_from) / seconds,
         "resumed_from": resumed_from,
         "device": device_name(device),
@@ -180,13 +181,14 @@ def _engine(model: Any, task: TrainTask, device: str, graphs: Graphs, *, sizes: 
     return DeepSpeedEngine(model, task.config.train, task.config.zero, device)
 
 
-def _peak_memory(device: str) -> int:
+def _memory(device: str) -> tuple[int, int | None, int]:
+    """This process's peak, what PyTorch has reserved of a GPU for it at most (None: no GPU), and its resident bytes."""
     import torch
 
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), _resident_memory()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024, None, _resident_memory()
 
 
 def _resident_memory() -> int:
