@@ -5,155 +5,113 @@
     python tests/bench/gpu.py miniature              # on whatever there is: does it run?
 
 Random weights of a published size, fp32 masters under bf16, one instance and one class image a step, all layers
-trained; steps per second are medians by wall clock. The bare loop and `fit` take turns: clocks change.
+trained; steps per second are medians by wall clock. What runs out of memory or time leaves its reason in its place, and
+every measure is written as soon as it is made.
 
-- loop_efficiency: `fit` with TorchEngine over a bare loop (same model, batch, optimizer; nothing else).
-- steps_per_second, peak_gib: of `fit` by engine, with and without gradient checkpointing.
+- loop_efficiency: `fit` with TorchEngine over a bare loop (same model, batch, optimizer; nothing else), in turns.
+- steps_per_second by engine; peak_gib of tensors, and reserved_gib, what PyTorch took for them and for graphs.
 - busy_share: of the time of `fit`, how much the GPU has a kernel to run; share_of_time: by kind of kernel, and idle.
+- graphs: `train.graph`, by the way of a lane; not_graphed has the reasons where a step was not captured. Metrics are
+  read at every tenth step, as for all engines here, and at every step, which is the default of `train.log_every`.
+- paper's run: seconds of 1,000 steps, metrics at every step, with two checkpoints on the disk of output/bench/.
+- two lanes: steps per second of two processes that share the GPU, together.
 - class images: images per second (fp16, 20 steps, guidance 7.5, batches of 8), eager and from graphs, and over those of
   plain diffusers, which takes turns with them.
 """
 
 import argparse
-import gc
 import json
 import os
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from full_size import configuration, random_model, write_configurations, write_published
-from loops import bare_loop, efficiency, fitted, random_data, take_turns
-from sampling_speed import images_per_second
-from stamps import Figures, stamp, stamped, together
-from step_profile import step_profile
+from attempts import Attempts
+from full_size import write_configurations, write_published
+from gpu_engines import Bench
+from gpu_lanes import lanes_together
+from stamps import Figures, Stamp, stamp, stamped, together
 
-from dreambooth.config.settings import DreamBoothConfig, ZeroConfig
-from dreambooth.data.batches import TrainingData
+from dreambooth.config.settings import ZeroConfig
 from dreambooth.miniature import PIPELINE_DIR
-from dreambooth.models.families import family_of, load_tokenizer
+from dreambooth.models.families import family_of
 from dreambooth.quiet import hide_progress_bars, quiet
-from dreambooth.training.engine import TorchEngine
-from dreambooth.training.model import DreamBoothModel
 
 OUTPUT = Path("output/bench/gpu.json")
-ROUNDS = 5
-GIB = 2**30
-SIZES: dict[str, tuple[Callable[[Path], None], int]] = {
-    "stable-diffusion-1.5": (write_configurations, 512),
-    "stable-diffusion-xl": (partial(write_published, "stable-diffusion-xl"), 1024),
-    "miniature": (lambda folder: None, 64),
+SECONDS = 840
+"""Of a whole run, before which the last measure begins and at which it ends."""
+A_MEASURE, A_LONG_ONE = 90, 180
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A size: what writes its configurations into a folder, the pictures' side, steps of a round and of a long run."""
+
+    write: Callable[[Path], object]
+    pixels: int
+    steps: int
+    whole_run: int | None = None
+    lane_seconds: float | None = None
+
+
+SIZES = {
+    "stable-diffusion-1.5": Size(write=write_configurations, pixels=512, steps=20, whole_run=1000, lane_seconds=8),
+    "stable-diffusion-xl": Size(write=partial(write_published, "stable-diffusion-xl"), pixels=1024, steps=8),
+    "miniature": Size(write=lambda folder: None, pixels=64, steps=2, whole_run=10, lane_seconds=1),
 }
-"""What writes a size's configurations into a folder, and its pixels."""
+Measures = Mapping[str, tuple[Callable[[], Figures], float]]
 
 
-class Bench:
-    """A base model's folder, and what is measured of it."""
+def measures_of(size: Size, base: Path, device: str) -> Measures:
+    """What is measured of a size, with the most seconds of each: what matters most comes first."""
+    bench = Bench(base, size.pixels, device, steps=size.steps)
 
-    def __init__(self, base: Path, resolution: int, device: str, *, steps: int) -> None:
-        self._base, self._resolution, self._device, self._steps = base, resolution, device, steps
+    def zero(stage: Literal[2, 3], **settings: Any) -> tuple[Callable[[], Figures], float]:
+        return partial(bench.deepspeed, ZeroConfig(stage=stage, **settings)), A_MEASURE
 
-    def settings(self, *, checkpointing: bool = False) -> DreamBoothConfig:
-        overrides = (f"train.max_train_steps={self._steps}", "train.micro_batch_size=1", "train.log_every=10")
-        return configuration(self._base, *overrides, f"train.gradient_checkpointing={str(checkpointing).lower()}")
-
-    def model(self, settings: DreamBoothConfig) -> DreamBoothModel:
-        return random_model(self._base, settings, device=self._device, autocast=True)
-
-    def data(self) -> TrainingData:
-        text = family_of(self._base).tokenize(self._base, ["a photo of a dog"])
-        return random_data(self._base, self._resolution, text, text)
-
-    def clear(self) -> None:
-        gc.collect()
-        if self._device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-
-    def peak(self) -> float:
-        return round(torch.cuda.max_memory_allocated() / GIB, 2) if self._device == "cuda" else 0.0
-
-    def loop_efficiency(self) -> Figures:
-        settings = self.settings()
-        model = self.model(settings)
-        engine = TorchEngine(model, settings.train, self._device)
-        data = self.data()
-        bare = bare_loop(model, data, settings, self._device)
-        return efficiency(*take_turns(self._steps, ROUNDS, bare, fitted(engine, data, settings)))
-
-    def variant(self, stage: int | None, *, checkpointing: bool = False, channels_last: bool = False) -> Figures:
-        settings = self.settings(checkpointing=checkpointing)
-        model = self.model(settings)
-        if channels_last:
-            model.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        engine: Any
-        if stage is None:
-            engine = TorchEngine(model, settings.train, self._device)
-        else:
-            from pipelines.worker.deepspeed_engine import DeepSpeedEngine
-
-            engine = DeepSpeedEngine(model, settings.train, ZeroConfig(stage=stage), self._device)
-        try:
-            run = fitted(engine, self.data(), settings)
-            [rates] = take_turns(self._steps, ROUNDS, run)
-            peak = self.peak()
-            return {"steps_per_second": round(statistics.median(rates), 2), "peak_gib": peak} | step_profile(run)
-        finally:
-            engine.close()
-
-    def class_images(self) -> Figures:
-        from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
-
-        from dreambooth.sampling.sampler import sampling_dtype
-
-        with tempfile.TemporaryDirectory() as folder:
-            with torch.device(self._device):
-                vae = AutoencoderKL.from_config(AutoencoderKL.load_config(self._base, subfolder="vae"))
-            model = self.model(self.settings())
-            dtype = sampling_dtype(self._device)
-            StableDiffusionPipeline(
-                unet=model.denoiser.to(dtype),
-                text_encoder=model.text_encoders["text_encoder"].to(dtype),
-                vae=vae.to(dtype),
-                tokenizer=load_tokenizer(self._base),
-                scheduler=DDPMScheduler.from_pretrained(self._base, subfolder="scheduler"),
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            ).save_pretrained(folder)
-            del model, vae
-            self.clear()
-            rates = images_per_second(Path(folder), self._resolution, self._device)
-        return rates | {"peak_gib": self.peak()}
+    measures: dict[str, tuple[Callable[[], Figures], float]] = {
+        "torch": (bench.plain, A_MEASURE),
+        "torch, graphs": (bench.graphed, A_MEASURE),
+    }
+    if size.whole_run is not None:
+        OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+        measures["paper's run"] = partial(bench.whole_run, size.whole_run, OUTPUT.parent), A_LONG_ONE
+    if family_of(base).pipeline_class == "StableDiffusionPipeline":
+        measures["class images"] = bench.class_images, A_LONG_ONE
+    measures |= {"deepspeed zero 2": zero(2), "deepspeed zero 2, bf16": zero(2, weights="bf16")}
+    if size.lane_seconds is not None:
+        for name, graph in (("two lanes", "off"), ("two lanes, graphs", "auto")):
+            shared = partial(
+                lanes_together, 2, base, pixels=size.pixels, device=device, steps=size.steps, seconds=size.lane_seconds
+            )
+            measures[name] = partial(shared, graph=graph), A_MEASURE
+    return measures | {
+        "torch, graphs, read at every step": (partial(bench.graphed, "train.log_every=1"), A_MEASURE),
+        "deepspeed zero 3, gather_blocks": (
+            partial(bench.deepspeed, ZeroConfig(stage=3, gather_blocks=True)),
+            A_MEASURE,
+        ),
+        "deepspeed zero 3": (partial(bench.deepspeed, ZeroConfig(stage=3)), A_MEASURE),
+        "loop": (bench.loop_efficiency, A_MEASURE),
+        "torch, checkpointing": (partial(bench.plain, "train.gradient_checkpointing=true"), A_MEASURE),
+        "torch, channels last": (partial(bench.plain, channels_last=True), A_MEASURE),
+    }
 
 
-def measure(size: str, device: str) -> Figures:
-    """All figures of a size."""
-    write, resolution = SIZES[size]
+def measure(
+    measures: Measures, attempts: Attempts, clear: Callable[[], None], write: Callable[[Figures], None]
+) -> None:
+    """Make measures one after the other; `write` takes the figures so far after each."""
     figures: Figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        base = PIPELINE_DIR if size == "miniature" else Path(folder)
-        write(base)
-        bench = Bench(base, resolution, device, steps=2 if size == "miniature" else 20)
-        measures: dict[str, Callable[[], Figures]] = {
-            "loop": bench.loop_efficiency,
-            "torch": partial(bench.variant, None),
-            "torch, channels last": partial(bench.variant, None, channels_last=True),
-            "torch, checkpointing": partial(bench.variant, None, checkpointing=True),
-            "deepspeed zero 2": partial(bench.variant, 2),
-        }
-        if family_of(base).pipeline_class == "StableDiffusionPipeline":
-            measures["class images"] = bench.class_images
-        for name, one in measures.items():
-            bench.clear()
-            figures[name] = one()
-            print(json.dumps({size: {name: figures[name]}}), file=sys.stderr, flush=True)
-    return figures
+    for name, (one, seconds) in measures.items():
+        clear()
+        figures[name] = attempts(one, seconds)
+        write(figures)
 
 
 def main() -> None:
@@ -162,19 +120,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = list(SIZES)[:2]
     parser.add_argument("sizes", nargs="*", choices=SIZES, default=usual, metavar="SIZE", help=", ".join(SIZES))
-    sizes = parser.parse_args().sizes
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="of the whole run at most (default: %(default)s)"
+    )
+    options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and sizes != ["miniature"]:
+    if device == "cpu" and options.sizes != ["miniature"]:
         parser.error("PyTorch sees no CUDA device here; to see whether this runs, measure the size `miniature`")
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    measured: list[Figures] = []
-    for size in sizes:
+    attempts, measured = Attempts(options.seconds), dict[str, Figures]()
+    for name in options.sizes:
         at = stamp()
-        measured.append(stamped({size: measure(size, device)}, at))
-        # What is measured stays when the next size doesn't fit.
-        OUTPUT.write_text(json.dumps(together(*measured), indent=2) + "\n")
+
+        def write(found: Figures, name: str = name, at: Stamp = at) -> None:
+            measured[name] = stamped({name: found}, at)
+            print(json.dumps({name: dict([list(found.items())[-1]])}), file=sys.stderr, flush=True)
+            OUTPUT.write_text(json.dumps(together(*measured.values()), indent=2) + "\n")
+
+        size = SIZES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            base = PIPELINE_DIR if name == "miniature" else Path(folder)
+            size.write(base)
+            bench = Bench(base, size.pixels, device, steps=size.steps)
+            measure(measures_of(size, base, device), attempts, bench.clear, write)
     print(f"wrote {OUTPUT}")
+    if attempts.errors:
+        sys.exit(f"{attempts.errors} of the measures ended with an error: see `not_measured`")
 
 
 if __name__ == "__main__":
