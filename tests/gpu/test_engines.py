@@ -19,6 +19,8 @@ ENGINES = [
     two_ranks.Case(stage=stage, offload=offload)
     for stage, offload in ((None, False), (0, False), (1, False), (2, False), (3, False), (2, True))
 ]
+# With ZeRO-3 ranks read slices of the weights, unless the model is loaded whole before; blocks are gathered at once.
+ENGINES += [two_ranks.Case(stage=3, whole=True), two_ranks.Case(stage=3, blocks=True)]
 COLUMNS = ("loss", "instance_loss", "prior_loss", "grad_norm")
 
 
@@ -109,3 +111,16 @@ def test_bf16_products_leave_masters_and_gradients_in_fp32(tiny_pipeline: Path, 
     losses, exact = values(curve)[:, 0], values(on_cpu)[:, 0]
     assert not torch.equal(losses, exact)
     torch.testing.assert_close(losses, exact, rtol=3e-2, atol=1e-3)
+
+
+def test_a_checkpoint_is_loaded_through_host_memory(tiny_pipeline: Path, tmp_path: Path) -> None:
+    config = two_ranks.configuration(tiny_pipeline, accumulation=1, accumulates=False, ema_decay=None)
+    trained, loading = (TorchEngine(load_model(tiny_pipeline, config), config.train, "cuda") for _ in range(2))
+    trained.backward(trained(two_ranks.training_data(tiny_pipeline).batch(range(1))).total)
+    trained.step()
+    trained.save(tmp_path)
+    moments = sum(moment.nbytes for state in trained.optimizer.state.values() for moment in state.values())
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    loading.load(tmp_path)
+    assert torch.cuda.max_memory_allocated() - before < 1.4 * moments  # each rounded up to 512 bytes

@@ -7,10 +7,12 @@ import pytest
 import torch
 import two_ranks
 
+from dreambooth.errors import Diverged
 from dreambooth.fixed_tensors import CaptureMemory, Replayed
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.graphed_engine import FixedStep, GraphedEngine
 from dreambooth.training.model import load_model
+from pipelines.worker.behind import Behind
 
 pytestmark = pytest.mark.usefixtures("full_fp32")
 COLUMNS = ("loss", "instance_loss", "prior_loss", "grad_norm")
@@ -38,6 +40,53 @@ def test_graphs_train_as_the_plain_engine_does(tiny_pipeline: Path, accumulation
         torch.testing.assert_close(curve, expected, rtol=3e-2 if autocast else 5e-3, atol=1e-3 if autocast else 1e-5)
         apart = sum((state[name] - tensor).square().sum() for name, tensor in weights.items()) ** 0.5
         assert apart < 1e-3 * sum(tensor.square().sum() for tensor in weights.values()) ** 0.5
+
+
+@pytest.mark.parametrize("then", ["captured", "plain"])
+def test_goes_on_from_a_snapshot(tiny_pipeline: Path, tmp_path: Path, then: str) -> None:
+    """With the moving average, made while the next steps are replayed, and loaded where another subject's lay."""
+    config = two_ranks.configuration(tiny_pipeline, accumulation=1, accumulates=False)
+    data, step = two_ranks.training_data(tiny_pipeline), FixedStep("cuda", pytest.fail)
+    engine, written = GraphedEngine(load_model(tiny_pipeline, config), config.train, "cuda", step), list[Behind]()
+
+    def after(number: int) -> None:
+        if number == 1:
+            engine.reserve_snapshot()
+        elif number == two_ranks.CHECKPOINT:
+            assert step.update.captured
+            written.append(Behind(partial(two_ranks.write_late, engine.snapshot(), tmp_path)))
+
+    whole = values(two_ranks.curve_of(engine, data, config, after=after))
+    written[0].result()
+    expected = engine.state_dict()
+    model = load_model(tiny_pipeline, config)
+    resumed = (
+        GraphedEngine(model, config.train, "cuda", step)
+        if then == "captured"
+        else TorchEngine(model, config.train, "cuda")
+    )
+    resumed.load(tmp_path)
+    rest = values(two_ranks.curve_of(resumed, data, config, start=two_ranks.CHECKPOINT))
+    torch.testing.assert_close(rest, whole[two_ranks.CHECKPOINT :], rtol=5e-3, atol=1e-5)
+    state = resumed.state_dict()
+    apart = sum((state[name] - tensor).square().sum() for name, tensor in expected.items()) ** 0.5
+    assert apart < 1e-3 * sum(tensor.square().sum() for tensor in expected.values()) ** 0.5
+
+
+def test_what_is_not_finite_is_found_after_a_replay(tiny_pipeline: Path) -> None:
+    config = two_ranks.configuration(tiny_pipeline, accumulation=1, accumulates=False)
+    data, step = two_ranks.training_data(tiny_pipeline), FixedStep("cuda", pytest.fail)
+    engine = GraphedEngine(load_model(tiny_pipeline, config), config.train, "cuda", step)
+    for number in range(8):
+        batch = data.batch(range(number, number + 1))
+        if number == 6:
+            batch = batch._replace(latents=batch.latents * float("nan"))
+        engine.backward(engine(batch).total)
+        engine.step()
+    assert step.gradients.captured
+    assert engine.diverged_at() == 7
+    with pytest.raises(Diverged, match="not finite at step 7"):
+        engine.snapshot()
 
 
 def test_what_cannot_be_captured_still_runs() -> None:
