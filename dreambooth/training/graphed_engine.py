@@ -2,7 +2,8 @@
 
 A step launches some thousand kernels, each too short for the host to prepare the next meanwhile; a replay launches them
 at once. So everything that changes from step to step is in tensors: the batch, learning rates, the number of the step.
-There are two graphs, forward and backward, and the update, so that micro steps need no third.
+There are two graphs, of forward and backward, and of the update. One of both would save one launch a step, and cost
+more: micro steps are added up between the two, and a snapshot is copied during the first, as the second waits for it.
 
 A lane keeps `FixedStep` from subject to subject: the next engine's weights, moments and averages take the places of the
 last one's, and what is replayed is the first engine's. On a CPU its functions are called in place of a replay, so that
