@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dreambooth.config.addresses import shown, without_credentials
 from dreambooth.errors import InputError
 from dreambooth.models.download import hub_fault
+from pipelines.apps.export.averages import choose_weights
 from pipelines.apps.export.exporting import Exported, find_manifest
 from pipelines.apps.export.staging import WEIGHTS
 from pipelines.driver.cards import find_card, without_average
@@ -99,14 +100,15 @@ def export_and_push(
     from huggingface_hub import constants
 
     repository = find_repository(push_to, public=public)
-    card = find_card(find_manifest(model, tracking_uri))
+    weights = choose_weights(find_manifest(model, tracking_uri), ema)
+    card = find_card(weights.manifest)
     if card is None:
         raise InputError(
             f"{model!r} doesn't say what it was made of, so it has no card; push a model of 'dreambooth run'"
         )
     with tempfile.TemporaryDirectory(prefix="dreambooth-push-") as temporary:
         folder, file = Path(temporary, "model"), f"{repository.id.rpartition('/')[2]}{WEIGHTS}"
-        if ema is False:
+        if weights.unaveraged is not None:
             card = without_average(card)
         exported = write(str(folder if form == "diffusers" else folder / file))
         place = f"{constants.ENDPOINT}/{repository.id}/blob/main/{file}" if form == "single-file" else repository.id
