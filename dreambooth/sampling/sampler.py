@@ -217,7 +217,7 @@ def sampled(
         large,
         prompts,
         [further_seed(seed) for seed in seeds],
-        guidance_scale=family.guidance_scale(large),
+        guidance_scale=family.guidance_scale(denoiser_of(large).config),
         height=family.scales_up * height,
         width=family.scales_up * width,
         images=small,

@@ -65,7 +65,8 @@ _HOW = """## How to add a family
 4. Say what is learnt: `process` is a `Diffusion` or a `RectifiedFlow`, `arguments` are the denoiser's by name,
    `prediction` brings its output into the shape of x0.
 5. Say how it is sampled: `sampler`, `pipeline`, `prompt_arguments`, `call_arguments`, and `decode` if it takes more
-   than the VAE.
+   than the VAE. The model that MLflow serves can't ask the family: it is told `loaded_with`, `called_with` and `packed`
+   when it is registered.
 6. Name parameters that no gradient reaches in `without_gradient`, those that other programs take for granted in `kept`,
    and refuse inputs that training doesn't give in `check_trainable`.
 7. Build a tiny random replica of its repository in `tests/replicas/<family>.py` and list it in `REPLICAS`: the tests

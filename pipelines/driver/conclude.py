@@ -10,6 +10,7 @@ from typing import Any
 
 from dreambooth.config.addresses import shown
 from dreambooth.models.cascade import SUPER_RESOLUTION
+from dreambooth.models.served import served_facts
 from pipelines.driver.cards import Card, card_of, publish_card
 from pipelines.driver.follow import complete_curves, complete_pictures
 from pipelines.driver.summary import PersonalizeResult, write_summary
@@ -211,6 +212,7 @@ def register_result(plan: Plan, trained: TrainResult, card: Card, run: TrackedRu
                 class_noun=config.subject.class_noun,
                 description=description(card.facts, most=MOST_DESCRIPTION),
                 result_key=plan.model_key,
+                served=_served(plan),
                 num_inference_steps=config.evaluation.num_inference_steps,
                 guidance_scale=config.evaluation.guidance_scale,
                 resolution=int(config.images.resolution or 0),
@@ -218,6 +220,15 @@ def register_result(plan: Plan, trained: TrainResult, card: Card, run: TrackedRu
             ),
             extra=upload_seconds(size),
         )
+
+
+def _served(plan: Plan) -> dict[str, Any]:
+    return served_facts(
+        plan.base.settings,
+        None if plan.second is None else plan.second.base.settings,
+        resolution=plan.config.images.resolution,
+        noise_levels=plan.config.super_resolution.noise_levels,
+    )
 
 
 @contextmanager

@@ -71,6 +71,7 @@ def register(
     identifier: str,
     class_noun: str,
     result_key: str,
+    served: Mapping[str, Any],
     num_inference_steps: int,
     guidance_scale: float,
     resolution: int = 0,
@@ -79,7 +80,8 @@ def register(
 ) -> RegisteredVersion:
     """Register the next version of a model; the same `result_key` twice is one version.
 
-    `model` is a publication, which the version refers to, or a diffusers directory or a delta, which it holds.
+    `model` is a publication, which the version refers to, or a diffusers directory or a delta, which it holds; `served`
+    is how it is loaded and sampled (`dreambooth.models.served`).
     `num_inference_steps`, `guidance_scale` and `resolution` (in pixels; 0: the model's own) become the served model's
     defaults. `tags` go onto the version, with identifier, class noun and form. Prompts of more than `tokens`
     tokens are refused; None: as many as the tokenizer or its text encoder reads. `description` is Markdown, shown with
@@ -103,7 +105,7 @@ def register(
                 package,
                 model,
                 prompt=f"a photo of [V] {class_noun}",
-                settings={"identifier": identifier, "tokens": tokens},
+                settings={"identifier": identifier, "tokens": tokens, "served": dict(served)},
                 signature=_signature(num_inference_steps, guidance_scale, resolution),
             )
             model_id = _upload(client, package, run_id, re.sub(r"[^\w-]", "-", name), all_tags)

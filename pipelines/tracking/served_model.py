@@ -1,9 +1,10 @@
 """The model that MLflow serves: a prompt in, a picture out.
 
 MLflow copies this file into every registered model and runs the copy ("models from code": nothing is pickled). So it
-imports nothing of this project, and a model loads where another version of the project is installed, or none; a test
-holds its samplers to those of `dreambooth.sampling`. The exception is a model that was registered as its change against
-a base: only this project can find the base and put the two together.
+imports nothing of this project, and a model loads where another version of the project is installed, or none. Nor does
+it know a family: what differs between them was written beside the copy when the model was registered, as plain facts
+(`served` in its model_config). The exception is a model that was registered as its change against a base: only this
+project can find the base and put the two together.
 
 A version holds its weights, or refers to the publication they lie in: by its address, and by the sha256 of its
 manifest, which names the size and sha256 of every file. Credentials come from the environment, as fsspec has it.
@@ -11,7 +12,6 @@ manifest, which names the size and sha256 of every file. Credentials come from t
 
 import base64
 import hashlib
-import inspect
 import io
 import json
 import os
@@ -24,9 +24,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pandas as pd
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from filelock import FileLock
 from fsspec import AbstractFileSystem
@@ -48,31 +49,21 @@ S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retri
 
 
 class DreamBoothModel(PythonModel):
-    """A fine-tuned text-to-image pipeline."""
+    """A fine-tuned text-to-image pipeline, or two: a second stage scales up the pictures of the first."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights onto the GPU if there is one. Raises MlflowException if the publication is gone."""
-        cuda = torch.cuda.is_available()
+        facts, self.second = context.model_config["served"], None
         with model_directory(context.artifacts.get("pipeline"), context.model_config) as directory:
-            dtype, device = (torch.float16, "cuda") if cuda else (torch.float32, "cpu")
-            pipeline: Any = _load(directory, dtype).to(device)
-            self.second: Any = None
-            if (second := directory / SECOND_STAGE).is_dir():
-                self.second = _load(second, dtype, text_encoder=pipeline.text_encoder).to(device)
-        self.pipeline = pipeline
-        arguments = inspect.signature(pipeline.__call__).parameters
-        unwanted = ("clean_caption", "use_resolution_binning")  # they change the prompt, or the size
-        self.settings = {name: False for name in unwanted if name in arguments}
-        self.tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]
+            self.first = Stage(directory, facts)
+            if SECOND_STAGE in facts:
+                text_encoder = self.first.pipeline.text_encoder
+                self.second = Stage(directory / SECOND_STAGE, facts[SECOND_STAGE], text_encoder=text_encoder)
+        self.pipeline = self.first.pipeline  # asked for, as in every version, by `dreambooth generate`
+        components = self.pipeline.components
+        self.tokenizers = [part for name, part in components.items() if name.startswith("tokenizer") and part]
         for each in self.tokenizers:
             each.model_max_length = min(each.model_max_length, context.model_config.get("tokens") or 10**6)
-        # A CPU that multiplies bf16 itself is twice as fast with it.
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        self.bf16 = not cuda and native
-        if not cuda and not native:
-            for stage in (pipeline, self.second) if self.second else (pipeline,):
-                denoiser = stage.components.get("unet") or stage.transformer
-                denoiser.to(memory_format=torch.channels_last)  # a tenth faster, in fp32
         self.identifier: str = context.model_config["identifier"]
 
     def predict(
@@ -87,48 +78,23 @@ class DreamBoothModel(PythonModel):
         """
         params = params or {}
         height, width = int(params["height"]) or None, int(params["width"]) or None
+        guidance_scale = float(params["guidance_scale"])
         prompts = self._filled([str(prompt) for prompt in model_input["prompt"]])
         images = []
         for start in range(0, len(prompts), IMAGES_AT_ONCE):
             batch = prompts[start : start + IMAGES_AT_ONCE]
-            # Noise from CPU generators: the same seed is the same picture on a laptop and on a GPU.
-            first = int(params["seed"]) + start
-            generators = [torch.Generator("cpu").manual_seed(first + row) for row in range(len(batch))]
+            seeds = [int(params["seed"]) + start + row for row in range(len(batch))]
+            steps = int(params["num_inference_steps"])
             try:
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                    x0 = self.pipeline(
-                        batch,
-                        generator=generators,
-                        num_inference_steps=int(params["num_inference_steps"]),
-                        guidance_scale=float(params["guidance_scale"]),
-                        height=height,
-                        width=width,
-                        output_type="latent" if self._vae else "pt",
-                        **self.settings,
-                    ).images
+                pictures = self.first.sample(batch, seeds, steps, height, width, guidance_scale=guidance_scale)
             except ValueError as error:  # a side that this denoiser can't divide
                 raise MlflowException.invalid_parameter_value(f"height {height}, width {width}: {error}") from None
-            pictures = self._decode(x0, height, width)
-            images += self._scaled_up(pictures, batch, first, params) if self.second else pictures
+            if self.second is not None:
+                sides = [self.second.facts["scales_up"] * side for side in pictures[0].size]
+                further = [_further(seed) for seed in seeds]
+                pictures = self.second.sample(batch, further, steps, sides[1], sides[0], image=pictures)
+            images += pictures
         return pd.DataFrame({"image": [_base64_png(image) for image in images]})
-
-    def _scaled_up(self, pictures: list[Any], prompts: list[str], seed: int, params: dict[str, Any]) -> list[Any]:
-        """What the second stage of a cascade makes of pictures, at the guidance scale that suits it."""
-        generators = [torch.Generator("cpu").manual_seed(_further(seed + row)) for row in range(len(prompts))]
-        second, (width, height) = self.second, pictures[0].size
-        factor = second.unet.config.sample_size // self.pipeline.unet.config.sample_size
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            scaled = second(
-                prompts,
-                image=pictures,
-                height=factor * height,
-                width=factor * width,
-                generator=generators,
-                num_inference_steps=int(params["num_inference_steps"]),
-                noise_level=(second.image_noising_scheduler.config.get("_levels") or 1000) // 4,
-                clean_caption=False,
-            )
-        return list(scaled.images)
 
     def _filled(self, prompts: Sequence[str]) -> list[str]:
         """Prompts with the identifier put in, each of which the model reads whole and as it was meant."""
@@ -157,21 +123,60 @@ class DreamBoothModel(PythonModel):
         if (least := min(readings))[0] > 0:
             raise MlflowException.invalid_parameter_value(f"{prompt!r} {least[1]}; shorten it")
 
-    @property
-    def _vae(self) -> Any:
-        """None of a model that works on pixels."""
-        return self.pipeline.components.get("vae")
+
+class Stage:
+    """A pipeline, sampled by its family's facts (`dreambooth.models.served`)."""
+
+    def __init__(self, directory: Path, facts: Mapping[str, Any], **given: Any) -> None:
+        """Load the weights, but parts that are given."""
+        cuda = torch.cuda.is_available()
+        self.facts, self.pipeline = facts, _load(directory, facts, torch.float16 if cuda else torch.float32, given)
+        self.pipeline.to("cuda" if cuda else "cpu")
+        # A CPU that multiplies bf16 itself is twice as fast with it.
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        self._bf16 = not cuda and native
+        if not cuda and not native:
+            self.pipeline.components[facts["denoiser"]].to(memory_format=torch.channels_last)  # a tenth faster, in fp32
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        num_inference_steps: int,
+        height: int | None,
+        width: int | None,
+        **further: Any,
+    ) -> list[Any]:
+        """A picture for each prompt and seed; without a size in pixels that of training. Raises ValueError as its call.
+
+        `further` are arguments of the pipeline's call, as those of its family are.
+        """
+        # Noise from CPU generators: the same seed is the same picture on a laptop and on a GPU.
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        height, width = height or self.facts["side"], width or self.facts["side"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            x0 = self.pipeline(
+                list(prompts),
+                generator=generators,
+                num_inference_steps=num_inference_steps,
+                height=height,
+                width=width,
+                output_type=self.facts["output_type"],
+                **(self.facts["called_with"] | further),
+            ).images
+        return self._pictures(x0, height, width)
 
     @torch.no_grad()
-    def _decode(self, x0: torch.Tensor, height: int | None, width: int | None) -> list[Any]:
+    def _pictures(self, x0: torch.Tensor, height: int | None, width: int | None) -> list[Any]:
         """Pictures of a pipeline's output, by the VAE in fp32: some overflow in fp16."""
-        pipeline, vae = self.pipeline, self._vae
-        if x0.ndim == 3:  # patches as a sequence
-            side = pipeline.default_sample_size * pipeline.vae_scale_factor
-            x0 = pipeline._unpack_latents(x0, height or side, width or side, pipeline.vae_scale_factor)
-        if vae:
-            x0 = x0.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-            few = max(1, PIXELS_AT_ONCE // (x0[0, 0].numel() * pipeline.vae_scale_factor**2))
+        if (decode := self.facts["decode"]) is not None:
+            vae, pixels = self.pipeline.components[decode["vae"]], decode["downscaling"]
+            if (side := decode["packed"]) > 1 and height and width:  # the channel slowest
+                rows, columns = height // (side * pixels), width // (side * pixels)
+                squares = x0.reshape(len(x0), rows, columns, -1, side, side).permute(0, 3, 1, 4, 2, 5)
+                x0 = squares.reshape(len(x0), -1, side * rows, side * columns)
+            x0 = x0.to(vae.dtype) / decode["scaling_factor"] + decode["shift_factor"]
+            few = max(1, PIXELS_AT_ONCE // (x0[0, 0].numel() * pixels**2))
             x0 = torch.cat([vae.decode(part).sample for part in x0.split(few)])
         return list(VaeImageProcessor().postprocess(x0))
 
@@ -182,30 +187,24 @@ def _further(seed: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _load(directory: Path, dtype: torch.dtype, **given: Any) -> Any:
-    """The pipeline in a directory with given parts, without what isn't there, with the sampler of its kind of noise."""
+def _load(directory: Path, facts: Mapping[str, Any], dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
+    """The pipeline in a directory with given parts, without what isn't there, with its family's sampler."""
     index = json.loads((directory / "model_index.json").read_text())
     parts = [name for name, value in index.items() if isinstance(value, list)]
     without: dict[str, Any] = {name: None for name in parts if not (directory / name).is_dir()}
-    if "safety_checker" in without:
-        without["requires_safety_checker"] = False
     pipeline = DiffusionPipeline.from_pretrained(
         directory,
         torch_dtype=dtype,
         local_files_only=True,
         use_safetensors=True,
         low_cpu_mem_usage=False,  # else accelerate puts what other threads make meanwhile on the meta device, too
-        **(without | given),
+        **(without | facts["loaded_with"] | given),
     )
-    config = pipeline.scheduler.config
-    flow = type(pipeline.scheduler).__name__.startswith("FlowMatch")
-    sampler = FlowMatchEulerDiscreteScheduler if flow else DPMSolverMultistepScheduler
-    # Nearer to the pure noise that a cosine schedule ends in, rounding would rule.
-    cosine = {"lambda_min_clipped": -5.1} if config.get("beta_schedule") == "squaredcos_cap_v2" else {}
-    pipeline.scheduler = sampler.from_config(config, **cosine)
+    sampler = getattr(diffusers, facts["sampler"])
+    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config, **facts["sampler_settings"])
     pipeline.set_progress_bar_config(disable=True)
-    if vae := pipeline.components.get("vae"):
-        vae.to(torch.float32)
+    if facts["decode"] is not None:
+        pipeline.components[facts["decode"]["vae"]].to(torch.float32)
     for name in [name for name in parts if name.startswith("tokenizer") and name not in without]:
         tokenizer = getattr(pipeline, name)
         text_encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"))

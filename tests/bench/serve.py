@@ -27,6 +27,7 @@ from stamps import Figures, stamp, stamped, together
 
 from dreambooth.config.settings import ClusterConfig, TrackingConfig
 from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.served import served_facts
 from dreambooth.quiet import quiet
 from pipelines.apps.serve.app import ServeSettings, application
 from pipelines.apps.serve.subjects import find_subjects
@@ -63,6 +64,7 @@ def register_subjects(folder: Path) -> str:
                 identifier=identifier,
                 class_noun="dog",
                 result_key=name,
+                served=served_facts(base.settings),
                 num_inference_steps=12,
                 guidance_scale=4.0,
             )

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import Component, denoiser_part, scheduler_part, t5_part, tokenizer_part
@@ -65,6 +65,8 @@ class PixelUNet(DiffusionUNet):
     t5_masked = True
     only_squares = True
     lora_folders = ("unet",)
+    loaded_with: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": False}
+    called_with: ClassVar[Mapping[str, Any]] = {"clean_caption": False}
     inputs: int
     """Channels that the UNet takes."""
 
@@ -237,10 +239,20 @@ class DeepFloydII(PixelUNet):
         return IFSuperResolutionPipeline(**parts, image_noising_scheduler=noising)
 
     def image_arguments(self, pipeline: Any, images: "Sequence[Image]") -> dict[str, Any]:
-        """The pictures, noised to a quarter of the levels: that is 250 of IF's 1000, the pipeline's own default."""
-        noising = pipeline.image_noising_scheduler.config
-        levels = noising.get(_LEVELS) or noising.num_train_timesteps
-        return {"image": list(images), "noise_level": levels // 4}
+        """The pictures, and the level of their noise."""
+        return {"image": list(images), **_noise_level(pipeline.image_noising_scheduler.config)}
+
+    def served_call(self, settings: "BaseSettings", noise_levels: int | None) -> dict[str, Any]:
+        """The level of the pictures' noise and the guidance scale, too."""
+        noising = read_json(settings.directory / _NOISING / "scheduler_config.json")
+        tuned = noising if noise_levels is None else noising | {_LEVELS: noise_levels}
+        scale = self.guidance_scale(read_json(settings.directory / "unet" / "config.json"))
+        return {**self.called_with, **_noise_level(tuned), "guidance_scale": scale}
+
+
+def _noise_level(noising: Mapping[str, Any]) -> dict[str, int]:
+    """A quarter of the levels: that is 250 of IF's 1000, the pipeline's own default."""
+    return {"noise_level": (noising.get(_LEVELS) or noising.get("num_train_timesteps", 1000)) // 4}
 
 
 @lru_cache(maxsize=16)

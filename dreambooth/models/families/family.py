@@ -14,6 +14,7 @@ from dreambooth.models.families.no_text import zero_without_text
 from dreambooth.models.families.other_programs import OtherPrograms
 from dreambooth.models.families.parts import Parts
 from dreambooth.models.families.schedulers import SAMPLER_NAMES
+from dreambooth.models.families.served import Served
 from dreambooth.models.families.tokenizers import VOCABULARIES
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ OWN_SIZE = "_sample_size"
 """Where exports of families without a field for it keep the side of their x0: diffusers passes over such a name."""
 
 
-class Family(Parts, OtherPrograms, ABC):
+class Family(Parts, OtherPrograms, Served, ABC):
     """One family of text-to-image models. Text tensors are named by the text encoder's folder, see `tokenize`."""
 
     name: str
@@ -261,9 +262,9 @@ class Family(Parts, OtherPrograms, ABC):
         """Further arguments of a pipeline's call."""
         return {"guidance_scale": guidance_scale}
 
-    def guidance_scale(self, pipeline: Any) -> float:
-        """The guidance scale of a second stage: its default, or none if there is no text to guide it."""
-        return self.defaults.guidance_scale if self.reads_text(getattr(pipeline, self.denoiser.folder).config) else 1.0
+    def guidance_scale(self, config: Mapping[str, Any]) -> float:
+        """The guidance scale of a second stage, by its denoiser's configuration: 1 if there is no text to guide it."""
+        return self.defaults.guidance_scale if self.reads_text(config) else 1.0
 
     def image_arguments(self, pipeline: Any, images: Sequence["Image"]) -> dict[str, Any]:
         """Arguments of a pipeline's call for the pictures that it scales up."""

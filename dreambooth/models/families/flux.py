@@ -115,6 +115,7 @@ class Flux(Family):
     lora_folders = ("transformer", "text_encoder")
     sampler = "FlowMatchEulerDiscreteScheduler"
     t5_tokens = 512
+    packed = 2
 
     def side_multiple(self, settings: "BaseSettings") -> int:
         """Four positions of a latent are packed into one."""

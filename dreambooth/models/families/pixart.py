@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import VAE, Component, denoiser_part, scheduler_part, t5_part, tokenizer_part
@@ -46,6 +46,7 @@ class PixArtSigma(Family):
     )
     t5_tokens = 300
     t5_masked = True
+    called_with: ClassVar[Mapping[str, Any]] = {"clean_caption": False, "use_resolution_binning": False}
 
     def side_multiple(self, settings: "BaseSettings") -> int:
         """Positions of a latent are read in patches."""

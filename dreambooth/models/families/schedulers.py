@@ -39,6 +39,16 @@ def check_scheduler(settings: "BaseSettings") -> None:
         )
 
 
+_LEAST_LAMBDA = -5.1
+"""Half the log-SNR where sampling of a cosine schedule starts: nearer to its pure noise, rounding would rule."""
+
+
+def sampler_settings(directory: Path) -> dict[str, Any]:
+    """Settings of a sampler that a base's schedule asks for, besides those in its file."""
+    cosine = read_json(directory / _FILE).get("beta_schedule") == "squaredcos_cap_v2"
+    return {"lambda_min_clipped": _LEAST_LAMBDA} if cosine else {}
+
+
 def flow_scheduler(directory: Path) -> Any:
     """Euler's method with a base's schedule of sigmas."""
     from diffusers import FlowMatchEulerDiscreteScheduler

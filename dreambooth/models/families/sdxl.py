@@ -63,6 +63,7 @@ class StableDiffusionXL(LatentUNet):
         "text_encoder_2": "lora_te2_",
     }
     kohya_original = ("unet",)
+    loaded_with: ClassVar[Mapping[str, Any]] = {"add_watermarker": False}
     fields = (
         *UNET_FIELDS,
         field(_UNET, "addition_embed_type", None, 'null or "text_time"', lambda kind: kind in (None, "text_time")),

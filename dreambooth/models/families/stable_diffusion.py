@@ -33,6 +33,7 @@ from dreambooth.models.config_fields import (
 from dreambooth.models.families import original_names as original
 from dreambooth.models.families.defaults import Defaults
 from dreambooth.models.families.family import Family, Tensors
+from dreambooth.models.families.schedulers import sampler_settings
 from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_ids, read_tokenizer
 from dreambooth.models.placed import Names
 
@@ -199,6 +200,7 @@ class StableDiffusion(LatentUNet):
     defaults = Defaults(text_encoders=("text_encoder",))
     lora_folders = ("unet", "text_encoder")
     kohya_prefixes: ClassVar[Mapping[str, str]] = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+    loaded_with: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": False}
     fields = (*UNET_FIELDS, _VERSION, *VAE_FIELDS, *TEXT_FIELDS, *SCHEDULE_FIELDS)
 
     def resolution(self, settings: "BaseSettings") -> int:
@@ -258,15 +260,9 @@ def load_diffusion(directory: Path, folder: str = "scheduler") -> "Diffusion":
     return Diffusion.from_scheduler(scheduler.alphas_cumprod, scheduler.config)
 
 
-_LEAST_LAMBDA = -5.1
-"""Half the log-SNR where sampling of a cosine schedule starts: nearer to its pure noise, rounding would rule."""
-
-
 def dpm_solver(directory: Path, **settings: Any) -> Any:
     """DPM-Solver++ with a base's noise schedule, and thresholds if it has any."""
     from diffusers import DPMSolverMultistepScheduler as Sampler
 
     config = Sampler.load_config(directory, subfolder="scheduler", local_files_only=True)
-    if config.get("beta_schedule") == "squaredcos_cap_v2":
-        settings = {"lambda_min_clipped": _LEAST_LAMBDA, **settings}
-    return Sampler.from_config(config, **settings)
+    return Sampler.from_config(config, **(sampler_settings(directory) | settings))

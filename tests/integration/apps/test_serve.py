@@ -18,6 +18,7 @@ import torch
 from chromium import needs_browser, open_browser
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from served import facts_of
 
 from dreambooth.config.settings import TrackingConfig
 from dreambooth.data.images import png_bytes
@@ -73,6 +74,7 @@ def tracking_uri(tiny_pipeline: Path, fine_tuned: dict[str, Path], tmp_path_fact
                 identifier=IDENTIFIERS.get(name, "xkq"),
                 class_noun="dog",
                 result_key=name,
+                served=facts_of(tiny_pipeline),
                 num_inference_steps=2,
                 guidance_scale=4.0,
             )

@@ -3,6 +3,7 @@
 import datetime
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_server import MlflowServer
 from PIL import Image, ImageChops
 from plain_mlflow import begin_loading, drawn, refused
+from served import facts_of
 
 from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
@@ -19,7 +21,7 @@ from pipelines.apps.garbage import find_leftovers, remove_leftovers
 from pipelines.apps.generate import generate
 from pipelines.cli import main
 from pipelines.storage.files import exists, is_local, join, read_bytes, remove, upload
-from pipelines.storage.publications import MANIFEST_NAME, Manifest, manifest_sha256, publish
+from pipelines.storage.publications import MANIFEST_NAME, Manifest, manifest_sha256, opened, publish
 from pipelines.tracking.client import connect
 from pipelines.tracking.registry import RegisteredVersion, find_version, register
 from pipelines.tracking.runs import track
@@ -51,6 +53,8 @@ def published(directory: Path, parent: str) -> Manifest:
 
 
 def registered(uri: str, model: Manifest | Path, *, key: str = "first", name: str) -> RegisteredVersion:
+    with opened(model) if isinstance(model, Manifest) else nullcontext(model) as directory:
+        served = facts_of(directory)
     with track(TrackingConfig(uri=uri), run_name="rex") as run:
         return register(
             run_id=run.run_id,
@@ -61,6 +65,7 @@ def registered(uri: str, model: Manifest | Path, *, key: str = "first", name: st
             identifier="zqx",
             class_noun="dog",
             result_key=key,
+            served=served,
             num_inference_steps=2,
             guidance_scale=4.0,
         )

@@ -16,10 +16,12 @@ import pandas as pd
 import plain_mlflow
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient, pyfunc
 from mlflow.exceptions import MlflowException
 from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
+from served import facts_of
 
 from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
@@ -47,7 +49,13 @@ def client(tracking_uri: str) -> MlflowClient:
 
 
 def _register(
-    tracking_uri: str, directory: Path, *, name: str = "dreambooth-rex", result_key: str, description: str | None = None
+    tracking_uri: str,
+    directory: Path,
+    *,
+    base: Path | None = None,
+    name: str = "dreambooth-rex",
+    result_key: str,
+    description: str | None = None,
 ) -> RegisteredVersion:
     with track(TrackingConfig(uri=tracking_uri), run_name="rex") as run:
         return register(
@@ -59,6 +67,7 @@ def _register(
             identifier="zqx",
             class_noun="dog",
             result_key=result_key,
+            served=facts_of(base or directory),
             description=description,
             num_inference_steps=STEPS,
             guidance_scale=4.0,
@@ -251,6 +260,27 @@ def test_generate_writes_pictures_of_a_registered_model(
     assert not _differ(_picture(result.paths[1]), _picture(plain.paths[1]))
 
 
+def test_an_earlier_version_is_served_by_its_own_code(
+    registered: RegisteredVersion, client: MlflowClient, tmp_path: Path
+) -> None:
+    """It was told nothing of its family, and the copy of the served model that it was registered with needs nothing."""
+    root = Path(client.get_logged_model(registered.model_id).artifact_location.removeprefix("file://"))
+    earlier = Path(shutil.copytree(root, tmp_path / "earlier"))
+    package, code = yaml.safe_load((earlier / "MLmodel").read_text()), earlier / "served_model.py"
+    facts = package["flavors"]["python_function"]["config"].pop("served")
+    (earlier / "MLmodel").write_text(yaml.safe_dump(package))
+    asked = pd.DataFrame({"prompt": [PROMPT]})
+    with quietly():
+        with pytest.raises(KeyError, match="served"):
+            pyfunc.load_model(str(earlier))
+        code.write_text(code.read_text().replace('context.model_config["served"]', repr(facts)))
+        pictures = [pyfunc.load_model(str(each)).predict(asked, params={"seed": 7}) for each in (earlier, root)]
+    assert list(pictures[0]["image"]) == list(pictures[1]["image"])
+    with quietly():
+        own = pyfunc.load_model(str(earlier)).unwrap_python_model()
+    assert (own.identifier, type(own.pipeline).__name__) == ("zqx", "StableDiffusionPipeline")
+
+
 def test_mlflow_models_serve_answers_with_the_same_pictures(
     registered: RegisteredVersion, tracking_uri: str, tmp_path: Path
 ) -> None:
@@ -341,7 +371,7 @@ def test_a_model_kept_as_its_change_serves_the_same_pictures(
     write_delta(resolve_base_model(str(tiny_pipeline)), model, tmp_path / "delta")
     pictures = []
     for name, directory in (("full", model), ("delta", tmp_path / "delta")):
-        _register(tracking_uri, directory, name=f"dreambooth-{name}", result_key=name)
+        _register(tracking_uri, directory, base=tiny_pipeline, name=f"dreambooth-{name}", result_key=name)
         address = f"models:/dreambooth-{name}@latest"
         result = generate(address, PROMPT, num=1, output=str(tmp_path / name), tracking_uri=tracking_uri)
         pictures.append(_picture(result.paths[0]))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from plain_mlflow import begin_loading, drawn, refused
 from s3fs import S3FileSystem
+from served import facts_of
 
 from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
@@ -105,6 +106,7 @@ def test_a_version_on_postgres_refers_to_a_publication_in_the_store(
             identifier="zqx",
             class_noun="dog",
             result_key="rex",
+            served=facts_of(tiny_pipeline),
             num_inference_steps=2,
             guidance_scale=4.0,
         )

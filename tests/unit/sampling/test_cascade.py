@@ -1,20 +1,17 @@
 """Both stages of a cascade: fine-tuned one after the other, written as one model of two folders, sampled together."""
 
-import base64
 import copy
-import io
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from processor import multiplies_bf16
 from replicas.cascade import build
 from replicas.plain import plain_pipeline
+from served import Served
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.data.images import find_instance_images
@@ -95,11 +92,13 @@ def test_both_stages_are_trained_and_sampled_as_diffusers_does_it(
     assert furthest(found, sample(base, PROMPTS, [3, 4], dtype=torch.float32, **SAMPLING)) > 1
     shared = personalized(base, tmp_path / "model")
     assert furthest(found, sample(shared, PROMPTS, [3, 4], dtype=torch.float32, **SAMPLING)) == 0
-    assert furthest(found, served(tmp_path / "model", monkeypatch)) <= 1
+    multiplies_bf16(monkeypatch, False)
+    served = Served(*bases, model=tmp_path / "model")
+    assert furthest(found, served.pictures(PROMPTS, seed=3, **SAMPLING)) <= 1
     other = {"height": 24, "width": 16}
     found = sample(cascade, PROMPTS, [3, 4], dtype=torch.float32, **SAMPLING, **other)
     assert [picture.size for picture in found] == [(64, 96)] * 2
-    assert furthest(found, served(tmp_path / "model", monkeypatch, **other)) <= 1
+    assert furthest(found, served.pictures(PROMPTS, seed=3, **SAMPLING, **other)) <= 1
     alone = load_pipeline(tmp_path / "model", alone=True)
     assert sample(alone, PROMPTS[:1], [3], **SAMPLING)[0].size == (16, 16)
 
@@ -107,22 +106,6 @@ def test_both_stages_are_trained_and_sampled_as_diffusers_does_it(
 def furthest(found: list[Image.Image], expected: list[Image.Image]) -> int:
     pairs = zip(found, expected, strict=True)
     return max(abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() for one, other in pairs)
-
-
-def served(directory: Path, monkeypatch: pytest.MonkeyPatch, *, height: int = 0, width: int = 0) -> list[Image.Image]:
-    """The pictures of the model that MLflow serves."""
-    multiplies_bf16(monkeypatch, False)
-    from pipelines.tracking.client import quietly
-
-    with quietly():
-        from pipelines.tracking.served_model import DreamBoothModel
-
-    model: Any = DreamBoothModel()
-    context: Any = SimpleNamespace(artifacts={"pipeline": str(directory)}, model_config={"identifier": "sks"})
-    model.load_context(context)
-    settings = {"seed": 3, "height": height, "width": width, **SAMPLING}
-    answer = model.predict(context, pd.DataFrame({"prompt": PROMPTS}), settings)
-    return [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["image"]]
 
 
 def test_the_second_stage_has_the_settings_of_its_own_group(config: DreamBoothConfig) -> None:

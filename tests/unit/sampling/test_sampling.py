@@ -1,21 +1,18 @@
 """Pictures are those that diffusers' own pipeline makes of the same texts and noise, whatever is special in a base."""
 
-import base64
-import io
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from processor import multiplies_bf16
+from served import Served
 
 from dreambooth.data.images import to_pixels
 from dreambooth.data.latents import encode_latents
@@ -118,21 +115,8 @@ def test_a_pipeline_that_shares_its_base_draws_the_same(kind: Any, base: Path, t
 @pytest.mark.parametrize("kind", [as_it_is, shifted, distilled])
 def test_the_served_model_draws_the_same(kind: Any, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     multiplies_bf16(monkeypatch, False)
-    from pipelines.tracking.client import quietly
-
-    with quietly():
-        from pipelines.tracking.served_model import DreamBoothModel
-
     kind(base)
-    served, context = (
-        DreamBoothModel(),
-        SimpleNamespace(artifacts={"pipeline": str(base)}, model_config={"identifier": "tfz"}),
-    )
-    served.load_context(context)  # type: ignore[arg-type]
-    settings = {"seed": 0, "height": 0, "width": 0, **SETTINGS}
-    answer = served.predict(context, pd.DataFrame({"prompt": PROMPTS}), settings)  # type: ignore[arg-type]
-    pictures = [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["image"]]
-    assert furthest(pictures, in_plain_diffusers(base)) <= 1
+    assert furthest(Served(base).pictures(PROMPTS, seed=0, **SETTINGS), in_plain_diffusers(base)) <= 1
 
 
 def test_what_is_encoded_is_decoded_to_itself(base: Path) -> None:

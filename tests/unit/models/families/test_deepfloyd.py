@@ -5,16 +5,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from replicas import deepfloyd
 from replicas.plain import plain_pipeline
+from served import Served
 from torch import Tensor
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
@@ -384,24 +384,12 @@ class TestExport:
 @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")  # older versions know no other name
 def test_the_served_model_refuses_what_the_model_would_not_read(bases: dict[str, Path]) -> None:
     """T5's tokenizer would take 512 tokens."""
-    from pipelines.tracking.client import quietly
-
-    with quietly():
-        from mlflow.exceptions import MlflowException
-
-        from pipelines.tracking.served_model import DreamBoothModel
-
     base = bases["deepfloyd-if-1"]
-    tokens = load_tokenizer(base).model_max_length
-    context: Any = SimpleNamespace(
-        artifacts={"pipeline": str(base)}, model_config={"identifier": "sks", "tokens": tokens}
-    )
-    served: Any = DreamBoothModel()
-    served.load_context(context)
-    settings = {"seed": 0, "num_inference_steps": 1, "guidance_scale": 1.0, "height": 0, "width": 0}
-    assert len(served.predict(context, pd.DataFrame({"prompt": ["[V] " + "dog " * 75]}), settings)) == 1
+    served = Served(base, tokens=load_tokenizer(base).model_max_length)
+    settings = {"num_inference_steps": 1, "guidance_scale": 1.0}
+    assert len(served.pictures(["[V] " + "dog " * 75], seed=0, **settings)) == 1
     with pytest.raises(MlflowException, match="has 78 tokens, and the model reads 77"):
-        served.predict(context, pd.DataFrame({"prompt": ["[V] " + "dog " * 76]}), settings)
+        served.pictures(["[V] " + "dog " * 76], seed=0, **settings)
 
 
 def write_vocabulary(path: Path, *, rare: list[str]) -> None:

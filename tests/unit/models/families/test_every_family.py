@@ -3,22 +3,18 @@
 On tiny random replicas, so nothing here says anything of quality.
 """
 
-import base64
 import copy
-import io
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from PIL import Image
 from processor import multiplies_bf16
 from recorded_calls import Recorded
 from replicas.plain import plain_pipeline, watched
+from served import Served
 from torch import Tensor
 
 from dreambooth.data.images import to_pixels
@@ -231,15 +227,6 @@ def test_pictures_from_captured_steps_are_the_same_to_the_last_bit(base: Path) -
 @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")  # older versions know no other name
 def test_pictures_are_those_of_the_model_that_mlflow_serves(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     multiplies_bf16(monkeypatch, False)
-    from pipelines.tracking.client import quietly
-
-    with quietly():
-        from pipelines.tracking.served_model import DreamBoothModel
-
-    served = DreamBoothModel()
-    context: Any = SimpleNamespace(artifacts={"pipeline": str(base)}, model_config={"identifier": "sks"})
-    served.load_context(context)
     settings: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 4.0, **SIZE}
-    answer = served.predict(context, pd.DataFrame({"prompt": PROMPTS}), {"seed": 3, **settings})
-    found = [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["image"]]
+    found = Served(base).pictures(PROMPTS, seed=3, **settings)
     assert furthest(found, sample(load_pipeline(base), PROMPTS, [3, 4], dtype=torch.float32, **settings)) <= 1

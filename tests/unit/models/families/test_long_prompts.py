@@ -1,15 +1,15 @@
 """Long texts: CLIP cuts them and T5 reads them whole, as in the plain pipelines; the identifier is never cut off."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from processor import multiplies_bf16
 from replicas.plain import plain_pipeline
+from served import Served
 
 from dreambooth.data.prompt_checks import PromptReader
 from dreambooth.errors import InputError
@@ -83,22 +83,11 @@ class TestTextsThatClipCuts:
     @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
     def test_are_served_by_mlflow(self, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         multiplies_bf16(monkeypatch, False)
-        from pipelines.tracking.client import quietly
-
-        with quietly():
-            from mlflow.exceptions import MlflowException
-
-            from pipelines.tracking.served_model import DreamBoothModel
-
-        served: Any = DreamBoothModel()
         tokens = max(reader.length for reader in text_readers(base))
-        context: Any = SimpleNamespace(
-            artifacts={"pipeline": str(base)}, model_config={"identifier": "sks", "tokens": tokens}
-        )
-        served.load_context(context)
+        served = Served(base, tokens=tokens)
         settings = {"seed": 0, "num_inference_steps": 1, "guidance_scale": 1.0, "height": SIDE, "width": SIDE}
-        assert len(served.predict(context, pd.DataFrame({"prompt": [f"[V] {LONG}"]}), settings)) == 1
+        assert len(served.pictures([f"[V] {LONG}"], **settings)) == 1
         with pytest.raises(MlflowException, match=f"the model reads {tokens}: .* is cut off; shorten it"):
-            served.predict(context, pd.DataFrame({"prompt": [f"[V] {TOO_LONG}"]}), settings)
+            served.pictures([f"[V] {TOO_LONG}"], **settings)
         with pytest.raises(MlflowException, match=r"the model reads 77: .* the identifier with it; shorten it"):
-            served.predict(context, pd.DataFrame({"prompt": [f"{LONG}[V]"]}), settings)
+            served.pictures([f"{LONG}[V]"], **settings)

@@ -3,11 +3,9 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
@@ -15,6 +13,7 @@ from PIL import Image
 from replicas import sd3, sdxl, stable_diffusion
 from replicas.plain import plain_pipeline, watched
 from safetensors.torch import load_file, save_file
+from served import Served
 
 from dreambooth.config.settings import load_config
 from dreambooth.data.images import find_instance_images
@@ -28,7 +27,6 @@ from dreambooth.sampling.sampler import load_pipeline, sample
 from dreambooth.training.model import load_model
 from pipelines.apps.generate import generate
 from pipelines.plan.run_plan import make_plan
-from pipelines.tracking.client import quietly
 
 SIDE = 64
 SCHEDULER = Path("scheduler", "scheduler_config.json")
@@ -272,14 +270,9 @@ class TestRefused:
 
     @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
     def test_half_a_patch_of_a_sample_from_mlflow(self, three: Path) -> None:
-        with quietly():
-            from pipelines.tracking.served_model import DreamBoothModel
-        served = DreamBoothModel()
-        context: Any = SimpleNamespace(artifacts={"pipeline": str(three)}, model_config={"identifier": "sks"})
-        served.load_context(context)
         settings = {"seed": 0, "num_inference_steps": 1, "guidance_scale": 1.0, "height": 64, "width": 72}
         with pytest.raises(MlflowException, match=r"width 72: .* divisible by 16"):
-            served.predict(context, pd.DataFrame({"prompt": ["a dog"]}), settings)
+            Served(three).pictures(["a dog"], **settings)
 
     @pytest.mark.parametrize("folder", ["text_encoder_2", "tokenizer_2"])
     def test_a_missing_part(self, xl: Path, three: Path, folder: str) -> None:
