@@ -1,7 +1,6 @@
 """Aspect buckets: the sizes that photographs are cut to, of about as many pixels as the base model's squares.
 
-As Stable Diffusion XL was trained (arXiv 2307.01952, section 2.3). A size never has more pixels than the square, so a
-step takes no more memory.
+As in arXiv 2307.01952, section 2.3. A size never has more pixels than the square, so a step takes no more memory.
 """
 
 from collections import Counter

@@ -22,7 +22,7 @@ from dreambooth.data.repeats import repeats_of
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.families import Family, Tensors, family_of
 from dreambooth.models.families.no_text import HAS_TEXT
-from dreambooth.models.process import Process, tuned_on
+from dreambooth.models.process import Process
 
 _IMAGES_AT_ONCE = 8
 _LEAST_WEIGHT = 1e-3
@@ -142,7 +142,7 @@ def _images_of(
 def _process(config: DreamBoothConfig, base: BaseSettings, size: Size) -> Process:
     """The noise process of images of a size."""
     process = base.family.process(base.directory, base.x0_shape(*size))
-    return tuned_on(process, config.super_resolution.noise_levels)
+    return process.tuned_on(config.super_resolution.noise_levels)
 
 
 def _weights(masks: Sequence[np.ndarray], background: float) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 weights/pipeline    a Stable Diffusion directory for 64 x 64 images
 weights/flow        a Stable Diffusion 3 directory for the same world
-weights/cascade     DeepFloyd IF's two directories for the same world, without a VAE
+weights/cascade     two directories of a pixel cascade for the same world, without a VAE
 weights/vit         a ViTModel that distinguishes subjects (where a larger project uses DINO)
 weights/clip        a CLIPModel with its tokenizer
 subjects/NAME       five instance images of a made-up subject, and its class noun in subject.yaml

@@ -3,8 +3,8 @@
 Such a file holds weights alone: configurations and vocabularies come from the model that it descends from, whose
 folder, address or hub id stands behind a `#`, and needs no weights:
 
-    model.safetensors#stable-diffusion-v1-5/stable-diffusion-v1-5
-    s3://bucket/model.safetensors#/models/sdxl
+    model.safetensors#owner/name
+    s3://bucket/model.safetensors#/models/base
     owner/name/model.safetensors#owner/name
 
 It is converted once; the folder lies in the cache under the sha256 of the file and of the configurations.
@@ -49,7 +49,7 @@ def split_address(address: str) -> tuple[str, str]:
         raise InputError(
             f"base_model {shown(file)!r} is one file, which holds weights alone; its configurations and vocabularies "
             f"come from the model that it descends from: give its folder, address or hub id, without weights if you "
-            f"like, behind a '#', as in --base-model '{shown(file)}#stable-diffusion-v1-5/stable-diffusion-v1-5'"
+            f"like, behind a '#', as in --base-model '{shown(file)}#owner/name'"
         )
     return file, config
 

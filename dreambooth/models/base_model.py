@@ -16,7 +16,7 @@ from dreambooth.models.base_file import converted, find_file, is_file_address, s
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.config_fields import read_json
 from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remote
-from dreambooth.models.families import Component, Family, family_of
+from dreambooth.models.families import FAMILIES, Component, Family, family_of
 from dreambooth.models.families.tokenizers import VOCABULARIES
 from dreambooth.models.licence import CARD
 from dreambooth.models.text_readers import TextReader, text_readers
@@ -89,7 +89,7 @@ class BaseModel:
     def embedding_width(self, folder: str) -> int:
         """Width of a text encoder's token embeddings."""
         config = read_json(self.directory / folder / "config.json")
-        return int(config.get("hidden_size") or config.get("d_model") or 512)
+        return int(config.get(self.family.component(folder).width) or 512)
 
     @cached_property
     def parameter_counts(self) -> dict[str, int]:
@@ -135,8 +135,8 @@ def _check_stage(address: str, family: Family, *, scales_up: bool) -> None:
         )
     if scales_up and not family.scales_up:
         raise InputError(
-            f"super_resolution.base_model {address!r} is {family.name}; expected a model that scales up pictures, such "
-            f"as stage II of DeepFloyd IF"
+            f"super_resolution.base_model {address!r} is {family.name}; expected a model that scales up pictures: "
+            f"{', '.join(one.name for one in FAMILIES if one.scales_up)}"
         )
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 SUPER_RESOLUTION = "super_resolution"
 """Name of a cascade's second stage: its folder in a published model, beside the first one's components."""
 
-_SIZES = ("d_model", "num_layers", "vocab_size", "num_heads", "d_kv", "d_ff")
-"""Fields of a text encoder's configuration that decide its shapes."""
 _ROUNDING = 1e-2
 """Relative difference of weights that are kept in another precision."""
 
@@ -38,8 +36,8 @@ def check_cascade(first: BaseModel, second: BaseModel, *, sides: tuple[int, int]
     if (difference := _difference(first, second)) is not None:
         raise InputError(
             f"base_model {first.address!r} and super_resolution.base_model {second.address!r} don't read prompts "
-            f"alike: {difference}. Both stages are sampled with the first one's text encoder, so take two that were "
-            f"made together, such as IF-I and IF-II of DeepFloyd IF"
+            f"alike: {difference}. Both stages are sampled with the first one's text encoder, so take a first stage "
+            f"that was made together with {second.family.name}"
         )
 
 
@@ -51,7 +49,7 @@ def _difference(first: BaseModel, second: BaseModel) -> str | None:
         return f"their text encoders are {shown[0]} and {shown[1]}"
     for part in one:
         configs = [read_json(base.directory / part.folder / "config.json") for base in (first, second)]
-        for name in _SIZES:
+        for name in part.sizes:
             if (found := [config.get(name) for config in configs])[0] != found[1]:
                 return f"{name} in {part.folder}/config.json is {found[0]} and {found[1]}"
     if load_tokenizer(first.directory).get_vocab() != load_tokenizer(second.directory).get_vocab():

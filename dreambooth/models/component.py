@@ -10,7 +10,11 @@ class Component:
     """A folder of a pipeline directory, and the class that reads it.
 
     `weights` is the name of its weight files without suffix, None where there are none. An `optional` component may be
-    missing. `overrides` are fields of its configuration that training and sampling set otherwise.
+    missing. `overrides` are fields of its configuration that training and sampling set otherwise. `buffers` are endings
+    of names in its weight files that are no parameters of their own, such as tables of positions.
+
+    Of a text encoder, `width` is the field of its configuration with the width of its embeddings, `sizes` are those
+    that decide its shapes, and `table` is the ending of the name of its table of tokens.
     """
 
     folder: str
@@ -20,6 +24,10 @@ class Component:
     weights: str | None = None
     optional: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    buffers: tuple[str, ...] = ()
+    width: str = "hidden_size"
+    sizes: tuple[str, ...] = ()
+    table: str = "token_embedding.weight"
 
     def load_class(self) -> Any:
         """The class, imported now."""
@@ -29,28 +37,22 @@ class Component:
         return getattr(diffusers if self.library == "diffusers" else transformers, self.kind)
 
 
-def denoiser_part(folder: str, kind: str) -> Component:
+def denoiser_part(folder: str, kind: str, *, buffers: tuple[str, ...] = ()) -> Component:
     """A UNet or transformer of diffusers."""
-    return Component(folder=folder, role="denoiser", library="diffusers", kind=kind, weights="diffusion_pytorch_model")
+    return Component(
+        folder=folder,
+        role="denoiser",
+        library="diffusers",
+        kind=kind,
+        weights="diffusion_pytorch_model",
+        buffers=buffers,
+    )
 
 
 def text_encoder_part(folder: str, kind: str, *, optional: bool = False) -> Component:
     """A text encoder of transformers."""
     return Component(
         folder=folder, role="text_encoder", library="transformers", kind=kind, weights="model", optional=optional
-    )
-
-
-def t5_part(folder: str, *, optional: bool = False) -> Component:
-    """T5's encoder without dropout: its masks would come from no seed of ours, and none of the others has any."""
-    return Component(
-        folder=folder,
-        role="text_encoder",
-        library="transformers",
-        kind="T5EncoderModel",
-        weights="model",
-        optional=optional,
-        overrides={"dropout_rate": 0.0},
     )
 
 

@@ -20,8 +20,8 @@ from dreambooth.models.probe import TOLERANCES, Probe, Trained, largest_differen
 from dreambooth.models.tied_weights import load_parameters
 from dreambooth.models.weight_files import plain_name, weight_files
 
-_BUFFERS = ("position_ids", "pos_embed.pos_embed", "embed_tokens.weight")
-"""Endings of names in weight files that are no parameters of their own: positions, and embeddings tied to others."""
+_COUNTED = "position_ids"
+"""Ending of names in weight files that every version of a library counts anew."""
 
 
 def export_pipeline(
@@ -179,12 +179,10 @@ def _named_as_in(base: Path, component: Component, tensors: dict[str, Tensor]) -
         with safe_open(path, framework="pt") as stored:
             expected |= dict.fromkeys(stored.keys(), path)
     named = {_spelled_as_in(expected, name): tensor for name, tensor in tensors.items()}
-    for name in [name for name in expected if name not in named and name.endswith(_BUFFERS)]:
-        if name.endswith("position_ids"):
-            continue  # counted anew by every version of the library
+    for name in [name for name in expected if name not in named and name.endswith(component.buffers)]:
         with safe_open(expected[name], framework="pt") as stored:
             named[name] = stored.get_tensor(name)
-    differing = sorted(name for name in set(expected) ^ set(named) if not name.endswith(_BUFFERS))
+    differing = sorted(name for name in set(expected) ^ set(named) if not name.endswith((*component.buffers, _COUNTED)))
     if differing:
         raise ValueError(
             f"what was trained and the weights in {base / component.folder} differ in {len(differing)} names, first "

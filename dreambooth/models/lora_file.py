@@ -19,7 +19,6 @@ from dreambooth.models.tensor_stream import Planned, Progress, write_tensors
 
 LoraNames = Literal["diffusers", "kohya"]
 LORA_NAMES: tuple[LoraNames, ...] = ("diffusers", "kohya")
-_OF_CLIP = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 _ALONE = "emb_params"
 
 
@@ -61,13 +60,14 @@ def write_lora(
     return write_tensors(target, planned, {"format": "pt", **metadata}, on_progress=on_progress)
 
 
-def write_embedding(found: LowRank, target: Path) -> str:
+def write_embedding(family: Family, found: LowRank, target: Path) -> str:
     """Write the identifier's embeddings as a file of Textual Inversion, and return its sha256.
 
-    Of one text encoder under `emb_params`, of several under `clip_l` and `clip_g`, as ComfyUI and AUTOMATIC1111 read.
+    Of one text encoder under `emb_params`, of several under the family's names, as ComfyUI and AUTOMATIC1111 read.
     """
-    rows = {folder: own.rows for folder, own in found.embeddings.items() if folder in _OF_CLIP}
-    named = {_ALONE if len(rows) == 1 else _OF_CLIP[folder]: tensor for folder, tensor in rows.items()}
+    names = family.embedding_names or dict.fromkeys(found.embeddings, _ALONE)
+    rows = {folder: own.rows for folder, own in found.embeddings.items() if folder in names}
+    named = {_ALONE if len(rows) == 1 else names[folder]: tensor for folder, tensor in rows.items()}
     return write_tensors(target, [_planned(name, tensor, torch.float32) for name, tensor in named.items()], {})
 
 

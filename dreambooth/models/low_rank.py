@@ -222,9 +222,8 @@ def identifier_ids(family: Family, directory: Path, folder: str, identifier: str
 def _embeddings(family: Family, base: Path, model: Path, identifier: str) -> Iterator[tuple[str, IdentifierRows]]:
     """The identifier's rows of each table, in the order of its tokens, where fine-tuning changed them."""
     for part in family.text_encoders(base):
-        ending = "token_embedding.weight" if part.kind.startswith("CLIP") else "shared.weight"
         before, after = open_tensors(base, part), open_tensors(model, part)
-        name = next((name for name in after if name.endswith(ending)), None)
+        name = next((name for name in after if name.endswith(part.table)), None)
         if name is None or name not in before:
             continue
         ids = identifier_ids(family, base, part.folder, identifier)

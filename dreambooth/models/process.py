@@ -36,6 +36,9 @@ class Process(Protocol):
     def weight(self, timesteps: Tensor, *, min_snr_gamma: float | None) -> Tensor | None:
         """Loss weights (N,) of moments (N,), or None for 1 throughout."""
 
+    def tuned_on(self, levels: int | None) -> Self:
+        """This process with so many levels of a small picture's noise, if it knows any; None: as it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Diffusion:
@@ -98,6 +101,10 @@ class Diffusion:
         clamped = snr.clamp(max=min_snr_gamma)
         return clamped if self.prediction_type == "sample" else clamped / (snr + 1)
 
+    def tuned_on(self, levels: int | None) -> Self:
+        """Itself: there is no small picture."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class SuperResolution(Diffusion):
@@ -121,24 +128,20 @@ class SuperResolution(Diffusion):
         scaled_up = functional.interpolate(copy, x0.shape[-2:], mode="bilinear", align_corners=True)
         return self.small.noisy(scaled_up, noise[None], level[None])[0], level
 
-
-def tuned_on(process: Process, levels: int | None) -> Process:
-    """A second stage's process with other levels of the small picture's noise; others, and without any, as it is."""
-    if levels is None or not isinstance(process, SuperResolution):
-        return process
-    return replace(process, levels=levels)
+    def tuned_on(self, levels: int | None) -> Self:
+        """The same with other levels."""
+        return self if levels is None else replace(self, levels=levels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RectifiedFlow:
     """x_t = (1 - sigma) x0 + sigma noise, predicting the velocity noise - x0 (arXiv 2209.03003; 2403.03206, section 2).
 
-    `shift` moves the draw to noisier sigmas, as the sampler's schedule does: sigma' = shift sigma / (1 + (shift - 1)
-    sigma). `draws` names the density of sigma before the shift (arXiv 2403.03206, section 3.1).
+    Sigma is drawn by the logit-normal density (arXiv 2403.03206, section 3.1). `shift` moves the draw to noisier
+    sigmas, as the sampler's schedule does: sigma' = shift sigma / (1 + (shift - 1) sigma).
     """
 
     shift: float = 1.0
-    draws: Literal["logit_normal", "uniform"] = "logit_normal"
 
     def to(self, device: str) -> Self:
         """Itself: there is no schedule."""
@@ -146,10 +149,7 @@ class RectifiedFlow:
 
     def draw(self, rng: Generator) -> Tensor:
         """A sigma in (0, 1), fp32."""
-        if self.draws == "logit_normal":
-            sigma = torch.randn((), generator=rng).sigmoid()
-        else:
-            sigma = 1 - torch.rand((), generator=rng)  # rand can be 0, where there is nothing to learn
+        sigma = torch.randn((), generator=rng).sigmoid()
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
     def noisy(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -168,6 +168,10 @@ class RectifiedFlow:
                 f"min_snr_gamma is {min_snr_gamma}, but min-SNR weighting has no meaning in rectified flow"
             )
         return None
+
+    def tuned_on(self, levels: int | None) -> Self:
+        """Itself: there is no small picture."""
+        return self
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -39,8 +39,7 @@ def readers_of_pipeline(pipeline: Any) -> tuple[TextReader, ...]:
 
 
 def _reader(family: Family, part: Component, tokenizer: "PreTrainedTokenizerBase") -> TextReader:
-    length = family.t5_tokens if part.kind.startswith("T5") else tokenizer.model_max_length
-    return TextReader(folder=part.folder, tokenizer=tokenizer, length=length)
+    return TextReader(folder=part.folder, tokenizer=tokenizer, length=family.tokens_read(part, tokenizer))
 
 
 def _tokenizer_of(part: Component) -> str:

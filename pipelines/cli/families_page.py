@@ -23,18 +23,18 @@ wait in main memory for the next subject. Each default gives way to a setting of
 """
 _CASCADE = """## Cascades
 
-`super_resolution.base_model` names a second stage, which scales up the pictures of `base_model`: stage II of DeepFloyd
-IF for its stage I. Both are fine-tuned, one after the other, on the instance images at their own resolutions; class
-images are the first stage's alone. The second stage learns on what sampling gives it: x_t beside the small picture,
-scaled up and noised, with the level of that noise as its class. Its settings are the group `super_resolution`; all
-others hold for both stages.
+`super_resolution.base_model` names a second stage, which scales up the pictures of `base_model`: a model of the family
+{second}. Both are fine-tuned, one after the other, on the instance images at their own
+resolutions; class images are the first stage's alone. The second stage learns on what sampling gives it: x_t beside the
+small picture, scaled up and noised, with the level of that noise as its class. Its settings are the group
+`super_resolution`; all others hold for both stages.
 
 - The model is published as one: a diffusers directory, with the second stage as another in its folder
   `super_resolution`. `generate`, `serve`, `evaluate` and the model that MLflow serves sample both, the second one with
   the first one's text encoder, at its family's guidance scale, in as many steps.
 - The stages have to read prompts by the same text encoder, which stays frozen. A second stage without cross-attention
   reads none: then the first one's may be trained (`train.text_encoders`), and the second is sampled without guidance.
-- The noise of the small picture has a level from 0 to 999 in training and 250 in samples, as IF has it. A base may name
+- The noise of the small picture has a level from 0 to 999 in training and 250 in samples by default. A base may name
   fewer levels, as `_levels` in `image_noising_scheduler/scheduler_config.json`, and so may you, as
   `super_resolution.noise_levels`, which is published with the model; samples have a quarter of them.
 - `super_resolution.max_train_steps: 0` leaves the second stage as it is.
@@ -53,7 +53,8 @@ Adam's moments in fp32, matrix products in bf16. A tenth of a GPU's memory is le
 both are enough. *Samples* are the weights of a pipeline in fp16, which samples on one GPU.
 
 `dreambooth run --dry-run --base-model …` counts the same for your settings; the base's weights needn't be there. So it
-does for DeepFloyd IF's stage II, which is missing here: its published configuration lies in its repository alone.
+does for {without}, which is missing here: no published configuration could be found outside its
+repository.
 """
 _HOW = """## How to add a family
 
@@ -80,13 +81,18 @@ _CHANGES = {"zero.offload_optimizer": "offload", "train.text_encoders: none": "f
 
 def families_page() -> str:
     """Render the tables in Markdown."""
-    plans = [published_plan(base) for base in published_models()]
+    published = published_models()
+    plans, known = [published_plan(base) for base in published], {base.pipeline_class for base in published}
     parts = [
         _HEAD,
         *families_table(),
         "",
-        _CASCADE,
-        _MEMORY.format(workers=_WORKERS, most=MOST_GPUS),
+        _CASCADE.format(second=", ".join(family.name for family in FAMILIES if family.scales_up)),
+        _MEMORY.format(
+            workers=_WORKERS,
+            most=MOST_GPUS,
+            without=", ".join(family.name for family in FAMILIES if family.pipeline_class not in known),
+        ),
         *_memory_table(plans),
         "",
         _HOW,

@@ -8,12 +8,13 @@ from pydantic import BaseModel
 from dreambooth.config.explain import in_yaml
 from dreambooth.config.miniatures import other_defaults
 from dreambooth.config.settings import DreamBoothConfig
+from dreambooth.models.families import FAMILIES
 
-_HEAD = """# Settings
+_HEAD = f"""# Settings
 
 Given in a YAML file, or one by one with `--set group.name=value`; in a table of subjects also for one subject alone.
-Defaults are for Stable Diffusion; where a built-in base model has another one, it stands behind it. This page is made
-by `dreambooth settings --markdown`.
+Defaults are for {FAMILIES[0].name}; where a built-in base model has another one, it stands behind it. This page
+is made by `dreambooth settings --markdown`.
 """
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from dreambooth.errors import InputError
-from dreambooth.models.component import Component, denoiser_part, scheduler_part, t5_part, tokenizer_part
+from dreambooth.models.component import Component, denoiser_part, scheduler_part, tokenizer_part
 from dreambooth.models.config_fields import COUNT, Field, list_of, or_null, read_json, whole
 from dreambooth.models.families.defaults import Defaults
 from dreambooth.models.families.family import Tensors
@@ -24,6 +24,7 @@ from dreambooth.models.families.stable_diffusion import (
     field,
     load_diffusion,
 )
+from dreambooth.models.families.t5_text import t5_part
 from dreambooth.models.families.tokenizers import load_tokenizer, padded_with_mask, read_tokenizer
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dreambooth.config.train import RATES_OF_TEXT_ENCODER
 from dreambooth.errors import InputError
+from dreambooth.models.component import Component
 from dreambooth.models.config_fields import Field, read_json
 from dreambooth.models.families.defaults import Defaults
 from dreambooth.models.families.no_text import zero_without_text
@@ -147,6 +148,10 @@ class Family(Parts, OtherPrograms, Served, ABC):
 
         Padded and truncated as the base model was trained.
         """
+
+    def tokens_read(self, part: Component, tokenizer: "PreTrainedTokenizerBase") -> int:
+        """Tokens that a text encoder reads of a text, its own marks among them."""
+        return self.t5_tokens if part.kind.startswith("T5") else int(tokenizer.model_max_length)
 
     def blank_tokens(self, directory: Path) -> Tensors:
         """`tokenize`'s tensors (1, L) of some text, for their shapes alone: also where tokenizers are missing."""

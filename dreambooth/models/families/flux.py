@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import (
@@ -13,7 +13,6 @@ from dreambooth.models.component import (
     Component,
     denoiser_part,
     scheduler_part,
-    t5_part,
     text_encoder_part,
     tokenizer_part,
 )
@@ -22,6 +21,7 @@ from dreambooth.models.families import original_names as original
 from dreambooth.models.families.defaults import Defaults
 from dreambooth.models.families.family import OWN_SIZE, Family, Tensors
 from dreambooth.models.families.stable_diffusion import VAE_FIELDS, field
+from dreambooth.models.families.t5_text import t5_part
 from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_ids, read_tokenizer
 from dreambooth.models.placed import Names, Placed
 
@@ -113,6 +113,7 @@ class Flux(Family):
     )
     noise = "rectified flow"
     lora_folders = ("transformer", "text_encoder")
+    embedding_names: ClassVar[Mapping[str, str]] = {"text_encoder": "clip_l"}
     sampler = "FlowMatchEulerDiscreteScheduler"
     t5_tokens = 512
     packed = 2

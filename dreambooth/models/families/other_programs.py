@@ -16,6 +16,8 @@ class OtherPrograms:
     """Components that `load_lora_weights` of its pipeline reads a LoRA for; none where it has no such method."""
     kohya_prefixes: ClassVar[Mapping[str, str]] = {}
     """What a LoRA's names begin with in kohya's scripts, by component; empty where they name other modules."""
+    embedding_names: ClassVar[Mapping[str, str]] = {}
+    """What a file of Textual Inversion calls the embeddings of its text encoders, in one that holds several."""
     kohya_original: ClassVar[tuple[str, ...]] = ()
     """Components whose modules kohya's scripts name as a single file does."""
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dreambooth.errors import InputError
-from dreambooth.models.component import VAE, Component, denoiser_part, scheduler_part, t5_part, tokenizer_part
+from dreambooth.models.component import VAE, Component, denoiser_part, scheduler_part, tokenizer_part
 from dreambooth.models.config_fields import COUNT, Field, flag, or_null, whole
 from dreambooth.models.families.defaults import Defaults
 from dreambooth.models.families.family import OWN_SIZE, Family, Tensors
 from dreambooth.models.families.stable_diffusion import SCHEDULE_FIELDS, VAE_FIELDS, dpm_solver, field, load_diffusion
+from dreambooth.models.families.t5_text import t5_part
 from dreambooth.models.families.tokenizers import each_once, load_tokenizer, padded_with_mask, read_tokenizer
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class PixArtSigma(Family):
     name = "PixArt-Sigma"
     pipeline_class = "PixArtSigmaPipeline"
     components: tuple[Component, ...] = (
-        denoiser_part("transformer", "PixArtTransformer2DModel"),
+        denoiser_part("transformer", "PixArtTransformer2DModel", buffers=("pos_embed.pos_embed",)),
         t5_part("text_encoder"),
         VAE,
         tokenizer_part("tokenizer", "T5Tokenizer"),

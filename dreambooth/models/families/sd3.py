@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dreambooth.errors import InputError
 from dreambooth.models.component import (
@@ -11,7 +11,6 @@ from dreambooth.models.component import (
     Component,
     denoiser_part,
     scheduler_part,
-    t5_part,
     text_encoder_part,
     tokenizer_part,
 )
@@ -23,6 +22,7 @@ from dreambooth.models.families.family import Family, Tensors
 from dreambooth.models.families.schedulers import flow_scheduler
 from dreambooth.models.families.sdxl import clip_prompt_arguments
 from dreambooth.models.families.stable_diffusion import TEXT_FIELDS, VAE_FIELDS, field
+from dreambooth.models.families.t5_text import t5_part
 from dreambooth.models.families.tokenizers import load_tokenizer, padded_ids, read_tokenizer
 from dreambooth.models.placed import Names, Placed
 from dreambooth.models.weight_files import has_weights, is_identity
@@ -70,7 +70,7 @@ class StableDiffusion3(Family):
     name = "Stable Diffusion 3 and 3.5"
     pipeline_class = "StableDiffusion3Pipeline"
     components: tuple[Component, ...] = (
-        denoiser_part("transformer", "SD3Transformer2DModel"),
+        denoiser_part("transformer", "SD3Transformer2DModel", buffers=("pos_embed.pos_embed",)),
         text_encoder_part("text_encoder", "CLIPTextModelWithProjection"),
         text_encoder_part("text_encoder_2", "CLIPTextModelWithProjection"),
         t5_part(_T5, optional=True),
@@ -93,6 +93,7 @@ class StableDiffusion3(Family):
     )
     noise = "rectified flow"
     lora_folders = ("transformer", "text_encoder", "text_encoder_2")
+    embedding_names: ClassVar[Mapping[str, str]] = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     sampler = "FlowMatchEulerDiscreteScheduler"
     t5_tokens = _T5_TOKENS
 

@@ -57,6 +57,7 @@ class StableDiffusionXL(LatentUNet):
     )
     defaults = Defaults(text_encoders=("text_encoder", "text_encoder_2"), guidance_scale=5.0)
     lora_folders = ("unet", "text_encoder", "text_encoder_2")
+    embedding_names: ClassVar[Mapping[str, str]] = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     kohya_prefixes: ClassVar[Mapping[str, str]] = {
         "unet": "lora_unet_",
         "text_encoder": "lora_te1_",

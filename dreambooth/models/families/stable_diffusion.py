@@ -199,6 +199,7 @@ class StableDiffusion(LatentUNet):
     )
     defaults = Defaults(text_encoders=("text_encoder",))
     lora_folders = ("unet", "text_encoder")
+    embedding_names: ClassVar[Mapping[str, str]] = {"text_encoder": "clip_l"}
     kohya_prefixes: ClassVar[Mapping[str, str]] = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
     loaded_with: ClassVar[Mapping[str, Any]] = {"requires_safety_checker": False}
     fields = (*UNET_FIELDS, _VERSION, *VAE_FIELDS, *TEXT_FIELDS, *SCHEDULE_FIELDS)

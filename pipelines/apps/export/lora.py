@@ -102,7 +102,7 @@ def export_lora(
             return files[-1][0]
 
         if low.embeddings:
-            write_embedding(low, add(EMBEDDING))
+            write_embedding(base.family, low, add(EMBEDDING))
         if curve is not None:
             add(CURVE).write_text(curve.as_json())
             draw(curve, add(PLOT))

@@ -112,7 +112,7 @@ class TestRefused:
     def test_a_file_without_the_model_that_it_descends_from(self, file: Path) -> None:
         message = self.fault(str(file))
         assert "come from the model that it descends from" in message
-        assert f"--base-model '{file}#stable-diffusion-v1-5/stable-diffusion-v1-5'" in message
+        assert f"--base-model '{file}#owner/name'" in message
 
     def test_a_file_that_is_not_there(self, settings: Path) -> None:
         assert "there is no such file" in self.fault(f"./none.safetensors#{settings}")

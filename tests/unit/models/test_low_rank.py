@@ -159,7 +159,7 @@ class TestFile:
         assert f"lora_unet_{own}_transformer_blocks_0_attn1_to_out_0.lora_up.weight" in tensors
 
     def test_the_embedding_loads_beside_it(self, pair: tuple[Path, Path], found: LowRank, tmp_path: Path) -> None:
-        write_embedding(found, tmp_path / "sks.safetensors")
+        write_embedding(family_of(pair[0]), found, tmp_path / "sks.safetensors")
         tensors = load_file(tmp_path / "sks.safetensors")
         clips = [folder for folder in found.embeddings if folder in ("text_encoder", "text_encoder_2")]
         assert len(tensors) == len(clips)
