@@ -269,10 +269,14 @@ class TestNoise:
 
 
 class TestTraining:
-    def test_every_parameter_has_a_gradient_but_the_rows_of_the_variance(self, base: Path, photos: Path) -> None:
-        config = configured(base, photos, text_encoders="all")
+    @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+    def test_every_parameter_has_a_gradient_but_the_rows_of_the_variance(
+        self, base: Path, photos: Path, checkpointing: bool
+    ) -> None:
+        config = configured(base, photos, text_encoders="all", gradient_checkpointing=checkpointing)
         model, data = load_model(base, config), prepared(base, config, photos)
         assert data.runs_text_encoders
+        assert model.denoiser.is_gradient_checkpointing is checkpointing
         for step in range(3):
             model(*data.batch(range(2 * step, 2 * step + 2))).total.backward()
         without = [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()]
@@ -280,6 +284,15 @@ class TestTraining:
         for parameter in (model.denoiser.conv_out.weight, model.denoiser.conv_out.bias):  # type: ignore[union-attr]
             assert parameter.grad[:3].flatten(1 if parameter.ndim > 1 else 0).any()  # type: ignore[union-attr]
             assert not parameter.grad[3:].any()  # type: ignore[union-attr, index]
+
+    def test_recomputed_activations_give_the_same_gradients(self, base: Path, photos: Path) -> None:
+        gradients = []
+        for checkpointing in (False, True):
+            config = configured(base, photos, text_encoders="all", gradient_checkpointing=checkpointing)
+            model, data = load_model(base, config), prepared(base, config, photos)
+            model(*data.batch(range(2))).total.backward()
+            gradients.append({name: one.grad for name, one in model.named_parameters()})
+        torch.testing.assert_close(gradients[1], gradients[0])
 
     def test_weight_decay_leaves_the_rows_of_the_variance_alone(self, base: Path, photos: Path) -> None:
         config = configured(base, photos, weight_decay=1.0, learning_rate=0.01, ema_decay=0.9)
