@@ -5,9 +5,10 @@ A base is identified by the sha256 over its files, so class images and models re
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.errors import InputError
@@ -15,12 +16,12 @@ from dreambooth.miniature import BASES, SECOND_STAGES, WEIGHTS_DIR
 from dreambooth.models.base_file import converted, find_file, is_file_address, split_address
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.config_fields import read_json
-from dreambooth.models.download import from_hub, from_store, is_hub_id, is_remote
+from dreambooth.models.download import from_hub, from_store, hub_files, is_hub_id, is_remote
 from dreambooth.models.families import FAMILIES, Component, Family, family_of
 from dreambooth.models.families.tokenizers import VOCABULARIES
 from dreambooth.models.licence import CARD
 from dreambooth.models.text_readers import TextReader, text_readers
-from dreambooth.models.weight_files import VARIANTS, count_parameters, has_weights, is_read
+from dreambooth.models.weight_files import VARIANTS, WEIGHTS, count_parameters, has_weights, is_read, unread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -140,12 +141,13 @@ def _check_stage(address: str, family: Family, *, scales_up: bool) -> None:
         )
 
 
-def _find(address: str, revision: str | None, *, weights: bool) -> Path:
+def _find(address: str, revision: str | None, *, weights: bool | None) -> Path:
+    """The directory; from the hub without its `weights`, which may be of any format if it is None."""
     if address in BASES:
         return _built_in(address, BASES[address])
     if is_file_address(address):
         file, config = split_address(address)
-        return converted(find_file(file, revision), _find(config, None, weights=False))
+        return converted(find_file(file, revision), _find(config, None, weights=None))
     if is_remote(address):
         return from_store(address, what="base_model")
     path = Path(address.removeprefix("file://")).expanduser()
@@ -174,10 +176,12 @@ def _built_in(name: str, folder: str) -> Path:
     )
 
 
-def _from_hub(address: str, revision: str | None, *, weights: bool) -> Path:
+def _from_hub(address: str, revision: str | None, *, weights: bool | None) -> Path:
     """Download the card and what the family needs: no single-file checkpoints, other formats, variants of weights."""
     directory = from_hub(address, what="base_model", allow=["model_index.json", CARD], revision=revision)
     components = family_of(directory, whole=False).components
+    if weights is not None:
+        _check_formats(address, revision, [part for part in components if not _safetensors(directory, part)])
     from_hub(
         address,
         what="base_model",
@@ -188,10 +192,25 @@ def _from_hub(address: str, revision: str | None, *, weights: bool) -> Path:
     if not weights:
         return directory
     for part in components:
-        if part.weights is not None and (directory / part.folder).is_dir() and not _safetensors(directory, part):
-            files = [f"{part.folder}/{part.weights}*.{variant}*" for variant in VARIANTS]
+        for variant in VARIANTS:
+            if part.weights is None or not (directory / part.folder).is_dir() or _safetensors(directory, part):
+                break
+            files = [f"{part.folder}/{part.weights}*.{variant}*"]
             from_hub(address, what="base_model", allow=files, ignore=["*.bin*", "*.msgpack"], revision=revision)
     return directory
+
+
+def _check_formats(address: str, revision: str | None, parts: Sequence[Component]) -> None:
+    """Refuse weights that lie on the hub as pickles alone, before anything large is downloaded."""
+    wanted = [part for part in parts if part.weights is not None]
+    files = [PurePosixPath(name) for name in (hub_files(address, revision) if wanted else ())]
+    for part in wanted:
+        own = [path for path in files if str(path.parent) == part.folder and path.suffix in WEIGHTS]
+        if own and not any(path.suffix == ".safetensors" for path in own):
+            raise InputError(
+                f"base_model {address!r}: the hub has no {part.folder}/{part.weights}.safetensors. "
+                f"{unread(sorted(map(str, own)))}"
+            )
 
 
 def _safetensors(directory: Path, part: Component) -> bool:

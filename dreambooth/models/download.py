@@ -76,6 +76,18 @@ def from_hub(
         ) from None
 
 
+def hub_files(hub_id: str, revision: str | None) -> list[str]:
+    """Names of all files of a hub model; none where the hub can't be asked, or doesn't say."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE or hub_fault() is not None:
+        return []
+    try:
+        return HfApi().list_repo_files(hub_id, revision=revision)
+    except Exception:  # noqa: BLE001 - of several libraries; what is missing shows in the download, too
+        return []
+
+
 def _refusal(error: Exception, hub_id: str) -> str | None:
     """Why the hub keeps a repository from this account, and the cure; None if that isn't it."""
     from huggingface_hub import constants, get_token

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ VARIANTS = ("fp16", "bf16")
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema)\b|non_ema")
 _ONES = {"F32": b"\x00\x00\x80\x3f", "F16": b"\x00\x3c", "BF16": b"\x80\x3f"}
 """The number 1 in a weight file, by dtype."""
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx")
 
 
 def variant_of(directory: Path, component: Component) -> str | None:
@@ -31,7 +31,7 @@ def variant_of(directory: Path, component: Component) -> str | None:
 
 def has_weights(directory: Path, component: Component) -> bool:
     """Whether a component's folder holds any weights, whole or not, in a format that is read or not."""
-    return any(path.suffix in _WEIGHTS for path in (directory / component.folder).glob("*"))
+    return any(path.suffix in WEIGHTS for path in (directory / component.folder).glob("*"))
 
 
 def weight_files(directory: Path, component: Component) -> list[Path]:
@@ -158,12 +158,17 @@ def _plain(directory: Path, component: Component) -> bool:
     return any(path.is_file() for path in _names(directory, component, ""))
 
 
+def unread(files: Sequence[str]) -> str:
+    """The cure for a model with files of these names alone."""
+    return (
+        f"There is {', '.join(files)}, which isn't read, as it could run anything; where you trust it, write "
+        f"safetensors: DiffusionPipeline.from_pretrained(..., use_safetensors=False).save_pretrained(...)"
+    )
+
+
 def _instead(folder: Path) -> str:
     """The cure for weights in an unsupported format."""
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in _WEIGHTS) if folder.is_dir() else []
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS) if folder.is_dir() else []
     if others:
-        return (
-            f"There is {', '.join(others)}, which isn't read, as it could run anything; where you trust it, write "
-            f"safetensors: DiffusionPipeline.from_pretrained(..., use_safetensors=False).save_pretrained(...)"
-        )
+        return unread(others)
     return "A pipeline in another format becomes one with DiffusionPipeline.from_pretrained(...).save_pretrained(...)"

@@ -13,6 +13,7 @@ from replicas import built
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import pipeline_files, resolve_base_model
 from dreambooth.models.licence import Licence, licence_of
+from dreambooth.models.single_file import write_single_file
 
 NAME, COMMIT = "black-forest-labs/FLUX.1-dev", "a" * 40
 WITH_ACCESS, WITHOUT_ACCESS = "hf_accepted", "hf_not_accepted"
@@ -139,3 +140,45 @@ def test_a_family_downloads_its_own_files_alone(hub: Hub, tmp_path: Path, replic
     assert licence_of(NAME, found.directory) == Licence(id="other", name="flux", link=text)
     if weights:
         assert found.hash == resolve_base_model(str(folder)).hash
+
+
+def files_of(replica: str, folder: Path) -> dict[str, bytes]:
+    built(replica, folder)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in pipeline_files(folder)}
+
+
+@pytest.mark.parametrize("weights", [True, False], ids=["to train", "to plan"])
+@pytest.mark.parametrize("pickled", ["unet", "text_encoder"])
+def test_weights_that_are_pickles_alone_are_refused_before_anything_is_downloaded(
+    hub: Hub, tmp_path: Path, pickled: str, weights: bool
+) -> None:
+    files, hub.gated = files_of("stable-diffusion-1.5", tmp_path / "repository"), False
+    [whole] = [name for name in files if name.startswith(f"{pickled}/") and name.endswith(".safetensors")]
+    bare = whole.removesuffix(".safetensors")
+    hub.files = {f"{bare}.bin" if name == whole else name: content for name, content in files.items()}
+    told = rf"^base_model '{NAME}': the hub has no {whole}\. There is {bare}\.bin, which isn't read, .* safetensors: "
+    with pytest.raises(InputError, match=told):
+        resolve_base_model(NAME, weights=weights)
+    assert {path.rpartition("/")[2] for path, _ in hub.asked if "/resolve/" in path} == {"model_index.json"}
+
+
+def test_one_file_takes_its_configurations_from_a_repository_of_pickles(hub: Hub, tmp_path: Path) -> None:
+    files, hub.gated = files_of("stable-diffusion-1.5", tmp_path / "repository"), False
+    hub.files = {name.replace(".safetensors", ".bin"): content for name, content in files.items()}
+    write_single_file(tmp_path / "repository", tmp_path / "model.safetensors", metadata={})
+    found = resolve_base_model(f"{tmp_path}/model.safetensors#{NAME}")
+    assert found.parameter_counts == resolve_base_model(str(tmp_path / "repository")).parameter_counts
+    assert not [path for path, _ in hub.asked if path.endswith(".bin")]
+
+
+def test_a_half_precision_variant_alone_is_downloaded_and_read(hub: Hub, tmp_path: Path) -> None:
+    whole, hub.gated = files_of("stable-diffusion-xl", tmp_path / "repository"), False
+    halves = {name.replace(".safetensors", ".fp16.safetensors"): content for name, content in whole.items()}
+    others = {name.replace(".fp16.", ".bf16."): b"not to be read" for name in halves if ".fp16." in name}
+    hub.files = halves | others
+    found = resolve_base_model(NAME)
+    assert found.has_weights
+    assert {str(path.relative_to(found.directory)) for path in pipeline_files(found.directory)} == set(halves)
+    downloaded = {str(path.relative_to(found.directory)) for path in found.directory.rglob("*") if path.is_file()}
+    assert downloaded == set(halves)
+    assert found.parameter_counts == resolve_base_model(str(tmp_path / "repository")).parameter_counts
