@@ -38,7 +38,7 @@ def measure(folder: Path, *, narrower: int, resolution: int) -> dict[str, float]
     write_configurations(folder / "base", narrower=narrower)
     config = configuration(folder / "base", f"train.checkpoint_every={EVERY}")
     engine = TorchEngine(random_model(folder / "base", config, device="cpu"), config.train)
-    batch = random_batch(folder / "base", pairs=1, resolution=resolution)
+    batch = random_batch(folder / "base", config, pairs=1, resolution=resolution)
     messages: list[dict[str, Any]] = []
     checkpoints = StoredCheckpoints(f"{folder}/checkpoints", need_bytes=0, warn=print)
     history, any_metrics = History(), object()

@@ -12,7 +12,7 @@ from dreambooth.data.batches import Batch
 from dreambooth.miniature import PIPELINE_DIR, subject_dir
 from dreambooth.models.base_model import BaseModel
 from dreambooth.models.base_settings import BaseSettings
-from dreambooth.models.families import family_of
+from dreambooth.models.families import Family, Tensors, family_of
 from dreambooth.training.model import Components, DreamBoothModel, build_model
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.published import PUBLISHED
@@ -87,21 +87,56 @@ def plan_of_weightless(directory: Path, resolution: int, *overrides: str, gpus: 
     return replace(small, config=small.config.model_copy(update={"images": images}), base=base)
 
 
-def random_model(directory: Path, config: DreamBoothConfig, *, device: str, autocast: bool = False) -> DreamBoothModel:
+def random_parts(directory: Path, config: DreamBoothConfig, *, device: str) -> Components:
     """What a run trains, with the random weights that its layers start with, made on the device."""
     family = family_of(directory)
     run = family.run_text_encoders(directory, config.train)
-    components = Components(
+    return Components(
         family=family,
         directory=directory,
         denoiser=family.empty(directory, family.denoiser.folder, device=device),
         text_encoders={folder: family.empty(directory, folder, device=device) for folder in run},
     )
-    return build_model(components, config, autocast=autocast)
 
 
-def random_batch(directory: Path, *, pairs: int, resolution: int) -> Batch:
-    """A batch of noise, on the CPU as the latent cache gives it."""
-    shape = (2 * pairs, *BaseSettings(directory).x0_shape(resolution))
-    text = family_of(directory).tokenize(directory, ["a photo of a dog"] * 2 * pairs)
-    return Batch(torch.randn(shape), torch.randn(shape), torch.randint(0, 1000, (2 * pairs,)), text, {})
+def random_model(directory: Path, config: DreamBoothConfig, *, device: str, autocast: bool = False) -> DreamBoothModel:
+    """The model of a run on them."""
+    return build_model(random_parts(directory, config, device=device), config, autocast=autocast)
+
+
+def random_batch(directory: Path, config: DreamBoothConfig, *, pairs: int, resolution: int) -> Batch:
+    """A batch of noise, on the CPU as the latent cache gives it: moments, text and conditions are of the family's kind.
+
+    Nothing is encoded for it: vocabularies, and text encoders that a run leaves frozen, may be missing.
+    """
+    settings, count, size = BaseSettings(directory), 2 * pairs, (resolution, resolution)
+    family, shape = settings.family, settings.x0_shape(resolution)
+    process, rng = family.process(directory, shape), torch.Generator().manual_seed(0)
+    x0 = torch.randn(count, *shape)
+    known = family.conditions([size] * count, [(0, 0)] * count, size)
+    of_each = [{name: part[place] for name, part in known.items()} for place in range(count)]
+    drawn = [family.draw_conditions(process, one, own, rng) for one, own in zip(x0, of_each, strict=True)]
+    return Batch(
+        latents=x0,
+        noise=torch.randn(x0.shape),
+        timesteps=torch.stack([process.draw(rng) for _ in range(count)]),
+        text=_random_text(family, directory, config, count),
+        conditions={name: torch.stack([one[name] for one in drawn]) for name in drawn[0]},
+    )
+
+
+def _random_text(family: Family, directory: Path, config: DreamBoothConfig, count: int) -> Tensors:
+    """Tokens of text encoders that every step runs, and random states of the others, by their shapes."""
+    blank = {name: one.expand(count, *one.shape[1:]) for name, one in family.blank_tokens(directory).items()}
+    on_meta = {name: one.to("meta") for name, one in blank.items()}
+    run = family.run_text_encoders(directory, config.train)
+    text = {name: one.clone() for name, one in blank.items() if name.partition(".")[0] in run}
+    for part in family.text_encoders(directory):
+        if part.folder in run:
+            continue
+        with torch.no_grad():
+            shapes = family.encode_with(part.folder, family.empty(directory, part.folder).eval(), on_meta)
+        for name, one in shapes.items():
+            made = torch.randn if one.is_floating_point() else torch.ones
+            text[name] = made(one.shape, dtype=one.dtype)
+    return text

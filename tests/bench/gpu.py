@@ -2,6 +2,7 @@
 
     python tests/bench/gpu.py                        # needs a CUDA device with 80 GiB
     python tests/bench/gpu.py stable-diffusion-1.5   # one size only; 40 GiB
+    python tests/bench/gpu.py published              # steps of all families' published models, those that fit
     python tests/bench/gpu.py miniature              # on whatever there is: does it run?
 
 Random weights of a published size, fp32 masters under bf16, one instance and one class image a step, all layers
@@ -17,6 +18,7 @@ every measure is written as soon as it is made.
 - two lanes: steps per second of two processes that share the GPU, together.
 - class images: images per second (fp16, 20 steps, guidance 7.5, batches of 8), eager and from graphs, and over those of
   plain diffusers, which takes turns with them.
+- published: see published_steps.py.
 """
 
 import argparse
@@ -35,6 +37,7 @@ from attempts import Attempts
 from full_size import write_configurations, write_published
 from gpu_engines import Bench
 from gpu_lanes import lanes_together
+from published_steps import published_measures
 from stamps import Figures, Stamp, stamp, stamped, together
 
 from dreambooth.config.settings import ZeroConfig
@@ -64,6 +67,7 @@ SIZES = {
     "stable-diffusion-xl": Size(write=partial(write_published, "stable-diffusion-xl"), pixels=1024, steps=8),
     "miniature": Size(write=lambda folder: None, pixels=64, steps=2, whole_run=10, lane_seconds=1),
 }
+PUBLISHED = "published"
 Measures = Mapping[str, tuple[Callable[[], Figures], float]]
 
 
@@ -119,7 +123,8 @@ def main() -> None:
     hide_progress_bars()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = list(SIZES)[:2]
-    parser.add_argument("sizes", nargs="*", choices=SIZES, default=usual, metavar="SIZE", help=", ".join(SIZES))
+    known = [*SIZES, PUBLISHED]
+    parser.add_argument("sizes", nargs="*", choices=known, default=usual, metavar="SIZE", help=", ".join(known))
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="of the whole run at most (default: %(default)s)"
     )
@@ -138,6 +143,9 @@ def main() -> None:
             print(json.dumps({name: dict([list(found.items())[-1]])}), file=sys.stderr, flush=True)
             OUTPUT.write_text(json.dumps(together(*measured.values()), indent=2) + "\n")
 
+        if name == PUBLISHED:
+            measure(published_measures(device, A_MEASURE), attempts, lambda: None, write)
+            continue
         size = SIZES[name]
         with tempfile.TemporaryDirectory() as folder:
             base = PIPELINE_DIR if name == "miniature" else Path(folder)

@@ -38,7 +38,7 @@ def measured(base: Path, resolution: int, *overrides: str) -> int:
         engine = DeepSpeedEngine(model, config.train, config.zero, "cuda")
     try:
         for _ in range(STEPS if step is None else WARM_UP + STEPS):
-            engine.backward(engine(random_batch(base, pairs=1, resolution=resolution)).total)
+            engine.backward(engine(random_batch(base, config, pairs=1, resolution=resolution)).total)
             engine.step()
         assert step is None or step.gradients.captured, failures
         return torch.cuda.max_memory_allocated() - before

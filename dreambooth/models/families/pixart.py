@@ -96,7 +96,8 @@ class PixArtSigma(Family):
     def encode_with(self, folder: str, text_encoder: "nn.Module", tokens: Tensors) -> Tensors:
         """States (N, 300, D), and the mask, which the transformer's attention needs too."""
         mask = tokens[f"{folder}.attention_mask"]
-        states = text_encoder(tokens[f"{folder}.input_ids"], attention_mask=mask).last_hidden_state
+        readable = None if mask.is_meta else mask  # its values would be looked at
+        states = text_encoder(tokens[f"{folder}.input_ids"], attention_mask=readable).last_hidden_state
         return {f"{folder}.states": states, f"{folder}.mask": mask}
 
     def join(self, encoded: Tensors) -> Tensors:

@@ -32,7 +32,7 @@ def _train(directory: Path, *, pairs: int, resolution: int = 64, checkpointing: 
     config = configuration(directory, *overrides)
     engine = TorchEngine(random_model(directory, config, device="cpu"), config.train)
     for _ in range(STEPS):
-        engine.backward(engine(random_batch(directory, pairs=pairs, resolution=resolution)).total)
+        engine.backward(engine(random_batch(directory, config, pairs=pairs, resolution=resolution)).total)
         engine.step()
 
 
