@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -57,10 +57,25 @@ class Hub:
         self.repositories[name] = Repository(private=private, commits={_commit(files): files})
 
 
+class _File(NamedTuple):
+    """A file of a repository, which is answered as it is."""
+
+    commit: str
+    content: bytes
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"X-Repo-Commit": self.commit, "ETag": f'"{_oid(self.content)}"'}
+
+
 class _Refused(Exception):
     def __init__(self, status: int, message: str, code: str = "", url: str = "") -> None:
         self.content = {"error": message, "url": url}
         self.status, self.headers = status, {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
+
+
+def _oid(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
 
 
 def _commit(files: dict[str, bytes], parent: str = "") -> str:
@@ -110,7 +125,13 @@ def _answer(hub: Hub, method: str, path: str, role: str | None, body: bytes) -> 
         return {"transfer": "basic", "objects": [_large(hub, one) for one in json.loads(body)["objects"]]}
     if rest == "/commit/main":
         return _committed(hub, found[1], repository, [json.loads(line) for line in body.splitlines()])
-    return repository.commits[repository.head if "/main/" in rest else rest.split("/")[2]][rest.split("/", 3)[3]]
+    commit = repository.head if rest.split("/")[2] == "main" else rest.split("/")[2]
+    if rest.startswith("/tree/"):
+        return [
+            {"type": "file", "path": name, "size": len(content), "oid": _oid(content)}
+            for name, content in repository.commits[commit].items()
+        ]
+    return _File(commit, repository.commits[commit][rest.split("/", 3)[3]])
 
 
 def _mode(repository: Repository, file: dict[str, Any]) -> dict[str, Any]:
@@ -193,11 +214,10 @@ def hub_server(patch: pytest.MonkeyPatch) -> Iterator[Hub]:
                 status, headers, content = 200, {}, _answer(hub, self.command, self.path, role, body)
             except _Refused as refused:
                 status, headers, content = refused.status, refused.headers, refused.content
-            raw = isinstance(content, bytes)
-            content = content if isinstance(content, bytes) else json.dumps(content).encode()
-            if raw:
-                headers = {"X-Repo-Commit": "0" * 40, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
-            self.send(status, headers, content)
+            if isinstance(content, _File):
+                self.send(status, content.headers, content.content)
+            else:
+                self.send(status, headers, json.dumps(content).encode())
 
         do_HEAD = do_POST = do_PUT = do_GET
 

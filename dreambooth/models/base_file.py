@@ -1,9 +1,10 @@
 """A base model that is one safetensors file, as other programs' checkpoints are, made a diffusers folder.
 
-Such a file holds weights alone: configurations and vocabularies come from the model that it descends from, whose
-folder, address or hub id stands behind a `#`, and needs no weights:
+Such a file holds weights alone: configurations and vocabularies come from the model that it descends from. By its
+header that is a published one, from the hub; another's folder, address or hub id stands behind a `#`, and needs no
+weights:
 
-    model.safetensors#owner/name
+    model.safetensors
     s3://bucket/model.safetensors#/models/base
     owner/name/model.safetensors#owner/name
 
@@ -24,6 +25,7 @@ from dreambooth.errors import InputError
 from dreambooth.models.component import Component
 from dreambooth.models.download import cache_directory, from_hub, from_store, is_remote
 from dreambooth.models.families import Family, family_of
+from dreambooth.models.families.origins import FILES, origin_of
 
 _FILE = ".safetensors"
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -37,19 +39,13 @@ def is_file_address(address: str) -> bool:
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """(file, configuration) of a file's address. Raises InputError for a pickle, or without a configuration."""
+    """(file, configuration) of a file's address, the latter empty if it has none. Raises InputError for a pickle."""
     file, _, config = address.partition("#")
     if not file.lower().endswith(_FILE):
         raise InputError(
             f"base_model {shown(file)!r} is a pickle, which can run anything when it is read; expected a file that "
             f"ends in {_FILE}. Where you trust it, write it as one: safetensors.torch.save_file("
             f"torch.load(..., weights_only=True)['state_dict'], ...)"
-        )
-    if not config:
-        raise InputError(
-            f"base_model {shown(file)!r} is one file, which holds weights alone; its configurations and vocabularies "
-            f"come from the model that it descends from: give its folder, address or hub id, without weights if you "
-            f"like, behind a '#', as in --base-model '{shown(file)}#owner/name'"
         )
     return file, config
 
@@ -62,7 +58,7 @@ def absolute_file(address: str) -> str:
         return str(path.absolute()) if not is_remote(part) and path.exists() else part
 
     file, config = split_address(address)
-    return f"{absolute(file)}#{absolute(config)}"
+    return f"{absolute(file)}#{absolute(config)}" if config else absolute(file)
 
 
 def find_file(file: str, revision: str | None) -> Path:
@@ -83,6 +79,35 @@ def find_file(file: str, revision: str | None) -> Path:
     if not (folder / name).is_file():
         raise InputError(f"base_model {file!r}: the hub's {'/'.join(parts[:2])} has no file {name}")
     return folder / name
+
+
+def config_of(file: Path, address: str) -> str:
+    """The hub id of the configurations of a file at an address, by its header.
+
+    Raises InputError for a damaged file, and where the header doesn't tell.
+    """
+    stored = _opened(file)
+    shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118 - it is no mapping
+    origin = origin_of(shapes, stored.metadata() or {})
+    if len(origin.choices) == 1:
+        return next(iter(origin.choices))
+    if origin.choices:
+        each = ", or ".join(f"--base-model '{shown(address)}#{name}' ({how})" for name, how in origin.choices.items())
+        raise InputError(
+            f"base_model {shown(address)!r} is {origin.name}, and its header doesn't tell which: give {each}"
+        )
+    raise InputError(
+        f"base_model {shown(address)!r} is {origin.name}; expected a whole checkpoint of {FILES}. "
+        f"If it descends from another model of their architecture, {behind_it(address)}"
+    )
+
+
+def behind_it(address: str) -> str:
+    """How to name the model that a file descends from."""
+    return (
+        f"give that one's folder, address or hub id, without weights if you like, behind a '#', as in --base-model "
+        f"'{shown(address)}#owner/name'"
+    )
 
 
 def converted(file: Path, config: Path) -> Path:
@@ -122,14 +147,9 @@ def _settings(family: Family, config: Path) -> Iterator[Path]:
 
 
 def _convert(family: Family, file: Path, config: Path, target: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
     from dreambooth.models.tensor_stream import write_tensors
 
-    try:
-        stored: Any = safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is damaged: {error}; copy it again") from None
+    stored = _opened(file)
     there = dict.fromkeys(stored.keys())
     for part in family.parts(config):
         if part.weights is not None:
@@ -140,6 +160,15 @@ def _convert(family: Family, file: Path, config: Path, target: Path) -> None:
                 raise
             except ValueError as error:
                 raise InputError(f"{file} isn't the model that {config} configures: {error}") from None
+
+
+def _opened(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged: {error}; copy it again") from None
 
 
 def _planned(

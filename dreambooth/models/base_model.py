@@ -11,9 +11,17 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from dreambooth.config.addresses import shown
 from dreambooth.errors import InputError
 from dreambooth.miniature import BASES, SECOND_STAGES, WEIGHTS_DIR
-from dreambooth.models.base_file import converted, find_file, is_file_address, split_address
+from dreambooth.models.base_file import (
+    behind_it,
+    config_of,
+    converted,
+    find_file,
+    is_file_address,
+    split_address,
+)
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.config_fields import read_json
 from dreambooth.models.download import from_hub, from_store, hub_files, is_hub_id, is_remote
@@ -146,8 +154,7 @@ def _find(address: str, revision: str | None, *, weights: bool | None) -> Path:
     if address in BASES:
         return _built_in(address, BASES[address])
     if is_file_address(address):
-        file, config = split_address(address)
-        return converted(find_file(file, revision), _find(config, None, weights=None))
+        return _find_file(address, revision)
     if is_remote(address):
         return from_store(address, what="base_model")
     path = Path(address.removeprefix("file://")).expanduser()
@@ -159,6 +166,22 @@ def _find(address: str, revision: str | None, *, weights: bool | None) -> Path:
             f"s3://bucket/model, a hub id such as owner/name, or one .safetensors file, but there is no such folder"
         )
     return _from_hub(address, revision, weights=weights)
+
+
+def _find_file(address: str, revision: str | None) -> Path:
+    """One file, converted by the configurations of the model behind its `#`, else of the one its header tells."""
+    file, named = split_address(address)
+    path = find_file(file, revision)
+    config = named or config_of(path, file)
+    try:
+        settings = _find(config, None, weights=None)
+    except InputError as error:
+        if named:
+            raise
+        raise InputError(
+            f"base_model {shown(file)!r} takes the configurations of {config}, but {error}; or {behind_it(file)}"
+        ) from None
+    return converted(path, settings)
 
 
 def _built_in(name: str, folder: str) -> Path:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--class-noun", help="Kind of subject: dog, backpack, ...")
 @click.option("--name", help="Name of the subject; default: the images' folder name.")
 @click.option("--identifier", help="Rare token that names the subject; default: chosen automatically.")
-@click.option("--base-model", help="Built-in name, diffusers directory, hub id, or FILE.safetensors#MODEL.")
+@click.option("--base-model", help="Built-in name, diffusers directory, hub id, or FILE.safetensors[#MODEL].")
 @click.option("--steps", type=int, help="Training steps (train.max_train_steps).")
 @click.option("--workers", type=int, help="Workers that train the subject together (cluster.num_workers).")
 @click.option("--zero-stage", type=int, help="DeepSpeed's ZeRO stage, 0 to 3 (zero.stage).")

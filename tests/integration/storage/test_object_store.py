@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from s3fs import S3FileSystem
+from safetensors.torch import load_file, save_file
 
 from dreambooth.data.images import find_instance_images, open_image
 from dreambooth.data.images.states import state_of
 from dreambooth.data.inspection import inspect_images
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.low_rank import weights_of
+from dreambooth.models.single_file import write_single_file
 from pipelines.apps.garbage import find_leftovers, remove_leftovers
 from pipelines.plan.subject_list import read_batch
 from pipelines.storage import files, publications
@@ -74,6 +78,23 @@ def test_a_publication_comes_back_whole(s3: str, model: Path, tmp_path: Path) ->
     assert contents(publications.fetch(found, tmp_path / "copy")) == contents(model)
     with publications.opened(found) as copy:
         assert contents(copy) == contents(model)
+
+
+def test_a_base_model_that_is_one_file(s3: str, tiny_pipeline: Path, tmp_path: Path) -> None:
+    """Copied and converted once; a file that was written again is another base."""
+    file, address = tmp_path / "model.safetensors", f"{s3}/bases/model.safetensors"
+    write_single_file(tiny_pipeline, file, metadata={})
+    files.write_bytes(address, file.read_bytes())
+    first = resolve_base_model(f"{address}#{tiny_pipeline}")
+    found, expected = weights_of(first.directory), weights_of(tiny_pipeline)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert resolve_base_model(f"{address}#{tiny_pipeline}").directory == first.directory
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    files.write_bytes(address, file.read_bytes())
+    assert resolve_base_model(f"{address}#{tiny_pipeline}").hash != first.hash
+    with pytest.raises(InputError, match=r"none\.safetensors.*: there is nothing at that address"):
+        resolve_base_model(f"{s3}/bases/none.safetensors#{tiny_pipeline}")
 
 
 def test_a_file_larger_than_one_part(s3: str, tmp_path: Path) -> None:

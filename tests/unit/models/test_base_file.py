@@ -2,20 +2,29 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 import torch
+from hub_server import Hub, hub_server
 from replicas import REPLICAS, built
 from safetensors.torch import load_file, save_file
 
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import resolve_base_model
+from dreambooth.models.families.origins import origin_of
 from dreambooth.models.low_rank import weights_of
 from dreambooth.models.single_file import write_single_file
 
 READ = ["stable-diffusion-1.5", "stable-diffusion-2.1-v", "stable-diffusion-xl"]
+TOLD = {
+    "stable-diffusion-1.5": ("stable-diffusion-v1-5/stable-diffusion-v1-5", {}),
+    "stable-diffusion-2.1-v": ("stabilityai/stable-diffusion-2-1", {"modelspec.prediction_type": "v"}),
+    "stable-diffusion-xl": ("stabilityai/stable-diffusion-xl-base-1.0", {}),
+}
+"""Repositories whose configurations a file takes by its header, and the metadata by which it is told."""
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +108,105 @@ class TestConverted:
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with hub_server(monkeypatch) as made:
+        yield made
+
+
+def put(hub: Hub, name: str, folder: Path) -> None:
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.make(name, private=False, files=files)
+
+
+class TestByItsHeader:
+    """Without `#`: the header tells whose configurations it takes, and they come from the hub."""
+
+    @pytest.mark.parametrize("whole", READ, indirect=True)
+    def test_configurations_come_from_the_hub_without_weights(
+        self, whole: Path, file: Path, hub: Hub, tmp_path: Path, request: pytest.FixtureRequest
+    ) -> None:
+        name, metadata = TOLD[request.node.callspec.params["whole"]]
+        write_single_file(whole, file, metadata=metadata)
+        put(hub, name, whole)
+        found, expected = weights_of(resolve_base_model(str(file)).directory), weights_of(whole)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert not list((tmp_path / "hub").rglob("*.safetensors"))
+        assert resolve_base_model(str(file)).hash == resolve_base_model(f"{file}#{whole}").hash
+
+    @pytest.mark.parametrize("whole", READ[:1], indirect=True)
+    def test_a_cached_repository_will_do(
+        self, whole: Path, file: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path
+    ) -> None:
+        put(hub, TOLD[READ[0]][0], whole)
+        first = resolve_base_model(TOLD[READ[0]][0])
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert resolve_base_model(str(file)).parameter_counts == first.parameter_counts
+
+    @pytest.mark.parametrize("whole", READ[:1], indirect=True)
+    def test_a_file_of_the_hub(self, whole: Path, file: Path, hub: Hub) -> None:
+        put(hub, TOLD[READ[0]][0], whole)
+        hub.make("owner/name", private=False, files={"a/model.safetensors": file.read_bytes(), "b.txt": b"other"})
+        assert resolve_base_model("owner/name/a/model.safetensors").hash == resolve_base_model(str(file)).hash
+        with pytest.raises(InputError, match=r"the hub's owner/name has no file none\.safetensors"):
+            resolve_base_model("owner/name/none.safetensors")
+        with pytest.raises(InputError, match=r"^base_model 'owner/none' is neither a folder here nor to be had"):
+            resolve_base_model("owner/none/model.safetensors")
+
+    @pytest.mark.parametrize("whole", READ[:1], indirect=True)
+    def test_a_repository_that_cannot_be_had(self, file: Path, hub: Hub) -> None:
+        with pytest.raises(InputError) as caught:
+            resolve_base_model(str(file))
+        message = str(caught.value)
+        assert f"base_model '{file}' takes the configurations of {TOLD[READ[0]][0]}, but" in message
+        assert "neither a folder here nor to be had from the hub" in message
+        assert f"--base-model '{file}#owner/name'" in message
+
+    @pytest.mark.parametrize("whole", READ[1:2], indirect=True)
+    def test_a_header_that_does_not_tell_how_it_predicts(self, file: Path) -> None:
+        with pytest.raises(InputError) as caught:
+            resolve_base_model(str(file))
+        message = str(caught.value)
+        assert "is Stable Diffusion 2, and its header doesn't tell which" in message
+        assert f"--base-model '{file}#stabilityai/stable-diffusion-2-1' (predicts velocity, 768 pixels)" in message
+        assert f"--base-model '{file}#stabilityai/stable-diffusion-2-1-base' (predicts noise, 512 pixels)" in message
+
+    @pytest.mark.parametrize(
+        ("whole", "changed", "told"),
+        [
+            (READ[0], {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(8, 9, 3, 3)}, "takes 9 channels"),
+            (READ[2], {"v_pred": torch.zeros(0)}, r"doesn't predict noise as XL does \(v_pred\)"),
+            (
+                READ[0],
+                {"model.diffusion_model.input_blocks.0.0.weight": None},
+                "is no checkpoint of Stable Diffusion 1",
+            ),
+            (READ[0], {"cond_stage_model.": None}, "without the text encoders of Stable Diffusion 1, 2 or XL"),
+        ],
+        indirect=["whole"],
+    )
+    def test_a_file_of_none_of_them(self, file: Path, changed: dict[str, torch.Tensor | None], told: str) -> None:
+        gone = tuple(name for name, tensor in changed.items() if tensor is None)
+        tensors = {name: tensor for name, tensor in load_file(file).items() if not name.startswith(gone or ("-",))}
+        save_file(tensors | {name: tensor for name, tensor in changed.items() if tensor is not None}, file)
+        with pytest.raises(InputError, match=rf"{told}.* If it descends from another .*#owner/name'"):
+            resolve_base_model(str(file))
+
+    def test_predictions_in_metadata(self) -> None:
+        encoder = {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)}
+        velocity = {"modelspec.prediction_type": "v"}
+        for prefix in ("cond_stage_model.transformer.", "conditioner.embedders.1.model."):
+            shapes = encoder | {f"{prefix}x": (1,)}
+            assert len(origin_of(shapes, {}).choices) == 1
+            assert not origin_of(shapes, velocity).choices
+        noise = origin_of(encoder | {"cond_stage_model.model.x": (1,)}, {"modelspec.prediction_type": "epsilon"})
+        assert list(noise.choices) == ["stabilityai/stable-diffusion-2-1-base"]
+        refiner = encoder | {"conditioner.embedders.0.model.x": (1,)}
+        assert not origin_of(refiner, {}).choices
+
+
 class TestRefused:
     def fault(self, address: str) -> str:
         with pytest.raises(InputError) as caught:
@@ -108,11 +216,6 @@ class TestRefused:
     @pytest.mark.parametrize("name", ["model.ckpt", "s3://bucket/model.ckpt", "a/b/model.pt#c/d", "MODEL.CKPT"])
     def test_a_pickle(self, name: str) -> None:
         assert "is a pickle, which can run anything when it is read; expected a file that ends in" in self.fault(name)
-
-    def test_a_file_without_the_model_that_it_descends_from(self, file: Path) -> None:
-        message = self.fault(str(file))
-        assert "come from the model that it descends from" in message
-        assert f"--base-model '{file}#owner/name'" in message
 
     def test_a_file_that_is_not_there(self, settings: Path) -> None:
         assert "there is no such file" in self.fault(f"./none.safetensors#{settings}")
@@ -161,5 +264,8 @@ def test_workers_in_other_folders_get_absolute_paths(tmp_path: Path, monkeypatch
     found = with_absolute_addresses(config)
     assert found.base_model == f"{tmp_path}/model.safetensors#{tmp_path}/sd"
     assert {f"{tmp_path}/model.safetensors", f"{tmp_path}/sd"} <= set(local_addresses(found))
-    of_hub = load_config({"subject": subject, "base_model": "a/b/model.safetensors#a/b"})
-    assert with_absolute_addresses(of_hub).base_model == "a/b/model.safetensors#a/b"
+    alone = load_config({"subject": subject, "base_model": "model.safetensors"})
+    assert with_absolute_addresses(alone).base_model == f"{tmp_path}/model.safetensors"
+    for address in ("a/b/model.safetensors#a/b", "a/b/model.safetensors"):
+        of_hub = load_config({"subject": subject, "base_model": address})
+        assert with_absolute_addresses(of_hub).base_model == address
