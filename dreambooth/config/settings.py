@@ -187,8 +187,8 @@ class DreamBoothConfig(Frozen):
     base_model: Words = Field(
         "miniature",
         description="'miniature', 'miniature-flow' or 'miniature-cascade', which are built in, a diffusers directory "
-        "(any address), a hub id, or a .safetensors file; '#' and a model behind it name where its configurations come from, where "
-        "its header doesn't tell",
+        "(any address), a hub id, or a .safetensors file; '#' and a model behind it name where its configurations come "
+        "from, where its header doesn't tell",
     )
     revision: str | None = Field(None, description="revision of a hub id")
     engine: Literal["auto", "torch", "deepspeed"] = Field(

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from dreambooth.amounts import counted
 from dreambooth.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ def choose_identifiers(
         pool = [candidate for candidate in everything if candidate.text not in used]
     if len(names) > len(pool):
         raise InputError(
-            f"{len(names)} subjects need an identifier each, but this tokenizer has {len(pool)} that are rare enough; "
-            f"give some of the subjects an identifier of your own"
+            f"expected an identifier for each of {counted(len(names), 'subject')}, but this tokenizer has "
+            f"{len(pool)} that are rare enough; give some of the subjects an identifier of your own"
         )
     chosen: dict[str, str] = {}
     rarest, others = [candidate.text for candidate in pool[:DRAWN_FROM]], [c.text for c in pool[DRAWN_FROM:]]
@@ -135,8 +136,9 @@ def describe(tokenizer: "PreTrainedTokenizerBase", identifier: str) -> Descripti
         warning = f"the base model's tokenizer can't read the identifier {identifier!r}"
     elif not is_rare:
         split = ", ".join(f"{token!r} ({ranking.how_common(rank)})" for token, rank in zip(tokens, ranks, strict=True))
-        count = "1 token" if len(ids) == 1 else f"{len(ids)} tokens"
-        warning = f"the identifier {identifier!r} is {count} with a meaning for the base model: {split}"
+        warning = (
+            f"the identifier {identifier!r} is {counted(len(ids), 'token')} with a meaning for the base model: {split}"
+        )
     if warning is not None:
         warning += "; leave it out to have a rare one chosen, or see 'dreambooth identifiers'"
     return Description(tokens=tokens, ranks=ranks, is_rare=is_rare, warning=warning)

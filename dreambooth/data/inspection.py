@@ -11,6 +11,7 @@ from itertools import combinations
 import numpy as np
 from PIL import Image
 
+from dreambooth.amounts import counted
 from dreambooth.config.images import ImagesConfig
 from dreambooth.config.text_files import utf8_fault
 from dreambooth.data.buckets import region, size_for
@@ -155,8 +156,9 @@ def _without_masks(unmasked: Sequence[str], images: int) -> list[str]:
         return []
     if len(unmasked) == images:
         raise InputError(
-            f"images.masks needs masks, but none of the {images} photographs has photo.mask.png beside photo.jpg, a "
-            f"picture of its name in a folder masks there, or an alpha channel; add them, or set images.masks to off"
+            f"images.masks needs masks, but none of {counted(images, 'photograph')} has photo.mask.png beside "
+            f"photo.jpg, a picture of its name in a folder masks there, or an alpha channel; add them, or set "
+            f"images.masks to off"
         )
     shown = ", ".join(unmasked[:5]) + (f" and {len(unmasked) - 5} more" if len(unmasked) > 5 else "")
     return [f"{shown}: without a mask, so all of it counts as the subject"]
@@ -183,7 +185,7 @@ def _difference_hash(image: Image.Image) -> np.ndarray:
 
 def _about_the_set(looks: Sequence[_Look]) -> Iterator[str]:
     if not 3 <= len(looks) <= 10:
-        yield f"{len(looks)} instance images; the method is made for three to five of one subject"
+        yield f"{counted(len(looks), 'instance image')}; the method is made for three to five of one subject"
     sizes = sorted({look.size for look in looks})
     if len(sizes) > 1:
         yield f"images of {len(sizes)} sizes, from {sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]}"

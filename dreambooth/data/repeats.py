@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from dreambooth.amounts import counted
 from dreambooth.data.images import InstanceImage
 from dreambooth.data.images.names import nearest_name
 from dreambooth.errors import InputError
@@ -22,7 +23,7 @@ def repeats_of(images: Sequence[InstanceImage], repeats: Mapping[str, int]) -> t
         elif not there[name]:
             near = nearest_name(name, set(names))
             hint = f"did you mean {near}?" if near else f"they are {', '.join(sorted(set(names))[:5])}"
-            faults.append(f"images.repeats: {name} is the name of none of the {len(images)} photographs; {hint}")
+            faults.append(f"images.repeats: {name} is the name of none of {counted(len(images), 'photograph')}; {hint}")
     if faults:
         raise InputError("\n".join(faults))
     return tuple(repeats.get(name, 1) for name in names)

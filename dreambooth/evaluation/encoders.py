@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dreambooth.amounts import counted
 from dreambooth.errors import InputError
 from dreambooth.evaluation.patches import MaskedPhotograph, masked_patch_similarity, subject_patches
 from dreambooth.miniature import VIT_DIR
@@ -202,8 +203,8 @@ def load_whole(kind: Any, directory: Path, **settings: Any) -> Any:
         ) from None
     if lacking := sorted(found["missing_keys"]):
         raise InputError(
-            f"the weights in {directory} lack {lacking[0]} and {len(lacking) - 1} other tensors of a {kind.__name__}; "
-            f"is the copy complete, and of this model?"
+            f"the weights in {directory} lack {lacking[0]} and {counted(len(lacking) - 1, 'other tensor')} of a "
+            f"{kind.__name__}; is the copy complete, and of this model?"
         )
     return model
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from dreambooth.amounts import counted
 from dreambooth.config.subject import fill_identifier, fill_prompt
 from dreambooth.config.text_files import read_text
 from dreambooth.config.wording import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, PROMPT_FIELDS, check_wording
@@ -68,8 +69,9 @@ class PromptList:
         lacking = [text for text in texts if IDENTIFIER_PLACEHOLDER not in text]
         if lacking:
             raise InputError(
-                f"{len(lacking)} of {len(texts)} prompts of {self.name!r} have no placeholder {IDENTIFIER_PLACEHOLDER} "
-                f"for the identifier, first {lacking[0]!r}; write them like 'a photo of [V] {{class_noun}} in the snow'"
+                f"no placeholder {IDENTIFIER_PLACEHOLDER} for the identifier in {len(lacking)} of "
+                f"{counted(len(texts), 'prompt')} of {self.name!r}, first {lacking[0]!r}; write them like "
+                f"'a photo of [V] {{class_noun}} in the snow'"
             )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dreambooth.amounts import counted
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.config.subject import fill_identifier, fill_prompt
 from dreambooth.config.wording import IDENTIFIER_PLACEHOLDER
@@ -111,4 +112,4 @@ def _check_all(reader: PromptReader, texts: Sequence[_Text]) -> tuple[str, ...]:
 
 def _first(sentences: Sequence[str]) -> list[str]:
     more = len(sentences) - _SHOWN
-    return [*sentences[:_SHOWN], *([f"and {more} more texts of this kind"] if more > 0 else [])]
+    return [*sentences[:_SHOWN], *([f"and {counted(more, 'more text')} of this kind"] if more > 0 else [])]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dreambooth.amounts import counted
 from dreambooth.errors import InputError
 from dreambooth.evaluation.metrics import copy_scale, nearly_same, prompt_followed
 from dreambooth.evaluation.similarity import mean_pairwise_similarity, mean_self_similarity
@@ -55,7 +56,7 @@ def judge(seen: Glance, *, prompts: int) -> ShortVerdict:
     samples, instance = scene["samples"], scene["instance"]
     count = len(samples)
     if not prompts or count % prompts:
-        raise InputError(f"expected as many samples of each of {prompts} prompts, got {count} in all")
+        raise InputError(f"expected as many samples of each of {counted(prompts, 'prompt')}, got {count} in all")
     scale = copy_scale(instance, seen.distances[count:, count:])
     copied = nearly_same(samples, instance, scale, distances=seen.distances[:count, count:]).any(dim=1)
     of = torch.arange(count) // (count // prompts)  # each sample's prompt

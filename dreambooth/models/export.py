@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dreambooth.amounts import counted
 from dreambooth.models.base_model import pipeline_files
 from dreambooth.models.base_settings import BaseSettings
 from dreambooth.models.cascade import SUPER_RESOLUTION
@@ -185,8 +186,8 @@ def _named_as_in(base: Path, component: Component, tensors: dict[str, Tensor]) -
     differing = sorted(name for name in set(expected) ^ set(named) if not name.endswith((*component.buffers, _COUNTED)))
     if differing:
         raise ValueError(
-            f"what was trained and the weights in {base / component.folder} differ in {len(differing)} names, first "
-            f"{differing[0]}"
+            f"what was trained and the weights in {base / component.folder} differ in "
+            f"{counted(len(differing), 'name')}, first {differing[0]}"
         )
     return named
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from dreambooth.amounts import counted
 from dreambooth.config.settings import PriorConfig
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def generate_block(pipeline: Any, plan: PriorPlan, block: range, graphs: "Graphs
     try:
         [pictures] = batches
     except torch.OutOfMemoryError as error:
-        cure = f"{len(block)} class images at once don't fit the GPU; set prior.batch_size to {max(1, len(block) // 2)}"
+        size = counted(len(block), "class image")
+        cure = f"{size} at once won't fit the GPU; set prior.batch_size to {max(1, len(block) // 2)}"
         raise torch.OutOfMemoryError(f"{cure}: {error}") from error
     return pictures

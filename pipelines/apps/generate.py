@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from dreambooth.amounts import counted
 from dreambooth.config.addresses import shown
 from dreambooth.config.bounds import Graph
 from dreambooth.config.limits import LARGEST_SEED, LARGEST_SIDE, MOST_GUIDANCE, MOST_IMAGES, MOST_SAMPLING_STEPS
@@ -168,7 +169,9 @@ def _check(prompt: str, **settings: float) -> None:
         if name in ("height", "width") and value % 8:
             raise InputError(f"{name} is {value}; expected a multiple of 8")
     if settings["seed"] + settings["num"] - 1 > LARGEST_SEED:
-        raise InputError(f"seed is {settings['seed']}; expected one that {settings['num']} images can count up from")
+        raise InputError(
+            f"seed is {settings['seed']}; expected one that {counted(int(settings['num']), 'image')} can count up from"
+        )
 
 
 def _from_registry(

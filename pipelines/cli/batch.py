@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dreambooth.amounts import counted
 from dreambooth.errors import InputError
 from pipelines.cli.command import this_command
 from pipelines.cli.endings import INCOMPLETE, INTERRUPTED
@@ -136,9 +137,13 @@ def _print_outcome(summary: dict[str, Any]) -> None:
     warned = [f"{name}: {warning}" for name, warnings in summary["warnings"].items() for warning in warnings]
     rows += [("warning", warning) for warning in warned[:_SHOWN_WARNINGS]]
     if len(warned) > _SHOWN_WARNINGS:
-        rows.append(("", f"{len(warned) - _SHOWN_WARNINGS} more warnings are in the report"))
+        rows.append(("", f"{counted(len(warned) - _SHOWN_WARNINGS, 'more warning')} in the report"))
     if (reason := summary["untracked"]) is not None:
-        lacks = f"MLflow lacks {counts['trained']} published subjects" if counts["trained"] else "MLflow lacks figures"
+        lacks = (
+            f"MLflow lacks {counted(counts['trained'], 'published subject')}"
+            if counts["trained"]
+            else "MLflow lacks figures"
+        )
         rows += [("not complete", f"{lacks} of this batch ({reason})"), ("to complete", this_command())]
     rows += [("report", summary["report"]), ("MLflow", summary["mlflow"]["look"])]
     for what, value in rows:

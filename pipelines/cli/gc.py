@@ -2,6 +2,7 @@
 
 import click
 
+from dreambooth.amounts import counted
 from dreambooth.config.addresses import shown
 from pipelines.cli.given import Real
 
@@ -24,4 +25,4 @@ def gc(address: str, older_than: float, dry_run: bool) -> None:
         click.echo(f"{leftover.size / 2**20:8.1f} MiB  begun {leftover.begun:%Y-%m-%d %H:%M}  {shown(leftover.uri)}")
     if not dry_run:
         remove_leftovers(leftovers)
-    click.echo(f"{len(leftovers)} leftover{'s' * (len(leftovers) != 1)} {'found' if dry_run else 'removed'}")
+    click.echo(f"{counted(len(leftovers), 'leftover')} {'found' if dry_run else 'removed'}")

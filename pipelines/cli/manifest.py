@@ -106,13 +106,14 @@ def _is_run(config: str, content: str) -> bool:
 
 
 def _lanes(plans: "tuple[Plan, ...]") -> int:
+    from dreambooth.amounts import counted
     from dreambooth.errors import InputError
 
     lanes = plans[0].config.cluster.lanes
     if lanes is None:
         raise InputError(
             f"cluster.lanes is open, and it decides how large the cluster is: give, for example, --set cluster.lanes="
-            f"{min(4, len(plans))} for {len(plans)} subjects"
+            f"{min(4, len(plans))} for {counted(len(plans), 'subject')}"
         )
     return min(lanes, len(plans))
 

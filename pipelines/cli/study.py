@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dreambooth.amounts import counted
 from dreambooth.config.limits import LARGEST_SEED
 from dreambooth.errors import InputError
 from pipelines.cli.options import tracking_uri_option
@@ -61,13 +62,16 @@ def study(sources: tuple[str, ...], reporting: bool, output: str | None, port: i
         return
     from pipelines.apps.study.server import StudyServer
 
+    def answers() -> str:
+        return counted(len(study_file.answers()), "answer")
+
     with StudyServer(study_file, port=port) as server:
-        click.echo(f"{study_file.count()} questions, {len(study_file.answers())} answers so far, kept in {folder}")
+        click.echo(f"{counted(study_file.count(), 'question')}, {answers()} so far, kept in {folder}")
         click.echo(f"open {server.url} in a browser; Ctrl-C ends it; 'dreambooth study {folder} --report' counts")
         try:
             server.wait()
         except KeyboardInterrupt:
-            click.echo(f"\nstopped; {len(study_file.answers())} answers are kept, the same command goes on")
+            click.echo(f"\nstopped; kept: {answers()}; the same command goes on")
 
 
 def _folder(sources: tuple[str, ...], output: str | None) -> Path:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dreambooth.amounts import counted
 from dreambooth.config.settings import ClusterConfig
 from dreambooth.errors import InputError
 from dreambooth.reach import within
@@ -76,13 +77,14 @@ class Resources:
         cpus, gpus = workers * config.cpus_per_worker, workers if self.use_gpu(config) else 0
         if cpus > self.cpus or gpus > self.gpus:
             raise InputError(
-                f"cluster.{setting} is {workers}, which takes {cpus} CPUs and {gpus} GPUs, but the "
-                f"cluster has {self.cpus} CPUs and {self.gpus} GPUs; ask for fewer workers or a larger cluster"
+                f"cluster.{setting} is {workers}, which takes {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}, but "
+                f"the cluster has {counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')}; ask for fewer workers "
+                f"or a larger cluster"
             )
         if self.largest_node_cpus is not None and config.cpus_per_worker > self.largest_node_cpus:
             raise InputError(
                 f"cluster.cpus_per_worker is {config.cpus_per_worker}, but the largest node has "
-                f"{self.largest_node_cpus} CPUs; a worker can't be spread over nodes, so ask for fewer"
+                f"{counted(self.largest_node_cpus, 'CPU')}; a worker can't be spread over nodes, so ask for fewer"
             )
 
     def use_gpu(self, config: ClusterConfig) -> bool:

@@ -257,7 +257,10 @@ def _training(plan: Plan, trained: TrainResult) -> tuple[tuple[str, str], ...]:
         ("class images", f"{plan.prior.count}, weight {config.prior.prior_loss_weight}" if plan.prior else "none"),
         ("trained", " and ".join(["denoiser", *plan.run_text_encoders]).replace("text_encoder", "text encoder")),
         ("resolution", f"{config.images.resolution} px"),
-        ("steps", f"{trained.steps} of {pairs} instance images each; published is step {trained.exported_step}"),
+        (
+            "steps",
+            f"{trained.steps} of {counted(pairs, 'instance image')} each; published is step {trained.exported_step}",
+        ),
         (_WEIGHTS, "" if train.ema_decay is None else f"moving average, decay {train.ema_decay:g}"),
         ("learning rate", f"{train.learning_rate:g}"),
         ("engine", f"DeepSpeed ZeRO-{config.zero.stage}" if plan.engine == "deepspeed" else "PyTorch"),

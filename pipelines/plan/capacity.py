@@ -6,6 +6,7 @@ Of a plan with a GPU for each worker, whatever this machine has.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from dreambooth.amounts import counted
 from pipelines.plan.changes import for_more_gpus, for_the_same_gpus, stages_of
 from pipelines.plan.describe import readable_bytes
 from pipelines.plan.memory import peak_of
@@ -75,8 +76,7 @@ def _training(plan: Plan) -> list[tuple[str, str]]:
     """Memory of a stage in training, and before it."""
     workers = plan.config.cluster.num_workers
     peaks = [f"ZeRO-{stage} {readable_bytes(peak_of(on_gpus(plan), stage, workers))}" for stage in stages_of(plan)]
-    each = f"{workers} GPU{'s' if workers > 1 else ''}"
-    rows = [(f"peak on {each}", ", ".join(peaks))]
+    rows = [(f"peak on {counted(workers, 'GPU')}", ", ".join(peaks))]
     if frozen := _frozen_text_encoders(plan):
         parts = ", ".join(f"{folder} {readable_bytes(4 * count)}" for folder, count in frozen.items())
         rows.append(("prompts encoded by", f"{parts}, once, in main memory from then on"))

@@ -54,11 +54,12 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("class images", _class_images(plan, plan.prior)))
     if (protocol := plan.protocol) is not None:
         prompts = protocol.protocol.prompts
-        drawn = f"{len(prompts.prompts)} prompts ({prompts.name}) x {protocol.protocol.images_per_prompt}"
+        drawn = f"{counted(len(prompts.prompts), 'prompt')} ({prompts.name}) x {protocol.protocol.images_per_prompt}"
         beside = "".join(f", {each.name} beside it" for each in protocol.bank.further)
         rows.append(("figures", f"{drawn}, measured by the bank {protocol.bank.name}{beside}"))
-    if train.by_score:
-        rows.append(("scores", f"every {config.evaluation.every} steps; exported is the {train.keep} checkpoint"))
+    if train.by_score and config.evaluation.every is not None:
+        every = counted(config.evaluation.every, "step")
+        rows.append(("scores", f"every {every}; exported is the {train.keep} checkpoint"))
     name = f", registered as {config.model_name}" if config.tracking.register_model else ""
     rows.append(("writes to", f"{config.run_uri}{name}"))
     return [*rows, ("result key", plan.key)] if plan.has_weights else rows
@@ -76,10 +77,11 @@ def _stage(plan: Plan, what: str) -> list[tuple[str, str]]:
     base = (what, f"{shown(config.base_model)} ({counts}), {known}")
     if not train.max_train_steps:
         return [base, ("trained", f"nothing, it stays as it is, at {config.images.resolution} px")]
+    of_each = "instance/class pair" if plan.prior else "instance image"
     return [
         base,
         ("trained", f"{trained}, {_count(plan.trained_parameters)} parameters, at {config.images.resolution} px"),
-        ("steps", f"{train.max_train_steps} of {pairs} instance{'/class pairs' if plan.prior else ' images'}"),
+        ("steps", f"{train.max_train_steps} of {counted(pairs, of_each)}"),
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreambooth.amounts import counted
 from dreambooth.errors import InputError
 from pipelines.plan.run_plan import Plan
 from pipelines.storage.faults import readable_size
@@ -85,8 +86,11 @@ def _into_store(missing: Sequence[Plan], largest: Plan, lanes: int) -> list[_Wri
     models = (len(missing) - at_once) * largest.published_bytes
     keys = [(plan, stage.key) for plan in missing for stage in plan.stages]
     there = sum(_size(join(plan.config.run_uri, "checkpoints", key)) for plan, key in keys)
-    shown = [f"{at_once * count} checkpoints of {readable_size(size)}" for count, size in zip(most, sizes, strict=True)]
-    what = ", ".join([*shown, f"{len(missing)} models of {readable_size(largest.published_bytes)}"])
+    shown = [
+        f"{counted(at_once * count, 'checkpoint')} of {readable_size(size)}"
+        for count, size in zip(most, sizes, strict=True)
+    ]
+    what = ", ".join([*shown, f"{counted(len(missing), 'model')} of {readable_size(largest.published_bytes)}"])
     folder = _existing(Path(filesystem(largest.config.run_uri)[1]))
     return [_Written(folder=folder, size=max(0, at_once * each + models - there), what=what)]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dreambooth.amounts import counted
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.errors import InputError
 from pipelines.cluster.machine import MachineFault, faults
@@ -175,8 +176,8 @@ def _judge_devices(nodes: Sequence[NodeFacts], config: DreamBoothConfig) -> Find
     gpus = [f"{name} {_gibibytes(size)}" for node in nodes for name, size in node.gpus]
     cpus = sum(node.cpus for node in nodes)
     least = min(node.memory_bytes for node in nodes)
-    counted = ", ".join(f"{gpus.count(kind)} x {kind}" for kind in dict.fromkeys(gpus))
-    found = f"{counted or 'no GPU'}; {cpus:.0f} CPUs, {_gibibytes(least)} of memory a node at least"
+    kinds = ", ".join(f"{gpus.count(kind)} x {kind}" for kind in dict.fromkeys(gpus))
+    found = f"{kinds or 'no GPU'}; {counted(round(cpus), 'CPU')}, {_gibibytes(least)} of memory a node at least"
     try:
         largest = int(max(node.cpus for node in nodes))
         Resources(cpus=int(cpus), gpus=len(gpus), nodes=len(nodes), largest_node_cpus=largest).check(config.cluster)

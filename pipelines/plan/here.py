@@ -5,6 +5,7 @@ import platform
 import subprocess
 from pathlib import Path
 
+from dreambooth.amounts import counted
 from pipelines.cluster.processor import processor_name
 from pipelines.cluster.ray_cluster import usable_cpus
 from pipelines.plan.describe import readable_bytes
@@ -24,7 +25,7 @@ def describe_here() -> dict[str, str]:
     return {
         "dreambooth": versions.pop("dreambooth") + commit(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}, {libc}",
-        "processor": f"{processor_name()}, {usable_cpus()} CPUs to use",
+        "processor": f"{processor_name()}, {counted(usable_cpus(), 'CPU')} to use",
         "memory": readable_bytes(psutil.virtual_memory().total),
         "GPUs": ", ".join(f"{name} ({readable_bytes(size)})" for name, size in gpus()) or "none",
         "CUDA": str(torch.version.cuda or "none: torch was built without it"),

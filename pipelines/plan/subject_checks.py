@@ -7,6 +7,7 @@ from functools import cache, partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
+from dreambooth.amounts import counted
 from dreambooth.config.sections import Sections, with_shared_sections
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.identifier import choose_identifiers, token_ids_in_prompts
@@ -85,8 +86,8 @@ def valid_plans(checks: Sequence[SubjectCheck], *, skip_invalid: bool) -> tuple[
     if invalid and not skip_invalid:
         shown = ", ".join(check.name for check in invalid[:5])
         raise InputError(
-            f"{len(invalid)} of {len(checks)} subjects can't be trained ({shown}{', …' if len(invalid) > 5 else ''}); "
-            f"fix them, or skip them with --skip-invalid"
+            f"{len(invalid)} of {counted(len(checks), 'subject')} can't be trained "
+            f"({shown}{', …' if len(invalid) > 5 else ''}); fix them, or skip them with --skip-invalid"
         )
     if not plans:
         raise InputError(f"no subject of {len(checks)} can be trained, so there is nothing to do")

@@ -19,6 +19,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from dreambooth.amounts import counted
 from dreambooth.config.addresses import named_place
 from dreambooth.config.explain import nearest_setting
 from dreambooth.config.overrides import merge, nest
@@ -77,7 +78,7 @@ def _nobody(address: str) -> str:
             return f"{address} holds no subject; expected a row, or a folder of images, for each"
         noun = "" if "class_noun" in _subject_file(fs, path) else " --class-noun NOUN"
     return (
-        f"{address} holds {pictures} picture{'s' * (pictures != 1)} and no folder: it is one subject, so run "
+        f"{address} holds {counted(pictures, 'picture')} and no folder: it is one subject, so run "
         f"'dreambooth run --images {shlex.quote(address)}{noun}'; a batch takes a folder of such folders, or a table"
     )
 

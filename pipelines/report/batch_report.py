@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from dreambooth.amounts import duration
+from dreambooth.amounts import counted, duration
 from pipelines.report.batch_result import BatchResult, SubjectResult
 from pipelines.report.charts import losses_of_batch, scores_of_batch
 from pipelines.report.evaluated import Evaluated, read_pictures
@@ -56,10 +56,10 @@ def render_report(result: BatchResult) -> str:
         subjects=_subjects(judged, pictures),
         names=[verdict.name for _, verdict in judged],
         grids=grids_of_batch(shown, pictures),
-        grids_left_out=len(evaluated) - len(shown),
+        grids_left_out=_more(len(evaluated) - len(shown)),
         losses=losses_of_batch(dict(list(histories.items())[:_CURVES])),
         similarities=scores_of_batch(dict(list(scores.items())[:_CURVES])),
-        losses_left_out=max(0, len(histories) - _CURVES),
+        losses_left_out=_more(len(histories) - _CURVES),
         figures=figures_of_batch(evaluated),
         retrieval=[part_of(bank) for bank in result.retrieved],
         copies=copies(shown, pictures, most=_COPIES),
@@ -67,6 +67,10 @@ def render_report(result: BatchResult) -> str:
         facts=result.facts,
         commands=result.commands,
     )
+
+
+def _more(subjects: int) -> str:
+    return counted(subjects, "more subject") if subjects > 0 else ""
 
 
 def judge(subject: SubjectResult) -> Verdict:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from dreambooth.amounts import counted
 from dreambooth.evaluation.bootstrap import Interval, bootstrap_mean
 from dreambooth.evaluation.intervals import share_interval
 from pipelines.report.evaluated import read_pictures
@@ -124,7 +125,7 @@ def _most_confused(confusion: Sequence[Sequence[int]]) -> list[int]:
 def _summary(retrieved: RetrievedByBank) -> str:
     left_out = ""
     if retrieved.left_out:
-        left_out = f" {retrieved.left_out} subjects, whose embeddings aren't stored, are left out."
+        left_out = f" Left out: {counted(retrieved.left_out, 'subject')} without stored embeddings."
     return (
         f"Each sample is looked up by DINO among the photographs of all {len(retrieved.subjects)} subjects. The "
         f"nearest is its own subject's for {_percent(retrieved.rank_1)} of samples (rank-1); mean average precision "

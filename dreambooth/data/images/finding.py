@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from dreambooth.amounts import counted
 from dreambooth.data.images.access import EXPECTED, accessing
 from dreambooth.data.images.captions import CaptionFiles, read_caption, the_caption
 from dreambooth.data.images.mask_files import MaskFiles
@@ -167,7 +168,7 @@ def _none_found(place: Place) -> str:
     names = [_name(path) for path in place.files]
     inside = [f"{_name(folder)} ({len(pictures)})" for folder, pictures in _pictures_in_folders(place)]
     hint = f"; there are pictures in its folders {', '.join(inside)}: give one of them" if inside else ""
-    return f"no image among the {len(names)} file(s) at {place.address} ({_listed(names, 3)}){hint}; {EXPECTED}"
+    return f"no image among {counted(len(names), 'file')} at {place.address} ({_listed(names, 3)}){hint}; {EXPECTED}"
 
 
 def _listed(names: Sequence[str], shown: int = _SHOWN) -> str:

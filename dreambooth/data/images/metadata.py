@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from dreambooth.amounts import counted
 from dreambooth.config.rows import cell_rows, delimiter_of, json_rows
 from dreambooth.config.text_files import decode_text
 from dreambooth.data.images.access import accessing, read_file
@@ -59,7 +60,9 @@ def read_metadata(place: Place) -> Metadata:
             )
     if faults:
         more = len(faults) - _MOST_FAULTS
-        raise InputError("\n".join([*faults[:_MOST_FAULTS], *([f"and {more} more rows"] if more > 0 else [])]))
+        raise InputError(
+            "\n".join([*faults[:_MOST_FAULTS], *([f"and {counted(more, 'more row')}"] if more > 0 else [])])
+        )
     return Metadata(captions=captions, unused=unused, remarks=tuple(remarks))
 
 
@@ -113,7 +116,9 @@ def _from_csv(text: str) -> _Table:
     for line, cells in lines[1:]:
         if len(cells) != len(columns):
             cure = "was it cut short?" if len(cells) < len(columns) else f"quote captions that hold {delimiter!r}"
-            raise InputError(f"line {line} has {len(cells)} cells, but there are {len(columns)} columns; {cure}")
+            raise InputError(
+                f"line {line} has {counted(len(cells), 'cell')}, but there are {len(columns)} columns; {cure}"
+            )
     whole = text.endswith("\n") or len(lines) < 2
     return _Table(
         rows=[(line, dict(zip(columns, cells, strict=True))) for line, cells in lines[1:]],

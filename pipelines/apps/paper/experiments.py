@@ -7,6 +7,7 @@ an effect.
 
 from dataclasses import replace
 
+from dreambooth.amounts import counted
 from pipelines.apps.paper.rows import Claim, Experiment, Published, Row
 
 FIDELITY = ("dino", "clip_i")
@@ -139,8 +140,7 @@ TABLE_5 = Experiment(
     every_subject=False,
     columns=("dino", "clip_t_no_identifier", "div", "near_copies"),
     rows=tuple(
-        Row(slug=f"images-{count}", title=f"{count} image{'s' * (count > 1)}", instance_images=count)
-        for count in range(1, 6)
+        Row(slug=f"images-{count}", title=counted(count, "image"), instance_images=count) for count in range(1, 6)
     ),
     claims=(
         Claim(sentence="Five images are above one in DINO", column="dino", higher="images-5", lower="images-1"),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dreambooth.amounts import counted
 from dreambooth.data.images import png_bytes
 from dreambooth.evaluation.bootstrap import Interval
 from pipelines.apps.paper.rows import COLUMN_TITLES, Experiment
@@ -85,8 +86,8 @@ def _across(table: Table) -> _Shown:
 
 
 def _caption(table: Table) -> str:
-    counts = sorted({len(subjects) for subjects in table.subjects.values()})
-    return f"Measured here, {' to '.join(str(count) for count in counts)} subject{'s' * (counts != [1])}"
+    *fewer, most = sorted({len(subjects) for subjects in table.subjects.values()}) or [0]
+    return f"Measured here, {' to '.join([*map(str, fewer), counted(most, 'subject')])}"
 
 
 def _published(experiment: Experiment) -> list[_Shown]:

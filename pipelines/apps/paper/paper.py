@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dreambooth.amounts import counted
 from dreambooth.errors import InputError
 from dreambooth.evaluation.figures import BankId
 from pipelines.apps.paper.markdown import render_markdown
@@ -110,10 +111,13 @@ def describe_paper(plan: PaperPlan, bank: BankId, *, evaluated: int) -> list[tup
     bases = dict.fromkeys(trial.row.base_model for trial in plan.trials)
     seeds = plan.batch.subjects[0].config
     return [
-        ("setting", f"{plan.setting.name}: {len(subjects)} subjects ({', '.join(subjects)})"),
+        ("setting", f"{plan.setting.name}: {counted(len(subjects), 'subject')} ({', '.join(subjects)})"),
         ("runs", f"{evaluated} of {runs} trained and measured; {len(plan.trials)} rows of a subject share them"),
         *(("base model", _describe_base(plan.usual[base])) for base in bases),
-        ("samples", f"25 prompts, {plan.setting.images_per_prompt} images each, seed {seeds.evaluation.seed}"),
+        (
+            "samples",
+            f"25 prompts, {counted(plan.setting.images_per_prompt, 'image')} each, seed {seeds.evaluation.seed}",
+        ),
         ("training", f"seed {seeds.train.seed}"),
         ("encoders", f"bank {bank.name}, hash {bank.hash}"),
     ]

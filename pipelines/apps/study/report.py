@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
+from dreambooth.amounts import counted
 from dreambooth.evaluation.intervals import wilson as wilson_ends
 from pipelines.apps.study.store import Answer
 from pipelines.apps.study.study import ASPECTS, Aspect
@@ -87,7 +88,11 @@ def describe_report(result: Mapping[str, Any]) -> list[str]:
     """A report as lines for a terminal."""
     raters = len(result["raters"])
     lines = [f"A: {result['a']}", f"B: {result['b']}"]
-    lines.append(f"{result['questions']} questions, {raters} rater{'s' * (raters != 1)}, {result['answers']} answers")
+    lines.append(
+        ", ".join(
+            [counted(result["questions"], "question"), counted(raters, "rater"), counted(result["answers"], "answer")]
+        )
+    )
     if not result["preferences"]:
         return [*lines, "nobody has answered yet"]
     lines.append(f"{'':<18}{'A preferred':<20}{'cannot tell':<20}{'B preferred':<20}questions  raters agree")

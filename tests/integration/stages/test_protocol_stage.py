@@ -235,7 +235,7 @@ def test_one_image_per_prompt_has_no_div(plan: Any, samplers: Counting) -> None:
 
 
 def test_prompts_without_a_placeholder_are_told_before_any_work(plan: Any) -> None:
-    with pytest.raises(InputError, match=r"1 of 1 prompts of 'own' have no placeholder \[V\]"):
+    with pytest.raises(InputError, match=r"no placeholder \[V\] for the identifier in 1 of 1 prompt of 'own'"):
         plan("evaluation.prompts=['a dog']")
 
 

@@ -184,7 +184,7 @@ class TestFigures:
     def test_a_report_in_words(self) -> None:
         about = {"a": "models:/x/1", "b": "models:/y/2", "seed": 0}
         lines = "\n".join(describe_report(report(about, answered("a"), 4)))
-        assert "4 questions, 1 rater, 1 answers" in lines
+        assert "4 questions, 1 rater, 1 answer" in lines
         assert "100% (21% to 100%)" in lines
         assert "nobody has answered yet" in "\n".join(describe_report(report(about, [], 4)))
 

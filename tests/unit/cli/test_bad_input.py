@@ -113,7 +113,7 @@ class TestInstanceImages:
         (tmp_path / "rex" / "notes.txt").write_text("words")
         (tmp_path / "rex" / "film.mp4").write_bytes(b"film")
         message = refused(images=tmp_path / "rex")
-        assert message.startswith(f"no image among the 2 file(s) at {tmp_path}/rex (film.mp4, notes.txt)")
+        assert message.startswith(f"no image among 2 files at {tmp_path}/rex (film.mp4, notes.txt)")
 
     def test_a_glob_that_matches_nothing(self, refused: Refused, folder: Path) -> None:
         assert f"no file matches {folder}/*.webp" in refused(images=f"{folder}/*.webp")
@@ -164,8 +164,8 @@ class TestInstanceImages:
     @pytest.mark.parametrize(
         ("repeats", "message"),
         [
-            ("{2.JPG: 2}", "images.repeats: 2.JPG is the name of none of the 2 photographs; did you mean 2.jpg?"),
-            ("{rex: 2}", "images.repeats: rex is the name of none of the 2 photographs; they are 1.png, 2.jpg"),
+            ("{2.JPG: 2}", "images.repeats: 2.JPG is the name of none of 2 photographs; did you mean 2.jpg?"),
+            ("{rex: 2}", "images.repeats: rex is the name of none of 2 photographs; they are 1.png, 2.jpg"),
             ("{1.png: 0}", "images.repeats.1.png: must be at least 1; got 0"),
         ],
     )
@@ -174,7 +174,7 @@ class TestInstanceImages:
 
     def test_masks_that_are_none(self, refused: Refused, folder: Path) -> None:
         masks = ("--set", "images.masks=weight")
-        assert "needs masks, but none of the 2 photographs has" in refused(*masks, images=folder)
+        assert "needs masks, but none of 2 photographs has" in refused(*masks, images=folder)
         save(folder / "1.mask.png", width=40)
         Image.new("L", (80, 72)).save(folder / "2.mask.png")
         size, empty = refused(*masks, images=folder).splitlines()
@@ -409,7 +409,7 @@ class TestCluster:
         )
 
     def test_gpus_that_it_does_not_have(self, refused: Refused) -> None:
-        assert "takes 1 CPUs and 1 GPUs, but the cluster has 8 CPUs and 0" in refused("--set", "cluster.use_gpu=true")
+        assert "takes 1 CPU and 1 GPU, but the cluster has 8 CPUs and 0" in refused("--set", "cluster.use_gpu=true")
 
     def test_more_samplers_than_it_has_room_for(self, refused: Refused) -> None:
         message = refused("--set", f"prior.num_actors={CPUS + 1}")

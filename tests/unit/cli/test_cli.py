@@ -149,7 +149,7 @@ class TestDryRun:
 
     def test_warnings_are_shown_even_then(self, dry_run: Callable[..., Result], instance_folder: Path) -> None:
         result = dry_run("--images", instance_folder / "00.png", "--name", "rex", "--class-noun", "dog", "--quiet")
-        assert "\nwarning: 1 instance images" in result.stderr
+        assert "\nwarning: 1 instance image;" in result.stderr
 
 
 class TestSettings:

@@ -121,5 +121,5 @@ def test_a_small_batch_without_fault_is_listed_too(photos: str) -> None:
 def test_a_machine_without_room_for_one_lane_says_what_it_has_and_what_is_needed(photos: str) -> None:
     result = dry_run(photos, "--set", "cluster.num_workers=5000", "--set", "cluster.cpus_per_worker=2")
     assert result.exit_code == 2
-    assert "cluster.num_workers is 5000, which takes 10000 CPUs and 0 GPUs, but the cluster has" in result.stderr
+    assert "cluster.num_workers is 5000, which takes 10,000 CPUs and 0 GPUs, but the cluster has" in result.stderr
     assert "subjects checked" not in result.stderr

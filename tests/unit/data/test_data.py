@@ -108,9 +108,7 @@ def test_photographs_repeat_by_name(tiny_pipeline: Path, config: Any) -> None:
     assert data.instance.turns == (0, 1, 2, 3, 3, 3, 4)
     assert data.class_ is not None
     assert data.class_.turns == (0, 1)
-    with pytest.raises(
-        InputError, match=r"images.repeats: 3\.png is the name of none of the 5 photographs; did you mean"
-    ):
+    with pytest.raises(InputError, match=r"images.repeats: 3\.png is the name of none of 5 photographs; did you mean"):
         prepare(tiny_pipeline, config("images.repeats={3.png: 3}"))
 
 

@@ -154,7 +154,7 @@ class TestChoose:
         assert second in {candidate.text for candidate in candidates(tokenizer)}
 
     def test_more_subjects_than_identifiers(self) -> None:
-        with pytest.raises(InputError, match="9000 subjects need an identifier each, but this tokenizer has"):
+        with pytest.raises(InputError, match="an identifier for each of 9,000 subjects, but this tokenizer has"):
             choose_identifiers(clip(), [f"subject-{number}" for number in range(9000)])
 
 

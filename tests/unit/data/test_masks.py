@@ -193,7 +193,7 @@ class TestInspection:
     def test_some_without(self, folder: Path, config: Callable[..., DreamBoothConfig]) -> None:
         for name in ("a.png", "b.png"):
             (folder / name).write_bytes(PHOTOGRAPH)
-        with pytest.raises(InputError, match="needs masks, but none of the 2 photographs has photo"):
+        with pytest.raises(InputError, match="needs masks, but none of 2 photographs has photo"):
             inspected(config("images.masks=weight"))
         (folder / "a.mask.png").write_bytes(MASK)
         warnings = inspected(config("images.masks=weight")).warnings

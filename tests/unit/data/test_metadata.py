@@ -153,7 +153,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("table", "message"),
         [
-            ("file_name,text\na.png,one\nb.png", "line 3 has 1 cells, but there are 2 columns; was it cut short?"),
+            ("file_name,text\na.png,one\nb.png", "line 3 has 1 cell, but there are 2 columns; was it cut short?"),
             ('file_name,text\na.png,one\nb.png,"a photo of', "is a quoted cell left open?"),
             ("file_name,text\na.png,[V] dog, asleep\n", "line 2 has 3 cells, but there are 2 columns; quote captions"),
             ("file_name,text,text\na.png,one,two\n", "the column 'text' is there 2 times"),

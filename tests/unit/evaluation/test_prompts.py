@@ -113,7 +113,7 @@ class TestRefused:
         with pytest.raises(InputError) as caught:
             prompt_list("own", "dog", own=["a photo of [V] dog", "a photo of a dog", "a dog"])
         assert str(caught.value) == (
-            "2 of 3 prompts of 'own' have no placeholder [V] for the identifier, first 'a photo of a dog'; "
+            "no placeholder [V] for the identifier in 2 of 3 prompts of 'own', first 'a photo of a dog'; "
             "write them like 'a photo of [V] {class_noun} in the snow'"
         )
 

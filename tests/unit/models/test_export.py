@@ -177,6 +177,6 @@ class TestNames:
             del differing["denoiser.conv_in.bias"]
         else:
             differing["denoiser.conv_in.scale"] = torch.ones(1)
-        with pytest.raises(ValueError, match=r"differ in 1 names, first conv_in\.(bias|scale)"):
+        with pytest.raises(ValueError, match=r"differ in 1 name, first conv_in\.(bias|scale)"):
             export_pipeline(tiny_pipeline, differing, tmp_path / "model", dtype=torch.float16)
         assert not (tmp_path / "model").exists()

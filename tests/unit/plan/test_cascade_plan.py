@@ -92,7 +92,7 @@ def test_settings_of_either_stage_make_another_result(planned: Callable[..., Pla
 def test_a_second_stage_that_stays_as_it_is_takes_no_steps(planned: Callable[..., Plan]) -> None:
     plan = planned("super_resolution.max_train_steps=0", "train.lr_warmup_steps=1")
     rows = describe_plan(plan)
-    assert [value for what, value in rows if what == "steps"] == ["3 of 1 instance/class pairs"]
+    assert [value for what, value in rows if what == "steps"] == ["3 of 1 instance/class pair"]
     assert [value for what, value in rows if what == "trained"][1] == "nothing, it stays as it is, at 64 px"
     assert dict(describe_batch(make_batch_plan("pets", [plan], RESOURCES)))["steps"] == "3 in all, 3 a lane"
     remember_paces(plan.config.storage.root, "pets", [(plan, 2.0)])
@@ -119,8 +119,8 @@ def test_more_levels_than_the_second_stages_timesteps_are_refused(
 def test_the_rows_show_both_stages(planned: Callable[..., Plan]) -> None:
     rows = describe_plan(planned())
     assert [value for what, value in rows if what == "steps"] == [
-        "3 of 1 instance/class pairs",
-        "5 of 1 instance images",
+        "3 of 1 instance/class pair",
+        "5 of 1 instance image",
     ]
     assert [value.rpartition(" at ")[2] for what, value in rows if what == "trained"] == ["16 px", "64 px"]
     memory = dict(rows)["memory per worker"]
@@ -294,5 +294,5 @@ def test_room_for_checkpoints_of_both_stages_is_asked_for(
     free[:] = [needed]
     check_destinations([plan])
     free[:] = [needed - 1]
-    with pytest.raises(InputError, match=r"3 checkpoints of .*, 3 checkpoints of .*, 1 models of"):
+    with pytest.raises(InputError, match=r"3 checkpoints of .*, 3 checkpoints of .*, 1 model of"):
         check_destinations([plan])

@@ -65,7 +65,7 @@ def test_the_node_at_fault_is_named_and_a_cure_is_given(
 def test_workers_that_do_not_fit_are_told() -> None:
     finding = judged(NODE, overrides=("cluster.num_workers=2", "cluster.use_gpu=true"))["devices"]
     assert finding.state == "failure"
-    assert "2 CPUs and 2 GPUs, but the cluster has 4 CPUs and 1 GPUs" in finding.cure
+    assert "2 CPUs and 2 GPUs, but the cluster has 4 CPUs and 1 GPU" in finding.cure
 
 
 def test_versions_that_differ_are_told_by_node() -> None:

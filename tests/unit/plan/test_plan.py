@@ -445,7 +445,7 @@ class TestChoices:
 
     def test_a_single_photograph_is_warned_of(self, plan: MachinePlan, instance_folder: Path) -> None:
         (warning,) = plan(images=instance_folder / "00.png").warnings
-        assert warning.startswith("1 instance images; the method is made for three to five")
+        assert warning.startswith("1 instance image; the method is made for three to five")
 
     def test_gpus(self, plan: MachinePlan) -> None:
         machine = Resources(cpus=8, gpus=1)
@@ -477,9 +477,9 @@ class TestChoices:
             plan("cluster.num_workers=9")
         with pytest.raises(InputError, match="num_workers is 4, which takes 12 CPUs"):
             plan("cluster.num_workers=4", "cluster.cpus_per_worker=3")
-        with pytest.raises(InputError, match="and 2 GPUs, but the cluster has 8 CPUs and 1 GPUs"):
+        with pytest.raises(InputError, match="and 2 GPUs, but the cluster has 8 CPUs and 1 GPU"):
             plan("cluster.num_workers=2", resources=Resources(cpus=8, gpus=1))
-        with pytest.raises(InputError, match="and 1 GPUs, but the cluster has 8 CPUs and 0 GPUs"):
+        with pytest.raises(InputError, match="and 1 GPU, but the cluster has 8 CPUs and 0 GPUs"):
             plan("cluster.use_gpu=true")
 
     def test_a_cluster_that_shrinks(self, plan: MachinePlan) -> None:
@@ -668,7 +668,7 @@ class TestDescription:
     def test_without_prior_preservation(self, plan: MachinePlan) -> None:
         rows = self.rows(plan("prior.prior_loss_weight=0"))
         assert "class images" not in rows
-        assert rows["steps"] == "10 of 1 instance images"
+        assert rows["steps"] == "10 of 1 instance image"
         assert rows["engine"] == "PyTorch"
 
 

@@ -64,6 +64,7 @@ def test_it_stays_small() -> None:
     assert 100 < len(content["x"]) <= 200
     assert len(content["series"]) == 40
     assert "losses of 60 more subjects" in many
+    assert "losses of 1 more subject are" in page(*(result(f"s-{i}") for i in range(41)))
     assert many.count("<tr ") == 100
     assert len(many) < 500_000
 

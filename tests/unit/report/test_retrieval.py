@@ -60,7 +60,7 @@ def test_what_is_not_stored_or_cut_short_is_left_out(tmp_path: Path) -> None:
     Path(subjects[3].address).write_bytes(content[:-4])
     [found] = retrieved_by_bank(subjects)
     assert found.subjects == ("a", "b")
-    assert "2 subjects, whose embeddings" in page(subjects)
+    assert "Left out: 2 subjects without stored embeddings." in page(subjects)
 
 
 def test_a_thousand_subjects_are_shown_by_those_confused_most(tmp_path: Path) -> None:
