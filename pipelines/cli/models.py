@@ -4,6 +4,20 @@ import click
 
 from pipelines.cli.options import tracking_uri_option
 
+_FIGURES = (
+    "dino",
+    "clip_i",
+    "dino_subject",
+    "dino_subject_patches",
+    "clip_t",
+    "pres",
+    "div",
+    "dinov2",
+    "dinov2_subject_patches",
+    "dreamsim",
+)
+"""Figures with a column where a bank has measured them; --where knows all of them."""
+
 
 @click.command()
 @click.option(
@@ -20,7 +34,6 @@ def models(where: str | None, tracking_uri: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dreambooth.config.evaluation import FURTHER
     from pipelines.tracking.model_list import list_models
 
     found = list_models(tracking_uri, where)
@@ -28,7 +41,7 @@ def models(where: str | None, tracking_uri: str | None) -> None:
     judged = [
         (bank, name)
         for bank in sorted({bank for model in found for bank in model.figures})
-        for name in ("dino", "clip_i", "clip_t", "pres", "div", *FURTHER)
+        for name in _FIGURES
         if any(name in model.figures.get(bank, {}) for model in found)
     ]
     columns = [f"{bank}\n{name.replace('_', '-').upper()}" for bank, name in judged]

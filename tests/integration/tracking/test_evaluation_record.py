@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from mlflow_server import MlflowServer
 
 from dreambooth.config.evaluation import GateConfig
 from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
+from pipelines.cli import main
 from pipelines.tracking.client import connect, default_tracking, quietly
 from pipelines.tracking.evaluation_record import pass_gate, record_evaluation
 from pipelines.tracking.model_list import list_models
@@ -163,6 +165,29 @@ def test_figures_of_encoders_beside_the_bank_stay_apart(registry: Registry) -> N
     [found] = list_models(registry.uri, "dinov2 > 0.4 and miniature/dino > 0.6")
     assert found.version == version.version
     assert registry.judge(version)
+
+
+def test_the_list_has_columns_of_the_subjects_figures(registry: Registry) -> None:
+    """Those of models with masks."""
+    measured = evaluation(dino_subject=0.625, dino_subject_patches=0.375)
+    measured["figures"]["dinov2_subject_patches"] = measured["figures"]["dino"] | {
+        "bank": {"name": "dinov2", "hash": "d1"},
+        "mean": 0.125,
+    }
+    registry.version(measured)
+    result = CliRunner().invoke(main, ["models", "--tracking-uri", registry.uri])
+    assert result.exit_code == 0, result.output
+    *_, banks, names, row = result.output.splitlines()
+    figures = dict(zip(names.split()[-6:], row.split()[-6:], strict=True))
+    assert figures == {
+        "DINOV2-SUBJECT-PATCHES": "0.12",
+        "DINO": "0.70",
+        "DINO-SUBJECT": "0.62",
+        "DINO-SUBJECT-PATCHES": "0.38",
+        "CLIP-T": "0.30",
+        "PRES": "0.20",
+    }
+    assert banks.split()[-6:] == ["dinov2", *["miniature"] * 5]
 
 
 def test_the_champion_moves_to_what_is_as_good_and_says_why(registry: Registry) -> None:
