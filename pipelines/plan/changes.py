@@ -25,14 +25,17 @@ class _Change:
     stages: tuple[int, ...] = (0, 1, 2, 3)
 
     def helps(self, plan: Plan) -> bool:
-        """Whether it would change this plan."""
+        """Whether it would change this plan, and go with its other settings."""
         config = plan.config
+        if config.engine == ("deepspeed" if self.stages == (0,) else "torch" if self.zero else None):
+            return False
         if "text_encoders" in self.train:
             return plan.trains_text_encoders
         of_states = self.zero or "optimizer" in self.train
         if of_states and (config.train.method != "dreambooth" or config.train.optimizer != "adamw"):
             return False
-        if self.train.get("fused_backward") and config.train.gradient_accumulation_steps > 1:
+        alone = config.train.gradient_accumulation_steps == 1 and config.cluster.num_workers == 1
+        if self.train.get("fused_backward") and not alone:
             return False
         return any(
             getattr(group, name) != value
@@ -79,7 +82,7 @@ _FOR_THE_SAME_GPUS = (
 def stages_of(plan: Plan) -> tuple[int, ...]:
     """ZeRO's stages that can train a plan by its settings; 0 is none, and plain PyTorch."""
     train, zero = plan.config.train, plan.config.zero
-    if train.optimizer != "adamw" or train.fused_backward:
+    if plan.config.engine == "torch" or train.optimizer != "adamw" or train.fused_backward:
         return (0,)
     if zero.offload_parameters:
         return (3,)
@@ -92,13 +95,15 @@ def for_more_gpus(plan: Plan) -> Iterator[Changed]:
 
 
 def for_the_same_gpus(plan: Plan) -> Iterator[Changed]:
-    """The plan as it is, and with changes that need no further GPU."""
+    """The plan as it is, and with changes that need no further GPU.
+
+    Several workers with an optimizer that ZeRO can't divide are trained by plain PyTorch, as one worker is.
+    """
     for changed in _each(plan, _FOR_THE_SAME_GPUS):
         alone = plan.config.cluster.num_workers == 1
         # One worker is trained by plain PyTorch unless a change is ZeRO's.
         stages = changed.stages[:1] if alone and 0 in changed.stages else changed.stages
-        if alone or changed.stages != (0,):
-            yield changed._replace(stages=stages)
+        yield changed._replace(stages=stages)
 
 
 def _each(plan: Plan, groups: Sequence[Sequence[_Change]]) -> Iterator[Changed]:

@@ -211,6 +211,40 @@ class TestTheSameGpus:
         monkeypatch.setattr("pipelines.plan.memory._step_bytes", lambda *_: 24 * 2**30)
         assert cheapest_fit(published("stable-diffusion-1.5"), 24) is None
 
+    @pytest.mark.parametrize(
+        ("gigabytes", "changes", "stage"),
+        [
+            (10, (), 2),  # 11.8 of weights, gradients and moments
+            (12.5, ("train.optimizer: adamw8bit",), 0),  # 9.8: each GPU has all of them
+            (13.4, ("train.optimizer: adafactor",), 0),  # 9.7, by rows and columns of small kernels
+            (16.5, ("zero.offload_optimizer",), 2),  # 5.9
+        ],
+    )
+    def test_two_gpus(
+        self, monkeypatch: pytest.MonkeyPatch, gigabytes: float, changes: tuple[str, ...], stage: int
+    ) -> None:
+        """Moments that are smaller on each fit where those that ZeRO divides don't, and wait for no host."""
+
+        def step_bytes(plan: Plan, keep_gradients: bool) -> int:
+            return int(gigabytes * 1e9) + (4 * plan.trained_parameters if keep_gradients else 0)
+
+        monkeypatch.setattr("pipelines.plan.memory._step_bytes", step_bytes)
+        plan = published("stable-diffusion-1.5", ("cluster", "num_workers", 2))
+        assert cheapest_fit(plan, 24) == (changes, stage)
+
+    def test_two_gpus_with_an_optimizer_chosen_already(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pipelines.plan.memory._step_bytes", lambda *_: 2 * 2**30)
+        chosen = ("train", "optimizer", "adafactor"), ("cluster", "num_workers", 2)
+        assert cheapest_fit(published("stable-diffusion-1.5", *chosen), 24) == ((), 0)
+
+    @pytest.mark.parametrize(("engine", "never"), [("torch", "offload"), ("deepspeed", "optimizer:")])
+    def test_a_chosen_engine_stays(self, engine: str, never: str) -> None:
+        plan = published("stable-diffusion-1.5", ("cluster", "num_workers", 2))
+        plan = replace(plan, config=plan.config.model_copy(update={"engine": engine}))
+        offered = [name for one in for_the_same_gpus(plan) for name in one.changes]
+        assert offered
+        assert not [name for name in offered if never in name]
+
     def test_several_gpus_go_by_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pipelines.plan.memory._step_bytes", lambda *_: 2 * 2**30)
         plan = published("stable-diffusion-xl", ("cluster", "num_workers", 2))
@@ -226,6 +260,7 @@ class TestTheSameGpus:
             (("train", "optimizer", "adafactor"), ("adamw8bit", "offload")),
             (("zero", "offload_optimizer", True), ("adamw8bit", "adafactor", "fused")),
             (("train", "gradient_accumulation_steps", 4), ("fused",)),
+            (("cluster", "num_workers", 2), ("fused",)),
             (("train", "text_encoders", "none"), ("text_encoders",)),
         ],
     )
@@ -246,9 +281,9 @@ class TestTheSameGpus:
                     )
                     again = type(config).model_validate(config.model_dump())
                     engine = choose_engine(again)
-                    assert engine == (
-                        "deepspeed" if workers > 1 or any("offload" in each for each in changes) else "torch"
-                    )
+                    of_torch = any(each.startswith("train.optimizer") for each in changes)
+                    of_zero = any("offload" in each for each in changes)
+                    assert engine == ("deepspeed" if of_zero or (workers > 1 and not of_torch) else "torch")
 
 
 PUBLISHED = {
