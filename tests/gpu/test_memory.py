@@ -1,6 +1,7 @@
 """What the plan says of a GPU's memory, against what training takes there."""
 
 import gc
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from full_size import configuration, plan_of_weightless, random_batch, random_mo
 from dreambooth.fixed_tensors import WARM_UP
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.graphed_engine import FixedStep, GraphedEngine
+from pipelines.plan.capacity import USABLE
 from pipelines.plan.memory import peak_bytes
 from pipelines.worker.deepspeed_engine import DeepSpeedEngine
 
@@ -80,3 +82,45 @@ def _compare(base: Path, *overrides: str) -> None:
     got = measured(base, 512, *overrides)
     print(f"planned {expected / 2**30:.2f} GiB, measured {got / 2**30:.2f} GiB")
     assert got == pytest.approx(expected, rel=WITHIN)
+
+
+TORCH, DEEPSPEED = "engine=torch", "engine=deepspeed"
+FUSED = ("train.fused_backward=true", "train.max_grad_norm=null")
+OFFLOAD = (DEEPSPEED, "zero.offload_optimizer=true")
+SMALL = {
+    "adamw8bit": (TORCH, "train.optimizer=adamw8bit"),
+    "adafactor": (TORCH, "train.optimizer=adafactor"),
+    "adamw-fused": (TORCH, *FUSED),
+    "adamw8bit-fused": (TORCH, "train.optimizer=adamw8bit", *FUSED),
+    "adafactor-fused": (TORCH, "train.optimizer=adafactor", *FUSED),
+    "1-offload": (*OFFLOAD, "zero.stage=1"),
+    "2-offload": (*OFFLOAD, "zero.stage=2"),
+    "3-offload-all": (*OFFLOAD, "zero.stage=3", "zero.offload_parameters=true"),
+}
+"""What the plan proposes for GPUs of 24 GB."""
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_full_size_on_24_gigabytes(full_size: Path, case: str) -> None:
+    """The same model by settings that take less.
+
+    Beside an offloaded optimizer the plan counts all gradients, as ZeRO-1 keeps them until the backward pass ends;
+    later stages move them to the host bucket by bucket.
+    """
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs 24 GiB of free memory")
+    if "adamw8bit" in case and find_spec("torchao") is None:
+        pytest.skip("needs torchao, of the extra low-memory")
+    overrides = [
+        *SMALL[case],
+        "train.mixed_precision=bf16",
+        "train.micro_batch_size=1",
+        "train.gradient_checkpointing=true",
+    ]
+    plan = plan_of_weightless(full_size, 512, *overrides, gpus=1)
+    expected, got = peak_bytes(plan), measured(full_size, 512, *overrides)
+    print(f"planned {expected / 2**30:.2f} GiB, measured {got / 2**30:.2f} GiB")
+    assert expected <= 24 * USABLE * 2**30
+    assert got <= (1 + WITHIN) * expected
+    moved = 4 * plan.trained_parameters if "offload" in case else 0
+    assert got >= (1 - WITHIN) * (expected - moved)
