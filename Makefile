@@ -9,6 +9,11 @@ SUBJECT ?= coral-car
 BASE ?= miniature
 S3_FOLDER := output/s3
 SERVICES_FOLDER := output/services
+# What commands do without: diffusers would import these in each of them. And the tests that need them.
+EXTRAS := $(abspath $(VENV))/extras
+EXTRAS_TESTS := tests/unit/models/test_low_rank.py tests/unit/training/test_optimizer.py \
+    tests/integration/training/test_optimizers.py tests/integration/worker/test_engines.py \
+    tests/integration/plan/test_memory.py
 TWO_AT_ONCE := --numprocesses logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The caller's VIRTUAL_ENV or PYTHONPATH must not leak other packages into ours.
@@ -30,7 +35,7 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-recovery test-slow test-gpu check fix bench bench-batch bench-gpu benchmarks-page docs s3 s3-stop clean services services-stop cluster-demo audit
+.PHONY: help install demo test test-extras test-recovery test-slow test-gpu check fix bench bench-batch bench-gpu benchmarks-page docs s3 s3-stop clean services services-stop cluster-demo audit
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
@@ -68,6 +73,14 @@ demo: $(INSTALLED) ## Fine-tune a built-in model (BASE) on one of its subjects (
 test: $(INSTALLED) ## Run the unit tests, then the integration tests, but for those marked recovery or slow
 	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
 	$(BIN)/python -m pytest tests/integration -m "not slow and not recovery" $(TWO_AT_ONCE)
+
+test-extras: $(EXTRAS)/.installed ## Run the tests of adamw8bit and LoRAs, which need torchao and peft
+	PYTHONPATH=$(EXTRAS) $(BIN)/python -m pytest $(EXTRAS_TESTS) -m extras $(TWO_AT_ONCE)
+
+$(EXTRAS)/.installed: $(INSTALLED)
+	@$(PIP) --upgrade --no-deps --target $(EXTRAS) accelerate peft torchao
+	@PYTHONPATH=$(EXTRAS) $(BIN)/python -c 'import accelerate, peft, torchao'
+	@touch $@
 
 test-recovery: $(INSTALLED) ## Run the tests that kill workers, drivers and the queue in the middle (some ten minutes)
 	$(BIN)/python -m pytest tests/integration -m recovery $(TWO_AT_ONCE)

@@ -23,6 +23,7 @@ os.environ.update(
     }
 )
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,10 @@ def _cache_of_its_own(shared_folder: Path) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the folder they lie in: integration tests get more time, gpu tests a device or a skip."""
+    """Mark tests by the folder they lie in: integration tests get more time, gpu tests a device or a skip.
+
+    Those marked `extras` are skipped without their package.
+    """
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
@@ -67,6 +71,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(INTEGRATION_TIMEOUT_SECONDS))
+        for marker in item.iter_markers("extras"):
+            [package] = marker.args
+            if find_spec(package) is None:
+                item.add_marker(pytest.mark.skip(reason=f"needs {package}, which make test-extras has"))
         if folder == "gpu":
             import torch
 

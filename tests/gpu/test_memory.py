@@ -1,7 +1,6 @@
 """What the plan says of a GPU's memory, against what training takes there."""
 
 import gc
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,10 @@ SMALL = {
 """What the plan proposes for GPUs of 24 GB."""
 
 
-@pytest.mark.parametrize("case", SMALL)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.extras("torchao")] if "8bit" in case else []) for case in SMALL],
+)
 def test_full_size_on_24_gigabytes(full_size: Path, case: str) -> None:
     """The same model by settings that take less.
 
@@ -109,8 +111,6 @@ def test_full_size_on_24_gigabytes(full_size: Path, case: str) -> None:
     """
     if torch.cuda.mem_get_info()[0] < 24 * 2**30:
         pytest.skip("needs 24 GiB of free memory")
-    if "adamw8bit" in case and find_spec("torchao") is None:
-        pytest.skip("needs torchao, of the extra low-memory")
     overrides = [
         *SMALL[case],
         "train.mixed_precision=bf16",

@@ -1,6 +1,5 @@
 """Every optimizer by the reference engine: what moves and how far, resumes, and updates within the backward pass."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dreambooth.training.checkpoint_files import save_files
 from dreambooth.training.engine import TorchEngine
 from dreambooth.training.model import load_model
 
-needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao, of the extra low-memory")
+needs_torchao = pytest.mark.extras("torchao")
 EIGHT_BIT = pytest.param("adamw8bit", marks=needs_torchao)
 OPTIMIZERS = ("adamw", EIGHT_BIT, "adafactor")
 STEPS, CHECKPOINT = 4, 2

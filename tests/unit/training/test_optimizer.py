@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -68,7 +67,7 @@ class TestSchedule:
         assert seen == [pytest.approx([rate * 1e-4, rate * 1e-6]) for rate in (4, 3, 2, 1)]
 
 
-needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao, of the extra low-memory")
+needs_torchao = pytest.mark.extras("torchao")
 EIGHT_BIT = pytest.param("adamw8bit", marks=needs_torchao)
 SHAPES = ((3, 5, 3, 3), (64, 64), (256, 48), (100, 41), (4096,), (5000,), (7,))
 
