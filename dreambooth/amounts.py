@@ -4,6 +4,8 @@
 ('1 image', '12,000 images', '2 classes')
 >>> duration(8.4), duration(915), duration(9000), duration(200_000)
 ('8 s', '15 min', '2.5 h', '2.3 days')
+>>> readable_bytes(3 << 29), readable_bytes(700 << 20)
+('1.50 GiB', '700 MiB')
 """
 
 
@@ -19,3 +21,8 @@ def duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def readable_bytes(count: int) -> str:
+    """A number of bytes in GiB or MiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

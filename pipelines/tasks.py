@@ -182,6 +182,7 @@ class ProtocolTask:
 class TrainTask:
     """A worker's task, as plain data. `sampling_dtype` is the plan's dtype of samples.
 
+    `gpu_bytes` are those that training takes of a GPU on which a pipeline stays loaded, as planned; 0 without GPUs.
     `second` is a cascade's second stage, trained after this one; the model of both is published under this task's key.
     """
 
@@ -195,6 +196,7 @@ class TrainTask:
     base_hash: str
     checkpoint_bytes: int
     sampling_dtype: str
+    gpu_bytes: int = 0
     second: "TrainTask | None" = None
 
     @property
@@ -258,7 +260,7 @@ Work = TrainSubject | MakeClassImages | Wait
 @dataclass(frozen=True, kw_only=True)
 class LaneTask:
     """A lane's task: its name, the queue's handle, threads per worker, the image encoder, if any, the seconds between
-    progress reports of a subject, and `cluster.graph_sampling`."""
+    progress reports of a subject, `cluster.graph_sampling`, and how many lanes share a GPU."""
 
     lane: str
     queue: Any
@@ -266,6 +268,7 @@ class LaneTask:
     encoder: str | None
     tell_seconds: float
     graph: Graph
+    lanes_per_gpu: int
 
 
 State = Literal["waiting", "training", "trained", "done", "failed"]

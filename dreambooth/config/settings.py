@@ -29,7 +29,7 @@ from dreambooth.config.bounds import (
 from dreambooth.config.evaluation import EvaluationConfig, GateConfig
 from dreambooth.config.explain import explain
 from dreambooth.config.images import ImagesConfig
-from dreambooth.config.limits import MOST_IMAGES, MOST_STEPS
+from dreambooth.config.limits import MOST_IMAGES, MOST_STEPS, SAMPLED_TOGETHER
 from dreambooth.config.miniatures import setting_of, with_miniature_defaults
 from dreambooth.config.overrides import merge, parse_override, read_yaml
 from dreambooth.config.sections import read_sections
@@ -63,7 +63,7 @@ class PriorConfig(Frozen):
     )
     num_inference_steps: SamplingSteps = Field(25, description="sampling steps of class images")
     guidance_scale: Guidance = Field(7.5, description="classifier-free guidance of class images")
-    batch_size: Count = Field(8, description="images sampled together; part of the set's key")
+    batch_size: Count = Field(SAMPLED_TOGETHER, description="images sampled together; part of the set's key")
     num_actors: Count | None = Field(
         None, description="parallel samplers of `dreambooth evaluate`; null: as many as the cluster has room for"
     )

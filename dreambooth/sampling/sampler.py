@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dreambooth.config.limits import SAMPLED_TOGETHER
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.models.export import put_weights
 from dreambooth.models.families import Family, family_of, family_of_pipeline
@@ -127,7 +128,7 @@ def sample(
     guidance_scale: float,
     height: int | None = None,
     width: int | None = None,
-    batch_size: int = 8,
+    batch_size: int = SAMPLED_TOGETHER,
     dtype: torch.dtype | None = None,
     images: Sequence[Image.Image] | None = None,
     graphs: Graphs | None = None,
@@ -182,7 +183,7 @@ def sampled(
     guidance_scale: float,
     height: int | None = None,
     width: int | None = None,
-    batch_size: int = 8,
+    batch_size: int = SAMPLED_TOGETHER,
     dtype: torch.dtype | None = None,
     images: Sequence[Image.Image] | None = None,
     graphs: Graphs | None = None,

@@ -70,6 +70,14 @@ class EmptyStep:
                     rounded[one] = nn.Parameter(one.detach().bfloat16(), requires_grad=one.requires_grad)
                 module.register_parameter(name, rounded[one])
 
+    def round_inputs(self) -> None:
+        """Have x0, text and conditions in bf16."""
+
+        def rounded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: one.bfloat16() if one.is_floating_point() else one for name, one in tensors.items()}
+
+        self._x0, self._text, self._conditions = self._x0.bfloat16(), rounded(self._text), rounded(self._conditions)
+
     def model_pred(self) -> Tensor:
         """The forward pass: (images, C, H, W)."""
         text = self._family.encode_text(self.text_encoders, self._text)

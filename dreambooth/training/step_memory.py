@@ -52,7 +52,7 @@ def step_memory(
         )
         if bf16_weights:
             step.round_weights()
-        with _Alive(update_bytes) as alive:
+        with LiveBytes(update_bytes) as alive:
             for parameter in (parameter for module in step.trained for parameter in module.parameters()):
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(alive.give_away)
@@ -62,7 +62,7 @@ def step_memory(
     return StepMemory(released=alive.most, kept=alive.most_kept)
 
 
-class _Alive(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of live tensors made by operations, with the gradients that were given away and without."""
 
     def __init__(self, update_bytes: int = 0) -> None:

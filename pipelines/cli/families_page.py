@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 from dreambooth.models.base_model import BaseModel
 from dreambooth.models.families import FAMILIES, Family
-from pipelines.plan.capacity import GPU_SIZES, MOST_GPUS, STAGES, Fewest, fewest_gpus, sampling_bytes
+from pipelines.plan.capacity import GPU_SIZES, MOST_GPUS, STAGES, Fewest, fewest_gpus
 from pipelines.plan.memory import peak_of
 from pipelines.plan.published import published_models, published_plan
 from pipelines.plan.run_plan import Plan
+from pipelines.plan.sampling_memory import weights_bytes
 
 _HEAD = """# Families of base models
 
@@ -149,7 +150,7 @@ def _memory_table(plans: list[Plan]) -> Iterator[str]:
         counts = "<br>".join(f"`{part}` {count / 1e6:.1f}" for part, count in plan.base.parameter_counts.items())
         cells = [plan.base.address, str(plan.base.resolution), counts]
         cells += [f"{peak_of(plan, stage, _WORKERS) / 2**30:.0f}" for stage in STAGES]
-        cells += [f"{sampling_bytes(plan) / 2**30:.0f}", *(_fewest(fewest_gpus(plan, size)) for size in GPU_SIZES)]
+        cells += [f"{weights_bytes(plan.bases) / 2**30:.0f}", *(_fewest(fewest_gpus(plan, size)) for size in GPU_SIZES)]
         yield f"| {' | '.join(cells)} |"
 
 

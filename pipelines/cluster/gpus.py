@@ -3,6 +3,8 @@
 import subprocess
 from importlib.metadata import version
 
+USABLE = 0.9
+"""Share of a GPU's memory: the rest is for CUDA's context, fragments, and what a prediction is off by."""
 _ASK = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
 _SECONDS = 20
 

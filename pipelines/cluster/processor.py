@@ -1,4 +1,4 @@
-"""The names of this machine's processor and GPUs."""
+"""This machine's processor and GPUs: their names, and the memory of GPUs."""
 
 import platform
 from pathlib import Path
@@ -18,3 +18,12 @@ def device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(device)
+
+
+def device_bytes(device: str) -> int | None:
+    """Memory of a torch device that has its own; None for a CPU."""
+    if device == "cpu":
+        return None
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).total_memory)

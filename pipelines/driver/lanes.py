@@ -89,6 +89,7 @@ class Lanes:
                     encoder=self._encoder,
                     tell_seconds=tell_seconds(self._plan.lanes),
                     graph=cluster.graph_sampling,
+                    lanes_per_gpu=self._plan.lanes_per_gpu,
                 )
             },
             scaling_config=worker_group(cluster, use_gpu=self._plan.use_gpu, lanes_per_gpu=self._plan.lanes_per_gpu),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipelines.plan.memory import beside_pipeline_bytes
 from pipelines.plan.run_plan import Plan
 from pipelines.stages.published_model import find_model
 from pipelines.storage.files import join, read_json
@@ -75,5 +76,6 @@ def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
         base_hash=plan.base.hash,
         checkpoint_bytes=plan.checkpoint_bytes,
         sampling_dtype=plan.sampling_dtype,
+        gpu_bytes=beside_pipeline_bytes(plan) if plan.use_gpu else 0,
         second=None if plan.second is None else train_task(plan.second, None),
     )

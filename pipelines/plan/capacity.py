@@ -6,18 +6,17 @@ Of a plan with a GPU for each worker, whatever this machine has.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dreambooth.amounts import counted
+from dreambooth.amounts import counted, readable_bytes
+from pipelines.cluster.gpus import USABLE
 from pipelines.plan.changes import for_more_gpus, for_the_same_gpus, stages_of
-from pipelines.plan.describe import readable_bytes
-from pipelines.plan.memory import peak_of
+from pipelines.plan.memory import peak_of, sampling_peak
 from pipelines.plan.run_plan import Plan
+from pipelines.plan.sampling_memory import weights_bytes
 
 GPU_SIZES = (24, 80, 141)
 """Memory of common GPUs in GB: RTX 4090 and A10G; A100 and H100; H200."""
 STAGES = (0, 1, 2, 3)
 MOST_GPUS = 64
-USABLE = 0.9
-"""Share of a GPU's memory: the rest is for CUDA's context, fragments, and what a prediction is off by."""
 _USABLE = USABLE * 2**30
 
 
@@ -65,8 +64,9 @@ def describe_capacity(plan: Plan) -> list[tuple[str, str]]:
 
     Those of a cascade's second stage, trained after the first, follow.
     """
-    samples = ("samples", f"{readable_bytes(sampling_bytes(plan))} of weights in fp16 on one GPU")
-    rows = [*_training(plan), samples, *_sizes(plan)]
+    weights, batch = weights_bytes(plan.bases), sampling_peak(plan) - weights_bytes(plan.bases)
+    samples = f"{readable_bytes(weights)} of weights in fp16 and {readable_bytes(batch)} for a batch, on one GPU"
+    rows = [*_training(plan), ("samples", samples), *_sizes(plan)]
     if plan.second is not None:
         rows += [(f"second stage: {what}", value) for what, value in (*_training(plan.second), *_sizes(plan.second))]
     return rows
@@ -95,21 +95,6 @@ def _sizes(plan: Plan) -> list[tuple[str, str]]:
 def _with_changes(plan: Plan, changes: tuple[str, ...], stage: int) -> str:
     at_stage = f" at ZeRO-{stage}" if stage else ""
     return f"{plan.config.cluster.num_workers}{at_stage} with {_and_list(changes)}"
-
-
-def sampling_bytes(plan: Plan) -> int:
-    """Weights of a pipeline that samples on one GPU: fp16, and the VAE in fp32.
-
-    A second stage shares the first one's text encoders.
-    """
-    size = 0
-    for stage in plan.stages:
-        family = stage.base.family
-        for folder, count in stage.base.parameter_counts.items():
-            role = family.component(folder).role
-            if stage is plan or role != "text_encoder":
-                size += (4 if role == "vae" else 2) * count
-    return size
 
 
 def _frozen_text_encoders(plan: Plan) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dreambooth.amounts import counted
+from dreambooth.amounts import counted, readable_bytes
 from dreambooth.config.addresses import shown
 from dreambooth.config.settings import ClusterConfig, DreamBoothConfig
 from dreambooth.data.buckets import describe_sizes
@@ -101,8 +101,3 @@ def _class_images(plan: Plan, prior: PriorPlan) -> str:
 
 def _count(parameters: int) -> str:
     return f"{parameters / 1e6:.2f} M" if parameters >= 10_000 else str(parameters)
-
-
-def readable_bytes(count: int) -> str:
-    """A number of bytes in GiB or MiB."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

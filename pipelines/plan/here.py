@@ -5,10 +5,9 @@ import platform
 import subprocess
 from pathlib import Path
 
-from dreambooth.amounts import counted
+from dreambooth.amounts import counted, readable_bytes
 from pipelines.cluster.processor import processor_name
 from pipelines.cluster.ray_cluster import usable_cpus
-from pipelines.plan.describe import readable_bytes
 from pipelines.plan.node_facts import gpus, installed_versions
 
 _ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from dreambooth.amounts import readable_bytes
 from dreambooth.errors import InputError
-from pipelines.plan.describe import readable_bytes
 from pipelines.plan.run_plan import Plan
 
 LIBRARIES_BYTES = 512 << 20

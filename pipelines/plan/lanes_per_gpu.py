@@ -8,11 +8,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from dreambooth.amounts import readable_bytes
 from dreambooth.errors import InputError
+from pipelines.cluster.gpus import USABLE
 from pipelines.cluster.ray_cluster import Resources
-from pipelines.plan.capacity import USABLE, sampling_bytes
-from pipelines.plan.describe import readable_bytes
-from pipelines.plan.memory import peak_bytes
+from pipelines.plan.memory import peak_bytes, sampling_peak
 from pipelines.plan.pace import Pace, known_paces, pace_key
 from pipelines.plan.run_plan import Plan
 
@@ -45,10 +45,17 @@ def choose_lanes_per_gpu(plans: Sequence[Plan], resources: Resources) -> int:
 
 
 def lane_bytes(plans: Sequence[Plan]) -> int:
-    """Bytes of GPU memory of a lane, whichever of the subjects it trains or samples."""
+    """Bytes of GPU memory of a lane, whichever of the subjects it trains or samples.
+
+    A captured step keeps its memory while samples are made; what sampling keeps is freed for training if need be.
+    """
     peaks = {pace_key(stage): stage for plan in plans for stage in plan.stages}
-    sampled = {plan.base.hash: plan for plan in plans}
-    return CONTEXT_BYTES + max(*map(peak_bytes, peaks.values()), *map(sampling_bytes, sampled.values()))
+    sampled = {
+        (plan.base_hash, plan.config.images.resolution, plan.prior and plan.prior.recipe): plan for plan in plans
+    }
+    training, sampling = max(map(peak_bytes, peaks.values())), max(map(sampling_peak, sampled.values()))
+    both = plans[0].config.train.graph == "auto"
+    return CONTEXT_BYTES + (training + sampling if both else max(training, sampling))
 
 
 def _check_memory(plans: Sequence[Plan], asked: int, gpu_bytes: int) -> None:

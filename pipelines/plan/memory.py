@@ -6,11 +6,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from dreambooth.amounts import readable_bytes
+from dreambooth.config.limits import SAMPLED_TOGETHER
 from dreambooth.training.graphable import why_not_graphed
 from dreambooth.training.optimizer_memory import UPDATE_BYTES
 from pipelines.plan.counted import counted
-from pipelines.plan.describe import readable_bytes
 from pipelines.plan.run_plan import Plan
+from pipelines.plan.sampling_memory import batch_bytes, weights_bytes
 
 
 def peak_bytes(plan: Plan) -> int:
@@ -30,6 +32,28 @@ def peak_of(plan: Plan, stage: int, workers: int) -> int:
         captured=_captured(plan, workers),
     )
     return footprint.peak_bytes(stage, workers, partial(_step_bytes, plan))
+
+
+def sampling_peak(plan: Plan) -> int:
+    """Peak bytes of tensors on a GPU that makes class images or samples: a pipeline's weights and one batch."""
+    batches = {(SAMPLED_TOGETHER, plan.config.evaluation.guidance_scale)}
+    if plan.prior is not None:
+        batches.add((plan.prior.batch_size, plan.prior.guidance_scale))
+    sides = {stage.base: int(stage.config.images.resolution or stage.base.resolution) for stage in plan.stages}
+    return weights_bytes(plan.bases) + max(
+        batch_bytes(base, side, images=images, guided=base.family.guides(scale))
+        for base, side in sides.items()
+        for images, scale in batches
+    )
+
+
+def beside_pipeline_bytes(plan: Plan) -> int:
+    """Peak bytes of tensors on a GPU that trains while the pipeline of its class images stays there.
+
+    Captured steps of the pipeline keep their memory, too.
+    """
+    kept = sampling_peak(plan) if plan.config.cluster.graph_sampling == "auto" else weights_bytes(plan.bases)
+    return max(map(peak_bytes, plan.stages)) + kept
 
 
 def describe_peak(plans: Sequence[Plan]) -> tuple[str, str]:

@@ -57,14 +57,19 @@ class Plan:
         return (self,) if self.second is None else (self, self.second)
 
     @property
+    def bases(self) -> tuple[BaseModel, ...]:
+        """The base model, and that of a second stage if there is one."""
+        return tuple(stage.base for stage in self.stages)
+
+    @property
     def has_weights(self) -> bool:
         """Whether all weights of its base models are here; if not, it is a plan to look at."""
-        return all(stage.base.has_weights for stage in self.stages)
+        return all(base.has_weights for base in self.bases)
 
     @property
     def base_hash(self) -> str:
         """Hash of all that the base model's pictures come from: the base, and a second stage if there is one."""
-        return pictures_hash(*(stage.base.hash for stage in self.stages))
+        return pictures_hash(*(base.hash for base in self.bases))
 
     @property
     def model_key(self) -> str:

@@ -182,6 +182,7 @@ class _Lane:
 
     def _train(self, task: TrainTask, reports: Reports | None) -> tuple[TrainedStage, ...]:
         """Train, stage by stage, and publish in the background."""
+        self._samplers.sampler.make_room(task.gpu_bytes * self._task.lanes_per_gpu)
         trainings = [*zip(self._stages, task.stages, (None, SUPER_RESOLUTION), strict=False)]
         for stage, one, _ in trainings:
             stage.base(one)  # a wrong one of the second stage shouldn't be found when the first is trained

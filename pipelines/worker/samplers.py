@@ -1,6 +1,7 @@
 """The Ray actor that samples from a pipeline loaded once."""
 
 import dataclasses
+import gc
 import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -10,8 +11,10 @@ from dreambooth.config.bounds import Graph
 from dreambooth.sampling.behind import behind
 from dreambooth.sampling.class_images import PriorPlan, generate_block, image_name
 from pipelines.cluster.collector import collect_less_garbage
+from pipelines.cluster.gpus import USABLE
 from pipelines.cluster.logs import log
 from pipelines.cluster.metrics import record
+from pipelines.cluster.processor import device_bytes
 from pipelines.storage.files import exists, join, read_bytes, write_bytes
 from pipelines.tasks import BankAddress, EncoderAddress, MaskedPicture, Measured, SampleRequest, Source, picture_name
 from pipelines.worker.held_pipeline import HeldPipeline
@@ -53,8 +56,21 @@ class ImageSampler:
         """Return once the actor is up."""
 
     def unload(self) -> None:
-        """Free the pipeline and encoders; the next call loads them again."""
+        """Free the pipeline, its captured steps and encoders; the next call loads them again."""
         self._pipeline, self._bank, self._further = HeldPipeline(self._device), None, {}
+        if self._graphs is not None:
+            self._graphs.forget()
+
+    def make_room(self, needed: int) -> None:
+        """Unload unless the GPU has room for `needed` bytes, which are those of other work and of what is loaded."""
+        import torch
+
+        there = device_bytes(self._device)
+        if there is not None and needed > USABLE * there:
+            log("sampler unloaded", reason="the GPU has no room for training beside it")
+            self.unload()
+            gc.collect()  # modules hold themselves in circles
+            torch.cuda.empty_cache()
 
     def class_images(
         self,

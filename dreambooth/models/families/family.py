@@ -45,6 +45,8 @@ class Family(Parts, OtherPrograms, Served, ABC):
     """Fields of its configuration files that are read before anything is loaded."""
     scales_up: int = 0
     """How many times larger it makes a picture's sides, as the second stage of a cascade; 0: it needs no picture."""
+    distilled_guidance: bool = False
+    """Whether the guidance scale is an input of its denoiser, which is then asked once a step."""
     only_squares: bool = False
     """Whether its pictures are always square."""
     noise: Literal["diffusion", "rectified flow"] = "diffusion"
@@ -275,9 +277,13 @@ class Family(Parts, OtherPrograms, Served, ABC):
         """Arguments of a pipeline's call for the pictures that it scales up."""
         return {"image": list(images)}
 
+    def guides(self, guidance_scale: float) -> bool:
+        """Whether a denoiser is evaluated with and without text (arXiv 2207.12598)."""
+        return guidance_scale > 1 and not self.distilled_guidance
+
     def guided(self, pipeline: Any, guidance_scale: float) -> bool:
-        """Whether a pipeline evaluates its denoiser with and without text (arXiv 2207.12598)."""
-        return guidance_scale > 1
+        """`guides` of the denoiser of a pipeline."""
+        return self.guides(guidance_scale)
 
     def computed_once(
         self, denoiser: "nn.Module", *, guided: bool, kept: "KeptText | None" = None

@@ -112,6 +112,7 @@ class Flux(Family):
         field(_SCHEDULER, "max_image_seq_len", 4096, COUNT, whole),
     )
     noise = "rectified flow"
+    distilled_guidance = True
     lora_folders = ("transformer", "text_encoder")
     embedding_names: ClassVar[Mapping[str, str]] = {"text_encoder": "clip_l"}
     sampler = "FlowMatchEulerDiscreteScheduler"
@@ -261,10 +262,6 @@ class Flux(Family):
         texts, chosen = each_once(prompts)
         states, pooled, _ = pipeline.encode_prompt(texts, device=pipeline.device, max_sequence_length=self.t5_tokens)
         return {"prompt_embeds": states[chosen], "pooled_prompt_embeds": pooled[chosen]}
-
-    def guided(self, pipeline: Any, guidance_scale: float) -> bool:
-        """Never: the scale is an input."""
-        return False
 
     def decode(self, pipeline: Any, x0: "Tensor", *, height: int | None, width: int | None) -> "Tensor":
         """Unpack, then as others."""

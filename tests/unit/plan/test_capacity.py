@@ -14,13 +14,14 @@ from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.families import FAMILIES
 from pipelines.cli.main import main
 from pipelines.plan import capacity
-from pipelines.plan.capacity import cheapest_fit, fewest_gpus, sampling_bytes
+from pipelines.plan.capacity import cheapest_fit, fewest_gpus
 from pipelines.plan.changes import for_the_same_gpus
 from pipelines.plan.engine_choice import choose_engine
 from pipelines.plan.footprint import Footprint
 from pipelines.plan.memory import peak_of
 from pipelines.plan.published import published_models, published_plan
 from pipelines.plan.run_plan import Plan, with_defaults_of
+from pipelines.plan.sampling_memory import weights_bytes
 
 
 @pytest.fixture(scope="module")
@@ -332,4 +333,4 @@ def test_the_page_of_families_is_up_to_date() -> None:
 def test_a_sampler_holds_halves_and_the_vae_whole() -> None:
     plan = published_plan(next(one for one in published_models() if one.address == "stable-diffusion-1.5"))
     counts = plan.base.parameter_counts
-    assert sampling_bytes(plan) == 2 * (counts["unet"] + counts["text_encoder"]) + 4 * counts["vae"]
+    assert weights_bytes(plan.bases) == 2 * (counts["unet"] + counts["text_encoder"]) + 4 * counts["vae"]

@@ -18,12 +18,13 @@ from dreambooth.errors import InputError
 from pipelines.cli.main import main
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.batch_plan import describe_batch, make_batch_plan
-from pipelines.plan.capacity import describe_capacity, sampling_bytes
+from pipelines.plan.capacity import describe_capacity
 from pipelines.plan.describe import describe_plan
 from pipelines.plan.destinations import check_destinations
 from pipelines.plan.estimate import describe_estimate
 from pipelines.plan.pace import remember_paces
 from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.plan.sampling_memory import weights_bytes
 from pipelines.plan.subject_checks import check_subjects
 from pipelines.plan.subject_list import ListedSubject
 
@@ -71,7 +72,7 @@ def test_a_plan_has_both_stages(planned: Callable[..., Plan], bases: tuple[Path,
     assert plan.base_hash != alone.base_hash == plan.base.hash
     assert plan.prior == alone.prior  # class images are the first stage's
     assert plan.published_bytes > alone.published_bytes
-    assert sampling_bytes(plan) == sampling_bytes(alone) + 2 * second.base.parameter_counts["unet"]
+    assert weights_bytes(plan.bases) == weights_bytes(alone.bases) + 2 * second.base.parameter_counts["unet"]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ def test_what_can_not_share_is_refused(plans: Plans) -> None:
     assert lanes(make_batch_plan("pets", asked, replace(small, gpu_bytes=int(3.5 * lane_bytes(asked))))) == (6, 3)
     rows = dict(describe_batch(make_batch_plan("pets", asked, replace(small, gpu_bytes=None))))
     assert rows["each GPU"].endswith("its memory isn't known")
+    # A captured step keeps its memory while samples are made.
+    assert lane_bytes(plans("train.graph=auto")) > lane_bytes(asked)
     with pytest.raises(InputError, match="several workers of one subject can't share a GPU"):
         make_batch_plan("pets", plans("cluster.lanes_per_gpu=2", "cluster.num_workers=2"), TWO_GPUS)
     with pytest.raises(InputError, match="lanes_per_gpu is 2, but the workers have no GPU"):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.sampling.class_images import PriorPlan, image_name
 from pipelines.tasks import SampleRequest, Source
+from pipelines.worker import samplers
 from pipelines.worker.samplers import ImageSampler
 
 
@@ -198,3 +199,22 @@ def in_plain_diffusers(base: Source, wanted: SampleRequest, dtype: torch.dtype) 
     with torch.no_grad():
         decoded = pipeline.vae.decode(latents.float() / pipeline.vae.config.scaling_factor).sample
     return np.asarray(pipeline.image_processor.postprocess(decoded)[0], dtype=np.int16)
+
+
+def test_a_pipeline_makes_room_where_training_has_none_beside_it(
+    bases: dict[str, Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU; a CPU has no memory of its own to run short of."""
+    sampler = ImageSampler(use_gpu=False)
+    before = sampler.samples(bases["a"], request())[0]
+
+    def stays(needed: int) -> bool:
+        held = sampler._pipeline
+        sampler.make_room(needed)
+        return sampler._pipeline is held
+
+    assert stays(1 << 60)
+    monkeypatch.setattr(samplers, "device_bytes", lambda device: 1000)
+    assert stays(900)
+    assert not stays(901)
+    assert sampler.samples(bases["a"], request())[0] == before

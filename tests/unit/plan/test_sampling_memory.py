@@ -1,0 +1,62 @@
+"""What sampling takes of a GPU: a pipeline's weights, and a batch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dreambooth.config.settings import load_config
+from dreambooth.training.sampling_memory import sampling_memory
+from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.train_stage import train_task
+from pipelines.plan.memory import peak_bytes
+from pipelines.plan.published import published_models
+from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.plan.sampling_memory import batch_bytes, weights_bytes
+
+A_GPU, NO_GPU = Resources(cpus=4, gpus=1, gpu_bytes=24 << 30), Resources(cpus=4, gpus=0)
+Planned = Callable[..., Plan]
+
+
+@pytest.fixture
+def planned(tiny_pipeline: Path, instance_folder: Path, tmp_path: Path) -> Planned:
+    """The plan of a subject on one GPU."""
+
+    def make(*overrides: str, resources: Resources = A_GPU) -> Plan:
+        settings = {
+            "base_model": str(tiny_pipeline),
+            "subject": {"class_noun": "dog", "identifier": "tfz", "instance_images": str(instance_folder)},
+            "storage": {"root": str(tmp_path)},
+        }
+        return make_plan(load_config(settings, overrides), resources)
+
+    return make
+
+
+def test_more_images_guidance_and_pixels_take_more(tiny_pipeline: Path) -> None:
+    def memory(images: int = 2, side: int = 64, *, guided: bool = True) -> int:
+        return sampling_memory(tiny_pipeline, size=(side, side), images=images, guided=guided)
+
+    assert memory(4) > 1.5 * memory(2)
+    assert memory(64) > memory(64, guided=False)
+    assert memory(side=128) > 2 * memory()
+
+
+def test_a_megapixel_is_decoded_at_once_however_many_images_there_are(tiny_pipeline: Path) -> None:
+    """Without its denoiser's passes, which take the rest."""
+    one, eight = (sampling_memory(tiny_pipeline, size=(1024, 1024), images=n, guided=False) for n in (1, 8))
+    assert eight < 6 * one
+
+
+def test_a_batch_takes_little_beside_the_weights_of_published_bases() -> None:
+    """So batches needn't shrink with the GPU: of which a base has room for its weights, 8 images at once fit."""
+    base = next(one for one in published_models() if one.address == "stable-diffusion-1.5")
+    assert batch_bytes(base, 512, images=8, guided=True) < 1.5 * weights_bytes([base])
+
+
+def test_a_task_says_what_training_takes_beside_the_pipeline(planned: Planned) -> None:
+    plan = planned()
+    beside = train_task(plan, None).gpu_bytes
+    assert beside == peak_bytes(plan) + weights_bytes(plan.bases)
+    assert train_task(planned("cluster.graph_sampling=auto"), None).gpu_bytes > beside
+    assert train_task(planned(resources=NO_GPU), None).gpu_bytes == 0
