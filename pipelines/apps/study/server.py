@@ -1,7 +1,8 @@
 """Serve a study's page on this machine alone.
 
 It listens on the loopback address, refuses other host names (web pages could reach it through their own), reads no file
-but the page and the study, and accepts only JSON, which browsers send across origins only with the server's consent.
+but the page and the study, accepts only JSON, which browsers send across origins only with the server's consent, and
+closes connections whose requests don't arrive.
 """
 
 import re
@@ -24,12 +25,14 @@ from dreambooth.config.explain import plain_message
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import EvaluationPrompt
 from pipelines.apps.page_policy import LOOPBACK_HOSTS, read_page
+from pipelines.apps.study.arrival import http_within
 from pipelines.apps.study.store import StoredQuestion, StudyFile
 
 _PAGE = Path(__file__).with_name("study.html")
 _LOOPBACK = "127.0.0.1"
 _LARGEST_ANSWER = 4096  # bytes
 _LONGEST_HEADERS = 16384  # bytes
+_REQUEST_SECONDS = 60.0
 _ENDING_SECONDS = 1
 _RATER = re.compile(r"[^\x00-\x1f\x7f]{1,60}")
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -126,8 +129,11 @@ def _error(status: HTTPStatus, reason: str) -> Response:
 class StudyServer:
     """Serves one study while it is open: `with StudyServer(study, port=8321) as server: print(server.url)`."""
 
-    def __init__(self, study: StudyFile, *, port: int) -> None:
-        """Bind the port, 0 for any free one. Raises InputError if it is taken."""
+    def __init__(self, study: StudyFile, *, port: int, request_seconds: float = _REQUEST_SECONDS) -> None:
+        """Bind the port, 0 for any free one. Raises InputError if it is taken.
+
+        A connection whose request takes longer than `request_seconds` to arrive is closed.
+        """
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -146,7 +152,7 @@ class StudyServer:
                 server_header=False,
                 h11_max_incomplete_event_size=_LONGEST_HEADERS,
                 timeout_graceful_shutdown=_ENDING_SECONDS,
-                http="h11",
+                http=http_within(request_seconds),
                 ws="none",
                 lifespan="off",
                 proxy_headers=False,

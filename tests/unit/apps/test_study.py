@@ -4,8 +4,10 @@ import http.client
 import io
 import json
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,9 @@ def owner(png: bytes) -> str:
     return "a" if pixel[0] == 10 else "b"
 
 
+_WITHOUT_BODY = (
+    b"POST /answers HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{"
+)
 A, B = {"rex": samples(10)}, {"rex": samples(20)}
 
 
@@ -289,6 +294,42 @@ class TestServer:
             assert connection.getresponse().status == 200
             for one in [connection, *silent]:
                 one.close()
+
+    @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", _WITHOUT_BODY])
+    def test_a_connection_whose_request_does_not_arrive_is_closed(
+        self, study: StudyFile, capfd: pytest.CaptureFixture[str], sent: bytes
+    ) -> None:
+        with StudyServer(study, port=0, request_seconds=0.3) as server:
+            port = int(server.url.rstrip("/").rpartition(":")[2])
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+                slow.sendall(sent)
+                assert slow.recv(4096) == b""
+        assert capfd.readouterr().err == ""
+
+    def test_one_whose_headers_come_byte_by_byte_is_closed(self, study: StudyFile) -> None:
+        with StudyServer(study, port=0, request_seconds=0.3) as server:
+            port = int(server.url.rstrip("/").rpartition(":")[2])
+            with socket.create_connection(("127.0.0.1", port), timeout=0.05) as slow:
+                until, closed = time.monotonic() + 10, False
+                while not closed and time.monotonic() < until:
+                    with suppress(TimeoutError):
+                        slow.sendall(b"x")
+                        closed = slow.recv(4096) == b""
+            assert closed
+
+    def test_one_that_goes_on_asking_stays(self, study: StudyFile) -> None:
+        with StudyServer(study, port=0, request_seconds=0.3) as server:
+            port = int(server.url.rstrip("/").rpartition(":")[2])
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.connect()
+            asked_by = connection.sock
+            for _ in range(3):
+                connection.request("GET", "/questions?rater=ann")
+                answer = connection.getresponse()
+                assert (answer.status, bool(answer.read())) == (200, True)
+                time.sleep(0.4)  # longer than a request may take
+            assert connection.sock is asked_by
+            connection.close()
 
     def test_a_taken_port_is_said(self, study: StudyFile) -> None:
         with StudyServer(study, port=0) as server:
