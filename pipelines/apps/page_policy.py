@@ -1,15 +1,8 @@
-"""A page and its Content-Security-Policy: only its own script and style run."""
+"""The Content-Security-Policy of a page: only its own script and style run."""
 
 import base64
 import hashlib
 import re
-from pathlib import Path
-
-
-def read_page(path: Path) -> tuple[str, str]:
-    """(HTML, Content-Security-Policy) of a file."""
-    html = path.read_text(encoding="utf-8")
-    return html, page_policy(html)
 
 
 def page_policy(html: str) -> str:

@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse
@@ -12,10 +11,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from dreambooth import __version__
 from dreambooth.config.wording import check_wording
 from dreambooth.errors import InputError
-from pipelines.apps.page_policy import LOOPBACK_HOSTS, page_policy, read_page
+from pipelines.apps.page_policy import LOOPBACK_HOSTS, page_policy
 from pipelines.apps.serve.description import describe_api
 from pipelines.apps.serve.requests import MOST_BYTES, Asked, Drawn, Refused, read_request
 from pipelines.apps.serve.subjects import ServedSubject
+from pipelines.report.pages import render
 
 
 class Made(BaseModel):
@@ -54,7 +54,8 @@ def make_api(
     if loopback:  # else web pages could reach it through their own host names
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
     known = {subject.name: subject for subject in subjects}
-    html, policy = read_page(Path(__file__).with_name("serve.html"))
+    html = render("serve.html", title="DreamBooth")
+    policy = page_policy(html)
 
     @api.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:

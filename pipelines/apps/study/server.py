@@ -11,7 +11,6 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from http import HTTPStatus
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import uvicorn
@@ -24,11 +23,11 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from dreambooth.config.explain import plain_message
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import EvaluationPrompt
-from pipelines.apps.page_policy import LOOPBACK_HOSTS, read_page
+from pipelines.apps.page_policy import LOOPBACK_HOSTS, page_policy
 from pipelines.apps.study.arrival import http_within
 from pipelines.apps.study.store import StoredQuestion, StudyFile
+from pipelines.report.pages import render
 
-_PAGE = Path(__file__).with_name("study.html")
 _LOOPBACK = "127.0.0.1"
 _LARGEST_ANSWER = 4096  # bytes
 _LONGEST_HEADERS = 16384  # bytes
@@ -61,7 +60,8 @@ class GivenAnswer(BaseModel):
 def study_app(study: StudyFile) -> FastAPI:
     """The application: page, a rater's questions, pictures, and answers. Refusals are JSON with `error`."""
     app = FastAPI(title="study", docs_url=None, redoc_url=None, openapi_url=None)
-    html, policy = read_page(_PAGE)
+    html = render("study.html", title="Which picture is better?")
+    policy = page_policy(html)
 
     @app.get("/")
     def page() -> HTMLResponse:
