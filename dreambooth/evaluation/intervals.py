@@ -86,12 +86,15 @@ def share_interval(values: Sequence[Sequence[float]]) -> Interval:
         effective = max(effective * (_t(count - 1) / _t(subjects - 1)) ** 2, subjects)
     if count == 1:
         return none_for(share)
-    low, high = wilson(share, effective)
+    low, high = _wilson(share, effective)
     return Interval(mean=share, low=low, high=high, n=count)
 
 
-def wilson(share: float, n: float) -> tuple[float, float]:
-    """Ends of Wilson's score interval of a share of n answers."""
+def _wilson(share: float, n: float) -> tuple[float, float]:
+    """Ends of Wilson's score interval of a share of n answers.
+
+    scipy's (`binomtest(...).proportion_ci`) takes whole counts alone; an effective n is none, nor is a sum of shares.
+    """
     z = float(ndtri(_UPPER))
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
+from scipy.stats import binomtest
+
 from dreambooth.amounts import counted
-from dreambooth.evaluation.intervals import wilson as wilson_ends
+from dreambooth.evaluation.bootstrap import LEVEL
 from pipelines.apps.study.store import Answer
 from pipelines.apps.study.study import ASPECTS, Aspect
 
@@ -46,8 +48,8 @@ def wilson(count: int, n: int) -> Share:
     """
     if not 0 <= count <= n or n == 0:
         raise ValueError(f"expected a count of 0 to n and n above 0, got {count} of {n}")
-    low, high = wilson_ends(count / n, n)
-    return Share(count=count, n=n, mean=count / n, low=low, high=high)
+    ends = binomtest(count, n).proportion_ci(LEVEL, method="wilson")
+    return Share(count=count, n=n, mean=count / n, low=float(ends.low), high=float(ends.high))
 
 
 def majority(choices: Sequence[str]) -> str:
