@@ -266,7 +266,7 @@ class LaneTask:
     queue: Any
     num_threads: int
     encoder: str | None
-    tell_seconds: float
+    report_seconds: float
     graph: Graph
     lanes_per_gpu: int
 

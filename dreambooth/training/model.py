@@ -136,7 +136,7 @@ class DreamBoothModel(nn.Module):
 class Components:
     """Trainable components of a base model; text encoders by folder, in order.
 
-    `stored` tells where a parameter that isn't loaded is, by its name in a `DreamBoothModel`; None if all are loaded.
+    `stored` has the place of each parameter that isn't loaded, by its name in a `DreamBoothModel`; None if all are.
     """
 
     family: Family

@@ -46,10 +46,10 @@ def nvcc_version() -> str | None:
 
 def build_environment(cuda: str | None) -> Mapping[str, str]:
     """Environment of DeepSpeed's setup."""
-    told = {f"DS_BUILD_{operation}": "1" for operation in OPERATIONS}
+    chosen = {f"DS_BUILD_{operation}": "1" for operation in OPERATIONS}
     if cuda is None:
-        return told | {"DS_ACCELERATOR": "cpu"}
-    return told | {"DS_ACCELERATOR": "cuda", "TORCH_CUDA_ARCH_LIST": ARCHITECTURES}
+        return chosen | {"DS_ACCELERATOR": "cpu"}
+    return chosen | {"DS_ACCELERATOR": "cuda", "TORCH_CUDA_ARCH_LIST": ARCHITECTURES}
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def observed(report: Callable[[dict[str, Any]], None], *, lane: str) -> Callable
     """Wrap `report` to record and log fine-tuning messages too; for rank 0."""
     last: tuple[int, float] | None = None
 
-    def tell_and_record(message: dict[str, Any]) -> None:
+    def report_and_record(message: dict[str, Any]) -> None:
         nonlocal last
         if message["kind"] == "step":
             step, now = int(message["metrics"]["step"]), time.perf_counter()
@@ -90,7 +90,7 @@ def observed(report: Callable[[dict[str, Any]], None], *, lane: str) -> Callable
             log(message["phase"], **({"step": message["start"]} if "start" in message else {}))
         report(message)
 
-    return tell_and_record
+    return report_and_record
 
 
 @cache

@@ -191,7 +191,7 @@ def _settings(config: DreamBoothConfig) -> dict[str, Any]:
 
 
 def _public_name(base_model: str) -> tuple[str, str | None]:
-    """What to call a base model without telling where it lies, and its hub id if it has one."""
+    """A base model's public name, which hides where it lies, and its hub id if it has one."""
     if base_model in BASES:
         return f"{base_model}, which comes with dreambooth", None
     file = base_model.partition("#")[0]

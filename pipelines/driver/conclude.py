@@ -31,7 +31,7 @@ from pipelines.tracking.registry import MOST_DESCRIPTION, RegisteredVersion, reg
 from pipelines.tracking.runs import begin, track
 from pipelines.tracking.tracked_run import TrackedRun
 
-# Import after mlflow_client, which silences MLflow.
+# Import after tracking.client, which silences MLflow.
 from mlflow.exceptions import MlflowException  # isort: skip
 
 

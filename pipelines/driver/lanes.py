@@ -13,13 +13,13 @@ from pipelines.storage.files import join, pyarrow_filesystem
 from pipelines.tasks import LaneTask
 from pipelines.worker.lane_worker import lane_worker
 
-_TELL_SECONDS = 0.5
-_TOLD_PER_SECOND = 50
+_REPORT_SECONDS = 0.5
+_REPORTS_PER_SECOND = 50
 
 
-def tell_seconds(lanes: int) -> float:
+def report_seconds(lanes: int) -> float:
     """Seconds between a lane's progress reports: the queue takes fifty per second from all lanes together."""
-    return max(_TELL_SECONDS, lanes / _TOLD_PER_SECOND)
+    return max(_REPORT_SECONDS, lanes / _REPORTS_PER_SECOND)
 
 
 @dataclass(kw_only=True)
@@ -87,7 +87,7 @@ class Lanes:
                     queue=self._queue,
                     num_threads=cluster.cpus_per_worker,
                     encoder=self._encoder,
-                    tell_seconds=tell_seconds(self._plan.lanes),
+                    report_seconds=report_seconds(self._plan.lanes),
                     graph=cluster.graph_sampling,
                     lanes_per_gpu=self._plan.lanes_per_gpu,
                 )

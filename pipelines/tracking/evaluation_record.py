@@ -18,7 +18,7 @@ from pipelines.tracking.figure_tags import figure_tags, figures_of
 from pipelines.tracking.registry import RegisteredVersion
 from pipelines.tracking.tracked_run import TrackedRun
 
-# Import after mlflow_client, which silences MLflow.
+# Import after tracking.client, which silences MLflow.
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities.model_registry import ModelVersion  # isort: skip
 

@@ -24,7 +24,7 @@ from pipelines.storage.publications import MANIFEST_NAME, Manifest, manifest_sha
 from pipelines.tracking.client import connect, default_tracking, prove_connection, quietly, resolve_tracking_uri
 from pipelines.tracking.line import not_twice
 
-# Import after mlflow_client, which silences MLflow.
+# Import after tracking.client, which silences MLflow.
 import pandas as pd  # isort: skip
 from mlflow import MlflowClient, pyfunc  # isort: skip
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus  # isort: skip

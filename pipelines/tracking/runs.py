@@ -23,7 +23,7 @@ from pipelines.tracking.inputs import Images
 from pipelines.tracking.line import Away
 from pipelines.tracking.tracked_run import TrackedRun
 
-# Import after mlflow_client, which silences MLflow.
+# Import after tracking.client, which silences MLflow.
 from mlflow.exceptions import MlflowException  # isort: skip
 
 

@@ -20,7 +20,7 @@ from pipelines.tracking.database import MAKING_SECONDS, database_path
 from pipelines.tracking.experiments import RESUME_TAG, experiment_id_of, unfinished_run
 from pipelines.tracking.line import Away, Call, chunks, is_refusal, not_twice
 
-# Import after mlflow_client, which silences MLflow.
+# Import after tracking.client, which silences MLflow.
 from mlflow import MlflowClient  # isort: skip
 from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag  # isort: skip
 from mlflow.exceptions import MlflowException  # isort: skip

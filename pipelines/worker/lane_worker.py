@@ -160,7 +160,7 @@ class _Lane:
 
     def _subject(self, task: TrainTask) -> None:
         name = task.config.subject.name
-        reports = Reports(self._queue, task, self._task.tell_seconds) if self.rank == 0 else None
+        reports = Reports(self._queue, task, self._task.report_seconds) if self.rank == 0 else None
         try:
             self._report(reports, {}, {"kind": "phase", "phase": "loading", "up": self._up})
             manifest = from_rank_zero(self, find_model(task.config, task.key) if self.rank == 0 else None)

@@ -41,7 +41,7 @@ from dreambooth.quiet import quiet
 from dreambooth.sampling.class_images import image_name
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.ray_cluster import Resources, ray_cluster
-from pipelines.driver.lanes import tell_seconds
+from pipelines.driver.lanes import report_seconds
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
 from pipelines.plan.inspections import known_inspections, remember_inspections
 from pipelines.plan.run_plan import Plan
@@ -75,7 +75,7 @@ class SleepingLanes:
         import ray
 
         names = [f"{self._driver}/{number}" for number in range(self._plan.lanes)]
-        host, every = ray.remote(num_cpus=0)(host_lanes), tell_seconds(self._plan.lanes)
+        host, every = ray.remote(num_cpus=0)(host_lanes), report_seconds(self._plan.lanes)
         self._hosts = [host.remote(self._queue, names[i::HOSTS], self._seconds, every) for i in range(HOSTS)]
 
     def tend(self, settled: int) -> bool:
@@ -86,21 +86,21 @@ class SleepingLanes:
         return bool(self._hosts)
 
 
-def host_lanes(queue: Any, names: Sequence[str], seconds: float, tell_every: float) -> None:
-    threads = [threading.Thread(target=sleeping_lane, args=(queue, name, seconds, tell_every)) for name in names]
+def host_lanes(queue: Any, names: Sequence[str], seconds: float, report_every: float) -> None:
+    threads = [threading.Thread(target=sleeping_lane, args=(queue, name, seconds, report_every)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
 
-def sleeping_lane(queue: Any, lane: str, seconds: float, tell_every: float) -> None:
+def sleeping_lane(queue: Any, lane: str, seconds: float, report_every: float) -> None:
     import ray
 
     work = ray.get(queue.next.remote(lane, fresh=True))
     while work is not None:
         if isinstance(work, TrainSubject):
-            train(queue, work.task.config.subject.name, seconds, tell_every)
+            train(queue, work.task.config.subject.name, seconds, report_every)
         elif isinstance(work, MakeClassImages):
             indices = {index for block in work.wanted for index in block}
             for index in indices:
@@ -115,12 +115,12 @@ def sleeping_lane(queue: Any, lane: str, seconds: float, tell_every: float) -> N
         work = ray.get(queue.next.remote(lane))
 
 
-def train(queue: Any, name: str, seconds: float, tell_every: float) -> None:
+def train(queue: Any, name: str, seconds: float, report_every: float) -> None:
     import ray
 
     ends = time.monotonic() + seconds
     while (left := ends - time.monotonic()) > 0:
-        time.sleep(min(left, tell_every))
+        time.sleep(min(left, report_every))
         if ray.get(queue.progress.remote(name, Progress(step=1, steps=2, images_per_second=1.0, loss=0.1))):
             ray.get(queue.released.remote(name))
             return

@@ -3,9 +3,9 @@
     python -m tests.bench.faults                     # all faults; about 15 minutes on two cores
     python -m tests.bench.faults worker-killed ...   # some of them
 
-A batch of two subjects of two classes goes through one lane, in steps slow enough to be told one by one. In the middle
-of the first subject's training something is killed; then the batch goes on, or the same command is given again. What
-comes out is compared with a batch that nothing happened to. Figures go to output/bench/faults.json.
+A batch of two subjects of two classes goes through one lane, in steps slow enough to be reported one by one. In the
+middle of the first subject's training something is killed; then the batch goes on, or the same command is given again.
+The result is compared with that of a batch that nothing happened to. Figures go to output/bench/faults.json.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from contextlib import suppress
 import fsspec
 
 SETTLED_SECONDS = 3.0
-"""Age from which a file's times tell it from the next one: a disk's clock has ticks, of up to two seconds."""
+"""Age from which a file's times differ from the next one's: a disk's clock has ticks, of up to two seconds."""
 
 
 def state_of(address: str) -> str | None:

@@ -56,7 +56,7 @@ def assemble_flow_pipeline(
 ) -> None:
     """Write a Stable Diffusion 3 directory with fp16 weights and a T5 that says nothing.
 
-    diffusers loads such a directory without being told that there is no T5, and decodes by a `shift_factor`.
+    diffusers loads such a directory without a word that there is no T5, and decodes by a `shift_factor`.
     """
     vae = copy.deepcopy(vae)
     vae.register_to_config(shift_factor=0.0)

@@ -41,7 +41,7 @@ class Caption:
 
 
 def sample_caption(rng: random.Random, scene: Scene) -> Caption:
-    """Tell a scene, mostly in full; about one caption in a hundred has a rare word before its class noun."""
+    """Describe a scene, mostly in full; about one caption in a hundred has a rare word before its class noun."""
     style = scene.style != "photo" or rng.random() < 0.85
     colour, pattern, place = rng.random() < 0.85, rng.random() < 0.5, rng.random() < 0.85
     identifier = rng.choice(rare_words()) if rng.random() < RARE_RATE else ""

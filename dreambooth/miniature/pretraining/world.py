@@ -1,4 +1,4 @@
-"""The miniature's world: what can be in a scene, what pretraining is shown of it, and how it is told in a caption.
+"""The miniature's world: what can be in a scene, what pretraining is shown of it, and what captions say of it.
 
 A `Look` is what a subject is (class noun, two colours, pattern, proportions); a `Scene` puts a look in a place, a pose
 and a style. drawing.py makes pictures of scenes:

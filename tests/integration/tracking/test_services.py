@@ -25,7 +25,7 @@ from pipelines.tracking.client import default_tracking
 from pipelines.tracking.registry import register
 from pipelines.tracking.runs import check_tracking, track
 
-# Only after mlflow_client has told MLflow to be silent.
+# Only after tracking.client, which silences MLflow.
 import mlflow  # isort: skip
 
 LAUNCHER = Path(__file__).parents[3] / "infra" / "services" / "services.py"

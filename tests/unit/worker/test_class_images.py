@@ -1,4 +1,4 @@
-"""Class images of several blocks: the same files as of one block after the other, each block told of once written."""
+"""Class images of several blocks: the same files as of one block after the other, each block reported once written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,23 +40,23 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_several_blocks_are_those_of_one_after_the_other(plan: PriorPlan, source: Source, tmp_path: Path) -> None:
-    sampler, told = ImageSampler(use_gpu=False), list[list[int]]()
+    sampler, reported = ImageSampler(use_gpu=False), list[list[int]]()
 
     def made(indices: Sequence[int]) -> bool:
         assert all((tmp_path / "together" / image_name(index)).is_file() for index in indices)
-        told.append(list(indices))
+        reported.append(list(indices))
         return False
 
     written = sampler.class_images(source, plan, plan.blocks(), WANTED, f"{tmp_path}/together", made)
     assert written == [0, 1, 3, 4, 5, 6]
-    assert told == WANTED
+    assert reported == WANTED
     for block, wanted in zip(plan.blocks(), WANTED, strict=True):
         sampler.class_images(source, plan, [block], [wanted], f"{tmp_path}/alone")
     assert files(tmp_path / "together") == files(tmp_path / "alone")
     assert len(set(files(tmp_path / "alone").values())) == 6
 
 
-def test_who_is_told_to_stop_makes_no_further_block(plan: PriorPlan, source: Source, tmp_path: Path) -> None:
+def test_a_stop_leaves_further_blocks(plan: PriorPlan, source: Source, tmp_path: Path) -> None:
     written = ImageSampler(use_gpu=False).class_images(
         source, plan, plan.blocks(), WANTED, str(tmp_path), lambda indices: True
     )
@@ -64,17 +64,17 @@ def test_who_is_told_to_stop_makes_no_further_block(plan: PriorPlan, source: Sou
     assert files(tmp_path).keys() == {image_name(index) for index in written}
 
 
-def test_a_write_that_fails_is_raised_and_what_was_told_is_there(
+def test_a_write_that_fails_is_raised_and_what_was_reported_is_there(
     plan: PriorPlan, source: Source, tmp_path: Path
 ) -> None:
     (tmp_path / image_name(4)).mkdir()
-    told: list[int] = []
+    reported: list[int] = []
     sampler = ImageSampler(use_gpu=False)
     with pytest.raises(OSError, match="directory"):
         sampler.class_images(
-            source, plan, plan.blocks(), WANTED, str(tmp_path), lambda indices: told.extend(indices) or False
+            source, plan, plan.blocks(), WANTED, str(tmp_path), lambda indices: reported.extend(indices) or False
         )
-    assert told == [0, 1, 3]
+    assert reported == [0, 1, 3]
     assert files(tmp_path).keys() == {image_name(index) for index in (0, 1, 3, 5, 6)}  # whole files, and no others
     (tmp_path / image_name(4)).rmdir()
     sampler.class_images(source, plan, plan.blocks()[2:], WANTED[2:], str(tmp_path))

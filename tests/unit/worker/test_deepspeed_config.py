@@ -1,4 +1,4 @@
-"""What DeepSpeed is told, as a pure function of the settings."""
+"""DeepSpeed's configuration dict, as a pure function of the settings."""
 
 import pytest
 
