@@ -22,6 +22,19 @@ All components named *trained* are fine-tuned in all their layers, with prior pr
 chooses other text encoders: `all`, `none` or their folders. Those that stay frozen encode the prompts once, and
 wait in main memory for the next subject. Each default gives way to a setting of yours.
 """
+_SAMPLES = """A published model carries the base's own scheduler, as the base's repository does. `generate`, `serve`,
+`evaluate` and the model that MLflow serves sample by the table's sampler, made from it. Plain diffusers gives the same
+picture of the same noise once its scheduler is set as ours, where the base has another:
+
+```python
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+
+pipeline = DiffusionPipeline.from_pretrained("output/rex/model/…")
+pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+```
+
+A cosine schedule (`squaredcos_cap_v2`) needs `lambda_min_clipped=-5.1` behind it.
+"""
 _CASCADE = """## Cascades
 
 `super_resolution.base_model` names a second stage, which scales up the pictures of `base_model`: a model of the family
@@ -88,6 +101,7 @@ def families_page() -> str:
         _HEAD,
         *families_table(),
         "",
+        _SAMPLES,
         _CASCADE.format(second=", ".join(family.name for family in FAMILIES if family.scales_up)),
         _MEMORY.format(
             workers=_WORKERS,
