@@ -1,11 +1,11 @@
-"""Checkpoints on their way to a real object store: a process that is killed meanwhile goes on from the one before."""
+"""Checkpoints on their way to a store: a process that is killed meanwhile goes on from the one before."""
 
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,11 +17,21 @@ from tests.integration.faulty_store import faulty_proxy
 
 UNIT = Path(__file__).parents[2] / "unit" / "worker"
 TRAINING = """
-import sys
+import sys, threading
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_stored_checkpoints as tests
+from pipelines.storage.streams import Stream
 from pipelines.worker.checkpoints import StoredCheckpoints
+write = Stream.write
+def halfway(self, content):
+    written = write(self, content)
+    if "/step-00000004-" in self._file.path and self.record.size > 10_000:
+        print("halfway", flush=True)
+        threading.Event().wait()
+    return written
+if "halfway" in sys.argv:
+    Stream.write = halfway
 class OneByOne(StoredCheckpoints):
     def begin(self, engine, history):
         writing = super().begin(engine, history)
@@ -62,23 +72,47 @@ def line(object_store: Any, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
         yield line
 
 
-@pytest.mark.timeout(600)
-def test_killed_during_an_upload_it_goes_on_from_the_checkpoint_before(
-    line: Line, s3: str, tiny_pipeline: Path, instance_folder: Path, tmp_path: Path
-) -> None:
-    def start(uri: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", TRAINING, str(UNIT), str(tiny_pipeline), str(instance_folder), uri]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tiny_pipeline: Path, instance_folder: Path) -> Start:
+    def started(uri: str, *stops: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", TRAINING, str(UNIT), str(tiny_pipeline), str(instance_folder), uri, *stops]
         here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
         return subprocess.Popen(command, env=here, stdout=subprocess.PIPE, text=True)
 
-    with start(f"{s3}/checkpoints") as struck:
+    return started
+
+
+def assert_goes_on(start: Start, uri: str, tmp_path: Path) -> None:
+    with start(uri) as again, start(f"{tmp_path}/calm") as calm:
+        (resumed, _), (whole, _) = again.communicate(), calm.communicate()
+    assert resumed.startswith("resumed from 2 ")
+    assert resumed.split("loss")[1] == whole.split("loss")[1]
+
+
+@pytest.mark.timeout(600)
+def test_killed_during_an_upload_it_goes_on_from_the_checkpoint_before(
+    line: Line, s3: str, start: Start, tmp_path: Path
+) -> None:
+    uri = f"{s3}/checkpoints"
+    with start(uri) as struck:
         assert line.held.wait(300)
         struck.send_signal(signal.SIGKILL)
         struck.communicate()
     line.holds = False
-    with start(f"{s3}/checkpoints") as again:
-        resumed, _ = again.communicate()
-    with start(f"{tmp_path}/checkpoints") as calm:
-        whole, _ = calm.communicate()
-    assert resumed.startswith("resumed from 2 ")
-    assert resumed.split("loss")[1] == whole.split("loss")[1]
+    assert_goes_on(start, uri, tmp_path)
+
+
+@pytest.mark.timeout(600)
+def test_killed_halfway_through_a_file_it_goes_on_from_the_checkpoint_before(start: Start, tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/checkpoints"
+    with start(uri, "halfway") as struck:
+        assert struck.stdout is not None
+        assert struck.stdout.readline() == "halfway\n"
+        struck.send_signal(signal.SIGKILL)
+        struck.communicate()
+    [folder] = (tmp_path / "checkpoints").glob("step-00000004-*")
+    assert [path.name for path in folder.iterdir()] == ["engine.pt"]  # and no manifest
+    assert_goes_on(start, uri, tmp_path)
