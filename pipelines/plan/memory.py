@@ -50,10 +50,13 @@ def sampling_peak(plan: Plan) -> int:
 def beside_pipeline_bytes(plan: Plan) -> int:
     """Peak bytes of tensors on a GPU that trains while the pipeline of its class images stays there.
 
-    Captured steps of the pipeline keep their memory, too.
+    Captured steps keep their memory, too: the pipeline's while a subject is trained, and those of training, of each
+    stage, while samples are made.
     """
-    kept = sampling_peak(plan) if plan.config.cluster.graph_sampling == "auto" else weights_bytes(plan.bases)
-    return max(map(peak_bytes, plan.stages)) + kept
+    graphs = plan.config.train.graph, plan.config.cluster.graph_sampling
+    kept = sampling_peak(plan) if "auto" in graphs else weights_bytes(plan.bases)
+    peaks = [peak_bytes(stage) for stage in plan.stages]
+    return (sum(peaks) if graphs[0] == "auto" else max(peaks)) + kept
 
 
 def describe_peak(plans: Sequence[Plan]) -> tuple[str, str]:

@@ -78,6 +78,7 @@ class _Lane:
         self._samplers = SharedSamplers(
             rank, world_size, use_gpu=device != "cpu", num_threads=task.num_threads, graph=task.graph
         )
+        self._gpu_bytes = 0
         self._up = time.time()
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._publication: Future[None]
@@ -142,6 +143,7 @@ class _Lane:
 
     def _class_images(self, work: MakeClassImages) -> None:
         """Make this rank's blocks, if any; rank 0 seals a complete set."""
+        self._free_captured()
         name, key = self._task.lane, work.plan.key
         mine = slice(self.rank, None, self.world_size)
         if work.blocks[mine]:
@@ -182,12 +184,14 @@ class _Lane:
 
     def _train(self, task: TrainTask, reports: Reports | None) -> tuple[TrainedStage, ...]:
         """Train, stage by stage, and publish in the background."""
-        self._samplers.sampler.make_room(task.gpu_bytes * self._task.lanes_per_gpu)
+        self._gpu_bytes = task.gpu_bytes * self._task.lanes_per_gpu
+        self._samplers.sampler.make_room(self._gpu_bytes)
         trainings = [*zip(self._stages, task.stages, (None, SUPER_RESOLUTION), strict=False)]
         for stage, one, _ in trainings:
             stage.base(one)  # a wrong one of the second stage shouldn't be found when the first is trained
         trained = []
         for stage, one, name in trainings:
+            self._free_captured(but=stage)
             report = partial(self._report, reports, {} if name is None else {"stage": name})
             trained.append(
                 stage.train(
@@ -199,6 +203,12 @@ class _Lane:
         if self.rank == 0:
             self._publication = self._publisher.submit(self._publish, task, trained)
         return tuple(trained)
+
+    def _free_captured(self, but: StageTraining | None = None) -> None:
+        """Free captured steps of training, where a GPU has no room for other work beside them."""
+        for stage in self._stages:
+            if stage is not but:
+                stage.make_room(self._gpu_bytes)
 
     def _report(self, reports: Reports | None, of: Message, message: Message) -> None:
         if reports is not None:
@@ -256,6 +266,7 @@ class _Lane:
                 on_progress=report,
             )
 
+        self._free_captured()
         stopped: Stopped | None = None
         try:
             self._samplers.sharing(measure)

@@ -29,6 +29,10 @@ class StageTraining:
         """Load the base model of a task. Raises RuntimeError if its hash is another."""
         return self._bases.get(task)
 
+    def make_room(self, needed: int) -> None:
+        """Free the captured step unless the GPU has room for `needed` bytes, those of it and of other work."""
+        self._graphs.make_room(self._device, needed)
+
     def train(self, task: TrainTask, report: Report, stopping: Callable[[], bool]) -> TrainedStage:
         """Fine-tune a copy of a task's base model, see `fine_tune`."""
         from dreambooth.training.model import build_model

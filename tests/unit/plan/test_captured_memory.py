@@ -3,7 +3,7 @@
 import pytest
 from full_size import plan_of
 
-from pipelines.plan.memory import peak_bytes
+from pipelines.plan.memory import beside_pipeline_bytes, peak_bytes, sampling_peak
 
 
 def peaks(*overrides: str, gpus: int) -> tuple[int, int]:
@@ -18,6 +18,11 @@ def test_a_captured_step_takes_more() -> None:
     off, auto = peaks(gpus=1)
     gradients = 4 * plan_of(gpus=1).trained_parameters
     assert off < auto <= off + gradients
+
+
+def test_captured_steps_stay_beside_the_samples_that_are_made() -> None:
+    off, auto = (plan_of("engine=torch", f"train.graph={graph}", gpus=1) for graph in ("off", "auto"))
+    assert beside_pipeline_bytes(auto) == peak_bytes(auto) + sampling_peak(auto) > beside_pipeline_bytes(off)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Where a step can't be captured: training goes on without, and the log says why."""
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +50,26 @@ def test_a_machine_without_a_gpu(plan: Callable[..., Plan], tmp_path: Path, capl
     tuned = fine_tune(train_task(wanted, None), wanted.base, model, "cpu", checkpoints, lambda message: None)
     assert tuned.record["steps"] == 1
     assert reasons(caplog) == ["there is no CUDA device"]
+
+
+def test_a_captured_step_makes_room_for_samples(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.worker.graphs.why_not_graphed", lambda *_, **__: None)  # as on a GPU
+    wanted, graphs = plan(), Graphs()
+    model = load_model(resolve_base_model(wanted.config.base_model).directory, wanted.config)
+    engine = graphs.engine(model, train_task(wanted, None), "cpu", 1)
+    moment = weakref.ref(engine.optimizer.state[engine.parameters[0]]["exp_avg"])
+    engine.close()
+    del engine, model
+    gc.collect()
+
+    def stays(needed: int) -> bool:
+        graphs.make_room("cpu", needed)
+        return moment() is not None
+
+    assert stays(1 << 60)  # a CPU has no memory of its own to run short of
+    monkeypatch.setattr("pipelines.worker.graphs.device_bytes", lambda device: 1000)
+    assert stays(900)
+    assert not stays(901)
 
 
 def test_deepspeed_and_what_is_off(plan: Callable[..., Plan], caplog: pytest.LogCaptureFixture) -> None:
