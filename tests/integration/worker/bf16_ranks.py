@@ -27,7 +27,7 @@ SHORT += [
     for how in ({"offload": True, "offload_parameters": True}, {"whole": True}, {"blocks": True}, {"buckets": True})
 ]
 TORCH = Case(stage=None, accumulates=True)
-STEPS, CHECKPOINT, FEW_STEPS = 8, 5, 5
+STEPS, CHECKPOINT, FEW_STEPS, FEW_CHECKPOINT = 8, 5, 5, 3
 SMALL_RATE, SMALL_STEPS = 5e-6, 8
 PART, END = 4, 8
 """Where two ranks end, and where one does that goes on."""
@@ -105,7 +105,8 @@ if __name__ == "__main__":
     quiet()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    two_ranks.STEPS, two_ranks.CHECKPOINT, two_ranks.FEW_STEPS = STEPS, CHECKPOINT, FEW_STEPS
+    two_ranks.STEPS, two_ranks.CHECKPOINT = STEPS, CHECKPOINT
+    two_ranks.FEW_STEPS, two_ranks.FEW_CHECKPOINT = FEW_STEPS, FEW_CHECKPOINT
     base_model, results = Path(sys.argv[1]), Path(sys.argv[2])
     if sys.argv[3:]:
         for each in LONG:

@@ -6,6 +6,7 @@ All cases run within one pair of processes (two_ranks.py), since starting those 
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,7 +48,7 @@ def results(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return {name: torch.load(output / f"{name}.pt", weights_only=True) for name in names}
 
 
-def run_ranks(count: int, base: Path, output: Path, *part: int) -> None:
+def run_ranks(count: int, base: Path, output: Path, *part: int | str) -> None:
     """Start two_ranks.py `count` times as one process group."""
     command = [sys.executable, str(SCRIPT), str(base), str(output), *map(str, part)]
     run_together([command] * count, output, timeout=TIMEOUT_SECONDS)
@@ -71,24 +72,25 @@ def resized(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 @pytest.fixture(scope="module")
 def one_worker(tiny_pipeline: Path) -> Callable[..., dict[str, Any]]:
     """The same training by one process, which accumulates what the other ranks would have done."""
-    cache: dict[tuple[bool, bool], dict[str, Any]] = {}
 
-    def run(*, accumulates: bool, buckets: bool = False) -> dict[str, Any]:
-        if (accumulates, buckets) not in cache:
-            config = two_ranks.configuration(
-                tiny_pipeline, accumulation=4 if accumulates else 2, accumulates=accumulates
-            )
-            engine = TorchEngine(load_model(tiny_pipeline, config), config.train)
-            weights = {0: exported(engine)}
+    def run(*, accumulates: bool, buckets: bool = False, optimizer: str = "adamw") -> dict[str, Any]:
+        return trained(accumulates, buckets, optimizer)
 
-            def keep(step: int) -> None:
-                if step in (RESIZED[-1][1], config.train.max_train_steps):
-                    weights[step] = exported(engine)
+    @cache
+    def trained(accumulates: bool, buckets: bool, optimizer: str) -> dict[str, Any]:
+        config = two_ranks.configuration(
+            tiny_pipeline, accumulation=4 if accumulates else 2, accumulates=accumulates, optimizer=optimizer
+        )
+        engine = TorchEngine(load_model(tiny_pipeline, config), config.train)
+        weights = {0: exported(engine)}
 
-            data = two_ranks.training_data(tiny_pipeline, buckets=buckets)
-            curve = two_ranks.curve_of(engine, data, config, after=keep)
-            cache[accumulates, buckets] = {"curve": curve, "state": engine.state_dict(), "weights": weights}
-        return cache[accumulates, buckets]
+        def keep(step: int) -> None:
+            if step in (RESIZED[-1][1], config.train.max_train_steps):
+                weights[step] = exported(engine)
+
+        data = two_ranks.training_data(tiny_pipeline, buckets=buckets)
+        curve = two_ranks.curve_of(engine, data, config, after=keep)
+        return {"curve": curve, "state": engine.state_dict(), "weights": weights}
 
     return run
 
@@ -113,7 +115,11 @@ class TestLikeOneWorker:
     def pair(
         self, results: dict[str, Any], one_worker: Callable[..., dict[str, Any]], case: str
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        return results[case], one_worker(accumulates=case.endswith("accumulation"), buckets="buckets" in case)
+        return results[case], one_worker(
+            accumulates=case.endswith("accumulation"),
+            buckets="buckets" in case,
+            optimizer="adafactor" if "adafactor" in case else "adamw",
+        )
 
     @pytest.mark.parametrize("name", ["loss", "instance_loss", "prior_loss"])
     def test_the_losses(self, pair: tuple[dict[str, Any], dict[str, Any]], name: str) -> None:
@@ -133,29 +139,53 @@ class TestLikeOneWorker:
         assert max(got) == pytest.approx(1e-3 if name == "learning_rate" else 1e-4)
 
     @pytest.mark.parametrize("owner", ["denoiser", "text_encoder.encoder", "text_encoder.embeddings"])
-    def test_the_exported_weights(self, pair: tuple[dict[str, Any], dict[str, Any]], owner: str) -> None:
+    def test_the_exported_weights(self, pair: tuple[dict[str, Any], dict[str, Any]], owner: str, case: str) -> None:
         """In the long runs, their moving average. Each component, and the identifier, moves by a rate of its own."""
         got, expected = pair
         assert got["state"].keys() == expected["state"].keys()
         assert all(tensor.dtype is torch.float32 for tensor in got["state"].values())
         assert {n: t.shape for n, t in got["state"].items()} == {n: t.shape for n, t in expected["weights"][0].items()}
         moved = distance(expected["state"], expected["weights"][0], owner)
-        assert distance(got["state"], expected["state"], owner) < 1e-3 * moved
-        if "resumed_curve" in got:  # a long run: its average lags behind, so an export of the wrong tensors shows
+        state = got["state"]
+        if "adafactor" in case:
+            # The gradient of a key's bias is rounding alone, which Adafactor's step makes as large as any other.
+            state = {name: tensor for name, tensor in state.items() if not name.endswith("k_proj.bias")}
+        assert distance(state, expected["state"], owner) < 1e-3 * moved
+        # The average of a long run lags behind, so an export of the wrong tensors shows.
+        if len(got["curve"]) == two_ranks.STEPS:
             last = expected["weights"][two_ranks.STEPS]
             assert distance(last, expected["state"], owner) > 0.03 * moved
             assert distance(got["last"], last, owner) < 1e-3 * moved
 
 
+@pytest.mark.parametrize("case", [case.name for case in two_ranks.CASES if case.resumes])
+def test_a_resume_is_bit_for_bit(results: dict[str, Any], case: str) -> None:
+    check_resume(results[case], case)
+
+
+@pytest.mark.extras("torchao")
+def test_moments_in_eight_bits(tiny_pipeline: Path, tmp_path: Path, one_worker: Callable[..., dict[str, Any]]) -> None:
+    """Both ranks make the same updates, and go on with the same codes and scales."""
+    case = two_ranks.EIGHT_BIT
+    run_ranks(2, tiny_pipeline, tmp_path, case.optimizer)
+    result = torch.load(tmp_path / f"{case.name}.pt", weights_only=True)
+    check_resume(result, case.name)
+    expected = one_worker(accumulates=True, optimizer=case.optimizer)
+    for name in ("loss", "grad_norm"):
+        assert column(result["curve"], name) == pytest.approx(column(expected["curve"], name), rel=1e-3)
+
+
+def check_resume(result: dict[str, Any], case: str) -> None:
+    kept = two_ranks.FEW_CHECKPOINT if case.endswith("accumulation") else two_ranks.CHECKPOINT
+    assert len(result["resumed_curve"]) == len(result["curve"]) - kept > 0
+    assert result["resumed_curve"] == result["curve"][kept:]
+    state, resumed = result["state"], result["resumed_state"]
+    assert state.keys() == resumed.keys()
+    assert [name for name in state if not torch.equal(state[name], resumed[name])] == []
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 class TestEveryEngine:
-    def test_a_resume_is_bit_for_bit(self, results: dict[str, Any], engine: str) -> None:
-        result = results[engine]
-        assert result["resumed_curve"] == result["curve"][two_ranks.CHECKPOINT :]
-        state, resumed = result["state"], result["resumed_state"]
-        assert state.keys() == resumed.keys()
-        assert [name for name in state if not torch.equal(state[name], resumed[name])] == []
-
     def test_rank_0_alone_holds_the_gathered_weights(self, results: dict[str, Any], engine: str) -> None:
         assert results[engine]["kept_by_others"] == 0
         assert len(results[engine]["state"]) > 100

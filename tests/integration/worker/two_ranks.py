@@ -1,12 +1,13 @@
 """One of two processes that train a tiny model with every engine in turn; started by test_engines.py.
 
     RANK=0 WORLD_SIZE=2 ... python two_ranks.py BASE_MODEL OUTPUT
+    RANK=0 WORLD_SIZE=2 ... python two_ranks.py BASE_MODEL OUTPUT adamw8bit
     RANK=0 WORLD_SIZE=1 ... python two_ranks.py BASE_MODEL OUTPUT START END
 
-Rank 0 writes OUTPUT/<case>.pt: the curve and the exported weights of an uninterrupted run, and of long ones the same
+Rank 0 writes OUTPUT/<case>.pt: the curve and the exported weights of an uninterrupted run, and of most cases the same
 once more after going on from a checkpoint; and OUTPUT/diverging.pt: what every rank and engine says when numbers stop
-being finite on one rank. With START and END it goes on from the checkpoint at START, whoever wrote
-it, to END, leaves one there, and writes OUTPUT/<case>-to-END.pt.
+being finite on one rank. With adamw8bit it runs that case alone, which needs torchao. With START and END it goes on
+from the checkpoint at START, whoever wrote it, to END, leaves one there, and writes OUTPUT/<case>-to-END.pt.
 """
 
 import sys
@@ -37,8 +38,8 @@ STEPS, CHECKPOINT = 50, 40
 """Steps of the long runs, and of their checkpoint."""
 POISONED = 4
 """The step at which one rank's numbers stop being finite."""
-FEW_STEPS = 6
-"""Steps of the runs with accumulation."""
+FEW_STEPS, FEW_CHECKPOINT = 6, 3
+"""Steps of the runs with accumulation, and of their checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Case:
 
     With ZeRO-3 each rank reads its slices of the weights, unless the model is loaded `whole` before. With `buckets`
     instance images have two sizes, with `blocks` each of the denoiser's is gathered at once. `bf16` weights have fp32
-    masters, and products in bf16.
+    masters, and products in bf16. Optimizers other than AdamW are TorchEngine's alone.
     """
 
     stage: int | None
@@ -58,6 +59,12 @@ class Case:
     blocks: bool = False
     buckets: bool = False
     bf16: bool = False
+    optimizer: str = "adamw"
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it goes on from a checkpoint, too. Others have a long run of their engine that does."""
+        return not self.accumulates or self.offload or self.buckets or self.optimizer != "adamw"
 
     @property
     def name(self) -> str:
@@ -66,6 +73,7 @@ class Case:
         offload += "-whole" if self.whole else "-blocks" if self.blocks else ""
         offload += "-bf16" if self.bf16 else ""
         engine = "torch" if self.stage is None else f"zero{self.stage}{offload}"
+        engine += "" if self.optimizer == "adamw" else f"-{self.optimizer}"
         buckets = "-buckets" if self.buckets else ""
         return f"{engine}{buckets}-accumulation" if self.accumulates else engine
 
@@ -77,15 +85,18 @@ CASES += [Case(stage=3, accumulates=True, offload=True, offload_parameters=True)
 CASES += [Case(stage=3, accumulates=True, whole=True)]
 CASES += [Case(stage=3, accumulates=True, blocks=True)]
 CASES += [Case(stage=stage, accumulates=True, buckets=True) for stage in (2, 3)]
+CASES += [Case(stage=None, accumulates=True, optimizer="adafactor")]
+EIGHT_BIT = Case(stage=None, accumulates=True, optimizer="adamw8bit")
 
 
 def configuration(
-    base: Path, *, accumulation: int, accumulates: bool, ema_decay: float | None = 0.95
+    base: Path, *, accumulation: int, accumulates: bool, ema_decay: float | None = 0.95, optimizer: str = "adamw"
 ) -> DreamBoothConfig:
     """The settings of a long run, with a moving average, or of a short one with accumulation, without."""
     steps = FEW_STEPS if accumulates else STEPS
     train = {
         "max_train_steps": steps,
+        "optimizer": optimizer,
         "gradient_accumulation_steps": accumulation,
         "learning_rate": 1e-3,
         "text_encoder_learning_rate": 1e-4,
@@ -173,8 +184,14 @@ def engine_of(base: Path, config: DreamBoothConfig, case: Case, device: str = "c
 
 
 def _run(base: Path, output: Path, case: Case) -> None:
-    config = configuration(base, accumulation=2 if case.accumulates else 1, accumulates=case.accumulates)
+    config = configuration(
+        base,
+        accumulation=2 if case.accumulates else 1,
+        accumulates=case.accumulates,
+        optimizer=case.optimizer,
+    )
     data = training_data(base, buckets=case.buckets)
+    kept = FEW_CHECKPOINT if case.accumulates else CHECKPOINT
     checkpoint = output / f"{case.name}-checkpoint"
     checkpoint.mkdir(exist_ok=True)
     engine = engine_of(base, config, case)
@@ -183,7 +200,7 @@ def _run(base: Path, output: Path, case: Case) -> None:
     def after(step: int) -> None:
         if step == 1:
             engine.reserve_snapshot()
-        elif step == CHECKPOINT:
+        elif step == kept:
             written.append(Behind(partial(write_late, engine.snapshot(), checkpoint)))
 
     try:
@@ -198,12 +215,12 @@ def _run(base: Path, output: Path, case: Case) -> None:
         result["kept_by_others"] = sum(counts[1:])
     finally:
         _close(engine)
-    if not case.accumulates:
+    if case.resumes:
         dist.barrier()
         resumed = engine_of(base, config, case)
         try:
             resumed.load(checkpoint)
-            result["resumed_curve"] = curve_of(resumed, data, config, start=CHECKPOINT)
+            result["resumed_curve"] = curve_of(resumed, data, config, start=kept)
             result["resumed_state"] = resumed.state_dict()
         finally:
             _close(resumed)
@@ -308,10 +325,12 @@ if __name__ == "__main__":
     quiet()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    base_model, results, part = Path(sys.argv[1]), Path(sys.argv[2]), [int(step) for step in sys.argv[3:]]
-    if part:
+    base_model, results, part = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    if part == [EIGHT_BIT.optimizer]:
+        _run(base_model, results, EIGHT_BIT)
+    elif part:
         for each in CASES[: len(STAGES)]:
-            _run_part(base_model, results, each, *part)
+            _run_part(base_model, results, each, *map(int, part))
     else:
         for each in CASES:
             _run(base_model, results, each)
