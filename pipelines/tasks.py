@@ -1,17 +1,16 @@
 """The messages that travel between processes: frozen, plain data, each fact once."""
 
 import dataclasses
-import hashlib
-import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from dreambooth.config.bounds import Graph
+from dreambooth.config.differences import with_differences
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.images import InstanceImage
-from dreambooth.evaluation.protocol import Protocol, SampleSet
+from dreambooth.data.inspection import Inspection
 from dreambooth.sampling.class_images import PriorPlan
 from pipelines.storage.files import join
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dreambooth.evaluation.bank import ImageEmbeddings
-
-EVALUATION_FORMAT = 1
 
 Message = dict[str, Any]
 """A worker's report: `kind`, the fields of that kind, and the `stage` if it isn't the first."""
@@ -135,47 +132,31 @@ class PriorSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProtocolTask:
-    """One model to be measured against `images`, whose hash is `data_hash`.
+class Measurement:
+    """A subject's measurement by the protocol, as far as its `TrainTask` doesn't say.
 
-    `model_key` names the model's weights, `base_hash` those of all stages of the base model, `run_uri` and `shared_uri`
-    are where samples go.
+    `sampler` is the base's `Family.sampler_name`; `compared` is None where samples are compared with the images of the
+    training.
     """
 
-    config: DreamBoothConfig
-    protocol: Protocol
     bank: BankAddress
-    images: tuple[InstanceImage, ...]
-    data_hash: str
-    model_key: str
+    sampler: str
+    compared: Inspection | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondStage:
+    """The task of a cascade's second stage, as far as the first's doesn't say.
+
+    `settings` are its `differences` from `DreamBoothConfig.second_stage`.
+    """
+
+    settings: Mapping[str, Any]
+    engine: str
+    key: str
     base_hash: str
-    run_uri: str
-    shared_uri: str
-
-    @property
-    def fine_tuned_sets(self) -> tuple[SampleSet, ...]:
-        """The fine-tuned model's pictures, those of the class prompt last."""
-        return (*self.protocol.fine_tuned(self.model_key), self.protocol.of_class(self.model_key))
-
-    @property
-    def base_sets(self) -> tuple[SampleSet, ...]:
-        """The base model's pictures."""
-        return self.protocol.base(self.base_hash)
-
-    @property
-    def key(self) -> str:
-        """The evaluation's key: 20 hex digits over the pictures, the subject's images, and the encoders."""
-        sets = [pictures.key for pictures in (*self.fine_tuned_sets, *self.base_sets)]
-        parts: list[Any] = [EVALUATION_FORMAT, sets, self.data_hash, self.bank.hash]
-        if self.config.images.masked:
-            parts.append("subject patches")  # which earlier evaluations lack
-        parts += [encoder.hash for encoder in self.bank.further]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
-
-    @property
-    def uri(self) -> str:
-        """Address of the figures."""
-        return join(self.run_uri, "evaluations", self.key, "evaluation.json")
+    checkpoint_bytes: int
+    gpu_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,13 +164,13 @@ class TrainTask:
     """A worker's task, as plain data. `sampling_dtype` is the plan's dtype of samples.
 
     `gpu_bytes` are those that training takes of a GPU on which a pipeline stays loaded, as planned; 0 without GPUs.
-    `second` is a cascade's second stage, trained after this one; the model of both is published under this task's key.
+    The `second` stage is trained after this one; the model of both is published under this task's key.
     """
 
     config: DreamBoothConfig
     images: tuple[InstanceImage, ...]
     prior_set: PriorSet | None
-    protocol: ProtocolTask | None = None
+    measurement: Measurement | None = None
     engine: str
     key: str
     data_hash: str
@@ -197,12 +178,26 @@ class TrainTask:
     checkpoint_bytes: int
     sampling_dtype: str
     gpu_bytes: int = 0
-    second: "TrainTask | None" = None
+    second: SecondStage | None = None
 
     @property
     def stages(self) -> "tuple[TrainTask, ...]":
         """This task, and that of a second stage if there is one."""
-        return (self,) if self.second is None else (self, self.second)
+        if (own := self.second) is None or (config := self.config.second_stage) is None:
+            return (self,)
+        second = dataclasses.replace(
+            self,
+            config=with_differences(config, own.settings),
+            prior_set=None,
+            measurement=None,
+            second=None,
+            engine=own.engine,
+            key=own.key,
+            base_hash=own.base_hash,
+            checkpoint_bytes=own.checkpoint_bytes,
+            gpu_bytes=own.gpu_bytes,
+        )
+        return self, second
 
     @property
     def reads_slices(self) -> bool:

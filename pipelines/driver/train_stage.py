@@ -1,14 +1,15 @@
 """The workers' task of a plan, and its result: a published model with the record of its training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dreambooth.config.differences import differences
 from pipelines.plan.memory import beside_pipeline_bytes
 from pipelines.plan.run_plan import Plan
 from pipelines.stages.published_model import find_model
 from pipelines.storage.files import join, read_json
 from pipelines.storage.publications import Manifest
-from pipelines.tasks import PriorSet, TrainTask
+from pipelines.tasks import Measurement, PriorSet, SecondStage, TrainTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
         config=plan.config,
         images=plan.images,
         prior_set=prior_set,
-        protocol=plan.protocol,
+        measurement=_measurement(plan),
         engine=plan.engine,
         key=plan.key,
         data_hash=plan.data_hash,
@@ -77,5 +78,25 @@ def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
         checkpoint_bytes=plan.checkpoint_bytes,
         sampling_dtype=plan.sampling_dtype,
         gpu_bytes=beside_pipeline_bytes(plan) if plan.use_gpu else 0,
-        second=None if plan.second is None else train_task(plan.second, None),
+        second=None if plan.second is None else _second_stage(plan, plan.second),
+    )
+
+
+def _measurement(plan: Plan) -> Measurement | None:
+    if (task := plan.protocol) is None:
+        return None
+    others = None if task.images == plan.images else replace(plan.compared, warnings=())
+    return Measurement(bank=task.bank, sampler=task.protocol.sampler, compared=others)
+
+
+def _second_stage(first: Plan, second: Plan) -> SecondStage:
+    unplanned = first.config.second_stage
+    assert unplanned is not None
+    return SecondStage(
+        settings=differences(second.config, unplanned),
+        engine=second.engine,
+        key=second.key,
+        base_hash=second.base.hash,
+        checkpoint_bytes=second.checkpoint_bytes,
+        gpu_bytes=beside_pipeline_bytes(second) if second.use_gpu else 0,
     )

@@ -23,8 +23,8 @@ from pipelines.plan.engine_choice import choose_engine, choose_precision
 from pipelines.plan.footprint import Footprint
 from pipelines.plan.local_addresses import local_addresses, with_absolute_addresses
 from pipelines.plan.result_key import identifier_tokens, result_key
-from pipelines.stages.protocol_stage import check_protocol, compared_images, pictures_hash, protocol_task
-from pipelines.tasks import ProtocolTask
+from pipelines.stages.protocol_stage import check_protocol, compared_images
+from pipelines.stages.protocol_task import ProtocolTask, pictures_hash, protocol_task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from dreambooth.sampling.class_images import PriorPlan
 from pipelines.cluster.metrics import record as record_metric
 from pipelines.queue.class_image_sets import ClassImageSets, WantedSet
 from pipelines.queue.subject_record import read_records
+from pipelines.stages.protocol_task import protocol_of_subject
 from pipelines.storage.faults import StoreAway, explain, no_room
 from pipelines.storage.files import exists, join, write_json
 from pipelines.tasks import (
@@ -316,7 +317,7 @@ def _wanted_set(plan: PriorPlan, task: TrainTask) -> WantedSet:
 
 def _taken_up(stored: SubjectRecord | None, subject: QueuedSubject, driver: str) -> SubjectRecord:
     """The state left by an earlier attempt: results of the same settings count, claims only of lanes that may live."""
-    asked, protocol = subject.record, subject.task.protocol
+    asked = subject.record
     if asked.state != "waiting":
         return asked
     if stored is None or stored.key != asked.key:
@@ -326,7 +327,10 @@ def _taken_up(stored: SubjectRecord | None, subject: QueuedSubject, driver: str)
     if stored.state == "failed":
         # The cause may have been fixed since.
         return stored.changed(state="waiting", failures=0)
-    if stored.state == "trained" and protocol is not None and not exists(protocol.uri):
+    if stored.state != "trained":
+        return stored
+    protocol = protocol_of_subject(subject.task)
+    if protocol is not None and not exists(protocol.uri):
         # Earlier versions measured pictures no longer trusted: a lane measures the published model.
         return stored.changed(state="waiting", lane=None)
     return stored

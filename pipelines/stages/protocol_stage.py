@@ -7,27 +7,24 @@ Samplers embed their own pictures, so pictures travel only to storage, under key
 all subjects of the class. An unfinished evaluation samples missing pictures; a finished one is found by its key.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dreambooth.config.evaluation import FURTHER, EvaluationConfig
-from dreambooth.config.settings import DreamBoothConfig, config_hash
+from dreambooth.config.evaluation import FURTHER
+from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.inspection import Inspect, Inspection, inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.protocol import SampleSet, protocol_of
 from pipelines.stages.embeddings import store_embeddings
 from pipelines.stages.evaluate_stage import instance_pictures, masked_pictures
+from pipelines.stages.protocol_task import EVALUATION_FORMAT, ProtocolTask, bank_address, further_addresses
 from pipelines.storage.files import exists, join, read_json, write_json
 from pipelines.tasks import (
-    EVALUATION_FORMAT,
     BankAddress,
     Call,
-    EncoderAddress,
     MaskedPicture,
     Measured,
-    ProtocolTask,
     SampleRequest,
     Samplers,
     Source,
@@ -38,34 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dreambooth.evaluation.bank import ImageEmbeddings
-
-
-def protocol_task(
-    config: DreamBoothConfig, compared: Inspection, *, model_key: str, base_hash: str, dtype: str, sampler: str
-) -> ProtocolTask | None:
-    """The measurement of a run's model, from pictures computed in `dtype` by `sampler`; None without a protocol.
-
-    `compared` are the real images, by `compared_images`.
-    """
-    protocol = protocol_of(config, dtype=dtype, sampler=sampler)
-    if protocol is None:
-        return None
-    return ProtocolTask(
-        config=config,
-        protocol=protocol,
-        bank=replace(bank_address(config.evaluation, config.base_model), further=further_addresses(config.evaluation)),
-        images=compared.images,
-        data_hash=compared.data_hash,
-        model_key=model_key,
-        base_hash=base_hash,
-        run_uri=config.run_uri,
-        shared_uri=config.prior_uri,
-    )
-
-
-def pictures_hash(base_hash: str, second_hash: str | None = None) -> str:
-    """Hash of what the base model's pictures come from: its own, or that of both stages of a cascade."""
-    return base_hash if second_hash is None else config_hash(base_hash, second_hash)
 
 
 def check_protocol(config: DreamBoothConfig) -> None:
@@ -91,36 +60,6 @@ def compared_images(config: DreamBoothConfig, trained: Inspection, inspect: Insp
         return replace(trained, warnings=())
     real = inspect(config.evaluation.real_images, resolution=1, max_pixels=config.images.max_pixels, trained=False)
     return replace(real, warnings=tuple(f"evaluation.real_images: {warning}" for warning in real.warnings))
-
-
-def bank_address(settings: EvaluationConfig, base_model: str) -> BankAddress:
-    """The configured bank. Raises InputError, with what to fetch, if unavailable."""
-    from dreambooth.evaluation.banks import default_bank
-
-    name = default_bank(base_model) if settings.bank == "auto" else settings.bank
-    return _bank_address(name, settings.dino, settings.clip, settings.lpips)
-
-
-def further_addresses(settings: EvaluationConfig) -> tuple[EncoderAddress, ...]:
-    """The configured encoders beside the bank's. Raises InputError, with what to fetch, for an unavailable one."""
-    given = [(name, getattr(settings, name)) for name in FURTHER]
-    return tuple(_encoder_address(name, address) for name, address in given if address is not None)
-
-
-@functools.cache
-def _encoder_address(name: str, address: str) -> EncoderAddress:
-    from dreambooth.evaluation.further import load_further
-
-    return EncoderAddress(name=name, address=address, hash=load_further(name, address).hash)
-
-
-@functools.cache
-def _bank_address(name: str, dino: str, clip: str, lpips: str | None) -> BankAddress:
-    from dreambooth.evaluation.bank import BankLocations
-    from dreambooth.evaluation.banks import load_bank
-
-    bank = load_bank(name, locations=BankLocations(dino=dino, clip=clip, lpips=lpips))
-    return BankAddress(name=name, hash=bank.hash, dino=dino, clip=clip, lpips=lpips)
 
 
 def find_evaluation(task: ProtocolTask) -> dict[str, Any] | None:
@@ -173,12 +112,12 @@ def run_protocol(
 
 def samples_uri(task: ProtocolTask, pictures: SampleSet) -> str:
     """Address of the fine-tuned model's pictures."""
-    return join(task.run_uri, "evaluations", "samples", pictures.key)
+    return join(task.config.run_uri, "evaluations", "samples", pictures.key)
 
 
 def base_samples_uri(task: ProtocolTask, pictures: SampleSet) -> str:
     """Address of the base model's pictures."""
-    return join(task.shared_uri, "base-samples", pictures.key)
+    return join(task.config.prior_uri, "base-samples", pictures.key)
 
 
 def _results(samplers: Samplers, calls: Sequence[Call], on_progress: Callable[[int, int], None]) -> list[Any]:
@@ -262,7 +201,7 @@ def _evaluation(
         "prompts_key": protocol.prompts_key,
         "images_per_prompt": protocol.images_per_prompt,
         "instance_images": [image.address for image in task.images],
-        "samples": join(task.run_uri, "evaluations", "samples"),
+        "samples": join(task.config.run_uri, "evaluations", "samples"),
         "pictures": [
             {
                 "prompt": tuned.prompt,

@@ -23,6 +23,7 @@ from pipelines.stages.evaluate_stage import Evaluation, evaluate, instance_pictu
 from pipelines.stages.evaluation_store import store_evaluation
 from pipelines.stages.prior_stage import seal
 from pipelines.stages.protocol_stage import run_protocol
+from pipelines.stages.protocol_task import protocol_of_subject
 from pipelines.stages.published_model import find_model
 from pipelines.storage.faults import StorageFull, StoreAway, no_room
 from pipelines.storage.files import join, remove
@@ -237,7 +238,7 @@ class _Lane:
         Raises Stopped, on every rank, when asked to stop.
         """
         config, found = task.config, None
-        if task.protocol is None and not config.evaluation.enabled:
+        if task.measurement is None and not config.evaluation.enabled:
             return None
         base, fine_tuned = task.base, self._fine_tuned(task, manifest, trained)
 
@@ -246,12 +247,10 @@ class _Lane:
             assert reports is not None
             instance = instance_pictures(config, task.images, config.picture_side)
             report = reports.report_pictures
-            if task.protocol is not None:
+            if (protocol := protocol_of_subject(task)) is not None:
                 reports.report({"kind": "phase", "phase": "measuring"})
-                real = instance if task.protocol.images == task.images else None
-                run_protocol(
-                    task.protocol, self._samplers, base=base, fine_tuned=fine_tuned, real=real, on_progress=report
-                )
+                real = instance if protocol.images == task.images else None
+                run_protocol(protocol, self._samplers, base=base, fine_tuned=fine_tuned, real=real, on_progress=report)
             if not config.evaluation.enabled:
                 return
             reports.report({"kind": "phase", "phase": "evaluating"})

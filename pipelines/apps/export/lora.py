@@ -167,7 +167,7 @@ def _images(config: DreamBoothConfig, base: "BaseModel", console: RunConsole) ->
 
 
 def _bank_name(config: DreamBoothConfig) -> str:
-    from pipelines.stages.protocol_stage import bank_address
+    from pipelines.stages.protocol_task import bank_address
 
     return bank_address(config.evaluation, config.base_model).name
 

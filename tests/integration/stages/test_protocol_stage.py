@@ -22,7 +22,8 @@ from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.stages.embeddings import embeddings_uri, read_embeddings
 from pipelines.stages.evaluate_stage import instance_pictures, masked_pictures
 from pipelines.stages.protocol_stage import run_protocol, samples_uri
-from pipelines.tasks import ProtocolTask, SampleRequest, Source
+from pipelines.stages.protocol_task import ProtocolTask
+from pipelines.tasks import SampleRequest, Source
 from pipelines.worker.sampler_pool import SamplersHere
 
 TWO_CPUS = Resources(cpus=2, gpus=0)

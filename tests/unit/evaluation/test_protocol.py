@@ -10,8 +10,8 @@ from dreambooth.config.settings import load_config
 from dreambooth.data.inspection import inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.protocol import Protocol, protocol_of
-from pipelines.stages.protocol_stage import compared_images, protocol_task
-from pipelines.tasks import ProtocolTask
+from pipelines.stages.protocol_stage import compared_images
+from pipelines.stages.protocol_task import ProtocolTask, protocol_task
 
 
 def protocol(*overrides: str, name: str = "rex", identifier: str = "tfz", class_noun: str = "dog") -> Protocol:

@@ -1,8 +1,11 @@
 """The plan of a cascade: both stages, or a sentence about why they don't go together."""
 
+import dataclasses
 import json
+import pickle
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from pydantic import BaseModel
 from replicas import cascade
 from safetensors.torch import load_file, save_file
 
-from dreambooth.config.settings import load_config
+from dreambooth.config.evaluation import EvaluationConfig
+from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.config.train import TrainConfig
+from dreambooth.data.images import InstanceImage
 from dreambooth.errors import InputError
 from pipelines.cli.main import main
 from pipelines.cluster.ray_cluster import Resources
+from pipelines.driver.train_stage import train_task
 from pipelines.plan.batch_plan import describe_batch, make_batch_plan
 from pipelines.plan.capacity import describe_capacity
 from pipelines.plan.describe import describe_plan
@@ -27,6 +35,7 @@ from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.plan.sampling_memory import weights_bytes
 from pipelines.plan.subject_checks import check_subjects
 from pipelines.plan.subject_list import ListedSubject
+from pipelines.stages.protocol_task import protocol_of_subject
 
 RESOURCES = Resources(cpus=2, gpus=0)
 
@@ -73,6 +82,47 @@ def test_a_plan_has_both_stages(planned: Callable[..., Plan], bases: tuple[Path,
     assert plan.prior == alone.prior  # class images are the first stage's
     assert plan.published_bytes > alone.published_bytes
     assert weights_bytes(plan.bases) == weights_bytes(alone.bases) + 2 * second.base.parameter_counts["unet"]
+
+
+class TestTask:
+    """The message to the workers, as it arrives."""
+
+    def test_it_says_all_that_was_planned(self, planned: Callable[..., Plan]) -> None:
+        plan = planned("evaluation.protocol=own", "evaluation.bank=miniature", "images.flip=true")
+        task = pickle.loads(pickle.dumps(train_task(plan, None)))
+        assert [stage.config for stage in task.stages] == [stage.config for stage in plan.stages]
+        for name in ("images", "engine", "key", "data_hash", "checkpoint_bytes", "sampling_dtype"):
+            assert [getattr(stage, name) for stage in task.stages] == [getattr(stage, name) for stage in plan.stages]
+        assert protocol_of_subject(task) == plan.protocol
+
+    @pytest.mark.parametrize("others", [False, True])
+    def test_it_carries_each_fact_once(self, planned: Callable[..., Plan], instance_folder: Path, others: bool) -> None:
+        plan = planned(
+            "evaluation.protocol=own",
+            "evaluation.bank=miniature",
+            *([f"evaluation.real_images={instance_folder}"] if others else []),
+        )
+        task = pickle.loads(pickle.dumps(train_task(plan, None)))
+        counts = Counter(type(part) for part in parts_of(task))
+        assert counts[DreamBoothConfig] == counts[EvaluationConfig] == counts[TrainConfig] == 1
+        assert counts[InstanceImage] == len(plan.images) + (len(plan.compared.images) if others else 0)
+        texts = Counter(part for part in parts_of(task) if isinstance(part, str))
+        facts = (plan.key, plan.data_hash, plan.base.hash, *(image.address for image in plan.images))
+        assert {fact: texts[fact] for fact in facts} == dict.fromkeys(facts, 1)
+
+
+def parts_of(message: object) -> Iterator[object]:
+    """A message and all it is made of."""
+    yield message
+    below: Iterable[object] = ()
+    if isinstance(message, Mapping):
+        below = [*message.keys(), *message.values()]
+    elif isinstance(message, list | tuple | set | frozenset):
+        below = message
+    elif isinstance(message, BaseModel) or dataclasses.is_dataclass(message):
+        below = vars(message).values()
+    for part in below:
+        yield from parts_of(part)
 
 
 @pytest.mark.parametrize(

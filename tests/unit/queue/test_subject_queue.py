@@ -16,10 +16,10 @@ from dreambooth.data.inspection import inspect_addresses
 from dreambooth.sampling.class_images import PriorPlan, image_name
 from pipelines.queue.subject_queue import QueuedSubject, SubjectQueue
 from pipelines.stages.prior_stage import seal
-from pipelines.stages.protocol_stage import protocol_task
+from pipelines.stages.protocol_task import bank_address, protocol_of_subject
 from pipelines.storage.faults import StoreAway
 from pipelines.storage.files import join, read_json, write_bytes
-from pipelines.tasks import MakeClassImages, Progress, SubjectRecord, TrainSubject, TrainTask, Wait
+from pipelines.tasks import MakeClassImages, Measurement, Progress, SubjectRecord, TrainSubject, TrainTask, Wait
 
 LANE, OTHER = "driver/0", "driver/1"
 
@@ -367,9 +367,10 @@ def test_one_whose_figures_earlier_code_measured_on_what_is_no_longer_trusted_is
         }
     )
     inspection = inspect_addresses(config.subject.instance_images, resolution=64, max_pixels=10**6)
-    protocol = protocol_task(config, inspection, model_key="m", base_hash="b", dtype="float32", sampler="dpm-solver++")
+    measurement = Measurement(bank=bank_address(config.evaluation, config.base_model), sampler="dpm-solver++")
+    task = replace(plain.task, config=config, images=inspection.images, measurement=measurement)
+    subject, protocol = replace(plain, task=task), protocol_of_subject(task)
     assert protocol is not None
-    subject = replace(plain, task=replace(plain.task, config=config, protocol=protocol))
     queue = make(subject)
     queue.next(LANE)
     queue.trained("a")
