@@ -8,7 +8,7 @@ hidden states travel with the weights.
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,14 @@ from dreambooth.models.building import BUILDING
 from dreambooth.models.families import Family, Tensors
 from dreambooth.models.tied_weights import load_parameters
 
-if TYPE_CHECKING:
-    from dreambooth.training.identifier_embedding import IdentifierEmbedding
-
 _TOKENS, _ENCODED = "probe.tokens.", "probe.encoded."
+
+
+class Identifier(Protocol):
+    """The identifier's embedding, as training has it."""
+
+    def added_to(self, text_encoder: nn.Module, change: Tensor) -> None:
+        """Add `change` to the embeddings of another text encoder of this kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ def encoded_text(
     text_encoder: nn.Module,
     weights: Mapping[str, Tensor],
     tokens: Tensors,
-    embedding: "tuple[IdentifierEmbedding, Tensor] | None" = None,
+    embedding: tuple[Identifier, Tensor] | None = None,
 ) -> Tensors:
     """What a text encoder like the one given, with these fp32 weights, makes of tokens (`Family.encode_with`).
 

@@ -1,21 +1,16 @@
-"""The class images of prior preservation, made by parallel Ray actors, once per class, shared by subjects.
+"""Sets of class images in storage: what is there, and the manifest of a whole one, made once and shared by subjects.
 
 A set lies at <prior>/<key>; images are written one by one, the manifest last, and readers trust only that. An
 unfinished or too small set is topped up; checking a whole one means reading its manifest.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from dreambooth.sampling.class_images import PriorPlan, image_name
 from pipelines.storage.files import FileRecord, filesystem, join, read_bytes
 from pipelines.storage.publications import Manifest, read_manifest, write_manifest
-from pipelines.tasks import Call, PriorSet, Source
-
-if TYPE_CHECKING:
-    from pipelines.worker.sampler_pool import SamplerPool
+from pipelines.tasks import PriorSet
 
 
 def images_present(parent_uri: str, plan: PriorPlan) -> set[str]:
@@ -27,24 +22,6 @@ def images_present(parent_uri: str, plan: PriorPlan) -> set[str]:
         return set()
 
 
-def make_class_images(
-    plan: PriorPlan,
-    source: Source,
-    parent_uri: str,
-    pool: "SamplerPool",
-    on_progress: Callable[[int, int], None] = lambda made, total: None,
-) -> PriorSet:
-    """Make the missing images of a set and write its manifest; `on_progress(made, missing)` after every block."""
-    uri = join(parent_uri, plan.key)
-    present = images_present(parent_uri, plan)
-    missing = set(plan.missing(present))
-    if missing:
-        _generate(plan, source, uri, plan.blocks(present), missing, pool, on_progress)
-    if missing or not is_whole(parent_uri, plan):
-        seal(parent_uri, plan)
-    return prior_set(parent_uri, plan)
-
-
 def prior_set(parent_uri: str, plan: PriorPlan) -> PriorSet:
     """The set of a plan at its address, made or not."""
     return PriorSet(key=plan.key, uri=join(parent_uri, plan.key), class_prompt=plan.class_prompt, count=plan.count)
@@ -53,27 +30,6 @@ def prior_set(parent_uri: str, plan: PriorPlan) -> PriorSet:
 def is_whole(parent_uri: str, plan: PriorPlan) -> bool:
     """Whether a set's manifest lists all images wanted."""
     return len(_trusted(join(parent_uri, plan.key))) >= plan.count
-
-
-def _generate(
-    plan: PriorPlan,
-    source: Source,
-    uri: str,
-    blocks: list[range],
-    missing: set[int],
-    pool: "SamplerPool",
-    on_progress: Callable[[int, int], None],
-) -> None:
-    made = 0
-    on_progress(made, len(missing))
-    calls = [
-        Call(method="class_images", arguments=(source, plan, [block], [sorted(missing.intersection(block))], uri))
-        for block in blocks
-    ]
-    with pool.started(len(blocks)) as samplers:
-        for _, indices in samplers.run(calls):
-            made += len(indices)
-            on_progress(made, len(missing))
 
 
 def seal(parent_uri: str, plan: PriorPlan) -> None:

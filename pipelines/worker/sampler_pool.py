@@ -36,53 +36,24 @@ class RunningSamplers:
                 yield place, value
 
 
-class SamplersHere:
-    """Runs calls in this process."""
-
-    def __init__(self, *, use_gpu: bool, num_threads: int) -> None:
-        """See `ImageSampler`."""
-        self.sampler = ImageSampler(use_gpu=use_gpu, num_threads=num_threads)
-
-    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
-        """Results of the calls, in order."""
-        for place, call in enumerate(calls):
-            yield place, getattr(self.sampler, call.method)(*call.arguments)
-
-
 class SamplerPool:
-    """The number of sampling actors; each takes a CPU, and with `use_gpu` a GPU.
+    """The number of sampling actors; each takes a CPU, and with `use_gpu` a GPU."""
 
-    With `keep` they reserve no CPUs and stay between uses, with nothing loaded, until `close`: without a GPU starting
-    takes longer than sampling.
-    """
-
-    def __init__(self, *, actors: int, use_gpu: bool, keep: bool = False, graph: Graph = "off") -> None:
-        self.actors, self.use_gpu, self.keep, self.graph = actors, use_gpu, keep, graph
-        self._started: list[Any] = []
+    def __init__(self, *, actors: int, use_gpu: bool, graph: Graph = "off") -> None:
+        self.actors, self.use_gpu, self.graph = actors, use_gpu, graph
 
     @contextmanager
     def started(self, wanted: int) -> Iterator[RunningSamplers]:
-        """Start at most `wanted` actors, and free their memory at the end."""
+        """Start at most `wanted` actors, and end them at the end."""
         import ray
 
         # A call is repeated if its node is lost; its result depends on its arguments alone.
-        options = {"num_cpus": 0 if self.keep else 1, "num_gpus": 1 if self.use_gpu else 0}
+        options = {"num_cpus": 1, "num_gpus": 1 if self.use_gpu else 0}
         actor = ray.remote(ImageSampler).options(**options, max_restarts=2, max_task_retries=2)
-        missing = min(self.actors, wanted) - len(self._started)
-        self._started += [actor.remote(use_gpu=self.use_gpu, graph=self.graph) for _ in range(missing)]
+        number = min(self.actors, wanted)
+        started: list[Any] = [actor.remote(use_gpu=self.use_gpu, graph=self.graph) for _ in range(number)]
         try:
-            yield RunningSamplers(self._started)
+            yield RunningSamplers(started)
         finally:
-            if self.keep:
-                for one in self._started:
-                    one.unload.remote()
-            else:
-                self.close()
-
-    def close(self) -> None:
-        """End the actors."""
-        import ray
-
-        for one in self._started:
-            ray.kill(one)
-        self._started = []
+            for one in started:
+                ray.kill(one)

@@ -1,4 +1,4 @@
-"""The Ray actor that samples from a pipeline loaded once."""
+"""Sampling from a pipeline loaded once: in a lane's worker, or as a Ray actor."""
 
 import dataclasses
 import gc

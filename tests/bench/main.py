@@ -2,8 +2,8 @@
 
 - loop_efficiency: steps per second of `fit` with TorchEngine over those of a bare loop (same model, batch and
   optimizer; no data loading, logging or checkpoints). The two take turns in one process, since machines are noisy.
-- prior_speedup: class images per second of the prior stage with two actors over those of plain diffusers in one process
-  with two threads. Starting actors is not counted, nor is loading the pipeline, on either side.
+- prior_speedup: class images per second of `ImageSampler`, which lanes make them with, in two processes over those of
+  plain diffusers in one with two threads. Neither starting processes nor loading the pipeline is counted.
 - startup_seconds: from `dreambooth run` to the end of the first training step, by what it goes into.
 - single_worker: steps per second of the two engines with one worker, which is what `engine: auto` rests on.
 """
@@ -83,9 +83,8 @@ def prior_speedup() -> dict[str, float]:
     from dreambooth.config.settings import ClusterConfig
     from dreambooth.sampling.best_dtype import best_dtype
     from pipelines.cluster.ray_cluster import ray_cluster
-    from pipelines.stages.prior_stage import make_class_images
     from pipelines.tasks import Source
-    from pipelines.worker.sampler_pool import SamplerPool
+    from pipelines.worker.samplers import ImageSampler
 
     settings = config(**{"prior.num_class_images": CLASS_IMAGES})
     plan = prior_plan(
@@ -101,26 +100,28 @@ def prior_speedup() -> dict[str, float]:
     pipeline.unet.to(memory_format=torch.contiguous_format)  # as diffusers loads it
     _plain_block(pipeline, plan, range(plan.batch_size))
     stage, plain = [], []
+
+    def made(workers: list[Any], blocks: list[range], folder: str) -> list[int]:
+        """Indices of images that workers made of blocks dealt to them in turn, as a lane's workers do."""
+        calls = []
+        for rank, worker in enumerate(workers):
+            mine = blocks[rank :: len(workers)]
+            calls.append(worker.class_images.remote(Source(address="miniature"), plan, mine, mine, folder))
+        return [index for indices in ray.get(calls) for index in indices]
+
     with ray_cluster(ClusterConfig()):
+        workers = [ray.remote(ImageSampler).options(num_cpus=1).remote(use_gpu=False) for _ in range(2)]
         for _ in range(3):
             blocks = plan.blocks()[:4]
             began = time.perf_counter()
             for block in blocks:
                 _plain_block(pipeline, plan, block)
             plain.append(len(blocks) * plan.batch_size / (time.perf_counter() - began))
-            marks: list[tuple[float, int]] = []
             with tempfile.TemporaryDirectory() as folder:
-                make_class_images(
-                    plan,
-                    Source(address="miniature"),
-                    folder,
-                    SamplerPool(actors=2, use_gpu=False),
-                    lambda made, total, marks=marks: marks.append((time.perf_counter(), made)),  # type: ignore[misc]
-                )
-            # From the second block on both actors are loaded and busy.
-            (start, before), (end, made) = marks[2], marks[-1]
-            stage.append((made - before) / (end - start))
-        assert ray.is_initialized()
+                made(workers, plan.blocks()[:2], folder)  # which loads the pipeline
+                began = time.perf_counter()
+                indices = made(workers, plan.blocks()[2:], folder)
+                stage.append(len(indices) / (time.perf_counter() - began))
     return {
         "prior_speedup": round(statistics.median(s / p for s, p in zip(stage, plain, strict=True)), 2),
         "prior_images_per_second": round(statistics.median(stage), 2),

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,17 @@ from pipelines.stages.embeddings import embeddings_uri, read_embeddings
 from pipelines.stages.evaluate_stage import instance_pictures, masked_pictures
 from pipelines.stages.protocol_stage import run_protocol, samples_uri
 from pipelines.stages.protocol_task import ProtocolTask
-from pipelines.tasks import SampleRequest, Source
-from pipelines.worker.sampler_pool import SamplersHere
+from pipelines.tasks import Call, SampleRequest, Source
+from pipelines.worker.samplers import ImageSampler
 
 TWO_CPUS = Resources(cpus=2, gpus=0)
 
 
-class Counting(SamplersHere):
-    """Counts the prompts that are sampled."""
+class Counting:
+    """Samples in this process, and counts the prompts that are sampled."""
 
     def __init__(self) -> None:
-        super().__init__(use_gpu=False, num_threads=1)
+        self.sampler = ImageSampler(use_gpu=False)
         self.sampled: list[str] = []
         samples = self.sampler.samples
 
@@ -42,6 +43,11 @@ class Counting(SamplersHere):
             return samples(source, request)
 
         self.sampler.samples = counted  # type: ignore[method-assign]
+
+    def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        """As `Samplers` says."""
+        for place, call in enumerate(calls):
+            yield place, getattr(self.sampler, call.method)(*call.arguments)
 
 
 @pytest.fixture
