@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 ENGINES = ("torch", "zero0", "zero1", "zero2", "zero3")
 RESIZED = ((2, 8), (1, 16), (2, 24))
 """How many ranks go on to which step."""
-TIMEOUT_SECONDS = 400
+TIMEOUT_SECONDS = 550
 
 
 def _two_ranks() -> ModuleType:
