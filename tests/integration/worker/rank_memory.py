@@ -3,9 +3,10 @@
     RANK=0 WORLD_SIZE=4 ... python rank_memory.py SMALL_BASE BASE OUTPUT
 
 Every rank writes OUTPUT/memory-<rank>.json: by how many bytes its peak of resident memory has grown since the imports,
-and the bytes of the parts that it holds.
+and the bytes of the parts that it holds; and by how many while the engine was made of another such model.
 """
 
+import gc
 import json
 import re
 import sys
@@ -15,10 +16,10 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from dreambooth.config.settings import ZeroConfig, load_config
+from dreambooth.config.settings import DreamBoothConfig, ZeroConfig, load_config
 from dreambooth.quiet import quiet
 from dreambooth.training.model import load_model
-from pipelines.worker.deepspeed_engine import deepspeed_config, import_deepspeed
+from pipelines.worker.deepspeed_engine import DeepSpeedEngine, deepspeed_config, import_deepspeed
 from pipelines.worker.zero3 import partition
 
 
@@ -33,13 +34,24 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def settings(base: Path) -> DreamBoothConfig:
+    """Settings of a run that trains the base."""
+    subject = {"name": "rex", "class_noun": "car", "identifier": "tfz", "instance_images": "photos"}
+    return load_config({"base_model": str(base), "subject": subject})
+
+
 def load(base: Path) -> Any:
     """A model as a rank of ZeRO-3 loads it."""
-    subject = {"name": "rex", "class_noun": "car", "identifier": "tfz", "instance_images": "photos"}
-    config = load_config({"base_model": str(base), "subject": subject})
+    config = settings(base)
     model = load_model(base, config, whole=False)
     partition(model, deepspeed_config(config.train, ZeroConfig(stage=3)))
     return model
+
+
+def build(base: Path) -> None:
+    """Make a rank's engine: its parts, their masters, gradients and moments."""
+    config = settings(base)
+    DeepSpeedEngine(load_model(base, config, whole=False), config.train, ZeroConfig(stage=3), "cpu").close()
 
 
 if __name__ == "__main__":
@@ -49,10 +61,16 @@ if __name__ == "__main__":
     small, large, output = map(Path, sys.argv[1:])
     import_deepspeed(cuda=False).init_distributed("gloo", auto_mpi_discovery=False)
     load(small)  # with all that is imported on the way
+    build(small)
     forget_peak()
     before = peak_bytes()
     parts = [parameter.ds_tensor for parameter in load(large).parameters()]
-    held = sum(part.numel() * part.element_size() for part in parts)
-    (output / f"memory-{dist.get_rank()}.json").write_text(json.dumps({"peak": peak_bytes() - before, "held": held}))
+    found = {"held": sum(part.numel() * part.element_size() for part in parts), "peak": peak_bytes() - before}
+    del parts
+    gc.collect()
+    forget_peak()
+    build(large)
+    found["built"] = peak_bytes() - before
+    (output / f"memory-{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
