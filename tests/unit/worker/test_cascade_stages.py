@@ -220,6 +220,7 @@ def test_both_are_published_once_with_one_manifest(calm: tuple[Plan, list[Traine
         "base_hash": plan.second.base.hash,
         "resolution": 64,
         "step": SECOND,
+        "ema_decay": plan.second.config.train.ema_decay,
     }
 
 
