@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from dreambooth.miniature import subject_dir, subject_names
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.batch import BatchOutcome, run_batch
 from pipelines.driver.conclude import conclude
+from pipelines.driver.personalize import personalize
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.stages.embeddings import embeddings_uri, read_embeddings
@@ -132,6 +134,16 @@ def rank_1(root: str, names: Sequence[str]) -> float:
     owner = np.repeat(np.arange(len(names)), [len(photographs) for _, photographs in pairs])
     hits = [owner[(samples.numpy() @ gallery.T).argmax(axis=1)] == own for own, (samples, _) in enumerate(pairs)]
     return float(np.mean([each.mean() for each in hits]))
+
+
+def points_of(plan: BatchPlan, name: str) -> int:
+    """The number of points that a subject's curve of the loss has in MLflow now."""
+    with quietly():
+        client = connect(plan.subjects[0].config.tracking.uri or "")
+        if (experiment := client.get_experiment_by_name("dreambooth")) is None:
+            return 0
+        runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+        return sum(len(client.get_metric_history(run.info.run_id, "train/loss")) for run in runs)
 
 
 class IdleLanes:
@@ -284,19 +296,25 @@ def test_a_killed_worker_a_killed_queue_and_a_poisoned_subject_cost_nobody_else(
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_stop_reaches_a_training_of_slow_steps(make_batch: Callable[..., BatchPlan], tmp_path: Path) -> None:
-    settings = {"train__max_train_steps": 40, "train__gradient_accumulation_steps": 60, "prior__prior_loss_weight": 0}
+def test_a_stop_reaches_a_training_of_slow_steps_whose_curves_grow(
+    make_batch: Callable[..., BatchPlan], mlflow_database: str, tmp_path: Path
+) -> None:
+    settings = {"train__max_train_steps": 80, "train__gradient_accumulation_steps": 60, "prior__prior_loss_weight": 0}
+    shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     plan = make_batch(tmp_path, "coral-car", **settings)
     seen: list[int] = []
+    curves: list[int] = []
 
-    def interrupt(running: Mapping[str, Progress]) -> None:
-        step = running["coral-car"].step if "coral-car" in running else 0
-        seen.append(step)
-        if step >= 2 and step not in seen[:-1] and max(seen[:-1], default=0) < 2:
-            raise KeyboardInterrupt
+    def interrupt_when_grown(running: Mapping[str, Progress]) -> None:
+        seen.append(running["coral-car"].step if "coral-car" in running else 0)
+        if seen[-1] and len(set(curves)) < 2 and (points := points_of(plan, "coral-car")):
+            curves.append(points)
+            if len(set(curves)) == 2:
+                raise KeyboardInterrupt
 
-    assert run_batch(plan, Silent(interrupt), None).interrupted
-    assert 2 <= max(seen) < 20
+    assert run_batch(plan, Silent(interrupt_when_grown), None).interrupted
+    assert 0 < curves[0] < curves[-1] < 80
+    assert max(seen) < 80
     [subject] = plan.subjects
     assert published(join(subject.config.run_uri, "model")) is None
     assert list(Path(subject.config.run_uri).glob("checkpoints/*/*/manifest.json"))
@@ -330,6 +348,27 @@ def test_a_stop_while_samples_are_made_does_not_wait_for_them_nor_lose_what_was_
     finished = run_batch(fewer, Silent(), None)
     assert states(finished) == {"coral-car": "done"}
     assert published(join(subject.config.run_uri, "model")) == before
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("how", ["run", "batch"])
+def test_it_ends_early_and_keeps_the_best_step(make_batch: Callable[..., BatchPlan], tmp_path: Path, how: str) -> None:
+    scored = {"train__keep": "best", "train__stop_after": 1, "evaluation__every": 1, "evaluation__score_images": 1}
+    scored |= {"evaluation__bank": "miniature", "evaluation__prompts": "['[V] {class_noun} at night']"}
+    plan = make_batch(tmp_path, "coral-car", train__max_train_steps=60, prior__prior_loss_weight=0, **scored)
+    [subject] = plan.subjects
+    if how == "run":
+        personalize(subject.config)
+    else:
+        assert states(run_batch(plan, Silent(), None)) == {"coral-car": "done"}
+    record = read_json(join(subject.config.run_uri, "training", f"{subject.key}.json"))
+    scores = [score["score"] for score in record["scores"]]
+    assert record["steps"] == len(scores) == len(record["history"]) < 60
+    assert max(scores) == scores[-2] >= scores[-1]
+    assert record["exported_step"] == record["steps"] - 1
+    model = published(join(subject.config.run_uri, "model"))
+    assert model is not None
+    assert model.metadata["step"] == record["exported_step"]
 
 
 @pytest.mark.slow
