@@ -5,12 +5,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from local_nodes import Cluster, free_port, started
+from replicas import built
 
 from dreambooth.miniature import subject_dir
+from dreambooth.models.families import family_of
 from pipelines.storage.files import read_json
 
 
@@ -22,7 +25,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def table(tiny_pipeline: Path, tmp_path: Path) -> Path:
-    settings = {
+    settings: dict[str, Any] = {
         "base_model": str(tiny_pipeline),
         "prior": {"num_class_images": 2, "num_inference_steps": 1},
         # So slow that it can be stopped in the middle.
@@ -35,6 +38,17 @@ def table(tiny_pipeline: Path, tmp_path: Path) -> Path:
             for name in ("coral-car", "lime-car")
         ],
     }
+    of_another_family = {
+        "name": "teal-bird",
+        "class_noun": "bird",
+        "identifier": "sks",
+        "instance_images": str(subject_dir("teal-bird")),
+        "base_model": str(built("flux-dev", tmp_path / "flux")),
+        "images.resolution": 64,
+        "train.max_train_steps": 2,
+        "train.gradient_accumulation_steps": 1,
+    }
+    settings["subjects"].append(of_another_family)
     path = tmp_path / "cars.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -117,8 +131,10 @@ def test_a_batch_is_stopped_goes_on_and_is_one_job(cluster: Cluster, table: Path
     finished = cluster.dreambooth(*submit)
     assert finished.returncode == 0, finished.stdout + finished.stderr + cluster.log()
     assert f"{job.removesuffix('1')}2: submitted again" in finished.stderr
-    assert "2 done" in finished.stdout
-    assert read_json(str(tmp_path / "out" / "batches" / "cars" / "summary.json"))["subjects"]["done"] == 2
+    assert "3 done" in finished.stdout
+    assert read_json(str(tmp_path / "out" / "batches" / "cars" / "summary.json"))["subjects"]["done"] == 3
+    of_other = read_json(str(tmp_path / "out" / "teal-bird" / "summary.json"))
+    assert family_of(Path(of_other["model_uri"])).pipeline_class == "FluxPipeline"
     resumed = [read_json(str(path))["resumed_from"] for path in (tmp_path / "out").glob("*/training/*.json")]
     assert max(resumed) >= 5
     assert "already done" in cluster.dreambooth(*submit).stderr

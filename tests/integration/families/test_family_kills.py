@@ -1,4 +1,4 @@
-"""A run of either kind of process whose worker is killed in the middle: the weights of one that nothing happened to.
+"""A run of every family whose worker is killed in the middle: the weights of one that nothing happened to.
 
 Cascades are struck in test_cascade_run.py, Stable Diffusion with ZeRO in test_train_stage.py.
 """
@@ -26,7 +26,9 @@ STEPS, EVERY = 100, 10
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("replica", ["stable-diffusion-xl", "stable-diffusion-3.5"])
+@pytest.mark.parametrize(
+    "replica", ["stable-diffusion-xl", "stable-diffusion-3.5", "flux-dev", "pixart-sigma", "deepfloyd-if"]
+)
 def test_a_killed_worker_changes_nothing(replica: str, tmp_path: Path, mlflow_database: str) -> None:
     photographs = tmp_path / "rex"
     photographs.mkdir()
