@@ -1,10 +1,12 @@
 """Families of base models as a page, `dreambooth families --markdown`, from their classes and published models."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from dreambooth.models.base_model import BaseModel
 from dreambooth.models.families import FAMILIES, Family
 from pipelines.plan.capacity import GPU_SIZES, MOST_GPUS, STAGES, Fewest, fewest_gpus
+from pipelines.plan.changes import FROZEN_TEXT, OFFLOAD, OFFLOAD_ALL
 from pipelines.plan.memory import peak_of
 from pipelines.plan.published import published_models, published_plan
 from pipelines.plan.run_plan import Plan
@@ -63,8 +65,9 @@ Of published models, counted from their configurations without weights: paramete
 peak of a step on each of {workers} GPUs, and the fewest GPUs that a subject can be trained on. Steps are of one
 instance/class pair with gradient checkpointing, at the model's resolution, with the family's defaults: weights and
 Adam's moments in fp32, matrix products in bf16. A tenth of a GPU's memory is left for what isn't counted. *Offload* is
-`zero.offload_optimizer`, *frozen text* is `train.text_encoders: none`; *none* means that not even {most} GPUs with
-both are enough. *Samples* are the weights of a pipeline in fp16, which samples on one GPU.
+`zero.offload_optimizer`, *offload all* is `zero.offload_parameters` with it, *frozen text* is `train.text_encoders:
+none`; *none* means that not even {most} GPUs with all of them are enough, and behind it stands what helps. *Samples*
+are the weights of a pipeline in fp16, which samples on one GPU.
 
 `dreambooth run --dry-run --base-model …` counts the same for your settings; the base's weights needn't be there. So it
 does for {without}, which is missing here: no published configuration could be found outside its
@@ -90,7 +93,7 @@ _HOW = """## How to add a family
 8. Add the configurations of its published models to `dreambooth/models/published/`, and make this page anew.
 """
 _WORKERS = 8
-_CHANGES = {"zero.offload_optimizer": "offload", "train.text_encoders: none": "frozen text"}
+_CHANGES = {OFFLOAD.name: "offload", OFFLOAD_ALL.name: "offload all", FROZEN_TEXT.name: "frozen text"}
 
 
 def families_page() -> str:
@@ -164,13 +167,22 @@ def _memory_table(plans: list[Plan]) -> Iterator[str]:
         counts = "<br>".join(f"`{part}` {count / 1e6:.1f}" for part, count in plan.base.parameter_counts.items())
         cells = [plan.base.address, str(plan.base.resolution), counts]
         cells += [f"{peak_of(plan, stage, _WORKERS) / 2**30:.0f}" for stage in STAGES]
-        cells += [f"{weights_bytes(plan.bases) / 2**30:.0f}", *(_fewest(fewest_gpus(plan, size)) for size in GPU_SIZES)]
+        cells += [f"{weights_bytes(plan.bases) / 2**30:.0f}", *(_fewest(plan, size) for size in GPU_SIZES)]
         yield f"| {' | '.join(cells)} |"
 
 
-def _fewest(fewest: Fewest) -> str:
-    if not fewest.by_stage:
-        return "none"
+def _fewest(plan: Plan, size: int) -> str:
+    fewest = fewest_gpus(plan, size)
+    if fewest.by_stage:
+        return _shown(fewest)
+    side = plan.base.resolution // 2
+    images = plan.config.images.model_copy(update={"resolution": side})
+    smaller = fewest_gpus(replace(plan, config=plan.config.model_copy(update={"images": images})), size)
+    return f"none; at {side} px {_shown(smaller)}" if smaller.by_stage else "none; larger GPUs"
+
+
+def _shown(fewest: Fewest) -> str:
     stage, count = min(fewest.by_stage.items(), key=lambda item: (item[1], item[0]))
-    changes = ", ".join(_CHANGES[change] for change in fewest.changes)
-    return f"{count} (ZeRO-{stage}{f', {changes}' if changes else ''})"
+    offloads_all = OFFLOAD_ALL.name in fewest.changes
+    changes = [_CHANGES[change] for change in fewest.changes if not (offloads_all and change == OFFLOAD.name)]
+    return f"{count} ({', '.join([f'ZeRO-{stage}', *changes])})"

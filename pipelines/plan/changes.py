@@ -53,7 +53,7 @@ class _Change:
 CHECKPOINTING = _Change(name="train.gradient_checkpointing", train={"gradient_checkpointing": True})
 OFFLOAD = _Change(name="zero.offload_optimizer", zero={"offload_optimizer": True}, stages=(1, 2, 3))
 FROZEN_TEXT = _Change(name="train.text_encoders: none", train={"text_encoders": "none"})
-_OFFLOAD_ALL = _Change(name="zero.offload_parameters", zero={"offload_parameters": True}, stages=(3,))
+OFFLOAD_ALL = _Change(name="zero.offload_parameters", zero={"offload_parameters": True}, stages=(3,))
 _8BIT = _Change(name="train.optimizer: adamw8bit", train={"optimizer": "adamw8bit"}, stages=(0,))
 _ADAFACTOR = _Change(name="train.optimizer: adafactor", train={"optimizer": "adafactor"}, stages=(0,))
 _FUSED = _Change(
@@ -62,7 +62,13 @@ _FUSED = _Change(
     stages=(0,),
 )
 
-_FOR_MORE_GPUS = ((), (CHECKPOINTING,), (CHECKPOINTING, OFFLOAD), (CHECKPOINTING, OFFLOAD, FROZEN_TEXT))
+_FOR_MORE_GPUS = (
+    (),
+    (CHECKPOINTING,),
+    (CHECKPOINTING, OFFLOAD),
+    (CHECKPOINTING, OFFLOAD, OFFLOAD_ALL),
+    (CHECKPOINTING, OFFLOAD, OFFLOAD_ALL, FROZEN_TEXT),
+)
 """Each beside the one before: what GPUs alone don't cure."""
 
 _FOR_THE_SAME_GPUS = (
@@ -72,9 +78,9 @@ _FOR_THE_SAME_GPUS = (
     (CHECKPOINTING, _ADAFACTOR),
     (CHECKPOINTING, _ADAFACTOR, _FUSED),
     (CHECKPOINTING, OFFLOAD),
-    (CHECKPOINTING, OFFLOAD, _OFFLOAD_ALL),
+    (CHECKPOINTING, OFFLOAD, OFFLOAD_ALL),
     (CHECKPOINTING, _ADAFACTOR, _FUSED, FROZEN_TEXT),
-    (CHECKPOINTING, OFFLOAD, _OFFLOAD_ALL, FROZEN_TEXT),
+    (CHECKPOINTING, OFFLOAD, OFFLOAD_ALL, FROZEN_TEXT),
 )
 """The cheapest first: what takes time, what is rounded, what waits for the host, what isn't learnt."""
 
