@@ -63,8 +63,12 @@ class Case:
 
     @property
     def resumes(self) -> bool:
-        """Whether it goes on from a checkpoint, too. Others have a long run of their engine that does."""
-        return not self.accumulates or self.offload or self.buckets or self.optimizer != "adamw"
+        """Whether it goes on from a checkpoint, too. Others have a long run of their engine that does.
+
+        Of the short runs with bf16 weights, which take a CPU long, the one that offloads everything does.
+        """
+        further = self.offload or self.buckets or self.optimizer != "adamw"
+        return not self.accumulates or self.offload_parameters or (further and not self.bf16)
 
     @property
     def name(self) -> str:
