@@ -28,7 +28,7 @@ class Source:
     """A pipeline: a base model (address, revision and hash), or the prefix of a model published here.
 
     Pictures of a base model go through its second stage, if one is named, whose small pictures get the noise of a stage
-    tuned on `noise_levels`; None: as the base has it.
+    tuned on `noise_levels`; None: as the base has it. With `only_second` that stage is there alone, for given ones.
     """
 
     address: str
@@ -37,6 +37,7 @@ class Source:
     published: bool = False
     super_resolution: "Source | None" = None
     noise_levels: int | None = None
+    only_second: bool = False
 
 
 def base_source(config: DreamBoothConfig, base_hash: str, second_hash: str | None = None) -> Source:

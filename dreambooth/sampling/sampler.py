@@ -50,6 +50,7 @@ def load_pipeline(
     super_resolution: Path | None = None,
     noise_levels: int | None = None,
     alone: bool = False,
+    only_second: bool = False,
 ) -> Any:
     """Load a diffusers directory with its family's sampler, its weights in `dtype`, without progress bars.
 
@@ -57,12 +58,13 @@ def load_pipeline(
     some overflow in fp16, which gives black pictures. The second stage of a cascade, the directory `super_resolution`
     or a published model's folder of that name, becomes the pipeline's attribute of that name, with the first one's text
     encoder instead of its own: both were trained with the same. With `noise_levels` it samples as if it had been tuned
-    on so many levels of noise. With `alone` such a folder, which a base model may have, is passed over.
+    on so many levels of noise. With `alone` such a folder, which a base model may have, is passed over. With
+    `only_second` the first stage's denoiser is left out: such a pipeline scales up given `images` (`sample`).
     """
     quiet()
     hide_progress_bars()
     family = family_of(directory)
-    modules = _trained_parts(family, directory, device, dtype) | {
+    modules = _trained_parts(family, directory, device, dtype, denoiser=not only_second) | {
         part.folder: family.load_vae(directory, device) for part in family.role("vae")
     }
     pipeline = _assembled(family, directory, modules)
@@ -108,9 +110,13 @@ def denoiser_of(pipeline: Any) -> Any:
     return getattr(pipeline, family_of_pipeline(pipeline).denoiser.folder)
 
 
-def _trained_parts(family: Family, directory: Path, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    parts = (family.denoiser, *family.text_encoders(directory))
-    return {part.folder: family.load(directory, part.folder, dtype).to(device).eval() for part in parts}
+def _trained_parts(
+    family: Family, directory: Path, device: str, dtype: torch.dtype, *, denoiser: bool = True
+) -> dict[str, Any]:
+    """Modules by folder; None in the denoiser's place without one."""
+    parts = (*([family.denoiser] if denoiser else []), *family.text_encoders(directory))
+    none: dict[str, Any] = {family.denoiser.folder: None}
+    return none | {part.folder: family.load(directory, part.folder, dtype).to(device).eval() for part in parts}
 
 
 def _assembled(family: Family, directory: Path, modules: Mapping[str, Any]) -> Any:
@@ -134,6 +140,8 @@ def sample(
     graphs: Graphs | None = None,
 ) -> list[Image.Image]:
     """Sample one image per (prompt, seed) pair, in order; `images`, one a pair, are those that a stage scales up.
+
+    Given to a cascade they take the place of its first stage's pictures, which isn't run then.
 
     `dtype` is that of denoiser and text encoders, emulated if necessary; None is the device's best. `height` and
     `width` in pixels, of the first stage, default to the training resolution; the second one of a pipeline that has it
@@ -195,8 +203,9 @@ def sampled(
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"expected one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
+    large = getattr(pipeline, SUPER_RESOLUTION, None)
     if dtype is None:
-        dtype = sampling_dtype("cpu") if pipeline.device.type == "cpu" else denoiser_of(pipeline).dtype
+        dtype = sampling_dtype("cpu") if pipeline.device.type == "cpu" else denoiser_of(large or pipeline).dtype
     batches = partial(
         _batches,
         num_inference_steps=num_inference_steps,
@@ -206,11 +215,10 @@ def sampled(
         smaller=smaller,
     )
     first = batches(pipeline, prompts, seeds, guidance_scale=guidance_scale, height=height, width=width, images=images)
-    large = getattr(pipeline, SUPER_RESOLUTION, None)
     if large is None:
         yield from first
         return
-    small = [picture for pictures in first for picture in pictures]
+    small = [picture for pictures in first for picture in pictures] if images is None else list(images)
     if not small:
         return
     family, (width, height) = family_of_pipeline(large), small[0].size

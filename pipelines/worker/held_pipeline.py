@@ -93,6 +93,7 @@ def _load(source: Source, device: str, dtype: Any) -> Any:
             super_resolution=second,
             noise_levels=source.noise_levels,
             alone=not source.published,
+            only_second=source.only_second,
         )
 
 

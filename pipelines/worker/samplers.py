@@ -102,8 +102,8 @@ class ImageSampler:
             stopping = made(indices) or stopping
         return written
 
-    def samples(self, source: Source, request: SampleRequest) -> list[bytes]:
-        """Pictures as PNG, in order."""
+    def samples(self, source: Source, request: SampleRequest, small: Sequence[bytes] = ()) -> list[bytes]:
+        """Pictures as PNG, in order; with `small` ones, as PNG, those are scaled up by a cascade's second stage."""
         import torch
 
         from dreambooth.data.images import png_bytes
@@ -119,6 +119,7 @@ class ImageSampler:
             height=request.resolution,
             width=request.resolution,
             dtype=getattr(torch, request.dtype),
+            images=_opened(small) or None,
             graphs=self._graphs,
         )
 

@@ -76,6 +76,10 @@ def test_both_stages_are_trained_and_sampled_as_diffusers_does_it(
     assert cascade.super_resolution.text_encoder is cascade.text_encoder
     found = sample(cascade, PROMPTS, [3, 4], dtype=torch.float32, **SAMPLING)
     assert [picture.size for picture in found] == [(64, 64)] * 2
+    drawn = sample(load_pipeline(tmp_path / "model", alone=True), PROMPTS, [3, 4], dtype=torch.float32, **SAMPLING)
+    second = load_pipeline(tmp_path / "model", only_second=True)
+    assert second.unet is None
+    assert furthest(found, sample(second, PROMPTS, [3, 4], images=drawn, dtype=torch.float32, **SAMPLING)) == 0
     small, large = plain_pipeline(tmp_path / "model"), plain_pipeline(tmp_path / "model" / SUPER_RESOLUTION)
     pictures: dict[str, Any] = {}
     for stage, mine, scale, seeds in (
