@@ -263,22 +263,24 @@ class DreamBoothConfig(Frozen):
         """The settings by which the second stage is fine-tuned, as if it were a base model; None without one.
 
         It has no class images: the paper fine-tunes its super-resolution on pairs of the subject alone (section 4), and
-        what the first stage draws decides what is there to scale up.
+        what the first stage draws decides what is there to scale up. Scores are of both, unless it takes no steps.
         """
         own = self.super_resolution
         if own.base_model is None:
             return None
         steps = {"max_train_steps": own.max_train_steps, "learning_rate": own.learning_rate}
         alone = {"text_encoders": "none", "text_encoder_learning_rate": None, "identifier_learning_rate": None}
-        by_score = {"keep": "last", "stop_after": None, "validate_every": None}
+        scores: dict[str, dict[str, Any]] = {"train": {}, "evaluation": {}}
+        if not own.max_train_steps:
+            scores = {"train": {"keep": "last", "stop_after": None}, "evaluation": {"every": None}}
         return self.model_copy(
             update={
                 "base_model": own.base_model,
                 "revision": own.revision,
                 "images": self.images.model_copy(update={"resolution": own.resolution}),
                 "prior": self.prior.model_copy(update={"prior_loss_weight": 0.0}),
-                "train": self.train.model_copy(update={**steps, **alone, **by_score}),
-                "evaluation": self.evaluation.model_copy(update={"every": None, "protocol": "none"}),
+                "train": self.train.model_copy(update={**steps, **alone, **scores["train"], "validate_every": None}),
+                "evaluation": self.evaluation.model_copy(update={**scores["evaluation"], "protocol": "none"}),
                 "super_resolution": SuperResolutionConfig(noise_levels=own.noise_levels),
             }
         )

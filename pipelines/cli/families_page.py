@@ -56,8 +56,9 @@ small picture, scaled up and noised, with the level of that noise as its class. 
 - `super_resolution.max_train_steps: 0` leaves the second stage as it is.
 - A run that is struck goes on in the stage it was in. The first stage's last checkpoint is kept until the model is
   published. Other settings of either stage train both anew.
-- Curves of the second stage in MLflow are named `super_resolution/…`; scores and validation samples during training are
-  of the first.
+- Both stages are scored during training (`evaluation.every`), and `train.keep: best` and `train.stop_after` hold for
+  each. Scores of the second are of its own pictures, scaled up from those of the trained first, which are drawn once.
+- Curves of the second stage in MLflow are named `super_resolution/…`; validation samples are of the first.
 """
 _MEMORY = """## Memory
 

@@ -59,7 +59,8 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("figures", f"{drawn}, measured by the bank {protocol.bank.name}{beside}"))
     if train.by_score and config.evaluation.every is not None:
         every = counted(config.evaluation.every, "step")
-        rows.append(("scores", f"every {every}; exported is the {train.keep} checkpoint"))
+        each = "" if plan.second is None else " of each stage"
+        rows.append(("scores", f"every {every}{each}; exported is the {train.keep} checkpoint"))
     name = f", registered as {config.model_name}" if config.tracking.register_model else ""
     rows.append(("writes to", f"{config.run_uri}{name}"))
     return [*rows, ("result key", plan.key)] if plan.has_weights else rows

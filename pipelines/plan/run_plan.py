@@ -14,7 +14,6 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation.run_texts import check_texts
 from dreambooth.models.base_model import BaseModel, resolve_base_model
 from dreambooth.models.cascade import check_cascade
-from dreambooth.models.config_fields import read_json
 from dreambooth.sampling.best_dtype import best_dtype
 from dreambooth.sampling.class_images import PriorPlan, prior_plan
 from pipelines.cluster.ray_cluster import Resources, local_resources
@@ -23,6 +22,7 @@ from pipelines.plan.engine_choice import choose_engine, choose_precision
 from pipelines.plan.footprint import Footprint
 from pipelines.plan.local_addresses import local_addresses, with_absolute_addresses
 from pipelines.plan.result_key import identifier_tokens, result_key
+from pipelines.plan.second_stage import check_text_encoders, scored_like
 from pipelines.stages.protocol_stage import check_protocol, compared_images
 from pipelines.stages.protocol_task import ProtocolTask, pictures_hash, protocol_task
 
@@ -201,11 +201,14 @@ def make_plan(
     check_cascade(first.base, second_base, sides=(side, large))
     if own.super_resolution.noise_levels is not None:
         second_base.family.check_noise_levels(second_base.directory, own.super_resolution.noise_levels)
-    _check_text_encoders(first, second_base)
+    check_text_encoders(first.config, first.run_text_encoders, second_base)
+    own = scored_like(first.config, own)
     try:
         second = _stage_plan(own, resources, second_base, None, weights=weights, inspect=inspect)
     except InputError as error:  # the setting of that name is the first stage's
         raise InputError(str(error).replace("images.resolution", "super_resolution.resolution")) from None
+    if second.config.train.by_score:  # of pictures that the first stage draws
+        second = replace(second, key=config_hash(first.key, second.key))
     settings = first.config.super_resolution.model_copy(update={"resolution": large})
     further = [f"super_resolution: {warning}" for warning in second.warnings if warning not in first.warnings]
     return replace(
@@ -215,22 +218,6 @@ def make_plan(
         key=config_hash(first.key, second.key),
         warnings=(*first.warnings, *further),
     )
-
-
-def _check_text_encoders(first: Plan, second: BaseModel) -> None:
-    """Refuse to train what the second stage reads prompts with, and to train it by the identifier's embedding alone."""
-    trained = " and ".join(first.run_text_encoders)
-    if first.config.train.method == "textual_inversion":
-        raise InputError(
-            f"train.method textual_inversion trains an embedding of {trained} alone, and the second stage of a cascade "
-            f"has none of its own; leave it out, or super_resolution.base_model"
-        )
-    config = read_json(second.directory / second.family.denoiser.folder / "config.json")
-    if trained and second.family.reads_text(config):
-        raise InputError(
-            f"train.text_encoders trains {trained}, which both stages of a cascade read prompts with: the second would "
-            f"be sampled with another than it was trained with; leave it out, or super_resolution.base_model"
-        )
 
 
 def _stage_plan(

@@ -1,11 +1,14 @@
 """The score of weights during training: few samples, measured like the final evaluation."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.data.images import InstanceImage
 from dreambooth.evaluation.prompts import sample_seed
+from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.training.best_checkpoint import Score, Scores
 from pipelines.cluster.collectives import from_rank_zero
 from pipelines.stages.evaluate_stage import instance_pictures
@@ -17,10 +20,19 @@ if TYPE_CHECKING:
     from pipelines.tasks import TrainTask
 
 
+@dataclass(frozen=True, kw_only=True)
+class FirstStage:
+    """The trained first stage of a cascade whose second one is scored; `published` gives its weights on rank 0."""
+
+    task: "TrainTask"
+    published: Callable[[], Mapping[str, Any]]
+
+
 class FidelityScorer:
     """Samples `evaluation.prompts` with given weights, `evaluation.score_images` each, from the same noise every time.
 
-    It keeps a pipeline and the bank's encoders on the device.
+    It keeps a pipeline and the bank's encoders on the device. Given a `first` stage, weights are those of a cascade's
+    second, which scales up the first one's pictures: they stay the same, so they are sampled once.
     """
 
     def __init__(
@@ -32,8 +44,12 @@ class FidelityScorer:
         base_hash: str,
         dtype: str,
         device: str,
+        first: FirstStage | None = None,
     ) -> None:
-        """Load the encoders and embed the instance images; `key` names the weights to come, sampled in `dtype`."""
+        """Load the encoders and embed the instance images; `key` names the weights to come, sampled in `dtype`.
+
+        Of a cascade all but `key` is the first stage's.
+        """
         import torch
 
         evaluation = config.evaluation
@@ -57,7 +73,13 @@ class FidelityScorer:
         self._sampler = ImageSampler(
             use_gpu=device != "cpu", num_threads=torch.get_num_threads(), graph=config.cluster.graph_sampling
         )
-        real = instance_pictures(config, images, self._request.resolution)
+        side, self._of, self._small = self._request.resolution, "", list[bytes]()
+        if first is not None:
+            side, self._of = config.picture_side, f"{SUPER_RESOLUTION}."
+            self._small = self._drawn_by(first)
+            # With the base's text encoder: a second stage that reads text has it from a first one that left it frozen.
+            self._base = replace(first.task.tuned_base, only_second=True)
+        real = instance_pictures(config, images, side)
         self._instance = self._sampler.seen(real, self._bank).embeddings
         self._texts = self._sampler.texts(self._prompts, self._bank)
 
@@ -67,30 +89,42 @@ class FidelityScorer:
         from dreambooth.evaluation.similarity import mean_pairwise_similarity
 
         source = Source(address=f"trained:{self._key}@{step}")
-        self._sampler.give_weights(source, self._base, state)
-        samples = self._sampler.seen(self._sampler.samples(source, self._request), self._bank).embeddings
+        self._sampler.give_weights(source, self._base, {f"{self._of}{name}": one for name, one in state.items()})
+        pictures = self._sampler.samples(source, self._request, self._small)
+        samples = self._sampler.seen(pictures, self._bank).embeddings
         return Score(
             step=step,
             dino=mean_pairwise_similarity(samples.dino, self._instance.dino),
             clip_t=clip_t(samples.clip, self._texts),
         )
 
+    def _drawn_by(self, first: FirstStage) -> list[bytes]:
+        """The small pictures. What drew them is freed, as the second stage is trained on the same device."""
+        source = Source(address=f"trained:{first.task.key}")
+        self._sampler.give_weights(source, self._base, dict(first.published()))
+        small = self._sampler.samples(source, self._request)
+        self._sampler.unload()
+        gc.collect()  # modules hold themselves in circles
+        return small
+
 
 class Scoring:
     """Measures the score on rank 0 and broadcasts it."""
 
-    def __init__(self, task: "TrainTask", engine: Any, device: str) -> None:
-        """Load the encoders, if scores are measured."""
+    def __init__(self, task: "TrainTask", engine: Any, device: str, first: FirstStage | None = None) -> None:
+        """Load the encoders, if scores are measured; `first` was trained before a second stage."""
         self._engine, self._keep = engine, task.config.train.keep == "best"
         self._scorer: FidelityScorer | None = None
         if task.config.evaluation.every is not None and engine.rank == 0:
+            drawn = task if first is None else first.task
             self._scorer = FidelityScorer(
-                task.config,
-                task.images,
+                drawn.config,
+                drawn.images,
                 key=task.key,
-                base_hash=task.base_hash,
-                dtype=task.sampling_dtype,
+                base_hash=drawn.base_hash,
+                dtype=drawn.sampling_dtype,
                 device=device,
+                first=first,
             )
 
     def measure(self, step: int, scores: Scores) -> Score:

@@ -23,6 +23,7 @@ from pipelines.worker.train_data import ClassLatents, train_data
 
 if TYPE_CHECKING:
     from dreambooth.data.frozen_text import FrozenTextEncoders
+    from pipelines.worker.fidelity import FirstStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,12 @@ def fine_tune(
     class_latents: ClassLatents | None = None,
     text_encoders: "FrozenTextEncoders | None" = None,
     graphs: Graphs | None = None,
+    first: "FirstStage | None" = None,
 ) -> FineTuned:
     """Restore, fit, gather. `report` takes messages on every rank; `stopping` is True on rank 0 to stop.
 
     `class_latents` holds the previous subject's, and is updated; so are frozen `text_encoders` of its base model, and
-    `graphs`, its captured step.
+    `graphs`, its captured step. `first` is the trained stage whose pictures this one scales up.
 
     `leaving()` is collective: call it on every rank. True if any node is being preempted; then a checkpoint is written
     for others to resume from. After SIGTERM, too, and this process exits. The global batch is the same for any number
@@ -80,7 +82,7 @@ def fine_tune(
 
     checkpoint = Checkpoint(checkpoints, engine, history, config.train, report, any_rank)
     hooks = _hooks(
-        task, base, engine, checkpoint, history, device, report, stopping, Leaving(leaving, any_rank), any_rank
+        task, base, engine, checkpoint, history, device, report, stopping, Leaving(leaving, any_rank), any_rank, first
     )
     workers = {"workers": engine.world_size, "asked": config.cluster.num_workers}
     report({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
@@ -135,6 +137,7 @@ def _hooks(
     stopping: Callable[[], bool],
     leaving: Leaving,
     any_rank: Callable[[bool], bool],
+    first: "FirstStage | None",
 ) -> Hooks:
     """Hooks in order: those that may end training early come first."""
     from pipelines.worker.fidelity import Scoring
@@ -142,7 +145,7 @@ def _hooks(
     config = task.config
     return Hooks(
         Record(history, report),
-        Score(Scoring(task, engine, device), history, config, report),
+        Score(Scoring(task, engine, device, first), history, config, report),
         Leave(leaving, checkpoint, any_rank, config, stopping=stopping),
         checkpoint,
         Samples(base, engine, config, device, report),

@@ -190,7 +190,7 @@ class _Lane:
         trainings = [*zip(self._stages, task.stages, (None, SUPER_RESOLUTION), strict=False)]
         for stage, one, _ in trainings:
             stage.base(one)  # a wrong one of the second stage shouldn't be found when the first is trained
-        trained = []
+        trained: list[TrainedStage] = []
         for stage, one, name in trainings:
             self._free_captured(but=stage)
             report = partial(self._report, reports, {} if name is None else {"stage": name})
@@ -199,6 +199,7 @@ class _Lane:
                     one,
                     observed(report, lane=self._number) if reports is not None else report,
                     reports.stopping if reports is not None else lambda: False,
+                    trained[0] if trained else None,
                 )
             )
         if self.rank == 0:

@@ -12,7 +12,7 @@ from pipelines.worker.checkpoint_hook import Report
 from pipelines.worker.checkpoints import checkpoints_of
 from pipelines.worker.fine_tune import fine_tune
 from pipelines.worker.graphs import Graphs
-from pipelines.worker.publish import TrainedStage
+from pipelines.worker.publish import TrainedStage, published_weights
 from pipelines.worker.train_data import ClassLatents
 
 
@@ -33,9 +33,12 @@ class StageTraining:
         """Free the captured step unless the GPU has room for `needed` bytes, those of it and of other work."""
         self._graphs.make_room(self._device, needed)
 
-    def train(self, task: TrainTask, report: Report, stopping: Callable[[], bool]) -> TrainedStage:
-        """Fine-tune a copy of a task's base model, see `fine_tune`."""
+    def train(
+        self, task: TrainTask, report: Report, stopping: Callable[[], bool], first: TrainedStage | None = None
+    ) -> TrainedStage:
+        """Fine-tune a copy of a task's base model, see `fine_tune`; `first` is the stage trained before it."""
         from dreambooth.training.model import build_model
+        from pipelines.worker.fidelity import FirstStage
 
         def warn(text: str) -> None:
             if self._rank == 0:
@@ -57,5 +60,6 @@ class StageTraining:
             self._class_latents,
             self._bases.text_encoders,
             self._graphs,
+            None if first is None else FirstStage(task=first.task, published=lambda: published_weights([first])),
         )
         return TrainedStage(task=task, base=base, tuned=tuned)

@@ -85,10 +85,11 @@ def trained_calmly(config: DreamBoothConfig, folder: Path) -> list[TrainedStage]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(WATCHER_SWITCH, "0")
         torch.set_num_threads(config.cluster.cpus_per_worker)
+        trained: list[TrainedStage] = []
         try:
-            return [
-                StageTraining("cpu", 0, scales_up=place == 1).train(one, lambda message: None, lambda: False)
-                for place, one in enumerate(task.stages)
-            ]
+            for place, one in enumerate(task.stages):
+                stage = StageTraining("cpu", 0, scales_up=place == 1)
+                trained.append(stage.train(one, lambda message: None, lambda: False, trained[0] if place else None))
         finally:
             torch.set_num_threads(threads)
+    return trained

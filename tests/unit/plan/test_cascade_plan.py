@@ -22,6 +22,7 @@ from dreambooth.config.settings import DreamBoothConfig, load_config
 from dreambooth.config.train import TrainConfig
 from dreambooth.data.images import InstanceImage
 from dreambooth.errors import InputError
+from dreambooth.miniature import CASCADE_DIR
 from pipelines.cli.main import main
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import train_task
@@ -138,6 +139,54 @@ def parts_of(message: object) -> Iterator[object]:
 def test_settings_of_either_stage_make_another_result(planned: Callable[..., Plan], setting: str) -> None:
     assert planned(setting).key != planned().key
     assert planned(setting).base_hash == planned().base_hash  # the base's pictures are sampled as it is
+
+
+SCORED = ("evaluation.every=2", "evaluation.bank=miniature")
+
+
+class TestScores:
+    """Both stages have them; where they choose the weights they are part of the key."""
+
+    def test_looking_decides_nothing(self, planned: Callable[..., Plan]) -> None:
+        plan = planned(*SCORED)
+        assert plan.second is not None
+        assert plan.second.config.evaluation.every == 2
+        assert [stage.key for stage in plan.stages] == [stage.key for stage in planned().stages]
+
+    @pytest.mark.parametrize("setting", ["train.keep=best", "train.stop_after=2"])
+    def test_a_second_stage_chosen_by_pictures_of_the_first_is_of_that_first(
+        self, planned: Callable[..., Plan], setting: str
+    ) -> None:
+        def key_of_second(*overrides: str) -> str:
+            second = planned(*SCORED, *overrides).second
+            assert second is not None
+            return second.key
+
+        assert key_of_second(setting, "prior.seed=1") != key_of_second(setting)
+        assert key_of_second("prior.seed=1") == key_of_second()
+        assert planned(*SCORED, setting).key != planned(*SCORED).key
+
+    def test_the_best_weights_are_part_of_its_checkpoints(self, planned: Callable[..., Plan]) -> None:
+        last, best = planned(*SCORED).second, planned(*SCORED, "train.keep=best").second
+        assert last is not None
+        assert best is not None
+        assert best.checkpoint_bytes == last.checkpoint_bytes + 4 * best.trained_parameters
+
+    def test_nothing_is_chosen_of_a_stage_that_takes_no_steps(self, planned: Callable[..., Plan]) -> None:
+        plan = planned(*SCORED, "train.keep=best", "super_resolution.max_train_steps=0")
+        assert plan.second is not None
+        assert plan.second.key == planned("super_resolution.max_train_steps=0").second.key
+        assert plan.second.config.evaluation.every is None
+
+    def test_they_are_by_the_first_stages_bank(self, planned: Callable[..., Plan]) -> None:
+        large = f"super_resolution.base_model={CASCADE_DIR / 'stage-2'}"
+        plan = planned("base_model=miniature-cascade", large, "train.keep=best", "evaluation.every=2")
+        assert plan.second is not None
+        assert plan.second.config.evaluation.bank == "miniature"
+
+    def test_the_rows_say_so(self, planned: Callable[..., Plan]) -> None:
+        rows = dict(describe_plan(planned(*SCORED, "train.keep=best")))
+        assert rows["scores"] == "every 2 steps of each stage; exported is the best checkpoint"
 
 
 def test_a_second_stage_that_stays_as_it_is_takes_no_steps(planned: Callable[..., Plan]) -> None:

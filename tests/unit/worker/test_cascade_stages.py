@@ -14,6 +14,10 @@ from replicas import cascade
 from safetensors.torch import load_file
 
 from dreambooth.config.settings import DreamBoothConfig, load_config
+from dreambooth.evaluation.banks import load_bank
+from dreambooth.evaluation.metrics import clip_t
+from dreambooth.evaluation.prompts import sample_seed
+from dreambooth.evaluation.similarity import mean_pairwise_similarity
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.models.delta import rebuild, write_delta
 from dreambooth.models.weight_files import weight_files
@@ -23,6 +27,7 @@ from pipelines.cluster.preemption import WATCHER_SWITCH
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import find_result, train_task
 from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.stages.evaluate_stage import instance_pictures
 from pipelines.storage.files import join, read_json
 from pipelines.storage.publications import Manifest, read_manifest
 from pipelines.tasks import SampleRequest, Source
@@ -74,14 +79,15 @@ def make(bases: tuple[Path, Path], photographs: Path) -> Callable[..., Plan]:
 
 def trained(plan: Plan, *, until: tuple[int, int] | None = None) -> list[TrainedStage]:
     """Train as a new worker does; `until` ends it after a step of a stage."""
-    stages = []
+    stages: list[TrainedStage] = []
     for place, task in enumerate(train_task(plan, None).stages):
 
         def tell(message: dict[str, Any], place: int = place) -> None:
             if message["kind"] == "step" and (place, message["metrics"]["step"]) == until:
                 raise Killed
 
-        stages.append(StageTraining("cpu", 0, scales_up=place == 1).train(task, tell, lambda: False))
+        stage = StageTraining("cpu", 0, scales_up=place == 1)
+        stages.append(stage.train(task, tell, lambda: False, stages[0] if place else None))
     return stages
 
 
@@ -142,17 +148,85 @@ def test_a_struck_cascade_ends_as_if_nothing_had_happened(
     assert (result.steps, result.second.steps) == (FIRST, SECOND)
 
 
-def test_a_first_stage_that_ended_early_is_not_trained_on(
+SCORED = (
+    "evaluation.every=2",
+    "evaluation.bank=miniature",
+    "evaluation.prompts=['a [V] {class_noun}', '[V] at night']",
+    "evaluation.num_inference_steps=2",
+    "storage.dtype=float32",
+)
+
+
+def test_scores_of_the_second_stage_are_those_of_the_cascades_pictures_and_change_nothing(
+    calm: tuple[Plan, list[TrainedStage]], make: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = make(tmp_path, *SCORED)
+    task, found = train_task(plan, None), trained(plan)
+    for one, other in zip(found, calm[1], strict=True):
+        assert_same(one, other)
+    first, second = (stage.tuned.record["scores"] for stage in found)
+    assert [score["step"] for score in first] == [2, 3]
+    assert [score["step"] for score in second] == [2, 4, 5]
+    sampler, source = ImageSampler(use_gpu=False), Source(address="trained:rex")
+    sampler.give_weights(source, task.tuned_base, published_weights(found))
+    settings = plan.config.evaluation
+    prompts = [prompt for prompt in settings.prompts_of(plan.config.subject, plan.config.prompts) for _ in range(2)]
+    request = SampleRequest(
+        prompts=tuple(prompts),
+        seeds=tuple(sample_seed(settings.seed, prompt, place % 2) for place, prompt in enumerate(prompts)),
+        num_inference_steps=2,
+        guidance_scale=settings.guidance_scale,
+        resolution=16,
+        dtype=plan.sampling_dtype,
+    )
+    bank = load_bank("miniature")
+    seen = bank.embed_images([Image.open(io.BytesIO(one)) for one in sampler.samples(source, request)])
+    real = [Image.open(io.BytesIO(one)) for one in instance_pictures(plan.config, plan.images, 64)]
+    similarity = mean_pairwise_similarity(seen.dino, bank.embed_images(real).dino)
+    assert second[-1]["dino"] == pytest.approx(similarity, abs=1e-6)
+    assert second[-1]["clip_t"] == pytest.approx(clip_t(seen.clip, bank.embed_texts(prompts)), abs=1e-6)
+
+
+def test_the_second_stages_best_weights_are_published_and_a_resume_is_exact(
+    make: Callable[..., Plan], tmp_path: Path
+) -> None:
+    best = (*SCORED, "train.keep=best", "evaluation.score_images=1")
+    whole, struck = make(tmp_path / "whole", *best), make(tmp_path / "struck", *best)
+    expected = trained(whole)
+    scores = {int(score["step"]): score["score"] for score in expected[1].tuned.record["scores"]}
+    step = max(scores, key=lambda step: scores[step])
+    assert expected[1].tuned.record["exported_step"] == step
+    with pytest.raises(Killed):
+        trained(struck, until=(1, SECOND))
+    found = trained(struck)
+    assert [stage.tuned.record["resumed_from"] for stage in found] == [FIRST, 4]
+    for name in ("scores", "exported_step"):
+        assert [one.tuned.record[name] for one in found] == [one.tuned.record[name] for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+    model = publish_result(found)
+    assert model.metadata["super_resolution"]["step"] == step
+    result = find_result(struck)
+    assert result is not None
+    assert result.second is not None
+    assert (result.second.exported_step, len(result.second.scores)) == (step, 3)
+    # What is published is what a training of as many steps ends with.
+    shorter = make(tmp_path / "shorter", f"super_resolution.max_train_steps={step}")
+    state, ended = found[1].tuned.state, trained(shorter)[1].tuned.state
+    assert [name for name, tensor in state.items() if not torch.equal(tensor, ended[name])] == []
+
+
+def test_a_stage_that_ended_early_is_not_trained_on(
     calm: tuple[Plan, list[TrainedStage]], make: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.worker.fidelity.FidelityScorer", Falling)
     plan = make(tmp_path, "evaluation.every=1", "train.stop_after=1", "evaluation.bank=miniature")
     with pytest.raises(Killed):
-        trained(plan, until=(1, 3))
-    first, second = trained(plan)
-    assert (first.tuned.record["resumed_from"], first.tuned.record["steps"]) == (2, 2)
-    assert losses(first) == losses(calm[1][0])[:2]
-    assert_same(second, calm[1][1])
+        trained(plan, until=(1, 2))
+    for stage, other in zip(trained(plan), calm[1], strict=True):
+        assert stage.tuned.record["steps"] == 2
+        assert losses(stage) == losses(other)[:2]
+    assert trained(plan)[0].tuned.record["resumed_from"] == 2
 
 
 class Falling:
