@@ -154,7 +154,7 @@ def finish(
     """Publish a model's card, register it, and write pictures and summary with anything missing from MLflow."""
     complete_curves(run, trained.history, trained.scores)
     if trained.second is not None:
-        complete_curves(run, trained.second.history, (), SUPER_RESOLUTION)
+        complete_curves(run, trained.second.history, trained.second.scores, SUPER_RESOLUTION)
     complete_pictures(run, plan.config, plan.key)
     figures, version = find_figures(plan), None
     made = card_of(plan, trained, evaluation, figures.evaluation if figures else None)

@@ -57,7 +57,8 @@ class Curves:
                 run.log_image(Image.open(io.BytesIO(image)), f"validation/{index}", message["step"])
             return
         stage = message.get("stage")
-        point = step_point(message["metrics"], stage) if message["kind"] == "step" else score_point(message["score"])
+        step = message["kind"] == "step"
+        point = step_point(message["metrics"], stage) if step else score_point(message["score"], stage)
         run.log_metrics(point[1], point[0])
 
     def leave(self, name: str) -> None:
@@ -86,7 +87,7 @@ def complete_curves(
 ) -> None:
     """Send missing points to MLflow: of a lane, of a driver that died or found no server."""
     steps = [step_point(one, stage) for one in history]
-    points = {f"{stage or _FIRST}/loss": steps, "score/total": [*map(score_point, scores)]}
+    points = {f"{stage or _FIRST}/loss": steps, f"{_scores(stage)}/total": [score_point(one, stage) for one in scores]}
     for curve, found in points.items():
         if found:
             run.log_missing(curve, found)
@@ -115,7 +116,12 @@ def step_point(metrics: Mapping[str, float], stage: str | None = None) -> tuple[
     return int(metrics["step"]), curves
 
 
-def score_point(score: Mapping[str, float]) -> tuple[int, dict[str, float]]:
-    """The step of a score's message, and its points by curve."""
-    curves = {"score/total": score["score"], "score/dino": score["dino"], "score/clip_t": score["clip_t"]}
-    return int(score["step"]), curves
+def score_point(score: Mapping[str, float], stage: str | None = None) -> tuple[int, dict[str, float]]:
+    """The step of a score's message, and its points by curve: score/total, below a further stage's own name."""
+    curves = {"total": score["score"], "dino": score["dino"], "clip_t": score["clip_t"]}
+    return int(score["step"]), {f"{_scores(stage)}/{name}": value for name, value in curves.items()}
+
+
+def _scores(stage: str | None) -> str:
+    """What the curves of a stage's scores are named for."""
+    return "score" if stage is None else f"{stage}/score"

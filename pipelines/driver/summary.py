@@ -95,8 +95,7 @@ def write_summary(
 
     `error` is the reason why MLflow lacks something, `batch` the folder of the batch. Ends the MLflow run.
     """
-    uri = plan.config.run_uri
-    steps = trained.steps
+    uri, steps = plan.config.run_uri, trained.steps
     pictures = {"loss_curve.png": loss_curve(trained.history)}
     if trained.second is not None and trained.second.steps:
         pictures[_SECOND_CURVE] = loss_curve(trained.second.history)
@@ -132,12 +131,7 @@ def write_summary(
         "zero_stage": plan.config.zero.stage if plan.engine == "deepspeed" else None,
         "workers": plan.config.cluster.num_workers,
         "class_images": plan.prior.count if plan.prior else 0,
-        "steps": steps,
-        "exported_step": trained.exported_step,
-        "scores": list(trained.scores),
-        "steps_per_second": round(trained.steps_per_second, 3),
-        "peak_memory_bytes": list(trained.peak_memory_bytes),
-        "resumed_from": trained.resumed_from,
+        **_of_stage(trained),
         SUPER_RESOLUTION: _second(trained.second, uri),
         "wall_seconds": seconds | {"total": round(sum(seconds.values()), 2)},
         "startup_seconds": startup,
@@ -163,12 +157,18 @@ def _second(second: TrainResult | None, uri: str) -> dict[str, Any] | None:
     """The training of a cascade's second stage."""
     if second is None:
         return None
+    return _of_stage(second) | {"loss_curve": join(uri, _SECOND_CURVE) if second.steps else None}
+
+
+def _of_stage(trained: TrainResult) -> dict[str, Any]:
+    """The training of a base model, or of a cascade's second stage."""
     return {
-        "loss_curve": join(uri, _SECOND_CURVE) if second.steps else None,
-        "steps": second.steps,
-        "steps_per_second": round(second.steps_per_second, 3),
-        "peak_memory_bytes": list(second.peak_memory_bytes),
-        "resumed_from": second.resumed_from,
+        "steps": trained.steps,
+        "exported_step": trained.exported_step,
+        "scores": list(trained.scores),
+        "steps_per_second": round(trained.steps_per_second, 3),
+        "peak_memory_bytes": list(trained.peak_memory_bytes),
+        "resumed_from": trained.resumed_from,
     }
 
 

@@ -79,13 +79,13 @@ def loss_chart(history: Sequence[Mapping[str, float]], *, of: str = "") -> Chart
     )
 
 
-def score_chart(scores: Sequence[Mapping[str, float]], exported: int | None) -> Chart | None:
-    """Similarities measured during training; None without any."""
+def score_chart(scores: Sequence[Mapping[str, float]], exported: int | None, *, of: str = "") -> Chart | None:
+    """Similarities measured during training; `of` names a cascade's second stage. None without any."""
     if not scores:
         return None
     published = "" if exported is None else f"; the model of step {exported:,} is published"
     return Chart(
-        title=f"Similarity over steps, measured {counted(len(scores), 'time')}{published}",
+        title=f"Similarity over steps{of and f' of the {of}'}, measured {counted(len(scores), 'time')}{published}",
         y_label=_SIMILARITY,
         x=[int(one["step"]) for one in scores],
         lines=[

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth.evaluation.verdict import worst_first
+from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.report.by_step import chosen_steps, find_pictures, samples_by_step
 from pipelines.report.charts import loss_chart, score_chart
 from pipelines.report.evaluated import Evaluated, read_pictures, warnings_in
@@ -52,7 +53,7 @@ def render_run(
         "run.html",
         **_about(summary, facts),
         **_training(summary, history, uri),
-        second_curve=loss_chart(second, of="super-resolution stage"),
+        **_second_training(summary, second),
         **_evaluation(evaluated),
     )
 
@@ -76,6 +77,14 @@ def _training(summary: Mapping[str, Any], history: Sequence[Mapping[str, float]]
         "curve": loss_chart(history),
         "scores": score_chart(summary.get("scores", ()), summary.get("exported_step")),
         "by_step": samples_by_step(chosen, read_pictures(addresses)),
+    }
+
+
+def _second_training(summary: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> Mapping[str, Any]:
+    second, of = summary.get(SUPER_RESOLUTION) or {}, "super-resolution stage"
+    return {
+        "second_curve": loss_chart(history, of=of),
+        "second_scores": score_chart(second.get("scores", ()), second.get("exported_step"), of=of),
     }
 
 

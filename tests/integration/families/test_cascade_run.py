@@ -32,7 +32,7 @@ from pipelines.tracking.client import connect, default_tracking, quietly
 from pipelines.worker.publish import published_weights
 
 pytestmark = pytest.mark.recovery
-FIRST, SECOND, EVERY = 90, 90, 20
+FIRST, SECOND, EVERY, SCORES = 90, 90, 20, [40, 80, 90]
 LARGE = "super_resolution"
 MODEL = "models:/dreambooth-rex@latest"
 PROMPT = "a photo of [V] dog on the beach"
@@ -55,7 +55,12 @@ def config(tmp_path: Path, mlflow_database: str) -> DreamBoothConfig:
             "super_resolution": {"base_model": str(large), "max_train_steps": SECOND, "learning_rate": 1e-3},
             "subject": {"name": "rex", "class_noun": "dog", "identifier": "sks", "instance_images": str(photographs)},
             "prior": {"num_class_images": 2, "num_inference_steps": 2},
-            "train": {"max_train_steps": FIRST, "learning_rate": 1e-3, "checkpoint_every": EVERY},
+            "train": {
+                "max_train_steps": FIRST,
+                "learning_rate": 1e-3,
+                "checkpoint_every": EVERY,
+                "keep": "best",
+            },
             "cluster": {"max_failures": 3},
             "storage": {"run": str(tmp_path / "run"), "prior": str(tmp_path / "prior")},
             "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
@@ -66,6 +71,8 @@ def config(tmp_path: Path, mlflow_database: str) -> DreamBoothConfig:
                 "prompts": prompts,
                 "images_per_prompt": 1,
                 "num_inference_steps": 2,
+                "every": SCORES[0],
+                "score_images": 1,
             },
         }
     )
@@ -103,6 +110,13 @@ def test_a_struck_cascade_ends_as_one_model_with_the_same_picture_everywhere(
     calm = trained_calmly(plan.config, tmp_path / "calm")
     assert [one["loss"] for one in result.history] == [one["loss"] for one in calm[0].tuned.record["history"]]
     assert [one["loss"] for one in result.second.history] == [one["loss"] for one in calm[1].tuned.record["history"]]
+    for found, stage, said in zip((result, result.second), calm, (summary, summary[LARGE]), strict=True):
+        assert [score["step"] for score in found.scores] == SCORES
+        assert [*found.scores] == stage.tuned.record["scores"] == said["scores"]
+        assert found.exported_step == stage.tuned.record["exported_step"] == said["exported_step"]
+    assert (
+        "Similarity over steps of the super-resolution stage, measured 3 times" in Path(summary["report"]).read_text()
+    )
 
     model = Path(summary["model_uri"])
     assert [folder.name for folder in Path(config.run_uri, "model").iterdir()] == [model.name]
@@ -166,9 +180,14 @@ def test_a_struck_cascade_ends_as_one_model_with_the_same_picture_everywhere(
     with quietly():
         run = client.get_run(summary["mlflow"]["run_id"])
         version = client.get_model_version("dreambooth-rex", "1")
-        for curve, steps in (("train/loss", FIRST), ("super_resolution/loss", SECOND)):
+        for curve, steps in (
+            ("train/loss", range(1, FIRST + 1)),
+            ("super_resolution/loss", range(1, SECOND + 1)),
+            ("score/dino", SCORES),
+            ("super_resolution/score/dino", SCORES),
+        ):
             points = client.get_metric_history(run.info.run_id, curve)
-            assert {point.step for point in points} == set(range(1, steps + 1)), curve
+            assert {point.step for point in points} == set(steps), curve
     assert (
         version.tags["super_resolution.base_hash"]
         == read_manifest(str(model)).metadata["super_resolution"]["base_hash"]

@@ -50,6 +50,8 @@ def test_scores_say_which_step_is_published() -> None:
     made = chart(score_chart(scores, 50))
     assert made.title == "Similarity over steps, measured 2 times; the model of step 50 is published"
     assert list(made.lines[0].values) == [0.5, 0.6]
+    large = chart(score_chart(scores, 100, of="super-resolution stage"))
+    assert large.title.startswith("Similarity over steps of the super-resolution stage, measured 2 times; the model of")
     assert score_chart([], 50) is None
 
 
