@@ -1,11 +1,7 @@
-"""Many subjects through warm lanes on a real Ray: what comes out, whoever was killed on the way."""
+"""Many subjects through warm lanes on a real Ray: what comes out, whoever stops it on the way."""
 
-import contextlib
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,117 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-import yaml
-from stopping import stop_when
+from batches import FOUR_CPUS, Silent, history, states, weights
 
-from dreambooth.config.settings import DreamBoothConfig
-from dreambooth.miniature import subject_dir, subject_names
-from pipelines.cluster.ray_cluster import Resources
-from pipelines.driver.batch import BatchOutcome, run_batch
+from dreambooth.miniature import subject_names
+from pipelines.driver.batch import run_batch
 from pipelines.driver.conclude import conclude
 from pipelines.driver.personalize import personalize
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
-from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.plan.run_plan import Plan
 from pipelines.stages.embeddings import embeddings_uri, read_embeddings
 from pipelines.storage.files import join, read_json
 from pipelines.storage.publications import published
-from pipelines.tasks import Message, Progress, State
+from pipelines.tasks import Progress
 from pipelines.tracking.client import connect, quietly
 from pipelines.tracking.line import Away
-
-FOUR_CPUS = Resources(cpus=4, gpus=0)
-
-
-class Silent:
-    """Shows nothing; calls `watch` with the subjects in lanes."""
-
-    def __init__(self, watch: Callable[[Mapping[str, Progress]], None] = lambda running: None) -> None:
-        self.watch = watch
-        self.lines: list[str] = []
-        self.messages: list[tuple[str, Message]] = []
-
-    def update(
-        self,
-        counts: Mapping[State, int],
-        running: Mapping[str, Progress],
-        *,
-        class_images: tuple[int, int] | None,
-        failures: Sequence[tuple[str, str]],
-    ) -> None:
-        self.watch(running)
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-    def message(self, name: str, message: Message) -> None:
-        self.messages.append((name, message))
-
-
-@pytest.fixture
-def make_batch(make_config: Any, class_images: Path) -> Callable[..., BatchPlan]:
-    """A plan of several subjects of the miniature, on a tiny base, in a folder."""
-
-    def make(folder: Path, *subjects: str, poisoned: str | None = None, **settings: Any) -> BatchPlan:
-        configs = [
-            make_config(
-                **{
-                    "subject__name": name,
-                    "subject__class_noun": name.rsplit("-", 1)[-1],
-                    # By name, so that a subject has the same one in whatever batch it is.
-                    "subject__identifier": f"{name[0]}fz",
-                    "subject__instance_images": subject_dir(name),
-                    "storage__root": folder,
-                    "storage__prior": class_images,
-                    "tracking__uri": f"sqlite:///{folder}/mlflow.db",
-                    "evaluation__enabled": "false",
-                }
-                | settings
-            )
-            for name in subjects
-        ]
-        configs = [_poisoned(config) if config.subject.name == poisoned else config for config in configs]
-        folder.mkdir(parents=True, exist_ok=True)
-        return make_batch_plan("batch", [make_plan(config, FOUR_CPUS) for config in configs], FOUR_CPUS)
-
-    return make
-
-
-def _poisoned(config: DreamBoothConfig) -> DreamBoothConfig:
-    """With noise that no configuration may ask for, so that the loss stops being a number."""
-    return config.model_copy(update={"train": config.train.model_copy(update={"noise_offset": 1e30})})
-
-
-def weights(plan: BatchPlan) -> dict[str, dict[str, str]]:
-    """sha256 of every file of every subject's published model."""
-    found = {}
-    for subject in plan.subjects:
-        manifest = published(join(subject.config.run_uri, "model"))
-        assert manifest is not None, subject.config.subject.name
-        found[subject.config.subject.name] = {name: record.sha256 for name, record in manifest.files.items()}
-    return found
-
-
-def history(plan: BatchPlan, name: str) -> list[tuple[float, float]]:
-    [subject] = [subject for subject in plan.subjects if subject.config.subject.name == name]
-    record = read_json(join(subject.config.run_uri, "training", f"{subject.key}.json"))
-    return [(step["step"], step["loss"]) for step in record["history"]]
-
-
-def states(outcome: BatchOutcome) -> dict[str, str]:
-    return {row["subject"]: row["state"] for row in outcome.summary["results"]}
-
-
-def actors(title: str) -> list[psutil.Process]:
-    """Processes of this process's own Ray whose title this expression finds."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if re.search(title, " ".join(process.cmdline())):
-                found.append(process)
-    assert found, title
-    return found
 
 
 def rank_1(root: str, names: Sequence[str]) -> float:
@@ -257,44 +157,6 @@ def test_a_result_does_not_depend_on_which_subjects_went_before(
     assert {row["attempts"] for row in again.summary["results"]} == {1}
 
 
-@pytest.mark.recovery
-@pytest.mark.usefixtures("ray_session")
-def test_a_killed_worker_a_killed_queue_and_a_poisoned_subject_cost_nobody_else(
-    make_batch: Callable[..., BatchPlan], tmp_path: Path
-) -> None:
-    names = ("mint-dog", "navy-dog", "lime-car")
-    settings = {"train__max_train_steps": 40, "train__checkpoint_every": 10, "cluster__lanes": 2}
-    settings |= {"train__gradient_accumulation_steps": 8}  # so slow that a step is seen before the next ones are done
-    calm = make_batch(tmp_path / "calm", *names, poisoned="mint-dog", **settings)
-    outcome = run_batch(calm, Silent(), None)
-    assert states(outcome) == {name: "failed" if name == "mint-dog" else "done" for name in names}
-    assert outcome.failed == 1
-    assert "loss is" in outcome.summary["failures"]["mint-dog"]
-    [failed] = [row for row in outcome.summary["results"] if row["subject"] == "mint-dog"]
-    assert failed["attempts"] == 1  # the same numbers would come to the same
-
-    killed: list[str] = []
-
-    def kill(running: Mapping[str, Progress]) -> None:
-        step = running["navy-dog"].step if "navy-dog" in running else 0
-        if step >= 20 and not killed:
-            killed.append("worker")
-            actors("RayTrainWorker")[-1].kill()  # as the kernel does when memory is short
-        elif step >= 20 and killed == ["worker"]:
-            killed.append("queue")
-            for queue in actors(r"ray::\S*Queue"):
-                queue.kill()
-
-    struck = make_batch(tmp_path / "struck", *names[1:], **settings)
-    assert [subject.key for subject in struck.subjects] == [subject.key for subject in calm.subjects[1:]]
-    after = run_batch(struck, Silent(kill), None)
-    assert killed == ["worker", "queue"]
-    assert set(states(after).values()) == {"done"}
-    assert weights(struck) == weights(make_batch_plan("batch", calm.subjects[1:], FOUR_CPUS))
-    assert [step for step, _ in history(struck, "navy-dog")] == list(range(1, 41))
-    assert sum(row["attempts"] for row in after.summary["results"]) == 3  # only the killed worker's subject again
-
-
 @pytest.mark.usefixtures("ray_session")
 def test_a_stop_reaches_a_training_of_slow_steps_whose_curves_grow(
     make_batch: Callable[..., BatchPlan], mlflow_database: str, tmp_path: Path
@@ -369,49 +231,3 @@ def test_it_ends_early_and_keeps_the_best_step(make_batch: Callable[..., BatchPl
     model = published(join(subject.config.run_uri, "model"))
     assert model is not None
     assert model.metadata["step"] == record["exported_step"]
-
-
-@pytest.mark.slow
-def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(make_config: Any, tmp_path: Path) -> None:
-    config: DreamBoothConfig = make_config()
-    names = ("coral-car", "navy-dog")
-    common = {
-        "base_model": config.base_model,
-        "prior": config.prior.model_dump(),
-        "train": config.train.model_dump()
-        | {"max_train_steps": 40, "checkpoint_every": 5, "gradient_accumulation_steps": 8},
-        "storage": {"root": str(tmp_path / "out")},
-        "evaluation": {"enabled": False},
-    }
-    subjects = [
-        {"name": name, "class_noun": name.rsplit("-", 1)[-1], "instance_images": str(subject_dir(name))}
-        for name in names
-    ]
-    table = tmp_path / "subjects.yaml"
-    table.write_text(yaml.safe_dump(common | {"subjects": subjects}))
-    command = [sys.executable, "-m", "pipelines.cli", "batch", str(table), "--set", "cluster.lanes=1"]
-
-    interrupted = stop_when(lambda: checkpoints(tmp_path), signal.SIGINT, command, tmp_path)
-    assert interrupted.returncode == 130
-    assert "same command goes on" in interrupted.stderr
-    assert checkpoints(tmp_path)
-    assert not models(tmp_path)
-    killed = stop_when(lambda: models(tmp_path), signal.SIGKILL, command, tmp_path)
-    assert killed.returncode == -signal.SIGKILL
-
-    finished = subprocess.run(command, cwd=tmp_path, check=True, timeout=400, capture_output=True, text=True)
-    assert "2 done" in finished.stdout
-    [summary] = (tmp_path / "out" / "batches").glob("*/summary.json")
-    assert read_json(str(summary))["subjects"]["done"] == 2
-    assert len(models(tmp_path)) == 2
-    with quietly():
-        client = connect(f"sqlite:///{tmp_path}/mlflow.db")
-        assert {int(version.version) for version in client.search_model_versions()} == {1}
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    return list((folder / "out").glob("*/checkpoints/*/*/manifest.json"))
-
-
-def models(folder: Path) -> list[Path]:
-    return list((folder / "out").glob("*/model/*/manifest.json"))

@@ -1,3 +1,5 @@
+"""A registered version: its history, its files, and that MLflow serves it without our code."""
+
 import base64
 import io
 import json
@@ -13,15 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
-import plain_mlflow
 import pytest
 import torch
 import yaml
 from mlflow import MlflowClient, pyfunc
 from mlflow.exceptions import MlflowException
-from PIL import Image, ImageChops
+from PIL import Image
+from registering import SERVE, STEPS, answers, differ, picture_at, register_model
 from safetensors.torch import load_file, save_file
-from served import facts_of
 
 from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
@@ -29,11 +30,10 @@ from dreambooth.sampling.sampler import load_pipeline, sample, sampling_dtype
 from pipelines.apps.generate import generate
 from pipelines.storage import files, publications
 from pipelines.tracking.client import connect, default_tracking, quietly
-from pipelines.tracking.registry import RegisteredVersion, describe, register
-from pipelines.tracking.runs import check_tracking, track
+from pipelines.tracking.registry import RegisteredVersion, describe
+from pipelines.tracking.runs import check_tracking
 
 CHECKOUT = Path(__file__).parents[3]
-STEPS = 2
 PROMPT = "a photo of [V] dog on the beach"
 LONG = f"a photo {'on the beach ' * 8}of [V] dog"
 
@@ -48,45 +48,9 @@ def client(tracking_uri: str) -> MlflowClient:
     return connect(tracking_uri)
 
 
-def _register(
-    tracking_uri: str,
-    directory: Path,
-    *,
-    base: Path | None = None,
-    name: str = "dreambooth-rex",
-    result_key: str,
-    description: str | None = None,
-) -> RegisteredVersion:
-    with track(TrackingConfig(uri=tracking_uri), run_name="rex") as run:
-        return register(
-            run_id=run.run_id,
-            tracking_uri=tracking_uri,
-            model=directory,
-            name=name,
-            tags={"base_model": "miniature", "git_commit": "abc123", "max_train_steps": 200},
-            identifier="zqx",
-            class_noun="dog",
-            result_key=result_key,
-            served=facts_of(base or directory),
-            description=description,
-            num_inference_steps=STEPS,
-            guidance_scale=4.0,
-        )
-
-
 @pytest.fixture(scope="module")
 def registered(tracking_uri: str, tiny_pipeline: Path) -> RegisteredVersion:
-    return _register(tracking_uri, tiny_pipeline, result_key="first")
-
-
-def _differ(one: Image.Image, other: Image.Image, *, by_more_than: int = 0) -> bool:
-    difference = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
-    return max(highest for _, highest in difference.getextrema()) > by_more_than
-
-
-def _picture(path: str) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    return register_model(tracking_uri, tiny_pipeline, result_key="first")
 
 
 def test_a_version_carries_its_history(registered: RegisteredVersion, client: MlflowClient) -> None:
@@ -110,9 +74,9 @@ def test_a_version_carries_its_history(registered: RegisteredVersion, client: Ml
 
 
 def test_the_same_result_is_one_version(tracking_uri: str, client: MlflowClient, tiny_pipeline: Path) -> None:
-    first = _register(tracking_uri, tiny_pipeline, name="dreambooth-twice", result_key="a")
-    assert _register(tracking_uri, tiny_pipeline, name="dreambooth-twice", result_key="a") == first
-    second = _register(tracking_uri, tiny_pipeline, name="dreambooth-twice", result_key="b")
+    first = register_model(tracking_uri, tiny_pipeline, name="dreambooth-twice", result_key="a")
+    assert register_model(tracking_uri, tiny_pipeline, name="dreambooth-twice", result_key="a") == first
+    second = register_model(tracking_uri, tiny_pipeline, name="dreambooth-twice", result_key="b")
     assert (first.version, second.version) == (1, 2)
     assert int(client.get_model_version_by_alias("dreambooth-twice", "latest").version) == 2
 
@@ -121,7 +85,7 @@ def test_a_card_describes_what_nobody_has_described_otherwise(
     tracking_uri: str, client: MlflowClient, tiny_pipeline: Path
 ) -> None:
     about = {"name": "dreambooth-said", "description": "# rex\n\nfirst"}
-    first = _register(tracking_uri, tiny_pipeline, result_key="a", **about)
+    first = register_model(tracking_uri, tiny_pipeline, result_key="a", **about)
 
     def said() -> tuple[str | None, str | None]:
         version = client.get_model_version(first.name, str(first.version))
@@ -129,7 +93,7 @@ def test_a_card_describes_what_nobody_has_described_otherwise(
 
     assert said() == ("# rex\n\nfirst",) * 2
     client.update_model_version(first.name, str(first.version), "")  # as if the first attempt had broken off here
-    assert _register(tracking_uri, tiny_pipeline, result_key="a", **about) == first
+    assert register_model(tracking_uri, tiny_pipeline, result_key="a", **about) == first
     assert said() == ("# rex\n\nfirst",) * 2
     client.update_registered_model(first.name, "My own words.")
     describe(client, first.name, first.version, "# rex\n\nsecond")
@@ -176,28 +140,6 @@ def test_a_prompt_that_the_served_model_would_read_otherwise(
     assert not Path("pictures/0.png").exists()
 
 
-SERVE = (
-    plain_mlflow.ALONE
-    + """
-model = mlflow.pyfunc.load_model("models:/dreambooth-rex@latest")
-prompts = pandas.DataFrame({"prompt": [sys.argv[1]] * 2})
-images = model.predict(prompts, params={"seed": 7})
-example = model.predict(model.input_example)
-params = {spec.name: spec.default for spec in model.metadata.signature.params}
-assert not blocked & set(sys.modules)
-
-blocked = {"ray", "deepspeed"}
-import contextlib, io
-with contextlib.redirect_stderr(io.StringIO()) as said:
-    from pipelines.apps.generate import generate
-    generate("models:/dreambooth-rex@latest", sys.argv[1], num=1, output="pictures")
-assert said.getvalue() == "", said.getvalue()
-assert not blocked & set(sys.modules)
-print(json.dumps({"images": list(images["image"]), "params": params, "example": len(example)}))
-"""
-)
-
-
 def test_it_loads_where_there_is_no_ray_no_deepspeed_and_no_pickle(
     registered: RegisteredVersion, tracking_uri: str, working_folder: Path, tiny_pipeline: Path
 ) -> None:
@@ -232,9 +174,9 @@ def test_it_loads_where_there_is_no_ray_no_deepspeed_and_no_pickle(
             latents = pipeline([prompt] * 2, generator=generators, **sampler).images
         pixels = pipeline.vae.decode(latents.float() / pipeline.vae.config.scaling_factor).sample
     plain = pipeline.image_processor.postprocess(pixels)
-    assert not any(_differ(one, other) for one, other in zip(served, plain, strict=True))
-    assert not any(_differ(one, other, by_more_than=1) for one, other in zip(served, expected, strict=True))
-    assert _differ(*served, by_more_than=1)
+    assert not any(differ(one, other) for one, other in zip(served, plain, strict=True))
+    assert not any(differ(one, other, by_more_than=1) for one, other in zip(served, expected, strict=True))
+    assert differ(*served, by_more_than=1)
 
 
 def test_generate_writes_pictures_of_a_registered_model(
@@ -244,9 +186,9 @@ def test_generate_writes_pictures_of_a_registered_model(
         "models:/dreambooth-rex@latest", PROMPT, num=2, seed=5, output=str(tmp_path), tracking_uri=tracking_uri
     )
     assert result.paths == (str(tmp_path / "5.png"), str(tmp_path / "6.png"))
-    assert _picture(result.paths[0]).size == (64, 64)
-    assert _differ(_picture(result.paths[0]), _picture(result.paths[1]))
-    assert _picture(result.contact_sheet).width > 2 * 128
+    assert picture_at(result.paths[0]).size == (64, 64)
+    assert differ(picture_at(result.paths[0]), picture_at(result.paths[1]))
+    assert picture_at(result.contact_sheet).width > 2 * 128
     # A directory with the same weights gives the same pictures.
     plain = generate(
         str(tiny_pipeline),
@@ -257,7 +199,7 @@ def test_generate_writes_pictures_of_a_registered_model(
         guidance_scale=4.0,
         output=str(tmp_path / "plain"),
     )
-    assert not _differ(_picture(result.paths[1]), _picture(plain.paths[1]))
+    assert not differ(picture_at(result.paths[1]), picture_at(plain.paths[1]))
 
 
 def test_an_earlier_version_is_served_by_its_own_code(
@@ -299,7 +241,7 @@ def test_mlflow_models_serve_answers_with_the_same_pictures(
         )
     try:
         deadline = time.monotonic() + 120
-        while not _answers(f"http://127.0.0.1:{port}/ping"):
+        while not answers(f"http://127.0.0.1:{port}/ping"):
             assert server.poll() is None, (tmp_path / "log").read_text()[-3000:]
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
             time.sleep(0.5)
@@ -318,15 +260,7 @@ def test_mlflow_models_serve_answers_with_the_same_pictures(
     [path] = generate(
         registered.uri, PROMPT, num=1, seed=7, output=str(tmp_path / "generated"), tracking_uri=tracking_uri
     ).paths
-    assert not _differ(Image.open(io.BytesIO(base64.b64decode(row["image"]))), _picture(path))
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+    assert not differ(Image.open(io.BytesIO(base64.b64decode(row["image"]))), picture_at(path))
 
 
 def test_generate_takes_a_publication_from_any_store(tiny_pipeline: Path) -> None:
@@ -371,8 +305,8 @@ def test_a_model_kept_as_its_change_serves_the_same_pictures(
     write_delta(resolve_base_model(str(tiny_pipeline)), model, tmp_path / "delta")
     pictures = []
     for name, directory in (("full", model), ("delta", tmp_path / "delta")):
-        _register(tracking_uri, directory, base=tiny_pipeline, name=f"dreambooth-{name}", result_key=name)
+        register_model(tracking_uri, directory, base=tiny_pipeline, name=f"dreambooth-{name}", result_key=name)
         address = f"models:/dreambooth-{name}@latest"
         result = generate(address, PROMPT, num=1, output=str(tmp_path / name), tracking_uri=tracking_uri)
-        pictures.append(_picture(result.paths[0]))
-    assert not _differ(*pictures)
+        pictures.append(picture_at(result.paths[0]))
+    assert not differ(*pictures)

@@ -1,0 +1,75 @@
+"""Lanes that lose workers or nodes: others get what they had, and what counts as a failure."""
+
+from collections.abc import Callable
+
+from queued import LANE, OTHER, name_of, queued
+
+from pipelines.queue.subject_queue import SubjectQueue
+from pipelines.tasks import MakeClassImages, Wait
+
+
+def test_what_a_lane_lost_is_tried_again_and_then_set_aside(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), retries=1)
+    assert name_of(queue.next(LANE, fresh=True)) == "a"
+    assert name_of(queue.next(LANE, fresh=True)) == "a"  # its workers are new: the old ones died with the subject
+    assert queue.next(LANE, fresh=True) is None
+    [(name, reason)] = queue.snapshot().failures
+    assert name == "a"
+    assert "worker died" in reason
+
+
+def test_a_lane_that_grows_or_shrinks_is_no_failure(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), retries=0)
+    assert name_of(queue.next(LANE, count=2, fresh=True)) == "a"
+    assert name_of(queue.next(LANE, count=1, fresh=True)) == "a"
+    assert name_of(queue.next(LANE, count=2, fresh=True)) == "a"
+    assert queue.records()[0].failures == 0
+
+
+def test_a_call_that_is_repeated_is_no_failure(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), retries=0)
+    assert name_of(queue.next(LANE, fresh=True)) == "a"
+    assert name_of(queue.next(LANE)) == "a"
+    assert queue.records()[0].failures == 0
+
+
+def test_what_was_on_a_lost_node_goes_to_others_and_is_no_failure(make: Callable[..., SubjectQueue]) -> None:
+    here, there = frozenset({"here"}), frozenset({"there"})
+    queue = make(queued("a"), queued("b", "dog"), retries=0)
+    assert name_of(queue.next(LANE, fresh=True, nodes=there)) == "a"
+    blocks = queue.next("driver/2", fresh=True, nodes=there)
+    assert isinstance(blocks, MakeClassImages)
+    assert queue.snapshot().nodes == {LANE: there, "driver/2": there}
+    for lane in (LANE, "driver/2"):
+        queue.nodes_lost(lane, there)
+    assert name_of(queue.next(OTHER, fresh=True, nodes=here)) == "a"
+    assert queue.snapshot().failures == ()
+    again = [queue.next(f"driver/{lane}", fresh=True, nodes=here) for lane in (3, 4)]
+    assert {block for work in again for block in work.blocks} >= set(blocks.blocks)
+
+
+def test_a_lane_that_has_new_workers_keeps_what_they_do(make: Callable[..., SubjectQueue]) -> None:
+    old, new = frozenset({"old"}), frozenset({"new"})
+    queue = make(queued("a"))
+    assert name_of(queue.next(LANE, fresh=True, nodes=old)) == "a"
+    assert name_of(queue.next(LANE, fresh=True, nodes=new)) == "a"
+    queue.nodes_lost(LANE, old)
+    assert isinstance(queue.next(OTHER), Wait)
+
+
+def test_workers_on_other_nodes_are_no_failure_of_their_subject(make: Callable[..., SubjectQueue]) -> None:
+    old, new = frozenset({"old", "gone"}), frozenset({"old"})
+    queue = make(queued("a"), retries=0)
+    assert name_of(queue.next(LANE, fresh=True, nodes=old)) == "a"
+    assert name_of(queue.next(LANE, fresh=True, nodes=new)) == "a"
+    assert queue.next(LANE, fresh=True, nodes=new) is None
+    assert queue.snapshot().counts["failed"] == 1
+
+
+def test_a_queue_made_again_believes_the_driver_about_nodes(make: Callable[..., SubjectQueue]) -> None:
+    old = frozenset({"old"})
+    assert name_of(make(queued("a")).next(LANE, fresh=True, nodes=old)) == "a"
+    queue = make(queued("a"))
+    assert isinstance(queue.next(OTHER), Wait)
+    queue.nodes_lost(LANE, old)
+    assert name_of(queue.next(OTHER)) == "a"
