@@ -270,6 +270,8 @@ def _training(plan: Plan, trained: TrainResult) -> tuple[tuple[str, str], ...]:
         ("program", f"dreambooth {__version__}{commit()}"),
         ("key", plan.key),
     ]
+    if (second := trained.second) is not None:
+        rows.insert(5, ("second stage", f"{second.steps} steps; published is step {second.exported_step}"))
     if train.method == "textual_inversion":
         rows[2] = ("trained", "the identifier's embedding (Textual Inversion)")
     return tuple((what, value) for what, value in rows if value)

@@ -113,12 +113,14 @@ def test_a_cards_settings_are_those_of_the_images_and_of_both_stages(tmp_path: P
     manifest = Manifest(uri="/rex/model/20260101T000000000000Z-01234567", files={}, metadata={})
     record: dict[str, Any] = {"history": (), "scores": (), "exported_step": 10, "peak_memory_bytes": (0,)}
     trained = TrainResult(model=manifest, steps=9000, steps_per_second=10, resumed_from=0, **record)
+    trained = replace(trained, second=replace(trained, steps=150, exported_step=100))
     facts = card_of(plan, trained, None, None).facts
     assert facts.settings["images"]["flip"] is True
     assert facts.settings["images"]["masks"] == "off"
     assert facts.settings["images"]["repeats"] == ["1 photograph 3 times"]
     assert facts.settings["super_resolution"]["max_train_steps"] == 150
     assert dict(facts.training)["time"] == "15 min of steps, 10.00 steps/s"
+    assert dict(facts.training)["second stage"] == "150 steps; published is step 100"
     assert facts.second_base is not None
     assert facts.second_base.hash != facts.base_hash
     text = model_card(facts)
