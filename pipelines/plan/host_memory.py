@@ -31,11 +31,12 @@ class Held:
 def host_phases(plan: Plan) -> list[Held]:
     """Main memory of the phases of all stages of a plan, in order."""
     kept = LIBRARIES_BYTES + sum(_kept(stage) for stage in plan.stages)
-    return [
-        replace(held, each=held.each + kept)
-        for stage in plan.stages
-        for held in (_loading(stage), *_training(stage), _sampling(stage))
-    ]
+    phases, trained = list[Held](), 0  # the first worker's weights of a stage before
+    for stage in plan.stages:
+        for held in (_loading(stage), *_training(stage), _sampling(stage)):
+            phases.append(replace(held, each=held.each + kept, first=held.first + trained))
+        trained += _counts(stage)[0] * _kept_states(stage)
+    return phases
 
 
 def snapshot_bytes(plan: Plan) -> tuple[int, int]:
@@ -131,6 +132,8 @@ def _training(plan: Plan) -> list[Held]:
         states += everything  # the pipeline that has sampled class images
     each, first = snapshot_bytes(plan)
     first += run if plan.config.train.keep == "best" else 0
+    if plan.config.evaluation.every is not None and not plan.use_gpu:
+        first += everything + run  # the pipeline of scores, and its own weights aside
     gathered = run * _kept_states(plan)
     return [
         Held(phase="training, with a copy of the checkpoint that is written", each=states + each, first=first),

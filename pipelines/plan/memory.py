@@ -31,7 +31,13 @@ def peak_of(plan: Plan, stage: int, workers: int) -> int:
         halves_apart=_halves_apart(plan),
         captured=_captured(plan, workers),
     )
-    return footprint.peak_bytes(stage, workers, partial(_step_bytes, plan))
+    peak = footprint.peak_bytes(stage, workers, partial(_step_bytes, plan))
+    if plan.config.evaluation.every is None or not plan.use_gpu:
+        return peak
+    # The first worker keeps the pipeline that scores are sampled from, and samples between two steps.
+    alone = replace(plan, second=None)
+    weights = weights_bytes(alone.bases)
+    return weights + max(peak, footprint.state_bytes(stage, workers) + sampling_peak(alone) - weights)
 
 
 def sampling_peak(plan: Plan) -> int:

@@ -31,6 +31,7 @@ from pipelines.plan.capacity import describe_capacity
 from pipelines.plan.describe import describe_plan
 from pipelines.plan.destinations import check_destinations
 from pipelines.plan.estimate import describe_estimate
+from pipelines.plan.host_memory import host_phases
 from pipelines.plan.pace import remember_paces
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.plan.sampling_memory import weights_bytes
@@ -187,6 +188,14 @@ class TestScores:
     def test_the_rows_say_so(self, planned: Callable[..., Plan]) -> None:
         rows = dict(describe_plan(planned(*SCORED, "train.keep=best")))
         assert rows["scores"] == "every 2 steps of each stage; exported is the best checkpoint"
+
+
+def test_the_first_stages_weights_wait_in_main_memory_for_those_of_the_second(planned: Callable[..., Plan]) -> None:
+    plan = planned()
+    assert plan.second is not None
+    alone = host_phases(plan.second)
+    for held, own in zip(host_phases(plan)[-len(alone) :], alone, strict=True):
+        assert (held.phase, held.first) == (own.phase, own.first + 4 * plan.trained_parameters)
 
 
 def test_a_second_stage_that_stays_as_it_is_takes_no_steps(planned: Callable[..., Plan]) -> None:

@@ -82,6 +82,14 @@ class TestPhases:
         assert (held.each / LARGE, held.first / LARGE) == (each, first)
         assert phase(plan, "gathering").first == held.first + 4 * LARGE
 
+    def test_scores_take_a_pipeline_and_a_gpu_has_it(self, planned: Callable[..., Plan]) -> None:
+        settings = ("zero.stage=3", "evaluation.bank=miniature")
+        for more, each in ((("evaluation.every=10",), 4 + 4), (("evaluation.every=10", "train.keep=best"), 4 + 4 + 4)):
+            plain, scored = phase(planned(*settings), "training"), phase(planned(*settings, *more), "training")
+            assert (scored.each, scored.first) == (plain.each, plain.first + each * LARGE)
+        on_gpus = planned(*settings, "evaluation.every=10", resources=replace(CPUS, gpus=4))
+        assert phase(on_gpus, "training").first == 0
+
     def test_on_a_gpu_what_is_offloaded_is_there(self, planned: Callable[..., Plan]) -> None:
         settings = ("zero.stage=3", "train.checkpoint_every=1000", "train.max_train_steps=1000")
         gpus = replace(CPUS, gpus=4)

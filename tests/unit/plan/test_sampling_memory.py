@@ -10,7 +10,7 @@ from dreambooth.miniature import CASCADE_DIR
 from dreambooth.training.sampling_memory import sampling_memory
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import train_task
-from pipelines.plan.memory import peak_bytes
+from pipelines.plan.memory import peak_bytes, sampling_peak
 from pipelines.plan.published import published_models
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.plan.sampling_memory import batch_bytes, weights_bytes
@@ -48,6 +48,14 @@ def test_more_images_guidance_and_pixels_take_more() -> None:
     assert memory(4) > 1.5 * memory()
     assert memory() > 1.5 * memory(guided=False)
     assert memory(side=32) > 2 * memory()
+
+
+def test_scores_keep_a_pipeline_beside_the_training(planned: Planned) -> None:
+    scored = ("evaluation.every=10", "evaluation.bank=miniature")
+    plain, kept = planned(), planned(*scored)
+    least = peak_bytes(plain) + weights_bytes(plain.bases)
+    assert least <= peak_bytes(kept) <= peak_bytes(plain) + sampling_peak(plain)
+    assert peak_bytes(planned(*scored, resources=NO_GPU)) == peak_bytes(planned(resources=NO_GPU))
 
 
 def test_a_megapixel_is_decoded_at_once_however_many_images_there_are(tiny_pipeline: Path) -> None:
