@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dreambooth.amounts import counted
 from dreambooth.config.addresses import without_credentials
+from pipelines.driver.recent_rate import RecentRate
 from pipelines.driver.time_left import TimeLeft
 from pipelines.plan.subject_checks import SubjectCheck
 from pipelines.tasks import Message, Progress, State
@@ -65,7 +66,7 @@ class BatchView:
         self._settled: int | None = None
         self._time_left = TimeLeft(total)
         self._live: Live | None = None
-        self._first_look: tuple[float, int] | None = None  # at class images: when, and how many there were
+        self._making, self._pace = RecentRate(), 0.0
 
     def __enter__(self) -> Self:
         """Show the table on a terminal."""
@@ -96,6 +97,8 @@ class BatchView:
     ) -> None:
         """Show subjects by state, those in lanes, class images (made, to make), and (name, reason) of failures."""
         settled = counts["done"] + counts["failed"]
+        if class_images is not None:
+            self._pace = self._making.update(self._clock(), class_images[0])
         left = self._time_left.update(self._clock(), counts, running, class_images)
         if self._live is not None:
             self._live.update(self._table(counts, running, class_images, failures, left))
@@ -135,17 +138,12 @@ class BatchView:
         parts = [f"{counts['done']}/{self.total} done", training]
         parts += [f"{evaluated} in evaluation"] if evaluated else []
         parts += [f"{counts['failed']} failed"] if counts["failed"] else []
-        parts += [self._making(*class_images)] if class_images else []
+        parts += [self._made(*class_images)] if class_images else []
         parts += [f"{_clock(left)} left"] if left is not None else []
         self.line(", ".join(parts))
 
-    def _making(self, made: int, total: int) -> str:
-        """The class images, with their pace since the first look at them."""
-        now = self._clock()
-        self._first_look = self._first_look or (now, made)
-        began, there = self._first_look
-        pace = f" at {(made - there) / (now - began):.1f} images/s" if made > there and now > began else ""
-        return f"class images {made}/{total}{pace}"
+    def _made(self, made: int, total: int) -> str:
+        return f"class images {made}/{total}{f' at {self._pace:.1f} images/s' if self._pace else ''}"
 
     def _table(
         self,
@@ -162,7 +160,7 @@ class BatchView:
             ProgressBar(total=self.total, completed=counts["done"] + counts["failed"], width=60),
         ]
         if class_images is not None and class_images[0] < class_images[1]:
-            parts.append(Text(self._making(*class_images)))
+            parts.append(Text(self._made(*class_images)))
         if running:
             lanes = Table("subject", "step", "loss", "images/s", box=None)
             for name, progress in list(running.items())[:_SHOWN_LANES]:

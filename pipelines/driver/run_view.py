@@ -8,6 +8,7 @@ from typing import Self
 
 from pipelines.driver.clock import Milestones
 from pipelines.driver.console import RunConsole
+from pipelines.driver.recent_rate import RecentRate
 from pipelines.driver.relay import Update
 from pipelines.tasks import Message, Progress, State
 
@@ -26,7 +27,7 @@ class RunView:
         self._bar: tuple[str, Update] | None = None
         self._open = ExitStack()
         self._class_images: tuple[int, int] | None = None
-        self._making_since: float | None = None
+        self._making = RecentRate()
 
     def __enter__(self) -> Self:
         """Show nothing yet."""
@@ -48,10 +49,9 @@ class RunView:
     ) -> None:
         """Show the progress of class images and of the evaluation."""
         if class_images is not None and class_images != self._class_images:
-            self._class_images, now = class_images, time.monotonic()
-            self._making_since = self._making_since or now
-            speed = class_images[0] / (now - self._making_since) if now > self._making_since else 0.0
-            self._show("class images", *class_images, f"{speed:.1f} images/s")
+            self._class_images = class_images
+            speed = self._making.update(time.monotonic(), class_images[0])
+            self._show("class images", *class_images, f"{speed:.1f} images/s" if speed else "images")
         for progress in running.values():
             if progress.pictures is not None:
                 self._show(self._pictures, *progress.pictures, "images")

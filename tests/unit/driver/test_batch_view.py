@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pipelines.driver import batch_console
 from pipelines.driver.batch_console import BatchView
+from pipelines.driver.recent_rate import RecentRate
 from pipelines.tasks import STATES, Progress, State
 
 
@@ -44,6 +45,26 @@ def test_every_rate_stands_beside_what_it_is_of(clock: list[float]) -> None:
             clock[0] = float(second)
             view.update(counted(training=1), running, class_images=(made, 80), failures=())
     assert "1 in training at 4.0 images/s, class images 40/80 at 1.5 images/s" in out.getvalue().splitlines()[-1]
+
+
+def test_class_images_have_the_rate_of_the_last_seconds() -> None:
+    """Not that since the start, which loading the sampler and a slow first block lower for long."""
+    rate = RecentRate()
+    assert rate.update(0, 8) == 0  # those that were there
+    assert rate.update(40, 16) == pytest.approx(8 / 40)
+    for second in range(41, 100):
+        rate.update(second, made := 16 + 8 * (second - 40))
+    assert rate.update(99, made) == pytest.approx(8)
+    assert rate.update(130, made) == pytest.approx(8)  # nothing new
+    assert rate.update(131, 0) == 0  # another set
+
+
+def test_blocks_that_end_together_are_no_burst() -> None:
+    """Two actors make 8 images each in 30 seconds."""
+    rate = RecentRate()
+    for second, made in ((0.0, 0), (30.0, 8), (30.1, 16), (60.0, 24)):
+        rate.update(second, made)
+    assert rate.update(60.1, 32) == pytest.approx(16 / 30, rel=0.01)
 
 
 def test_a_terminal_shows_a_table_that_stays_small() -> None:
