@@ -1,7 +1,11 @@
 """This machine's processor and GPUs: their names, and the memory of GPUs."""
 
+import gc
 import platform
+from collections.abc import Callable
 from pathlib import Path
+
+from pipelines.cluster.gpus import USABLE
 
 
 def processor_name() -> str:
@@ -27,3 +31,15 @@ def device_bytes(device: str) -> int | None:
     import torch
 
     return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def make_room(device: str, needed: int, unload: Callable[[], None]) -> None:
+    """Call `unload`, and free what it lets go, unless a torch device has room for `needed` bytes; a CPU always has."""
+    there = device_bytes(device)
+    if there is None or needed <= USABLE * there:
+        return
+    import torch
+
+    unload()
+    gc.collect()  # modules, and functions and their model, hold each other in circles
+    torch.cuda.empty_cache()

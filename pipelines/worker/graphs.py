@@ -1,13 +1,11 @@
 """The captured step that a lane keeps from one subject to the next."""
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
 from dreambooth.training.graphable import why_not_graphed
-from pipelines.cluster.gpus import USABLE
 from pipelines.cluster.logs import log
-from pipelines.cluster.processor import device_bytes
+from pipelines.cluster.processor import make_room
 from pipelines.tasks import TrainTask
 
 
@@ -51,13 +49,8 @@ class Graphs:
 
     def make_room(self, device: str, needed: int) -> None:
         """Forget the captured step unless the GPU has room for `needed` bytes, those of it and of other work."""
-        import torch
-
-        there = device_bytes(device)
-        if self._step is not None and there is not None and needed > USABLE * there:
-            self.forget()
-            gc.collect()  # its functions and their model hold each other
-            torch.cuda.empty_cache()
+        if self._step is not None:
+            make_room(device, needed, self.forget)
 
     def forget(self) -> None:
         """Free the memory of the last subject."""

@@ -43,6 +43,11 @@ class HeldPipeline:
         self._held: _Held | None = None
         self._given: _Given | None = None
 
+    @property
+    def loaded(self) -> bool:
+        """Whether a pipeline is loaded."""
+        return self._held is not None
+
     def give(self, source: Source, base: Source, state: dict[str, Any]) -> None:
         """Make `source` the base's pipeline with these weights, an engine's state_dict."""
         self._given = _Given(source=source, base=base, state=state)

@@ -1,7 +1,6 @@
 """Sampling from a pipeline loaded once: in a lane's worker, or as a Ray actor."""
 
 import dataclasses
-import gc
 import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,10 +10,9 @@ from dreambooth.config.bounds import Graph
 from dreambooth.sampling.behind import behind
 from dreambooth.sampling.class_images import PriorPlan, generate_block, image_name
 from pipelines.cluster.collector import collect_less_garbage
-from pipelines.cluster.gpus import USABLE
 from pipelines.cluster.logs import log
 from pipelines.cluster.metrics import record
-from pipelines.cluster.processor import device_bytes
+from pipelines.cluster.processor import make_room
 from pipelines.storage.files import exists, join, read_bytes, write_bytes
 from pipelines.tasks import BankAddress, EncoderAddress, MaskedPicture, Measured, SampleRequest, Source, picture_name
 from pipelines.worker.held_pipeline import HeldPipeline
@@ -63,14 +61,12 @@ class ImageSampler:
 
     def make_room(self, needed: int) -> None:
         """Unload unless the GPU has room for `needed` bytes, which are those of other work and of what is loaded."""
-        import torch
+        if self._pipeline.loaded or self._bank is not None or self._further:
+            make_room(self._device, needed, self._give_way)
 
-        there = device_bytes(self._device)
-        if there is not None and needed > USABLE * there:
-            log("sampler unloaded", reason="the GPU has no room for training beside it")
-            self.unload()
-            gc.collect()  # modules hold themselves in circles
-            torch.cuda.empty_cache()
+    def _give_way(self) -> None:
+        log("sampler unloaded", reason="the GPU has no room for training beside it")
+        self.unload()
 
     def class_images(
         self,

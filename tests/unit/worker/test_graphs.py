@@ -67,7 +67,7 @@ def test_a_captured_step_makes_room_for_samples(plan: Callable[..., Plan], monke
         return moment() is not None
 
     assert stays(1 << 60)  # a CPU has no memory of its own to run short of
-    monkeypatch.setattr("pipelines.worker.graphs.device_bytes", lambda device: 1000)
+    monkeypatch.setattr("pipelines.cluster.processor.device_bytes", lambda device: 1000)
     assert stays(900)
     assert not stays(901)
 

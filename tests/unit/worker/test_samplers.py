@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from dreambooth.models.base_model import resolve_base_model
 from dreambooth.sampling.class_images import PriorPlan, image_name
 from pipelines.tasks import SampleRequest, Source
-from pipelines.worker import samplers
 from pipelines.worker.samplers import ImageSampler
 
 
@@ -202,9 +202,10 @@ def in_plain_diffusers(base: Source, wanted: SampleRequest, dtype: torch.dtype) 
 
 
 def test_a_pipeline_makes_room_where_training_has_none_beside_it(
-    bases: dict[str, Source], monkeypatch: pytest.MonkeyPatch
+    bases: dict[str, Source], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On a GPU; a CPU has no memory of its own to run short of."""
+    """On a GPU; a CPU has no memory of its own to run short of. The log names a pipeline that was there alone."""
+    caplog.set_level(logging.INFO, logger="dreambooth.worker")
     sampler = ImageSampler(use_gpu=False)
     before = sampler.samples(bases["a"], request())[0]
 
@@ -214,7 +215,10 @@ def test_a_pipeline_makes_room_where_training_has_none_beside_it(
         return sampler._pipeline is held
 
     assert stays(1 << 60)
-    monkeypatch.setattr(samplers, "device_bytes", lambda device: 1000)
+    monkeypatch.setattr("pipelines.cluster.processor.device_bytes", lambda device: 1000)
     assert stays(900)
+    assert not caplog.records
     assert not stays(901)
+    assert stays(901)  # nothing is loaded
+    assert [record.getMessage() for record in caplog.records] == ["sampler unloaded"]
     assert sampler.samples(bases["a"], request())[0] == before
