@@ -4,6 +4,7 @@ import dataclasses
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from dreambooth.config.bounds import Graph
@@ -184,9 +185,14 @@ class TrainTask:
     @property
     def stages(self) -> "tuple[TrainTask, ...]":
         """This task, and that of a second stage if there is one."""
+        return (self,) if self._second_task is None else (self, self._second_task)
+
+    @cached_property
+    def _second_task(self) -> "TrainTask | None":
+        """A second stage's task, whose settings take a while to make."""
         if (own := self.second) is None or (config := self.config.second_stage) is None:
-            return (self,)
-        second = dataclasses.replace(
+            return None
+        return dataclasses.replace(
             self,
             config=with_differences(config, own.settings),
             prior_set=None,
@@ -198,7 +204,10 @@ class TrainTask:
             checkpoint_bytes=own.checkpoint_bytes,
             gpu_bytes=own.gpu_bytes,
         )
-        return self, second
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what was computed from them doesn't travel."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
     def reads_slices(self) -> bool:

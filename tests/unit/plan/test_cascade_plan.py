@@ -97,6 +97,13 @@ class TestTask:
             assert [getattr(stage, name) for stage in task.stages] == [getattr(stage, name) for stage in plan.stages]
         assert protocol_of_subject(task) == plan.protocol
 
+    def test_the_second_stage_is_made_once_and_does_not_travel(self, planned: Callable[..., Plan]) -> None:
+        task = train_task(planned(), None)
+        asked = train_task(planned(), None)
+        assert asked.stages[1] is asked.stages[1]
+        assert pickle.dumps(asked) == pickle.dumps(task)
+        assert pickle.loads(pickle.dumps(asked)) == asked == task
+
     @pytest.mark.parametrize("others", [False, True])
     def test_it_carries_each_fact_once(self, planned: Callable[..., Plan], instance_folder: Path, others: bool) -> None:
         plan = planned(
