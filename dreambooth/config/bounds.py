@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from dreambooth.config.explain import in_yaml
 from dreambooth.config.limits import (
     LARGEST_SEED,
     LARGEST_SIDE,
@@ -22,14 +23,14 @@ from dreambooth.config.limits import (
 def _number(value: object) -> object:
     """Refuse true and false, which pydantic takes for 1 and 0."""
     if isinstance(value, bool):
-        raise ValueError(f"expected a number, got {value}")
+        raise ValueError(f"expected a number, got {in_yaml(value)}")
     return value
 
 
 def _whole(value: object) -> object:
     """Read 1e3, which isn't a whole number to pydantic; refuse true and false."""
     if isinstance(value, bool):
-        raise ValueError(f"expected a whole number, got {value}")
+        raise ValueError(f"expected a whole number, got {in_yaml(value)}")
     if isinstance(value, str) and "e" in value.lower():
         try:
             number = float(value)

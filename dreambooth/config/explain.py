@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -79,7 +79,7 @@ def _settings_of_either_kind(model: type[BaseModel], prefix: str = "") -> list[s
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = as_given(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
@@ -115,3 +115,16 @@ def in_yaml(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
+
+
+def as_given(value: object, quoted: Callable[[object], str] = repr) -> str:
+    """A value for a message: null, true and false as YAML and JSON have them, text in quotes.
+
+    >>> as_given({"prompt": [None, True, "a dog"]})
+    "{'prompt': [null, true, 'a dog']}"
+    """
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{quoted(name)}: {as_given(each, quoted)}' for name, each in value.items())}}}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(as_given(each, quoted) for each in value)}]"
+    return in_yaml(value) if value is None or isinstance(value, bool) else quoted(value)

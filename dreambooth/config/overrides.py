@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dreambooth.config.explain import as_given
 from dreambooth.config.strict_yaml import NotYaml, parse_yaml
 from dreambooth.config.text_files import read_text
 from dreambooth.errors import InputError
@@ -73,7 +74,9 @@ def _path(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _twice(path: tuple[str, ...], one: Any, other: Any) -> InputError:
-    return InputError(f"{'.'.join(path)} is given twice, as {one!r} and as {other!r}; leave one of them out")
+    return InputError(
+        f"{'.'.join(path)} is given twice, as {as_given(one)} and as {as_given(other)}; leave one of them out"
+    )
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

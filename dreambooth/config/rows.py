@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from dreambooth.config.explain import as_given
 from dreambooth.errors import InputError
 
 _DELIMITERS = (",", ";", "\t")
@@ -36,7 +37,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     for key, value in pairs:
         if key in seen:
-            raise InputError(f"{key!r} is there twice, as {seen[key]!r} and as {value!r}; leave one of them out")
+            raise InputError(
+                f"{key!r} is there twice, as {as_given(seen[key])} and as {as_given(value)}; leave one of them out"
+            )
         seen[key] = value
     return seen
 

@@ -15,6 +15,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from dreambooth.config.explain import in_yaml
 from dreambooth.errors import InputError
 
 _TAG = "tag:yaml.org,2002:"
@@ -128,7 +129,7 @@ class _Reader:
         except (ValueError, KeyError, IndexError):  # 0x_, more digits than Python reads, !!bool perhaps
             return text
         if kind == "bool":
-            return value if str(value).lower() == text else misread(text, str(value).lower())
+            return value if in_yaml(value) == text else misread(text, in_yaml(value))
         return value if str(value) == text else misread(text, f"the number {value}")
 
 

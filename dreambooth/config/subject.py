@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from dreambooth.config.explain import in_yaml
 from dreambooth.config.strict_yaml import Misread
 from dreambooth.config.wording import (
     CLASS_NOUN_PLACEHOLDER,
@@ -77,7 +78,7 @@ def _check_is_text(value: object, *, optional: bool) -> None:
     if isinstance(value, Misread):
         raise ValueError(f'YAML reads {value} as {value.reading}; quote it: "{value}"')
     if isinstance(value, bool):
-        raise ValueError(f'expected text, got {str(value).lower()}; quote it: "{str(value).lower()}"')
+        raise ValueError(f'expected text, got {in_yaml(value)}; quote it: "{in_yaml(value)}"')
     if isinstance(value, int | float):
         raise ValueError(f'expected text, got the number {value}; quote it: "{value}"')
     if value is None and not optional:

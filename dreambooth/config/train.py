@@ -162,7 +162,7 @@ class TrainConfig(Frozen):
     def _average_leaves_something_to_keep(self) -> Self:
         if self.keep_unaveraged and self.ema_decay is None:
             raise ValueError(
-                "keep_unaveraged keeps what the moving average replaces, but ema_decay is None: the published weights "
+                "keep_unaveraged keeps what the moving average replaces, but ema_decay is null: the published weights "
                 "are the last step's; set ema_decay, or leave keep_unaveraged out"
             )
         return self

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dreambooth.config.explain import as_given
 from dreambooth.errors import InputError
 from dreambooth.models.base_model import BaseModel
 from dreambooth.models.component import Component
@@ -51,7 +52,7 @@ def _difference(first: BaseModel, second: BaseModel) -> str | None:
         configs = [read_json(base.directory / part.folder / "config.json") for base in (first, second)]
         for name in part.sizes:
             if (found := [config.get(name) for config in configs])[0] != found[1]:
-                return f"{name} in {part.folder}/config.json is {found[0]} and {found[1]}"
+                return f"{name} in {part.folder}/config.json is {as_given(found[0])} and {as_given(found[1])}"
     if load_tokenizer(first.directory).get_vocab() != load_tokenizer(second.directory).get_vocab():
         return "their vocabularies differ"
     if first.has_weights and second.has_weights:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from dreambooth.config.explain import in_yaml
 from dreambooth.config.settings import DreamBoothConfig, ZeroConfig
 from dreambooth.config.train import TrainConfig
 from dreambooth.errors import InputError
@@ -51,7 +52,7 @@ def _check_exclusions(config: DreamBoothConfig, of_zero: str | None, of_torch: s
     if zero.offload_parameters and not (zero.stage == 3 and zero.offload_optimizer):
         raise InputError(
             f"zero.offload_parameters needs zero.stage 3 and zero.offload_optimizer, got stage {zero.stage} and "
-            f"{str(zero.offload_optimizer).lower()}: only ZeRO-3 fetches weights as they are needed"
+            f"{in_yaml(zero.offload_optimizer)}: only ZeRO-3 fetches weights as they are needed"
         )
     if zero.gather_blocks:
         _check_gathered_blocks(config)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dreambooth.amounts import counted
+from dreambooth.config.explain import as_given
 from dreambooth.config.rows import cell_rows, delimiter_of, json_rows
 from dreambooth.config.text_files import decode_text
 from dreambooth.data.images.access import accessing, read_file
@@ -134,14 +135,14 @@ def _caption(place: Place, folder: str, column: str, row: dict[str, object]) -> 
     """(path of the picture, caption) of a row."""
     name, text = row.get(FILE_NAME), row.get(column)
     if not isinstance(name, str) or not name.strip():
-        raise InputError(f"expected the name of a picture as {FILE_NAME}, got {name!r}")
+        raise InputError(f"expected the name of a picture as {FILE_NAME}, got {as_given(name)}")
     path = posixpath.join(folder, posixpath.normpath(name.strip()))
     if path not in place.beside and not _exists(place, path):
         near = nearest_name(name, map(posixpath.basename, place.beside))
         hint = f"; did you mean {near}?" if near else ""
         raise InputError(f"it is about {name}, which isn't in {place.full(folder)}{hint}")
     if text is not None and not isinstance(text, str):
-        raise InputError(f"expected text as the {column} of {name}, got {text!r}")
+        raise InputError(f"expected text as the {column} of {name}, got {as_given(text)}")
     cure = "write one, or leave the row out for the instance prompt"
     return path, caption_words(text or "", f"the {column} of {name}", cure)
 

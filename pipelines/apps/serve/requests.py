@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from dreambooth.config.explain import plain_message
+from dreambooth.config.explain import as_given, plain_message
 from dreambooth.config.wording import one_line
 from dreambooth.errors import InputError
 
@@ -121,5 +121,5 @@ def _shown(value: Any) -> str:
     """A value for use in an answer: shortened, and in ASCII, so that it can always be encoded."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    text = ascii(value)
+    text = as_given(value, ascii)
     return text if len(text) <= 60 else f"{text[:56]} ..."

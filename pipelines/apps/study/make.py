@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dreambooth.config.explain import as_given
 from dreambooth.config.wording import CLASS_NOUN_PLACEHOLDER, IDENTIFIER_PLACEHOLDER, check_wording
 from dreambooth.errors import InputError
 from dreambooth.evaluation.prompts import prompt_list
@@ -40,8 +41,9 @@ def open_study(
         known = found.about["asked"]
         if differ := [name for name, value in asked.items() if known.get(name) != value]:
             raise InputError(
-                f"{path.parent} holds a study with other settings: {differ[0]} is {known.get(differ[0])!r} there and "
-                f"{asked[differ[0]]!r} here. Give another folder with --output, or that folder alone to go on with it"
+                f"{path.parent} holds a study with other settings: {differ[0]} is "
+                f"{as_given(known.get(differ[0]))} there and {as_given(asked[differ[0]])} here. Give another folder "
+                f"with --output, or that folder alone to go on with it"
             )
         return found
     a, b = _sides(settings, tracking_uri, say)

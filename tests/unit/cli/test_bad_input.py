@@ -39,7 +39,7 @@ class TestSettings:
         [
             ("train.max_train_steps=many", "train.max_train_steps: must be a whole number"),
             ("train.max_train_steps=1.5", "train.max_train_steps: must be a whole number"),
-            ("train.max_train_steps=true", "train.max_train_steps: expected a whole number, got True"),
+            ("train.max_train_steps=true", "train.max_train_steps: expected a whole number, got true"),
             ("train.learning_rate=[1]", "train.learning_rate: must be a number"),
             ("train.gradient_checkpointing=perhaps", "train.gradient_checkpointing: must be true or false"),
             ("train=5", "train: expected settings such as train.max_train_steps, got 5"),

@@ -63,7 +63,7 @@ class TestReading:
             ("images.repeats={a.jpg: 0}", "images.repeats.a.jpg: must be at least 1; got 0"),
             ("images.repeats.a.jpg=-2", "images.repeats.a.jpg: must be at least 1; got -2"),
             ("images.repeats={a.jpg: 1.5}", "images.repeats.a.jpg: must be a whole number"),
-            ("images.repeats={a.jpg: true}", "images.repeats.a.jpg: expected a whole number, got True"),
+            ("images.repeats={a.jpg: true}", "images.repeats.a.jpg: expected a whole number, got true"),
             ("images.repeats={a.jpg: 1001}", "images.repeats.a.jpg: must be at most 1000"),
             ("images.repeats=3", "images.repeats: must be a mapping of names to values; got 3"),
             ("images.mask_background=0.2", "images: mask_background is 0.2, but masks is off, so nothing is weighted"),
@@ -76,7 +76,9 @@ class TestReading:
         assert fault(override).startswith(message)
 
     def test_without_an_average_there_is_nothing_beside_it_to_keep(self) -> None:
-        assert fault("train.keep_unaveraged=true").startswith("train: keep_unaveraged keeps what the moving average")
+        assert fault("train.keep_unaveraged=true").startswith(
+            "train: keep_unaveraged keeps what the moving average replaces, but ema_decay is null"
+        )
 
     def test_textual_inversion_learns_nothing_without_text(self) -> None:
         message = fault("train.method=textual_inversion", "train.caption_dropout=0.1")

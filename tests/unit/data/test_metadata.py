@@ -134,7 +134,7 @@ class TestMistakes:
         [
             ({"file_name": "A.png", "text": "x"}, "it is about A.png, which isn't in ADDRESS; did you mean a.png?"),
             ({"file_name": "more/a.png", "text": "x"}, "it is about more/a.png, which isn't in ADDRESS"),
-            ({"text": "x"}, "expected the name of a picture as file_name, got None"),
+            ({"text": "x"}, "expected the name of a picture as file_name, got null"),
             ({"file_name": 3, "text": "x"}, "expected the name of a picture as file_name, got 3"),
             ({"file_name": "a.png", "text": 3}, "expected text as the text of a.png, got 3"),
             ({"file_name": "a.png", "text": " "}, "the text of a.png: expected at least one visible character"),
