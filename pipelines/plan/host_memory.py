@@ -126,8 +126,7 @@ def _training(plan: Plan) -> list[Held]:
     run, _, everything = _counts(plan)
     states = plan.model_state_bytes
     if plan.use_gpu:
-        footprint = replace(plan.footprint, offload_optimizer=False, offload_parameters=False)
-        states = footprint.state_bytes(plan.zero_stage, plan.config.cluster.num_workers) - states
+        states = plan.footprint.host_bytes(plan.zero_stage, plan.config.cluster.num_workers)
     elif plan.prior is not None:
         states += everything  # the pipeline that has sampled class images
     each, first = snapshot_bytes(plan)

@@ -132,6 +132,7 @@ class Plan:
             fused_backward=train.fused_backward,
             offload_optimizer=zero.offload_optimizer,
             offload_parameters=zero.offload_parameters,
+            accumulates=train.gradient_accumulation_steps > 1,
             weight=2 if zero.weights == "bf16" else 4,
         )
 

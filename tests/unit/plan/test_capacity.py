@@ -141,6 +141,20 @@ class TestFewest:
         for weight, each in ((4, fp32), (2, bf16)):
             assert Footprint(trained=1000, weight=weight).peak_bytes(stage, 4, lambda keep: 0) == each * 1000
 
+    @pytest.mark.parametrize(("weight", "stage", "each"), [(4, 1, 4), (2, 1, 2 + 1), (2, 2, 2 + 1), (2, 3, 0.5 + 2)])
+    def test_offload_at_its_peak(self, weight: int, stage: int, each: float) -> None:
+        """For bf16 weights ZeRO-1 and 2 keep a worker's fp32 gradients on the device; ZeRO-3 gathers weights."""
+        footprint = Footprint(trained=1000, weight=weight, offload_optimizer=True, bucket=10)
+        peak = footprint.peak_bytes(stage, 4, lambda keep: 7000 if keep else 5000)
+        assert peak == each * 1000 + 5000 + 10
+
+    def test_micro_steps_leave_gradients_beside_activations(self) -> None:
+        one, several = (
+            Footprint(trained=1000, accumulates=each).peak_bytes(0, 1, lambda keep: 7000 if keep else 5000)
+            for each in (False, True)
+        )
+        assert (one, several) == (12_000 + 7000, 12_000 + 4000 + 5000)
+
     def test_a_captured_step_keeps_its_gradients(self) -> None:
         """An eager one has all of them only at the end of its backward pass, when activations are gone."""
         eager, captured = (
@@ -195,7 +209,8 @@ class TestTheSameGpus:
             (1, (), 0),  # 15.7 of weights, gradients and moments
             (9, ("train.optimizer: adamw8bit",), 0),  # 9.8 and the passes
             (15, ("train.optimizer: adafactor", FUSED), 0),  # no gradients kept
-            (17.5, ("train.optimizer: adafactor", FUSED, "train.text_encoders: none"), 0),
+            (17.5, ("zero.offload_optimizer",), 1),  # 3.9 of weights
+            (19, ("zero.offload_optimizer", "zero.offload_parameters", "train.text_encoders: none"), 3),
         ],
     )
     def test_one_gpu(
@@ -219,7 +234,7 @@ class TestTheSameGpus:
             (10, (), 2),  # 11.8 of weights, gradients and moments
             (12.5, ("train.optimizer: adamw8bit",), 0),  # 9.8: each GPU has all of them
             (13.4, ("train.optimizer: adafactor",), 0),  # 9.7, by rows and columns of small kernels
-            (16.5, ("zero.offload_optimizer",), 2),  # 5.9
+            (16.5, ("zero.offload_optimizer",), 1),  # 3.9 of weights
         ],
     )
     def test_two_gpus(
@@ -251,9 +266,10 @@ class TestTheSameGpus:
         monkeypatch.setattr("pipelines.plan.memory._step_bytes", lambda *_: 2 * 2**30)
         plan = published("stable-diffusion-xl", ("cluster", "num_workers", 2))
         assert cheapest_fit(plan, 80) == ((), 0)
-        assert cheapest_fit(plan, 24) == (("zero.offload_optimizer",), 2)
+        assert cheapest_fit(plan, 24) == (("zero.offload_optimizer",), 1)
         large = published("flux.1-dev", ("cluster", "num_workers", 4))
-        assert cheapest_fit(large, 24) == (("zero.offload_optimizer", "zero.offload_parameters"), 3)
+        assert cheapest_fit(large, 24) == (("zero.offload_optimizer",), 3)
+        assert cheapest_fit(published("flux.1-dev"), 24) == (("zero.offload_optimizer", "zero.offload_parameters"), 3)
 
     @pytest.mark.parametrize(
         ("setting", "excluded"),

@@ -95,9 +95,12 @@ class TestPhases:
         gpus = replace(CPUS, gpus=4)
         assert phase(planned(*settings, resources=gpus), "training").each == 0
         offloaded = planned(*settings, "zero.offload_optimizer=true", resources=gpus)
-        assert phase(offloaded, "training").each == 12 * LARGE / 4
+        # Masters and moments, gradients, and the buffer they are summed in.
+        assert phase(offloaded, "training").each == (12 + 4 + 4) * LARGE / 4
         everything = planned(*settings, *(f"zero.offload_{part}=true" for part in ("optimizer", "parameters")))
-        assert phase(replace(everything, use_gpu=True), "training").each == 16 * LARGE / 4
+        assert phase(replace(everything, use_gpu=True), "training").each == (12 + 4 + 4 + 4) * LARGE / 4
+        two = replace(planned("zero.stage=2", *settings[1:], "zero.offload_optimizer=true"), use_gpu=True)
+        assert phase(two, "training").each == (4 + (12 + 4 + 4) / 4) * LARGE  # the base model, too
 
     @pytest.mark.parametrize(
         "settings",

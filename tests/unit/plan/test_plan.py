@@ -39,9 +39,16 @@ class TestMemory:
         made = plan("cluster.num_workers=4", "zero.stage=2", "train.ema_decay=0.9")
         assert made.model_state_bytes == pytest.approx(made.trained_parameters * (4 + 20 / 4), abs=1)
 
-    @pytest.mark.parametrize(("stage", "bytes_each"), [(1, 4 + 4), (2, 4 + 4 / 4), (3, 4 / 4 + 4 / 4)])
-    def test_offload_takes_the_optimizer_away(self, plan: MachinePlan, stage: int, bytes_each: float) -> None:
-        made = plan("cluster.num_workers=4", f"zero.stage={stage}", "zero.offload_optimizer=true")
+    @pytest.mark.parametrize(
+        ("stage", "accumulated", "bytes_each"),
+        [(1, 1, 4), (1, 2, 4 + 4), (2, 1, 4), (2, 2, 4), (3, 1, 4 / 4), (3, 2, 4 / 4)],
+    )
+    def test_offload_takes_optimizer_and_gradients_away(
+        self, plan: MachinePlan, stage: int, accumulated: int, bytes_each: float
+    ) -> None:
+        """ZeRO-1 lets gradients accumulate on the device until the last pass of a step."""
+        accumulation = f"train.gradient_accumulation_steps={accumulated}"
+        made = plan("cluster.num_workers=4", f"zero.stage={stage}", "zero.offload_optimizer=true", accumulation)
         assert made.model_state_bytes == pytest.approx(made.trained_parameters * bytes_each, abs=1)
 
     def test_what_is_trained(self, plan: MachinePlan) -> None:
