@@ -39,7 +39,7 @@ def batch(
     """Personalize many subjects through warm workers.
 
     SUBJECTS is a table (.yaml, .jsonl, .csv) or a folder of folders, at any address. Class images are made once per
-    class, and one report has all results. The same command again does only what is missing. Exit code 0: all done,
+    class, and one report has all results. Repeating the command does only what is missing. Exit code 0: all done,
     3: subjects failed, or are published but not in MLflow.
     """
     from pipelines.cluster.ray_cluster import local_resources, ray_cluster, ray_cluster_meanwhile
@@ -100,11 +100,11 @@ def _run(plan: "BatchPlan", console: "RunConsole", *, silent: bool) -> None:
         with kind(total=len(plan.subjects), quiet=silent) as view:
             outcome = run_batch(plan, view, encoder)
     except KeyboardInterrupt:
-        click.echo("stopped at once; the same command goes on from the last checkpoints", err=True)
+        click.echo("stopped at once; run the same command again to resume from the last checkpoints", err=True)
         sys.exit(INTERRUPTED)
     _print_outcome(outcome.summary)
     if outcome.interrupted:
-        click.echo("stopped, checkpoints are written; the same command goes on from there", err=True)
+        click.echo("stopped after writing checkpoints; run the same command again to resume from them", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(INCOMPLETE if outcome.failed or outcome.summary["untracked"] else 0)
 

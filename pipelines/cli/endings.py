@@ -67,7 +67,7 @@ class Commands(click.Group):
             say(f"error: {error}")
             ctx.exit(INPUT_ERROR)
         except KeyboardInterrupt:
-            say("interrupted; the same command goes on with what is missing")
+            say("interrupted; run the same command again to do what is missing")
             ctx.exit(INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - the last resort
             ctx.exit(_end(error))

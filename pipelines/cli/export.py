@@ -33,7 +33,7 @@ class Rank(click.ParamType["int | None"]):
 )
 @click.option("--to", help="Address to write the file (.safetensors) or, for diffusers, the folder to.")
 @click.option(
-    "--push-to", metavar="hub:NAME", help="Repository of the hub to push it to with its card, instead of --to."
+    "--push-to", metavar="hub:NAME", help="Hub repository to push the model and its card to, instead of --to."
 )
 @click.option("--public", is_flag=True, help="Make the repository public; default: private.")
 @click.option(
@@ -46,7 +46,7 @@ class Rank(click.ParamType["int | None"]):
 @click.option(
     "--ema/--no-ema",
     default=None,
-    help="Moving average of the weights, or those of the last step, where a run kept them (train.keep_unaveraged); "
+    help="Moving average of the weights, or the last step's, if the run kept them (train.keep_unaveraged); "
     "default: as published.",
 )
 @click.option(
@@ -84,7 +84,7 @@ def export(
 ) -> None:
     """Write a personalized model for other programs or to the hub.
 
-    MODEL is models:/NAME@ALIAS, or the address of a publication. What was written is printed with its sha256.
+    MODEL is models:/NAME@ALIAS, or the address of a publication. Each file is printed with its sha256.
     """
     from pipelines.apps.export.exporting import Exported, export_whole
     from pipelines.apps.export.lora import export_lora

@@ -26,7 +26,7 @@ def submit(
 ) -> None:
     """Submit a run or a batch to a Ray cluster and follow it.
 
-    ARGUMENTS are those of `dreambooth run` or `dreambooth batch`. The same command again finds the same job; a stopped
+    ARGUMENTS are those of `dreambooth run` or `dreambooth batch`. Repeating the command finds the same job; a stopped
     or failed one resumes from its last checkpoints. Results must be readable for the cluster and for you: --set
     storage.root=s3://…
     """
@@ -87,13 +87,13 @@ def status(job: str, address: str | None) -> None:
 @click.argument("job")
 @_ADDRESS
 def stop(job: str, address: str | None) -> None:
-    """Stop a job; submitted again it goes on from its checkpoints."""
+    """Stop a job; submitting it again resumes from its checkpoints."""
     from pipelines.driver import jobs
 
     client = jobs.connect(address)
     jobs.status(client, job)
     client.stop_job(job)
-    click.echo("stopping; submit it again to go on")
+    click.echo("stopping; submit it again to resume")
 
 
 def _follow(client: object, job: str) -> None:
@@ -104,7 +104,9 @@ def _follow(client: object, job: str) -> None:
         with Replay(lambda line: click.echo(line, nl=False)) as replay:
             ended = jobs.follow(client, job, replay.feed)
     except KeyboardInterrupt:
-        click.echo(f"\nthe job goes on; 'dreambooth jobs logs {job}' follows it, 'jobs stop {job}' stops it", err=True)
+        click.echo(
+            f"\nthe job continues; 'dreambooth jobs logs {job}' shows its log, 'jobs stop {job}' stops it", err=True
+        )
         sys.exit(INTERRUPTED)
     click.echo(f"{job}: {ended}", err=True)
     sys.exit(jobs.exit_code(client, job))

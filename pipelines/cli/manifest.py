@@ -39,8 +39,8 @@ def manifest(
 ) -> None:
     """Print KubeRay manifests for a run or a batch.
 
-    They hold a cluster sized by the plan, and the job on it. CONFIG is the YAML of one run, or a batch's table; it is
-    checked as by --dry-run, and the cluster must reach all its addresses. cluster.use_gpu 'auto' means GPUs here.
+    They define a cluster of the planned size, and the job on it. CONFIG is the YAML of one run, or a batch's table; it
+    is checked as by --dry-run, and the cluster must reach all its addresses. cluster.use_gpu 'auto' means GPUs here.
     Manifests contain no secrets: tracking and storage take theirs from infra/kubernetes. Usage: dreambooth manifest
     rayjob … | kubectl apply -f -
     """

@@ -21,13 +21,13 @@ _FIGURES = (
 
 @click.command()
 @click.option(
-    "--where", metavar="CONDITIONS", help="List only models that fit, such as 'clip_t > 0.3 and class_noun = dog'."
+    "--where", metavar="CONDITIONS", help="List only matching models, such as 'clip_t > 0.3 and class_noun = dog'."
 )
 @tracking_uri_option
 def models(where: str | None, tracking_uri: str | None) -> None:
     """List the registered models and their figures.
 
-    With --where, the newest version of each model that fits.
+    With --where, list the newest version of each matching model.
 
     Columns: subject, class noun, identifier, version, aliases, similarities, and figures by bank.
     """
@@ -57,7 +57,7 @@ def models(where: str | None, tracking_uri: str | None) -> None:
         )
     if not found:
         nothing = "no model is registered here yet; 'dreambooth run' makes one"
-        click.echo(nothing if where is None else f"no registered model fits {where!r}")
+        click.echo(nothing if where is None else f"no registered model matches {where!r}")
         return
     # Long lines are better than unreadable columns.
     Console(width=Console(width=1000).measure(table).maximum).print(table)

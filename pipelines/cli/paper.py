@@ -31,7 +31,7 @@ def paper(
 ) -> None:
     """Run the paper's experiments on the miniatures.
 
-    Its subjects are trained as the paper's were, and the tables and a page written. The same command again does only
+    This trains what the paper's tables compare, and writes the tables and a page. Repeating the command does only
     what is missing. Exit code 0: all done, 3: some runs failed.
     """
     from pipelines.apps.paper.paper import plan_paper, run_paper, write_paper
@@ -55,11 +55,11 @@ def paper(
             with BatchView(total=len(plan.batch.subjects), quiet=silent) as view:
                 result = run_paper(plan, view)
         except KeyboardInterrupt:
-            click.echo("stopped at once; the same command goes on from the last checkpoints", err=True)
+            click.echo("stopped at once; run the same command again to resume from the last checkpoints", err=True)
             sys.exit(INTERRUPTED)
     _print(result)
     if result.interrupted:
-        click.echo("stopped, checkpoints are written; the same command goes on from there", err=True)
+        click.echo("stopped after writing checkpoints; run the same command again to resume from them", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(INCOMPLETE if result.failures else 0)
 

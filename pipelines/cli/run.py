@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @address_option
 @overrides_option
 @click.option("--dry-run", is_flag=True, help="Check everything, print the plan, and stop.")
-@click.option("--verbose", is_flag=True, help="With --dry-run: print all settings, too, as YAML for CONFIG.")
+@click.option("--verbose", is_flag=True, help="With --dry-run: also print all settings, as YAML for CONFIG.")
 @quiet_option
 def run(
     config: Path | None,
@@ -43,7 +43,7 @@ def run(
     """Personalize one subject and register its model.
 
     Stages: class images, fine-tuning, evaluation, registration. CONFIG is a YAML file; flags override it, --set
-    overrides flags. The same command again does only what is missing: an interrupted run resumes from its last
+    overrides flags. Repeating the command does only what is missing: an interrupted run resumes from its last
     checkpoint. Exit code 0: all done, 3: the model is published, but MLflow was unreachable and lacks part of the
     result.
     """
@@ -59,7 +59,7 @@ def run(
     try:
         result = personalize(settings, console)
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        click.echo("interrupted; run the same command again to resume from the last checkpoint", err=True)
         sys.exit(INTERRUPTED)
     from pipelines.driver.summary import describe_result  # imports MLflow
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 def serve(model: str, host: str, port: int, address: str | None, tracking_uri: str | None, **limits: Any) -> None:
     """Serve image generation for registered models over HTTP.
 
-    A page to try it is at /, the description of the API at /docs.
+    A page for trying it is at /, the API's description at /docs.
     """
     from dreambooth.config.settings import ClusterConfig
     from pipelines.apps.serve.subjects import find_subjects

@@ -9,7 +9,7 @@ import click
 def settings(section: str | None, markdown: bool) -> None:
     """List all settings with defaults and meanings.
 
-    SECTION is a part of their names: train, prior, train.seed.
+    SECTION limits the list to a section or one setting, such as train or train.seed.
     """
     from dreambooth.config.explain import in_yaml, list_settings
     from dreambooth.config.miniatures import other_defaults

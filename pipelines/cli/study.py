@@ -51,7 +51,7 @@ def study(sources: tuple[str, ...], reporting: bool, output: str | None, port: i
     """Ask people which of two models' pictures they prefer.
 
     A and B are models (models:/NAME@latest, a published model), folders of runs or batches, or evaluation.json files.
-    The page, for this machine alone, shows a picture of each, left and right by chance, and asks which keeps the
+    The page, served to this machine alone, shows a picture of each in random order, and asks which shows the
     subject better and which follows the prompt better. Answers are stored at once; the same command, or the folder
     alone as STUDY, continues.
     """
@@ -66,12 +66,12 @@ def study(sources: tuple[str, ...], reporting: bool, output: str | None, port: i
         return counted(len(study_file.answers()), "answer")
 
     with StudyServer(study_file, port=port) as server:
-        click.echo(f"{counted(study_file.count(), 'question')}, {answers()} so far, kept in {folder}")
+        click.echo(f"{counted(study_file.count(), 'question')}, {answers()} so far, saved in {folder}")
         click.echo(f"open {server.url} in a browser; Ctrl-C ends it; 'dreambooth study {folder} --report' counts")
         try:
             server.wait()
         except KeyboardInterrupt:
-            click.echo(f"\nstopped; kept: {answers()}; the same command goes on")
+            click.echo(f"\nstopped; {answers()} saved; run the same command again to continue")
 
 
 def _folder(sources: tuple[str, ...], output: str | None) -> Path:

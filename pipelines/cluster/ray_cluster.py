@@ -274,7 +274,7 @@ def _connect(config: ClusterConfig) -> None:
                 seconds, load = time.monotonic() - began, os.getloadavg()[0]
                 raise RuntimeError(
                     f"Ray did not start here within {seconds:.0f} seconds; the machine may be busy (load {load:.0f} on "
-                    f"{here.cpus} CPUs) or short of memory; the same command goes on when it is less so"
+                    f"{here.cpus} CPUs) or short of memory; run the same command again when it is less busy"
                 ) from error
         return
     address = prove_cluster(config.address)

@@ -142,8 +142,8 @@ class Driver:
             elif deadline is not None and time.monotonic() > deadline:
                 deadline = None
                 self._view.line(
-                    f"no lane has started for {_STARTING_SECONDS:.0f} s: others hold what the cluster has; "
-                    f"work goes on when there is room (look with `ray status`)"
+                    f"no lane has started for {_STARTING_SECONDS:.0f} s: other work holds the cluster's "
+                    f"resources; lanes start when there is room (see `ray status`)"
                 )
             settled = snapshot.counts["done"] + snapshot.counts["failed"] + snapshot.counts["trained"]
             if not self._lanes.tend(settled) and not snapshot.trained:

@@ -79,7 +79,7 @@ class RunView:
         fewer = f" with {workers} of {asked} workers" if workers < asked else ""
         if start or fewer:
             whence = f"from the checkpoint of step {start}" if start else "from the beginning"
-            self._console.line(f"{'second stage: ' if second else ''}going on {whence}{fewer}")
+            self._console.line(f"{'second stage: ' if second else ''}continuing {whence}{fewer}")
 
     def _show(self, title: str, done: int, total: int, note: str) -> None:
         if self._bar is None or self._bar[0] != title:

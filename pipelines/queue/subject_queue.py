@@ -94,7 +94,7 @@ class SubjectQueue:
         try:
             self._take_up(read_records(self._uri), driver)
         except Exception as error:  # noqa: BLE001 - each driver's own, and Ray would show a constructor's traceback
-            said = f"can't read {self._uri}: {explain(error)}; the same command goes on when that is mended"
+            said = f"can't read {self._uri}: {explain(error)}; fix that and run the same command again"
             self.halt(str(error) if isinstance(error, StoreAway) else said)
         self._counts = Counter(record.state for record in self._records.values())
         self._record_counts(*STATES)

@@ -92,7 +92,7 @@ def _store_away(bucket: str, why: str) -> StoreAway:
     where = f"s3://{bucket}{f' at {endpoint}' if endpoint else ''}"
     return StoreAway(
         f"{where} has been away for over {PATIENCE_SECONDS:.0f} s ({why or 'no answer'}); "
-        f"what is written there stays, and the same command goes on with the rest when the store is back"
+        f"what was written there stays; run the same command again when the store is back"
     )
 
 

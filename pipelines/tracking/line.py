@@ -189,7 +189,7 @@ class Line:
             say = self.say if long and not self._said else None
             self._said = self._said or long
         if say is not None:
-            say(f"MLflow is away ({self._reason}); work goes on, and what it lacks is sent when it answers again")
+            say(f"MLflow is away ({self._reason}); work continues, and missing data is sent when it answers again")
         with self._changed:
             self._changed.wait_for(lambda: self._hurry or call.suspected, timeout=self._pause)
             self._hurry, self._pause = False, min(2 * self._pause, _LONGEST_PAUSE)

@@ -108,7 +108,7 @@ class StoredCheckpoints:
             with suppress(Exception):
                 remove(uri)
             if isinstance(error, StorageFull):
-                raise StorageFull(f"{error}. The same command goes on from {self._last()}") from error
+                raise StorageFull(f"{error}. The same command continues from {self._last()}") from error
             raise
         whole = [name for name in _names(self._uri)[0] if name not in self._unreadable]
         for old in {*whole[:-CHECKPOINTS_KEPT], *self._unreadable}:

@@ -306,7 +306,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(together(*parts), indent=2) + "\n")
-    print("\n| fault | subjects lost | seen at step | went on from step | steps repeated |\n|---|---|---|---|---|")
+    print("\n| fault | subjects lost | seen at step | resumed from step | steps repeated |\n|---|---|---|---|---|")
     for one in rows:
         figures = [str(one[key]) for key in ("subjects_lost", "seen_at_step", "resumed_from", "steps_repeated")]
         print(f"| {one['what']} | {' | '.join(figures)} |")

@@ -130,7 +130,7 @@ FILES = {
             "subjects_lost": "subjects lost",
             "attempts": "attempts",
             "seen_at_step": "seen at step",
-            "resumed_from": "went on from step",
+            "resumed_from": "resumed from step",
             "steps_repeated": "steps repeated",
         },
     ),

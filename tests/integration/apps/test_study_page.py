@@ -137,7 +137,7 @@ def test_an_answer_that_cannot_be_kept_is_said_and_asked_again(study: StudyFile,
             at(page, "1 of 6")
             port = int(server.url.rstrip("/").rpartition(":")[2])
         page.press("1")
-        page.until("document.getElementById('fault').textContent.includes('not kept')")
+        page.until("document.getElementById('fault').textContent.includes('not saved')")
         assert sides(study, "Ann")[0] == (None, None)
         with StudyServer(study, port=port):
             page.press("3")

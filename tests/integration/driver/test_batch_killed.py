@@ -95,7 +95,7 @@ def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(make_con
 
     interrupted = stop_when(lambda: checkpoints(tmp_path), signal.SIGINT, command, tmp_path)
     assert interrupted.returncode == 130
-    assert "same command goes on" in interrupted.stderr
+    assert "run the same command again to resume" in interrupted.stderr
     assert checkpoints(tmp_path)
     assert not models(tmp_path)
     killed = stop_when(lambda: models(tmp_path), signal.SIGKILL, command, tmp_path)

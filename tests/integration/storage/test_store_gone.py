@@ -90,7 +90,7 @@ def test_a_store_that_goes_for_good_ends_the_command_and_the_same_goes_on(
     assert "Traceback" not in first.stderr
     [said] = [line for line in first.stderr.splitlines() if line.startswith("failed: ")]
     assert s3.split("/")[2] in said
-    assert "the same command goes on" in said
+    assert "run the same command again" in said
 
     store.until, store.gone_since = "nothing", None
     again = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=400)

@@ -139,7 +139,7 @@ def test_an_interrupted_and_a_killed_driver_go_on_with_the_same_command(
 
     interrupted = stop_after(EVERY, signal.SIGINT, command, config)
     assert interrupted.returncode == 130
-    assert "the same command goes on" in interrupted.stderr
+    assert "run the same command again to resume" in interrupted.stderr
     killed = stop_after(2 * EVERY, signal.SIGKILL, command, config)
     assert killed.returncode == -signal.SIGKILL
     assert published(join(config.run_uri, "model")) is None

@@ -96,7 +96,7 @@ def test_an_interrupt_ends_in_a_line(thrown_in: Callable[[BaseException], Result
     result = thrown_in(KeyboardInterrupt())
     assert (result.exit_code, result.stdout) == (INTERRUPTED, "")
     assert len(result.stderr.splitlines()) == 1
-    assert "the same command goes on" in result.stderr
+    assert "run the same command again" in result.stderr
     assert list(working_folder.iterdir()) == []
 
 

@@ -223,7 +223,7 @@ def test_the_page_of_a_large_batch_opens(finished: Any) -> None:
     many = replace(first, prompts=first.prompts * 20, figures=None)  # 40 prompts
     page = batch_page(*(replace(many, subject=f"s-{place}") for place in range(60)))
     assert page.count('class="pair"') == MOST_CELLS
-    assert "35 more subjects are on pages of their own" in page
+    assert "35 more subjects are on their own pages" in page
     assert len(page) < 5_000_000
 
 

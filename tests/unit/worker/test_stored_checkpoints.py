@@ -249,7 +249,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_what_was_whole(
         this = training(f"{disk}/checkpoints")
         said = (
             rf"can't write the checkpoint of step 4 \(about 1.0 MB\) to {disk}/checkpoints/step-\S+ \(0\.[1-9] MB free"
-            r"\): no space is left there; .*The same command goes on from the checkpoint of step 2"
+            r"\): no space is left there; .*The same command continues from the checkpoint of step 2"
         )
         with pytest.raises(StorageFull, match=said):
             this.run()
@@ -267,7 +267,9 @@ def test_a_disk_that_became_read_only(training: Callable[..., Training], tmp_pat
         with pytest.raises(Killed):
             this.run(until=3)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        with pytest.raises(StorageFull, match=r"step 4.*read-only file system.*goes on from the checkpoint of step 2"):
+        with pytest.raises(
+            StorageFull, match=r"step 4.*read-only file system.*continues from the checkpoint of step 2"
+        ):
             this.run()
 
 
@@ -279,7 +281,7 @@ def test_a_limit_on_files_is_one_too(training: Callable[..., Training], ema: str
     trained = this.plan().trained_parameters
     resource.setrlimit(resource.RLIMIT_FSIZE, ((trained if ema == "null" else 3 * trained), most))
     try:
-        with pytest.raises(StorageFull, match=r"can't write the checkpoint of step 2.*goes on from the beginning"):
+        with pytest.raises(StorageFull, match=r"can't write the checkpoint of step 2.*continues from the beginning"):
             this.run(f"train.ema_decay={ema}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
