@@ -9,7 +9,7 @@ SUBJECT ?= coral-car
 BASE ?= miniature
 S3_FOLDER := output/s3
 SERVICES_FOLDER := output/services
-# What commands do without: diffusers would import these in each of them. And the tests that need them.
+# Packages that commands do without, since diffusers would import them in each command; and the tests that need them.
 EXTRAS := $(abspath $(VENV))/extras
 EXTRAS_TESTS := tests/unit/models/test_low_rank.py tests/unit/training/test_optimizer.py \
     tests/integration/training/test_optimizers.py tests/integration/worker/test_engines.py \
@@ -70,7 +70,7 @@ demo: $(INSTALLED) ## Fine-tune a built-in model (BASE) on one of its subjects (
 	$(BIN)/dreambooth run --base-model $(BASE) --images dreambooth/miniature/subjects/$(SUBJECT) --workers 2 \
 	    --zero-stage 2 --set train.micro_batch_size=1 --output output/demo
 
-test: $(INSTALLED) ## Run the unit tests, then the integration tests, but for those marked recovery or slow
+test: $(INSTALLED) ## Run the unit tests, then the integration tests, except those marked recovery or slow
 	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
 	$(BIN)/python -m pytest tests/integration -m "not slow and not recovery" $(TWO_AT_ONCE)
 
@@ -91,20 +91,20 @@ test-slow: $(INSTALLED) ## Run the tests that take minutes each
 test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu
 
-check: $(INSTALLED) ## Lint, check the format, the types, and which room imports which
+check: $(INSTALLED) ## Check lint, format, types and which folder imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-fix: $(INSTALLED) ## Repair what ruff can repair, and format
+fix: $(INSTALLED) ## Apply ruff's fixes, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED) ## Measure loop efficiency, prior speed-up and start-up; figures go to output/bench/main.json
 	$(BIN)/python tests/bench/main.py
 
-bench-gpu: $(INSTALLED) ## Measure steps of Stable Diffusion 1.5 and SDXL on a GPU, and what keeps it busy; see output/bench/gpu.json
+bench-gpu: $(INSTALLED) ## Measure steps of Stable Diffusion 1.5 and SDXL on a GPU, and its load; see output/bench/gpu.json
 	$(BIN)/python tests/bench/gpu.py
 
 bench-batch: $(INSTALLED) ## Measure a batch against runs one by one, and with PEER=path against diffusers' train_dreambooth.py
@@ -118,7 +118,7 @@ docs: $(INSTALLED) ## Build the documentation into site/; a broken link or name 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "To read it: open site/index.html, or with search: $(BIN)/python -m http.server --directory site"
 
-s3: ## Start an S3 store on this machine (OpenStack Swift), with its data in output/s3/, and say how to use it
+s3: ## Start an S3 store on this machine (OpenStack Swift), with data in output/s3/, and show how to use it
 	@$(find_python) $$python infra/s3/swift.py start --folder $(S3_FOLDER)
 	@echo
 	@echo "To use it in this shell:  . $(S3_FOLDER)/credentials.env"
@@ -142,9 +142,9 @@ services: $(INSTALLED) ## Start MLflow with passwords on Postgres and S3, on thi
 services-stop: $(INSTALLED) ## Stop them; their data stay
 	@$(BIN)/python infra/services/services.py stop --folder $(SERVICES_FOLDER)
 
-cluster-demo: $(INSTALLED) ## A cluster of three nodes here, MLflow, Postgres and S3; a batch, and a node that dies
+cluster-demo: $(INSTALLED) ## Run a batch on a cluster of three nodes here, with MLflow, Postgres and S3; kill a node
 	$(BIN)/python infra/ray/cluster_demo.py --folder output/cluster-demo
 
-audit: $(INSTALLED) ## Look for known vulnerabilities in the pinned versions (needs the network)
+audit: $(INSTALLED) ## Check for known vulnerabilities in the pinned versions (needs the network)
 	@$(PIP) pip-audit
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt

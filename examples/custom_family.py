@@ -1,7 +1,7 @@
-"""Teach the package a family of base models: Stable Diffusion on CLIP's layer before the last ("clip skip").
+"""Add a family of base models: Stable Diffusion on CLIP's layer before the last ("clip skip").
 
-In the package a family is one file in dreambooth/models/families/ and a line in FAMILIES, so that Ray's workers know it
-too; here it is added to this process alone, and fine-tunes a copy of the miniature.
+In the package a family is one file in dreambooth/models/families/ and a line in FAMILIES, so that Ray's workers have it,
+too; this script adds it to its own process alone, and fine-tunes a copy of the miniature.
 """
 
 import json
@@ -15,7 +15,7 @@ from dreambooth.models.families.stable_diffusion import StableDiffusion, dpm_sol
 from dreambooth.models.families.tokenizers import padded_ids
 from dreambooth.quiet import quiet
 
-quiet()  # before diffusers is imported, which would tell of everything optional that isn't installed
+quiet()  # before importing diffusers, which would warn of every optional package that isn't installed
 
 from diffusers import StableDiffusionPipeline  # noqa: E402
 

@@ -1,7 +1,8 @@
 """Measure samples by a figure of your own, next to those of the package.
 
-The figure: how much closer samples are to the subject than the base model's samples of the class are, as a share of the
-photographs' own closeness. Give the folder of a trained model, or see the base model itself, whose share is near 0:
+The figure says how much closer samples are to the subject than the base model's samples of the class, as a share of the
+photographs' own closeness. Give the folder of a trained model; without one the base model is measured, whose share is
+near 0:
 
     python examples/custom_metric.py [output/coral-car/…/model]
 """

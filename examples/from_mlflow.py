@@ -1,4 +1,4 @@
-"""Draw with a registered model by MLflow alone: no code of dreambooth is imported here.
+"""Sample from a registered model with MLflow alone, without importing dreambooth.
 
 `dreambooth batch examples/batch.yaml` registers the model, in mlflow.db here or at MLFLOW_TRACKING_URI.
 """

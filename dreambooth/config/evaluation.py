@@ -51,7 +51,7 @@ class EvaluationConfig(Frozen):
     guidance_scale: Guidance = Field(
         7.5, description="classifier-free guidance of samples, and default of the registered model"
     )
-    seed: Seed = Field(1, description="seed of a prompt's first sample; the next have the next seeds")
+    seed: Seed = Field(1, description="seed of a prompt's first sample; each further sample adds 1")
     image_encoder: str | None = Field(
         None, description="ViT that measures similarities; null: the miniature's for it, else facebook/dino-vits16"
     )
@@ -69,17 +69,18 @@ class EvaluationConfig(Frozen):
         "openai/clip-vit-base-patch32", description="CLIP of the paper's bank: folder, address or hub id"
     )
     lpips: Words | None = Field(
-        None, description="LPIPS of the paper's bank: folder with the weights of AlexNet and LPIPS, which no hub has"
+        None,
+        description="LPIPS of the paper's bank: folder with the weights of AlexNet and LPIPS, not on the hub",
     )
     dinov2: Words | None = Field(
         None,
-        description="DINOv2 to measure beside the bank, in columns of its own: folder, address or hub id, such as "
+        description="DINOv2 to measure beside the bank, in separate columns: folder, address or hub id, such as "
         "facebook/dinov2-small; null: not measured",
     )
     dreamsim: Words | None = Field(
         None,
-        description="DreamSim to measure beside the bank, in columns of its own: folder or address of what the package "
-        "dreamsim leaves in its cache_dir; null: not measured",
+        description="DreamSim to measure beside the bank, in separate columns: folder or address of the package "
+        "dreamsim's cache_dir; null: not measured",
     )
     real_images: Annotated[tuple[str, ...] | None, BeforeValidator(as_tuple)] = Field(
         None, description="photographs of the subject to compare samples with; null: the instance images"

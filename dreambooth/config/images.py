@@ -16,30 +16,30 @@ class ImagesConfig(Frozen):
     resolution: Resolution | None = Field(None, description="side of the squares in pixels; null: the base model's own")
     aspect_buckets: bool = Field(
         False,
-        description="photographs cut to the nearest in shape of several sizes of about resolution² pixels, instead of "
-        "to squares; a micro batch has photographs of one size. Class images and samples stay square",
+        description="photographs cropped to the size nearest in aspect ratio, of several with about resolution² "
+        "pixels, instead of to squares; a micro batch has photographs of one size; class images and samples are square",
     )
     bucket_step: Pixels | None = Field(
         None,
-        description="pixels that sides of the sizes are multiples of; null: an eighth of resolution, at most 64",
+        description="pixels of which all sides are multiples; null: an eighth of resolution, at most 64",
     )
     bucket_max_aspect_ratio: Number = Field(
         2.0, ge=1, le=8, description="largest aspect ratio of the sizes, longer side over shorter"
     )
-    crop: Literal["center", "random"] = Field("center", description="position of what is cut from a photograph")
-    crops_per_image: Count = Field(8, description="random crops encoded of each image; center has one")
+    crop: Literal["center", "random"] = Field("center", description="position of the crop in a photograph")
+    crops_per_image: Count = Field(8, description="random crops encoded per image; one with center")
     flip: bool = Field(False, description="training on mirrored images; wrong for subjects with a left and a right")
     repeats: dict[str, Repeats] = Field(
         {},
-        description="times that single photographs come up in an epoch, by file name: {a.jpg: 3}; others: once",
+        description="uses of single photographs per epoch, by file name: {a.jpg: 3}; others: once",
     )
     masks: Literal["off", "weight", "crop"] = Field(
         "off",
-        description="use of the subject's masks, photo.mask.png, masks/photo.png or an alpha channel: with weight the "
+        description="use of the subject's masks (photo.mask.png, masks/photo.png or an alpha channel): with weight the "
         "loss outside counts less, with crop photographs are cut to the subject",
     )
     mask_background: Number = Field(
-        0.1, ge=0, le=1, description="weight of the loss outside the subject, over that inside, with masks weight"
+        0.1, ge=0, le=1, description="weight of the loss outside the subject, relative to inside, with masks weight"
     )
     max_pixels: Whole = Field(
         50_000_000, ge=1, le=2**31, description="largest image accepted, in pixels; checked before decoding"

@@ -59,7 +59,7 @@ class PriorConfig(Frozen):
         1.0, ge=0, le=1000, description="weight of the prior-preservation loss, the paper's lambda; 0 turns it off"
     )
     num_class_images: Whole = Field(
-        200, ge=1, le=MOST_IMAGES, description="class images of a set, shared by all subjects of the class"
+        200, ge=1, le=MOST_IMAGES, description="class images per set, shared by all subjects of the class"
     )
     num_inference_steps: SamplingSteps = Field(25, description="sampling steps of class images")
     guidance_scale: Guidance = Field(7.5, description="classifier-free guidance of class images")
@@ -83,19 +83,19 @@ class ZeroConfig(Frozen):
     stage: Literal[0, 1, 2, 3] = Field(
         2, description="ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too, 0 nothing"
     )
-    offload_optimizer: bool = Field(False, description="optimizer states kept in host memory")
+    offload_optimizer: bool = Field(False, description="optimizer states and gradients kept in main memory")
     offload_parameters: bool = Field(
-        False, description="weights kept in host memory, too, but for those in use; needs stage 3 and offload_optimizer"
+        False, description="weights kept in main memory, except those in use; needs stage 3 and offload_optimizer"
     )
     weights: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="dtype of the weights that steps compute with and gather, and of gradients as they are sent; bf16 "
-        "keeps fp32 masters beside them, and needs stage 1, 2 or 3. fp32, as bf16 has not run on a GPU yet",
+        description="dtype of weights in computing and gathering, and of gradients in sending; bf16 keeps fp32 masters "
+        "beside them, and needs stage 1, 2 or 3. fp32 by default, since bf16 has not run on a GPU yet",
     )
     gather_blocks: bool = Field(
         False,
-        description="weights of a transformer block of the denoiser gathered by one collective, not layer by layer; "
-        "needs stage 3. Off, as it has not run on a GPU yet",
+        description="weights of each transformer block of the denoiser gathered by one collective, not layer by layer; "
+        "needs stage 3. Off by default, since it has not run on a GPU yet",
     )
 
 
@@ -125,8 +125,8 @@ class ClusterConfig(Frozen):
     graph_sampling: Graph = Field(
         "off",
         description="auto: on a GPU the steps of samplers are captured as CUDA graphs, once for each shape of a batch, "
-        "and a worker keeps their memory. What can't be captured runs as with off, and the worker's log says why. Not "
-        "yet run on a GPU, so off is the default",
+        "and a worker keeps their memory. A step that can't be captured runs as with off, and the worker's log gives "
+        "the reason. Off by default, since it has not run on a GPU yet",
     )
     subject_retries: Retries = Field(1, description="retries of a failed subject of a batch before it is set aside")
 
@@ -167,16 +167,16 @@ class SuperResolutionConfig(Frozen):
     """The second stage of a cascade, fine-tuned after the first on the instance images alone."""
 
     base_model: Words | None = Field(
-        None, description="model that scales up the base model's pictures, as base_model; null: there is none"
+        None, description="model that upscales the base model's pictures, given like base_model; null: none"
     )
     revision: str | None = Field(None, description="revision of a hub id")
     resolution: Resolution | None = Field(None, description="side of its pictures in pixels; null: the model's own")
-    max_train_steps: Whole = Field(1000, ge=0, le=MOST_STEPS, description="optimizer steps; 0: it stays as it is")
+    max_train_steps: Whole = Field(1000, ge=0, le=MOST_STEPS, description="optimizer steps; 0: not fine-tuned")
     learning_rate: Rate = Field(1e-6, description="learning rate of the denoiser")
     noise_levels: NoiseLevels | None = Field(
         None,
-        description="levels, from 0, of the small picture's noise that it is tuned on; samples have a quarter of them. "
-        "null: the model's own",
+        description="levels, from 0, of the small picture's noise in fine-tuning; samples use a quarter of them. null: "
+        "the model's own",
     )
 
 
@@ -186,15 +186,15 @@ class DreamBoothConfig(Frozen):
     subject: Subject
     base_model: Words = Field(
         "miniature",
-        description="'miniature', 'miniature-flow' or 'miniature-cascade', which are built in, a diffusers directory "
-        "(any address), a hub id, or a .safetensors file; '#' and a model behind it name where its configurations come "
-        "from, where its header doesn't tell",
+        description="'miniature', 'miniature-flow' or 'miniature-cascade' (built in), a diffusers directory at any "
+        "address, a hub id, or a .safetensors file; '#' and a model after it name the source of its configurations, if "
+        "its header doesn't determine it",
     )
     revision: str | None = Field(None, description="revision of a hub id")
     engine: Literal["auto", "torch", "deepspeed"] = Field(
         "auto",
-        description="training engine; auto: DeepSpeed for several workers or offload, else PyTorch, as for every "
-        "train.optimizer but adamw",
+        description="training engine; auto: DeepSpeed for several workers or offload, else PyTorch; PyTorch also for "
+        "every train.optimizer but adamw",
     )
     prompts: PromptTemplates = PromptTemplates()
     images: ImagesConfig = ImagesConfig()

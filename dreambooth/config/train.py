@@ -56,8 +56,8 @@ class TrainConfig(Frozen):
     gradient_accumulation_steps: Count = Field(1, description="micro steps per optimizer step")
     text_encoders: TextEncoders = Field(
         "auto",
-        description="text encoders that are trained too: all, none, or their folders, such as [text_encoder_2]; auto: "
-        "those that suit the base's family. Prompts are encoded once by frozen ones",
+        description="text encoders to train: all, none, or their folders, such as [text_encoder_2]; auto: by the base "
+        "model's family. Frozen ones encode the prompts once",
     )
     learning_rate: Rate = Field(5e-6, description="learning rate of the denoiser")
     text_encoder_learning_rate: Rate | None = Field(
@@ -74,7 +74,7 @@ class TrainConfig(Frozen):
     optimizer: Literal["adamw", "adamw8bit", "adafactor"] = Field(
         "adamw",
         description="optimizer; adamw8bit keeps AdamW's moments in 8 bits (arXiv 2110.02861, by torchao), adafactor "
-        "sums of squares alone, by rows and columns (arXiv 1804.04235, by transformers)",
+        "only second moments, factored by rows and columns (arXiv 1804.04235, by transformers)",
     )
     adam_beta1: Decay = Field(0.9, description="AdamW's decay of the first moment")
     adam_beta2: Decay = Field(0.999, description="AdamW's decay of the second moment")
@@ -87,18 +87,19 @@ class TrainConfig(Frozen):
     )
     fused_backward: bool = Field(
         False,
-        description="parameters updated within the backward pass, each gradient freed at once: less memory. With one "
-        "worker, without accumulation and max_grad_norm",
+        description="parameters updated within the backward pass, each gradient freed at once: less memory. Needs one "
+        "worker, no accumulation and no max_grad_norm",
     )
     graph: Graph = Field(
         "off",
-        description="auto: with engine torch, one worker, adamw and a GPU the step is captured as CUDA graphs once for "
-        "all subjects of a base and equal settings, whose memory a lane keeps between them. What can't be captured "
-        "runs as with off, and the worker's log says why. Not yet run on a GPU, so off is the default",
+        description="auto: with engine torch, one worker, adamw and a GPU the step is captured as CUDA graphs, once "
+        "for all subjects of a base model with equal settings, and a lane keeps its memory between them. A step that "
+        "can't be captured runs as with off, and the worker's log gives the reason. Off by default, since it has not "
+        "run on a GPU yet",
     )
     mixed_precision: Literal["auto", "bf16", "no"] = Field(
         "auto",
-        description="precision of matrix products; auto: bf16 on GPUs, unless one of the cluster is known to lack it",
+        description="precision of matrix products; auto: bf16 on GPUs, unless a GPU of the cluster is known to lack it",
     )
     gradient_checkpointing: bool = Field(
         False, description="activations recomputed in the backward pass: less memory, more time"
@@ -108,7 +109,7 @@ class TrainConfig(Frozen):
     )
     keep_unaveraged: bool = Field(
         False,
-        description="with ema_decay, the last step's weights published too, as their change against the base, for "
+        description="with ema_decay, also publish the last step's weights, as their change against the base model, for "
         "'dreambooth export --no-ema'",
     )
     min_snr_gamma: Gamma | None = Field(
@@ -117,18 +118,18 @@ class TrainConfig(Frozen):
     noise_offset: Number = Field(0.0, ge=0, le=10, description="standard deviation of a per-channel shift of the noise")
     caption_dropout: Share = Field(
         0.0,
-        description="share of pairs trained without text, both halves: it trains the prediction that guidance "
-        "subtracts; 0.1 is usual",
+        description="share of pairs trained on the empty prompt, both halves, for classifier-free guidance; 0.1 is "
+        "usual",
     )
     seed: Seed = Field(0, description="seed of crops, noise, timesteps and order")
     log_every: Steps = Field(1, description="steps between points of the logged curves")
     checkpoint_every: Steps = Field(
         200,
-        description="steps between checkpoints, which are written while training goes on; a fault costs the steps "
-        "since the last one that was whole",
+        description="steps between checkpoints, which are written while training continues; a fault costs the steps "
+        "since the last complete one",
     )
     checkpoint_every_minutes: Minutes | None = Field(
-        None, description="most minutes from the start of a checkpoint to that of the next; null: by steps alone"
+        None, description="most minutes between the starts of two checkpoints; null: by steps alone"
     )
     validate_every: Steps | None = Field(None, description="steps between validation samples; null: only at the end")
     keep: Literal["last", "best"] = Field(
