@@ -1,6 +1,6 @@
 """Add a family of base models: Stable Diffusion on CLIP's layer before the last ("clip skip").
 
-In the package a family is one file in dreambooth/models/families/ and a line in FAMILIES, so that Ray's workers have it,
+In the package a family is one file in dreambooth/models/families/ and a line in FAMILIES, so Ray's workers know it,
 too; this script adds it to its own process alone, and fine-tunes a copy of the miniature.
 """
 
