@@ -25,8 +25,8 @@ from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.driver.cards import add_figures
 from pipelines.driver.console import RunConsole
 from pipelines.report.model_card import description
-from pipelines.stages.protocol_stage import check_protocol, compared_images, run_protocol
-from pipelines.stages.protocol_task import pictures_hash, protocol_task
+from pipelines.stages.evaluate_stage import check_protocol, compared_images, run_protocol
+from pipelines.stages.evaluation_task import pictures_hash, protocol_task
 from pipelines.storage.files import absolute, check_writable
 from pipelines.storage.publications import Manifest, read_manifest
 from pipelines.tasks import Source, base_source

@@ -22,7 +22,7 @@ from pipelines.plan.here import commit
 from pipelines.plan.run_plan import Plan
 from pipelines.report.evaluated import read_pictures
 from pipelines.report.model_card import README, SAMPLES, Base, CardFacts, Form, Sample, all_measured, model_card
-from pipelines.stages.evaluate_stage import Evaluation, meant_encoder
+from pipelines.stages.photographs import Evaluation, meant_encoder
 from pipelines.storage.faults import room_for
 from pipelines.storage.files import join
 from pipelines.storage.publications import Manifest, begun_at, opened, publish, published

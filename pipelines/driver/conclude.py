@@ -19,9 +19,9 @@ from pipelines.plan.describe import printable_settings
 from pipelines.plan.here import git
 from pipelines.plan.run_plan import Plan
 from pipelines.report.model_card import description
-from pipelines.stages.evaluate_stage import Evaluation
+from pipelines.stages.evaluate_stage import find_evaluation
 from pipelines.stages.evaluation_store import load_evaluation
-from pipelines.stages.protocol_stage import find_evaluation
+from pipelines.stages.photographs import Evaluation
 from pipelines.storage.files import join
 from pipelines.storage.publications import Manifest, opened
 from pipelines.tracking.evaluation_record import RecordedFigures, describe_figures, pass_gate, record_evaluation

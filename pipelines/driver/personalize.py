@@ -16,7 +16,7 @@ from pipelines.plan.describe import describe_plan
 from pipelines.plan.destinations import check_destinations, check_servers
 from pipelines.plan.host_memory import check_host_memory
 from pipelines.plan.run_plan import Plan, make_plan
-from pipelines.stages.evaluate_stage import image_encoder
+from pipelines.stages.photographs import image_encoder
 from pipelines.storage.files import exists, join
 
 if TYPE_CHECKING:

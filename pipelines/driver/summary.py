@@ -28,7 +28,7 @@ from pipelines.report.pages import Cell
 from pipelines.report.pictures import Row, contact_sheet, loss_curve
 from pipelines.report.run_report import RunFacts, render_run
 from pipelines.report.verdicts import verdict_of_summary
-from pipelines.stages.evaluate_stage import Evaluation
+from pipelines.stages.photographs import Evaluation
 from pipelines.storage.files import exists, join, read_json, write_bytes, write_json
 from pipelines.storage.publications import MANIFEST_NAME
 from pipelines.tracking.client import explain, resolve_tracking_uri

@@ -8,7 +8,7 @@ from dreambooth.config.train import TrainConfig
 from dreambooth.data.identifier import token_ids_in_prompts
 from dreambooth.models.base_model import BaseModel
 from dreambooth.sampling.class_images import PriorPlan
-from pipelines.stages.protocol_task import bank_address
+from pipelines.stages.evaluation_task import bank_address
 
 
 def identifier_tokens(config: DreamBoothConfig, base: BaseModel) -> tuple[int, ...]:

@@ -23,8 +23,8 @@ from pipelines.plan.footprint import Footprint
 from pipelines.plan.local_addresses import local_addresses, with_absolute_addresses
 from pipelines.plan.result_key import identifier_tokens, result_key
 from pipelines.plan.second_stage import check_text_encoders, scored_like
-from pipelines.stages.protocol_stage import check_protocol, compared_images
-from pipelines.stages.protocol_task import ProtocolTask, pictures_hash, protocol_task
+from pipelines.stages.evaluate_stage import check_protocol, compared_images
+from pipelines.stages.evaluation_task import EvaluationTask, pictures_hash, protocol_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Plan:
         return config_hash(self.key, str(evaluation.num_inference_steps), str(evaluation.guidance_scale))
 
     @property
-    def protocol(self) -> ProtocolTask | None:
+    def protocol(self) -> EvaluationTask | None:
         """The task of the paper's protocol, if any."""
         return protocol_task(
             self.config,

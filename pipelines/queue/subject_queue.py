@@ -17,7 +17,7 @@ from dreambooth.sampling.class_images import PriorPlan
 from pipelines.cluster.metrics import record as record_metric
 from pipelines.queue.class_image_sets import ClassImageSets, WantedSet
 from pipelines.queue.subject_record import read_records
-from pipelines.stages.protocol_task import protocol_of_subject
+from pipelines.stages.evaluation_task import protocol_of_subject
 from pipelines.storage.faults import StoreAway, explain, no_room
 from pipelines.storage.files import exists, join, write_json
 from pipelines.tasks import (

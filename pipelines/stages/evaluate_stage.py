@@ -1,196 +1,254 @@
-"""Samples of the fine-tuned and the base model, their similarity to the subject, and a verdict."""
+"""The figures of the paper on one model: sample, embed, measure, and write evaluation.json beside the model.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+DINO's embeddings are stored with it, for what compares subjects with each other.
 
-import numpy as np
-from PIL import Image
+Samplers embed their own pictures, so pictures travel only to storage, under keys of all that decides their pixels
+(`dreambooth.evaluation.protocol`): the fine-tuned model's in its run, the base model's beside the class images, for
+all subjects of the class. An unfinished evaluation samples missing pictures; a finished one is found by its key.
+"""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dreambooth.config.evaluation import FURTHER
 from dreambooth.config.settings import DreamBoothConfig
-from dreambooth.data.images import Cut, InstanceImage, cuts, decode, open_image, png_bytes, read_image
-from dreambooth.data.images.masks import Box, cut_mask, find_mask
+from dreambooth.data.inspection import Inspect, Inspection, inspect_addresses
 from dreambooth.errors import InputError
-from dreambooth.evaluation.prompts import EvaluationPrompt
-from dreambooth.evaluation.verdict import ShortVerdict, Similarity
-from dreambooth.miniature import BASES
-from pipelines.tasks import Call, MaskedPicture, SampleRequest, Samplers, Source
+from dreambooth.evaluation.protocol import SampleSet, protocol_of
+from pipelines.stages.embeddings import store_embeddings
+from pipelines.stages.evaluation_task import EVALUATION_FORMAT, EvaluationTask, bank_address, further_addresses
+from pipelines.stages.photographs import instance_pictures, masked_pictures
+from pipelines.storage.files import exists, join, read_json, write_json
+from pipelines.tasks import (
+    BankAddress,
+    Call,
+    MaskedPicture,
+    Measured,
+    SampleRequest,
+    Samplers,
+    Source,
+    picture_name,
+)
 
-_IMAGES_PER_REQUEST = 4
-DEFAULT_ENCODER = "facebook/dino-vits16"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dreambooth.evaluation.bank import ImageEmbeddings
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """PNG pictures by prompt, before and after, seed by seed, and what was measured (None without an image encoder).
+def check_protocol(config: DreamBoothConfig) -> None:
+    """Raise InputError for prompts or encoders unusable for evaluation, at the end or during training."""
+    measured = protocol_of(config, dtype="", sampler="") is not None
+    if measured or config.evaluation.every is not None:
+        bank_address(config.evaluation, config.base_model)
+    for name in FURTHER:
+        if getattr(config.evaluation, name) is not None and not measured:
+            raise InputError(
+                f"evaluation.{name} measures the samples of evaluation.protocol, which is 'none'; set that, such as to "
+                f"auto, or leave evaluation.{name} out"
+            )
+    further_addresses(config.evaluation)
 
-    Earlier versions stored no verdict.
+
+def compared_images(config: DreamBoothConfig, trained: Inspection, inspect: Inspect = inspect_addresses) -> Inspection:
+    """The real images that samples are compared with: those trained on, unless others are set.
+
+    Its warnings are about the others only. Raises InputError for faults of theirs.
     """
-
-    instance: tuple[bytes, ...]
-    before: dict[str, list[bytes]]
-    after: dict[str, list[bytes]]
-    class_prompt: str
-    similarity: Similarity | None
-    verdict: ShortVerdict | None = None
+    if config.evaluation.real_images is None:
+        return replace(trained, warnings=())
+    real = inspect(config.evaluation.real_images, resolution=1, max_pixels=config.images.max_pixels, trained=False)
+    return replace(real, warnings=tuple(f"evaluation.real_images: {warning}" for warning in real.warnings))
 
 
-def meant_encoder(config: DreamBoothConfig) -> str:
-    """The address of a configuration's image encoder, available or not."""
-    return config.evaluation.image_encoder or ("miniature" if config.base_model in BASES else DEFAULT_ENCODER)
+def find_evaluation(task: EvaluationTask) -> dict[str, Any] | None:
+    """Existing figures of a task, or None."""
+    if not exists(task.uri):
+        return None
+    found: dict[str, Any] = read_json(task.uri)
+    return found
 
 
-def image_encoder(config: DreamBoothConfig) -> str:
-    """The address of a configuration's image encoder. Raises InputError if unavailable."""
-    from dreambooth.evaluation.encoders import find_image_encoder  # imports torch
-
-    chosen = meant_encoder(config)
-    try:
-        find_image_encoder(chosen)
-    except InputError as error:
-        raise InputError(f"evaluation.image_encoder: {error}") from None
-    return chosen
-
-
-def evaluate(
-    config: DreamBoothConfig,
-    instance: Sequence[bytes],
+def run_protocol(
+    task: EvaluationTask,
     samplers: Samplers,
     *,
     base: Source,
     fine_tuned: Source,
-    encoder: str | None,
-    dtype: str,
+    real: Sequence[bytes] | None = None,
     on_progress: Callable[[int, int], None] = lambda made, total: None,
-) -> Evaluation:
-    """Sample before and after, prompt by prompt, computing in `dtype`; `on_progress(made, total)` counts images.
+) -> dict[str, Any]:
+    """Measure one model, and write its figures; `on_progress(made, total)` counts pictures.
 
-    `instance` are the instance images by `instance_pictures`.
+    `real` are the task's images by `instance_pictures`, where they have been read already.
     """
-    class_prompt = config.prompts.class_prompt(config.subject)
-    prompts = config.evaluation.prompts_of(config.subject, config.prompts)
-    requests = sample_requests(config, base, fine_tuned, dtype)
-    pictures = _sample(samplers, requests, on_progress)
-    before, after = _by_prompt(requests, pictures, base), _by_prompt(requests, pictures, fine_tuned)
-    similarity, verdict = None, None
-    if encoder is not None:
-        from dreambooth.evaluation.short import judge, similarity_of  # imports torch
+    if (found := find_evaluation(task)) is not None:
+        return found
+    instance = instance_pictures(task.config, task.images, task.config.picture_side) if real is None else real
+    texts = [*task.protocol.texts, *task.protocol.texts_without_identifier]
+    bank_alone = replace(task.bank, further=())  # all that texts, the base model's and masked pictures are for
+    of_real = [
+        Call(method="seen", arguments=(instance, task.bank)),
+        Call(method="texts", arguments=(texts, bank_alone)),
+    ]
+    masked = masked_pictures(task.config, task.images, task.config.picture_side)
+    # The base model's first: a sampler switches pipelines once.
+    of_base = [_call(base, pictures, base_samples_uri(task, pictures), bank_alone) for pictures in task.base_sets]
+    of_fine_tuned = [
+        _call(fine_tuned, pictures, samples_uri(task, pictures), task.bank, instance, masked)
+        for pictures in task.fine_tuned_sets
+    ]
+    of_subject = [Call(method="seen", arguments=([each.alone for each in masked], bank_alone))] if masked else []
+    results = _results(samplers, [*of_real, *of_base, *of_fine_tuned, *of_subject], on_progress)
+    seen_subject = results.pop() if of_subject else None
+    seen, embedded_texts, *measured = results
+    evaluation = _evaluation(task, measured, seen, embedded_texts, seen_subject)
+    samples = [pictures.embeddings.dino for pictures in measured[len(task.base_sets) : -1]]
+    store_embeddings(task.uri, samples=samples, photographs=seen.embeddings.dino)
+    write_json(task.uri, evaluation)
+    return evaluation
 
-        sets = {
-            "instance": list(instance),
-            "samples": [image for prompt in prompts for image in after[prompt]],
-            "base": [image for prompt in prompts for image in before[prompt]],
-            "class_before": before[class_prompt],
-            "class_after": after[class_prompt],
-        }
-        [(_, seen)] = samplers.run([Call(method="glance", arguments=(encoder, sets, _texts(config)))])
-        similarity, verdict = similarity_of(seen.images), judge(seen, prompts=len(prompts))
-    return Evaluation(
-        instance=tuple(instance),
-        before=before,
-        after=after,
-        class_prompt=class_prompt,
-        similarity=similarity,
-        verdict=verdict,
+
+def samples_uri(task: EvaluationTask, pictures: SampleSet) -> str:
+    """Address of the fine-tuned model's pictures."""
+    return join(task.config.run_uri, "evaluations", "samples", pictures.key)
+
+
+def base_samples_uri(task: EvaluationTask, pictures: SampleSet) -> str:
+    """Address of the base model's pictures."""
+    return join(task.config.prior_uri, "base-samples", pictures.key)
+
+
+def _results(samplers: Samplers, calls: Sequence[Call], on_progress: Callable[[int, int], None]) -> list[Any]:
+    """Results of the calls, in order; only samples count as progress."""
+    sizes = [len(call.arguments[1].seeds) if call.method == "measured" else 0 for call in calls]
+    made = 0
+    on_progress(made, sum(sizes))
+    results: dict[int, Any] = {}
+    for place, result in samplers.run(calls):
+        results[place] = result
+        made += sizes[place]
+        on_progress(made, sum(sizes))
+    return [results[place] for place in range(len(calls))]
+
+
+def _call(
+    source: Source,
+    pictures: SampleSet,
+    uri: str,
+    bank: BankAddress,
+    instance: Sequence[bytes] = (),
+    masked: Sequence[MaskedPicture] = (),
+) -> Call:
+    return Call(method="measured", arguments=(source, _request(pictures), uri, bank, instance, masked))
+
+
+def _request(pictures: SampleSet) -> SampleRequest:
+    return SampleRequest(
+        prompts=pictures.prompts,
+        seeds=pictures.seeds,
+        num_inference_steps=pictures.num_inference_steps,
+        guidance_scale=pictures.guidance_scale,
+        resolution=pictures.resolution,
+        dtype=pictures.dtype,
     )
 
 
-def _texts(config: DreamBoothConfig) -> list[str]:
-    """The prompts without the identifier, which no CLIP knows."""
-    noun = config.subject.class_noun
-    return [EvaluationPrompt(text=text, application="").without_identifier(noun) for text in config.evaluation.prompts]
+def _evaluation(
+    task: EvaluationTask, measured: Sequence[Measured], real: Measured, texts: "Tensor", subject: Measured | None
+) -> dict[str, Any]:
+    """Content of evaluation.json: the figures, their inputs, and the addresses of the pictures."""
+    from dreambooth.evaluation.figures import BankId
+    from dreambooth.evaluation.measure import PromptSamples, measure
 
-
-def sample_requests(
-    config: DreamBoothConfig, base: Source, fine_tuned: Source, dtype: str
-) -> list[tuple[Source, SampleRequest]]:
-    """All samples of an evaluation, the base model's first."""
-    class_prompt = config.prompts.class_prompt(config.subject)
-    prompts = config.evaluation.prompts_of(config.subject, config.prompts)
-    return [
-        (source, request)
-        for source in (base, fine_tuned)
-        for prompt, count in [*((p, 1) for p in prompts), (class_prompt, 2)]
-        for request in _requests(config, prompt, count * config.evaluation.images_per_prompt, dtype)
-    ]
-
-
-def _requests(config: DreamBoothConfig, prompt: str, count: int, dtype: str) -> list[SampleRequest]:
-    """Sample requests with the same seeds for every prompt and model, so that pictures are comparable."""
-    seeds = range(config.evaluation.seed, config.evaluation.seed + count)
-    return [
-        SampleRequest(
-            prompts=(prompt,) * len(chunk),
-            seeds=tuple(chunk),
-            num_inference_steps=config.evaluation.num_inference_steps,
-            guidance_scale=config.evaluation.guidance_scale,
-            resolution=int(config.images.resolution or 0),
-            dtype=dtype,
+    protocol, sets = task.protocol, len(task.base_sets)
+    base = _by_prompt(task, task.base_sets, measured[:sets], base_samples_uri)
+    fine_tuned = _by_prompt(task, task.fine_tuned_sets[:-1], measured[sets:-1], samples_uri)
+    of_class, class_pictures = measured[-1], task.fine_tuned_sets[-1]
+    prompts = [
+        PromptSamples(
+            prompt=protocol.texts[place],
+            application=prompt.application,
+            samples=fine_tuned[place].embeddings,
+            text=texts[place],
+            text_no_identifier=texts[len(protocol.texts) + place],
+            base=base[place].embeddings,
+            distances=fine_tuned[place].distances if protocol.images_per_prompt > 1 else None,
+            to_instance=fine_tuned[place].to_real,
+            to_subject=fine_tuned[place].to_subject,
         )
-        for start in range(0, count, _IMAGES_PER_REQUEST)
-        for chunk in [seeds[start : start + _IMAGES_PER_REQUEST]]
+        for place, prompt in enumerate(protocol.prompts.prompts)
     ]
+    bank = BankId(name=task.bank.name, hash=task.bank.hash)
+    figures = measure(
+        bank=bank,
+        prompts=prompts,
+        instance=real.embeddings,
+        class_samples=of_class.embeddings,
+        instance_distances=real.distances,
+        subject=None if subject is None else subject.embeddings,
+        further={each.name: BankId(name=each.name, hash=each.hash) for each in task.bank.further},
+    )
+    return figures.as_dict() | {
+        "format": EVALUATION_FORMAT,
+        "key": task.key,
+        "subject": task.config.subject.name,
+        "class_noun": protocol.class_noun,
+        "identifier": protocol.identifier,
+        "model_key": task.model_key,
+        "prompt_list": protocol.prompts.name,
+        "prompts_key": protocol.prompts_key,
+        "images_per_prompt": protocol.images_per_prompt,
+        "instance_images": [image.address for image in task.images],
+        "samples": join(task.config.run_uri, "evaluations", "samples"),
+        "pictures": [
+            {
+                "prompt": tuned.prompt,
+                "base_prompt": before.prompt,
+                "fine_tuned": tuned.addresses,
+                "base": before.addresses,
+            }
+            for tuned, before in zip(fine_tuned, base, strict=True)
+        ],
+        "class_prompt": protocol.class_prompt,
+        "class_pictures": _addresses(samples_uri(task, class_pictures), class_pictures),
+    }
 
 
-def _sample(
-    samplers: Samplers,
-    requests: list[tuple[Source, SampleRequest]],
-    on_progress: Callable[[int, int], None],
-) -> list[list[bytes]]:
-    total, made = sum(len(request.seeds) for _, request in requests), 0
-    on_progress(made, total)
-    pictures: list[list[bytes]] = [[] for _ in requests]
-    for place, images in samplers.run([Call(method="samples", arguments=request) for request in requests]):
-        pictures[place] = images
-        made += len(images)
-        on_progress(made, total)
-    return pictures
+@dataclass(frozen=True, kw_only=True)
+class _OfPrompt:
+    """The N pictures of one prompt: addresses, embeddings, and distances to M real ones."""
+
+    prompt: str
+    addresses: list[str]
+    embeddings: "ImageEmbeddings"
+    distances: "Tensor"  # (N, N)
+    to_real: "Tensor"  # (N, M)
+    to_subject: "Mapping[str, Tensor]"
 
 
 def _by_prompt(
-    requests: list[tuple[Source, SampleRequest]], pictures: list[list[bytes]], source: Source
-) -> dict[str, list[bytes]]:
-    found: dict[str, list[bytes]] = {}
-    for (of, request), images in zip(requests, pictures, strict=True):
-        if of == source:
-            found.setdefault(request.prompts[0], []).extend(images)
-    return found
-
-
-def instance_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage], side: int) -> list[bytes]:
-    """The instance images as PNG squares of `side` pixels, that of the samples they are compared with."""
-    pictures = []
-    for image in images:
-        opened = open_image(image.address, max_pixels=config.images.max_pixels)
-        pictures.append(png_bytes(_square(opened, side).picture))
-    return pictures
-
-
-def masked_pictures(config: DreamBoothConfig, images: Sequence[InstanceImage], side: int) -> list[MaskedPicture]:
-    """Masked instance images as PNG squares of `side` pixels; none without masks."""
-    pictures: list[MaskedPicture] = []
-    most, cropped = config.images.max_pixels, config.images.masks == "crop"
-    for image in images if config.images.masked else ():
-        decoded = decode(read_image(image.address), image.address, max_pixels=most)
-        mask = find_mask(image, decoded, max_pixels=most)
-        if mask is None:
-            continue
-        subject = mask.box(at_least=1)
-        square = _square(decoded.image, side, within=subject if cropped else None)
-        inside = Image.fromarray(
-            (cut_mask(mask.picture, square.box, (side, side), mirrored=False) * 255).astype(np.uint8)
+    task: EvaluationTask,
+    sets: Sequence[SampleSet],
+    measured: Sequence[Measured],
+    uri: Callable[[EvaluationTask, SampleSet], str],
+) -> list[_OfPrompt]:
+    """Split pictures sampled together by prompt; `uri(task, pictures)` is a set's address."""
+    images = task.protocol.images_per_prompt
+    return [
+        _OfPrompt(
+            prompt=pictures.prompts[first],
+            addresses=_addresses(uri(task, pictures), pictures)[first : first + images],
+            embeddings=seen.embeddings[first : first + images],
+            distances=seen.distances[first : first + images, first : first + images],
+            to_real=seen.distances[first : first + images, len(pictures.seeds) :],
+            to_subject={name: similar[first : first + images] for name, similar in seen.to_subject.items()},
         )
-        alone = Image.composite(decoded.image, Image.new("RGB", decoded.image.size, "white"), mask.picture)
-        pictures.append(
-            MaskedPicture(
-                picture=png_bytes(square.picture),
-                mask=png_bytes(inside),
-                alone=png_bytes(_square(alone, side, within=subject).picture),
-            )
-        )
-    return pictures
+        for pictures, seen in zip(sets, measured, strict=True)
+        for first in range(0, len(pictures.seeds), images)
+    ]
 
 
-def _square(image: Image.Image, side: int, within: Box | None = None) -> Cut:
-    size = side, side
-    [square] = cuts(image, size=size, crop="center", crops_per_image=1, flip=False, seed=0, within=within)
-    return square
+def _addresses(uri: str, pictures: SampleSet) -> list[str]:
+    return [join(uri, picture_name(place)) for place in range(len(pictures.seeds))]

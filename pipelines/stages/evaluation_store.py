@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dreambooth.evaluation.verdict import ShortVerdict, Similarity
-from pipelines.stages.evaluate_stage import Evaluation
+from pipelines.stages.photographs import Evaluation
 from pipelines.storage.files import join
 from pipelines.storage.publications import opened, publish, published
 

@@ -11,8 +11,8 @@ from dreambooth.evaluation.prompts import sample_seed
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.training.best_checkpoint import Score, Scores
 from pipelines.cluster.collectives import from_rank_zero
-from pipelines.stages.evaluate_stage import instance_pictures
-from pipelines.stages.protocol_task import bank_address
+from pipelines.stages.evaluation_task import bank_address
+from pipelines.stages.photographs import instance_pictures
 from pipelines.tasks import SampleRequest, Source, base_source
 from pipelines.worker.samplers import ImageSampler
 

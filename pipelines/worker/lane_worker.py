@@ -19,11 +19,11 @@ from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.logs import about, log, to_stderr
 from pipelines.cluster.metrics import observed, record
-from pipelines.stages.evaluate_stage import Evaluation, evaluate, instance_pictures
+from pipelines.stages.evaluate_stage import run_protocol
 from pipelines.stages.evaluation_store import store_evaluation
+from pipelines.stages.evaluation_task import protocol_of_subject
+from pipelines.stages.photographs import Evaluation, evaluate, instance_pictures
 from pipelines.stages.prior_stage import seal
-from pipelines.stages.protocol_stage import run_protocol
-from pipelines.stages.protocol_task import protocol_of_subject
 from pipelines.stages.published_model import find_model
 from pipelines.storage.faults import StorageFull, StoreAway, no_room
 from pipelines.storage.files import join, remove

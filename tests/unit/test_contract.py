@@ -52,7 +52,7 @@ def test_imports_go_one_way(checkout: Path) -> None:
     ("lower", "higher"),
     [
         ("pipelines/storage/publications.py", "pipelines.driver.batch"),
-        ("pipelines/stages/protocol_stage.py", "pipelines.worker.samplers"),
+        ("pipelines/stages/evaluate_stage.py", "pipelines.worker.samplers"),
         ("pipelines/report/run_report.py", "pipelines.plan.run_plan"),
         ("dreambooth/config/settings.py", "dreambooth.models.base_model"),
         ("dreambooth/data/images/finding.py", "dreambooth.training.losses"),

@@ -150,7 +150,7 @@ def _images(config: DreamBoothConfig, base: "BaseModel", console: RunConsole) ->
     """The subject's images, checked, and the bank of encoders with them."""
     from dreambooth.data.buckets import sizes_of
     from dreambooth.data.inspection import inspect_addresses
-    from pipelines.stages.protocol_stage import compared_images
+    from pipelines.stages.evaluate_stage import compared_images
 
     _bank_name(config)
     inspection = inspect_addresses(
@@ -167,7 +167,7 @@ def _images(config: DreamBoothConfig, base: "BaseModel", console: RunConsole) ->
 
 
 def _bank_name(config: DreamBoothConfig) -> str:
-    from pipelines.stages.protocol_task import bank_address
+    from pipelines.stages.evaluation_task import bank_address
 
     return bank_address(config.evaluation, config.base_model).name
 

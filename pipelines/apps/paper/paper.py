@@ -23,7 +23,7 @@ from pipelines.driver.driving import View
 from pipelines.driver.personalize import check_batch_destinations
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
 from pipelines.plan.run_plan import Plan
-from pipelines.stages.protocol_stage import find_evaluation
+from pipelines.stages.evaluate_stage import find_evaluation
 from pipelines.storage.files import join, write_bytes, write_json
 
 

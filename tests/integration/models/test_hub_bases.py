@@ -27,7 +27,7 @@ from pipelines.apps.generate import generate
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import make_plan
 from pipelines.plan.subject_list import read_batch
-from pipelines.stages.protocol_stage import base_samples_uri
+from pipelines.stages.evaluate_stage import base_samples_uri
 from pipelines.storage.publications import published
 from pipelines.tasks import picture_name
 from pipelines.tracking.client import default_tracking, quietly

@@ -10,8 +10,8 @@ from dreambooth.config.settings import load_config
 from dreambooth.data.inspection import inspect_addresses
 from dreambooth.errors import InputError
 from dreambooth.evaluation.protocol import Protocol, protocol_of
-from pipelines.stages.protocol_stage import compared_images
-from pipelines.stages.protocol_task import ProtocolTask, protocol_task
+from pipelines.stages.evaluate_stage import compared_images
+from pipelines.stages.evaluation_task import EvaluationTask, protocol_task
 
 
 def protocol(*overrides: str, name: str = "rex", identifier: str = "tfz", class_noun: str = "dog") -> Protocol:
@@ -103,7 +103,7 @@ def test_own_prompts() -> None:
 
 
 def test_samples_can_be_compared_with_other_pictures_than_those_trained_on(instance_folder: Path) -> None:
-    def task(*overrides: str) -> ProtocolTask:
+    def task(*overrides: str) -> EvaluationTask:
         subject = {"name": "rex", "class_noun": "dog", "identifier": "tfz"}
         plain = {"subject": subject | {"instance_images": str(instance_folder / "00.png")}}
         config = load_config(plain, ("images.resolution=64", "evaluation.protocol=miniature", *overrides))

@@ -37,7 +37,7 @@ from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.plan.sampling_memory import weights_bytes
 from pipelines.plan.subject_checks import check_subjects
 from pipelines.plan.subject_list import ListedSubject
-from pipelines.stages.protocol_task import protocol_of_subject
+from pipelines.stages.evaluation_task import protocol_of_subject
 
 RESOURCES = Resources(cpus=2, gpus=0)
 

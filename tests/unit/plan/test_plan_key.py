@@ -16,7 +16,7 @@ from pipelines.driver.summary import request_key
 from pipelines.driver.train_stage import train_task
 from pipelines.plan.result_key import result_key
 from pipelines.plan.run_plan import Plan, make_plan
-from pipelines.stages.evaluate_stage import sample_requests
+from pipelines.stages.photographs import sample_requests
 from pipelines.tasks import Source
 
 

@@ -14,7 +14,7 @@ from queued import LANE, OTHER, finish, name_of, queued
 from dreambooth.config.settings import load_config
 from dreambooth.data.inspection import inspect_addresses
 from pipelines.queue.subject_queue import SubjectQueue
-from pipelines.stages.protocol_task import bank_address, protocol_of_subject
+from pipelines.stages.evaluation_task import bank_address, protocol_of_subject
 from pipelines.storage.faults import StoreAway
 from pipelines.storage.files import join, read_json, write_bytes
 from pipelines.tasks import Measurement, SubjectRecord

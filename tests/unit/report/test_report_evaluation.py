@@ -22,8 +22,8 @@ from pipelines.report.batch_result import BatchResult, SubjectResult
 from pipelines.report.evaluated import Evaluated, find_evaluated, read_pictures
 from pipelines.report.report_evaluation import FIGURES, MOST_CELLS
 from pipelines.report.run_report import RunFacts, render_run
-from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.stages.evaluation_store import store_evaluation
+from pipelines.stages.photographs import Evaluation
 from pipelines.tasks import SubjectRecord
 
 PLACES = ("on a carpet", "in the <snow>")

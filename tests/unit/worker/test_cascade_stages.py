@@ -27,7 +27,7 @@ from pipelines.cluster.preemption import WATCHER_SWITCH
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import find_result, train_task
 from pipelines.plan.run_plan import Plan, make_plan
-from pipelines.stages.evaluate_stage import instance_pictures
+from pipelines.stages.photographs import instance_pictures
 from pipelines.storage.files import join, read_json
 from pipelines.storage.publications import Manifest, read_manifest
 from pipelines.tasks import SampleRequest, Source

@@ -24,8 +24,8 @@ from pipelines.report.batch_report import render_report
 from pipelines.report.batch_result import BatchResult, SubjectResult
 from pipelines.report.evaluated import find_evaluated
 from pipelines.report.run_report import RunFacts, render_run
-from pipelines.stages.evaluate_stage import Evaluation
 from pipelines.stages.evaluation_store import INDEX, load_evaluation, store_evaluation
+from pipelines.stages.photographs import Evaluation
 from pipelines.storage.publications import publish
 from pipelines.tasks import SubjectRecord
 

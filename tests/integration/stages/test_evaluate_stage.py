@@ -21,9 +21,9 @@ from dreambooth.evaluation.similarity import mean_pairwise_similarity
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.stages.embeddings import embeddings_uri, read_embeddings
-from pipelines.stages.evaluate_stage import instance_pictures, masked_pictures
-from pipelines.stages.protocol_stage import run_protocol, samples_uri
-from pipelines.stages.protocol_task import ProtocolTask
+from pipelines.stages.evaluate_stage import run_protocol, samples_uri
+from pipelines.stages.evaluation_task import EvaluationTask
+from pipelines.stages.photographs import instance_pictures, masked_pictures
 from pipelines.tasks import Call, SampleRequest, Source
 from pipelines.worker.samplers import ImageSampler
 
@@ -92,7 +92,7 @@ def pixels(address: str) -> npt.NDArray[np.int16]:
     return np.asarray(Image.open(address), dtype=np.int16)
 
 
-def task_of(plan: Plan) -> ProtocolTask:
+def task_of(plan: Plan) -> EvaluationTask:
     assert plan.protocol is not None
     return plan.protocol
 

@@ -18,7 +18,7 @@ EVALUATION_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProtocolTask:
+class EvaluationTask:
     """One model to be measured against `images`, whose hash is `data_hash`.
 
     `model_key` names the model's weights, `base_hash` those of all stages of the base model.
@@ -67,7 +67,7 @@ def protocol_task(
     dtype: str,
     sampler: str,
     bank: BankAddress | None = None,
-) -> ProtocolTask | None:
+) -> EvaluationTask | None:
     """The measurement of a run's model, from pictures computed in `dtype` by `sampler`; None without a protocol.
 
     `compared` are the real images, by `compared_images`; `bank` None is the configured one.
@@ -78,7 +78,7 @@ def protocol_task(
     if bank is None:
         further = further_addresses(config.evaluation)
         bank = replace(bank_address(config.evaluation, config.base_model), further=further)
-    return ProtocolTask(
+    return EvaluationTask(
         config=config,
         protocol=protocol,
         bank=bank,
@@ -89,7 +89,7 @@ def protocol_task(
     )
 
 
-def protocol_of_subject(task: TrainTask) -> ProtocolTask | None:
+def protocol_of_subject(task: TrainTask) -> EvaluationTask | None:
     """The measurement of the model that a task trains, if any."""
     if (own := task.measurement) is None:
         return None
