@@ -77,10 +77,13 @@ class EncoderAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class BankAddress:
-    """A bank of encoders, its hash on the driver, the locations of the paper's, and the encoders beside it."""
+    """A bank of encoders, its hash on the driver, the locations of the paper's, and the encoders beside it.
+
+    `hash` None: whatever is found where the pictures are made; `dino` is the encoder of a bank of one.
+    """
 
     name: str
-    hash: str
+    hash: str | None
     dino: str
     clip: str
     lpips: str | None
@@ -100,9 +103,11 @@ class MaskedPicture:
 class Measured:
     """A bank's view of N pictures: embeddings, and distances to themselves and M real ones, (N, N + M).
 
-    M is 0 without real ones. `to_subject` are masked patch similarities (N, masked photographs), by encoder.
+    M is 0 without real ones. `to_subject` are masked patch similarities (N, masked photographs), by encoder; `bank` is
+    the hash of the bank.
     """
 
+    bank: str
     embeddings: "ImageEmbeddings"
     distances: "Tensor"
     to_subject: "Mapping[str, Tensor]" = dataclasses.field(default_factory=dict)
@@ -135,14 +140,14 @@ class PriorSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A subject's measurement by the protocol, as far as its `TrainTask` doesn't say.
+    """A subject's measurement, as far as its `TrainTask` and the lane don't say.
 
-    `sampler` is the base's `Family.sampler_name`; `compared` is None where samples are compared with the images of the
-    training.
+    `sampler` is the base's `Family.sampler_name`; `bank` is that of the protocol's figures, None without a protocol;
+    `compared` is None where the protocol's samples are compared with the images of the training.
     """
 
-    bank: BankAddress
     sampler: str
+    bank: BankAddress | None = None
     compared: Inspection | None = None
 
 
@@ -264,13 +269,13 @@ Work = TrainSubject | MakeClassImages | Wait
 
 @dataclass(frozen=True, kw_only=True)
 class LaneTask:
-    """A lane's task: its name, the queue's handle, threads per worker, the image encoder, if any, the seconds between
-    progress reports of a subject, `cluster.graph_sampling`, and how many lanes share a GPU."""
+    """A lane's task: its name, the queue's handle, threads per worker, the encoder of samples for the eye, if any, the
+    seconds between progress reports of a subject, `cluster.graph_sampling`, and how many lanes share a GPU."""
 
     lane: str
     queue: Any
     num_threads: int
-    encoder: str | None
+    encoder: BankAddress | None
     report_seconds: float
     graph: Graph
     lanes_per_gpu: int

@@ -51,7 +51,7 @@ class EvaluationConfig(Frozen):
     guidance_scale: Guidance = Field(
         7.5, description="classifier-free guidance of samples, and default of the registered model"
     )
-    seed: Seed = Field(1, description="seed of a prompt's first sample; each further sample adds 1")
+    seed: Seed = Field(1, description="seed of the samples' noise, which also depends on prompt and sample")
     image_encoder: str | None = Field(
         None, description="ViT that measures similarities; null: the miniature's for it, else facebook/dino-vits16"
     )

@@ -3,6 +3,8 @@
 `paper` has the paper's encoders: DINO ViT-S/16, CLIP ViT-B/32, LPIPS on AlexNet. `miniature` is the ViT and the
 CLIP that come with the miniature, which know its world and no other. Figures of two banks mean different things, so
 every figure carries its bank's name and hash, and `dreambooth.evaluation.figures` refuses to put two in one column.
+
+`encoder` is a ViT alone, for runs that are measured without the paper's encoders: it sees pictures, but reads no texts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,8 @@ if TYPE_CHECKING:  # a plan chooses a bank, and checks of many subjects run in p
     from dreambooth.evaluation.patches import MaskedPhotograph
 
 BANKS = ("paper", "miniature")
+ENCODER = "encoder"
+"""The bank of a ViT alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +42,30 @@ class BankLocations:
 class ImageEmbeddings:
     """Embeddings of the same N images by both encoders, of unit norm, float32, on the CPU.
 
-    `further` are those of encoders beside the bank's (`dreambooth.evaluation.further`), by name.
+    `clip` is None of a bank without CLIP; `further` are those of encoders beside the bank's
+    (`dreambooth.evaluation.further`), by name.
     """
 
     dino: "Tensor"  # (N, D1)
-    clip: "Tensor"  # (N, D2)
+    clip: "Tensor | None" = None  # (N, D2)
     further: "Mapping[str, Tensor]" = field(default_factory=dict)  # (N, D) each
 
     def __post_init__(self) -> None:
         """Refuse embeddings of different numbers of images."""
-        if self.dino.ndim != 2 or self.clip.ndim != 2 or len(self.dino) != len(self.clip):
+        clip = self.dino if self.clip is None else self.clip
+        if self.dino.ndim != 2 or clip.ndim != 2 or len(self.dino) != len(clip):
             raise ValueError(
                 f"expected embeddings (N, D1) and (N, D2) of the same N images, "
-                f"got {tuple(self.dino.shape)} and {tuple(self.clip.shape)}"
+                f"got {tuple(self.dino.shape)} and {tuple(clip.shape)}"
             )
         for name, embeddings in self.further.items():
             if embeddings.ndim != 2 or len(embeddings) != len(self.dino):
                 raise ValueError(f"expected {len(self.dino)} embeddings by {name}, got {tuple(embeddings.shape)}")
+
+    @property
+    def scene(self) -> "Tensor":
+        """Embeddings (N, D) that see where the subject is: CLIP's, if any, which aren't trained to see past that."""
+        return self.dino if self.clip is None else self.clip
 
     def __len__(self) -> int:
         """Number of images."""
@@ -63,7 +74,8 @@ class ImageEmbeddings:
     def __getitem__(self, chosen: slice) -> "ImageEmbeddings":
         """Embeddings of some of the images: `embeddings[:4]`."""
         further = {name: embeddings[chosen] for name, embeddings in self.further.items()}
-        return ImageEmbeddings(dino=self.dino[chosen], clip=self.clip[chosen], further=further)
+        clip = None if self.clip is None else self.clip[chosen]
+        return ImageEmbeddings(dino=self.dino[chosen], clip=clip, further=further)
 
 
 class Bank(Protocol):
@@ -71,7 +83,7 @@ class Bank(Protocol):
 
     @property
     def name(self) -> str:
-        """One of BANKS."""
+        """One of BANKS, or ENCODER."""
 
     @property
     def hash(self) -> str:
@@ -81,7 +93,10 @@ class Bank(Protocol):
         """Embeddings of N images of any size; InputError for no images."""
 
     def embed_texts(self, texts: Sequence[str]) -> "Tensor":
-        """CLIP's embeddings of M texts: (M, D2), of unit norm, float32, on the CPU; InputError for no texts."""
+        """CLIP's embeddings of M texts: (M, D2), of unit norm, float32, on the CPU.
+
+        Raises InputError for no texts, for one that is longer than CLIP reads, and without a CLIP.
+        """
 
     def perceptual_distances(self, images: Sequence[Image.Image]) -> "Tensor":
         """Distances between N images of one size: (N, N), symmetric, zero on the diagonal, float32, on the CPU.

@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dreambooth.errors import InputError
-from dreambooth.evaluation.bank import BANKS, Bank, BankLocations
+from dreambooth.evaluation.bank import BANKS, ENCODER, Bank, BankLocations
 from dreambooth.miniature import BASES
 
 if TYPE_CHECKING:
@@ -17,15 +17,23 @@ def default_bank(base_model: str) -> str:
 
 
 def load_bank(name: str, *, device: str = "cpu", locations: BankLocations | None = None) -> Bank:
-    """Load a bank's encoders. Raises InputError for an unknown name, and for missing weights, which it names."""
+    """Load a bank's encoders; of ENCODER `locations.dino` alone.
+
+    Raises InputError for an unknown name, and for missing weights, which it names.
+    """
     if name == "miniature":
         from dreambooth.evaluation.miniature_bank import MiniatureBank
 
         return MiniatureBank(device=device)
+    locations = locations or BankLocations()
     if name == "paper":
         from dreambooth.evaluation.paper_bank import PaperBank
 
-        return PaperBank(locations or BankLocations(), device=device)
+        return PaperBank(locations, device=device)
+    if name == ENCODER:
+        from dreambooth.evaluation.encoder_bank import EncoderBank
+
+        return EncoderBank(locations.dino, device=device)
     raise InputError(f"there is no bank {name!r}; expected {' or '.join(BANKS)}")
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,16 +28,6 @@ from dreambooth.quiet import hide_progress_bars, quiet
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGES_AT_ONCE = 32
-
-
-class ImageEncoder(Protocol):
-    """Anything that turns images into embeddings."""
-
-    def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embeddings of images: (N, D), float32, of unit norm, on the CPU."""
-
-    def perceptual_distances(self, images: Sequence[Image.Image]) -> Tensor:
-        """Distances between images, place by place: (N, N), symmetric, zero on the diagonal, float32, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,11 +197,6 @@ def load_whole(kind: Any, directory: Path, **settings: Any) -> Any:
             f"{kind.__name__}; is the copy complete, and of this model?"
         )
     return model
-
-
-def load_image_encoder(address: str | Path, *, device: str = "cpu") -> ImageEncoder:
-    """Load an image encoder from a folder, an address or a hub id; InputError when it isn't there or isn't a ViT."""
-    return ViTEncoder(find_image_encoder(address), device=device)
 
 
 def find_image_encoder(address: str | Path) -> Path:

@@ -21,11 +21,13 @@ FIGURE_NAMES = (
     "clip_t_no_identifier",
     "clip_t_base",
     "pres",
+    "pres_base",
     "div",
     "real_dino",
     "real_clip_i",
     "context_variance",
     "prompts_followed",
+    "prompts_apart",
     "near_copies",
     "nearest_dino",
     "background_leak",
@@ -39,7 +41,7 @@ FIGURE_NAMES = (
 
 PAIRS = frozenset(("real_dino", "real_clip_i", "real_dinov2", "real_dreamsim"))
 VARIANCES = frozenset(("context_variance",))
-SHARES = frozenset(("prompts_followed", "near_copies"))
+SHARES = frozenset(("prompts_followed", "prompts_apart", "near_copies"))
 """Figures that aren't means of independent values, by kind."""
 _RANGES = {"div": (0.0, math.inf), "background_leak": (-math.inf, math.inf)}
 """Ranges of figures that aren't similarities from -1 to 1."""
@@ -90,9 +92,9 @@ class PromptRow:
     prompt: str
     application: str
     dino: float
-    clip_i: float
-    clip_t: float
-    clip_t_no_identifier: float
+    clip_i: float | None
+    clip_t: float | None
+    clip_t_no_identifier: float | None
     clip_t_base: float | None
     followed: bool | None  # at least half as closely as by the base model
     div: float | None
@@ -121,6 +123,11 @@ class Figures:
     nearest: tuple[NearestInstance, ...]
     warnings: tuple[str, ...]
     unmeasured: Mapping[str, str]  # by the figure's name: why it is missing
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Every figure's mean."""
+        return {name: figure.interval.mean for name, figure in self.figures.items()}
 
     @property
     def banks(self) -> tuple[BankId, ...]:

@@ -58,7 +58,7 @@ class PromptList:
     prompts: tuple[EvaluationPrompt, ...]
 
     def __post_init__(self) -> None:
-        """Raise InputError for an empty list, a prompt twice, or one without a place for the identifier."""
+        """Raise InputError for an empty list, a prompt twice, or a placeholder that isn't known."""
         if not self.prompts:
             raise InputError(f"the prompt list {self.name!r} is empty; give at least one prompt")
         texts = [prompt.text for prompt in self.prompts]
@@ -66,13 +66,17 @@ class PromptList:
             raise InputError(f"the prompt list {self.name!r} holds {repeated[0]!r} twice; expected prompts that differ")
         for text in texts:
             check_wording(text, what=f"the prompt {text!r} of {self.name!r}", known=PROMPT_FIELDS)
-        lacking = [text for text in texts if IDENTIFIER_PLACEHOLDER not in text]
+
+    def measurable(self) -> "PromptList":
+        """The list itself. Raises InputError for a prompt without the identifier, whose samples need not be alike."""
+        lacking = [prompt.text for prompt in self.prompts if IDENTIFIER_PLACEHOLDER not in prompt.text]
         if lacking:
             raise InputError(
                 f"no placeholder {IDENTIFIER_PLACEHOLDER} for the identifier in {len(lacking)} of "
-                f"{counted(len(texts), 'prompt')} of {self.name!r}, first {lacking[0]!r}; write them like "
+                f"{counted(len(self.prompts), 'prompt')} of {self.name!r}, first {lacking[0]!r}; write them like "
                 f"'a photo of [V] {{class_noun}} in the snow'"
             )
+        return self
 
 
 def prompt_list(protocol: str, class_noun: str, *, own: Sequence[str] = ()) -> PromptList:
@@ -83,7 +87,7 @@ def prompt_list(protocol: str, class_noun: str, *, own: Sequence[str] = ()) -> P
     if protocol == OWN:
         return PromptList(
             name=OWN, source=OWN, prompts=tuple(EvaluationPrompt(text=text, application=OWN) for text in own)
-        )
+        ).measurable()
     if protocol == "miniature":
         return _shipped("miniature", "prompts")
     if protocol == "dreambench":

@@ -1,8 +1,9 @@
 """The pictures that a model's figures are measured on (paper, section 4.1), and their keys.
 
-Three kinds: the fine-tuned model's of every prompt, the base model's of every prompt without the identifier, and the
-fine-tuned model's of the class prompt, for PRES. A set's key covers everything that decides its pixels, so pictures are
-reused: by a resumed run, for another bank of encoders, and, for the base model's, by other subjects of the class.
+Four kinds: the fine-tuned model's of every prompt, the base model's of every prompt without the identifier, and either
+model's of the class prompt, for PRES. Samples for the eye are such pictures of fewer prompts. A set's key covers
+everything that decides its pixels, so pictures are reused: by a resumed run, for another bank of encoders, and, for the
+base model's, by other subjects of the class.
 """
 
 import hashlib
@@ -11,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from dreambooth.config.settings import DreamBoothConfig
-from dreambooth.evaluation.prompts import PromptList, prompt_list, sample_seed
+from dreambooth.evaluation.prompts import OWN, EvaluationPrompt, PromptList, prompt_list, sample_seed
 from dreambooth.miniature import BASES
 from dreambooth.sampling.class_images import STORED
 
-CLASS_SAMPLES = 4
+CLASS_SAMPLES, CLASS_SAMPLES_FOR_THE_EYE = 4, 2
 """Samples of the class prompt, as a multiple of those of any other."""
+FOR_THE_EYE = "samples"
+"""The list of prompts of samples for the eye, by name."""
 SAMPLED_TOGETHER = 8
 """Most pictures sampled together, in whole prompts, at least one: two at a time take a fourth longer, even on a CPU."""
 
@@ -50,6 +53,7 @@ class Protocol:
     noun_beside_identifier: str  # "" for a model that was taught without
     class_prompt: str
     images_per_prompt: int
+    class_images: int
     num_inference_steps: int
     guidance_scale: float
     resolution: int
@@ -83,9 +87,8 @@ class Protocol:
         return self._sets(model, self.texts_without_identifier)
 
     def of_class(self, model: str) -> SampleSet:
-        """Pictures of the class prompt by the fine-tuned model."""
-        count = CLASS_SAMPLES * self.images_per_prompt
-        return self._set(model, [(self.class_prompt, self.class_prompt)], count)
+        """Pictures of the class prompt by either model."""
+        return self._set(model, [(self.class_prompt, self.class_prompt)], self.class_images)
 
     def _sets(self, model: str, texts: Sequence[str]) -> tuple[SampleSet, ...]:
         """Pictures of every prompt, in its order."""
@@ -115,16 +118,37 @@ def protocol_of(config: DreamBoothConfig, *, dtype: str, sampler: str) -> Protoc
 
     Raises InputError for unusable prompts of the user's own.
     """
-    settings, subject = config.evaluation, config.subject
+    settings = config.evaluation
     if settings.protocol == "none":
         return None
+    name, noun = named(settings.protocol, config.base_model), config.subject.class_noun
+    prompts = prompt_list(name, noun, own=settings.prompts)
+    return _protocol(config, prompts, class_samples=CLASS_SAMPLES, dtype=dtype, sampler=sampler)
+
+
+def samples_of(config: DreamBoothConfig, *, dtype: str, sampler: str) -> Protocol | None:
+    """The pictures of `evaluation.prompts`, for the eye, as `protocol_of`; None where none are asked for."""
+    if not config.evaluation.enabled:
+        return None
+    texts = config.evaluation.prompts
+    prompts = PromptList(
+        name=FOR_THE_EYE, source=OWN, prompts=tuple(EvaluationPrompt(text=text, application=OWN) for text in texts)
+    )
+    return _protocol(config, prompts, class_samples=CLASS_SAMPLES_FOR_THE_EYE, dtype=dtype, sampler=sampler)
+
+
+def _protocol(
+    config: DreamBoothConfig, prompts: PromptList, *, class_samples: int, dtype: str, sampler: str
+) -> Protocol:
+    settings, subject = config.evaluation, config.subject
     return Protocol(
-        prompts=prompt_list(named(settings.protocol, config.base_model), subject.class_noun, own=settings.prompts),
+        prompts=prompts,
         identifier=str(subject.identifier),
         class_noun=subject.class_noun,
         noun_beside_identifier=config.prompts.noun_beside_identifier(subject),
         class_prompt=config.prompts.class_prompt(subject),
         images_per_prompt=settings.images_per_prompt,
+        class_images=class_samples * settings.images_per_prompt,
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
         resolution=int(config.images.resolution or 0),

@@ -1,8 +1,8 @@
 """Turn an evaluation's figures into warnings about the paper's failures, each with a cure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
 MANY_NEAR_COPIES = 0.25
 """Share of near-copies: one in each row of four samples, the paper's number per prompt."""
@@ -118,24 +118,34 @@ class Similarity:
     instance: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShortVerdict:
-    """What is wrong with the samples of a run: shares of samples and of prompts, and sentences with a cure.
+def similarity_of(means: Mapping[str, float]) -> Similarity:
+    """The similarities among an evaluation's means; a single photograph is like itself."""
+    return Similarity(
+        identifier=means["dino"],
+        class_before=means["pres_base"],
+        class_after=means["pres"],
+        instance=means.get("real_dino", 1.0),
+    )
 
-    `prompts_by` says how it is known which prompts are followed: CLIP's `text`, or that `pictures` of different prompts
-    differ. Both are None for a single prompt.
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Shares of samples that copy a photograph, and of prompts that are followed.
+
+    `prompts_by` is how it is known which prompts are followed: CLIP's `text`, or that `pictures` of different prompts
+    differ. Both are None where neither could be measured, as of a single prompt.
     """
 
     near_copies: float
     prompts_followed: float | None
     prompts_by: Literal["text", "pictures"] | None
-    warnings: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON; `from_dict` reads it again."""
-        return asdict(self) | {"warnings": list(self.warnings)}
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """What `as_dict` gave."""
-        return cls(**{**content, "warnings": tuple(content["warnings"])})
+def shares_of(means: Mapping[str, float]) -> Shares:
+    """The shares among an evaluation's means."""
+    by: Literal["text", "pictures"] | None = None
+    if (followed := means.get("prompts_followed")) is not None:
+        by = "text"
+    elif (followed := means.get("prompts_apart")) is not None:
+        by = "pictures"
+    return Shares(near_copies=means["near_copies"], prompts_followed=followed, prompts_by=by)

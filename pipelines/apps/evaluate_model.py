@@ -25,7 +25,7 @@ from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.driver.cards import add_figures
 from pipelines.driver.console import RunConsole
 from pipelines.report.model_card import description
-from pipelines.stages.evaluate_stage import check_protocol, compared_images, run_protocol
+from pipelines.stages.evaluate_stage import check_protocol, compared_images, evaluate
 from pipelines.stages.evaluation_task import pictures_hash, protocol_task
 from pipelines.storage.files import absolute, check_writable
 from pipelines.storage.publications import Manifest, read_manifest
@@ -110,7 +110,7 @@ def evaluate_model(
         )
         wanted = len(task.base_sets) + len(task.fine_tuned_sets)
         with console.bar("samples") as update, pool.started(wanted) as samplers:
-            evaluation = run_protocol(
+            evaluation = evaluate(
                 task,
                 samplers,
                 base=base_source(config, metadata["base_hash"], _second_hash(metadata)),

@@ -24,7 +24,7 @@ from pipelines.queue.queue_actor import start_queue
 from pipelines.queue.subject_queue import QueuedSubject
 from pipelines.stages.prior_stage import prior_set
 from pipelines.storage.faults import room_for
-from pipelines.tasks import SubjectRecord
+from pipelines.tasks import BankAddress, SubjectRecord
 from pipelines.tracking.runs import track
 
 
@@ -48,9 +48,9 @@ class BatchOutcome:
 def run_batch(
     plan: BatchPlan,
     view: View,
-    encoder: str | None,
+    encoder: BankAddress | None,
     *,
-    make_lanes: Callable[[BatchPlan, str, Any, str | None], LaneGroup] = Lanes,
+    make_lanes: Callable[[BatchPlan, str, Any, BankAddress | None], LaneGroup] = Lanes,
     conclude: Callable[[Plan, str, str], str] = conclude,
 ) -> BatchOutcome:
     """Train, publish and register all unfinished subjects. Ray must be running.

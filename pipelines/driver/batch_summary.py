@@ -15,7 +15,7 @@ from dreambooth.amounts import counted, duration
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.evaluation.figures import BankId, by_bank
 from dreambooth.models.cascade import SUPER_RESOLUTION
-from pipelines.driver.summary import sample_uri
+from pipelines.driver.samples import sample_uri
 from pipelines.plan.batch_plan import BatchPlan, describe_batch
 from pipelines.plan.lanes_per_gpu import gpu_kind
 from pipelines.plan.pace import remember_paces

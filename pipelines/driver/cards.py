@@ -17,14 +17,15 @@ from dreambooth.miniature import BASES
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.models.download import is_hub_id
 from dreambooth.models.licence import licence_of
+from pipelines.driver.samples import Samples
 from pipelines.driver.train_stage import TrainResult
 from pipelines.plan.here import commit
 from pipelines.plan.run_plan import Plan
-from pipelines.report.evaluated import read_pictures
 from pipelines.report.model_card import README, SAMPLES, Base, CardFacts, Form, Sample, all_measured, model_card
-from pipelines.stages.photographs import Evaluation, meant_encoder
+from pipelines.stages.evaluation_task import meant_encoder
 from pipelines.storage.faults import room_for
 from pipelines.storage.files import join
+from pipelines.storage.pictures import read_pictures
 from pipelines.storage.publications import Manifest, begun_at, opened, publish, published
 
 _FACTS = "card.json"
@@ -49,11 +50,11 @@ class Card:
         (folder / README).write_text(model_card(self.facts, form=form, **place), encoding="utf-8")
 
 
-def card_of(plan: Plan, trained: TrainResult, evaluation: Evaluation | None, figures: Mapping[str, Any] | None) -> Card:
+def card_of(plan: Plan, trained: TrainResult, samples: Samples | None, figures: Mapping[str, Any] | None) -> Card:
     """The card of a finished subject; `figures` is the content of evaluation.json."""
     config, base = plan.config, plan.base
     name, hub_id = _public_name(config.base_model)
-    samples = _samples(config, evaluation, figures)
+    pictures = _pictures(figures if samples is None else samples.record)
     facts = CardFacts(
         subject=config.subject.name,
         class_noun=config.subject.class_noun,
@@ -72,15 +73,15 @@ def card_of(plan: Plan, trained: TrainResult, evaluation: Evaluation | None, fig
         training=_training(plan, trained),
         settings=_settings(config),
         samples=tuple(
-            Sample(file=f"{SAMPLES}/{place}.png", prompt=prompt) for place, (prompt, _) in enumerate(samples)
+            Sample(file=f"{SAMPLES}/{place}.png", prompt=prompt) for place, (prompt, _) in enumerate(pictures)
         ),
-        seen=_seen(config, evaluation),
-        warnings=() if evaluation is None or evaluation.verdict is None else tuple(evaluation.verdict.warnings),
+        seen=_seen(config, samples),
+        warnings=() if samples is None else tuple(samples.record.get("warnings", ())),
     )
     if figures is not None:
         facts = facts.with_figures(figures)
     return Card(
-        facts=facts, pictures={one.file: content for one, (_, content) in zip(facts.samples, samples, strict=True)}
+        facts=facts, pictures={one.file: content for one, (_, content) in zip(facts.samples, pictures, strict=True)}
     )
 
 
@@ -201,19 +202,13 @@ def _public_name(base_model: str) -> tuple[str, str | None]:
     return "A base model that isn't on the hub", None
 
 
-def _samples(
-    config: DreamBoothConfig, evaluation: Evaluation | None, figures: Mapping[str, Any] | None
-) -> list[tuple[str, bytes]]:
-    """Up to four samples with their prompts, of as many prompts as there are."""
-    if evaluation is not None:
-        prompts = config.evaluation.prompts_of(config.subject, config.prompts)
-        rows = [[(prompt, image) for image in evaluation.after[prompt]] for prompt in prompts]
-        return _spread(rows)
-    if figures is not None:
-        chosen = _spread([[(of["prompt"], address) for address in of["fine_tuned"]] for of in figures["pictures"]])
-        stored = read_pictures(address for _, address in chosen)
-        return [(prompt, stored[address]) for prompt, address in chosen if address in stored]
-    return []
+def _pictures(evaluation: Mapping[str, Any] | None) -> list[tuple[str, bytes]]:
+    """Up to four of an evaluation's samples with their prompts, of as many prompts as there are."""
+    if evaluation is None:
+        return []
+    chosen = _spread([[(of["prompt"], address) for address in of["fine_tuned"]] for of in evaluation["pictures"]])
+    stored = read_pictures(address for _, address in chosen)
+    return [(prompt, stored[address]) for prompt, address in chosen if address in stored]
 
 
 def _spread(rows: Sequence[Sequence[Any]]) -> list[Any]:
@@ -226,11 +221,11 @@ def _spread(rows: Sequence[Sequence[Any]]) -> list[Any]:
     return found
 
 
-def _seen(config: DreamBoothConfig, evaluation: Evaluation | None) -> tuple[tuple[str, str], ...]:
-    """The short evaluation's similarities and shares."""
-    if evaluation is None or evaluation.similarity is None:
+def _seen(config: DreamBoothConfig, samples: Samples | None) -> tuple[tuple[str, str], ...]:
+    """The similarities and shares of the samples for the eye."""
+    if samples is None or samples.similarity is None or samples.shares is None:
         return ()
-    similarity, verdict, encoder = evaluation.similarity, evaluation.verdict, meant_encoder(config)
+    similarity, shares, encoder = samples.similarity, samples.shares, meant_encoder(config)
     public = encoder if encoder == "miniature" or is_hub_id(encoder) else "one that isn't on the hub"
     rows = [
         ("image encoder", public),
@@ -238,11 +233,10 @@ def _seen(config: DreamBoothConfig, evaluation: Evaluation | None) -> tuple[tupl
         ("similarity among the photographs", f"{similarity.instance:.3f}"),
         ("similarity of the class before", f"{similarity.class_before:.3f}"),
         ("similarity of the class after", f"{similarity.class_after:.3f}"),
+        ("near-copies of a photograph", f"{shares.near_copies:.0%}"),
     ]
-    if verdict is not None:
-        rows.append(("near-copies of a photograph", f"{verdict.near_copies:.0%}"))
-        if verdict.prompts_followed is not None:
-            rows.append(("prompts followed", f"{verdict.prompts_followed:.0%}"))
+    if shares.prompts_followed is not None:
+        rows.append(("prompts followed", f"{shares.prompts_followed:.0%}"))
     return tuple(rows)
 
 

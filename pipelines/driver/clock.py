@@ -55,13 +55,13 @@ class Clock:
         began, done, times = self.began["train"], time.time(), milestones.times
         up = times.get("up", began)
         loading = times.get("loading", up)
-        evaluating = times.get("evaluating", done)
-        trained = times.get("measuring", evaluating)
+        measuring = times.get("measuring", done)
+        trained = times.get("evaluating", measuring)
         parts = {
             "class_images": loading - up,  # starting the workers is counted with the training
             "train": (up - began) + (trained - loading),
-            "evaluate": done - evaluating,
-        } | ({"protocol": evaluating - trained} if protocol else {})
+            "evaluate": measuring - trained,
+        } | ({"protocol": done - measuring} if protocol else {})
         self.seconds.update({name: round(seconds, 2) for name, seconds in parts.items()})
 
     def startup(self, milestones: Milestones) -> dict[str, float] | None:

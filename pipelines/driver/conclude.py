@@ -13,6 +13,7 @@ from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.models.served import served_facts
 from pipelines.driver.cards import Card, card_of, publish_card
 from pipelines.driver.follow import complete_curves, complete_pictures
+from pipelines.driver.samples import Samples
 from pipelines.driver.summary import PersonalizeResult, write_summary
 from pipelines.driver.train_stage import TrainResult, find_result
 from pipelines.plan.describe import printable_settings
@@ -20,9 +21,8 @@ from pipelines.plan.here import git
 from pipelines.plan.run_plan import Plan
 from pipelines.report.model_card import description
 from pipelines.stages.evaluate_stage import find_evaluation
-from pipelines.stages.evaluation_store import load_evaluation
-from pipelines.stages.photographs import Evaluation
-from pipelines.storage.files import join
+from pipelines.stages.evaluation_task import EvaluationTask
+from pipelines.storage.files import exists, join
 from pipelines.storage.publications import Manifest, opened
 from pipelines.tracking.evaluation_record import RecordedFigures, describe_figures, pass_gate, record_evaluation
 from pipelines.tracking.inputs import Images
@@ -71,17 +71,14 @@ def conclude_stored(
     `earlier` is the summary of the command that stored them.
     """
     trained = find_result(plan)
-    evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
-    if trained is None or (evaluation is None and plan.config.evaluation.enabled):
-        return None
-    if plan.protocol is not None and find_evaluation(plan.protocol) is None:
+    if trained is None or not all(exists(task.uri) for task in plan.evaluations):
         return None
     seconds = {"train": round(trained.seconds, 2)}
     if earlier is not None:
         seconds = {stage: spent for stage, spent in earlier["wall_seconds"].items() if stage != "total"}
     with track_plan(plan, parent=parent, say=say) as run:
         startup = earlier["startup_seconds"] if earlier else None
-        return finish(plan, trained, evaluation, run, seconds, startup, batch=batch)
+        return finish(plan, trained, run, seconds, startup, batch=batch)
 
 
 def track_plan(
@@ -144,7 +141,6 @@ def _inputs(plan: Plan) -> tuple[Images, ...]:
 def finish(
     plan: Plan,
     trained: TrainResult,
-    evaluation: Evaluation | None,
     run: TrackedRun,
     seconds: dict[str, float],
     startup: dict[str, float] | None,
@@ -156,8 +152,9 @@ def finish(
     if trained.second is not None:
         complete_curves(run, trained.second.history, trained.second.scores, SUPER_RESOLUTION)
     complete_pictures(run, plan.config, plan.key)
+    samples = None if plan.samples is None else Samples(plan.samples.uri, _figures_at(plan, plan.samples))
     figures, version = find_figures(plan), None
-    made = card_of(plan, trained, evaluation, figures.evaluation if figures else None)
+    made = card_of(plan, trained, samples, figures.evaluation if figures else None)
     card = publish_card(made, plan.config.run_uri, plan.key)
     error: Exception | None = None
     began = time.perf_counter()
@@ -168,17 +165,21 @@ def finish(
     except (Away, MlflowException) as caught:
         error = caught
     seconds = seconds | {"register": round(time.perf_counter() - began, 2)}
-    return write_summary(plan, trained, evaluation, figures, card, version, run, seconds, startup, error, batch=batch)
+    return write_summary(plan, trained, samples, figures, card, version, run, seconds, startup, error, batch=batch)
 
 
 def find_figures(plan: Plan) -> RecordedFigures | None:
     """The protocol's figures before the gate; None without a protocol."""
-    if plan.protocol is None:
+    if (task := plan.protocol) is None:
         return None
-    evaluation = find_evaluation(plan.protocol)
+    return RecordedFigures(uri=task.uri, evaluation=_figures_at(plan, task), gate=None)
+
+
+def _figures_at(plan: Plan, task: EvaluationTask) -> dict[str, Any]:
+    evaluation = find_evaluation(task)
     if evaluation is None:
-        raise RuntimeError(f"the figures of {plan.config.subject.name} are not at {plan.protocol.uri}")
-    return RecordedFigures(uri=plan.protocol.uri, evaluation=evaluation, gate=None)
+        raise RuntimeError(f"the figures of {plan.config.subject.name} are not at {task.uri}")
+    return evaluation
 
 
 def record_figures(

@@ -10,7 +10,7 @@ from pipelines.cluster.ray_cluster import WORKER_ENVIRONMENT, worker_group
 from pipelines.cluster.trainer import lane_trainer
 from pipelines.plan.batch_plan import BatchPlan
 from pipelines.storage.files import join, pyarrow_filesystem
-from pipelines.tasks import LaneTask
+from pipelines.tasks import BankAddress, LaneTask
 from pipelines.worker.lane_worker import lane_worker
 
 _REPORT_SECONDS = 0.5
@@ -32,7 +32,7 @@ class _Running:
 class Lanes:
     """Starts lanes, and restarts failed ones as long as subjects finish in between."""
 
-    def __init__(self, plan: BatchPlan, driver: str, queue: Any, encoder: str | None) -> None:
+    def __init__(self, plan: BatchPlan, driver: str, queue: Any, encoder: BankAddress | None) -> None:
         self._plan, self._driver, self._queue, self._encoder = plan, driver, queue, encoder
         self._lanes: dict[str, _Running] = {}
         self._numbers = 0

@@ -16,8 +16,9 @@ from pipelines.plan.describe import describe_plan
 from pipelines.plan.destinations import check_destinations, check_servers
 from pipelines.plan.host_memory import check_host_memory
 from pipelines.plan.run_plan import Plan, make_plan
-from pipelines.stages.photographs import image_encoder
+from pipelines.stages.evaluation_task import encoder_address
 from pipelines.storage.files import exists, join
+from pipelines.tasks import BankAddress
 
 if TYPE_CHECKING:
     from pipelines.driver.summary import PersonalizeResult
@@ -97,12 +98,12 @@ def check_batch_destinations(batch: BatchPlan) -> None:
     check_servers(batch.subjects, nodes=batch.resources.nodes)
 
 
-def encoder_of(plan: Plan, console: RunConsole) -> str | None:
-    """The image encoder that similarities are measured with; None, with a warning, if unavailable."""
+def encoder_of(plan: Plan, console: RunConsole) -> BankAddress | None:
+    """What samples for the eye are measured with; None, with a warning, if unavailable."""
     if not plan.config.evaluation.enabled:
         return None
     try:
-        return image_encoder(plan.config)
+        return encoder_address(plan.config)
     except InputError as error:
         if plan.config.evaluation.image_encoder is not None:
             raise

@@ -19,8 +19,8 @@ from pipelines.plan.lanes_per_gpu import gpu_kind
 from pipelines.plan.pace import remember_paces
 from pipelines.plan.run_plan import Plan
 from pipelines.queue.queue_actor import start_queue
-from pipelines.stages.evaluation_store import load_evaluation
 from pipelines.storage.files import join, remove
+from pipelines.tasks import BankAddress
 from pipelines.tracking.tracked_run import TrackedRun
 
 
@@ -36,7 +36,7 @@ def find_stored(plan: Plan, console: RunConsole) -> PersonalizeResult | None:
 
 
 def drive(
-    plan: Plan, resources: Resources, encoder: str | None, console: RunConsole, clock: Clock
+    plan: Plan, resources: Resources, encoder: BankAddress | None, console: RunConsole, clock: Clock
 ) -> PersonalizeResult:
     """Drive a batch of one; its queue and lane leave no files."""
     import ray
@@ -94,5 +94,4 @@ def _finish(plan: Plan, run: TrackedRun, view: RunView, clock: Clock, gpu: str) 
         paces = zip(plan.stages, (one.steps_per_second for one in measured), strict=True)
         with suppress(OSError):  # no reason to fail a run that is published
             remember_paces(root, plan.config.subject.name, paces, gpu=gpu)
-    evaluation = load_evaluation(plan.config.run_uri, plan.key) if plan.config.evaluation.enabled else None
-    return finish(plan, trained, evaluation, run, clock.seconds, clock.startup(view.milestones))
+    return finish(plan, trained, run, clock.seconds, clock.startup(view.milestones))

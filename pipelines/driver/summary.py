@@ -1,8 +1,6 @@
 """The end of a run: pictures and figures in its folder and in MLflow, and summary.json for machines."""
 
-import io
 import json
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,25 +8,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from dreambooth.amounts import duration
 from dreambooth.config.addresses import shown
-from dreambooth.config.settings import DreamBoothConfig, config_hash
+from dreambooth.config.settings import config_hash
 from dreambooth.data.buckets import describe_sizes
 from dreambooth.data.images import png_bytes
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.driver.cards import Card
+from pipelines.driver.samples import Samples
 from pipelines.driver.train_stage import TrainResult
 from pipelines.plan.run_plan import Plan
 from pipelines.report.evaluated import find_evaluated, warnings_in
 from pipelines.report.links import relative_link
 from pipelines.report.model_card import README
 from pipelines.report.pages import Cell
-from pipelines.report.pictures import Row, contact_sheet, loss_curve
+from pipelines.report.pictures import contact_sheet, loss_curve
 from pipelines.report.run_report import RunFacts, render_run
 from pipelines.report.verdicts import verdict_of_summary
-from pipelines.stages.photographs import Evaluation
 from pipelines.storage.files import exists, join, read_json, write_bytes, write_json
 from pipelines.storage.publications import MANIFEST_NAME
 from pipelines.tracking.client import explain, resolve_tracking_uri
@@ -80,7 +76,7 @@ def request_key(plan: Plan) -> str:
 def write_summary(
     plan: Plan,
     trained: TrainResult,
-    evaluation: Evaluation | None,
+    samples: Samples | None,
     figures: RecordedFigures | None,
     card: Card,
     version: RegisteredVersion | None,
@@ -100,19 +96,17 @@ def write_summary(
     if trained.second is not None and trained.second.steps:
         pictures[_SECOND_CURVE] = loss_curve(trained.second.history)
     similarity = verdict = None
-    if evaluation is not None:
-        pictures["contact_sheet.png"] = contact_sheet(_rows(plan, evaluation), title=_title(plan))
-        similarity, verdict = evaluation.similarity, evaluation.verdict
-        for prompt, images in evaluation.after.items():
-            for index, image in enumerate(images):
-                write_bytes(sample_uri(plan.config, prompt, index), image)
+    if samples is not None:
+        pictures["contact_sheet.png"] = contact_sheet(samples.rows(), title=_title(plan))
+        similarity, verdict = samples.similarity, samples.verdict
+        samples.copy(plan.config)
     for name, picture in pictures.items():
         write_bytes(join(uri, name), png_bytes(picture))
         run.log_image(picture, Path(name).stem, steps)
     if similarity is not None:
         run.log_metrics({f"similarity/{name}": value for name, value in asdict(similarity).items()}, steps)
     if verdict is not None:
-        shares = {"near_copies": verdict.near_copies, "prompts_followed": verdict.prompts_followed}
+        shares = {name: verdict[name] for name in ("near_copies", "prompts_followed")}
         run.log_metrics({f"samples/{name}": share for name, share in shares.items() if share is not None}, steps)
     summary = {
         "subject": plan.config.subject.name,
@@ -122,7 +116,7 @@ def write_summary(
         "version": version.version if version else None,
         "model_uri": trained.model.uri,
         "card": join(str(card.uri), README),
-        "contact_sheet": join(uri, "contact_sheet.png") if evaluation else None,
+        "contact_sheet": join(uri, "contact_sheet.png") if samples else None,
         "loss_curve": join(uri, "loss_curve.png"),
         "report": join(uri, "report.html"),
         "mlflow": {"look": run.hint, "run_id": run.known_id},
@@ -136,7 +130,8 @@ def write_summary(
         "wall_seconds": seconds | {"total": round(sum(seconds.values()), 2)},
         "startup_seconds": startup,
         "similarity": asdict(similarity) if similarity else None,
-        "verdict": verdict.as_dict() if verdict else None,
+        "verdict": verdict,
+        "samples": None if samples is None else {"uri": samples.uri, "bank": samples.record.get("bank")},
         "evaluation": _figures(figures) if figures else None,
         "key": plan.key,
         "request": request_key(plan),
@@ -243,7 +238,7 @@ def _commands(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def describe_verdict(verdict: Mapping[str, Any]) -> str:
-    """The short evaluation's shares in a line."""
+    """The shares of samples and prompts in a line."""
     copies = f"{verdict['near_copies']:.0%} near-copies of a photograph"
     if verdict["prompts_followed"] is None:
         return f"{copies}; prompts followed: not measured (there is one, and no other to compare it with)"
@@ -320,31 +315,3 @@ def _batch_link(batch: str, run_uri: str) -> Cell:
 def _title(plan: Plan) -> str:
     subject = plan.config.subject
     return f"{subject.name}: [V] = {subject.identifier}, {subject.class_noun}"
-
-
-def _rows(plan: Plan, evaluation: Evaluation) -> list[Row]:
-    shown = plan.config.evaluation.images_per_prompt
-    return [
-        Row(title="instance images", images=[_open(image) for image in evaluation.instance]),
-        *(
-            Row(
-                title=prompt,
-                images=[_open(image) for image in evaluation.after[prompt][:shown]],
-                baseline=[_open(image) for image in evaluation.before[prompt][:shown]],
-            )
-            for prompt in [
-                *plan.config.evaluation.prompts_of(plan.config.subject, plan.config.prompts),
-                evaluation.class_prompt,
-            ]
-        ),
-    ]
-
-
-def sample_uri(config: DreamBoothConfig, prompt: str, index: int) -> str:
-    """Address of a run's sample for the eye."""
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:80]
-    return join(config.run_uri, "samples", slug, f"{config.evaluation.seed + index}.png")
-
-
-def _open(image: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(image)).convert("RGB")

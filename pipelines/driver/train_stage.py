@@ -83,10 +83,13 @@ def train_task(plan: Plan, prior_set: PriorSet | None) -> TrainTask:
 
 
 def _measurement(plan: Plan) -> Measurement | None:
-    if (task := plan.protocol) is None:
+    if not plan.evaluations:
         return None
+    sampler = plan.base.family.sampler_name
+    if (task := plan.protocol) is None:
+        return Measurement(sampler=sampler)
     others = None if task.images == plan.images else replace(plan.compared, warnings=())
-    return Measurement(bank=task.bank, sampler=task.protocol.sampler, compared=others)
+    return Measurement(sampler=sampler, bank=task.bank, compared=others)
 
 
 def _second_stage(first: Plan, second: Plan) -> SecondStage:

@@ -14,7 +14,7 @@ from pipelines.plan.describe import fewer_workers
 from pipelines.plan.host_memory import check_host_memory, describe_host_memory, lanes_in_memory
 from pipelines.plan.lanes_per_gpu import choose_lanes_per_gpu, describe_sharing
 from pipelines.plan.run_plan import Plan
-from pipelines.stages.photographs import meant_encoder
+from pipelines.stages.evaluation_task import meant_encoder
 from pipelines.stages.prior_stage import images_present
 from pipelines.storage.files import join
 

@@ -52,11 +52,11 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     ]
     if plan.prior is not None:
         rows.append(("class images", _class_images(plan, plan.prior)))
-    if (protocol := plan.protocol) is not None:
+    if (protocol := plan.protocol) is not None and (bank := protocol.bank) is not None:
         prompts = protocol.protocol.prompts
         drawn = f"{counted(len(prompts.prompts), 'prompt')} ({prompts.name}) x {protocol.protocol.images_per_prompt}"
-        beside = "".join(f", {each.name} beside it" for each in protocol.bank.further)
-        rows.append(("figures", f"{drawn}, measured by the bank {protocol.bank.name}{beside}"))
+        beside = "".join(f", {each.name} beside it" for each in bank.further)
+        rows.append(("figures", f"{drawn}, measured by the bank {bank.name}{beside}"))
     if train.by_score and config.evaluation.every is not None:
         every = counted(config.evaluation.every, "step")
         each = "" if plan.second is None else " of each stage"

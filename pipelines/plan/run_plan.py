@@ -24,7 +24,7 @@ from pipelines.plan.local_addresses import local_addresses, with_absolute_addres
 from pipelines.plan.result_key import identifier_tokens, result_key
 from pipelines.plan.second_stage import check_text_encoders, scored_like
 from pipelines.stages.evaluate_stage import check_protocol, compared_images
-from pipelines.stages.evaluation_task import EvaluationTask, pictures_hash, protocol_task
+from pipelines.stages.evaluation_task import EvaluationTask, Measured, pictures_hash, protocol_task, samples_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +78,28 @@ class Plan:
         return config_hash(self.key, str(evaluation.num_inference_steps), str(evaluation.guidance_scale))
 
     @property
+    def samples(self) -> EvaluationTask | None:
+        """The samples for the eye, if any are asked for."""
+        return samples_task(self.config, self.images, self.data_hash, **self._measured)
+
+    @property
     def protocol(self) -> EvaluationTask | None:
         """The task of the paper's protocol, if any."""
-        return protocol_task(
-            self.config,
-            self.compared,
-            model_key=self.key,
-            base_hash=self.base_hash,
-            dtype=self.sampling_dtype,
-            sampler=self.base.family.sampler_name,
-        )
+        return protocol_task(self.config, self.compared, **self._measured)
+
+    @property
+    def evaluations(self) -> tuple[EvaluationTask, ...]:
+        """All that is measured of the model."""
+        return tuple(task for task in (self.samples, self.protocol) if task is not None)
+
+    @property
+    def _measured(self) -> Measured:
+        return {
+            "model_key": self.key,
+            "base_hash": self.base_hash,
+            "dtype": self.sampling_dtype,
+            "sampler": self.base.family.sampler_name,
+        }
 
     @property
     def trained_parameters(self) -> int:

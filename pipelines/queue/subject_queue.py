@@ -17,7 +17,7 @@ from dreambooth.sampling.class_images import PriorPlan
 from pipelines.cluster.metrics import record as record_metric
 from pipelines.queue.class_image_sets import ClassImageSets, WantedSet
 from pipelines.queue.subject_record import read_records
-from pipelines.stages.evaluation_task import protocol_of_subject
+from pipelines.stages.evaluation_task import tasks_of_subject
 from pipelines.storage.faults import StoreAway, explain, no_room
 from pipelines.storage.files import exists, join, write_json
 from pipelines.tasks import (
@@ -329,8 +329,7 @@ def _taken_up(stored: SubjectRecord | None, subject: QueuedSubject, driver: str)
         return stored.changed(state="waiting", failures=0)
     if stored.state != "trained":
         return stored
-    protocol = protocol_of_subject(subject.task)
-    if protocol is not None and not exists(protocol.uri):
-        # Earlier versions measured pictures no longer trusted: a lane measures the published model.
+    if not all(exists(one.uri) for one in tasks_of_subject(subject.task)):
+        # Earlier versions wrote their figures otherwise: a lane measures the published model.
         return stored.changed(state="waiting", lane=None)
     return stored

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dreambooth.amounts import counted, duration
 from pipelines.report.batch_result import BatchResult, SubjectResult
 from pipelines.report.charts import losses_of_batch, scores_of_batch
-from pipelines.report.evaluated import Evaluated, read_pictures
+from pipelines.report.evaluated import Evaluated
 from pipelines.report.pages import Cell, Table, cell, number, picture, render
 from pipelines.report.report_evaluation import (
     MOST_CELLS,
@@ -19,6 +19,7 @@ from pipelines.report.report_evaluation import (
 )
 from pipelines.report.retrieval import part_of
 from pipelines.report.verdicts import Verdict, verdict_of_result, verdict_of_state
+from pipelines.storage.pictures import read_pictures
 
 SHOWN = 200
 """Most subjects whose pictures and curves are read for the page."""

@@ -16,8 +16,9 @@ class SubjectResult:
     `uri` is the folder of its run, `page` the link to its page, `sample` the address of one sample, `history` holds one
     mapping of metrics a step (step, loss, instance_loss, prior_loss, …), `scores` one a measurement (step, dino,
     clip_t), `contact_sheet` a PNG; paces are of this command's steps, the second one of a second stage, and 0 where all
-    steps had been made before; `step_seconds` is the time of training, with what is done between steps. `verdict` is
-    the short evaluation's, as stored; `figures` are the protocol's means by bank and figure (miniature_dino).
+    steps had been made before; `step_seconds` is the time of training, with what is done between steps. `verdict` has
+    the shares of the samples for the eye, as stored; `figures` are the protocol's means by bank and figure
+    (miniature_dino).
     """
 
     record: SubjectRecord

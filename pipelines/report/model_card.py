@@ -69,7 +69,7 @@ class CardFacts:
     """Everything a card says. `base_id` is the base model's hub id, None for a model that isn't on the hub;
     `second_base` is that of a cascade's second stage.
 
-    `training` and `seen`, the short evaluation, are (what, value) rows; `settings` are the training's by section.
+    `training` and `seen`, of the samples for the eye, are (what, value) rows; `settings` are the training's by section.
     """
 
     subject: str

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from dreambooth.evaluation.bank import ENCODER
 from dreambooth.evaluation.bootstrap import Interval
-from dreambooth.evaluation.figures import BankId, Figures, NearestInstance, column
+from dreambooth.evaluation.figures import BankId, Figures, NearestInstance, PromptRow, column
 from pipelines.report.evaluated import Evaluated, PromptPictures
 from pipelines.report.pages import Cell, Picture, Table, cell, number, picture
 
@@ -26,11 +27,13 @@ FIGURES = {
         "PRES",
         "similarity of the class prompt's samples to the subject; lower: the class is preserved",
     ),
+    "pres_base": ("PRES of the base model", "the same of the base model's samples: where the class came from"),
     "div": ("DIV", "distance between samples of one prompt; higher is more varied"),
     "real_dino": ("DINO of the photographs", "among themselves: about the most a sample can reach"),
     "real_clip_i": ("CLIP-I of the photographs", "the same, by CLIP"),
     "context_variance": ("context variance", "of DINO over prompts; higher: appearance changes with the place"),
     "prompts_followed": ("prompts followed", "share of prompts followed at least half as closely as by the base model"),
+    "prompts_apart": ("prompts apart", "share of prompts whose samples are none of another prompt's"),
     "near_copies": ("near-copies", "share of samples nearly identical to a photograph; lower is better"),
     "nearest_dino": ("nearest photograph", "mean DINO similarity to it"),
     "background_leak": ("background leak", "background colour in the subject; lower is better"),
@@ -149,11 +152,15 @@ def cards_of_run(evaluated: Evaluated, pictures: Mapping[str, bytes]) -> list[Pr
         cards.append(
             PromptCard(
                 prompt=of_prompt.prompt,
-                figures=f"DINO {row.dino:.2f}, CLIP-T {row.clip_t:.2f}" if row else "",
+                figures=_of_prompt(row) if row else "",
                 pairs=[_pair(of_prompt, place, pictures, _THUMBNAIL) for place in range(len(of_prompt.fine_tuned))],
             )
         )
     return cards
+
+
+def _of_prompt(row: PromptRow) -> str:
+    return f"DINO {row.dino:.2f}" + ("" if row.clip_t is None else f", CLIP-T {row.clip_t:.2f}")
 
 
 def grids_of_batch(evaluated: Sequence[Evaluated], pictures: Mapping[str, bytes]) -> list[Grid]:
@@ -236,11 +243,12 @@ def _title(bank: BankId) -> str:
 
 def _measured_by(bank: BankId) -> str:
     encoder = _FURTHER.get(bank.name)
-    by = (
-        f"{encoder} ({bank.hash}), beside the bank"
-        if encoder
-        else f"the encoders of the bank {bank.name} ({bank.hash})"
-    )
+    if encoder:
+        by = f"{encoder} ({bank.hash}), beside the bank"
+    elif bank.name == ENCODER:
+        by = f"the image encoder ({bank.hash})"
+    else:
+        by = f"the encoders of the bank {bank.name} ({bank.hash})"
     return (
         f"Figures and their 95 % intervals over prompts or images, by {by}. Figures of different "
         f"{'encoders' if encoder else 'banks'} can't be compared."

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.amounts import counted
 from dreambooth.evaluation.bootstrap import Interval, bootstrap_mean
 from dreambooth.evaluation.intervals import share_interval
-from pipelines.report.evaluated import read_pictures
 from pipelines.report.pages import Cell, Table, cell, number
 from pipelines.stages.embeddings import read_embeddings
+from pipelines.storage.pictures import read_pictures
 
 if TYPE_CHECKING:
     from dreambooth.evaluation.retrieval import Retrieved

@@ -8,7 +8,7 @@ from dreambooth.evaluation.verdict import worst_first
 from dreambooth.models.cascade import SUPER_RESOLUTION
 from pipelines.report.by_step import chosen_steps, find_pictures, samples_by_step
 from pipelines.report.charts import loss_chart, score_chart
-from pipelines.report.evaluated import Evaluated, read_pictures, warnings_in
+from pipelines.report.evaluated import Evaluated, warnings_in
 from pipelines.report.pages import Cell, picture, render
 from pipelines.report.report_evaluation import (
     addresses_of_grid,
@@ -20,6 +20,7 @@ from pipelines.report.report_evaluation import (
     sample_address,
 )
 from pipelines.report.verdicts import verdict_of_summary
+from pipelines.storage.pictures import read_pictures
 
 _COPIES = 8
 _INSTANCE_SIDE = 160  # pixels

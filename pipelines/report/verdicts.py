@@ -39,7 +39,7 @@ def verdict_of_result(
     shares: Mapping[str, Any] | None,
     measured: bool,
 ) -> Verdict:
-    """The verdict on a finished subject: `shares` are the short evaluation's, `measured` by that or the protocol."""
+    """The verdict on a finished subject: `shares` are of its samples, `measured` whether any were."""
     if not measured:
         return Verdict(name=UNMEASURED, why="no figures say whether the samples are good")
     if not (found := findings(warnings)):

@@ -1,4 +1,4 @@
-"""The figures of the paper on one model: sample, embed, measure, and write evaluation.json beside the model.
+"""Evaluate one model: sample, embed, measure, and write evaluation.json beside the model.
 
 DINO's embeddings are stored with it, for what compares subjects with each other.
 
@@ -7,7 +7,7 @@ Samplers embed their own pictures, so pictures travel only to storage, under key
 all subjects of the class. An unfinished evaluation samples missing pictures; a finished one is found by its key.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,12 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation.protocol import SampleSet, protocol_of
 from pipelines.stages.embeddings import store_embeddings
 from pipelines.stages.evaluation_task import EVALUATION_FORMAT, EvaluationTask, bank_address, further_addresses
-from pipelines.stages.photographs import instance_pictures, masked_pictures
-from pipelines.storage.files import exists, join, read_json, write_json
+from pipelines.stages.photographs import Photographs, read_photographs
+from pipelines.storage.files import exists, join, read_json, write_bytes, write_json
+from pipelines.storage.pictures import read_pictures
 from pipelines.tasks import (
     BankAddress,
     Call,
-    MaskedPicture,
     Measured,
     SampleRequest,
     Samplers,
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dreambooth.evaluation.bank import ImageEmbeddings
+    from dreambooth.evaluation.figures import Figures
+
+
+_NO_PHOTOGRAPHS = Photographs(squares=())
 
 
 def check_protocol(config: DreamBoothConfig) -> None:
@@ -70,44 +74,85 @@ def find_evaluation(task: EvaluationTask) -> dict[str, Any] | None:
     return found
 
 
-def run_protocol(
+def evaluate(
     task: EvaluationTask,
     samplers: Samplers,
     *,
     base: Source,
     fine_tuned: Source,
-    real: Sequence[bytes] | None = None,
+    photographs: Photographs | None = None,
     on_progress: Callable[[int, int], None] = lambda made, total: None,
 ) -> dict[str, Any]:
     """Measure one model, and write its figures; `on_progress(made, total)` counts pictures.
 
-    `real` are the task's images by `instance_pictures`, where they have been read already.
+    `photographs` are the task's images, where they have been read already.
     """
     if (found := find_evaluation(task)) is not None:
         return found
-    instance = instance_pictures(task.config, task.images, task.config.picture_side) if real is None else real
-    texts = [*task.protocol.texts, *task.protocol.texts_without_identifier]
-    bank_alone = replace(task.bank, further=())  # all that texts, the base model's and masked pictures are for
-    of_real = [
-        Call(method="seen", arguments=(instance, task.bank)),
-        Call(method="texts", arguments=(texts, bank_alone)),
-    ]
-    masked = masked_pictures(task.config, task.images, task.config.picture_side)
+    photographs = photographs or read_photographs(task.config, task.images, task.config.picture_side)
+    stored = _store_photographs(task, photographs)
+    bank = task.bank
+    bank_alone = None if bank is None else replace(bank, further=())  # all that the base model's pictures are for
     # The base model's first: a sampler switches pipelines once.
     of_base = [_call(base, pictures, base_samples_uri(task, pictures), bank_alone) for pictures in task.base_sets]
     of_fine_tuned = [
-        _call(fine_tuned, pictures, samples_uri(task, pictures), task.bank, instance, masked)
-        for pictures in task.fine_tuned_sets
+        _call(fine_tuned, pictures, samples_uri(task, pictures), bank, photographs) for pictures in task.fine_tuned_sets
     ]
-    of_subject = [Call(method="seen", arguments=([each.alone for each in masked], bank_alone))] if masked else []
-    results = _results(samplers, [*of_real, *of_base, *of_fine_tuned, *of_subject], on_progress)
-    seen_subject = results.pop() if of_subject else None
-    seen, embedded_texts, *measured = results
-    evaluation = _evaluation(task, measured, seen, embedded_texts, seen_subject)
-    samples = [pictures.embeddings.dino for pictures in measured[len(task.base_sets) : -1]]
-    store_embeddings(task.uri, samples=samples, photographs=seen.embeddings.dino)
+    measured = _results(samplers, [*of_base, *of_fine_tuned], on_progress)
+    evaluation = _record(task, stored)
+    if bank is not None and bank_alone is not None:
+        seen = _seen(task, samplers, bank, photographs)
+        figures = _figures(task, bank, measured, seen)
+        evaluation = figures.as_dict() | evaluation
+        samples = [pictures.embeddings.dino for pictures in measured[len(task.base_sets) : -1]]
+        store_embeddings(task.uri, samples=samples, photographs=seen.real.embeddings.dino)
     write_json(task.uri, evaluation)
     return evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What the pictures are compared with, as a bank sees it; `samples` is None where texts were read."""
+
+    real: Measured
+    subject: Measured | None
+    texts: "Tensor | None"
+    samples: Measured | None
+
+
+def _seen(task: EvaluationTask, samplers: Samplers, bank: BankAddress, photographs: Photographs) -> _Seen:
+    """Measure the real images and the texts; without texts all samples, which have to be told apart by themselves."""
+    alone = replace(bank, further=())
+    texts = [*task.protocol.texts, *task.protocol.texts_without_identifier]
+    calls = [
+        Call(method="seen", arguments=(photographs.squares, bank)),
+        Call(method="texts_if_read" if task.for_the_eye else "texts", arguments=(texts, alone)),
+    ]
+    if photographs.masked:
+        calls.append(Call(method="seen", arguments=([each.alone for each in photographs.masked], alone)))
+    real, embedded, *subject = _results(samplers, calls)
+    samples = None
+    if embedded is None:
+        of_prompts = task.fine_tuned_sets[:-1]
+        addresses = [address for one in of_prompts for address in _addresses(samples_uri(task, one), one)]
+        stored = read_pictures(addresses)
+        pictures = [stored[address] for address in addresses]
+        [samples] = _results(samplers, [Call(method="seen", arguments=(pictures, alone))])
+    return _Seen(real=real, subject=subject[0] if subject else None, texts=embedded, samples=samples)
+
+
+def photographs_uri(task: EvaluationTask) -> str:
+    """Address of a model's photographs as squares."""
+    return join(task.config.run_uri, "evaluations", "photographs", f"{task.data_hash}-{task.config.picture_side}")
+
+
+def _store_photographs(task: EvaluationTask, photographs: Photographs) -> list[str]:
+    """Write the photographs beside the samples, for pages: the originals may change or go. Returns their addresses."""
+    addresses = [join(photographs_uri(task), picture_name(place)) for place in range(len(photographs.squares))]
+    for address, picture in zip(addresses, photographs.squares, strict=True):
+        if not exists(address):
+            write_bytes(address, picture)
+    return addresses
 
 
 def samples_uri(task: EvaluationTask, pictures: SampleSet) -> str:
@@ -120,7 +165,11 @@ def base_samples_uri(task: EvaluationTask, pictures: SampleSet) -> str:
     return join(task.config.prior_uri, "base-samples", pictures.key)
 
 
-def _results(samplers: Samplers, calls: Sequence[Call], on_progress: Callable[[int, int], None]) -> list[Any]:
+def _results(
+    samplers: Samplers,
+    calls: Sequence[Call],
+    on_progress: Callable[[int, int], None] = lambda made, total: None,
+) -> list[Any]:
     """Results of the calls, in order; only samples count as progress."""
     sizes = [len(call.arguments[1].seeds) if call.method == "measured" else 0 for call in calls]
     made = 0
@@ -137,11 +186,11 @@ def _call(
     source: Source,
     pictures: SampleSet,
     uri: str,
-    bank: BankAddress,
-    instance: Sequence[bytes] = (),
-    masked: Sequence[MaskedPicture] = (),
+    bank: BankAddress | None,
+    photographs: Photographs = _NO_PHOTOGRAPHS,
 ) -> Call:
-    return Call(method="measured", arguments=(source, _request(pictures), uri, bank, instance, masked))
+    real = photographs.squares, photographs.masked
+    return Call(method="measured", arguments=(source, _request(pictures), uri, bank, *real))
 
 
 def _request(pictures: SampleSet) -> SampleRequest:
@@ -155,24 +204,21 @@ def _request(pictures: SampleSet) -> SampleRequest:
     )
 
 
-def _evaluation(
-    task: EvaluationTask, measured: Sequence[Measured], real: Measured, texts: "Tensor", subject: Measured | None
-) -> dict[str, Any]:
-    """Content of evaluation.json: the figures, their inputs, and the addresses of the pictures."""
+def _figures(task: EvaluationTask, bank: BankAddress, measured: Sequence[Measured], seen: _Seen) -> "Figures":
     from dreambooth.evaluation.figures import BankId
     from dreambooth.evaluation.measure import PromptSamples, measure
 
     protocol, sets = task.protocol, len(task.base_sets)
-    base = _by_prompt(task, task.base_sets, measured[:sets], base_samples_uri)
-    fine_tuned = _by_prompt(task, task.fine_tuned_sets[:-1], measured[sets:-1], samples_uri)
-    of_class, class_pictures = measured[-1], task.fine_tuned_sets[-1]
+    base, base_class = _by_prompt(task, task.base_sets[:-1], measured[: sets - 1]), measured[sets - 1]
+    fine_tuned, of_class = _by_prompt(task, task.fine_tuned_sets[:-1], measured[sets:-1]), measured[-1]
+    texts = seen.texts
     prompts = [
         PromptSamples(
             prompt=protocol.texts[place],
             application=prompt.application,
             samples=fine_tuned[place].embeddings,
-            text=texts[place],
-            text_no_identifier=texts[len(protocol.texts) + place],
+            text=None if texts is None else texts[place],
+            text_no_identifier=None if texts is None else texts[len(protocol.texts) + place],
             base=base[place].embeddings,
             distances=fine_tuned[place].distances if protocol.images_per_prompt > 1 else None,
             to_instance=fine_tuned[place].to_real,
@@ -180,17 +226,25 @@ def _evaluation(
         )
         for place, prompt in enumerate(protocol.prompts.prompts)
     ]
-    bank = BankId(name=task.bank.name, hash=task.bank.hash)
-    figures = measure(
-        bank=bank,
+    return measure(
+        bank=BankId(name=bank.name, hash=seen.real.bank),
         prompts=prompts,
-        instance=real.embeddings,
+        instance=seen.real.embeddings,
         class_samples=of_class.embeddings,
-        instance_distances=real.distances,
-        subject=None if subject is None else subject.embeddings,
-        further={each.name: BankId(name=each.name, hash=each.hash) for each in task.bank.further},
+        base_class_samples=base_class.embeddings,
+        instance_distances=seen.real.distances,
+        sample_distances=None if seen.samples is None else seen.samples.distances,
+        subject=None if seen.subject is None else seen.subject.embeddings,
+        further={each.name: BankId(name=each.name, hash=each.hash) for each in bank.further},
     )
-    return figures.as_dict() | {
+
+
+def _record(task: EvaluationTask, photographs: Sequence[str]) -> dict[str, Any]:
+    """Content of evaluation.json beside the figures: what they were measured of, and the addresses of the pictures."""
+    protocol = task.protocol
+    *fine_tuned, tuned_class = task.fine_tuned_sets
+    *base, base_class = task.base_sets
+    return {
         "format": EVALUATION_FORMAT,
         "key": task.key,
         "subject": task.config.subject.name,
@@ -201,51 +255,57 @@ def _evaluation(
         "prompts_key": protocol.prompts_key,
         "images_per_prompt": protocol.images_per_prompt,
         "instance_images": [image.address for image in task.images],
+        "photographs": list(photographs),
         "samples": join(task.config.run_uri, "evaluations", "samples"),
         "pictures": [
-            {
-                "prompt": tuned.prompt,
-                "base_prompt": before.prompt,
-                "fine_tuned": tuned.addresses,
-                "base": before.addresses,
-            }
-            for tuned, before in zip(fine_tuned, base, strict=True)
+            {"prompt": prompt, "base_prompt": without, "fine_tuned": tuned, "base": before}
+            for prompt, without, tuned, before in zip(
+                protocol.texts,
+                protocol.texts_without_identifier,
+                _addresses_by_prompt(task, fine_tuned, samples_uri),
+                _addresses_by_prompt(task, base, base_samples_uri),
+                strict=True,
+            )
         ],
         "class_prompt": protocol.class_prompt,
-        "class_pictures": _addresses(samples_uri(task, class_pictures), class_pictures),
+        "class_pictures": _addresses(samples_uri(task, tuned_class), tuned_class),
+        "base_class_pictures": _addresses(base_samples_uri(task, base_class), base_class),
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class _OfPrompt:
-    """The N pictures of one prompt: addresses, embeddings, and distances to M real ones."""
+    """The N pictures of one prompt: embeddings, and distances to M real ones."""
 
-    prompt: str
-    addresses: list[str]
     embeddings: "ImageEmbeddings"
     distances: "Tensor"  # (N, N)
     to_real: "Tensor"  # (N, M)
     to_subject: "Mapping[str, Tensor]"
 
 
-def _by_prompt(
-    task: EvaluationTask,
-    sets: Sequence[SampleSet],
-    measured: Sequence[Measured],
-    uri: Callable[[EvaluationTask, SampleSet], str],
-) -> list[_OfPrompt]:
-    """Split pictures sampled together by prompt; `uri(task, pictures)` is a set's address."""
+def _by_prompt(task: EvaluationTask, sets: Sequence[SampleSet], measured: Sequence[Measured]) -> list[_OfPrompt]:
+    """Split what was measured of pictures sampled together by prompt."""
     images = task.protocol.images_per_prompt
     return [
         _OfPrompt(
-            prompt=pictures.prompts[first],
-            addresses=_addresses(uri(task, pictures), pictures)[first : first + images],
             embeddings=seen.embeddings[first : first + images],
             distances=seen.distances[first : first + images, first : first + images],
             to_real=seen.distances[first : first + images, len(pictures.seeds) :],
             to_subject={name: similar[first : first + images] for name, similar in seen.to_subject.items()},
         )
         for pictures, seen in zip(sets, measured, strict=True)
+        for first in range(0, len(pictures.seeds), images)
+    ]
+
+
+def _addresses_by_prompt(
+    task: EvaluationTask, sets: Iterable[SampleSet], uri: Callable[[EvaluationTask, SampleSet], str]
+) -> list[list[str]]:
+    """Addresses of each prompt's pictures; `uri(task, pictures)` is a set's address."""
+    images = task.protocol.images_per_prompt
+    return [
+        _addresses(uri(task, pictures), pictures)[first : first + images]
+        for pictures in sets
         for first in range(0, len(pictures.seeds), images)
     ]
 

@@ -21,7 +21,7 @@ _OF_RUNS = (
     "samples/near_copies",
     "samples/prompts_followed",
 )
-"""Metrics of a version's run: the short evaluation's. The protocol's are in the version's tags."""
+"""Metrics of a version's run: of the samples for the eye. The protocol's are in the version's tags."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dreambooth.models.cascade import SUPER_RESOLUTION
 from dreambooth.training.best_checkpoint import Score, Scores
 from pipelines.cluster.collectives import from_rank_zero
 from pipelines.stages.evaluation_task import bank_address
-from pipelines.stages.photographs import instance_pictures
+from pipelines.stages.photographs import read_photographs
 from pipelines.tasks import SampleRequest, Source, base_source
 from pipelines.worker.samplers import ImageSampler
 
@@ -79,8 +79,8 @@ class FidelityScorer:
             self._small = self._drawn_by(first)
             # With the base's text encoder: a second stage that reads text has it from a first one that left it frozen.
             self._base = replace(first.task.tuned_base, only_second=True)
-        real = instance_pictures(config, images, side)
-        self._instance = self._sampler.seen(real, self._bank).embeddings
+        real = read_photographs(config, images, side)
+        self._instance = self._sampler.seen(real.squares, self._bank).embeddings
         self._texts = self._sampler.texts(self._prompts, self._bank)
 
     def score(self, step: int, state: dict[str, Any]) -> Score:
@@ -92,6 +92,7 @@ class FidelityScorer:
         self._sampler.give_weights(source, self._base, {f"{self._of}{name}": one for name, one in state.items()})
         pictures = self._sampler.samples(source, self._request, self._small)
         samples = self._sampler.seen(pictures, self._bank).embeddings
+        assert samples.clip is not None  # the banks of scores have one
         return Score(
             step=step,
             dino=mean_pairwise_similarity(samples.dino, self._instance.dino),

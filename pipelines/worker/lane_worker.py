@@ -19,10 +19,9 @@ from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.logs import about, log, to_stderr
 from pipelines.cluster.metrics import observed, record
-from pipelines.stages.evaluate_stage import run_protocol
-from pipelines.stages.evaluation_store import store_evaluation
-from pipelines.stages.evaluation_task import protocol_of_subject
-from pipelines.stages.photographs import Evaluation, evaluate, instance_pictures
+from pipelines.stages.evaluate_stage import evaluate
+from pipelines.stages.evaluation_task import tasks_of_subject
+from pipelines.stages.photographs import read_photographs
 from pipelines.stages.prior_stage import seal
 from pipelines.stages.published_model import find_model
 from pipelines.storage.faults import StorageFull, StoreAway, no_room
@@ -221,50 +220,40 @@ class _Lane:
     ) -> None:
         """Sample and measure on all ranks; conclude the subject during the next one's training."""
         try:
-            evaluation = self._evaluate(task, manifest, trained, reports)
+            self._evaluate(task, manifest, trained, reports)
         except Stopped:
             if self.rank == 0 and trained:
                 self._publication.result()  # else it would be trained again
             raise
         if self.rank == 0:
             publication = self._publication if trained else None
-            done = self._publisher.submit(self._conclude, task, publication, evaluation)
+            done = self._publisher.submit(self._conclude, task, publication)
             self._publishing[task.config.subject.name] = done
 
     def _evaluate(
         self, task: TrainTask, manifest: Manifest | None, trained: Sequence[TrainedStage], reports: Reports | None
-    ) -> Evaluation | None:
-        """Sample and measure; figures are written at once, samples are returned on rank 0 (None elsewhere).
+    ) -> None:
+        """Sample and measure; pictures and figures are written at once.
 
         Raises Stopped, on every rank, when asked to stop.
         """
-        config, found = task.config, None
-        if task.measurement is None and not config.evaluation.enabled:
-            return None
+        if not (evaluations := tasks_of_subject(task, self._task.encoder)):
+            return
         base, fine_tuned = task.base, self._fine_tuned(task, manifest, trained)
 
         def measure() -> None:
-            nonlocal found
             assert reports is not None
-            instance = instance_pictures(config, task.images, config.picture_side)
-            report = reports.report_pictures
-            if (protocol := protocol_of_subject(task)) is not None:
-                reports.report({"kind": "phase", "phase": "measuring"})
-                real = instance if protocol.images == task.images else None
-                run_protocol(protocol, self._samplers, base=base, fine_tuned=fine_tuned, real=real, on_progress=report)
-            if not config.evaluation.enabled:
-                return
-            reports.report({"kind": "phase", "phase": "evaluating"})
-            found = evaluate(
-                config,
-                instance,
-                self._samplers,
-                base=base,
-                fine_tuned=fine_tuned,
-                encoder=self._task.encoder,
-                dtype=task.sampling_dtype,
-                on_progress=report,
-            )
+            photographs = read_photographs(task.config, task.images, task.config.picture_side)
+            for one in evaluations:
+                reports.report({"kind": "phase", "phase": "evaluating" if one.for_the_eye else "measuring"})
+                evaluate(
+                    one,
+                    self._samplers,
+                    base=base,
+                    fine_tuned=fine_tuned,
+                    photographs=photographs if one.images == task.images else None,
+                    on_progress=reports.report_pictures,
+                )
 
         self._free_captured()
         stopped: Stopped | None = None
@@ -274,7 +263,6 @@ class _Lane:
             stopped = error
         if from_rank_zero(self, stopped is not None):
             raise stopped or Stopped("stopped in the evaluation")
-        return found
 
     def _fine_tuned(self, task: TrainTask, manifest: Manifest | None, trained: Sequence[TrainedStage]) -> Source:
         """The fine-tuned pipeline: weights in memory, or else the publication."""
@@ -290,15 +278,13 @@ class _Lane:
         with about(lane=self._number, subject=task.config.subject.name):
             publish_result(trained)
 
-    def _conclude(self, task: TrainTask, publication: Future[None] | None, evaluation: Evaluation | None) -> None:
-        """Store the samples of a published subject and report it to the queue, in the background."""
+    def _conclude(self, task: TrainTask, publication: Future[None] | None) -> None:
+        """Report a published subject to the queue, in the background."""
         name, config = task.config.subject.name, task.config
         with about(lane=self._number, subject=name):
             try:
                 if publication is not None:
                     publication.result()
-                if evaluation is not None:
-                    store_evaluation(evaluation, config.run_uri, task.key)
                 for stage in task.stages:
                     remove(join(config.run_uri, "checkpoints", stage.key))
                 self._queue.call("trained", name)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dreambooth.config.bounds import Graph
+from dreambooth.errors import InputError
 from dreambooth.sampling.behind import behind
 from dreambooth.sampling.class_images import PriorPlan, generate_block, image_name
 from pipelines.cluster.collector import collect_less_garbage
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from dreambooth.evaluation.bank import Bank, ImageEmbeddings
     from dreambooth.evaluation.further import FurtherEncoder
     from dreambooth.evaluation.patches import MaskedPhotograph
-    from dreambooth.evaluation.short import Glance
     from dreambooth.sampling.pictures import Pictures
 
 
@@ -124,13 +124,14 @@ class ImageSampler:
         source: Source,
         request: SampleRequest,
         uri: str,
-        bank: BankAddress,
+        bank: BankAddress | None,
         instance: Sequence[bytes] = (),
         masked: Sequence[MaskedPicture] = (),
-    ) -> "Measured":
+    ) -> "Measured | None":
         """Measure the pictures `0.png`, `1.png`, … at `uri`, sampling missing ones; `instance` are real ones.
 
-        A complete set is not sampled again. `masked` are the real ones that have masks.
+        A complete set is not sampled again. `masked` are the real ones that have masks. Without a bank pictures are
+        made, and nothing is measured.
         """
         addresses = [join(uri, picture_name(place)) for place in range(len(request.seeds))]
         if all(exists(address) for address in addresses):
@@ -139,9 +140,12 @@ class ImageSampler:
             pictures = self.samples(source, request)
             for address, picture in zip(addresses, pictures, strict=True):
                 write_bytes(address, picture)
+        if bank is None:
+            return None
         images, encoders = _opened(pictures), self._bank_at(bank)
         distances = encoders.perceptual_distances([*images, *_opened(instance)])
         return Measured(
+            bank=encoders.hash,
             embeddings=self._embedded(images, bank),
             distances=distances[: len(images)],
             to_subject=self._to_subject(images, _opened_masked(masked), bank) if masked else {},
@@ -150,17 +154,22 @@ class ImageSampler:
     def seen(self, pictures: Sequence[bytes], bank: BankAddress) -> "Measured":
         """Measure pictures in memory."""
         images, encoders = _opened(pictures), self._bank_at(bank)
-        return Measured(embeddings=self._embedded(images, bank), distances=encoders.perceptual_distances(images))
+        return Measured(
+            bank=encoders.hash,
+            embeddings=self._embedded(images, bank),
+            distances=encoders.perceptual_distances(images),
+        )
 
     def texts(self, texts: Sequence[str], bank: BankAddress) -> "Tensor":
-        """Embeddings of texts: (M, D2)."""
+        """Embeddings of texts: (M, D2). Raises InputError for a bank without CLIP, and for a text too long for it."""
         return self._bank_at(bank).embed_texts(texts)
 
-    def glance(self, encoder: str, sets: dict[str, list[bytes]], texts: Sequence[str]) -> "Glance":
-        """Embed sets of pictures with the image encoder at an address (see `find_image_encoder`)."""
-        from dreambooth.evaluation.glance import look
-
-        return look(encoder, {name: _opened(images) for name, images in sets.items()}, texts, device=self._device)
+    def texts_if_read(self, texts: Sequence[str], bank: BankAddress) -> "Tensor | None":
+        """`texts`, or None where the bank can't read one of them."""
+        try:
+            return self.texts(texts, bank)
+        except InputError:
+            return None
 
     def give_weights(self, source: Source, base: Source, state: dict[str, Any]) -> None:
         """Make `source` the base's pipeline with these trained weights, an engine's state_dict."""
@@ -193,16 +202,17 @@ class ImageSampler:
 
     def _bank_at(self, address: BankAddress) -> "Bank":
         """The bank at an address; the last one stays loaded."""
-        address = dataclasses.replace(address, further=())
-        if self._bank is None or self._bank[0] != address:
+        where = dataclasses.replace(address, further=(), hash=None)
+        if self._bank is None or self._bank[0] != where:
             from dreambooth.evaluation.bank import BankLocations
             from dreambooth.evaluation.banks import load_bank
 
             locations = BankLocations(dino=address.dino, clip=address.clip, lpips=address.lpips)
-            bank = load_bank(address.name, device=self._device, locations=locations)
+            self._bank = where, load_bank(address.name, device=self._device, locations=locations)
+        bank = self._bank[1]
+        if address.hash is not None:
             _check_hash(address.name, bank.hash, address.hash)
-            self._bank = address, bank
-        return self._bank[1]
+        return bank
 
 
 def _write_class_image(uri: str, index: int, pictures: "Pictures", place: int) -> int:

@@ -16,7 +16,7 @@ LOG = "COUNTED_FILES_LOG"
 PURPOSES = {
     "inspect_images": "checks",
     "prepare_data": "training",
-    "instance_pictures": "evaluation",
+    "read_photographs": "evaluation",
     "_subject_file": "settings",
 }
 """What a file is read for, by the function that wants it."""

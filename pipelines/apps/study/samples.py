@@ -10,8 +10,9 @@ from dreambooth.data.inspection import inspect_addresses
 from dreambooth.errors import InputError
 from pipelines.apps.generate import FoundModel, sample_prompts
 from pipelines.apps.study.study import SubjectSamples
-from pipelines.report.evaluated import Evaluated, find_evaluated, read_evaluation, read_pictures
+from pipelines.report.evaluated import Evaluated, find_evaluated, read_evaluation
 from pipelines.storage.files import exists, join, read_json
+from pipelines.storage.pictures import read_pictures
 
 _LARGEST_PIXELS = 200_000_000
 

@@ -19,6 +19,7 @@ from pipelines.driver.personalize import personalize
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
 from pipelines.plan.run_plan import Plan
 from pipelines.stages.embeddings import embeddings_uri, read_embeddings
+from pipelines.stages.evaluation_task import encoder_at
 from pipelines.storage.files import join, read_json
 from pipelines.storage.publications import published
 from pipelines.tasks import Progress
@@ -106,7 +107,7 @@ def test_a_result_does_not_depend_on_which_subjects_went_before(
         "gate__pres_limit": 1,
     }
     forth = make_batch(tmp_path / "forth", *names, cluster__lanes=1, **measured)
-    outcome = run_batch(forth, Silent(), "miniature")
+    outcome = run_batch(forth, Silent(), encoder_at("miniature"))
     assert set(states(outcome).values()) == {"done"}
     assert outcome.failed == 0
 
@@ -150,7 +151,7 @@ def test_a_result_does_not_depend_on_which_subjects_went_before(
         assert {run.info.run_name for run in nested} == set(names)
         assert {artifact.path for artifact in client.list_artifacts(parent)} >= {"report.html", "subjects.json"}
 
-    again = run_batch(forth, Silent(), "miniature")
+    again = run_batch(forth, Silent(), encoder_at("miniature"))
     assert [row["registered"] for row in again.summary["results"]] == [
         row["registered"] for row in outcome.summary["results"]
     ]

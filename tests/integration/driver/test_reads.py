@@ -15,7 +15,7 @@ from dreambooth.miniature import subject_dir
 ONCE = {
     "checks": 1,  # by the driver: decoded, warned of, and hashed for the keys of the model and of its figures
     "training": 1,  # by the worker: encoded as latents
-    "evaluation": 1,  # by the worker, after training: embedded for the protocol's figures and the short evaluation
+    "evaluation": 1,  # by the worker, after training: embedded for the protocol's figures and the samples for the eye
 }
 
 

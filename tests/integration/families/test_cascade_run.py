@@ -25,8 +25,7 @@ from pipelines.driver.console import RunConsole
 from pipelines.driver.personalize import personalize
 from pipelines.driver.train_stage import find_result
 from pipelines.plan.run_plan import make_plan
-from pipelines.stages.evaluation_store import load_evaluation
-from pipelines.storage.files import read_json
+from pipelines.storage.files import read_bytes, read_json
 from pipelines.storage.publications import read_manifest
 from pipelines.tracking.client import connect, default_tracking, quietly
 from pipelines.worker.publish import published_weights
@@ -148,14 +147,14 @@ def test_a_struck_cascade_ends_as_one_model_with_the_same_picture_everywhere(
         assert isinstance(drawn, Drawn)
         assert abs(opened(drawn.images[0]) - expected).max() == 0
 
-    evaluation = load_evaluation(config.run_uri, plan.key)
-    assert evaluation is not None
-    prompt, [picture] = next(iter(evaluation.after.items()))
+    record = read_json(summary["samples"]["uri"])
+    [address], prompt = record["pictures"][0]["fine_tuned"], record["pictures"][0]["prompt"]
+    assert plan.samples is not None
     own = {"num_inference_steps": 2, "guidance_scale": plan.config.evaluation.guidance_scale}
     dtype = getattr(torch, plan.sampling_dtype)
-    [drawn_again] = sample(pipeline, [prompt], [config.evaluation.seed], dtype=dtype, **own)
-    assert abs(opened(picture) - pixels(drawn_again)).max() <= 1
-    assert {opened(one).shape for one in evaluation.instance} == {(64, 64, 3)}
+    [drawn_again] = sample(pipeline, [prompt], plan.samples.fine_tuned_sets[0].seeds[:1], dtype=dtype, **own)
+    assert abs(opened(read_bytes(address)) - pixels(drawn_again)).max() <= 1
+    assert {opened(read_bytes(one)).shape for one in record["photographs"]} == {(64, 64, 3)}
 
     recorded = read_json(summary["evaluation"]["uri"])
     shutil.rmtree(Path(config.run_uri, "evaluations"))

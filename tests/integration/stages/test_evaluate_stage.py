@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation import protocol
 from dreambooth.evaluation.further import load_further
 from dreambooth.evaluation.similarity import mean_pairwise_similarity
+from dreambooth.evaluation.verdict import similarity_of
+from dreambooth.miniature import VIT_DIR
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.plan.run_plan import Plan, make_plan
+from pipelines.report.evaluated import read_evaluation
 from pipelines.stages.embeddings import embeddings_uri, read_embeddings
-from pipelines.stages.evaluate_stage import run_protocol, samples_uri
-from pipelines.stages.evaluation_task import EvaluationTask
-from pipelines.stages.photographs import instance_pictures, masked_pictures
-from pipelines.tasks import Call, SampleRequest, Source
+from pipelines.stages.evaluate_stage import evaluate, samples_uri
+from pipelines.stages.evaluation_task import EvaluationTask, encoder_address
+from pipelines.stages.photographs import read_photographs
+from pipelines.tasks import BankAddress, Call, SampleRequest, Source
 from pipelines.worker.samplers import ImageSampler
 
 TWO_CPUS = Resources(cpus=2, gpus=0)
@@ -64,6 +68,7 @@ def plan(tiny_pipeline: Path, instance_folder: Path, tmp_path: Path) -> Any:
             "evaluation": {
                 "protocol": "own",
                 "bank": "miniature",
+                "image_encoder": "miniature",
                 "prompts": ["a photo of [V] {class_noun}", "[V] {class_noun} at night"],
                 "images_per_prompt": 2,
                 "num_inference_steps": 2,
@@ -85,7 +90,7 @@ def measure(plan: Plan, samplers: Counting) -> tuple[dict[str, Any], list[str]]:
     """The evaluation, and what was sampled for it; the tiny base stands in for the fine-tuned model."""
     samplers.sampled.clear()
     base = Source(address=plan.config.base_model)
-    return run_protocol(task_of(plan), samplers, base=base, fine_tuned=base), list(samplers.sampled)
+    return evaluate(task_of(plan), samplers, base=base, fine_tuned=base), list(samplers.sampled)
 
 
 def pixels(address: str) -> npt.NDArray[np.int16]:
@@ -104,21 +109,86 @@ OF_CLASS = "a photo of a dog"
 
 def test_what_is_measured_and_written(plan: Any, samplers: Counting) -> None:
     evaluation, sampled = measure(plan(), samplers)
-    assert sampled == [*BASE, *FINE_TUNED, OF_CLASS]
+    assert sampled == [*BASE, OF_CLASS, *FINE_TUNED, OF_CLASS]
     written = json.loads(Path(task_of(plan()).uri).read_text())
     assert written == json.loads(json.dumps(evaluation))
     assert written["bank"]["name"] == "miniature"
     assert (written["format"], written["subject"], written["model_key"]) == (1, "rex", plan().key)
     assert [row["prompt"] for row in written["per_prompt"]] == FINE_TUNED
-    names = {"dino", "clip_i", "clip_t", "clip_t_no_identifier", "clip_t_base", "pres", "div", "real_dino"}
+    names = {"dino", "clip_i", "clip_t", "clip_t_no_identifier", "clip_t_base", "pres", "pres_base", "div", "real_dino"}
     assert names <= set(written["figures"])
     assert written["figures"]["dino"]["n"] == 2
     assert written["figures"]["pres"]["n"] == 8
     samples, photographs = read_embeddings(Path(embeddings_uri(task_of(plan()).uri)).read_bytes())
     assert len(samples) == sum(len(prompt["fine_tuned"]) for prompt in written["pictures"])
     assert mean_pairwise_similarity(samples, photographs) == pytest.approx(written["figures"]["dino"]["mean"])
-    for prompt in written["pictures"]:
-        assert all(Path(address).is_file() for address in (*prompt["fine_tuned"], *prompt["base"]))
+    rows = [address for prompt in written["pictures"] for address in (*prompt["fine_tuned"], *prompt["base"])]
+    of_class = written["class_pictures"], written["base_class_pictures"]
+    assert [len(addresses) for addresses in of_class] == [8, 8]
+    assert all(Path(address).is_file() for address in (*rows, *of_class[0], *of_class[1], *written["photographs"]))
+
+
+class TestSamplesForTheEye:
+    """They go through the same evaluation: of other prompts, and by an image encoder alone if need be."""
+
+    def measured(
+        self, plan: Plan, samplers: Counting, encoder: BankAddress | None = None
+    ) -> tuple[dict[str, Any], list[str]]:
+        samplers.sampled.clear()
+        assert plan.samples is not None
+        task, base = replace(plan.samples, bank=encoder), Source(address=plan.config.base_model)
+        return evaluate(task, samplers, base=base, fine_tuned=base), list(samplers.sampled)
+
+    def test_prompts_that_the_protocol_has_too_are_sampled_once(self, plan: Any, samplers: Counting) -> None:
+        measure(plan(), samplers)
+        record, sampled = self.measured(plan(), samplers, encoder_address(plan().config))
+        assert sampled == [OF_CLASS, OF_CLASS]  # half as many as of the protocol's
+        assert [len(record[name]) for name in ("class_pictures", "base_class_pictures")] == [4, 4]
+        assert record["pictures"] == json.loads(Path(task_of(plan()).uri).read_text())["pictures"]
+
+    @pytest.mark.parametrize(("encoder", "by"), [("miniature", "text"), (str(VIT_DIR), "pictures")])
+    def test_they_are_measured_with_a_clip_or_without(
+        self, plan: Any, samplers: Counting, encoder: str, by: str
+    ) -> None:
+        made = plan(f"evaluation.image_encoder={encoder}")
+        record, _ = self.measured(made, samplers, encoder_address(made.config))
+        means = {name: figure["mean"] for name, figure in record["figures"].items()}
+        assert ("clip_t" in means) == (by == "text")
+        assert ("prompts_apart" in means) == (by == "pictures")
+        assert similarity_of(means).identifier == means["dino"]
+        expected = "miniature" if by == "text" else "encoder"
+        assert record["bank"]["name"] == expected
+        assert len(record["bank"]["hash"]) == 16
+        if by == "pictures":  # the same ViT
+            miniature, _ = self.measured(plan(name="mia"), samplers, encoder_address(plan().config))
+            assert means["dino"] == pytest.approx(miniature["figures"]["dino"]["mean"], abs=1e-6)
+
+    def test_a_prompt_that_no_clip_reads_is_judged_by_pictures(self, plan: Any, samplers: Counting) -> None:
+        long = "a photo of [V] {class_noun} " + "on the beach " * 40
+        made = plan("evaluation.protocol=none", f"evaluation.prompts=['[V] {{class_noun}}', '{long}']")
+        record, _ = self.measured(made, samplers, encoder_address(made.config))
+        assert record["unmeasured"]["clip_t"] == "no text encoder read the prompts"
+        assert {"clip_i", "prompts_apart"} <= set(record["figures"])
+
+    def test_without_an_encoder_there_are_pictures_alone(self, plan: Any, samplers: Counting) -> None:
+        record, _ = self.measured(plan(), samplers)
+        assert "figures" not in record
+        assert len(record["pictures"]) == 2
+        assert read_evaluation(plan().samples.uri).figures is None
+
+    def test_a_prompt_needs_no_identifier(self, plan: Any, samplers: Counting) -> None:
+        made = plan("evaluation.protocol=none", "evaluation.prompts=['a cat']")
+        record, sampled = self.measured(made, samplers, encoder_address(made.config))
+        assert sampled == ["a cat", OF_CLASS, "a cat", OF_CLASS]
+        assert "prompts_followed" in record["unmeasured"]
+
+    def test_photographs_that_are_gone_are_still_on_pages(
+        self, plan: Any, samplers: Counting, instance_folder: Path
+    ) -> None:
+        record, _ = self.measured(plan(), samplers)
+        assert len(record["photographs"]) == len(record["instance_images"]) == 5
+        assert not {Path(one).parent for one in record["photographs"]} & {instance_folder}
+        assert {pixels(one).shape for one in record["photographs"]} == {(64, 64, 3)}
 
 
 def test_a_finished_evaluation_is_found(plan: Any, samplers: Counting) -> None:
@@ -163,7 +233,7 @@ def test_other_weights_and_other_noise_are_other_pictures(plan: Any, samplers: C
     _, sampled = measure(plan("train.seed=1"), samplers)
     assert sampled == [*FINE_TUNED, OF_CLASS]
     _, sampled = measure(plan("evaluation.seed=2"), samplers)
-    assert sampled == [*BASE, *FINE_TUNED, OF_CLASS]
+    assert sampled == [*BASE, OF_CLASS, *FINE_TUNED, OF_CLASS]
 
 
 def test_masks_add_the_likeness_to_the_subject(
@@ -176,13 +246,15 @@ def test_masks_add_the_likeness_to_the_subject(
         mask.paste(255, (20, 20, 60, 60))
         mask.save(folder / f"{photograph.stem}.mask.png")
     made = plan("images.masks=weight", f"subject.instance_images={folder}")
-    cut = masked_pictures(made.config, made.images, 64)
+    cut = read_photographs(made.config, made.images, 64).masked
     subject, squares, masks = (
         [np.asarray(Image.open(io.BytesIO(getattr(each, name)))) for each in cut]
         for name in ("alone", "picture", "mask")
     )
     assert len(subject) == 3
-    for square, whole, inside in zip(squares, instance_pictures(made.config, made.images, 64), masks, strict=False):
+    for square, whole, inside in zip(
+        squares, read_photographs(made.config, made.images, 64).squares, masks, strict=False
+    ):
         assert (
             square == np.asarray(Image.open(io.BytesIO(whole)))
         ).all()  # as trained on: the middle, surroundings too
@@ -198,7 +270,8 @@ def test_masks_add_the_likeness_to_the_subject(
     cropped = plan("images.masks=crop", f"subject.instance_images={folder}")
     # 40 pixels and a margin of 10 % on each side are the whole square: the mask covers 5 / 6 of it.
     [inside, *_] = [
-        np.asarray(Image.open(io.BytesIO(each.mask))) for each in masked_pictures(cropped.config, cropped.images, 64)
+        np.asarray(Image.open(io.BytesIO(each.mask)))
+        for each in read_photographs(cropped.config, cropped.images, 64).masked
     ]
     assert (inside > 127).mean() == pytest.approx((5 / 6) ** 2, abs=0.02)
 
@@ -216,7 +289,9 @@ def test_encoders_beside_the_bank_measure_the_same_pictures(
     assert {name: figure for name, figure in both["figures"].items() if name not in more} == plain["figures"]
     for name in ("dinov2", "dreamsim"):
         encoder = load_further(name, str(tmp_path / name))
-        photographs = [Image.open(io.BytesIO(each)) for each in instance_pictures(plan().config, plan().images, 64)]
+        photographs = [
+            Image.open(io.BytesIO(each)) for each in read_photographs(plan().config, plan().images, 64).squares
+        ]
         samples = [Image.open(address).convert("RGB") for address in both["pictures"][0]["fine_tuned"]]
         found = both["figures"][name]
         assert found["bank"] == {"name": name, "hash": encoder.hash}

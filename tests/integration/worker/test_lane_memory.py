@@ -11,6 +11,7 @@ from pipelines.driver.batch import run_batch
 from pipelines.plan.batch_plan import make_batch_plan
 from pipelines.plan.run_plan import make_plan
 from pipelines.queue.subject_record import read_records
+from pipelines.stages.evaluation_task import encoder_at
 from pipelines.storage.files import join, read_json
 
 SUBJECTS, WARM = 50, 5
@@ -49,7 +50,7 @@ def test_a_lane_holds_no_more_memory_after_fifty_subjects_than_after_five(make_c
         for number in range(SUBJECTS)
     ]
     plan = make_batch_plan("fifty", [make_plan(config, ROOM) for config in configs], ROOM)
-    outcome = run_batch(plan, Silent(), "miniature")
+    outcome = run_batch(plan, Silent(), encoder_at("miniature"))
     assert outcome.summary["subjects"]["done"] == SUBJECTS
 
     records = sorted(read_records(join(plan.uri, "subjects")).values(), key=lambda record: record.began or 0.0)

@@ -142,6 +142,8 @@ def test_every_figure_of_two_prompts() -> None:
         "background_leak": "no masks of the subject were given",
         "dino_subject": "no masks of the instance images were given",
         "dino_subject_patches": "no masks of the instance images were given",
+        "pres_base": "no samples of the class prompt were given",
+        "prompts_apart": "no distances between samples of different prompts were given",
     }
     assert {figure.bank for figure in figures.figures.values()} == {BANK}
     assert [(pair.sample, pair.instance, pair.similarity, pair.near_copy) for pair in figures.nearest] == [

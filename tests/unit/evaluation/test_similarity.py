@@ -11,8 +11,8 @@ from dreambooth.errors import InputError
 from dreambooth.evaluation.encoders import (
     DINO_TRANSFORM,
     Transform,
+    ViTEncoder,
     find_image_encoder,
-    load_image_encoder,
     read_transform,
 )
 from dreambooth.evaluation.similarity import mean_pairwise_similarity, mean_self_similarity
@@ -82,7 +82,7 @@ def _pictures(count: int) -> list[Image.Image]:
 
 
 def test_embeddings_have_unit_norm_and_do_not_depend_on_the_batch(encoder_directory: Path) -> None:
-    encoder = load_image_encoder(encoder_directory)
+    encoder = ViTEncoder(find_image_encoder(encoder_directory), device="cpu")
     pictures = _pictures(35)
     together = encoder.encode(pictures)
     assert together.shape == (35, 16)
@@ -100,7 +100,9 @@ def test_the_embedding_is_the_class_token_of_the_whole_model(encoder_directory: 
         model = ViTModel.from_pretrained(encoder_directory).eval()
         hidden = model((pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).last_hidden_state
     expected = torch.nn.functional.normalize(hidden[:, 0], dim=-1)
-    torch.testing.assert_close(load_image_encoder(encoder_directory).encode([picture]), expected)
+    torch.testing.assert_close(
+        ViTEncoder(find_image_encoder(encoder_directory), device="cpu").encode([picture]), expected
+    )
 
 
 def test_dino_sees_what_it_saw_in_the_paper(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from pipelines.plan.run_plan import Plan, make_plan
 from pipelines.plan.sampling_memory import weights_bytes
 from pipelines.plan.subject_checks import check_subjects
 from pipelines.plan.subject_list import ListedSubject
-from pipelines.stages.evaluation_task import protocol_of_subject
+from pipelines.stages.evaluation_task import tasks_of_subject
 
 RESOURCES = Resources(cpus=2, gpus=0)
 
@@ -95,7 +95,7 @@ class TestTask:
         assert [stage.config for stage in task.stages] == [stage.config for stage in plan.stages]
         for name in ("images", "engine", "key", "data_hash", "checkpoint_bytes", "sampling_dtype"):
             assert [getattr(stage, name) for stage in task.stages] == [getattr(stage, name) for stage in plan.stages]
-        assert protocol_of_subject(task) == plan.protocol
+        assert tasks_of_subject(task) == plan.evaluations
 
     def test_the_second_stage_is_made_once_and_does_not_travel(self, planned: Callable[..., Plan]) -> None:
         task = train_task(planned(), None)

@@ -16,8 +16,6 @@ from pipelines.driver.summary import request_key
 from pipelines.driver.train_stage import train_task
 from pipelines.plan.result_key import result_key
 from pipelines.plan.run_plan import Plan, make_plan
-from pipelines.stages.photographs import sample_requests
-from pipelines.tasks import Source
 
 
 class TestKey:
@@ -158,9 +156,8 @@ class TestKey:
         assert made.protocol is not None
         task, (base, *_) = train_task(made, None), made.protocol.base_sets
         assert {made.prior.dtype, base.dtype, made.sampling_dtype, task.sampling_dtype} == {dtype}
-        source = Source(address="base")
-        requests = [request for _, request in sample_requests(made.config, source, source, made.sampling_dtype)]
-        assert {request.dtype for request in requests} == {dtype}
+        assert made.samples is not None
+        assert {one.dtype for one in (*made.samples.base_sets, *made.samples.fine_tuned_sets)} == {dtype}
 
     @pytest.mark.parametrize(
         ("types", "precision"),

@@ -14,7 +14,7 @@ from queued import LANE, OTHER, finish, name_of, queued
 from dreambooth.config.settings import load_config
 from dreambooth.data.inspection import inspect_addresses
 from pipelines.queue.subject_queue import SubjectQueue
-from pipelines.stages.evaluation_task import bank_address, protocol_of_subject
+from pipelines.stages.evaluation_task import bank_address, tasks_of_subject
 from pipelines.storage.faults import StoreAway
 from pipelines.storage.files import join, read_json, write_bytes
 from pipelines.tasks import Measurement, SubjectRecord
@@ -52,13 +52,15 @@ def test_one_whose_figures_earlier_code_measured_on_what_is_no_longer_trusted_is
     inspection = inspect_addresses(config.subject.instance_images, resolution=64, max_pixels=10**6)
     measurement = Measurement(bank=bank_address(config.evaluation, config.base_model), sampler="dpm-solver++")
     task = replace(plain.task, config=config, images=inspection.images, measurement=measurement)
-    subject, protocol = replace(plain, task=task), protocol_of_subject(task)
-    assert protocol is not None
+    subject, (samples, protocol) = replace(plain, task=task), tasks_of_subject(task)
     queue = make(subject)
     queue.next(LANE)
     queue.trained("a")
     assert name_of(make(subject, driver="another").next("another/0")) == "a"
     write_bytes(protocol.uri, b"{}")
+    queue.trained("a")
+    assert name_of(make(subject, driver="one more").next("one more/0")) == "a"
+    write_bytes(samples.uri, b"{}")
     queue.trained("a")
     assert make(subject, driver="a third").snapshot().trained == ("a",)
 

@@ -19,11 +19,10 @@ from pipelines.apps.study.make import StudySettings, open_study
 from pipelines.apps.study.samples import has_samples, read_samples
 from pipelines.report.batch_report import render_report
 from pipelines.report.batch_result import BatchResult, SubjectResult
-from pipelines.report.evaluated import Evaluated, find_evaluated, read_pictures
+from pipelines.report.evaluated import Evaluated, find_evaluated
 from pipelines.report.report_evaluation import FIGURES, MOST_CELLS
 from pipelines.report.run_report import RunFacts, render_run
-from pipelines.stages.evaluation_store import store_evaluation
-from pipelines.stages.photographs import Evaluation
+from pipelines.storage.pictures import read_pictures
 from pipelines.tasks import SubjectRecord
 
 PLACES = ("on a carpet", "in the <snow>")
@@ -62,36 +61,39 @@ def figures(*, bank: str = "miniature", warnings: tuple[str, ...] = ()) -> Figur
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Callable[..., tuple[str, dict[str, Any]]]:
-    """A run's folder and summary, with two prompts of two samples, and evaluation.json where figures are given."""
+    """A run's folder and summary, with two samples of two prompts and of the class, and figures where given."""
 
     def make(measured: Figures | None = None, *, name: str = "rex") -> tuple[str, dict[str, Any]]:
-        uri, subject = str(tmp_path / name), {"subject": name, "class_noun": "car", "identifier": "sks"}
+        folder, subject = tmp_path / name, {"subject": name, "class_noun": "car", "identifier": "sks"}
+        folder.mkdir(exist_ok=True)
+
+        def written(what: str, *colour: int) -> str:
+            (folder / f"{what}.png").write_bytes(png(*colour))
+            return str(folder / f"{what}.png")
+
+        def pictures(side: str, red: int, place: int) -> list[str]:
+            return [written(f"{side}-{place}-{image}", red + (measured is None), place, image) for image in range(2)]
+
         prompts = [f"a photo of sks car {place}" for place in PLACES]
-        evaluation = Evaluation(
-            instance=(png(1, 0, 0), png(2, 0, 0)),
-            before={prompt: [png(10, i, 0), png(11, i, 0)] for i, prompt in enumerate([*prompts, "a photo of a car"])},
-            after={prompt: [png(20, i, 0), png(21, i, 0)] for i, prompt in enumerate([*prompts, "a photo of a car"])},
-            class_prompt="a photo of a car",
-            similarity=None,
-        )
-        store_evaluation(evaluation, uri, "key")
-        summary = subject | {"key": "key", "evaluation": None}
-        if measured is not None:
-            pictures = []
-            for place, prompt in enumerate(prompts):
-                of = {"prompt": prompt, "fine_tuned": [], "base": []}
-                for side, red in (("fine_tuned", 30), ("base", 40)):
-                    for image in range(2):
-                        path = tmp_path / name / f"{side}-{place}-{image}.png"
-                        path.write_bytes(png(red, place, image))
-                        of[side].append(str(path))  # type: ignore[attr-defined]
-                pictures.append(of)
-            content = subject | measured.as_dict() | {"pictures": pictures, "instance_images": ["/gone/0.jpg"]}
-            (tmp_path / name / "evaluation.json").write_text(json.dumps(content))
-            summary["evaluation"] = {
-                "uri": str(tmp_path / name / "evaluation.json"),
-                "warnings": list(measured.warnings),
-            }
+        content = subject | {
+            "pictures": [
+                {"prompt": prompt, "fine_tuned": pictures("fine_tuned", 30, place), "base": pictures("base", 40, place)}
+                for place, prompt in enumerate(prompts)
+            ],
+            "class_prompt": "a photo of a car",
+            "class_pictures": pictures("fine_tuned", 30, 9),
+            "base_class_pictures": pictures("base", 40, 9),
+            "instance_images": ["/gone/0.jpg"],
+            "photographs": [written("photograph-0", 1, 0, 0), written("photograph-1", 2, 0, 0)],
+        }
+        content |= {} if measured is None else measured.as_dict()
+        (folder / "evaluation.json").write_text(json.dumps(content))
+        uri, summary = str(folder), subject | {"key": "key", "evaluation": None, "samples": None}
+        found = {"uri": str(folder / "evaluation.json")}
+        if measured is None:
+            summary["samples"] = found
+        else:
+            summary["evaluation"] = found | {"warnings": list(measured.warnings)}
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
         return uri, summary
 
@@ -121,7 +123,7 @@ def test_every_sample_has_the_base_models_behind_it(finished: Any) -> None:
     page = run_page(*finished(figures()))
     picture = r'<img[^>]*alt="([^"]*)"[^>]*>'
     pairs = re.findall(rf'class="pair" aria-label="[^"]*">{picture}<img class="base[^>]*>', page)
-    assert len(pairs) == 4
+    assert len(pairs) == 6
     assert pairs[0] == "a photo of sks car on a carpet"
 
 
@@ -154,7 +156,7 @@ def test_pictures_that_are_gone_leave_a_dash(finished: Any, tmp_path: Path) -> N
     uri, summary = finished(figures())
     (tmp_path / "rex" / "fine_tuned-0-0.png").unlink()
     page = run_page(uri, summary)
-    assert page.count('class="pair"') == 3
+    assert page.count('class="pair"') == 5
 
 
 def test_pictures_are_read_from_several_places(tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def test_a_batch_shows_subjects_by_prompts(finished: Any) -> None:
     page = batch_page(*(evaluated(*finished(figures(warnings=("bad",)), name=name)) for name in ("rex", "mia")))
     assert page.count('<table class="matrix"') == 1
     assert '<th scope="col">a photo of [V] … on a carpet</th>' in page
-    assert page.count('class="pair"') == 4
+    assert page.count('class="pair"') == 6
     assert '<tfoot><tr><th scope="row">all</th><td class="n" data-v="0.7">' in page
 
 
@@ -220,7 +222,7 @@ def test_further_encoders_stand_in_tables_of_their_own(finished: Any) -> None:
 
 def test_the_page_of_a_large_batch_opens(finished: Any) -> None:
     first = evaluated(*finished(figures()))
-    many = replace(first, prompts=first.prompts * 20, figures=None)  # 40 prompts
+    many = replace(first, prompts=first.prompts[:2] * 20, figures=None)  # 40 prompts
     page = batch_page(*(replace(many, subject=f"s-{place}") for place in range(60)))
     assert page.count('class="pair"') == MOST_CELLS
     assert "35 more subjects are on their own pages" in page
@@ -262,6 +264,7 @@ def test_a_study_reads_an_evaluation_alone(finished: Any, tmp_path: Path) -> Non
     (tmp_path / "photo.png").write_bytes(png(9, 9, 9))
     named = {name: summary[name] for name in ("subject", "class_noun", "identifier")}
     content |= named | {"instance_images": [str(tmp_path / "photo.png")]}
+    del content["photographs"]  # as earlier versions wrote it
     (tmp_path / "again.json").write_text(json.dumps(content))
     assert has_samples(str(tmp_path / "again.json"))
     samples = read_samples(str(tmp_path / "again.json"))["rex"]

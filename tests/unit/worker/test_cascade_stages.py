@@ -27,7 +27,7 @@ from pipelines.cluster.preemption import WATCHER_SWITCH
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.train_stage import find_result, train_task
 from pipelines.plan.run_plan import Plan, make_plan
-from pipelines.stages.photographs import instance_pictures
+from pipelines.stages.photographs import read_photographs
 from pipelines.storage.files import join, read_json
 from pipelines.storage.publications import Manifest, read_manifest
 from pipelines.tasks import SampleRequest, Source
@@ -181,7 +181,7 @@ def test_scores_of_the_second_stage_are_those_of_the_cascades_pictures_and_chang
     )
     bank = load_bank("miniature")
     seen = bank.embed_images([Image.open(io.BytesIO(one)) for one in sampler.samples(source, request)])
-    real = [Image.open(io.BytesIO(one)) for one in instance_pictures(plan.config, plan.images, 64)]
+    real = [Image.open(io.BytesIO(one)) for one in read_photographs(plan.config, plan.images, 64).squares]
     similarity = mean_pairwise_similarity(seen.dino, bank.embed_images(real).dino)
     assert second[-1]["dino"] == pytest.approx(similarity, abs=1e-6)
     assert second[-1]["clip_t"] == pytest.approx(clip_t(seen.clip, bank.embed_texts(prompts)), abs=1e-6)
