@@ -112,7 +112,7 @@ def why(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused: nothing listens there"
     if isinstance(error, TimeoutError):
-        return "it says nothing for seconds"
+        return "it doesn't answer for seconds"
     return error.strerror or str(error) or type(error).__name__
 
 

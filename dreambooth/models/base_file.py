@@ -94,7 +94,7 @@ def config_of(file: Path, address: str) -> str:
     if origin.choices:
         each = ", or ".join(f"--base-model '{shown(address)}#{name}' ({how})" for name, how in origin.choices.items())
         raise InputError(
-            f"base_model {shown(address)!r} is {origin.name}, and its header doesn't tell which: give {each}"
+            f"base_model {shown(address)!r} is {origin.name}, and its header doesn't say which: give {each}"
         )
     raise InputError(
         f"base_model {shown(address)!r} is {origin.name}; expected a whole checkpoint of {FILES}. "

@@ -71,7 +71,7 @@ def from_hub(
             raise InputError(f"{wanted} {refusal}") from None
         reason = fault or (str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise InputError(
-            f"{wanted} is neither a folder here nor to be had from the hub ({type(error).__name__}: {reason}); check "
+            f"{wanted} is neither a folder here nor available from the hub ({type(error).__name__}: {reason}); check "
             f"the name and the network, or download it and give its folder"
         ) from None
 

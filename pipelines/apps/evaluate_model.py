@@ -135,7 +135,9 @@ def find_measurable(model: str, tracking_uri: str | None) -> MeasurableModel:
     if not model.startswith("models:"):
         manifest = find_published(model)
         if "key" not in manifest.metadata:
-            raise InputError(f"{model!r} doesn't say what it was made of; expected a model that 'dreambooth run' made")
+            raise InputError(
+                f"{model!r} doesn't record what it was made from; expected a model that 'dreambooth run' made"
+            )
         return MeasurableModel(manifest=manifest, registered=None, run=None, params={})
     uri = resolve_tracking_uri(tracking_uri)
     client = check_connection(uri)
@@ -143,7 +145,9 @@ def find_measurable(model: str, tracking_uri: str | None) -> MeasurableModel:
         registered, tags, run_id = version_of(client, registered_address(client, model))
         published = tags.get("published")
         if published is None or run_id is None:
-            raise InputError(f"{registered.uri} wasn't registered by this project: it doesn't say where its files are")
+            raise InputError(
+                f"{registered.uri} wasn't registered by this project: it doesn't record where its files are"
+            )
         run = client.get_run(run_id)
     return MeasurableModel(
         manifest=read_manifest(published),

@@ -36,6 +36,6 @@ def check_text(arguments: Sequence[str]) -> None:
             raise InputError(f"argument {place}, {fault}; write it as UTF-8, or rename the file that it means")
     for name, value in os.environ.items():
         if name.startswith(_VARIABLES) and (fault := utf8_fault(value)) is not None:
-            raise InputError(f"the variable {name} is {fault}; set it anew")
+            raise InputError(f"the variable {name} is {fault}; set it again")
     if (fault := utf8_fault(str(Path.cwd()))) is not None:
         raise InputError(f"the working folder {fault}; rename it, or work in another one")

@@ -112,7 +112,7 @@ def _lanes(plans: "tuple[Plan, ...]") -> int:
     lanes = plans[0].config.cluster.lanes
     if lanes is None:
         raise InputError(
-            f"cluster.lanes is open, and it decides how large the cluster is: give, for example, --set cluster.lanes="
+            f"cluster.lanes is not set, but decides how large the cluster is; give, for example, --set cluster.lanes="
             f"{min(4, len(plans))} for {counted(len(plans), 'subject')}"
         )
     return min(lanes, len(plans))

@@ -60,7 +60,7 @@ def serve(model: str, host: str, port: int, address: str | None, tracking_uri: s
     from pipelines.tracking.client import resolve_tracking_uri
 
     if importlib.util.find_spec("grpc_reflection") is None:  # a dependency of ray[serve] alone
-        raise InputError("Ray Serve is not installed whole; pip install 'ray[serve]'")
+        raise InputError("Ray Serve is not fully installed; run: pip install 'ray[serve]'")
     uri = resolve_tracking_uri(tracking_uri)
     subjects = find_subjects(model, uri)
     for subject in subjects:

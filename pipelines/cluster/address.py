@@ -123,4 +123,4 @@ def about_token(address: str) -> str:
     """Whether the token is missing or wrong; Ray's "missing or incorrect" leaves that open."""
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return f"the Ray cluster at {address} refuses the token: it is another cluster's; set RAY_AUTH_TOKEN"
-    return f"the Ray cluster at {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+    return f"the Ray cluster at {address} requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"

@@ -220,7 +220,7 @@ class Driver:
             if not nodes <= alive:
                 del self._nodes[lane]
                 if ray.get(self._queue.nodes_lost.remote(lane, nodes)):
-                    self._view.line(f"lane {lane.rpartition('/')[2]} has lost a node: others get what it had")
+                    self._view.line(f"lane {lane.rpartition('/')[2]} has lost a node: other lanes take over its work")
 
     def _take_concluded(self) -> None:
         """Report registered subjects to the queue; a failure affects that subject alone."""

@@ -67,8 +67,8 @@ def make_job(command: str, arguments: Sequence[str]) -> Job:
     for argument in arguments:
         if "://" in argument and holds_credentials(argument):
             raise InputError(
-                f"{shown(argument)} holds a password, and whoever may look at the cluster's jobs reads their commands; "
-                f"leave it out and hand it on with --env MLFLOW_TRACKING_PASSWORD, or set it on the nodes"
+                f"{shown(argument)} holds a password, which everyone who lists the cluster's jobs could read; "
+                f"leave it out and pass it with --env MLFLOW_TRACKING_PASSWORD, or set it on the nodes"
             )
     files: dict[str, Path] = {}
     words: list[str] = []
@@ -100,7 +100,7 @@ def environment(names: Sequence[str]) -> dict[str, str]:
         raise InputError(f"--env {missing[0]}: this variable is not set here; export it, or leave the flag out")
     for name in names:
         if (fault := utf8_fault(os.environ[name])) is not None:
-            raise InputError(f"--env {name}: {fault}; set it anew")
+            raise InputError(f"--env {name}: {fault}; set it again")
     return {name: os.environ[name] for name in names}
 
 
@@ -199,7 +199,7 @@ def _prove_dashboard(address: str, what: str) -> None:
     try:
         answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=_PATIENCE_SECONDS)
     except requests.Timeout:
-        fault = "it says nothing for seconds"
+        fault = "it doesn't answer for seconds"
     except requests.exceptions.SSLError:
         fault = "its certificate isn't trusted here, or it doesn't speak https"
     except requests.RequestException as error:
@@ -226,7 +226,7 @@ def explained(address: str) -> Any:
             raise InputError(
                 f"{address} refuses the token (403): it is another cluster's; set RAY_AUTH_TOKEN"
             ) from None
-        raise InputError(f"{address} wants a token (401): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN") from None
+        raise InputError(f"{address} requires a token (401): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN") from None
     except ConnectionError:
         raise InputError(
             f"nothing answers at {address}; expected the dashboard's address, such as {_DASHBOARD}"

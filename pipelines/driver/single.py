@@ -31,7 +31,7 @@ def find_stored(plan: Plan, console: RunConsole) -> PersonalizeResult | None:
     if is_tracked(plan, stored):
         console.line(f"nothing to do: {plan.config.run_uri} holds the result of this configuration")
         return stored
-    console.line(f"{plan.config.run_uri} holds the result of this configuration; MLflow gets what it lacks")
+    console.line(f"{plan.config.run_uri} holds the result of this configuration; only what MLflow lacks is sent")
     return conclude_stored(plan, earlier=stored.summary, say=console.warn)
 
 

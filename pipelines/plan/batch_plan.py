@@ -54,8 +54,8 @@ def make_batch_plan(name: str, plans: Sequence[Plan], resources: Resources) -> B
     for plan in plans:
         if plan.config.cluster != first.cluster or plan.engine != plans[0].engine or plan.config.zero != first.zero:
             raise InputError(
-                f"{plan.config.subject.name} asks for other workers than {first.subject.name} "
-                f"(cluster, zero or engine differ); lanes are alike, so give these settings for the whole batch"
+                f"{plan.config.subject.name} needs other workers than {first.subject.name} "
+                f"(cluster, zero or engine differ), but all lanes are alike; give these settings for the whole batch"
             )
     encoders = dict.fromkeys(meant_encoder(plan.config) for plan in plans if plan.config.evaluation.enabled)
     if len(encoders) > 1:

@@ -105,7 +105,7 @@ def judge_machines(machines: Mapping[str, Sequence[MachineFault]]) -> Finding:
     """Faults of homes, folders, shared memory and loopbacks, by the machine's name."""
     found = "; ".join(f"{name}: {fault.found}" for name, its_faults in machines.items() for fault in its_faults)
     if not found:
-        return Finding(check="machine", state="ok", found="home, folders, shared memory and loopback are sound")
+        return Finding(check="machine", state="ok", found="home, folders, shared memory and loopback are fine")
     every = [fault for its_faults in machines.values() for fault in its_faults]
     state: State = "failure" if any(fault.stops for fault in every) else "warning"
     return Finding(check="machine", state=state, found=found, cure="; ".join(dict.fromkeys(f.cure for f in every)))
@@ -127,12 +127,12 @@ def judge_auth(without_token: int | None, host: str) -> Finding:
 def judge_encryption(nodes: int, encrypted: bool) -> Finding:
     """Whether others on the network can read the traffic between Ray's nodes, including the token."""
     if encrypted:
-        return Finding(check="encryption", state="ok", found="Ray's nodes and drivers talk by TLS")
+        return Finding(check="encryption", state="ok", found="Ray's nodes and drivers use TLS")
     if nodes == 1:
-        return Finding(check="encryption", state="ok", found="one node: nothing of Ray leaves the machine")
+        return Finding(check="encryption", state="ok", found="one node: Ray's traffic stays on the machine")
     certificates = "certificates (python -m pipelines.cluster.certificates)"
     cure = f"RAY_USE_TLS=1 and {certificates}, unless the network is yours alone"
-    return Finding(check="encryption", state="warning", found="Ray's nodes talk in the clear", cure=cure)
+    return Finding(check="encryption", state="warning", found="Ray's nodes communicate without TLS", cure=cure)
 
 
 def probe_tracking(config: DreamBoothConfig) -> str:

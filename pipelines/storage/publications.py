@@ -131,7 +131,7 @@ def read_manifest(uri: str) -> Manifest:
     try:
         content = read_json(address)
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{uri} holds no {MANIFEST_NAME}: it isn't a publication, or one that never ended") from None
+        raise InputError(f"{uri} holds no {MANIFEST_NAME}: it isn't a publication, or an unfinished one") from None
     try:
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {content['format']!r}, and this version reads {_FORMAT}")

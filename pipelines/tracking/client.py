@@ -194,7 +194,9 @@ def _check_database(uri: str, about: str) -> None:
     try:
         within(_DATABASE_SECONDS, enter)
     except TimeoutError:
-        raise InputError(f"{about}: it takes the connection and says nothing for seconds; is it a database?") from None
+        raise InputError(
+            f"{about}: it accepts the connection but doesn't answer for seconds; is it a database?"
+        ) from None
     except Exception as error:  # noqa: BLE001 - SQLAlchemy's, the driver's, or there is no such driver
         raise InputError(f"{about}: {explain(error)}") from None
 

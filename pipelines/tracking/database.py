@@ -70,8 +70,8 @@ def check_database(path: Path) -> None:
         return  # no SQLite file: MLflow's own words are explained
     if not used:
         raise InputError(
-            f"no MLflow tracking at {SQLITE}{path}: the file is empty, half made or another program's, and holds no "
-            f"run; move it away (mv {path} {path}.half) and give the command again, which makes a new one"
+            f"no MLflow tracking at {SQLITE}{path}: the file is empty, incomplete or another program's, and holds no "
+            f"run; move it away (mv {path} {path}.half) and run the command again, which creates a new one"
         )
 
 

@@ -28,7 +28,7 @@ def experiment_id_of(client: MlflowClient, uri: str, name: str) -> str:
             raise
     made = client.get_experiment_by_name(name)  # by another command, meanwhile
     if made is None:
-        raise RuntimeError(f"the MLflow experiment {name!r} was made and went away again")
+        raise RuntimeError(f"the MLflow experiment {name!r} was created and then deleted")
     return str(made.experiment_id)
 
 

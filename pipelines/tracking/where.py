@@ -50,19 +50,19 @@ def _condition(text: str, part: str, texts: Collection[str], numbers: Collection
     found = _CONDITION.fullmatch(part.strip())
     if found is None:
         raise InputError(
-            f"{what}: {part.strip()!r} is no condition; expected NAME, one of {' '.join(_COMPARISONS)}, and a value, "
+            f"{what}: {part.strip()!r} isn't a condition; expected NAME, one of {' '.join(_COMPARISONS)}, and a value, "
             f"as in 'clip_t > 0.3 and class_noun = dog'"
         )
     name, sign, value = found["name"], found["sign"], found["value"].strip().strip("'\"")
     if name in texts:
         if sign not in ("=", "!="):
-            raise InputError(f"{what}: {name} is a text; compare it by = or !=")
+            raise InputError(f"{what}: {name} is text; compare it with = or !=")
         return Condition(name=name, sign=sign, value=value)
     name = _whole_name(what, name, texts, numbers)
     try:
         return Condition(name=name, sign=sign, value=float(value))
     except ValueError:
-        raise InputError(f"{what}: {name} is a number, and {value!r} is none") from None
+        raise InputError(f"{what}: {name} is a number, and {value!r} isn't") from None
 
 
 def _whole_name(what: str, name: str, texts: Collection[str], numbers: Collection[str]) -> str:

@@ -104,7 +104,7 @@ def export_and_push(
     card = find_card(weights.manifest)
     if card is None:
         raise InputError(
-            f"{model!r} doesn't say what it was made of, so it has no card; push a model of 'dreambooth run'"
+            f"{model!r} doesn't record what it was made from, so it has no card; push a model of 'dreambooth run'"
         )
     with tempfile.TemporaryDirectory(prefix="dreambooth-push-") as temporary:
         folder, file = Path(temporary, "model"), f"{repository.id.rpartition('/')[2]}{WEIGHTS}"

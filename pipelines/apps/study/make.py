@@ -75,7 +75,7 @@ def _sides(
     def side(source: str) -> _Labelled:
         if source in stored:
             return source, stored[source]
-        say(f"drawing with {models[source].address}")
+        say(f"sampling from {models[source].address}")
         samples = sample_model(
             models[source],
             settings.prompts or (tuple(shown.samples) if shown else _prompts(models[source])),

@@ -116,7 +116,7 @@ def test_a_node_is_lost_and_no_subject(
     assert follower.returncode == 0, stdout + stderr
     assert "6 done" in stdout
     # There is no room for another lane: the one that is left does it all, and waits for nobody.
-    assert "has lost a node: others get what it had" in stdout + stderr
+    assert "has lost a node: other lanes take over its work" in stdout + stderr
     assert "in training" in stderr  # the view that it would have had here
     assert "dreambooth-view" not in stdout + stderr
     check_the_end(s3, mlflow_server, tmp_path)

@@ -67,7 +67,7 @@ def test_who_has_no_token_or_a_wrong_one_stays_outside(cluster: Cluster) -> None
     assert welcome.returncode == 0, welcome.stderr
     nameless = cluster.dreambooth("jobs", "list", RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN="")
     assert nameless.returncode == 2
-    assert "wants a token (401)" in nameless.stderr
+    assert "requires a token (401)" in nameless.stderr
 
 
 def test_who_has_no_certificate_stays_outside(cluster: Cluster) -> None:
@@ -90,7 +90,7 @@ def test_who_has_no_certificate_stays_outside(cluster: Cluster) -> None:
     ("environment", "said"),
     [
         ({"RAY_AUTH_TOKEN": "0" * 64}, "refuses the token"),
-        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}, "wants a token"),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}, "requires a token"),
     ],
 )
 def test_a_driver_that_joins_without_the_token(

@@ -56,7 +56,7 @@ def test_prompts_that_are_not_there_or_have_no_placeholder(
 
 def test_a_folder_that_no_run_made(tiny_pipeline: Path, instance_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "other"))
-    assert "doesn't say what it was made of" in refused(str(copy), instance_folder)
+    assert "doesn't record what it was made from" in refused(str(copy), instance_folder)
 
 
 def test_a_model_that_is_not_registered(mlflow_database: str, instance_folder: Path) -> None:

@@ -171,4 +171,4 @@ def test_one_place_and_a_model_that_says_what_it_is(hub: Hub, model: str, tiny_p
         assert push(model, "--format", "diffusers", *arguments).exit_code == 2
     bare = push(str(tiny_pipeline), *WHOLE, "hub:rex")
     assert bare.exit_code == 2
-    assert "doesn't say what it was made of" in bare.stderr
+    assert "doesn't record what it was made from" in bare.stderr

@@ -131,7 +131,7 @@ class TestBytes:
     @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "AWS_PROFILE", "RAY_API_SERVER_ADDRESS"])
     def test_in_a_variable(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         monkeypatch.setenv(name, NOT_UTF8)
-        assert refused("models") == f"the variable {name} is b'caf\\xe9', holds bytes that aren't UTF-8; set it anew"
+        assert refused("models") == f"the variable {name} is b'caf\\xe9', holds bytes that aren't UTF-8; set it again"
 
     def test_in_a_variable_to_hand_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from pipelines.driver.jobs import environment

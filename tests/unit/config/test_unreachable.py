@@ -121,7 +121,7 @@ UNKNOWN = "no-such-host.invalid:6379"
     [
         (NOWHERE, "nothing listens there"),
         (UNKNOWN, "there is no host of that name"),
-        ("silent", "it says nothing for seconds"),
+        ("silent", "it doesn't answer for seconds"),
         ("closing", "ends the connection"),
         ("web", "a web server is there"),
         ("grpc_server", "speaks gRPC, but is no head of a Ray cluster"),
@@ -146,7 +146,7 @@ def test_a_ray_cluster_that_is_not_there(place: str, expected: str) -> None:
 def test_silence_is_not_listened_to_for_as_long_as_ray_would(silent: str) -> None:
     from dreambooth.config.settings import ClusterConfig
 
-    with refused_within_seconds("it says nothing for seconds"), ray_cluster(ClusterConfig(address=silent)):
+    with refused_within_seconds("it doesn't answer for seconds"), ray_cluster(ClusterConfig(address=silent)):
         pass
 
 
@@ -171,7 +171,7 @@ def test_auto_without_a_cluster(
     [
         (NOWHERE, "nothing listens there"),
         (UNKNOWN, "there is no host of that name"),
-        ("silent", "it says nothing for seconds"),
+        ("silent", "it doesn't answer for seconds"),
         ("closing", "something else than http"),
         ("web", "a web server is there, but no Ray dashboard"),
         ("grpc_server", "as Ray's dashboard"),
@@ -295,7 +295,7 @@ def test_a_certificate_of_ones_own_is_no_fault_here(tmp_path: Path) -> None:
     [
         (NOWHERE, "nothing listens there"),
         (UNKNOWN, "there is no host of that name"),
-        ("silent", "it says nothing for seconds"),
+        ("silent", "it doesn't answer for seconds"),
         ("not-a-url", "HF_ENDPOINT is"),
     ],
     indirect=["place"],

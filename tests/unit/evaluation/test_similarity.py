@@ -138,7 +138,7 @@ def test_an_encoder_that_cannot_be_had_is_said(tmp_path: Path, encoder_directory
     assert find_image_encoder(encoder_directory) == encoder_directory
     with pytest.raises(InputError, match="expected a folder, an address or a hub id"):
         find_image_encoder("/absent/vit")
-    with pytest.raises(InputError, match="neither a folder here nor to be had from the hub"):
+    with pytest.raises(InputError, match="neither a folder here nor available from the hub"):
         find_image_encoder("nobody/no-such-encoder")
     with pytest.raises(InputError, match=r"there is no config\.json"):
         find_image_encoder(tmp_path)

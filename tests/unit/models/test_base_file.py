@@ -161,7 +161,7 @@ class TestByItsHeader:
             resolve_base_model(str(file))
         message = str(caught.value)
         assert f"base_model '{file}' takes the configurations of {TOLD[READ[0]][0]}, but" in message
-        assert "neither a folder here nor to be had from the hub" in message
+        assert "neither a folder here nor available from the hub" in message
         assert f"--base-model '{file}#owner/name'" in message
 
     @pytest.mark.parametrize("whole", READ[1:2], indirect=True)
@@ -169,7 +169,7 @@ class TestByItsHeader:
         with pytest.raises(InputError) as caught:
             resolve_base_model(str(file))
         message = str(caught.value)
-        assert "is Stable Diffusion 2, and its header doesn't tell which" in message
+        assert "is Stable Diffusion 2, and its header doesn't say which" in message
         assert f"--base-model '{file}#stabilityai/stable-diffusion-2-1' (predicts velocity, 768 pixels)" in message
         assert f"--base-model '{file}#stabilityai/stable-diffusion-2-1-base' (predicts noise, 512 pixels)" in message
 

@@ -84,7 +84,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         ),
         (NAME, "hf_expired", r"is refused by the hub to the token that was sent \(401\): set HF_TOKEN to a token"),
         ("nobody/nothing", None, r"is not on the hub, or private or gated \(401\): check the name; .* {url}/{name}"),
-        ("nobody/nothing", WITH_ACCESS, "neither a folder here nor to be had from the hub .*404 Client Error"),
+        ("nobody/nothing", WITH_ACCESS, "neither a folder here nor available from the hub .*404 Client Error"),
     ],
 )
 def test_it_is_told_what_to_do(

@@ -127,7 +127,7 @@ def test_a_batch_without_lanes_is_asked_for_them(run_yaml: Path, tmp_path: Path)
     table = tmp_path / "dogs.jsonl"
     table.write_text('{"name": "rex", "class_noun": "dog", "instance_images": "memory://photos/red-dog"}')
     done = run_manifest("rayjob", table, "--set", "storage.root=memory://results")
-    assert (done.exit_code, "cluster.lanes is open" in done.output) == (2, True)
+    assert (done.exit_code, "cluster.lanes is not set" in done.output) == (2, True)
 
 
 def test_a_folder_named_like_the_built_in_base_is_nothing_of_the_runs(

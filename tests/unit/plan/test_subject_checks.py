@@ -261,7 +261,7 @@ def test_two_subjects_with_the_same_images(subject: Callable[..., DreamBoothConf
 
 def test_a_batch_that_has_no_room_or_mixes_workers(subject: Callable[..., DreamBoothConfig]) -> None:
     plans = valid_plans(check(subject("a"), subject("b", (1, 2, 3), "cluster.cpus_per_worker=2")), skip_invalid=False)
-    with pytest.raises(InputError, match="b asks for other workers than a"):
+    with pytest.raises(InputError, match="b needs other workers than a"):
         make_batch_plan("pets", plans, ROOM)
     with pytest.raises(InputError, match="the cluster has 1 CPU "):
         make_batch_plan("pets", plans[1:], Resources(cpus=1, gpus=0))
