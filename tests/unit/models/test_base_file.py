@@ -152,7 +152,7 @@ class TestByItsHeader:
         assert resolve_base_model("owner/name/a/model.safetensors").hash == resolve_base_model(str(file)).hash
         with pytest.raises(InputError, match=r"the hub's owner/name has no file none\.safetensors"):
             resolve_base_model("owner/name/none.safetensors")
-        with pytest.raises(InputError, match=r"^base_model 'owner/none' is neither a folder here nor to be had"):
+        with pytest.raises(InputError, match=r"^base_model 'owner/none' is neither a folder here nor available"):
             resolve_base_model("owner/none/model.safetensors")
 
     @pytest.mark.parametrize("whole", READ[:1], indirect=True)
