@@ -18,7 +18,7 @@ class TestBaseModel:
 
     def test_a_hub_id_that_cannot_be_had(self, refused: Refused) -> None:
         message = refused("--base-model", "no-such-owner/no-such-model")
-        assert message.startswith("base_model 'no-such-owner/no-such-model' is neither a folder here nor to be had")
+        assert message.startswith("base_model 'no-such-owner/no-such-model' is neither a folder here nor available")
 
     def test_a_folder_without_a_pipeline(self, refused: Refused, tmp_path: Path) -> None:
         assert f"expected a diffusers pipeline in {tmp_path}" in refused("--base-model", tmp_path)

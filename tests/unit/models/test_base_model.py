@@ -90,7 +90,7 @@ class TestFinding:
 
     def test_a_hub_id_that_cannot_be_had(self) -> None:
         message = fault("no-such-owner/no-such-model")
-        assert message.startswith("base_model 'no-such-owner/no-such-model' is neither a folder here nor to be had")
+        assert message.startswith("base_model 'no-such-owner/no-such-model' is neither a folder here nor available")
         assert "check the name and the network" in message
 
     def test_a_file(self, base: Path) -> None:
