@@ -54,7 +54,7 @@ def test_clicks_and_keys_answer_and_a_rater_goes_on(study: StudyFile, tmp_path: 
         page.open(server.url)
         begin(page, "Ann")
         at(page, "1 of 6")
-        assert "this very dog" in page.run("return document.getElementById('question').textContent")
+        assert "this particular dog" in page.run("return document.getElementById('question').textContent")
         assert page.run("return document.querySelectorAll('#references img').length") == 5
         page.click("[data-side=left]")
         at(page, "2 of 6")
