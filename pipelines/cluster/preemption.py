@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,6 +19,9 @@ from pipelines.cluster.logs import log
 WATCHER_SWITCH = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _ASK_EVERY = 10
 """Steps between checks for preemption: each is a barrier, and notice is given minutes ahead."""
+
+_OVERDUE_SECONDS = 10.0
+"""Ray Train takes some seconds from a deadline to the end of its workers."""
 
 _training, _terminated = threading.Event(), threading.Event()
 
@@ -57,6 +61,14 @@ def notice() -> Callable[[], bool] | None:
     return lambda: ray.train.get_preemption_info() is not None
 
 
+def overdue_nodes() -> frozenset[str]:
+    """Ids of preempted nodes whose deadline has passed. They may be there still, but workers there have ended."""
+    from ray._private.state import state
+
+    before = 1000 * (time.time() - _OVERDUE_SECONDS)
+    return frozenset(node for node, deadline in state.get_draining_nodes().items() if 0 < deadline < before)
+
+
 @contextmanager
 def while_training() -> Iterator[None]:
     """Within this context, SIGTERM waits for a checkpoint."""
@@ -70,25 +82,27 @@ def while_training() -> Iterator[None]:
 class Leaving:
     """Checks every few steps for preemption (reported once) and SIGTERM.
 
-    `any_rank` is collective: True on every rank if its argument is True on any.
+    `any_rank` is collective: True on every rank if its argument is True on any. `terminated`: a rank got SIGTERM.
     """
 
     def __init__(self, machine_goes: Callable[[], bool] | None, any_rank: Callable[[bool], bool]) -> None:
         self._machine_goes, self._any_rank = machine_goes, any_rank
+        self.terminated = False
 
     def noticed(self, step: int) -> bool:
         """Whether to write a checkpoint before leaving. Collective: call on every rank at every step."""
         if step % _ASK_EVERY:
             return False
-        terminated = self._any_rank(_terminated.is_set())
+        self.terminated = self._any_rank(_terminated.is_set())
         announced = self._machine_goes is not None and self._machine_goes()
         if announced:
             self._machine_goes = None
-        if terminated or announced:
+        if self.terminated or announced:
             log("leaving", step=step)
-        return terminated or announced
+        return self.terminated or announced
 
-    def go(self) -> None:
-        """Exit this process if it got SIGTERM, once its checkpoint is written."""
-        if _terminated.is_set():
-            os._exit(128 + signal.SIGTERM)
+
+def exit_if_terminated() -> None:
+    """Exit this process if it got SIGTERM."""
+    if _terminated.is_set():
+        os._exit(128 + signal.SIGTERM)

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
+from pipelines.cluster.preemption import overdue_nodes
 from pipelines.driver.follow import Curves
 from pipelines.plan.batch_plan import BatchPlan
 from pipelines.plan.run_plan import Plan
@@ -208,14 +209,17 @@ class Driver:
             raise
 
     def _take_lost_nodes(self, snapshot: Snapshot) -> None:
-        """Report lanes on lost nodes to the queue, also those it forgot when its own node was lost."""
+        """Report lanes on lost nodes to the queue, also those it forgot when its own node was lost.
+
+        A preempted node counts as lost after its deadline, whether it has gone by then or not.
+        """
         import ray
 
         self._nodes |= snapshot.nodes
         if time.monotonic() - self._looked_at_nodes < _NODES_SECONDS:
             return
         self._looked_at_nodes = time.monotonic()
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - overdue_nodes()  # type: ignore[no-untyped-call]
         for lane, nodes in list(self._nodes.items()):
             if not nodes <= alive:
                 del self._nodes[lane]

@@ -56,7 +56,7 @@ class Lanes:
             if lane.error is None:
                 continue
             self.errors.append(lane.error)
-            ray.get(self._queue.lane_ended.remote(name))
+            settled += ray.get(self._queue.lane_ended.remote(name))
             if settled > lane.settled:
                 self._start(settled=settled)
         return bool(self._lanes)

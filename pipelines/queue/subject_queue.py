@@ -88,6 +88,7 @@ class SubjectQueue:
         self._workers: dict[str, int] = {}
         self._trained: dict[str, None] = {}
         self._failures: dict[str, str] = {}
+        self._broken: dict[str, tuple[str, str]] = {}
         self._stopping = False
         self._halted: str | None = None
         self._records = {name: subject.record for name, subject in self._subjects.items()}
@@ -118,7 +119,7 @@ class SubjectQueue:
             return None
         same = (self._nodes.get(lane, nodes), self._workers.get(lane, count)) == (nodes, count)
         self._nodes[lane], self._workers[lane] = nodes, count
-        for name in [name for name in self._claims.get(lane, ()) if name not in holding]:
+        for name in reversed([name for name in self._claims.get(lane, ()) if name not in holding]):
             self._lost(name, counts=fresh and same)
         self._sets.give_back(lane)
         if self._stopping:
@@ -201,15 +202,25 @@ class SubjectQueue:
         self._change(name, state="failed", failures=failures, reason=reason)
         self._failures[name] = reason
 
+    def broke_off(self, lane: str, name: str, reason: str, traceback: str) -> None:
+        """Note the first error of workers that give up a subject: their successors show whether it counts.
+
+        A rank that loses another one fails in a collective, which is no subject's fault.
+        """
+        if self._records[name].lane == lane:
+            self._broken.setdefault(name, (reason, traceback))
+
     def released(self, name: str) -> None:
         """Return a stopped lane's subject, with its checkpoint, to the queue."""
         self._lost(name, counts=False)
 
-    def lane_ended(self, lane: str) -> None:
-        """Give an ended lane's work to others."""
+    def lane_ended(self, lane: str) -> int:
+        """Give an ended lane's work to others. Returns the number of subjects set aside instead."""
+        before = self._counts["failed"]
         self._lanes.discard(lane)
         self._nodes.pop(lane, None)
         self._give_back(lane, counts=True)
+        return self._counts["failed"] - before
 
     def nodes_lost(self, lane: str, nodes: frozenset[str]) -> bool:
         """Give the work of a lane that lost one of `nodes` to others, before it has workers again.
@@ -269,23 +280,24 @@ class SubjectQueue:
     def _give_back(self, lane: str, *, counts: bool) -> bool:
         """Give a lane's work to others. Returns whether it had any."""
         names = list(self._claims.get(lane, ()))
-        for name in names:
+        for name in reversed(names):
             self._lost(name, counts=counts)
         return self._sets.give_back(lane) or bool(names)
 
     def _lost(self, name: str, *, counts: bool) -> None:
         if counts:
-            self.failed(name, "its worker died: out of memory, or its node was lost")
+            self.failed(name, *self._broken.get(name, ("its worker died: out of memory, or its node was lost", None)))
             return
         self._leave_lane(name)
         self._change(name, state="waiting", lane=None)
-        self._place(self._records[name])
+        self._ready.appendleft((name, time.time()))  # what is half done goes first
 
     def _leave_lane(self, name: str) -> None:
         claims = self._claims.get(str(self._records[name].lane), [])
         if name in claims:
             claims.remove(name)
         self._progress.pop(name, None)
+        self._broken.pop(name, None)
 
     def _change(self, name: str, **changes: object) -> None:
         before = self._records[name]

@@ -29,6 +29,10 @@ class Stopped(RuntimeError):
     """The worker was asked to stop; a checkpoint has been written."""
 
 
+class Terminated(RuntimeError):
+    """A worker of the group got SIGTERM; a checkpoint has been written."""
+
+
 class NoLongerRising(Exception):
     """The score has not risen for `train.stop_after` measurements."""
 
@@ -92,14 +96,15 @@ class Leave:
         self._last = config.train.max_train_steps
 
     def on_step(self, step: int, metrics: "StepMetrics | None") -> None:
-        """Check whether to leave, except after the last step. Raises Stopped."""
+        """Check whether to leave, except after the last step. Raises Stopped or Terminated, on every rank."""
         if step == self._last:
             return
         stop, noticed = self._any_rank(self._stopping()), self._leaving.noticed(step)
         if not (stop or noticed):
             return
         self._checkpoint.save(step)
-        self._leaving.go()
+        if self._leaving.terminated:
+            raise Terminated(f"terminated after step {step}")
         if stop:
             raise Stopped(f"stopped after step {step}")
 

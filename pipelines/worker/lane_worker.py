@@ -19,6 +19,7 @@ from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.logs import about, log, to_stderr
 from pipelines.cluster.metrics import observed, record
+from pipelines.cluster.preemption import exit_if_terminated
 from pipelines.stages.evaluate_stage import evaluate
 from pipelines.stages.evaluation_task import tasks_of_subject
 from pipelines.stages.photographs import read_photographs
@@ -37,7 +38,7 @@ from pipelines.tasks import (
     Wait,
     Work,
 )
-from pipelines.worker.hooks import Stopped
+from pipelines.worker.hooks import Stopped, Terminated
 from pipelines.worker.lane_reports import QueueCaller, Reports
 from pipelines.worker.publish import TrainedStage, publish_result, published_weights
 from pipelines.worker.shared_samplers import SharedSamplers
@@ -172,15 +173,32 @@ class _Lane:
             if self.rank == 0:
                 log("stopped")
                 self._queue.call("released", name)
+        except Terminated:
+            self._leave(name)
+            raise
         except (Diverged, StorageFull) as error:  # on every rank alike
             if self.rank == 0:
                 self._failed(name, error)
         except Exception as error:
-            if self.rank == 0:
+            if self.world_size == 1:
                 self._failed(name, error)
-            if self.world_size > 1:
-                # Other ranks wait in a collective, now or soon: only new workers surely agree.
-                raise
+                return
+            # Other ranks are lost, or wait in a collective, now or soon: only new workers surely agree.
+            if isinstance(error, StoreAway) or no_room(error) is not None:
+                if self.rank == 0:
+                    self._failed(name, error)
+            else:
+                self._queue.call("broke_off", self._task.lane, name, _reason(error), traceback.format_exc())
+            raise
+
+    def _leave(self, name: str) -> None:
+        """Give back a subject whose checkpoint is written, and exit if this rank got SIGTERM."""
+        if self.rank == 0:
+            log("terminated")
+            self._queue.call("released", name)
+            self._publisher.shutdown(wait=True)
+        from_all_ranks(self, None)  # the first to exit takes the others with it
+        exit_if_terminated()
 
     def _train(self, task: TrainTask, reports: Reports | None) -> tuple[TrainedStage, ...]:
         """Train, stage by stage, and publish in the background."""

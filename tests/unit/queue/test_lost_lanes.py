@@ -73,3 +73,51 @@ def test_a_queue_made_again_believes_the_driver_about_nodes(make: Callable[..., 
     assert isinstance(queue.next(OTHER), Wait)
     queue.nodes_lost(LANE, old)
     assert name_of(queue.next(OTHER)) == "a"
+
+
+def test_an_error_of_workers_that_lost_one_of_them_is_no_failure(make: Callable[..., SubjectQueue]) -> None:
+    """The others fail in a collective before Ray has noticed."""
+    both, one = frozenset({"here", "there"}), frozenset({"here"})
+    queue = make(queued("a"), retries=0)
+    assert name_of(queue.next(LANE, count=2, fresh=True, nodes=both)) == "a"
+    queue.broke_off(LANE, "a", "RuntimeError: Connection closed by peer", "Traceback …")
+    assert queue.snapshot().counts["training"] == 1  # its old workers may not have ended
+    assert name_of(queue.next(LANE, count=1, fresh=True, nodes=one)) == "a"
+    queue.broke_off(LANE, "a", "RuntimeError: Connection closed by peer", "Traceback …")
+    queue.nodes_lost(LANE, one)
+    assert name_of(queue.next(OTHER)) == "a"
+    assert queue.records()[0].failures == 0
+
+
+def test_an_error_of_workers_whose_successors_are_alike_is_a_failure_with_its_reason(
+    make: Callable[..., SubjectQueue],
+) -> None:
+    nodes = frozenset({"here", "there"})
+    queue = make(queued("a"), retries=1)
+    for _ in range(2):
+        assert name_of(queue.next(LANE, count=2, fresh=True, nodes=nodes)) == "a"
+        queue.broke_off(LANE, "a", "ValueError: no", "Traceback of rank 1")
+        queue.broke_off(LANE, "a", "RuntimeError: Connection closed by peer", "Traceback of rank 0")
+    assert queue.lane_ended(LANE) == 1  # set aside
+    record = queue.records()[0]
+    assert (record.failures, record.reason, record.traceback) == (2, "ValueError: no", "Traceback of rank 1")
+
+
+def test_an_error_of_a_lane_that_has_the_subject_no_longer_is_not_listened_to(
+    make: Callable[..., SubjectQueue],
+) -> None:
+    queue = make(queued("a"), retries=0)
+    assert name_of(queue.next(LANE, count=2, fresh=True)) == "a"
+    queue.nodes_lost(LANE, frozenset())
+    assert name_of(queue.next(OTHER, fresh=True)) == "a"
+    queue.broke_off(LANE, "a", "RuntimeError: late", "Traceback …")
+    assert queue.next(OTHER, fresh=True) is None
+    assert "worker died" in str(queue.records()[0].reason)
+
+
+def test_what_is_half_done_goes_before_what_is_not_begun(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), queued("b"), queued("c"))
+    assert name_of(queue.next(LANE, count=2, fresh=True)) == "a"
+    assert name_of(queue.next(LANE, count=2, holding=["a"])) == "b"
+    assert [name_of(queue.next(LANE, count=1, fresh=True)), name_of(queue.next(OTHER))] == ["a", "b"]
+    assert {record.failures for record in queue.records()} == {0}
