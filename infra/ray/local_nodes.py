@@ -52,10 +52,10 @@ class Cluster:
         dashboard = ("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.port))
         self.nodes = [self._start("--head", "--port", port, *dashboard, "--num-cpus", str(cpus[0]))]
         try:
-            self._wait()
+            self.wait()
             for count in cpus[1:]:
                 self.add_node(count)
-            self._wait(nodes=len(cpus))
+            self.wait(nodes=len(cpus))
         except BaseException:
             self.stop()
             raise
@@ -134,7 +134,7 @@ class Cluster:
                 start_new_session=True,
             )
 
-    def _wait(self, nodes: int = 0) -> None:
+    def wait(self, nodes: int = 0) -> None:
         """Wait until the dashboard answers and so many nodes have joined."""
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
