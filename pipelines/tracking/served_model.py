@@ -1,10 +1,10 @@
 """The model that MLflow serves: a prompt in, a picture out.
 
-MLflow copies this file into every registered model and runs the copy ("models from code": nothing is pickled). So it
-imports nothing of this project, and a model loads where another version of the project is installed, or none. Nor does
-it know a family: what differs between them was written beside the copy when the model was registered, as plain facts
-(`served` in its model_config). The exception is a model that was registered as its change against a base: only this
-project can find the base and put the two together.
+MLflow copies this file into every registered model and runs the copy ("models from code": nothing is pickled), also at
+registration, so PyTorch and diffusers are imported when a model is loaded. It imports nothing of this project: a model
+loads where another version of the project is installed, or none. Nor does it know a family: the facts of its own were
+written beside the copy at registration (`served` in its model_config). The exception is a model that was registered as
+its change against a base: only this project can find the base and put the two together.
 
 A version holds its weights, or refers to the publication they lie in: by its address, and by the sha256 of its
 manifest, which names the size and sha256 of every file. Credentials come from the environment, as fsspec has it.
@@ -24,11 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pandas as pd
-import torch
-from diffusers import DiffusionPipeline
-from diffusers.image_processor import VaeImageProcessor
 from filelock import FileLock
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -60,8 +56,7 @@ class DreamBoothModel(PythonModel):
                 text_encoder = self.first.pipeline.text_encoder
                 self.second = Stage(directory / SECOND_STAGE, facts[SECOND_STAGE], text_encoder=text_encoder)
         self.pipeline = self.first.pipeline  # asked for, as in every version, by `dreambooth generate`
-        components = self.pipeline.components
-        self.tokenizers = [part for name, part in components.items() if name.startswith("tokenizer") and part]
+        self.tokenizers = [one for name, one in self.pipeline.components.items() if "tokenizer" in name and one]
         for each in self.tokenizers:
             each.model_max_length = min(each.model_max_length, context.model_config.get("tokens") or 10**6)
         self.identifier: str = context.model_config["identifier"]
@@ -78,21 +73,19 @@ class DreamBoothModel(PythonModel):
         """
         params = params or {}
         height, width = int(params["height"]) or None, int(params["width"]) or None
-        guidance_scale = float(params["guidance_scale"])
+        guidance_scale, steps = float(params["guidance_scale"]), int(params["num_inference_steps"])
         prompts = self._filled([str(prompt) for prompt in model_input["prompt"]])
         images = []
         for start in range(0, len(prompts), IMAGES_AT_ONCE):
             batch = prompts[start : start + IMAGES_AT_ONCE]
             seeds = [int(params["seed"]) + start + row for row in range(len(batch))]
-            steps = int(params["num_inference_steps"])
             try:
                 pictures = self.first.sample(batch, seeds, steps, height, width, guidance_scale=guidance_scale)
             except ValueError as error:  # a side that this denoiser can't divide
                 raise MlflowException.invalid_parameter_value(f"height {height}, width {width}: {error}") from None
             if self.second is not None:
                 sides = [self.second.facts["scales_up"] * side for side in pictures[0].size]
-                further = [_further(seed) for seed in seeds]
-                pictures = self.second.sample(batch, further, steps, sides[1], sides[0], image=pictures)
+                pictures = self.second.sample(batch, [*map(_further, seeds)], steps, sides[1], sides[0], image=pictures)
             images += pictures
         return pd.DataFrame({"image": [_base64_png(image) for image in images]})
 
@@ -129,13 +122,14 @@ class Stage:
 
     def __init__(self, directory: Path, facts: Mapping[str, Any], **given: Any) -> None:
         """Load the weights, but parts that are given."""
+        import torch
+
         cuda = torch.cuda.is_available()
         self.facts, self.pipeline = facts, _load(directory, facts, torch.float16 if cuda else torch.float32, given)
         self.pipeline.to("cuda" if cuda else "cpu")
         # A CPU that multiplies bf16 itself is twice as fast with it.
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        self._bf16 = not cuda and native
-        if not cuda and not native:
+        self._bf16 = not cuda and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        if not cuda and not self._bf16:
             self.pipeline.components[facts["denoiser"]].to(memory_format=torch.channels_last)  # a tenth faster, in fp32
 
     def sample(
@@ -151,6 +145,8 @@ class Stage:
 
         `further` are arguments of the pipeline's call, as those of its family are.
         """
+        import torch
+
         # Noise from CPU generators: the same seed is the same picture on a laptop and on a GPU.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         height, width = height or self.facts["side"], width or self.facts["side"]
@@ -166,9 +162,11 @@ class Stage:
             ).images
         return self._pictures(x0, height, width)
 
-    @torch.no_grad()
-    def _pictures(self, x0: torch.Tensor, height: int | None, width: int | None) -> list[Any]:
+    def _pictures(self, x0: Any, height: int | None, width: int | None) -> list[Any]:
         """Pictures of a pipeline's output, by the VAE in fp32: some overflow in fp16."""
+        from diffusers.image_processor import VaeImageProcessor
+
+        parts = [x0]
         if (decode := self.facts["decode"]) is not None:
             vae, pixels = self.pipeline.components[decode["vae"]], decode["downscaling"]
             if (side := decode["packed"]) > 1 and height and width:  # the channel slowest
@@ -177,8 +175,8 @@ class Stage:
                 x0 = squares.reshape(len(x0), -1, side * rows, side * columns)
             x0 = x0.to(vae.dtype) / decode["scaling_factor"] + decode["shift_factor"]
             few = max(1, PIXELS_AT_ONCE // (x0[0, 0].numel() * pixels**2))
-            x0 = torch.cat([vae.decode(part).sample for part in x0.split(few)])
-        return list(VaeImageProcessor().postprocess(x0))
+            parts = [vae.decode(part).sample for part in x0.split(few)]
+        return [picture for part in parts for picture in VaeImageProcessor().postprocess(part)]
 
 
 def _further(seed: int) -> int:
@@ -187,12 +185,15 @@ def _further(seed: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _load(directory: Path, facts: Mapping[str, Any], dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
+def _load(directory: Path, facts: Mapping[str, Any], dtype: Any, given: Mapping[str, Any]) -> Any:
     """The pipeline in a directory with given parts, without what isn't there, with its family's sampler."""
+    import diffusers
+    import torch
+
     index = json.loads((directory / "model_index.json").read_text())
     parts = [name for name, value in index.items() if isinstance(value, list)]
     without: dict[str, Any] = {name: None for name in parts if not (directory / name).is_dir()}
-    pipeline = DiffusionPipeline.from_pretrained(
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(
         directory,
         torch_dtype=dtype,
         local_files_only=True,
@@ -204,7 +205,7 @@ def _load(directory: Path, facts: Mapping[str, Any], dtype: torch.dtype, given: 
     pipeline.scheduler = sampler.from_config(pipeline.scheduler.config, **facts["sampler_settings"])
     pipeline.set_progress_bar_config(disable=True)
     if facts["decode"] is not None:
-        pipeline.components[facts["decode"]["vae"]].to(torch.float32)
+        pipeline.components[facts["decode"]["vae"]].to(torch.float32).requires_grad_(False)
     for name in [name for name in parts if name.startswith("tokenizer") and name not in without]:
         tokenizer = getattr(pipeline, name)
         text_encoder = getattr(pipeline, name.replace("tokenizer", "text_encoder"))
@@ -237,9 +238,9 @@ def model_directory(artifact: str | Path | None, model_config: Mapping[str, Any]
 def publication_directory(address: str, manifest_sha256: str) -> Path:
     """The folder of a publication if it is local, else of its copy in $DREAMBOOTH_CACHE (~/.cache/dreambooth).
 
-    Each file is compared with the manifest: in place at every call, a copy when it is made. Several processes may call
-    this at once; one downloads, and a copy has its name only when it is whole. Raises MlflowException, with what was
-    expected and what to do, if the publication is gone, another one, damaged, or out of reach.
+    Each file is compared with the manifest: in place at every call, a copy when it is made. Of several processes one
+    downloads, and a copy has its name only when it is whole. Raises MlflowException, with what was expected and what to
+    do, if the publication is gone, another one, damaged, or out of reach.
     """
     try:
         return _publication_directory(address, manifest_sha256)
