@@ -41,7 +41,7 @@ def load_bank(name: str, *, device: str = "cpu", locations: BankLocations | None
 def text_reader(name: str, clip: str) -> "tuple[CLIPTokenizer, int]":
     """The tokenizer of a bank's CLIP and its length in tokens; `clip` is the location of the paper's."""
     from dreambooth.evaluation.clip import load_text_reader
-    from dreambooth.evaluation.encoders import find_encoder_directory
+    from dreambooth.evaluation.encoder_files import find_encoder_directory
     from dreambooth.miniature import CLIP_DIR
 
     if name == "miniature":

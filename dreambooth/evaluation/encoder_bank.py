@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bank import ENCODER, ImageEmbeddings, check_one_size
-from dreambooth.evaluation.encoders import ViTEncoder, find_image_encoder
+from dreambooth.evaluation.encoder_files import find_image_encoder
+from dreambooth.evaluation.encoders import ViTEncoder
 from dreambooth.evaluation.fingerprint import fingerprint
 from dreambooth.evaluation.patches import MaskedPhotograph
 

@@ -36,7 +36,8 @@ class DINOv2:
 
     def __init__(self, address: str, *, device: str) -> None:
         """Find and load it."""
-        from dreambooth.evaluation.encoders import ViTEncoder, find_encoder_directory
+        from dreambooth.evaluation.encoder_files import find_encoder_directory
+        from dreambooth.evaluation.encoders import ViTEncoder
         from dreambooth.evaluation.fingerprint import fingerprint
 
         directory = find_encoder_directory(address, what="DINOv2", model_type="dinov2")

@@ -10,7 +10,8 @@ from torch import Tensor
 from dreambooth.errors import InputError
 from dreambooth.evaluation.bank import BankLocations, ImageEmbeddings
 from dreambooth.evaluation.clip import CLIPEncoder
-from dreambooth.evaluation.encoders import ViTEncoder, find_encoder_directory
+from dreambooth.evaluation.encoder_files import find_encoder_directory
+from dreambooth.evaluation.encoders import ViTEncoder
 from dreambooth.evaluation.fingerprint import fingerprint
 from dreambooth.evaluation.lpips import find_lpips, load_lpips
 from dreambooth.evaluation.patches import MaskedPhotograph

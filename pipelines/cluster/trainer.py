@@ -4,29 +4,29 @@ from typing import Any
 
 
 def lane_trainer(*, local: bool) -> Any:
-    """A TorchTrainer class without Ray Data; on a Ray started for one command (`local`) also without two more actors.
+    """A trainer class without Ray Data; on a Ray started for one command (`local`) also without two more actors.
 
     The cleaner of placement groups is for a cluster that outlives the driver: it asks the cluster's dashboard whether a
     run lives, and without a dashboard of its own it would find another cluster's. The autoscaling coordinator asks a
     cluster for more nodes, and imports Ray Data for it; only an elastic group also asks it how many workers fit.
     """
-    from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks import datasets, placement_group_callback
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     unneeded: tuple[type, ...] = (datasets.DatasetsCallback,)
     if local:
         unneeded += (placement_group_callback.PlacementGroupCleanerCallback,)
 
-    class LaneTrainer(TorchTrainer):
+    class LaneTrainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+            callbacks: list[Any] = super()._create_default_callbacks()
             return [callback for callback in callbacks if not isinstance(callback, unneeded)]
 
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
             if local and isinstance(arguments["scaling_policy"], FixedScalingPolicy):
                 arguments["scaling_policy"] = _without_autoscaler(FixedScalingPolicy)(self.scaling_config)
-            return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
+            return super()._initialize_and_run_controller(**arguments)
 
     return LaneTrainer
 

@@ -40,8 +40,7 @@ class Lanes:
 
     def start(self) -> None:
         """Start the planned number of lanes."""
-        import ray.train.torch  # noqa: F401 - with PyTorch, once: not by the threads of all lanes at a time
-
+        lane_trainer(local=True)  # imports Ray Train once: not by the threads of all lanes at a time
         for _ in range(self._plan.lanes):
             self._start(settled=-1)
 
@@ -77,6 +76,8 @@ class Lanes:
     def _fit(self, name: str) -> None:
         import ray.train
 
+        from pipelines.cluster.process_group import ProcessGroupConfig
+
         cluster = self._plan.cluster
         storage_filesystem, storage_path = pyarrow_filesystem(join(self._plan.uri, "lanes"))
         trainer = lane_trainer(local=cluster.address is None)(
@@ -92,6 +93,7 @@ class Lanes:
                     lanes_per_gpu=self._plan.lanes_per_gpu,
                 )
             },
+            backend_config=ProcessGroupConfig(backend="nccl" if self._plan.use_gpu else "gloo"),
             scaling_config=worker_group(cluster, use_gpu=self._plan.use_gpu, lanes_per_gpu=self._plan.lanes_per_gpu),
             # mypy sees the RunConfig of Ray Train V1, the interpreter V2's.
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]

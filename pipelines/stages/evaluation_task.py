@@ -165,7 +165,7 @@ def meant_encoder(config: DreamBoothConfig) -> str:
 
 def encoder_address(config: DreamBoothConfig) -> BankAddress:
     """What measures the samples for the eye: a ViT, or the miniature's bank. Raises InputError if unavailable."""
-    from dreambooth.evaluation.encoders import find_image_encoder  # imports torch
+    from dreambooth.evaluation.encoder_files import find_image_encoder
 
     chosen = meant_encoder(config)
     try:

@@ -50,3 +50,22 @@ def test_ray_starts_a_queue_a_lane_or_a_sampler_without_importing_torch(module: 
     program = f"import sys, pipelines.{module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"torch", "diffusers", "transformers", "mlflow", "pandas", "matplotlib"} & set(done.stdout.split())
+
+
+def test_a_driver_and_its_controllers_need_no_torch() -> None:
+    """It would cost each 180 MiB and more than a second."""
+    program = """
+import sys
+from pipelines.cluster.trainer import lane_trainer
+import pipelines.cluster.process_group, pipelines.driver.single, pipelines.tracking.served_model
+lane_trainer(local=True)
+from dreambooth.config.settings import load_config
+from pipelines.stages.evaluation_task import encoder_address
+subject = {"name": "rex", "class_noun": "dog", "instance_images": "photos"}
+encoder_address(load_config({"subject": subject, "base_model": "miniature"}, ()))
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"mlflow", "ray.train", "pipelines.driver.conclude"} <= loaded
+    assert not {"torch", "diffusers"} & loaded

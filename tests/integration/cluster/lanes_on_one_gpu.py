@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 from ray.train import RunConfig
-from ray.train.torch import TorchConfig
 
 from dreambooth.config.settings import ClusterConfig
+from pipelines.cluster.process_group import ProcessGroupConfig
 from pipelines.cluster.ray_cluster import worker_group
 from pipelines.cluster.trainer import lane_trainer
 
@@ -48,7 +48,7 @@ def main() -> None:
             wait_for_the_others,
             train_loop_config={"meeting": meeting, "lane": lane},
             scaling_config=group,
-            torch_config=TorchConfig(backend="gloo"),  # there is no CUDA behind this GPU
+            backend_config=ProcessGroupConfig(backend="gloo"),  # there is no CUDA behind this GPU
             run_config=RunConfig(name=f"lane-{lane}", storage_path=str(Path.cwd())),
         ).fit()
 

@@ -8,11 +8,11 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from dreambooth.errors import InputError
+from dreambooth.evaluation.encoder_files import find_image_encoder
 from dreambooth.evaluation.encoders import (
     DINO_TRANSFORM,
     Transform,
     ViTEncoder,
-    find_image_encoder,
     read_transform,
 )
 from dreambooth.evaluation.similarity import mean_pairwise_similarity, mean_self_similarity
