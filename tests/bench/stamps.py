@@ -5,6 +5,8 @@ A file of output/bench/ is a mapping of names to figures, with `stamps`: the sta
 
 import datetime
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 Stamp = dict[str, str]
@@ -14,6 +16,12 @@ VERSIONS = ("torch", "ray", "deepspeed", "diffusers")
 
 def stamp() -> Stamp:
     """The day, the code and the machine, now: take it before what is measured begins."""
+    # Elsewhere: describing PyTorch imports it, and memory of this process may be what is measured.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as elsewhere:
+        return elsewhere.submit(_stamp).result()
+
+
+def _stamp() -> Stamp:
     from pipelines.plan.here import describe_here
 
     return {"day": datetime.datetime.now(datetime.UTC).date().isoformat(), **describe_here()}
