@@ -118,6 +118,9 @@ def test_a_worker_told_to_end_and_a_killed_one_change_nothing(
 
     watched(strike)
     struck_config = interruptible(tmp_path / "struck")
+    # Only the killed one is a failure, or there would be one too many.
+    cluster = struck_config.cluster.model_copy(update={"max_failures": 1})
+    struck_config = struck_config.model_copy(update={"cluster": cluster})
     struck = personalize(struck_config).summary
     assert struck["key"] == calm["key"]
     assert ended == [signal.SIGTERM, signal.SIGKILL]
