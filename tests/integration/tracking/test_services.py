@@ -9,19 +9,22 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 from plain_mlflow import begin_loading, drawn, refused
 from s3fs import S3FileSystem
 from served import facts_of
 
 from dreambooth.config.settings import TrackingConfig
 from dreambooth.errors import InputError
-from pipelines.storage.files import remove
+from pipelines.apps.garbage import find_leftovers, remove_leftovers
+from pipelines.storage.files import remove, write_bytes
 from pipelines.storage.patient_s3 import PatientS3
 from pipelines.storage.publications import publish
-from pipelines.tracking.client import default_tracking
+from pipelines.tracking.client import connect, default_tracking
 from pipelines.tracking.registry import register
 from pipelines.tracking.runs import check_tracking, track
 
@@ -86,7 +89,7 @@ def test_a_run_ends_up_in_them_and_survives_a_restart(folder: Path, monkeypatch:
     assert not [secret for secret in secrets if secret in logs]
 
 
-def test_a_version_on_postgres_refers_to_a_publication_in_the_store(
+def test_a_version_on_postgres_refers_to_a_publication_in_the_store_past_gc_until_it_is_deleted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     for name, value in variables(services("start", folder)).items():
@@ -110,11 +113,21 @@ def test_a_version_on_postgres_refers_to_a_publication_in_the_store(
             num_inference_steps=2,
             guidance_scale=4.0,
         )
+    killed = "s3://dreambooth/rex/model/20200101T000000000000Z-0123abcd"
+    write_bytes(f"{killed}/unet/config.json", b"{}")
+    leftovers = find_leftovers("s3://dreambooth/rex", older_than=timedelta(0))
+    assert [leftover.uri for leftover in leftovers] == [killed]
+    remove_leftovers(leftovers)
     prompt = "a photo of [V] dog"
     assert drawn(begin_loading(version.uri, prompt, tracking_uri=uri, folder=tmp_path / "plain")).size == (64, 64)
     remove(manifest.uri)
     elsewhere = {"DREAMBOOTH_CACHE": str(tmp_path / "another machine")}
     said = refused(begin_loading(version.uri, prompt, tracking_uri=uri, folder=tmp_path / "plain", variables=elsewhere))
     assert f"refers to the publication {manifest.uri}: it isn't there" in said
+    client = connect(uri)
+    client.delete_model_version(version.name, str(version.version))
+    client.delete_logged_model(version.model_id)
+    with pytest.raises(MlflowException, match="not found"):
+        client.get_model_version(version.name, str(version.version))
     for kind in (S3FileSystem, PatientS3):
         kind.clear_instance_cache()
