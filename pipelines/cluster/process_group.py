@@ -49,7 +49,7 @@ class ProcessGroupConfig(BackendConfig):
         return _ProcessGroup
 
     def to_dict(self) -> dict[str, Any]:
-        """For Ray's record of the run."""
+        """The backend by name, for Ray's record of a run."""
         return {"backend": self.backend}
 
 
