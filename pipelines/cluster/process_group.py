@@ -11,6 +11,9 @@ import ray
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
+_SHUTDOWN_SECONDS = 30
+_TIMEOUT_SECONDS = 1800  # of a collective
+
 
 class _ProcessGroup(Backend):
     share_cuda_visible_devices = True
@@ -31,10 +34,6 @@ class _ProcessGroup(Backend):
         """Leave the process group. Runs in the lane's controller."""
         left = worker_group.execute_async(_leave, several=len(worker_group) > 1)
         ray.wait(left, num_returns=len(left), timeout=_SHUTDOWN_SECONDS)
-
-
-_SHUTDOWN_SECONDS = 30
-_TIMEOUT_SECONDS = 1800  # of a collective
 
 
 @dataclass
@@ -64,6 +63,4 @@ def _join(address: str, port: int, *, backend: str, world_rank: int, world_size:
 def _leave(*, several: bool) -> None:
     from ray.train.torch import config
 
-    config._shutdown_torch(  # type: ignore[no-untyped-call]
-        destroy_process_group=several
-    )
+    config._shutdown_torch(several)  # type: ignore[no-untyped-call]

@@ -23,6 +23,8 @@ from pipelines.tasks import BankAddress, EncoderAddress, TrainTask
 
 EVALUATION_FORMAT = 1
 DEFAULT_ENCODER = "facebook/dino-vits16"
+_MINIATURE = BankAddress(name="miniature", hash=None, dino="", clip="", lpips=None)
+"""It comes with the package, so samples and protocol name the same one, and a sampler loads it once."""
 
 
 class Measured(TypedDict):
@@ -177,9 +179,9 @@ def encoder_address(config: DreamBoothConfig) -> BankAddress:
 
 def encoder_at(address: str) -> BankAddress:
     """The bank of a ViT at an address; `miniature` is the miniature's, with its CLIP."""
-    return BankAddress(
-        name="miniature" if address == "miniature" else ENCODER, hash=None, dino=address, clip="", lpips=None
-    )
+    if address == "miniature":
+        return _MINIATURE
+    return BankAddress(name=ENCODER, hash=None, dino=address, clip="", lpips=None)
 
 
 def pictures_hash(base_hash: str, second_hash: str | None = None) -> str:
@@ -192,7 +194,10 @@ def bank_address(settings: EvaluationConfig, base_model: str) -> BankAddress:
     from dreambooth.evaluation.banks import default_bank
 
     name = default_bank(base_model) if settings.bank == "auto" else settings.bank
-    return _bank_address(name, settings.dino, settings.clip, settings.lpips)
+    where = _MINIATURE
+    if name != "miniature":
+        where = BankAddress(name=name, hash=None, dino=settings.dino, clip=settings.clip, lpips=settings.lpips)
+    return replace(where, hash=_bank_hash(where))
 
 
 def further_addresses(settings: EvaluationConfig) -> tuple[EncoderAddress, ...]:
@@ -209,9 +214,8 @@ def _encoder_address(name: str, address: str) -> EncoderAddress:
 
 
 @functools.cache
-def _bank_address(name: str, dino: str, clip: str, lpips: str | None) -> BankAddress:
+def _bank_hash(where: BankAddress) -> str:
     from dreambooth.evaluation.bank import BankLocations
     from dreambooth.evaluation.banks import load_bank
 
-    bank = load_bank(name, locations=BankLocations(dino=dino, clip=clip, lpips=lpips))
-    return BankAddress(name=name, hash=bank.hash, dino=dino, clip=clip, lpips=lpips)
+    return load_bank(where.name, locations=BankLocations(dino=where.dino, clip=where.clip, lpips=where.lpips)).hash

@@ -176,6 +176,12 @@ class TestSamplesForTheEye:
         assert len(record["pictures"]) == 2
         assert read_evaluation(plan().samples.uri).figures is None
 
+    def test_they_and_the_protocol_name_the_miniatures_bank_alike(self, plan: Any) -> None:
+        """A sampler keeps the last bank loaded, and would load two that differ in turns."""
+        of_protocol = task_of(plan()).bank
+        assert of_protocol is not None
+        assert encoder_address(plan().config) == replace(of_protocol, hash=None)
+
     def test_a_prompt_needs_no_identifier(self, plan: Any, samplers: Counting) -> None:
         made = plan("evaluation.protocol=none", "evaluation.prompts=['a cat']")
         record, sampled = self.measured(made, samplers, encoder_address(made.config))
