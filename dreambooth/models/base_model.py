@@ -5,7 +5,8 @@ A base is identified by the sha256 over its files, so class images and models re
 
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -127,11 +128,13 @@ def resolve_base_model(
     Without `weights` its weight files may be missing, and aren't downloaded from the hub. Raises InputError if it is
     missing, unavailable, unsupported or incomplete.
     """
-    if scales_up and address in SECOND_STAGES:
-        directory = _built_in(address, SECOND_STAGES[address])
-    else:
-        directory = _find(address, revision, weights=weights)
-    _check_whole(directory, weights=weights)
+    try:
+        directory = _find(address, revision, weights=weights, built_in=SECOND_STAGES if scales_up else BASES)
+        _check_whole(directory, weights=weights)
+    except InputError as error:
+        if not scales_up:
+            raise
+        raise InputError(re.sub(r"^base_model ", "super_resolution.base_model ", str(error))) from None
     _check_stage(address, family_of(directory), scales_up=scales_up)
     return BaseModel(address=address, revision=revision, directory=directory)
 
@@ -149,10 +152,13 @@ def _check_stage(address: str, family: Family, *, scales_up: bool) -> None:
         )
 
 
-def _find(address: str, revision: str | None, *, weights: bool | None) -> Path:
-    """The directory; from the hub without its `weights`, which may be of any format if it is None."""
-    if address in BASES:
-        return _built_in(address, BASES[address])
+def _find(address: str, revision: str | None, *, weights: bool | None, built_in: Mapping[str, str] = BASES) -> Path:
+    """The directory; from the hub without its `weights`, which may be of any format if it is None.
+
+    Names in `built_in` stand for folders that come with the package.
+    """
+    if (folder := built_in.get(address, BASES.get(address))) is not None:
+        return _built_in(address, folder)
     if is_file_address(address):
         return _find_file(address, revision)
     if is_remote(address):
@@ -162,7 +168,7 @@ def _find(address: str, revision: str | None, *, weights: bool | None) -> Path:
         return path.resolve()
     if not is_hub_id(address):
         raise InputError(
-            f"base_model {address!r}: expected {', '.join(map(repr, BASES))}, a folder, an address such as "
+            f"base_model {address!r}: expected {', '.join(map(repr, built_in))}, a folder, an address such as "
             f"s3://bucket/model, a hub id such as owner/name, or one .safetensors file, but there is no such folder"
         )
     return _from_hub(address, revision, weights=weights)

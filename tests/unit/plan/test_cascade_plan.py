@@ -328,7 +328,10 @@ def test_weights_in_half_precision_are_the_same_text_encoder(
         ),
         (("train.text_encoders=all",), "train.text_encoders trains text_encoder, which both stages"),
         (("super_resolution.base_model=miniature",), r"super_resolution\.base_model 'miniature' is Stable Diffusion"),
-        (("super_resolution.base_model=nowhere/at/all",), "nowhere/at/all"),
+        (
+            ("super_resolution.base_model=nowhere/at/all",),
+            r"^super_resolution\.base_model 'nowhere/at/all': expected 'miniature-cascade', a folder",
+        ),
         (
             ("super_resolution.max_train_steps=2", "train.lr_warmup_steps=2"),
             "train.lr_warmup_steps is 2, and holds for",
