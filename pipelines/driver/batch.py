@@ -16,6 +16,7 @@ from pipelines.driver.conclude import begin_run, conclude
 from pipelines.driver.driving import Driver, LaneGroup, View, ending_with, is_trained, until_ended
 from pipelines.driver.follow import Curves
 from pipelines.driver.lanes import Lanes
+from pipelines.driver.lock import locked
 from pipelines.driver.summary import request_key
 from pipelines.driver.train_stage import train_task
 from pipelines.plan.batch_plan import BatchPlan
@@ -56,17 +57,21 @@ def run_batch(
     """Train, publish and register all unfinished subjects. Ray must be running.
 
     The first KeyboardInterrupt lets lanes finish their step and write checkpoints, the second stops at once. Raises
-    RuntimeError when no lane can work. `make_lanes` and `conclude` can be replaced to measure the driver alone.
+    RuntimeError when no lane can work, InputError if another command is at work in the batch's folder. `make_lanes` and
+    `conclude` can be replaced to measure the driver alone.
     """
     import ray
 
     began, name = time.time(), secrets.token_hex(4)
-    queue = start_queue(plan.uri, name, queued_subjects(plan), retries=plan.cluster.subject_retries)
     first = plan.subjects[0].config
-    lanes = make_lanes(plan, name, queue, encoder)
-    if not is_trained(ray.get(queue.snapshot.remote())):
-        lanes.start()
     with ExitStack() as stack:
+        confirm = stack.enter_context(locked(plan.uri, say=view.line))
+        queue = start_queue(plan.uri, name, queued_subjects(plan), retries=plan.cluster.subject_retries)
+        lanes = make_lanes(plan, name, queue, encoder)
+        trained = is_trained(ray.get(queue.snapshot.remote()))
+        confirm()
+        if not trained:
+            lanes.start()
         stack.enter_context(ending_with(lanes, queue))
         run = stack.enter_context(
             track(

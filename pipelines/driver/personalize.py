@@ -11,6 +11,7 @@ from dreambooth.errors import InputError
 from pipelines.cluster.ray_cluster import Resources, local_resources, ray_cluster, ray_cluster_meanwhile
 from pipelines.driver.clock import Clock
 from pipelines.driver.console import RunConsole
+from pipelines.driver.lock import locked
 from pipelines.plan.batch_plan import BatchPlan
 from pipelines.plan.describe import describe_plan
 from pipelines.plan.destinations import check_destinations, check_servers
@@ -28,7 +29,8 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
     """Run one subject through every stage; the same call again does only what is missing.
 
     The first KeyboardInterrupt is raised after a checkpoint, the second at once. Raises InputError for invalid input
-    before any work starts, RuntimeError if the subject fails more often than allowed.
+    before any work starts, and where another command is at work in the subject's folder; RuntimeError if the subject
+    fails more often than allowed.
     """
     console, clock = console or RunConsole(), Clock()
     with ExitStack() as stack:
@@ -51,9 +53,11 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
         for warning in plan.warnings:
             console.warn(warning)
         console.table(describe_plan(plan))
+        confirm = stack.enter_context(locked(plan.config.run_uri, say=console.line))
         if resources is None:
             resources = ready()
             clock.end("ray")
+        confirm()
         return drive(plan, resources, encoder, console, clock)
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from batches import FOUR_CPUS, Silent, history, states, weights
 
+from dreambooth.errors import InputError
 from dreambooth.miniature import subject_names
 from pipelines.driver.batch import run_batch
 from pipelines.driver.conclude import conclude
+from pipelines.driver.lock import locked
 from pipelines.driver.personalize import personalize
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
 from pipelines.plan.run_plan import Plan
@@ -79,6 +81,9 @@ def test_published_subjects_are_concluded_one_right_after_the_other(
         began.append(time.monotonic())
         raise Away("nobody answers")
 
+    with locked(plan.uri, say=print), pytest.raises(InputError, match=f"another command is at work in {plan.uri}"):
+        run_batch(plan, Silent(), None, make_lanes=IdleLanes, conclude=mlflow_is_away)
+    assert not began
     outcome = run_batch(plan, Silent(), None, make_lanes=IdleLanes, conclude=mlflow_is_away)
     assert outcome.summary["untracked"] == "nobody answers"
     assert len(began) == 2  # the first to find it away, and one more try at the end, whoever waits behind it

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dreambooth.miniature import subject_dir
 from pipelines.apps.study.samples import read_samples
+from pipelines.driver.lock import locked
 from pipelines.storage.publications import read_manifest
 from pipelines.tracking.client import connect, quietly
 from pipelines.tracking.model_list import list_models
@@ -64,6 +65,15 @@ def size_of(picture: Path) -> tuple[int, int]:
 def summary_of(folder: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((folder / "run" / "summary.json").read_text())
     return summary
+
+
+def test_a_second_command_in_the_same_folder_is_refused(finished: Any, tmp_path: Path) -> None:
+    arguments = [*finished[2], "--output", str(tmp_path / "another"), "--set", "train.max_train_steps=3"]
+    with locked(str(tmp_path / "another"), say=print):
+        process = dreambooth(*arguments, check=False)
+    assert process.returncode == 2
+    assert f"another command is at work in {tmp_path / 'another'}: process {os.getpid()} on " in process.stderr
+    assert list((tmp_path / "another").iterdir()) == []
 
 
 def test_a_run_leaves_pictures_a_model_and_a_summary(finished: Any) -> None:
