@@ -236,6 +236,10 @@ def test_a_phone_shows_the_similarity_the_base_model_and_that_there_is_more(
             )
             assert base > tuned
         page.open(pages[0])
+        row = "document.querySelector('.matrix tbody tr')"
+        page.run(f"{row}.querySelectorAll('img').forEach(each => each.removeAttribute('src'))")  # as those out of sight
+        height, width = page.run(f"return [{row}.clientHeight, {row}.cells[1].clientWidth]")
+        assert height < width  # two pictures side by side, loaded or not
         cells = "document.querySelector('#subjects tbody tr:nth-child(2)').cells"
         head = "document.querySelectorAll('#subjects thead th')[2]"
         assert page.run(f"return {head}.textContent") == "similarity"
