@@ -17,7 +17,7 @@ SIDE = 64
 Config = Callable[..., DreamBoothConfig]
 
 
-WITH_OWN_TESTS = ("pixart-sigma",)  # in test_flux_and_pixart.py
+WITH_OWN_TESTS = ("pixart-sigma",)  # in flux_and_pixart/
 
 
 @pytest.fixture(scope="session", params=[name for name in REPLICAS if name not in WITH_OWN_TESTS])
