@@ -55,6 +55,7 @@ def personalize(config: DreamBoothConfig, console: RunConsole | None = None) -> 
         console.table(describe_plan(plan))
         confirm = stack.enter_context(locked(plan.config.run_uri, say=console.line))
         if resources is None:
+            console.line("starting Ray")
             resources = ready()
             clock.end("ray")
         confirm()

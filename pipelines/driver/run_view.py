@@ -24,6 +24,7 @@ class RunView:
         self.milestones = Milestones()
         self._console, self._steps, self._second_steps = console, steps, second_steps
         self._pictures = "samples"
+        self._sampled: tuple[int, int] | None = None
         self._bar: tuple[str, Update] | None = None
         self._open = ExitStack()
         self._class_images: tuple[int, int] | None = None
@@ -53,7 +54,9 @@ class RunView:
             speed = self._making.update(time.monotonic(), class_images[0])
             self._show("class images", *class_images, f"{speed:.1f} images/s" if speed else "images")
         for progress in running.values():
-            if progress.pictures is not None:
+            # A set's last count stays until the next one's first.
+            if progress.pictures is not None and progress.pictures != self._sampled:
+                self._sampled = progress.pictures
                 self._show(self._pictures, *progress.pictures, "images")
 
     def message(self, name: str, message: Message) -> None:
@@ -68,7 +71,9 @@ class RunView:
             self._console.warn(message["text"])
         elif message["kind"] == "phase":
             self._pictures = _TITLES.get(message["phase"], self._pictures)
-            if message["phase"] == "training":
+            if message["phase"] == "loading":
+                self._console.line("loading the base model")
+            elif message["phase"] == "training":
                 self._began(message["start"], message["workers"], message["asked"], second="stage" in message)
 
     def line(self, text: str) -> None:

@@ -3,6 +3,7 @@
 import secrets
 from contextlib import suppress
 
+from dreambooth.amounts import counted
 from pipelines.cluster.ray_cluster import Resources
 from pipelines.driver.batch import queued_subjects
 from pipelines.driver.clock import Clock
@@ -55,6 +56,7 @@ def drive(
     name = secrets.token_hex(4)
     queue = start_queue(work.uri, name, queued_subjects(work), retries=plan.config.cluster.max_failures)
     lanes = Lanes(work, name, queue, encoder)
+    console.line(f"starting {counted(plan.config.cluster.num_workers, 'worker')}")
     clock.begin("train")
     lanes.start()
     results: list[PersonalizeResult] = []
