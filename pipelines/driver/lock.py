@@ -25,6 +25,8 @@ BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 3 * BEAT_SECONDS
 """Seconds without a write after which another machine's lock counts as left behind."""
 _LOOK_SECONDS = 0.5
+_ENDING_SECONDS = 2.0
+"""Seconds that a write on its way is waited for: a store that is away keeps it for a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ def locked(uri: str, *, say: Callable[[str], None]) -> Iterator[Callable[[], Non
         yield confirm
     finally:
         over.set()
-        thread.join()
+        thread.join(_ENDING_SECONDS)
         with suppress(Exception):  # one that is left holds nobody up
             if _holds(own, address):
                 remove(address)
