@@ -25,6 +25,7 @@ os.environ.update(
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,11 @@ collect_less_garbage()
 TESTS = Path(__file__).parent
 INTEGRATION_TIMEOUT_SECONDS = 600
 LONGEST = (
+    "test_disk_full.py",
+    "test_family_kills.py",
     "test_train_stage.py",
+    "test_cascade_run.py",
+    "test_batch_killed.py",
     "test_family_engines.py",
     "test_family_batch.py",
     "test_engines.py",
@@ -44,6 +49,8 @@ LONGEST = (
     "test_prior_stage.py",
 )
 """They take minutes each, and go first: no process is left with one of them when the others have finished."""
+APART = ("test_disk_full.py", "test_family_kills.py")
+"""Their tests share nothing and take a minute or more each: two processes may divide them. Other files stay whole."""
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +87,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile` a file's tests go to one process, except those of APART."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return nodeid if Path(file).name in APART else file
+
+    return Files(config, log)
 
 
 @pytest.fixture(autouse=True)
