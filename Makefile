@@ -35,7 +35,7 @@ fi;
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-unit test-extras test-recovery test-slow test-gpu check fix bench bench-batch bench-gpu benchmarks-page docs s3 s3-stop clean services services-stop cluster-demo audit
+.PHONY: help install demo test test-extras test-recovery test-slow test-gpu check fix bench bench-batch bench-gpu benchmarks-page docs s3 s3-stop clean services services-stop cluster-demo audit
 
 help: ## Show what can be made
 	@echo "Usage: make TARGET"
@@ -70,14 +70,9 @@ demo: $(INSTALLED) ## Fine-tune a built-in model (BASE) on one of its subjects (
 	$(BIN)/dreambooth run --base-model $(BASE) --images dreambooth/miniature/subjects/$(SUBJECT) --workers 2 \
 	    --zero-stage 2 --set train.micro_batch_size=1 --output output/demo
 
-test: test-unit ## Run the unit tests, then the integration tests, except those marked recovery or slow
-	$(BIN)/python -m pytest tests/integration -m "not slow and not recovery" $(TWO_AT_ONCE)
-
-test-all: test-unit ## Run what make test and make test-recovery run; less time than one after the other
-	$(BIN)/python -m pytest tests/integration -m "not slow" $(TWO_AT_ONCE)
-
-test-unit: $(INSTALLED) ## Run the unit tests
+test: $(INSTALLED) ## Run the unit tests, then the integration tests, with RECOVERY=1 also those of test-recovery; none marked slow
 	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest tests/integration -m "not slow$(if $(RECOVERY),, and not recovery)" $(TWO_AT_ONCE)
 
 test-extras: $(EXTRAS)/.installed ## Run the tests of adamw8bit and LoRAs, which need torchao and peft
 	PYTHONPATH=$(EXTRAS) $(BIN)/python -m pytest $(EXTRAS_TESTS) -m extras $(TWO_AT_ONCE)
