@@ -23,6 +23,8 @@ os.environ.update(
     }
 )
 
+import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -209,3 +211,17 @@ def mlflow_database(shared_folder: Path) -> str:
     with FileLock(shared_folder / "mlflow.lock"):
         connect(uri)
     return uri
+
+
+@pytest.fixture(scope="session")
+def tracking_in(mlflow_database: str) -> Callable[[Path], str]:
+    """Puts an empty MLflow database into a folder, unless there is one, and returns its address."""
+
+    def put(folder: Path) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        database = folder / "mlflow.db"
+        if not database.exists():
+            shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), database)
+        return f"sqlite:///{database}"
+
+    return put

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-def test_a_run_ends_with_a_sentence_and_goes_on_with_room(make_config: Any, tmp_path: Path, disk: Path) -> None:
+def test_a_run_ends_with_a_sentence_and_goes_on_with_room(
+    make_config: Any, tracking_in: Callable[[Path], str], tmp_path: Path, disk: Path
+) -> None:
     config = make_config(
         cluster__num_workers=2,
         zero__stage=2,
@@ -50,7 +52,7 @@ def test_a_run_ends_with_a_sentence_and_goes_on_with_room(make_config: Any, tmp_
         train__checkpoint_every=20,
         evaluation__enabled="false",
         storage__run=disk / "run",
-        tracking__uri=f"sqlite:///{tmp_path}/mlflow.db",
+        tracking__uri=tracking_in(tmp_path),
     )
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
@@ -83,13 +85,13 @@ def test_a_run_ends_with_a_sentence_and_goes_on_with_room(make_config: Any, tmp_
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("fate", ["read-only", "removed"])
 def test_a_batch_whose_folder_fails_ends_with_a_sentence_and_goes_on(
-    fate: str, make_config: Any, tmp_path: Path, disk: Path
+    fate: str, make_config: Any, tracking_in: Callable[[Path], str], tmp_path: Path, disk: Path
 ) -> None:
     root = disk / "out"
     table = tmp_path / "pets.yaml"
     table.write_text(yaml.safe_dump(two_subjects(make_config(), root)))
     command = [sys.executable, "-m", "pipelines.cli", "batch", str(table), "--set", "cluster.lanes=1"]
-    command += ["--set", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    command += ["--set", f"tracking.uri={tracking_in(tmp_path)}"]
 
     def of(name: str, what: str) -> list[Path]:
         return list(root.glob(f"{name}/{what}/*/**/manifest.json"))
@@ -143,7 +145,10 @@ main(sys.argv[1:])
 
 
 @pytest.mark.timeout(1500)
-def test_the_unforeseen_in_the_next_subject_leaves_the_published_one_whole(make_config: Any, tmp_path: Path) -> None:
+def test_the_unforeseen_in_the_next_subject_leaves_the_published_one_whole(
+    make_config: Any, tracking_in: Callable[[Path], str], tmp_path: Path
+) -> None:
+    tracking_in(tmp_path)
     root = tmp_path / "out"
     table = tmp_path / "pets.yaml"
     table.write_text(yaml.safe_dump(two_subjects(make_config(), root)))

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,10 +45,10 @@ def lines() -> list[str]:
 
 
 @pytest.fixture
-def folder(working_folder: Path, mlflow_database: str) -> Iterator[Path]:
+def folder(working_folder: Path, tracking_in: Callable[[Path], str]) -> Iterator[Path]:
     """A working folder as after a clone and an installation, with a few photographs."""
     shutil.copytree(subject_dir("mint-dog"), working_folder / "photos" / "rex", ignore=lambda *_: ["subject.yaml"])
-    shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), working_folder / "mlflow.db")
+    tracking_in(working_folder)
     for name in ("Makefile", "examples"):
         (working_folder / name).symlink_to(ROOT / name)
     (working_folder / ".venv").symlink_to(sys.prefix)

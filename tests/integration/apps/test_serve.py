@@ -7,7 +7,7 @@ import shutil
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,14 @@ def fine_tuned(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def tracking_uri(tiny_pipeline: Path, fine_tuned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+def tracking_uri(
+    tiny_pipeline: Path,
+    fine_tuned: dict[str, Path],
+    tracking_in: Callable[[Path], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
     """A registry with them, one as its change against the base, one as a reference; two more that are no champions."""
-    uri = check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"))
+    uri = check_tracking(TrackingConfig(uri=tracking_in(tmp_path_factory.mktemp("registry"))))
     base, client = resolve_base_model(str(tiny_pipeline)), connect(uri)
     changes = tmp_path_factory.mktemp("delta") / "mug"
     write_delta(base, fine_tuned["mug"], changes)

@@ -21,7 +21,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def batch(cluster: Cluster, make_config: Any, tmp_path: Path) -> Callable[..., Training]:
+def batch(
+    cluster: Cluster, make_config: Any, tracking_in: Callable[[Path], str], tmp_path: Path
+) -> Callable[..., Training]:
     """Two subjects of the same photographs, so that undisturbed they have the same losses."""
 
     def start(**settings: Any) -> Training:
@@ -34,7 +36,7 @@ def batch(cluster: Cluster, make_config: Any, tmp_path: Path) -> Callable[..., T
             "prior__prior_loss_weight": 0,
             "storage__root": tmp_path / "out",
             "evaluation__enabled": "false",
-            "tracking__uri": f"sqlite:///{tmp_path}/mlflow.db",
+            "tracking__uri": tracking_in(tmp_path),
         }
         configs = [make_config(**common | settings, subject__name=name) for name in (FIRST, SECOND)]
         return Training(cluster, tmp_path, "batch", *configs)

@@ -13,7 +13,7 @@ from pipelines.plan.run_plan import make_plan
 
 
 @pytest.fixture
-def make_batch(make_config: Any, class_images: Path) -> Callable[..., BatchPlan]:
+def make_batch(make_config: Any, class_images: Path, tracking_in: Callable[[Path], str]) -> Callable[..., BatchPlan]:
     """A plan of several subjects of the miniature, on a tiny base, in a folder."""
 
     def make(folder: Path, *subjects: str, poisoned: str | None = None, **settings: Any) -> BatchPlan:
@@ -27,7 +27,7 @@ def make_batch(make_config: Any, class_images: Path) -> Callable[..., BatchPlan]
                     "subject__instance_images": subject_dir(name),
                     "storage__root": folder,
                     "storage__prior": class_images,
-                    "tracking__uri": f"sqlite:///{folder}/mlflow.db",
+                    "tracking__uri": tracking_in(folder),
                     "evaluation__enabled": "false",
                 }
                 | settings
@@ -35,7 +35,6 @@ def make_batch(make_config: Any, class_images: Path) -> Callable[..., BatchPlan]
             for name in subjects
         ]
         configs = [poison(config) if config.subject.name == poisoned else config for config in configs]
-        folder.mkdir(parents=True, exist_ok=True)
         return make_batch_plan("batch", [make_plan(config, FOUR_CPUS) for config in configs], FOUR_CPUS)
 
     return make

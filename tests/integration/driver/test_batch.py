@@ -1,7 +1,6 @@
 """Many subjects through warm lanes on a real Ray: what comes out, whoever stops it on the way."""
 
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -165,10 +164,9 @@ def test_a_result_does_not_depend_on_which_subjects_went_before(
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_stop_reaches_a_training_of_slow_steps_whose_curves_grow(
-    make_batch: Callable[..., BatchPlan], mlflow_database: str, tmp_path: Path
+    make_batch: Callable[..., BatchPlan], tmp_path: Path
 ) -> None:
     settings = {"train__max_train_steps": 80, "train__gradient_accumulation_steps": 60, "prior__prior_loss_weight": 0}
-    shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     plan = make_batch(tmp_path, "coral-car", **settings)
     seen: list[int] = []
     curves: list[int] = []

@@ -65,10 +65,9 @@ def arguments(tiny_pipeline: Path, instance_folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def places(mlflow_database: str, tmp_path: Path) -> list[str]:
+def places(tracking_in: Callable[[Path], str], tmp_path: Path) -> list[str]:
     """Other places for what is written, that can be."""
-    database = shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
-    return as_sets({"storage.root": tmp_path / "output", "tracking.uri": f"sqlite:///{database}"})
+    return as_sets({"storage.root": tmp_path / "output", "tracking.uri": tracking_in(tmp_path)})
 
 
 def as_sets(settings: dict[str, object]) -> list[str]:

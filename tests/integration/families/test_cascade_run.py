@@ -3,6 +3,7 @@
 import base64
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,13 @@ SAMPLING: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0}
 
 
 @pytest.fixture
-def config(tmp_path: Path, mlflow_database: str) -> DreamBoothConfig:
+def config(tmp_path: Path, tracking_in: Callable[[Path], str]) -> DreamBoothConfig:
     torch.manual_seed(0)
     small, large = cascade.build(tmp_path / "bases")
     photographs = tmp_path / "rex"
     photographs.mkdir()
     for place in range(2):
         Image.effect_noise((96, 80), 80).convert("RGB").save(photographs / f"{place}.png")
-    shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     prompts = ["a photo of [V] {class_noun}", "[V] {class_noun} at night"]
     return load_config(
         {
@@ -62,7 +62,7 @@ def config(tmp_path: Path, mlflow_database: str) -> DreamBoothConfig:
             },
             "cluster": {"max_failures": 3},
             "storage": {"run": str(tmp_path / "run"), "prior": str(tmp_path / "prior")},
-            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+            "tracking": {"uri": tracking_in(tmp_path)},
             "evaluation": {
                 "protocol": "own",
                 "bank": "miniature",

@@ -6,7 +6,7 @@ import json
 import shutil
 import socket
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def base_of(name: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(ray_session: None, mlflow_database: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(ray_session: None, tracking_in: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the batch ran: photographs, bases, results below `out`, and MLflow's database."""
     folder = tmp_path_factory.mktemp("families")
     subjects = []
@@ -92,8 +92,7 @@ def folder(ray_session: None, mlflow_database: str, tmp_path_factory: pytest.Tem
             "instance_images": str(photographs),
         }
         subjects.append(subject | base_of(name, folder / "bases"))
-    shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), folder / "mlflow.db")
-    places = {"storage": {"root": str(folder / "out")}, "tracking": {"uri": tracking(folder)}}
+    places = {"storage": {"root": str(folder / "out")}, "tracking": {"uri": tracking_in(folder)}}
     (folder / "subjects.yaml").write_text(yaml.safe_dump(COMMON | places | {"subjects": subjects}))
     dreambooth("batch", str(folder / "subjects.yaml"), "--quiet")
     return folder

@@ -3,7 +3,7 @@
 Cascades are struck in test_cascade_run.py, Stable Diffusion with ZeRO in test_train_stage.py.
 """
 
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +29,12 @@ STEPS, EVERY = 100, 10
 @pytest.mark.parametrize(
     "replica", ["stable-diffusion-xl", "stable-diffusion-3.5", "flux-dev", "pixart-sigma", "deepfloyd-if"]
 )
-def test_a_killed_worker_changes_nothing(replica: str, tmp_path: Path, mlflow_database: str) -> None:
+def test_a_killed_worker_changes_nothing(replica: str, tmp_path: Path, tracking_in: Callable[[Path], str]) -> None:
     photographs = tmp_path / "rex"
     photographs.mkdir()
     for place in range(2):
         pixels = np.random.default_rng(place).integers(0, 256, (80, 96, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(photographs / f"{place}.png")
-    shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     config = load_config(
         {
             "base_model": str(built(replica, tmp_path / "base")),
@@ -44,7 +43,7 @@ def test_a_killed_worker_changes_nothing(replica: str, tmp_path: Path, mlflow_da
             "prior": {"num_class_images": 2, "num_inference_steps": 2},
             "train": {"max_train_steps": STEPS, "learning_rate": 1e-3, "checkpoint_every": EVERY, "ema_decay": 0.9},
             "storage": {"run": str(tmp_path / "run"), "prior": str(tmp_path / "prior"), "dtype": "float32"},
-            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+            "tracking": {"uri": tracking_in(tmp_path)},
             "evaluation": {"enabled": False},
         }
     )

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,12 @@ def _hub(snapshots: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(snapshots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    snapshots: dict[str, Path], tracking_in: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Where one batch of both bases was run, each trained at half of its size."""
     folder = tmp_path_factory.mktemp("batch")
+    tracking_in(folder)
     common: dict[str, Any] = {
         "prior": {"num_class_images": 4, "num_inference_steps": 2, "batch_size": 4},
         "images": {"resolution": TRAINED_AT},

@@ -1,6 +1,6 @@
 """The doctor on a real Ray: every node answers, and what is broken on purpose is found."""
 
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from pipelines.plan.doctor import examine
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_a_healthy_machine_and_one_with_two_faults(make_config: Any, mlflow_database: str, tmp_path: Path) -> None:
-    database = f"sqlite:///{shutil.copyfile(mlflow_database.removeprefix('sqlite:///'), tmp_path / 'mlflow.db')}"
-    findings = {finding.check: finding for finding in examine(make_config(tracking__uri=database))}
+def test_a_healthy_machine_and_one_with_two_faults(
+    make_config: Any, tracking_in: Callable[[Path], str], tmp_path: Path
+) -> None:
+    findings = {finding.check: finding for finding in examine(make_config(tracking__uri=tracking_in(tmp_path)))}
     assert {finding.state for check, finding in findings.items() if check != "disk"} == {"ok"}, findings
     assert "loads in" in findings["base model"].found
     assert "without a dashboard" in findings["authentication"].found

@@ -1,7 +1,7 @@
 """An evaluation's figures in a real MLflow, on a version's tags, and where the alias `champion` goes."""
 
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,8 @@ class Registry:
 
 
 @pytest.fixture
-def registry(mlflow_database: str, tmp_path: Path) -> Registry:
-    shutil.copy(mlflow_database.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
-    return Registry(f"sqlite:///{tmp_path}/mlflow.db")
+def registry(tracking_in: Callable[[Path], str], tmp_path: Path) -> Registry:
+    return Registry(tracking_in(tmp_path))
 
 
 def test_figures_are_metrics_of_the_model_tags_of_the_version_and_a_table(registry: Registry) -> None:

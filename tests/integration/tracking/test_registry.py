@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,8 +40,8 @@ LONG = f"a photo {'on the beach ' * 8}of [V] dog"
 
 
 @pytest.fixture(scope="module")
-def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"))
+def tracking_uri(tracking_in: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return check_tracking(TrackingConfig(uri=tracking_in(tmp_path_factory.mktemp("registry"))))
 
 
 @pytest.fixture(scope="module")

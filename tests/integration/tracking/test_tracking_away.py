@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,10 @@ class Tracker:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+def server(tracking_in: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    tracking_in(folder)
+    server = MlflowServer(folder)
     server.start()
     with track(TrackingConfig(uri=server.uri), run_name="first"):
         pass  # a server's first answers take seconds
@@ -64,8 +66,9 @@ def tracker(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
 
 
 @pytest.fixture
-def mortal(tmp_path: Path) -> Iterator[MlflowServer]:
+def mortal(tracking_in: Callable[[Path], str], tmp_path: Path) -> Iterator[MlflowServer]:
     """A server of its own, to be killed."""
+    tracking_in(tmp_path)
     server = MlflowServer(tmp_path)
     server.start()
     yield server

@@ -27,7 +27,9 @@ STEPS, EVERY = 200, 45
 
 
 @pytest.fixture
-def interruptible(make_config: Any, class_images: Path) -> Callable[[Path], DreamBoothConfig]:
+def interruptible(
+    make_config: Any, class_images: Path, tracking_in: Callable[[Path], str]
+) -> Callable[[Path], DreamBoothConfig]:
     """The settings of a run in a folder."""
 
     def make(folder: Path) -> DreamBoothConfig:
@@ -40,7 +42,7 @@ def interruptible(make_config: Any, class_images: Path) -> Callable[[Path], Drea
             evaluation__enabled="false",
             storage__run=folder / "run",
             storage__prior=class_images,
-            tracking__uri=f"sqlite:///{folder}/mlflow.db",
+            tracking__uri=tracking_in(folder),
         )
         return config
 

@@ -1,6 +1,6 @@
 """How the doctor judges what nodes say; that nodes are asked is tested on a real cluster."""
 
-import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,8 +96,10 @@ def test_traffic_between_nodes_in_the_clear_is_told(nodes: int, encrypted: bool,
     assert judge_encryption(nodes, encrypted).state == state
 
 
-def test_a_database_of_tracking_is_looked_at_and_left_as_it_was(mlflow_database: str, tmp_path: Path) -> None:
-    copy = Path(shutil.copyfile(mlflow_database.removeprefix("sqlite:///"), tmp_path / "mlflow.db"))
+def test_a_database_of_tracking_is_looked_at_and_left_as_it_was(
+    tracking_in: Callable[[Path], str], tmp_path: Path
+) -> None:
+    copy = Path(tracking_in(tmp_path).removeprefix("sqlite:///"))
     before = copy.read_bytes()
     assert "can be written" in probe_tracking(config(f"tracking.uri=sqlite:///{copy}"))
     assert copy.read_bytes() == before
