@@ -1,4 +1,4 @@
-"""Write a checkpoint before a worker is preempted or terminated.
+"""Give work back before a worker is preempted or terminated: in training, with a checkpoint.
 
 A node's operator drains it (`ray drain-node`) before taking it away. Ray Train notices, warns the workers, and moves
 them later. A single worker gets SIGTERM and exits by itself.
@@ -23,15 +23,15 @@ _ASK_EVERY = 10
 _OVERDUE_SECONDS = 10.0
 """Ray Train takes some seconds from a deadline to the end of its workers."""
 
-_training, _terminated = threading.Event(), threading.Event()
+_working, _terminated = threading.Event(), threading.Event()
 
 
 def answer_sigterm() -> None:
-    """Handle SIGTERM in a worker's main thread: exit at once, or during training after a checkpoint."""
+    """Handle SIGTERM in a worker's main thread: exit at once, or, while there is work, after giving it back."""
     before = signal.getsignal(signal.SIGTERM)
 
     def answer(number: int, frame: FrameType | None) -> None:
-        if _training.is_set() and not _terminated.is_set():
+        if _working.is_set() and not _terminated.is_set():
             _terminated.set()
         elif callable(before):
             before(number, frame)
@@ -61,22 +61,44 @@ def notice() -> Callable[[], bool] | None:
     return lambda: ray.train.get_preemption_info() is not None
 
 
-def overdue_nodes() -> frozenset[str]:
-    """Ids of preempted nodes whose deadline has passed. They may be there still, but workers there have ended."""
+def draining_nodes() -> dict[str, int]:
+    """Deadlines of preempted nodes, by id, in milliseconds since 1970; 0: none is known."""
     from ray._private.state import state
 
+    return dict(state.get_draining_nodes())
+
+
+def nodes_there() -> frozenset[str]:
+    """Ids of the nodes that are alive, but for preempted ones after their deadline: workers there have ended."""
+    import ray
+
     before = 1000 * (time.time() - _OVERDUE_SECONDS)
-    return frozenset(node for node, deadline in state.get_draining_nodes().items() if 0 < deadline < before)
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    return frozenset(alive - {node for node, deadline in draining_nodes().items() if 0 < deadline < before})
+
+
+def terminated() -> bool:
+    """Whether this process got SIGTERM and has to leave."""
+    return _terminated.is_set()
 
 
 @contextmanager
-def while_training() -> Iterator[None]:
-    """Within this context, SIGTERM waits for a checkpoint."""
-    _training.set()
+def while_working(tell: Callable[[], None]) -> Iterator[None]:
+    """Within this context, the first SIGTERM waits until the work is given back; `tell` is called at once, in a thread.
+
+    The sender may not wait long enough, and SIGKILL gives nobody the time to tell.
+    """
+
+    def wait() -> None:
+        _terminated.wait()
+        tell()
+
+    threading.Thread(target=wait, name="sigterm", daemon=True).start()
+    _working.set()
     try:
         yield
     finally:
-        _training.clear()
+        _working.clear()
 
 
 class Leaving:
@@ -93,7 +115,7 @@ class Leaving:
         """Whether to write a checkpoint before leaving. Collective: call on every rank at every step."""
         if step % _ASK_EVERY:
             return False
-        self.terminated = self._any_rank(_terminated.is_set())
+        self.terminated = self._any_rank(terminated())
         announced = self._machine_goes is not None and self._machine_goes()
         if announced:
             self._machine_goes = None
@@ -104,5 +126,5 @@ class Leaving:
 
 def exit_if_terminated() -> None:
     """Exit this process if it got SIGTERM."""
-    if _terminated.is_set():
+    if terminated():
         os._exit(128 + signal.SIGTERM)

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
-from pipelines.cluster.preemption import overdue_nodes
+from pipelines.cluster.preemption import nodes_there
 from pipelines.driver.follow import Curves
 from pipelines.plan.batch_plan import BatchPlan
 from pipelines.plan.run_plan import Plan
@@ -219,9 +219,9 @@ class Driver:
         if time.monotonic() - self._looked_at_nodes < _NODES_SECONDS:
             return
         self._looked_at_nodes = time.monotonic()
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - overdue_nodes()  # type: ignore[no-untyped-call]
+        there = nodes_there()
         for lane, nodes in list(self._nodes.items()):
-            if not nodes <= alive:
+            if not nodes <= there:
                 del self._nodes[lane]
                 if ray.get(self._queue.nodes_lost.remote(lane, nodes)):
                     self._view.line(f"lane {lane.rpartition('/')[2]} has lost a node: other lanes take over its work")

@@ -5,7 +5,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.cluster.preemption import answering_workers
+from pipelines.cluster.preemption import answering_workers, nodes_there
 from pipelines.cluster.ray_cluster import WORKER_ENVIRONMENT, worker_group
 from pipelines.cluster.trainer import lane_trainer
 from pipelines.plan.batch_plan import BatchPlan
@@ -55,7 +55,7 @@ class Lanes:
             if lane.error is None:
                 continue
             self.errors.append(lane.error)
-            settled += ray.get(self._queue.lane_ended.remote(name))
+            settled += ray.get(self._queue.lane_ended.remote(name, nodes_there()))
             if settled > lane.settled:
                 self._start(settled=settled)
         return bool(self._lanes)

@@ -16,10 +16,9 @@ from dreambooth.config.addresses import without_credentials
 from dreambooth.sampling.class_images import PriorPlan
 from pipelines.cluster.metrics import record as record_metric
 from pipelines.queue.class_image_sets import ClassImageSets, WantedSet
-from pipelines.queue.subject_record import read_records
-from pipelines.stages.evaluation_task import tasks_of_subject
+from pipelines.queue.subject_record import read_records, taken_up
 from pipelines.storage.faults import StoreAway, explain, no_room
-from pipelines.storage.files import exists, join, write_json
+from pipelines.storage.files import join, write_json
 from pipelines.tasks import (
     STATES,
     Message,
@@ -86,6 +85,7 @@ class SubjectQueue:
         self._lanes: set[str] = set()
         self._nodes: dict[str, frozenset[str]] = {}
         self._workers: dict[str, int] = {}
+        self._terminated: set[str] = set()
         self._trained: dict[str, None] = {}
         self._failures: dict[str, str] = {}
         self._broken: dict[str, tuple[str, str]] = {}
@@ -112,7 +112,8 @@ class SubjectQueue:
         """Work for a lane of `count` workers on `nodes`; None if there will be no more.
 
         `holding` names the lane's subjects still being published. `fresh` workers hold nothing: earlier work was lost
-        with earlier workers. That is a failure of its subject, unless the nodes or the number of workers changed.
+        with earlier workers. That is a failure of its subject, unless the nodes or the number of workers changed, or
+        one of them got SIGTERM.
         """
         self._lanes.add(lane)
         if self._halted:
@@ -120,7 +121,9 @@ class SubjectQueue:
         same = (self._nodes.get(lane, nodes), self._workers.get(lane, count)) == (nodes, count)
         self._nodes[lane], self._workers[lane] = nodes, count
         for name in reversed([name for name in self._claims.get(lane, ()) if name not in holding]):
-            self._lost(name, counts=fresh and same)
+            self._lost(name, counts=fresh and same and lane not in self._terminated)
+        if fresh:
+            self._terminated.discard(lane)
         self._sets.give_back(lane)
         if self._stopping:
             return None
@@ -214,12 +217,24 @@ class SubjectQueue:
         """Return a stopped lane's subject, with its checkpoint, to the queue."""
         self._lost(name, counts=False)
 
-    def lane_ended(self, lane: str) -> int:
-        """Give an ended lane's work to others. Returns the number of subjects set aside instead."""
+    def terminated(self, lane: str) -> None:
+        """Note that one of a lane's workers got SIGTERM: whatever they lose is no failure of its subject."""
+        self._terminated.add(lane)
+
+    def left(self, lane: str) -> None:
+        """Give the work of a lane whose workers have got SIGTERM to others."""
+        self._give_back(lane, counts=False)
+
+    def lane_ended(self, lane: str, there: frozenset[str] | None = None) -> int:
+        """Give an ended lane's work to others. Returns the number of subjects set aside instead.
+
+        None is to blame if the lane had a node that isn't `there` (ids; None: all are), or SIGTERM ended a worker.
+        """
         before = self._counts["failed"]
         self._lanes.discard(lane)
-        self._nodes.pop(lane, None)
-        self._give_back(lane, counts=True)
+        nodes = self._nodes.pop(lane, frozenset())
+        lost = there is not None and not nodes <= there
+        self._give_back(lane, counts=not lost and lane not in self._terminated)
         return self._counts["failed"] - before
 
     def nodes_lost(self, lane: str, nodes: frozenset[str]) -> bool:
@@ -261,7 +276,7 @@ class SubjectQueue:
     def _take_up(self, stored: Mapping[str, SubjectRecord], driver: str) -> None:
         """Go on with what earlier attempts left."""
         for name, subject in self._subjects.items():
-            self._records[name] = _taken_up(stored.get(name), subject, driver)
+            self._records[name] = taken_up(stored.get(name), subject.record, subject.task, driver)
             self._place(self._records[name])
 
     def _place(self, record: SubjectRecord) -> None:
@@ -325,23 +340,3 @@ class SubjectQueue:
 
 def _wanted_set(plan: PriorPlan, task: TrainTask) -> WantedSet:
     return WantedSet(plan=plan, source=base_source(task.config, task.base_hash), parent_uri=task.config.prior_uri)
-
-
-def _taken_up(stored: SubjectRecord | None, subject: QueuedSubject, driver: str) -> SubjectRecord:
-    """The state left by an earlier attempt: results of the same settings count, claims only of lanes that may live."""
-    asked = subject.record
-    if asked.state != "waiting":
-        return asked
-    if stored is None or stored.key != asked.key:
-        return asked
-    if stored.state == "training" and not str(stored.lane).startswith(f"{driver}/"):
-        return stored.changed(state="waiting", lane=None)
-    if stored.state == "failed":
-        # The cause may have been fixed since.
-        return stored.changed(state="waiting", failures=0)
-    if stored.state != "trained":
-        return stored
-    if not all(exists(one.uri) for one in tasks_of_subject(subject.task)):
-        # Earlier versions wrote their figures otherwise: a lane measures the published model.
-        return stored.changed(state="waiting", lane=None)
-    return stored

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.models.base_model import BaseModel
 from pipelines.cluster.collectives import from_all_ranks
-from pipelines.cluster.preemption import Leaving, while_training
+from pipelines.cluster.preemption import Leaving
 from pipelines.cluster.processor import device_name
 from pipelines.tasks import TrainTask
 from pipelines.worker.checkpoint_hook import Checkpoint, Report
@@ -88,13 +88,12 @@ def fine_tune(
     report({"kind": "phase", "phase": "training", "time": time.time(), "start": resumed_from} | workers)
     began = time.perf_counter()
     try:
-        with while_training():
-            if not history.scores.ends(config.train.stop_after):
-                with suppress(NoLongerRising):
-                    fit(engine, data, config.train, start=resumed_from, on_step=hooks)
-            if task.second is not None and history.step > resumed_from:
-                checkpoint.save(history.step)
-            checkpoint.settle()
+        if not history.scores.ends(config.train.stop_after):
+            with suppress(NoLongerRising):
+                fit(engine, data, config.train, start=resumed_from, on_step=hooks)
+        if task.second is not None and history.step > resumed_from:
+            checkpoint.save(history.step)
+        checkpoint.settle()
         seconds = time.perf_counter() - began  # with checkpoints, scores and samples
         peaks, reserved, resident = zip(*from_all_ranks(engine, _memory(device)), strict=True)
         exported, state = _exported(engine, history, config)

@@ -30,7 +30,7 @@ class Stopped(RuntimeError):
 
 
 class Terminated(RuntimeError):
-    """A worker of the group got SIGTERM; a checkpoint has been written."""
+    """A worker of the group got SIGTERM; of a training, a checkpoint has been written."""
 
 
 class NoLongerRising(Exception):

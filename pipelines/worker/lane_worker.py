@@ -19,7 +19,7 @@ from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
 from pipelines.cluster.collector import collect_less_garbage
 from pipelines.cluster.logs import about, log, to_stderr
 from pipelines.cluster.metrics import observed, record
-from pipelines.cluster.preemption import exit_if_terminated
+from pipelines.cluster.preemption import exit_if_terminated, terminated, while_working
 from pipelines.stages.evaluate_stage import evaluate
 from pipelines.stages.evaluation_task import tasks_of_subject
 from pipelines.stages.photographs import read_photographs
@@ -88,7 +88,8 @@ class _Lane:
         self._number = task.lane.rpartition("/")[2]
 
     def run(self) -> None:
-        with about(lane=self._number):
+        tell = partial(self._queue.start, "terminated", self._task.lane)
+        with about(lane=self._number), while_working(tell):
             work = self._next(fresh=True)
             while work is not None:
                 began = time.perf_counter()
@@ -101,6 +102,9 @@ class _Lane:
                 if self.rank == 0:
                     seconds = time.perf_counter() - began
                     record(f"dreambooth_lane_{spent}_seconds_total", seconds, lane=self._number)
+                if any(from_all_ranks(self, terminated())):
+                    self._leave()
+                    raise Terminated("terminated between two subjects")
                 work = self._next()
             self._publisher.shutdown(wait=True)
 
@@ -154,7 +158,7 @@ class _Lane:
                 work.blocks[mine],
                 work.wanted[mine],
                 work.uri,
-                lambda indices: bool(self._queue.call("made", name, key, indices)),
+                lambda indices: bool(self._queue.call("made", name, key, indices)) or terminated(),
             )
         from_all_ranks(self, None)  # all ranks have written
         if not work.blocks and self.rank == 0:
@@ -174,7 +178,7 @@ class _Lane:
                 log("stopped")
                 self._queue.call("released", name)
         except Terminated:
-            self._leave(name)
+            self._leave()
             raise
         except (Diverged, StorageFull) as error:  # on every rank alike
             if self.rank == 0:
@@ -191,12 +195,12 @@ class _Lane:
                 self._queue.call("broke_off", self._task.lane, name, _reason(error), traceback.format_exc())
             raise
 
-    def _leave(self, name: str) -> None:
-        """Give back a subject whose checkpoint is written, and exit if this rank got SIGTERM."""
+    def _leave(self) -> None:
+        """Publish what is trained, give back other work, and exit if this rank got SIGTERM."""
         if self.rank == 0:
             log("terminated")
-            self._queue.call("released", name)
             self._publisher.shutdown(wait=True)
+            self._queue.call("left", self._task.lane)
         from_all_ranks(self, None)  # the first to exit takes the others with it
         exit_if_terminated()
 
@@ -239,7 +243,7 @@ class _Lane:
         """Sample and measure on all ranks; conclude the subject during the next one's training."""
         try:
             self._evaluate(task, manifest, trained, reports)
-        except Stopped:
+        except (Stopped, Terminated):
             if self.rank == 0 and trained:
                 self._publication.result()  # else it would be trained again
             raise
@@ -253,7 +257,7 @@ class _Lane:
     ) -> None:
         """Sample and measure; pictures and figures are written at once.
 
-        Raises Stopped, on every rank, when asked to stop.
+        Raises Stopped or Terminated, on every rank, when asked to stop or if a rank got SIGTERM.
         """
         if not (evaluations := tasks_of_subject(task, self._task.encoder)):
             return
@@ -274,13 +278,13 @@ class _Lane:
                 )
 
         self._free_captured()
-        stopped: Stopped | None = None
+        ended: Stopped | Terminated | None = None
         try:
             self._samplers.sharing(measure)
-        except Stopped as error:
-            stopped = error
-        if from_rank_zero(self, stopped is not None):
-            raise stopped or Stopped("stopped in the evaluation")
+        except (Stopped, Terminated) as error:
+            ended = error
+        if (ended := from_rank_zero(self, ended)) is not None:
+            raise ended
 
     def _fine_tuned(self, task: TrainTask, manifest: Manifest | None, trained: Sequence[TrainedStage]) -> Source:
         """The fine-tuned pipeline: weights in memory, or else the publication."""

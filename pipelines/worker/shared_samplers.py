@@ -5,7 +5,9 @@ from typing import Any
 
 from dreambooth.config.bounds import Graph
 from pipelines.cluster.collectives import from_all_ranks, from_rank_zero
+from pipelines.cluster.preemption import terminated
 from pipelines.tasks import Call, Source
+from pipelines.worker.hooks import Terminated
 from pipelines.worker.samplers import ImageSampler
 
 
@@ -34,7 +36,10 @@ class SharedSamplers:
             from_all_ranks(self, self._answer(calls))
 
     def run(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
-        """Results of the calls, in order; exceptions of other ranks are raised here."""
+        """Results of the calls, in order; exceptions of other ranks are raised here.
+
+        Raises Terminated instead of the next call of a rank that got SIGTERM.
+        """
         for start in range(0, len(calls), self.world_size):
             some = from_rank_zero(self, calls[start : start + self.world_size])
             answers = from_all_ranks(self, self._answer(some))
@@ -46,6 +51,8 @@ class SharedSamplers:
     def _answer(self, calls: Sequence[Call]) -> tuple[Any, Exception | None]:
         if self.rank >= len(calls):
             return None, None
+        if terminated():
+            return None, Terminated(f"rank {self.rank} was terminated while it sampled")
         call = calls[self.rank]
         try:
             return getattr(self.sampler, call.method)(*call.arguments), None

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from dreambooth.miniature import subject_dir
 from pipelines.driver.batch import run_batch
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
 from pipelines.storage.files import read_json
-from pipelines.tasks import Progress
+from pipelines.tasks import Progress, State
 from pipelines.tracking.client import connect, quietly
 
 
@@ -71,6 +71,46 @@ def test_a_killed_worker_a_killed_queue_and_a_poisoned_subject_cost_nobody_else(
     assert weights(struck) == weights(make_batch_plan("batch", calm.subjects[1:], FOUR_CPUS))
     assert [step for step, _ in history(struck, "navy-dog")] == list(range(1, 41))
     assert sum(row["attempts"] for row in after.summary["results"]) == 3  # only the killed worker's subject again
+
+
+@pytest.mark.recovery
+@pytest.mark.usefixtures("ray_session")
+def test_sigterm_while_pictures_are_made_or_a_model_is_published_is_no_failure_and_loses_no_training(
+    make_batch: Callable[..., BatchPlan], tmp_path: Path
+) -> None:
+    """Always to the last rank, which has to tell the first; a model is published while it is evaluated."""
+    settings = {"cluster__lanes": 1, "cluster__num_workers": 2, "engine": "torch", "train__checkpoint_every": 100}
+    settings |= {"evaluation__enabled": "true", "evaluation__images_per_prompt": 8, "train__max_train_steps": 15}
+    settings |= {"evaluation__num_inference_steps": 50, "prior__num_inference_steps": 30}
+    settings |= {"prior__num_class_images": 48, "cluster__subject_retries": 0}
+    plan = make_batch(tmp_path, "coral-car", **settings)
+    told: list[str] = []
+
+    class Telling(Silent):
+        def update(
+            self,
+            counts: Mapping[State, int],
+            running: Mapping[str, Progress],
+            *,
+            class_images: tuple[int, int] | None,
+            failures: Sequence[tuple[str, str]],
+        ) -> None:
+            if not told and class_images is not None and class_images[0]:
+                tell("class images")
+            elif told == ["class images"] and any(one.pictures is not None for one in running.values()):
+                tell("evaluation")
+
+    def tell(at: str) -> None:
+        told.append(at)
+        actors("RayTrainWorker")[-1].terminate()
+
+    view = Telling()
+    outcome = run_batch(plan, view, None)
+    assert told == ["class images", "evaluation"]
+    [row] = outcome.summary["results"]
+    assert (row["state"], row["attempts"], row["failures"]) == ("done", 2, 0)
+    kinds = [message["phase"] for _, message in view.messages if message["kind"] == "phase"]
+    assert kinds == ["loading", "training", "evaluating", "loading", "evaluating"]  # trained once
 
 
 @pytest.mark.slow

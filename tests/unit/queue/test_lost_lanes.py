@@ -121,3 +121,48 @@ def test_what_is_half_done_goes_before_what_is_not_begun(make: Callable[..., Sub
     assert name_of(queue.next(LANE, count=2, holding=["a"])) == "b"
     assert [name_of(queue.next(LANE, count=1, fresh=True)), name_of(queue.next(OTHER))] == ["a", "b"]
     assert {record.failures for record in queue.records()} == {0}
+
+
+def test_sigterm_of_a_worker_is_no_failure_of_what_it_loses(make: Callable[..., SubjectQueue]) -> None:
+    """Also if SIGKILL follows before anything is given back, but only for the workers that were there."""
+    queue = make(queued("a"), queued("b"), retries=0)
+    assert name_of(queue.next(LANE, count=2, fresh=True)) == "a"
+    assert name_of(queue.next(LANE, count=2, holding=["a"])) == "b"  # "a" is being published
+    queue.terminated(LANE)
+    queue.broke_off(LANE, "b", "RuntimeError: Connection closed by peer", "Traceback …")
+    assert name_of(queue.next(LANE, count=2, fresh=True)) == "a"
+    assert {record.failures for record in queue.records()} == {0}
+    assert name_of(queue.next(LANE, count=2, fresh=True)) == "b"
+    assert queue.snapshot().failures[0][0] == "a"
+
+
+def test_sigterm_of_a_lane_that_has_no_workers_again_is_no_failure(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), retries=0)
+    assert name_of(queue.next(LANE, fresh=True)) == "a"
+    queue.terminated(LANE)
+    assert queue.lane_ended(LANE) == 0
+    assert name_of(queue.next(OTHER)) == "a"
+
+
+def test_a_lane_that_ends_with_a_node_of_its_own_is_no_failure(make: Callable[..., SubjectQueue]) -> None:
+    """The driver may see the lane's end before it looks at the nodes."""
+    both, one = frozenset({"here", "there"}), frozenset({"here"})
+    queue = make(queued("a"), retries=0)
+    for lane, there, aside in ((LANE, one, 0), (OTHER, both, 1)):
+        assert name_of(queue.next(lane, fresh=True, nodes=both)) == "a"
+        assert queue.lane_ended(lane, there) == aside
+
+
+def test_what_terminated_workers_leave_goes_to_others_at_once(make: Callable[..., SubjectQueue]) -> None:
+    queue = make(queued("a"), queued("b", "dog"), retries=0)
+    assert name_of(queue.next(LANE, fresh=True)) == "a"
+    blocks = queue.next("driver/2", count=2, fresh=True)
+    assert isinstance(blocks, MakeClassImages)
+    for lane in (LANE, "driver/2"):
+        queue.terminated(lane)
+        queue.left(lane)
+    assert name_of(queue.next(OTHER)) == "a"
+    again = queue.next("driver/3", count=2)
+    assert isinstance(again, MakeClassImages)
+    assert set(again.blocks) == set(blocks.blocks)
+    assert {record.failures for record in queue.records()} == {0}
