@@ -1,5 +1,7 @@
 """Ray Train's trainer without the processes that lanes don't need: each takes seconds to start."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -9,6 +11,8 @@ def lane_trainer(*, local: bool) -> Any:
     The cleaner of placement groups is for a cluster that outlives the driver: it asks the cluster's dashboard whether a
     run lives, and without a dashboard of its own it would find another cluster's. The autoscaling coordinator asks a
     cluster for more nodes, and imports Ray Data for it; only an elastic group also asks it how many workers fit.
+
+    What a failed start leaves is removed.
     """
     from ray.train.v2._internal.callbacks import datasets, placement_group_callback
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
@@ -21,7 +25,7 @@ def lane_trainer(*, local: bool) -> Any:
     class LaneTrainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks: list[Any] = super()._create_default_callbacks()
-            return [callback for callback in callbacks if not isinstance(callback, unneeded)]
+            return [_failed_starts(), *(callback for callback in callbacks if not isinstance(callback, unneeded))]
 
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
             if local and isinstance(arguments["scaling_policy"], FixedScalingPolicy):
@@ -40,3 +44,32 @@ def _without_autoscaler(policy: type) -> Any:
             pass
 
     return WithoutAutoscaler
+
+
+def _failed_starts() -> Any:
+    """A callback in a lane's controller, before all others, that ends a worker group whose start another one failed.
+
+    Ray Train forgets a group that loses a worker while it joins the process group. Its placement group would keep the
+    resources for which the next attempt waits.
+    """
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    class FailedStarts(WorkerGroupCallback):
+        _started: Any = None
+
+        @contextmanager
+        def on_worker_group_start(self) -> Iterator[None]:
+            try:
+                yield
+            except Exception:
+                if self._started is not None:
+                    self._started.shutdown()
+                raise
+
+        def before_worker_group_start(self, worker_group_context: Any) -> None:
+            self._started = None
+
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            self._started = worker_group.get_worker_group_state()
+
+    return FailedStarts()
