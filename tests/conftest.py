@@ -24,6 +24,7 @@ os.environ.update(
 )
 
 import shutil
+import signal
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,9 @@ import pytest
 from pipelines.cluster.collector import collect_less_garbage
 
 collect_less_garbage()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a shell's background job: the commands that tests start would not be stopped by Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
 INTEGRATION_TIMEOUT_SECONDS = 600
