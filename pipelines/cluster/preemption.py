@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,9 +18,6 @@ from pipelines.cluster.logs import log
 WATCHER_SWITCH = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _ASK_EVERY = 10
 """Steps between checks for preemption: each is a barrier, and notice is given minutes ahead."""
-
-_OVERDUE_SECONDS = 10.0
-"""Ray Train takes some seconds from a deadline to the end of its workers."""
 
 _working, _terminated = threading.Event(), threading.Event()
 
@@ -59,22 +55,6 @@ def notice() -> Callable[[], bool] | None:
     if os.environ.get(WATCHER_SWITCH) == "0":
         return None
     return lambda: ray.train.get_preemption_info() is not None
-
-
-def draining_nodes() -> dict[str, int]:
-    """Deadlines of preempted nodes, by id, in milliseconds since 1970; 0: none is known."""
-    from ray._private.state import state
-
-    return dict(state.get_draining_nodes())
-
-
-def nodes_there() -> frozenset[str]:
-    """Ids of the nodes that are alive, but for preempted ones after their deadline: workers there have ended."""
-    import ray
-
-    before = 1000 * (time.time() - _OVERDUE_SECONDS)
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
-    return frozenset(alive - {node for node, deadline in draining_nodes().items() if 0 < deadline < before})
 
 
 def terminated() -> bool:

@@ -22,6 +22,7 @@ from pipelines.cluster.address import about_token, prove_cluster
 from pipelines.cluster.environment import environment
 from pipelines.cluster.gpus import count_gpus, smallest_gpu_bytes
 from pipelines.cluster.machine import check_loopback, ray_folder
+from pipelines.cluster.nodes import alive_nodes
 from pipelines.cluster.patience import patient_start
 from pipelines.cluster.preemption import WATCHER_SWITCH
 from pipelines.cluster.sentence import sentence
@@ -187,7 +188,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Resources]:
         _handle_sigterm(before)
     try:
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        nodes = [node["Resources"] for node in alive_nodes()]
         yield Resources(
             cpus=int(total.get("CPU", 0)),
             gpus=int(total.get("GPU", 0)),
@@ -212,7 +213,7 @@ def _gpu_bytes(config: ClusterConfig) -> int | None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ask = ray.remote(num_cpus=0, max_retries=0)(smallest_gpu_bytes)
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]  # type: ignore[no-untyped-call]
+    nodes = [node for node in alive_nodes() if node["Resources"].get("GPU")]
     pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     try:
         answers = ray.get([ask.options(scheduling_strategy=node).remote() for node in pinned], timeout=_JOIN_SECONDS)

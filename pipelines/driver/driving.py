@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
-from pipelines.cluster.preemption import nodes_there
+from pipelines.cluster.nodes import nodes_there
 from pipelines.driver.follow import Curves
 from pipelines.plan.batch_plan import BatchPlan
 from pipelines.plan.run_plan import Plan

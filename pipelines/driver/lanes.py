@@ -5,7 +5,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.cluster.preemption import answering_workers, nodes_there
+from pipelines.cluster.nodes import nodes_there
+from pipelines.cluster.preemption import answering_workers
 from pipelines.cluster.ray_cluster import WORKER_ENVIRONMENT, worker_group
 from pipelines.cluster.trainer import lane_trainer
 from pipelines.plan.batch_plan import BatchPlan

@@ -11,6 +11,7 @@ from typing import Any
 from dreambooth.config.settings import DreamBoothConfig
 from dreambooth.errors import InputError
 from pipelines.cluster.machine import MachineFault, faults
+from pipelines.cluster.nodes import alive_nodes
 
 PACKAGES = ("dreambooth", "ray", "torch", "deepspeed", "diffusers", "transformers", "mlflow", "safetensors")
 _PATIENCE_SECONDS = 120
@@ -45,7 +46,7 @@ def ask_nodes(config: DreamBoothConfig) -> tuple[list[NodeFacts], list[str]]:
         return time.time()
 
     asked = []
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    alive = alive_nodes()
     for node in alive:
         pinned = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)}
         asked.append(ray.remote(num_cpus=0, max_retries=0)(facts_of_this_node).options(**pinned).remote(config))
