@@ -5,7 +5,6 @@ A base is identified by the sha256 over its files, so class images and models re
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,7 +133,8 @@ def resolve_base_model(
     except InputError as error:
         if not scales_up:
             raise
-        raise InputError(re.sub(r"^base_model ", "super_resolution.base_model ", str(error))) from None
+        said = str(error)
+        raise InputError(f"super_resolution.{said}" if said.startswith("base_model ") else said) from None
     _check_stage(address, family_of(directory), scales_up=scales_up)
     return BaseModel(address=address, revision=revision, directory=directory)
 
