@@ -71,20 +71,20 @@ def locked(uri: str, *, say: Callable[[str], None]) -> Iterator[Callable[[], Non
     seconds have passed, before work starts. Raises InputError at once if another command holds it. A lock of another
     machine is watched for fifteen seconds, which `say` says.
     """
-    address, own, over = join(uri, "lock.json"), _Holder.here(), threading.Event()
-    _wait_until_free(address, uri, say)
-    write_json(address, asdict(own))
+    own, over = _Holder.here(), threading.Event()
+    _wait_until_free(uri, say)
+    write_json(_address(uri), asdict(own))
 
     def beat() -> None:
         number = 0
         while not over.wait(BEAT_SECONDS):
             number += 1
             with suppress(Exception):  # a store that is away has other ways to stop a command
-                if _holds(own, address):
-                    write_json(address, asdict(own) | {"beat": number})
+                if _holds(own, uri):
+                    write_json(_address(uri), asdict(own) | {"beat": number})
 
     def confirm() -> None:
-        holder = _holder(address)
+        holder = _holder(uri)
         if holder is not None and holder.token != own.token:
             raise InputError(_refusal(holder, uri))
 
@@ -96,19 +96,23 @@ def locked(uri: str, *, say: Callable[[str], None]) -> Iterator[Callable[[], Non
         over.set()
         thread.join(_ENDING_SECONDS)
         with suppress(Exception):  # one that is left holds nobody up
-            if _holds(own, address):
-                remove(address)
+            if _holds(own, uri):
+                remove(_address(uri))
 
 
-def _wait_until_free(address: str, uri: str, say: Callable[[str], None]) -> None:
+def _address(uri: str) -> str:
+    return join(uri, "lock.json")
+
+
+def _wait_until_free(uri: str, say: Callable[[str], None]) -> None:
     """Raises InputError if a command that is at work holds the lock."""
-    holder = _holder(address)
+    holder = _holder(uri)
     if holder is None or (holder.machine == _machine() and not _is_alive(holder)):
         return
     if holder.machine != _machine():
         say(f"{holder} may still be at work in {uri}; waiting up to {duration(PATIENCE_SECONDS)} to find out")
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while (now := _holder(address)) == holder:
+        while (now := _holder(uri)) == holder:
             if time.monotonic() > deadline:
                 return
             time.sleep(_LOOK_SECONDS)
@@ -125,18 +129,18 @@ def _refusal(holder: _Holder, uri: str) -> str:
     )
 
 
-def _holder(address: str) -> _Holder | None:
+def _holder(uri: str) -> _Holder | None:
     """Who holds a lock; None without one, or where the file says nothing of use."""
     try:
-        return _Holder(**read_json(address))
+        return _Holder(**read_json(_address(uri)))
     except (FileNotFoundError, NotADirectoryError, InputError, TypeError):
         return None
     except Exception as error:  # each driver raises its own
-        raise InputError(f"can't read {address!r}: {explain(error)}") from error
+        raise InputError(f"can't read {_address(uri)!r}: {explain(error)}") from error
 
 
-def _holds(own: _Holder, address: str) -> bool:
-    holder = _holder(address)
+def _holds(own: _Holder, uri: str) -> bool:
+    holder = _holder(uri)
     return holder is not None and holder.token == own.token
 
 

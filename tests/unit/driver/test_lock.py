@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dreambooth.errors import InputError
@@ -29,10 +30,11 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.02)
 
 
-def change(folder: Path, **changes: Any) -> None:
-    """Make another machine's lock of this one's."""
-    path = folder / "lock.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def leave(folder: Path, **changes: Any) -> None:
+    """Leave a lock as a killed command does, with what is different about it."""
+    with locked(str(folder), say=print):
+        left = json.loads((folder / "lock.json").read_text())
+    (folder / "lock.json").write_text(json.dumps(left | changes))
 
 
 def test_a_second_command_is_refused_and_the_next_is_not(tmp_path: Path) -> None:
@@ -64,9 +66,7 @@ def test_a_killed_command_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_a_later_process_of_the_same_number_is_another(tmp_path: Path) -> None:
-    with locked(str(tmp_path), say=print):
-        left = json.loads((tmp_path / "lock.json").read_text())
-    (tmp_path / "lock.json").write_text(json.dumps(left | {"created": left["created"] - 60}))
+    leave(tmp_path, created=psutil.Process().create_time() - 60)
     with locked(str(tmp_path), say=pytest.fail) as confirm:
         confirm()
 
@@ -84,10 +84,7 @@ class TestAnotherMachine:
         assert "may still be at work" in line
 
     def test_one_that_is_lost_is_waited_for_and_then_replaced(self, tmp_path: Path) -> None:
-        with locked(str(tmp_path), say=print):
-            left = (tmp_path / "lock.json").read_text()
-        (tmp_path / "lock.json").write_text(left)
-        change(tmp_path, machine="elsewhere")
+        leave(tmp_path, machine="elsewhere")
         said: list[str] = []
         began = time.monotonic()
         with locked(str(tmp_path), say=said.append) as confirm:
@@ -96,17 +93,15 @@ class TestAnotherMachine:
         assert len(said) == 1
 
     def test_one_that_ends_meanwhile_is_not_waited_for(self, tmp_path: Path) -> None:
-        with locked(str(tmp_path), say=print):
-            left = (tmp_path / "lock.json").read_text()
-        (tmp_path / "lock.json").write_text(left)
-        change(tmp_path, machine="elsewhere")
+        leave(tmp_path, machine="elsewhere")
         with locked(str(tmp_path), say=lambda line: (tmp_path / "lock.json").unlink()) as confirm:
             confirm()
 
 
 def test_of_two_that_start_at_once_one_is_refused(tmp_path: Path) -> None:
     with locked(str(tmp_path), say=print) as confirm:
-        change(tmp_path, token="another's")  # written between this one's look and its own lock
+        path = tmp_path / "lock.json"  # written between this one's look and its own lock
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"token": "another's"}))
         time.sleep(0.3)
         with pytest.raises(InputError, match="another command is at work"):
             confirm()
