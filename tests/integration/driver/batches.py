@@ -14,10 +14,11 @@ FOUR_CPUS = Resources(cpus=4, gpus=0)
 
 
 class Silent:
-    """Shows nothing; calls `watch` with the subjects in lanes."""
+    """Shows nothing; calls `watch` with the subjects in lanes, after keeping `class_images` (made, to make)."""
 
     def __init__(self, watch: Callable[[Mapping[str, Progress]], None] = lambda running: None) -> None:
         self.watch = watch
+        self.class_images: tuple[int, int] | None = None
         self.lines: list[str] = []
         self.messages: list[tuple[str, Message]] = []
 
@@ -29,6 +30,7 @@ class Silent:
         class_images: tuple[int, int] | None,
         failures: Sequence[tuple[str, str]],
     ) -> None:
+        self.class_images = class_images
         self.watch(running)
 
     def line(self, text: str) -> None:

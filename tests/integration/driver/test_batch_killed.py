@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from dreambooth.miniature import subject_dir
 from pipelines.driver.batch import run_batch
 from pipelines.plan.batch_plan import BatchPlan, make_batch_plan
 from pipelines.storage.files import read_json
-from pipelines.tasks import Progress, State
+from pipelines.tasks import Progress
 from pipelines.tracking.client import connect, quietly
 
 
@@ -86,25 +86,17 @@ def test_sigterm_while_pictures_are_made_or_a_model_is_published_is_no_failure_a
     plan = make_batch(tmp_path, "coral-car", **settings)
     told: list[str] = []
 
-    class Telling(Silent):
-        def update(
-            self,
-            counts: Mapping[State, int],
-            running: Mapping[str, Progress],
-            *,
-            class_images: tuple[int, int] | None,
-            failures: Sequence[tuple[str, str]],
-        ) -> None:
-            if not told and class_images is not None and class_images[0]:
-                tell("class images")
-            elif told == ["class images"] and any(one.pictures is not None for one in running.values()):
-                tell("evaluation")
+    def watch(running: Mapping[str, Progress]) -> None:
+        if not told and view.class_images is not None and view.class_images[0]:
+            tell("class images")
+        elif told == ["class images"] and any(one.pictures is not None for one in running.values()):
+            tell("evaluation")
 
     def tell(at: str) -> None:
         told.append(at)
         actors("RayTrainWorker")[-1].terminate()
 
-    view = Telling()
+    view = Silent(watch)
     outcome = run_batch(plan, view, None)
     assert told == ["class images", "evaluation"]
     [row] = outcome.summary["results"]
