@@ -19,20 +19,23 @@ from pipelines.plan.subject_list import ListedSubject
 RESOURCES = Resources(cpus=2, gpus=0)
 
 
+@pytest.fixture
+def other(bases: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the second stage, to be changed."""
+    return shutil.copytree(bases[1], tmp_path / "other")
+
+
 @pytest.mark.parametrize("levels", ["0", "1001", "few"])
 def test_impossible_noise_levels_are_refused(planned: Callable[..., Plan], levels: str) -> None:
     with pytest.raises(InputError, match=r"super_resolution\.noise_levels"):
         planned(f"super_resolution.noise_levels={levels}")
 
 
-def test_more_levels_than_the_second_stages_timesteps_are_refused(
-    planned: Callable[..., Plan], bases: tuple[Path, Path], tmp_path: Path
-) -> None:
-    large = shutil.copytree(bases[1], tmp_path / "large")
-    path = large / "image_noising_scheduler" / "scheduler_config.json"
+def test_more_levels_than_the_second_stages_timesteps_are_refused(planned: Callable[..., Plan], other: Path) -> None:
+    path = other / "image_noising_scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": 500}))
     with pytest.raises(InputError, match=r"noise_levels is 501, but image_noising_scheduler .* has 500 timesteps"):
-        planned(f"super_resolution.base_model={large}", "super_resolution.noise_levels=501")
+        planned(f"super_resolution.base_model={other}", "super_resolution.noise_levels=501")
 
 
 def _another_width(base: Path) -> None:
@@ -62,23 +65,16 @@ def _other_weights(base: Path) -> None:
 )
 def test_stages_that_read_prompts_by_different_text_encoders_are_refused(
     planned: Callable[..., Plan],
-    bases: tuple[Path, Path],
-    tmp_path: Path,
+    other: Path,
     change: Callable[[Path], None],
     difference: str,
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(bases[1], other)
     change(other)
     with pytest.raises(InputError, match=rf"don't read prompts alike: .*{difference}\. Both stages are sampled"):
         planned(f"super_resolution.base_model={other}", weights=change is not _another_width)
 
 
-def test_weights_in_half_precision_are_the_same_text_encoder(
-    planned: Callable[..., Plan], bases: tuple[Path, Path], tmp_path: Path
-) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(bases[1], other)
+def test_weights_in_half_precision_are_the_same_text_encoder(planned: Callable[..., Plan], other: Path) -> None:
     path = other / "text_encoder" / "model.safetensors"
     save_file({name: weight.half() for name, weight in load_file(path).items()}, path, {"format": "pt"})
     assert planned(f"super_resolution.base_model={other}").second is not None
@@ -116,10 +112,8 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_a_second_stage_that_reads_no_text_leaves_the_first_ones_text_encoder_to_be_trained(
-    planned: Callable[..., Plan], bases: tuple[Path, Path], tmp_path: Path
+    planned: Callable[..., Plan], other: Path
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(bases[1], other)
     path = other / "unet" / "config.json"
     config = json.loads(path.read_text())
     asked = (f"super_resolution.base_model={other}", "train.text_encoders=all")
